@@ -1,0 +1,78 @@
+# Two commands: `make run` and `make test`. Python 3.11 or newer and make are all they need:
+# Node, wrangler and workerd are installed from package registries into this folder.
+
+PYTHON ?= python3
+PORT ?= 8787
+PRODUCT ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+READY := $(STAMPS)/python $(STAMPS)/worker $(STAMPS)/node
+
+.DELETE_ON_ERROR:
+.PHONY: help setup run test reset lint format types bench deploy-check clean FORCE
+
+help:
+	@echo "make run           start the Worker at http://localhost:$(PORT) (PORT=, PRODUCT=legal)"
+	@echo "make test          run every test, those inside workerd too (ARGS='-k name')"
+	@echo "make reset         forget the local database"
+	@echo "make lint types    ruff, mypy --strict"
+	@echo "make bench         measure, and write bench/RESULTS.md"
+	@echo "make deploy-check  let wrangler check what it would deploy"
+
+setup: $(READY)
+
+run: $(READY)
+	@exec $(BIN)/python -m dev.run --port $(PORT) $(if $(PRODUCT),--product $(PRODUCT))
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+# Only the local database; the secrets in .dev.vars stay.
+reset:
+	rm -rf .wrangler/state
+	@echo "the local database is empty; make run creates it again"
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(READY)
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python bench/run.py $(ARGS)
+
+deploy-check: $(READY)
+	$(BIN)/python -m dev.deploy_check
+
+# Everything the commands above made, the local database and the local secrets excepted.
+clean:
+	rm -rf $(VENV) python_modules dev/node_modules dev/.build
+
+$(STAMPS)/python: requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "[1/3] Python tools and Node into $(VENV) (100 MB to download, a minute or two) …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
+		-r requirements-dev.txt
+	@mkdir -p $(STAMPS) && touch $@
+
+# The stamps say what was installed; a folder that somebody removed is installed again.
+$(STAMPS)/worker: requirements-worker.txt $(STAMPS)/python $(if $(wildcard python_modules/workers),,FORCE)
+	@echo "[2/3] the Worker's own packages into python_modules …"
+	@rm -rf python_modules
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
+		--no-deps --no-compile --target python_modules -r requirements-worker.txt
+	@touch $@
+
+$(STAMPS)/node: dev/package-lock.json dev/package.json $(STAMPS)/python $(if $(wildcard dev/node_modules/wrangler),,FORCE)
+	@echo "[3/3] wrangler, workerd and Pyodide into dev/node_modules (70 MB to download) …"
+	@cd dev && PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --ignore-scripts --no-audit --no-fund --loglevel error >/dev/null
+	@touch $@

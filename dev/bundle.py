@@ -1,0 +1,132 @@
+"""
+Assembles the Worker that wrangler runs: Pyodide, the host modules and the packed sources.
+
+Every running Worker has a folder of its own, so that tests can run several at once and an edit
+re-packs one archive. wrangler watches the folder and restarts workerd when a file in it changes.
+"""
+
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from dev import paths
+from dev.config import Config
+
+SOURCES_ARCHIVE: Final = "sources.tar"
+
+# npm's file -> its name as a module of the Worker.
+_PYODIDE_FILES: Final = {
+    "pyodide.asm.wasm": "pyodide.asm.wasm",
+    "pyodide.mjs": "pyodide.mjs",
+    "python_stdlib.zip": "python_stdlib.zip",
+}
+
+# Never part of a Worker: byte code of another Python, and what installers leave behind.
+_SKIPPED_FOLDERS: Final = {"__pycache__", "bin"}
+_SKIPPED_SUFFIXES: Final = {".pyc", ".pth~"}
+
+Mounts = Mapping[str, Path]
+"""Folder or file below /session/metadata ("" is the root of it) -> the one on this machine."""
+
+
+def assemble(folder: Path, *, mounts: Mounts, entry: str, config: Config) -> None:
+    """Write a complete Worker to *folder*; `folder / "wrangler.json"` is its configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source, name in _PYODIDE_FILES.items():
+        _link(paths.PYODIDE / source, folder / name)
+    # A script for browsers, which wrangler uploads as a module if it looks like one.
+    script = (paths.PYODIDE / "pyodide.asm.js").read_text("utf-8")
+    (folder / "pyodide.asm.js.mjs").write_text("var __filename = undefined;\n" + script, "utf-8")
+    (folder / "pyodide-lock.txt").write_text(_lock_without_packages(), "utf-8")
+
+    for module in paths.HOST.glob("*.mjs"):
+        shutil.copyfile(module, folder / module.name)
+    shutil.copyfile(paths.HOST / "bootstrap.py", folder / "bootstrap.txt")
+    (folder / "settings.mjs").write_text(f"export const ENTRY = {json.dumps(entry)};\n")
+    (folder / "main.mjs").write_text(_main_module(config))
+    _copy_sdk_javascript(mounts, folder)
+
+    pack(folder, mounts)
+    (folder / "wrangler.json").write_text(json.dumps(config.for_host(), indent=2))
+
+
+def pack(folder: Path, mounts: Mounts) -> bool:
+    """Pack the sources again; return whether anything had changed."""
+    archive = folder / SOURCES_ARCHIVE
+    packed = _archive(mounts)
+    if archive.exists() and archive.read_bytes() == packed:
+        return False
+    # Replaced in one step: wrangler must never read half an archive.
+    fresh = folder.parent / f"{folder.name}.{SOURCES_ARCHIVE}"
+    fresh.write_bytes(packed)
+    fresh.replace(archive)
+    return True
+
+
+def source_files(mounts: Mounts) -> Iterator[tuple[str, Path]]:
+    """Yield every file to mount, as its path below /session/metadata and on this machine."""
+    for prefix, root in mounts.items():
+        if root.is_file():
+            yield prefix, root
+        for directory, folders, names in os.walk(root):
+            folders[:] = sorted(set(folders) - _SKIPPED_FOLDERS)
+            for name in sorted(names):
+                path = Path(directory, name)
+                if path.suffix not in _SKIPPED_SUFFIXES:
+                    yield (Path(prefix) / path.relative_to(root)).as_posix(), path
+
+
+def _archive(mounts: Mounts) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, path in source_files(mounts):
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:  # An editor's temporary file, gone again.
+                continue
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _main_module(config: Config) -> str:
+    """Return the module whose exports are the classes wrangler and workerd look for."""
+    lines = [
+        'import { entrypoint } from "./entrypoints.mjs";',
+        'export default entrypoint("Default", "WorkerEntrypoint");',
+    ]
+    lines += [
+        f'export const {name} = entrypoint("{name}", "{kind}");'
+        for name, kind in config.exported_classes().items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _copy_sdk_javascript(mounts: Mounts, folder: Path) -> None:
+    """The SDK imports JavaScript of its own by its path in the deployed bundle."""
+    for name, path in source_files(mounts):
+        if name.startswith("python_modules/workers/") and path.suffix in {".js", ".mjs"}:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def _lock_without_packages() -> str:
+    """Pyodide's lock file, saying that nothing can be loaded from its servers."""
+    lock = json.loads((paths.PYODIDE / "pyodide-lock.json").read_text("utf-8"))
+    return json.dumps({**lock, "packages": {}})
+
+
+def _link(source: Path, target: Path) -> None:
+    """Hard-link 11 MB instead of copying them, where the file systems allow it."""
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,88 @@
+"""
+The host's wrangler configuration, made from the deployment's.
+
+Bindings, variables and cron triggers are taken from `wrangler.toml`, so that the Worker sees
+locally what it sees when deployed. What only concerns Python modules is replaced.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+# Keys of the deployment that mean nothing, or something else, to a JavaScript host.
+_REPLACED: Final = {"$schema", "main", "base_dir", "rules", "no_bundle", "env", "vars", "routes", "route", "build"}
+# Bindings and vars are not inherited by `[env.<product>]`: wrangler's own rule.
+_NOT_INHERITED: Final = {
+    "vars", "d1_databases", "durable_objects", "workflows", "services", "kv_namespaces",
+    "r2_buckets", "queues", "ai", "vectorize", "analytics_engine_datasets",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A Worker's configuration for one run."""
+
+    deployment: Mapping[str, Any]
+    """wrangler's settings, the chosen environment merged in."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Added to, or put in the place of, the deployment's `[vars]`."""
+
+    @classmethod
+    def read(
+        cls, path: Path, *, environment: str | None = None, variables: Mapping[str, str] = {}
+    ) -> "Config":
+        """Read *path* (`wrangler.toml`), with the settings of `[env.<environment>]` if given."""
+        settings = tomllib.loads(path.read_text("utf-8"))
+        if environment is not None:
+            if environment not in settings.get("env", {}):
+                raise ValueError(f"{path.name} has no [env.{environment}]")
+            inherited = {k: v for k, v in settings.items() if k not in _NOT_INHERITED}
+            settings = {**inherited, **settings["env"][environment]}
+        return cls(deployment=settings, variables=variables)
+
+    def exported_classes(self) -> dict[str, str]:
+        """Return the classes, beside `Default`, that bindings of this Worker refer to."""
+        found = {}
+        for binding in self.deployment.get("durable_objects", {}).get("bindings", []):
+            if "script_name" not in binding:
+                found[binding["class_name"]] = "DurableObject"
+        for binding in self.deployment.get("workflows", []):
+            if "script_name" not in binding:
+                found[binding["class_name"]] = "WorkflowEntrypoint"
+        for binding in self.deployment.get("services", []):
+            if "entrypoint" in binding and binding["service"] == self.deployment["name"]:
+                found[binding["entrypoint"]] = "WorkerEntrypoint"
+        return found
+
+    def database_ids(self) -> dict[str, str]:
+        """Return, for each D1 binding, the id that names its local database."""
+        return {
+            database["binding"]: database.get("preview_database_id", database["database_id"])
+            for database in self.deployment.get("d1_databases", [])
+        }
+
+    def for_host(self) -> dict[str, Any]:
+        """Return the configuration of the JavaScript Worker that hosts Python."""
+        kept = {key: value for key, value in self.deployment.items() if key not in _REPLACED}
+        flags = [
+            flag
+            for flag in self.deployment.get("compatibility_flags", [])
+            if not flag.startswith("python_")
+        ]
+        return {
+            **kept,
+            "main": "main.mjs",
+            "compatibility_flags": flags,
+            "vars": {**self.deployment.get("vars", {}), **self.variables},
+            "no_bundle": True,
+            "find_additional_modules": True,
+            "base_dir": ".",
+            "rules": [
+                {"type": "ESModule", "globs": ["**/*.mjs", "**/*.js"], "fallthrough": False},
+                {"type": "CompiledWasm", "globs": ["**/*.wasm"], "fallthrough": False},
+                {"type": "Data", "globs": ["**/*.zip", "**/*.tar"], "fallthrough": False},
+                {"type": "Text", "globs": ["**/*.txt"], "fallthrough": False},
+            ],
+        }

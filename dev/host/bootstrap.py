@@ -1,0 +1,115 @@
+"""
+The Python half of the host: what Cloudflare's bootstrap does around the entry module.
+
+Runs inside workerd, in a module of its own that Worker code cannot import.
+Mirrors `introspection.py` and `setup_python_search_path.py` of workerd.
+"""
+
+import functools
+import importlib
+import inspect
+import random
+import sys
+from site import addsitedir
+
+from pyodide.code import relaxed_call
+from pyodide.ffi import to_js
+
+SOURCES = "/session/metadata"
+VENDORED = f"{SOURCES}/python_modules"
+
+_started = False
+
+
+def set_up_search_path():
+    """Put our sources, then the vendored packages, between the stdlib and site-packages."""
+    at = next(i for i, path in enumerate(sys.path) if "site-packages" in path)
+    sys.path[at:at] = [SOURCES, VENDORED]
+    sys.dont_write_bytecode = True
+    addsitedir(VENDORED)
+
+
+def forbid_early_randomness():
+    """
+    Make `random.random()` and its like raise until the first request.
+
+    As on Cloudflare, where a value drawn at import would be the same in every isolate.
+    """
+    for name in random.__all__:
+        function = getattr(random, name)
+        if not inspect.isclass(function) and name not in {"seed", "getstate", "setstate"}:
+            setattr(random, name, _only_in_a_request(name, function))
+
+
+def _only_in_a_request(name, function):
+    @functools.wraps(function)
+    def guarded(*args, **kwargs):
+        if not _started:
+            raise RuntimeError(f"Cannot use random.{name}() outside of request context")
+        return function(*args, **kwargs)
+
+    guarded.unguarded = function
+    return guarded
+
+
+def before_first_request():
+    """Seed `random` from real entropy, which exists only now, and lift the guard."""
+    global _started
+    if _started:
+        return
+    _started = True
+    for name in random.__all__:
+        function = getattr(random, name)
+        setattr(random, name, getattr(function, "unguarded", function))
+    random.seed()
+
+
+def load(entry):
+    """Import the entry module; return its entrypoint classes and their public methods."""
+    try:
+        module = importlib.import_module(entry)
+    except BaseException as error:  # Whatever it is, it keeps the Worker from starting.
+        raise error.with_traceback(_below_the_import(error.__traceback__)) from error.__cause__
+    from js import Object
+    from workers import DurableObject, WorkerEntrypoint, WorkflowEntrypoint
+
+    kinds = {
+        "WorkerEntrypoint": WorkerEntrypoint,
+        "DurableObject": DurableObject,
+        "WorkflowEntrypoint": WorkflowEntrypoint,
+    }
+    names = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
+    exported = {name: getattr(module, name) for name in names}
+    found = {
+        name: {"kind": kind, "methods": _public_methods(value), "construct": value}
+        for name, value in exported.items()
+        for kind, base in kinds.items()
+        if inspect.isclass(value) and issubclass(value, base) and value is not base
+    }
+    return to_js(found, dict_converter=Object.fromEntries)
+
+
+def _below_the_import(traceback):
+    """Leave out the frames of this file and of the import system, which explain nothing."""
+    frame = traceback
+    while frame is not None and not frame.tb_frame.f_code.co_filename.startswith(SOURCES):
+        frame = frame.tb_next
+    return frame
+
+
+def _public_methods(cls):
+    return [
+        name
+        for name in dir(cls)
+        if not name.startswith("_") and inspect.isfunction(inspect.getattr_static(cls, name))
+    ]
+
+
+async def call_method(relaxed, instance, name, *args):
+    """Call an entrypoint's method with Python arguments; return its result as JavaScript."""
+    from workers import python_from_rpc, python_to_rpc
+
+    method = getattr(instance, name)
+    args = [python_from_rpc(arg) for arg in args]
+    result = relaxed_call(method, *args) if relaxed else method(*args)
+    return python_to_rpc(await result if inspect.isawaitable(result) else result)

@@ -1,0 +1,143 @@
+// The JavaScript classes workerd sees, each standing for a class of the Python entry module.
+// Mirrors `python-entrypoint-helper.ts` of workerd.
+
+import * as cloudflareWorkersModule from "cloudflare:workers";
+import * as cloudflareSocketsModule from "cloudflare:sockets";
+import { bootPyodide } from "./boot.mjs";
+import { mount } from "./sources.mjs";
+import sources from "./sources.tar";
+import bootstrapSource from "./bootstrap.txt";
+import { ENTRY } from "./settings.mjs";
+
+const KINDS = {
+  WorkerEntrypoint: cloudflareWorkersModule.WorkerEntrypoint,
+  DurableObject: cloudflareWorkersModule.DurableObject,
+  WorkflowEntrypoint: cloudflareWorkersModule.WorkflowEntrypoint,
+};
+
+// Handlers that the runtime calls with its own arguments, more of them than a method may want.
+const RELAXED = new Set(["fetch", "connect", "test"]);
+const UNCONVERTED = {
+  WorkerEntrypoint: new Set(["connect"]),
+  DurableObject: new Set(["alarm", "webSocketMessage", "webSocketClose", "webSocketError"]),
+  WorkflowEntrypoint: new Set(["run"]),
+};
+
+const patchedContexts = new WeakSet();
+
+/**
+ * Keeps a Python awaitable given to `ctx.waitUntil` alive until it is done.
+ *
+ * The proxy that crosses the border is destroyed when the call returns; a copy is not.
+ */
+function patchWaitUntil(ctx) {
+  if (Object.prototype.toString.call(ctx) !== "[object ExecutionContext]") return;
+  if (patchedContexts.has(ctx)) return;
+  patchedContexts.add(ctx);
+  const waitUntil = ctx.waitUntil.bind(ctx);
+  ctx.waitUntil = (awaitable) => {
+    const owned = typeof awaitable?.copy === "function" ? awaitable.copy() : awaitable;
+    waitUntil(
+      (async () => {
+        try {
+          await owned;
+        } finally {
+          owned?.destroy?.();
+        }
+      })(),
+    );
+  };
+}
+
+/** The SDK's `patch_env`: shows `patch` in the importable `env` while the generator is open. */
+function* patchEnvHelper(patch) {
+  const { env } = cloudflareWorkersModule;
+  const saved = new Map();
+  for (const [name, value] of patch instanceof Map ? patch : Object.entries(patch)) {
+    saved.set(name, Object.getOwnPropertyDescriptor(env, name));
+    Object.defineProperty(env, name, { value, configurable: true, enumerable: true, writable: true });
+  }
+  try {
+    yield;
+  } finally {
+    for (const [name, before] of saved) {
+      if (before) Object.defineProperty(env, name, before);
+      else delete env[name];
+    }
+  }
+}
+
+async function start() {
+  const python = await bootPyodide();
+  mount(python.FS, sources, "/session/metadata");
+  python.registerJsModule("_cloudflare_compat_flags", { ...Cloudflare.compatibilityFlags });
+  python.registerJsModule("_pyodide_entrypoint_helper", {
+    cloudflareWorkersModule,
+    cloudflareSocketsModule,
+    doAnImport: (name) => import(name),
+    patchWaitUntil,
+    patch_env_helper: patchEnvHelper,
+  });
+  const bootstrap = python.runPython("import types; types.ModuleType('bootstrap')");
+  python.runPython(bootstrapSource, { globals: bootstrap.__dict__, filename: "bootstrap.py" });
+  bootstrap.set_up_search_path();
+  bootstrap.forbid_early_randomness();
+  return { bootstrap, classes: await bootstrap.load.callPromising(ENTRY) };
+}
+
+let runtime;
+let startupError;
+try {
+  runtime = await start();
+} catch (error) {
+  // Not rethrown: the server stays up to show the traceback until the source is mended.
+  startupError = String(error.message ?? error);
+  console.error(`chatturn: the Worker did not start\n${startupError}`);
+}
+
+/** Enters Python on a stack of its own, so that `run_sync` may suspend it. */
+function callPython(relaxed, callable, args) {
+  return callable.callWithOptions({ relaxed, promising: true }, ...args);
+}
+
+async function instantiate(className, args) {
+  runtime.bootstrap.before_first_request();
+  return await callPython(false, runtime.classes[className].construct, args);
+}
+
+async function callMethod(kind, instance, name, args) {
+  if (typeof instance[name] !== "function") throw new TypeError(`Method ${name} does not exist`);
+  if (UNCONVERTED[kind].has(name)) return await callPython(true, instance[name], args);
+  const { call_method } = runtime.bootstrap;
+  return await callPython(false, call_method, [RELAXED.has(name), instance, name, ...args]);
+}
+
+function notStarted() {
+  return new Response(startupError, { status: 500, headers: { "content-type": "text/plain;charset=utf-8" } });
+}
+
+/** The JavaScript class for the Python class `className`; one Python instance for each of its own. */
+export function entrypoint(className, expectedKind) {
+  const exported = runtime?.classes[className];
+  if (runtime && exported?.kind !== expectedKind) {
+    startupError = `the entry module ${ENTRY} exports no ${expectedKind} named ${className}`;
+    console.error(`chatturn: ${startupError}`);
+  }
+  const Stand = class extends KINDS[expectedKind] {
+    constructor(...args) {
+      super(...args);
+      if (startupError) return new Proxy(this, { get: (_, name) => (name === "fetch" ? notStarted : undefined) });
+      const instance = instantiate(className, args);
+      instance.catch(() => {}); // Reported by the call that awaits it.
+      return new Proxy(this, {
+        get(target, name, receiver) {
+          if (typeof name !== "string") return Reflect.get(target, name, receiver);
+          return async (...given) => callMethod(expectedKind, await instance, name, given);
+        },
+      });
+    }
+  };
+  // workerd looks at the prototype to learn which handlers exist; the proxy above answers them.
+  for (const name of exported?.methods ?? ["fetch"]) Stand.prototype[name] = () => {};
+  return Stand;
+}

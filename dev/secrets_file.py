@@ -1,0 +1,53 @@
+"""`.dev.vars`: the secrets of local development, in the format wrangler reads."""
+
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Final
+
+import jwt
+
+SIGNING_SECRET: Final = "AUTH_JWT_SECRET"
+_TOKEN_SECONDS: Final = 7 * 24 * 3600
+_NEW_FILE: Final = """\
+# Secrets for local development. Never committed; `make run` made this file.
+# With OPENAI_API_KEY (and OPENAI_BASE_URL for another provider) `make run` talks to a real model.
+"""
+
+
+def read(path: Path) -> dict[str, str]:
+    """Return the variables in *path*; none when there is no such file."""
+    found = {}
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    for line in lines:
+        name, equals, value = line.removeprefix("export ").partition("=")
+        if equals and not name.lstrip().startswith("#"):
+            found[name.strip()] = value.strip().strip("\"'")
+    return found
+
+
+def ensure_signing_secret(path: Path) -> str:
+    """Return AUTH_JWT_SECRET of *path*, adding a random one when it has none."""
+    found = read(path).get(SIGNING_SECRET)
+    if found:
+        return found
+    secret = secrets.token_urlsafe(32)
+    existing = path.read_text("utf-8") if path.exists() else _NEW_FILE
+    if existing and not existing.endswith("\n"):
+        existing += "\n"
+    # Created for its owner only; an existing file keeps its mode.
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(f"{existing}{SIGNING_SECRET}={secret}\n")
+    return secret
+
+
+def local_token(secret: str) -> str:
+    """Return a token for the local Worker: tenant `local`, good for a week."""
+    claims = {
+        "sub": "dev",
+        "tenant": "local",
+        "scope": "turns",
+        "exp": int(time.time()) + _TOKEN_SECONDS,
+    }
+    return jwt.encode(claims, secret, algorithm="HS256")

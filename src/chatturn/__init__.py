@@ -1,0 +1,1 @@
+"""Durable chat turns over one SQL database: claim, stream, finish, replay."""

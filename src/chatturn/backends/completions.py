@@ -1,0 +1,257 @@
+"""
+A chat completion as it streams in: bytes of the body in, chat events out.  No I/O, no clock.
+
+What is understood is OpenAI's streaming format with the liberties that compatible servers take.  An answer
+counts as complete only if the model said so, by a finish reason or ``[DONE]``.  An error object in the stream
+fails it, and so does a frame that is not JSON, which is never shown as text.  Other frames are skipped.
+
+Nearly every frame is one piece of text, so that path is short: one JSON parse, some lookups, one event.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from chatturn.backends.sse import MAX_EVENT_BYTES, EventTooLong, ServerSentEvent, SSEDecoder
+from chatturn.backends.tool_calls import ToolCallAssembler
+from chatturn.errors import BackendError, BackendProtocolError, BackendReportedError
+from chatturn.events import ChatStreamEvent, reasoning_delta, text_delta, usage_event
+
+__all__ = ["MAX_DETAIL_BYTES", "CompletionReader", "WholeCompletionReader", "shortened"]
+
+MAX_DETAIL_BYTES: Final = 2_048
+_MAX_COUNT: Final = 2**53 - 1  # what JSON numbers carry exactly everywhere
+_DONE: Final = "[DONE]"
+
+# NaN and the infinities are not JSON, though Python would read them: they count as not given.
+_parse: Final = json.JSONDecoder(parse_constant=lambda _: None).decode
+
+# Where servers put the counts of a `usage` object: what we call it, then the paths to look at.
+_COUNTS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
+    "tokensIn": (("prompt_tokens",), ("input_tokens",)),
+    "tokensOut": (("completion_tokens",), ("output_tokens",)),
+    "tokensCached": (
+        ("prompt_tokens_details", "cached_tokens"),
+        ("input_tokens_details", "cached_tokens"),
+        ("prompt_cache_hit_tokens",),
+    ),
+    "tokensReasoning": (
+        ("completion_tokens_details", "reasoning_tokens"),
+        ("output_tokens_details", "reasoning_tokens"),
+    ),
+}
+
+
+def shortened(text: bytes | str) -> str:
+    """Return at most 2 KiB of *text*, in UTF-8: what an error's ``detail`` may hold."""
+    body = text.encode("utf-8", "replace") if isinstance(text, str) else text
+    return body[:MAX_DETAIL_BYTES].decode("utf-8", "replace").rstrip("\ufffd")
+
+
+class CompletionReader:
+    """
+    Reads one answer.
+
+    Attributes:
+        response_id: The API's id of the answer, None until it is known.
+        model: Who answers; the model asked for until the API says otherwise.
+        finish_reason: Why the answer ended, None while it goes on: afterwards only usage and ``[DONE]`` come.
+        done: Nothing more is to be read: the model said ``[DONE]``, or what came cannot be an answer.
+    """
+
+    def __init__(self, *, model: str, backend: str) -> None:
+        self.response_id: str | None = None
+        self.model = model
+        self.finish_reason: str | None = None
+        self.done = False
+        self._backend = backend
+        self._complete = False  # without a finish reason: by [DONE], or because it came as a whole
+        self._failure: BackendError | None = None
+        self._identified = False
+        self._decoder = SSEDecoder()
+        self._text, self._reasoning = _Mender(), _Mender()
+        self._tools = ToolCallAssembler()
+        self._usage: Mapping[str, Any] = {}
+
+    def feed(self, chunk: bytes) -> list[ChatStreamEvent]:
+        """Take the next bytes of the stream; return what they say.  A failure waits for `finish`."""
+        events: list[ChatStreamEvent] = []
+        try:
+            for frame in self._decoder.feed(chunk):
+                self._read_frame(frame, events)
+                if self.done:
+                    break
+        except EventTooLong as error:
+            self._fail(BackendProtocolError(str(error), backend=self._backend))
+        except BackendError as error:
+            self._fail(error)
+        return events
+
+    def finish(self) -> list[ChatStreamEvent]:
+        """
+        End the answer; return its last events: the tool calls not sent yet, then usage.
+
+        Raises:
+            BackendReportedError: The API reported an error.
+            BackendProtocolError: The answer is none, or it broke off.
+        """
+        if self._failure is None and self.finish_reason is None and not self._complete:
+            self._fail(
+                BackendProtocolError("ended with neither finish reason nor [DONE]", backend=self._backend)
+            )
+        if self._failure is not None:
+            raise self._failure
+        events = self._tools.flush()
+        counts = self.counts()
+        if counts or self.finish_reason is not None:
+            events.append(usage_event(model=self.model, **counts, finishReason=self.finish_reason))
+        return events
+
+    def counts(self) -> dict[str, int]:
+        """Return what the answer consumed, as far as the API said; a count that is no count is left out."""
+        found = {name: _first_count(self._usage, paths) for name, paths in _COUNTS.items()}
+        return {name: count for name, count in found.items() if count is not None}
+
+    def _fail(self, error: BackendError) -> None:
+        self._failure = error
+        self.done = True
+
+    def _read_frame(self, frame: ServerSentEvent, events: list[ChatStreamEvent]) -> None:
+        if frame.data == _DONE:
+            self.done = self._complete = True
+            return
+        try:
+            message = _parse(frame.data)
+        except (ValueError, RecursionError) as error:
+            self._read_bare(frame, error)
+            return
+        if type(message) is not dict:
+            return
+        if message.get("error") or frame.event == "error":
+            raise BackendReportedError(
+                "the API reported an error", backend=self._backend, detail=shortened(frame.data)
+            )
+        self._read_message(message, events)
+
+    def _read_bare(self, frame: ServerSentEvent, cause: Exception) -> None:
+        text = frame.data.strip()
+        detail = shortened(text)
+        if frame.event == "error":
+            raise BackendReportedError(
+                "the API reported an error", backend=self._backend, detail=detail
+            ) from cause
+        if text and text != _DONE:
+            raise BackendProtocolError("a frame is not JSON", backend=self._backend, detail=detail) from cause
+        self.done = self._complete = bool(text)
+
+    def _read_message(self, message: dict[str, Any], events: list[ChatStreamEvent]) -> None:
+        if not self._identified:
+            self._identify(message)
+        if (usage := message.get("usage")) and type(usage) is dict:
+            self._usage = usage
+        choices = message.get("choices")
+        if not choices or type(choices) is not list or type(choice := choices[0]) is not dict:
+            return
+        if choice.get("index"):
+            return  # a second answer that was asked for beside the first; the turn has only one
+        delta = choice.get("delta") or choice.get("message")
+        if type(delta) is dict:
+            self._read_delta(delta, events)
+        if reason := choice.get("finish_reason"):
+            self._read_finish(reason, events)
+
+    def _read_delta(self, delta: dict[str, Any], events: list[ChatStreamEvent]) -> None:
+        content = delta.get("content")
+        if len(delta) == 1 and type(content) is str and content.isascii() and not self._text.held:
+            if content:
+                events.append(text_delta(content))
+            return
+        if reasoning := self._reasoning.mended(
+            _plain(delta.get("reasoning_content") or delta.get("reasoning"))
+        ):
+            events.append(reasoning_delta(reasoning))
+        if text := self._text.mended(_plain(content or delta.get("refusal"))):
+            events.append(text_delta(text))
+        if pieces := delta.get("tool_calls"):
+            self._tools.add(pieces)
+
+    def _read_finish(self, reason: object, events: list[ChatStreamEvent]) -> None:
+        self.finish_reason = _sendable(str(reason))
+        if reason == "error":
+            raise BackendReportedError("the API gave 'error' as its finish reason", backend=self._backend)
+        events.extend(self._tools.flush())
+
+    def _identify(self, message: dict[str, Any]) -> None:
+        model, response_id = message.get("model"), message.get("id")
+        if type(response_id) is str and response_id:
+            self.response_id = _sendable(response_id)
+        if type(model) is str and model:  # the first frame of some servers has none
+            self.model = _sendable(model)
+            self._identified = True
+
+
+class WholeCompletionReader(CompletionReader):
+    """Reads an answer that comes as one JSON document, from servers that cannot stream or will not."""
+
+    def __init__(self, *, model: str, backend: str) -> None:
+        super().__init__(model=model, backend=backend)
+        self._body = bytearray()
+
+    def feed(self, chunk: bytes) -> list[ChatStreamEvent]:
+        """Take the next bytes of the body.  They say nothing before they are all there."""
+        self._body += chunk
+        if len(self._body) > MAX_EVENT_BYTES:
+            self._fail(
+                BackendProtocolError(f"a body of more than {MAX_EVENT_BYTES} bytes", backend=self._backend)
+            )
+        return []
+
+    def finish(self) -> list[ChatStreamEvent]:
+        """Read the body; return all that it says.  Raises what `CompletionReader.finish` raises."""
+        events: list[ChatStreamEvent] = []
+        if not self.done:
+            self._read_frame(ServerSentEvent(self._body.decode("utf-8", "replace")), events)
+            self._complete = bool(events)
+        return events + super().finish()
+
+
+class _Mender:
+    """Puts characters together again of which a server escaped each half in another delta."""
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held = ""
+
+    def mended(self, text: str) -> str:
+        """Return *text* as far as it can be sent; halves without their other half are replaced."""
+        if not self.held and text.isascii():
+            return text
+        text = self.held + text
+        self.held = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        whole = text[: len(text) - len(self.held)]
+        return whole.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _plain(content: object) -> str:
+    """Return the text of *content*, a string or a list of parts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _sendable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _first_count(usage: Mapping[str, Any], paths: tuple[tuple[str, ...], ...]) -> int | None:
+    for path in paths:
+        value: Any = usage
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if type(value) is int and 0 <= value <= _MAX_COUNT:
+            return value
+    return None

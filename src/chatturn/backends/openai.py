@@ -1,0 +1,216 @@
+"""
+A model behind an OpenAI-compatible chat completions API.
+
+One call of `stream` is one model call: `connector` gets a response that can be read, `completions` reads it,
+`deadlines` bounds every wait.  Here they are put together: the request, the loop over the network's chunks,
+the span of each try.  Whatever ends the call, a cancellation above all, closes the connection at once.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+from chatturn.backends import (
+    AgentBackendContext,
+    AgentBackendInput,
+    AgentExecutionBackend,
+    Transport,
+    TransportRequest,
+    TransportResponse,
+)
+from chatturn.backends.completions import CompletionReader, WholeCompletionReader
+from chatturn.backends.connector import Connector
+from chatturn.backends.deadlines import Deadline, Watchdog
+from chatturn.backends.retry import BackendRetryPolicy
+from chatturn.errors import (
+    BackendError,
+    BackendProtocolError,
+    BackendTimeout,
+    BackendTransportError,
+    ConfigurationError,
+    TurnAborted,
+)
+from chatturn.events import EventBatch
+from chatturn.telemetry import Span, Tracer
+
+__all__ = ["OpenAICompatibleBackend", "create_openai_compatible_backend"]
+
+_DEFAULT_RETRY: Final = BackendRetryPolicy()
+
+# Once the answer is whole, only usage and [DONE] are missing: nobody should wait long for those.
+_TRAILER: Final = Deadline("trailer_timeout_ms", 5_000, "usage or [DONE]")
+
+
+def create_openai_compatible_backend(
+    *,
+    transport: Transport,
+    base_url: str,
+    api_key: str,
+    model: str,
+    uniform: Callable[[float, float], float],
+    now: Callable[[], float],
+    kind: str = "openai",
+    provider: str = "openai",
+    retry: BackendRetryPolicy = _DEFAULT_RETRY,
+    idle_timeout_ms: int = 60_000,
+    total_timeout_ms: int = 600_000,
+) -> AgentExecutionBackend:
+    """
+    Make the backend for a chat completions API.
+
+    Args:
+        transport: How to reach it.
+        base_url: Of the API, without ``/chat/completions``; one slash at its end is ignored.
+        api_key: Its key; "" sends none, as servers on one's own machine like it.
+        model: The model asked for when a request names none.
+        uniform: Like `random.uniform`, for the jitter between tries.
+        now: Seconds since the epoch, for a server's ``retry-after`` dates.
+        kind: The backend's name in logs and errors.
+        provider: Who runs the API, for ``gen_ai.provider.name``.
+        retry: How often and how patiently to try, and how long a try waits for headers.
+        idle_timeout_ms: Between two chunks of the answer; 0 for no end.
+        total_timeout_ms: For the whole call, tries and answer; 0 for no end.
+
+    Raises:
+        ConfigurationError: *base_url* is not one.
+        ValueError: A deadline is negative; the message begins with its name.
+    """
+    if not base_url.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            "OPENAI_BASE_URL", f"is {base_url!r}, but must begin with http:// or https://"
+        )
+    authorization = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    return OpenAICompatibleBackend(
+        kind=kind,
+        connector=Connector(kind=kind, transport=transport, retry=retry, uniform=uniform, now=now),
+        endpoint=TransportRequest(
+            url=f"{base_url.removesuffix('/')}/chat/completions",
+            headers={**authorization, "content-type": "application/json", "accept": "text/event-stream"},
+        ),
+        model=model,
+        provider=provider,
+        until_bytes=Deadline("idle_timeout_ms", idle_timeout_ms, "further bytes of the answer"),
+        until_end=Deadline("total_timeout_ms", total_timeout_ms, "end of the answer"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAICompatibleBackend:
+    """Answers by way of a chat completions API.  Make it with `create_openai_compatible_backend`."""
+
+    kind: str
+    connector: Connector
+    endpoint: TransportRequest
+    model: str
+    provider: str
+    until_bytes: Deadline
+    until_end: Deadline
+
+    async def stream(
+        self, request: AgentBackendInput, context: AgentBackendContext
+    ) -> AsyncIterator[EventBatch]:
+        """
+        Answer, with one list of events per network chunk that says something.
+
+        Raises:
+            BackendRejected: The API refused the request; its reason is in ``detail``.
+            BackendTransportError: No try got an answer that could be read.
+            BackendTimeout: The deadline that the message names is over.
+            BackendProtocolError: The answer broke off, or is none.
+            BackendReportedError: The API reported an error inside the answer.
+            ConfigurationError: Neither the request nor the deployment names a model.
+        """
+        model = request.model or self.model
+        if not model:
+            raise ConfigurationError("MODEL", "is not set, and the request names none")
+        with closing(Watchdog(self.until_end, backend=self.kind)) as watchdog:
+            exchange = await self.connector.connect(
+                self._http_request(model, request, context),
+                watchdog,
+                partial(self._span, context.tracer, model),
+            )
+            async with exchange.stack:
+                reader = _reader_class(exchange.response)(model=model, backend=self.kind)
+                exchange.stack.callback(_describe_answer, exchange.span, reader)
+                chunks = exchange.response.chunks()
+                chunk = await self._next_chunk(chunks, reader, watchdog)
+                exchange.span.set("gen_ai.response.time_to_first_chunk", watchdog.elapsed_s())
+                while chunk is not None:
+                    if events := reader.feed(chunk):
+                        yield events
+                    chunk = None if reader.done else await self._next_chunk(chunks, reader, watchdog)
+                if events := reader.finish():
+                    yield events
+
+    def _http_request(
+        self, model: str, request: AgentBackendInput, context: AgentBackendContext
+    ) -> TransportRequest:
+        body = {
+            "stream_options": {
+                "include_usage": True
+            },  # which `options` may replace, for servers that refuse it
+            **request.options,
+            "model": model,
+            "stream": True,
+            "messages": [dict(message) for message in request.messages],
+        }
+        return replace(
+            self.endpoint,
+            headers={**self.endpoint.headers, "idempotency-key": context.request_id},
+            body=json.dumps(body, separators=(",", ":"), allow_nan=False),
+        )
+
+    async def _next_chunk(
+        self, chunks: AsyncIterator[bytes], reader: CompletionReader, watchdog: Watchdog
+    ) -> bytes | None:
+        """Wait for more of the body; return None at its end, or when a whole answer says no more."""
+        answered = reader.finish_reason is not None
+        try:
+            with watchdog.limit(_TRAILER if answered else self.until_bytes):
+                return await anext(chunks, None)
+        except BackendTransportError as error:
+            if answered:
+                return None
+            raise BackendProtocolError("the connection broke inside the answer", backend=self.kind) from error
+        except BackendTimeout:
+            if answered:
+                return None
+            raise
+
+    @contextmanager
+    def _span(self, tracer: Tracer, model: str, attempt: int) -> Iterator[Span]:
+        attributes = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": self.provider,
+            "gen_ai.request.model": model,
+            "http.request.resend_count": attempt - 1 or None,
+        }
+        with tracer.span(f"chat {model}", kind="client", attributes=attributes) as span:
+            try:
+                yield span
+            except BackendError as error:
+                span.fail(error.code)
+                raise
+            except (asyncio.CancelledError, GeneratorExit):
+                span.fail(TurnAborted.code)
+                raise
+
+
+def _reader_class(response: TransportResponse) -> type[CompletionReader]:
+    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return WholeCompletionReader if media_type == "application/json" else CompletionReader
+
+
+def _describe_answer(span: Span, reader: CompletionReader) -> None:
+    counts = reader.counts()
+    span.set("gen_ai.response.id", reader.response_id)
+    span.set("gen_ai.response.model", reader.model)
+    span.set("gen_ai.response.finish_reasons", reader.finish_reason and (reader.finish_reason,))
+    span.set("gen_ai.usage.input_tokens", counts.get("tokensIn"))
+    span.set("gen_ai.usage.output_tokens", counts.get("tokensOut"))
+    span.set("gen_ai.usage.cache_read.input_tokens", counts.get("tokensCached"))
+    span.set("gen_ai.usage.reasoning.output_tokens", counts.get("tokensReasoning"))

@@ -1,0 +1,143 @@
+"""
+When to try a model call again, and how long to wait before: decisions only, no clock and no sleeping.
+
+The defaults and the formula are those of the documents (CONTRACT section 6.2); on top of them come the words
+that servers use to ask for a wait, as OpenAI's own clients read them: `retry-after-ms`, `retry-after` and
+`x-should-retry`.
+"""
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+__all__ = ["NO_HINT", "BackendRetryPolicy", "RetryHint"]
+
+_DECIMAL: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryHint:
+    """
+    What a response says about trying again.
+
+    Attributes:
+        should_retry: Its verdict, which counts for more than its status; None if it gives none.
+        after_ms: How long it asks to wait; None if it does not say.
+    """
+
+    should_retry: bool | None = None
+    after_ms: int | None = None
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, str], *, now: Callable[[], float]) -> "RetryHint":
+        """
+        Read the hint out of a response's *headers*, whose names are in lower case; nonsense is no hint.
+
+        Args:
+            headers: Of the response.
+            now: Seconds since the epoch, for a date to be relative to if the response has no ``date``.
+        """
+        return cls(
+            should_retry={"true": True, "false": False}.get(
+                headers.get("x-should-retry", "").strip().lower()
+            ),
+            after_ms=_after_ms(headers, now),
+        )
+
+
+NO_HINT: Final = RetryHint()
+
+
+def _after_ms(headers: Mapping[str, str], now: Callable[[], float]) -> int | None:
+    milliseconds = headers.get("retry-after-ms", "").strip()
+    if _DECIMAL.fullmatch(milliseconds):
+        return math.ceil(float(milliseconds))
+    value = headers.get("retry-after", "").strip()
+    if _DECIMAL.fullmatch(value):
+        return math.ceil(float(value) * 1000)
+    if (until := _timestamp(value)) is None:
+        return None
+    since = _timestamp(headers.get("date", ""))
+    return max(0, math.ceil((until - (now() if since is None else since)) * 1000))
+
+
+def _timestamp(http_date: str) -> float | None:
+    try:
+        moment = parsedate_to_datetime(http_date)
+    except (ValueError, OverflowError):
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return moment.timestamp()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendRetryPolicy:
+    """
+    How often and how patiently a model's API is tried.
+
+    Attributes:
+        max_attempts: Tries in all, the first included; at least 1.
+        initial_backoff_ms: The wait after the first failure; it doubles after every further one.
+        max_backoff_ms: What the doubling stops at, before jitter.
+        jitter: Which part of a wait is random, 0 to 1, in either direction.
+        retry_statuses: The HTTP statuses that may pass.
+        request_timeout_ms: Wait for the response's headers, per try; 0 waits for ever.
+        retry_after_max_ms: The longest wait that a server may ask for; asked for more, the call gives up.
+
+    Raises:
+        ValueError: A value is out of its range; the message begins with the attribute's name.
+    """
+
+    max_attempts: int = 5
+    initial_backoff_ms: int = 1_000
+    max_backoff_ms: int = 30_000
+    jitter: float = 0.25
+    retry_statuses: Collection[int] = frozenset({408, 425, 429, 500, 502, 503, 504})
+    request_timeout_ms: int = 120_000
+    retry_after_max_ms: int = 120_000
+
+    def __post_init__(self) -> None:
+        _require_int("max_attempts", self.max_attempts, least=1)
+        _require_int("initial_backoff_ms", self.initial_backoff_ms, least=0)
+        _require_int("max_backoff_ms", self.max_backoff_ms, least=0)
+        if not 0 <= self.jitter <= 1:  # NaN included
+            raise ValueError(f"jitter is {self.jitter!r}, but must be between 0 and 1")
+        for status in self.retry_statuses:
+            if status not in range(100, 600):
+                raise ValueError(f"retry_statuses has {status!r}, but must hold HTTP statuses")
+        _require_int("request_timeout_ms", self.request_timeout_ms, least=0)
+        _require_int("retry_after_max_ms", self.retry_after_max_ms, least=0)
+
+    def may_retry(self, status: int, hint: RetryHint) -> bool:
+        """Return whether a response with *status* may be followed by a better one."""
+        return status in self.retry_statuses if hint.should_retry is None else hint.should_retry
+
+    def delay_ms(self, attempt: int, hint: RetryHint, uniform: Callable[[float, float], float]) -> int | None:
+        """
+        Return how long to wait after failed try *attempt*, or None to give up.
+
+        ``c = min(initial_backoff_ms * 2**(attempt - 1), max_backoff_ms)``, then
+        ``max(0, round(c + c * jitter * u))`` with ``u`` from [-1, 1), halves rounded up: jitter may exceed
+        `max_backoff_ms`.  A wait that the server asked for is taken as it is.
+
+        Args:
+            attempt: 1-based.
+            hint: What the response said, `NO_HINT` if there was none.
+            uniform: Like `random.uniform`.
+        """
+        if attempt >= self.max_attempts:
+            return None
+        if hint.after_ms is not None:
+            return hint.after_ms if hint.after_ms <= self.retry_after_max_ms else None
+        capped = min(self.initial_backoff_ms << (attempt - 1), self.max_backoff_ms)
+        return max(0, math.floor(capped + capped * self.jitter * uniform(-1.0, 1.0) + 0.5))
+
+
+def _require_int(name: str, value: int, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}, but must be a whole number of at least {least}")

@@ -1,0 +1,50 @@
+"""`DurableChatTurnEngine`: opens chat turns; the turn itself is `chatturn.chat.turn`."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final
+
+from chatturn.chat.request import RunChatTurnInput
+from chatturn.chat.sink import PullSink
+from chatturn.chat.turn import ChatTurn
+
+__all__ = ["CONTENT_TYPE", "ChatTurnResult", "DurableChatTurnEngine", "durable_chat_turn_engine"]
+
+CONTENT_TYPE: Final = "application/x-ndjson"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatTurnResult:
+    """A turn's lines as a body, for callers who pull."""
+
+    body: AsyncIterator[str]
+    content_type: str = CONTENT_TYPE
+
+
+class DurableChatTurnEngine:
+    """Runs chat turns.  It has no state: one instance serves every request."""
+
+    async def open(self, turn: RunChatTurnInput) -> ChatTurn:
+        """
+        Claim the turn, in one round trip, and return it ready to run.
+
+        Raises:
+            DurableRunLeaseHeldError: It is being answered elsewhere.
+            DurableRunInputMismatchError: It was started with another message or model.
+            StoreError: The database does not answer or is not set up.
+        """
+        opened = ChatTurn(turn)
+        await opened.claim()
+        return opened
+
+    def run_turn(self, turn: RunChatTurnInput) -> ChatTurnResult:
+        """
+        Run the turn as its body is read; nothing is ever raised, errors are lines.
+
+        A reader that stops early ends neither the turn nor its storing: it goes on in the background.
+        """
+        sink = PullSink()
+        return ChatTurnResult(body=sink.pull(ChatTurn(turn).run(sink)))
+
+
+durable_chat_turn_engine: Final = DurableChatTurnEngine()

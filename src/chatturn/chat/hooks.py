@@ -1,0 +1,88 @@
+"""What a product adds to a turn: its model call, and what happens to the answer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from chatturn.backends import AgentExecutionBackend, ChatMessage
+from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.durable.turn import DurableTurnProducer
+from chatturn.events import ChatStreamEvent, EventBatch
+from chatturn.records import RunRecord
+from chatturn.telemetry import NULL_TRACER, Tracer
+
+__all__ = ["ChatTurnHooks", "FinishedTurn", "TurnContext"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnContext:
+    """
+    What `ChatTurnHooks.produce` may use.
+
+    Attributes:
+        identity: Whose turn.
+        user_message: What the user said.
+        model: The model asked for, or the deployment's; None for the backend's default.
+        history: The session's finished turns before this one, oldest first, as user and assistant messages.
+        metadata: The request's.
+        attempt: From 1.
+        request_id: Stable for this attempt of this turn; an idempotency key for what the hook calls.
+        backend: The deployment's backend.
+        tracer: Takes spans.
+    """
+
+    identity: ChatTurnIdentity
+    user_message: str
+    model: str | None
+    history: Sequence[ChatMessage]
+    metadata: Mapping[str, Any]
+    attempt: int
+    request_id: str
+    backend: AgentExecutionBackend
+    tracer: Tracer = NULL_TRACER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedTurn:
+    """
+    A turn whose answer is stored.
+
+    Attributes:
+        identity: Whose turn.
+        final_text: The answer as it is stored: after `ChatTurnHooks.transform_final_text`.
+        record: The run.
+        idempotency_key: The same at every call of one hook for one turn: a hook is called again until it
+            succeeds, and by then may have done its work already.
+    """
+
+    identity: ChatTurnIdentity
+    final_text: str
+    idempotency_key: str
+    record: RunRecord | None = field(default=None, compare=False)
+
+
+class ChatTurnHooks:
+    """
+    A product's hooks: subclass it, and override what the product needs.
+
+    A hook that is not overridden costs nothing.  Those that run after the answer is stored are recorded in
+    the same write as the answer and called until they succeed.
+    """
+
+    def produce(self, context: TurnContext) -> DurableTurnProducer[EventBatch]:
+        """Build the turn's producer.  Called once per attempt, never for a replay.  Must be overridden."""
+        raise NotImplementedError
+
+    async def transform_final_text(self, text: str) -> str:
+        """Change the answer before anything is stored (redaction); the live stream is not altered."""
+        return text
+
+    async def persist_assistant_message(self, turn: FinishedTurn) -> None:
+        """Write the answer to the product's own store, after it is stored here."""
+
+    async def on_turn_complete(self, turn: FinishedTurn) -> None:
+        """Post-process: proposals, citations, metering.  Called after `persist_assistant_message` succeeded."""
+
+    def on_event(self, event: ChatStreamEvent) -> None:
+        """See every event as it goes out, the lifecycle's too; a failure is logged and changes nothing."""
+

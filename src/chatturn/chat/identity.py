@@ -1,0 +1,58 @@
+"""Who speaks in which thread at which position, and the durable names that follow from it."""
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from chatturn.records import DurableRunManifest, TaskSpec
+
+__all__ = ["ChatTurnIdentity", "turn_manifest", "turn_run_id"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatTurnIdentity:
+    """
+    The coordinates of one turn.
+
+    Attributes:
+        tenant_id: The workspace or customer; turns of different tenants can never meet.
+        session_id: The thread.
+        user_id: Who sent the message; not part of the turn's identity.
+        turn_index: 0-based position in the thread.
+    """
+
+    tenant_id: str
+    session_id: str
+    user_id: str
+    turn_index: int
+
+
+def turn_run_id(identity: ChatTurnIdentity) -> str:
+    """
+    Return the id of the turn's run: ``chat:<tenant>:<session>:<turn_index>``.
+
+    Each part is percent-encoded, so no choice of names makes two turns share an id.
+    """
+    tenant, session = quote(identity.tenant_id, safe=""), quote(identity.session_id, safe="")
+    return f"chat:{tenant}:{session}:{identity.turn_index}"
+
+
+def turn_manifest(
+    identity: ChatTurnIdentity, *, project_id: str, domain: str, user_message: str, model: str | None
+) -> DurableRunManifest:
+    """
+    Describe the turn for its run: the documents' manifest, so that their databases' hashes still match.
+
+    Source:
+        CONTRACT sections 2 and 5: the digest of the manifest and of its input are pinned there.
+    """
+    return DurableRunManifest(
+        project_id=project_id,
+        scenario_id=identity.session_id,
+        task=TaskSpec(
+            id=f"{project_id}:chat:{identity.session_id}:{identity.turn_index}",
+            intent=f"Run a {domain} chat turn with workspace context.",
+            domain=domain,
+        ),
+        input={"userMessage": user_message, "model": model},
+        tags={"session_id": identity.session_id, "tenant_id": identity.tenant_id},
+    )

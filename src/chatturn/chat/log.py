@@ -1,0 +1,85 @@
+"""
+The log of a turn: every line that it says, numbered, on its way to the reader and to the database.
+
+A line gets its ``seq`` when it is said.  Stored, consecutive lines are one row of NDJSON text, so that
+whoever reads the log later copies strings and parses nothing.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from chatturn.databases import Statement
+from chatturn.durable.statements import HELD
+from chatturn.events import ChatStreamEvent, encode_line
+
+__all__ = ["TurnLog"]
+
+_APPEND: Final = f"""
+INSERT INTO chat_segments (run_id, first_seq, last_seq, attempt, lines) SELECT ?1, ?4, ?5, ?6, ?7 WHERE {HELD}
+"""
+
+_SEGMENT_CHARACTERS: Final = 400_000
+"""At most about this many in one row: in UTF-8 they stay below D1's 2,000,000 bytes, whatever the script."""
+
+
+class TurnLog:
+    """
+    The lines of one attempt, from `first_seq` on.
+
+    Pings are no lines of the log and have no seq.
+    """
+
+    def __init__(self, *, first_seq: int, attempt: int) -> None:
+        self.attempt = attempt
+        self._first_seq = first_seq
+        self._lines: list[str] = []
+
+    @property
+    def next_seq(self) -> int:
+        """The seq of the next line."""
+        return self._first_seq + len(self._lines)
+
+    def extend(self, events: Sequence[ChatStreamEvent]) -> str:
+        """
+        Number *events*, keep their lines and return them as one text.
+
+        Raises:
+            TypeError, ValueError: One of them is not JSON, or too long to be stored; none was kept.
+        """
+        lines = self.preview(events)
+        self._lines += lines
+        return "".join(lines)
+
+    def preview(self, events: Sequence[ChatStreamEvent]) -> list[str]:
+        """Return the lines that *events* would be if they were said next; keep nothing."""
+        seq, attempt = self.next_seq, self.attempt
+        lines = [encode_line(event, seq + offset, attempt) for offset, event in enumerate(events)]
+        for line in lines:
+            if len(line) > _SEGMENT_CHARACTERS:
+                message = f"an event's line has {len(line)} characters, but at most {_SEGMENT_CHARACTERS} can be stored"
+                raise ValueError(message)
+        return lines
+
+    def statements(self, tail: Sequence[str]) -> list[Statement]:
+        """
+        Return the fenced statements that store the log, as companions of a settlement.
+
+        Args:
+            tail: Lines to store after those said so far, which are said once they are stored.
+        """
+        statements: list[Statement] = []
+        chunk: list[str] = []
+        size, first = 0, self._first_seq
+        for line in (*self._lines, *tail):
+            if chunk and size + len(line) > _SEGMENT_CHARACTERS:
+                statements.append(self._segment(first, chunk))
+                first += len(chunk)
+                chunk, size = [], 0
+            chunk.append(line)
+            size += len(line)
+        if chunk:
+            statements.append(self._segment(first, chunk))
+        return statements
+
+    def _segment(self, first_seq: int, lines: list[str]) -> Statement:
+        return Statement(_APPEND, (first_seq, first_seq + len(lines) - 1, self.attempt, "".join(lines)))

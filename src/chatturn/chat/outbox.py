@@ -1,0 +1,167 @@
+"""
+Hook calls that must still happen.
+
+A call is recorded in the same write that stores the answer, so a crash can repeat it but never lose it; the
+hook gets the same idempotency key every time.  It is made at once; what fails is tried again by `sweep`,
+later and later, until it succeeds or is given up for an operator to see.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from chatturn.chat.hooks import ChatTurnHooks, FinishedTurn
+from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.databases import Database, Row, Statement
+from chatturn.durable.rows import run_from_row, step_from_row
+from chatturn.durable.statements import HELD, MOMENT
+from chatturn.errors import HookError
+from chatturn.telemetry.logs import Log
+
+__all__ = ["HOOK_TIMEOUT_MS", "Outbox", "call_in_time", "overrides"]
+
+HOOK_TIMEOUT_MS: Final = 10_000
+"""How long one call of a hook may take; a client may be waiting for the terminal line."""
+
+_HOOKS: Final = ("persist_assistant_message", "on_turn_complete")
+"""In the order in which they are called: the second only after the first has succeeded."""
+
+_UNTOUCHED: Final = "+60 seconds"
+"""How long a call belongs to whoever recorded or took it."""
+
+_MOST_ATTEMPTS: Final = 10
+_SWEEP_AT_MOST: Final = 20
+
+_RECORD: Final = f"""
+INSERT INTO chat_outbox (run_id, hook, status, next_attempt_at, created_at)
+SELECT ?1, ?4, 'pending', {MOMENT.format("?5, ?6")}, {MOMENT.format("?5")} WHERE {HELD}
+ON CONFLICT (run_id, hook) DO UPDATE SET
+  status = 'pending', attempts = 0, next_attempt_at = excluded.next_attempt_at, last_error = NULL
+"""
+
+_DONE: Final = "UPDATE chat_outbox SET status = 'done', last_error = NULL WHERE run_id = ?1 AND hook = ?2"
+
+_FAILED: Final = f"""
+UPDATE chat_outbox
+SET attempts = attempts + 1, last_error = ?3,
+    status = CASE WHEN attempts + 1 >= {_MOST_ATTEMPTS} THEN 'given_up' ELSE 'pending' END,
+    next_attempt_at = strftime('%Y-%m-%dT%H:%M:%fZ', ?4, '+' || (30 << min(attempts, 10)) || ' seconds')
+WHERE run_id = ?1 AND hook = ?2 AND status = 'pending'
+"""
+
+_TAKE_DUE: Final = f"""
+UPDATE chat_outbox SET next_attempt_at = {MOMENT.format("?1, ?2")}
+WHERE (run_id, hook) IN (
+  SELECT o.run_id, o.hook FROM chat_outbox AS o
+  WHERE o.status = 'pending' AND o.next_attempt_at <= {MOMENT.format("?1")}
+    AND NOT EXISTS (SELECT 1 FROM chat_outbox AS p WHERE p.run_id = o.run_id AND p.status <> 'done'
+                    AND o.hook = 'on_turn_complete' AND p.hook = 'persist_assistant_message')
+  ORDER BY o.next_attempt_at LIMIT ?3)
+RETURNING run_id, hook
+"""
+
+_READ_RUN: Final = "SELECT * FROM durable_runs WHERE run_id = ?1"
+_READ_TURN: Final = "SELECT tenant_id, session_id, user_id, turn_index FROM chat_turns WHERE run_id = ?1"
+_READ_STEP: Final = "SELECT * FROM durable_steps WHERE run_id = ?1 AND step_index = 0"
+
+
+def overrides(hooks: ChatTurnHooks, name: str) -> bool:
+    """Say whether the product has its own hook *name*."""
+    return getattr(type(hooks), name) is not getattr(ChatTurnHooks, name)
+
+
+async def call_in_time(hooks: ChatTurnHooks, name: str, argument: Any) -> Any:
+    """
+    Call one asynchronous hook under the deadline.
+
+    Raises:
+        HookError: It raised, or took longer; from what it raised.
+    """
+    try:
+        async with asyncio.timeout(HOOK_TIMEOUT_MS / 1000):
+            return await getattr(hooks, name)(argument)
+    except TimeoutError as error:
+        raise HookError(f"no result within {HOOK_TIMEOUT_MS} ms", hook=name) from error
+    except Exception as error:  # noqa: BLE001 - a product's code may raise anything; here it becomes ours
+        raise HookError(f"{type(error).__name__}: {error}", hook=name) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outbox:
+    """
+    The hook calls of one product.
+
+    Attributes:
+        database: Where they are recorded.
+        hooks: Whose they are.
+        log: Takes their failures.
+        moment: The current time as SQLite takes it.
+    """
+
+    database: Database
+    hooks: ChatTurnHooks
+    log: Log
+    moment: str = "now"
+
+    def statements(self) -> list[Statement]:
+        """Record the calls that the product wants, as companions of the finish; none, if it has no such hook."""
+        return [Statement(_RECORD, (hook, self.moment, _UNTOUCHED)) for hook in self._wanted()]
+
+    async def deliver(self, turn: FinishedTurn) -> list[Statement]:
+        """
+        Call the hooks of a turn whose answer has just been stored, in their order, until one fails.
+
+        Returns:
+            What to write about it.  Until it is written, a sweep may call them again.
+        """
+        marks: list[Statement] = []
+        for hook in self._wanted():
+            mark, succeeded = await self._call(hook, turn)
+            marks.append(mark)
+            if not succeeded:
+                break
+        return marks
+
+    async def sweep(self) -> int:
+        """Call what is due, a bounded number, and return how many calls succeeded."""
+        take = Statement(_TAKE_DUE, (self.moment, _UNTOUCHED, _SWEEP_AT_MOST))
+        [due] = await self.database.batch([take])
+        succeeded = 0
+        for row in due.rows:
+            turn = await self._finished_turn(str(row["run_id"]))
+            mark, done = await self._call(str(row["hook"]), turn)
+            await self.database.batch([mark])
+            succeeded += done
+        return succeeded
+
+    def _wanted(self) -> Sequence[str]:
+        return [hook for hook in _HOOKS if overrides(self.hooks, hook)]
+
+    async def _call(self, hook: str, turn: FinishedTurn) -> tuple[Statement, bool]:
+        run_id = turn.idempotency_key
+        try:
+            await call_in_time(self.hooks, hook, replace(turn, idempotency_key=f"{run_id}/{hook}"))
+        except HookError as error:
+            self.log("hook.failed", {"run_id": run_id, "hook": hook, "error": error})
+            return Statement(_FAILED, (run_id, hook, str(error)[:500], self.moment)), False
+        return Statement(_DONE, (run_id, hook)), True
+
+    async def _finished_turn(self, run_id: str) -> FinishedTurn:
+        reads = [Statement(text, (run_id,)) for text in (_READ_RUN, _READ_TURN, _READ_STEP)]
+        run, turn, step = [outcome.rows[0] for outcome in await self.database.batch(reads)]
+        return FinishedTurn(
+            identity=_identity(turn),
+            final_text=step_from_row(step).result["finalText"],
+            idempotency_key=run_id,
+            record=run_from_row(run),
+        )
+
+
+def _identity(row: Row) -> ChatTurnIdentity:
+    return ChatTurnIdentity(
+        tenant_id=str(row["tenant_id"]),
+        session_id=str(row["session_id"]),
+        user_id=str(row["user_id"]),
+        turn_index=int(row["turn_index"] or 0),
+    )

@@ -1,0 +1,106 @@
+"""What a chat turn is run from: values, resolved by whoever owns the request."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from chatturn.backends import AgentExecutionBackend
+from chatturn.canonical import derive_worker_id
+from chatturn.chat.hooks import ChatTurnHooks
+from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.databases import Database
+from chatturn.durable.store import DurableRunStore
+from chatturn.records import RunOutcome
+from chatturn.settings import DisconnectPolicy
+from chatturn.telemetry import NULL_TRACER, Tracer
+from chatturn.telemetry.logs import Log, print_log
+
+__all__ = ["RunChatTurnInput", "TurnRequest", "TurnView"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnRequest:
+    """
+    What a user says, within the limits.
+
+    Attributes:
+        message: Neither blank nor too long, storable as UTF-8.
+        model: The model asked for, or None for the deployment's.
+        metadata: The caller's own, JSON.
+        supersede: Start the turn anew if it was started with another message or model.
+    """
+
+    message: str
+    model: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    supersede: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnView:
+    """A turn's run as its owner may see it; timestamps as in the records, the answer left out."""
+
+    run_id: str
+    status: str
+    attempts: int
+    created_at: str
+    updated_at: str
+    completed_at: str | None
+    model: str | None
+    outcome: RunOutcome | None
+
+
+async def _no_flush() -> None:
+    """Flush nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunChatTurnInput:
+    """
+    One turn to run: resolved values only, no request and no platform.
+
+    Attributes:
+        identity: Whose turn, where in which thread.
+        user_message: Part of the turn's identity: another message at the same position is refused.
+        model: The model that the request names, or None; part of the turn's identity too.
+        default_model: The deployment's model, for a request that names none; changing it changes no identity.
+        project_id: The product.
+        domain: Its domain.
+        database: Where the chat tables are.
+        store: Its durable runs.
+        hooks: The product's.
+        backend: What the product's `produce` may call.
+        metadata: The request's, for the hooks.
+        history_turns: How many finished turns of the session `produce` is shown.
+        supersede: Start the turn anew if it was started with another message or model.
+        worker_id: Who runs it; a fresh one by default.
+        on_disconnect: What the reader's going away does to the turn: nothing, or `ChatTurn.abort`.
+        lease_ms: How long the worker may be silent towards the store.
+        moment: The current time as SQLite takes it.
+        tracer: Takes the turn's spans.
+        trace_id: Theirs, or None.
+        trace_flush: Sends them; awaited after the reader has everything, its failures are logged.
+        log: Takes failures that the reader is not told.
+    """
+
+    identity: ChatTurnIdentity
+    user_message: str
+    project_id: str
+    domain: str
+    database: Database
+    store: DurableRunStore
+    hooks: ChatTurnHooks
+    backend: AgentExecutionBackend
+    model: str | None = None
+    default_model: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    history_turns: int = 20
+    supersede: bool = False
+    worker_id: str = field(default_factory=derive_worker_id)
+    on_disconnect: DisconnectPolicy = "continue"
+    lease_ms: int = 60_000
+    moment: str = "now"
+    tracer: Tracer = NULL_TRACER
+    trace_id: str | None = None
+    trace_flush: Callable[[], Awaitable[None]] = _no_flush
+    log: Log = print_log

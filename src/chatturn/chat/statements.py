@@ -1,0 +1,104 @@
+"""
+The SQL of the chat tables, as statements that join the claim's and the finish's transactions.
+
+In fenced ones ``?1`` to ``?3`` are the lease (see `chatturn.durable.statements`); their own parameters start
+at ``?4``.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.databases import Statement
+from chatturn.durable.statements import HELD, MOMENT
+
+__all__ = ["begin_turn", "read_history", "read_last_seq", "read_turn", "record_messages", "record_usage"]
+
+_LEASED_RUN: Final = "run_id = ?1 AND lease_holder_id = ?2 AND (?3 IS NULL OR epoch = ?3)"
+
+_BEGIN_TURN: Final = f"""
+INSERT INTO chat_turns (run_id, tenant_id, session_id, user_id, turn_index, user_message, model, metadata_json,
+                        trace_id, attempt, created_at, updated_at)
+SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, epoch, updated_at, updated_at
+FROM durable_runs WHERE {_LEASED_RUN}
+ON CONFLICT (run_id) DO UPDATE SET
+  user_id = excluded.user_id, user_message = excluded.user_message, model = excluded.model,
+  metadata_json = excluded.metadata_json, trace_id = excluded.trace_id, attempt = excluded.attempt,
+  cancel_requested_at = NULL, updated_at = excluded.updated_at
+"""
+
+_LAST_SEQ: Final = "SELECT last_seq FROM chat_segments WHERE run_id = ?1 ORDER BY first_seq DESC LIMIT 1"
+
+# Newest first, so that the limit keeps the latest; within a turn the assistant's row sorts before the user's.
+_HISTORY: Final = """
+SELECT role, content FROM chat_messages
+WHERE tenant_id = ?1 AND session_id = ?2 AND turn_index < ?3
+ORDER BY turn_index DESC, role ASC LIMIT ?4
+"""
+
+_MESSAGES: Final = f"""
+INSERT INTO chat_messages (tenant_id, session_id, turn_index, role, content, run_id, created_at)
+SELECT t.tenant_id, t.session_id, t.turn_index, m.role, m.content, t.run_id, {MOMENT.format("?5")}
+FROM chat_turns AS t
+JOIN (SELECT 'user' AS role, user_message AS content FROM chat_turns WHERE run_id = ?1
+      UNION ALL SELECT 'assistant', ?4) AS m
+WHERE t.run_id = ?1 AND {HELD}
+ON CONFLICT (tenant_id, session_id, turn_index, role) DO UPDATE SET
+  content = excluded.content, created_at = excluded.created_at
+"""
+
+_USAGE: Final = f"""
+INSERT INTO chat_usage (run_id, attempt, call_index, model, tokens_in, tokens_out, tokens_cached,
+                        tokens_reasoning, finish_reason, recorded_at)
+SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, {MOMENT.format("?12")} WHERE {HELD}
+"""
+
+_READ_TURN: Final = """
+SELECT r.*, t.model, t.attempt FROM durable_runs AS r LEFT JOIN chat_turns AS t ON t.run_id = r.run_id
+WHERE r.run_id = ?1
+"""
+
+
+def begin_turn(
+    identity: ChatTurnIdentity, *, user_message: str, model: str | None, metadata_json: str | None, trace_id: str | None
+) -> Statement:
+    """Record who asks what, with the claim."""
+    return Statement(
+        _BEGIN_TURN,
+        (
+            identity.tenant_id,
+            identity.session_id,
+            identity.user_id,
+            identity.turn_index,
+            user_message,
+            model,
+            metadata_json,
+            trace_id,
+        ),
+    )
+
+
+def read_last_seq(run_id: str) -> Statement:
+    """Read where the run's log ends."""
+    return Statement(_LAST_SEQ, (run_id,))
+
+
+def read_history(identity: ChatTurnIdentity, turns: int) -> Statement:
+    """Read the session's latest finished *turns* before this one, newest message first."""
+    return Statement(_HISTORY, (identity.tenant_id, identity.session_id, identity.turn_index, 2 * turns))
+
+
+def record_messages(final_text: str, moment: str) -> Statement:
+    """Record the user's message and the answer, with the finish."""
+    return Statement(_MESSAGES, (final_text, moment))
+
+
+def record_usage(attempt: int, call_index: int, usage: Mapping[str, Any], moment: str) -> Statement:
+    """Record what one model call consumed: the data of its ``usage`` event."""
+    names = ("model", "tokensIn", "tokensOut", "tokensCached", "tokensReasoning", "finishReason")
+    return Statement(_USAGE, (attempt, call_index, *(usage.get(name) for name in names), moment))
+
+
+def read_turn(run_id: str) -> Statement:
+    """Read a run with what its chat turn adds."""
+    return Statement(_READ_TURN, (run_id,))

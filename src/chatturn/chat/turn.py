@@ -1,0 +1,277 @@
+"""
+`ChatTurn`: the story of one chat turn, told in lines.
+
+::
+
+    claim ──▶ 409, 422, 503: before the first byte
+      │
+    run ──▶ session.run.started ──▶ producer's events ──▶ finish ──▶ hooks ──▶ session.run.completed
+      │                                   │ fails
+      │                                   ▼
+      │                                 error ──▶ session.run.failed
+      └─(finished before)──▶ result ──▶ session.run.completed {replayed}
+
+A turn pushes its lines and never waits for a reader who is gone.  Two awaited round trips to the database
+for a fresh turn, one for a replay.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+
+from chatturn.backends import ChatMessage
+from chatturn.chat import statements as chat_sql
+from chatturn.chat.hooks import FinishedTurn, TurnContext
+from chatturn.chat.identity import ChatTurnIdentity, turn_manifest, turn_run_id
+from chatturn.chat.log import TurnLog
+from chatturn.chat.outbox import Outbox, call_in_time, overrides
+from chatturn.chat.output import Output
+from chatturn.chat.producer import ChatProducer
+from chatturn.chat.request import RunChatTurnInput
+from chatturn.chat.sink import Sink
+from chatturn.databases import Statement
+from chatturn.durable.turn import RunDurableTurnOptions, TurnEnd, run_durable_turn
+from chatturn.errors import ChatTurnError, LeaseLost, StoreError, TurnAborted
+from chatturn.events import ChatStreamEvent, encode_line
+from chatturn.records import Claim
+
+__all__ = ["ChatTurn"]
+
+
+class ChatTurn:
+    """
+    One turn, from its claim to its terminal line.
+
+    Attributes:
+        run_id: Its run.
+    """
+
+    def __init__(self, turn: RunChatTurnInput) -> None:
+        self.run_id = turn_run_id(turn.identity)
+        self._input = turn
+        self._outbox = Outbox(database=turn.database, hooks=turn.hooks, log=turn.log, moment=turn.moment)
+        self._claimed: Claim | None = None
+        self._producer: ChatProducer | None = None
+        self._log = TurnLog(first_seq=0, attempt=1)
+        self._history: Sequence[ChatMessage] = ()
+        self._last_words: list[ChatStreamEvent] = []
+        self._last_lines: list[str] = []
+        self._task: asyncio.Task[object] | None = None
+        self._aborted = False
+        transform = overrides(turn.hooks, "transform_final_text")
+        self._handle = run_durable_turn(
+            RunDurableTurnOptions(
+                store=turn.store,
+                run_id=self.run_id,
+                manifest=turn_manifest(
+                    turn.identity,
+                    project_id=turn.project_id,
+                    domain=turn.domain,
+                    user_message=turn.user_message,
+                    model=turn.model,
+                ),
+                worker_id=turn.worker_id,
+                lease_ms=turn.lease_ms,
+                intent=f"chat:turn-{turn.identity.turn_index}",
+                produce=self._produce,
+                replay_event=lambda text: [ChatStreamEvent("result", {"finalText": text})],
+                transform=self._transform if transform else None,
+                begin_with=[self._begin_statement()],
+                read_with=self._read_statements(),
+                end_with=self._end_statements,
+                supersede=turn.supersede,
+                log=turn.log,
+            )
+        )
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1; of a finished turn, the one that finished it."""
+        return self._log.attempt
+
+    @property
+    def replayed(self) -> bool:
+        """Whether the turn had finished before it was claimed."""
+        return self._claimed is not None and self._claimed.lease is None
+
+    async def claim(self) -> None:
+        """Claim the turn; see `DurableTurnHandle.claim`."""
+        claim = await self._handle.claim()
+        self._claimed = claim
+        last, *history = claim.rows
+        next_seq = int(last[0]["last_seq"]) + 1 if last else 0
+        self._log = TurnLog(first_seq=next_seq, attempt=max(claim.run.epoch, 1))
+        if history:
+            self._history = [dict(row) for row in reversed(history[0])]
+
+    def abort(self) -> None:
+        """Stop the turn: the model's connection is closed at once, and the turn ends as failed, `aborted`."""
+        if self._task is not None and not self._aborted:
+            self._aborted = True
+            self._task.cancel()
+
+    async def run(self, sink: Sink) -> None:
+        """
+        Run the turn to its end: every line goes to *sink*, which is closed.  Raises nothing but cancellation.
+
+        What remains to be done after the last line, and must not delay it, is done before this returns.
+        """
+        self._task = asyncio.current_task()
+        if self._input.on_disconnect == "cancel":
+            sink.when_lost(self.abort)
+        output = Output(sink, self._observer(), self._input.log)
+        marks: list[Statement] = []
+        try:
+            await self._claim_and_run(output, marks)
+        finally:
+            self._task = None
+            output.stop_pings()
+            await sink.close()
+        await self._afterwards(marks)
+
+    async def _claim_and_run(self, output: Output, marks: list[Statement]) -> None:
+        identity = self._input.identity
+        started = {"sessionId": identity.session_id, "tenantId": identity.tenant_id, "turnIndex": identity.turn_index}
+        try:
+            if self._claimed is None:
+                await self.claim()
+            self._say(output, [ChatStreamEvent("session.run.started", started)])
+            output.start_pings()
+            await self._tell(output, marks)
+        except asyncio.CancelledError:
+            self._say_failure(output, TurnAborted("it was stopped", run_id=self.run_id))
+            if not self._aborted:
+                raise
+        except Exception as error:  # noqa: BLE001 - the boundary: the reader gets a terminal line for everything
+            self._input.log("turn.failed", {"run_id": self.run_id, "attempt": self.attempt, "error": error})
+            self._say_failure(output, error)
+        finally:
+            output.stop_pings()
+
+    async def _tell(self, output: Output, marks: list[Statement]) -> None:
+        """Say what the turn says; everything that goes wrong is raised."""
+        tracer, identity = self._input.tracer, self._input.identity
+        attributes = {"gen_ai.operation.name": "invoke_agent", "gen_ai.conversation.id": identity.session_id}
+        with tracer.span(f"invoke_agent {self._input.project_id}", attributes=attributes) as span:
+            span.set("chatturn.run_id", self.run_id)
+            span.set("chatturn.attempt", self.attempt)
+            span.set("chatturn.replayed", self.replayed)
+            async with aclosing(self._handle.stream) as stream:
+                async for events in stream:
+                    self._say(output, events)
+                    await output.drain()
+        if self.replayed:
+            self._say(output, self._completed())
+            return
+        finished = FinishedTurn(
+            identity=identity,
+            final_text=self._handle.final_text(),
+            idempotency_key=self.run_id,
+            record=self._handle.record(),
+        )
+        marks += await self._outbox.deliver(finished)
+        output.send("".join(self._last_lines), self._last_words)
+
+    def _say(self, output: Output, events: list[ChatStreamEvent]) -> None:
+        if self.replayed:  # says what is in no log: the summary of a log that has ended
+            output.send("".join(encode_line(event, None, self.attempt) for event in events), events)
+        else:
+            output.send(self._log.extend(events), events)
+
+    def _say_failure(self, output: Output, error: Exception) -> None:
+        """Say why there is no answer: the lines that were stored, or the same ones made now."""
+        if isinstance(error, LeaseLost | StoreError) or not self._last_lines:
+            self._last_words = _failure(self._input.identity, error)
+            self._last_lines = self._log.preview(self._last_words)
+        output.send("".join(self._last_lines), self._last_words)
+
+    async def _afterwards(self, marks: list[Statement]) -> None:
+        """Do what no reader waits for; every failure is logged, none leaves."""
+        log, context = self._input.log, {"run_id": self.run_id}
+        if await self._handle.settle_late():
+            log("turn.settled_late", context)
+        try:
+            if marks:
+                await self._input.database.batch(marks)
+        except StoreError as error:
+            log("outbox.unmarked", {**context, "error": error})
+        try:
+            await self._input.trace_flush()
+        except Exception as error:  # noqa: BLE001 - telemetry must never fail a turn
+            log("traces.unflushed", {**context, "error": error})
+
+    # What the durable turn asks of the chat turn.
+
+    def _produce(self) -> ChatProducer:
+        turn = self._input
+        context = TurnContext(
+            identity=turn.identity,
+            user_message=turn.user_message,
+            model=turn.model or turn.default_model,
+            history=self._history,
+            metadata=turn.metadata,
+            attempt=self.attempt,
+            request_id=f"{self.run_id}/{self.attempt}",
+            backend=turn.backend,
+            tracer=turn.tracer,
+        )
+        self._producer = ChatProducer(turn.hooks.produce(context))
+        return self._producer
+
+    async def _transform(self, text: str) -> str:
+        transformed: str = await call_in_time(self._input.hooks, "transform_final_text", text)
+        return transformed
+
+    def _begin_statement(self) -> Statement:
+        turn = self._input
+        metadata = json.dumps(dict(turn.metadata), ensure_ascii=False) if turn.metadata else None
+        return chat_sql.begin_turn(
+            turn.identity,
+            user_message=turn.user_message,
+            model=turn.model,
+            metadata_json=metadata,
+            trace_id=turn.trace_id,
+        )
+
+    def _read_statements(self) -> list[Statement]:
+        turn = self._input
+        reads = [chat_sql.read_last_seq(self.run_id)]
+        if turn.history_turns and turn.identity.turn_index:
+            reads.append(chat_sql.read_history(turn.identity, turn.history_turns))
+        return reads
+
+    def _end_statements(self, end: TurnEnd) -> list[Statement]:
+        """Make the last write's companions: the log with its terminal line, messages, usage, hook calls."""
+        if end.text is None:
+            self._last_words = _failure(self._input.identity, end.error)
+        else:
+            self._last_words = self._completed()
+        self._last_lines = self._log.preview(self._last_words)
+        usages = self._producer.usages if self._producer is not None else []
+        moment = self._input.moment
+        return [
+            *self._log.statements(self._last_lines),
+            *(chat_sql.record_usage(self.attempt, index, usage, moment) for index, usage in enumerate(usages)),
+            *([] if end.text is None else [chat_sql.record_messages(end.text, moment), *self._outbox.statements()]),
+        ]
+
+    def _completed(self) -> list[ChatStreamEvent]:
+        data = {"sessionId": self._input.identity.session_id, "replayed": self.replayed}
+        return [ChatStreamEvent("session.run.completed", data)]
+
+    def _observer(self) -> Callable[[ChatStreamEvent], None] | None:
+        hooks = self._input.hooks
+        return hooks.on_event if overrides(hooks, "on_event") else None
+
+
+def _failure(identity: ChatTurnIdentity, error: BaseException | None) -> list[ChatStreamEvent]:
+    """Make the lines of a failed turn: codes and fixed sentences, never what the error says."""
+    kind = type(error) if isinstance(error, ChatTurnError) else ChatTurnError
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        kind = TurnAborted
+    reason = {"code": kind.code, "message": kind.public, "retryable": kind.retryable}
+    return [
+        ChatStreamEvent("error", reason),
+        ChatStreamEvent("session.run.failed", {"sessionId": identity.session_id, **reason}),
+    ]

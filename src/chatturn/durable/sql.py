@@ -1,0 +1,341 @@
+"""
+`SqlRunStore`: durable runs in a SQL database, over any `Database`.
+
+One class and several drivers, instead of several stores: so the semantics are the same everywhere by
+construction (CONTRACT 4.1 lists what separate stores cost).
+"""
+
+import asyncio
+import json
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal
+
+from chatturn.canonical import manifest_hash
+from chatturn.databases import Database, Outcome, Row, Statement
+from chatturn.durable import statements as sql
+from chatturn.durable.rows import event_from_row, run_from_row, step_from_row
+from chatturn.durable.store import DEFAULT_LEASE_MS, Begin, EndStatus, Settlement
+from chatturn.errors import (
+    DurableRunDivergenceError,
+    DurableRunInputMismatchError,
+    DurableRunLeaseHeldError,
+    LeaseLost,
+    RunNotFound,
+    SchemaOutdated,
+    StepInputMismatch,
+    StoreUnavailable,
+)
+from chatturn.records import (
+    Claim,
+    DurableRunManifest,
+    EventRecord,
+    Lease,
+    RunOutcome,
+    RunRecord,
+    RunStatus,
+    StepError,
+    StepRecord,
+    StepStatus,
+)
+
+__all__ = ["SCHEMA_VERSION", "SqlRunStore", "json_text"]
+
+SCHEMA_VERSION: Final = 100
+"""The version in ``durable_schema_info`` that this code needs; below 100 are the documents' own."""
+
+# How long to wait before trying a batch again whose reply was lost.  A claim may have a client waiting for
+# its status code; a finish holds an answer that somebody paid for.
+_CLAIM_DELAYS_S: Final = (0.05, 0.25)
+_SETTLE_DELAYS_S: Final = (0.1, 0.5, 2.0, 5.0)
+
+_ERROR_CHARACTERS: Final = 2_000
+
+
+class SqlRunStore:
+    """
+    `DurableRunStore` over a database.
+
+    Args:
+        database: Where the tables of ``schema.sql`` are.
+        moment: The current time as SQLite takes it; the default asks the database's own clock.
+        token: Makes a string that no other claim has.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        moment: Callable[[], str] = lambda: "now",
+        token: Callable[[], str] = lambda: secrets.token_hex(8),
+    ) -> None:
+        self._database = database
+        self._moment = moment
+        self._token = token
+
+    # Claiming and keeping a run.
+
+    async def start_or_resume(
+        self,
+        *,
+        run_id: str,
+        manifest: DurableRunManifest,
+        worker_id: str,
+        lease_ms: int = DEFAULT_LEASE_MS,
+        begin: Begin | None = None,
+        companions: Sequence[Statement] = (),
+        reads: Sequence[Statement] = (),
+        supersede: bool = False,
+    ) -> Claim:
+        """Claim the run; see `DurableRunStore.start_or_resume`."""
+        digest = manifest_hash(manifest)
+        holder = f"{worker_id}#{self._token()}"
+        now = self._moment()
+        claim = (run_id, holder, digest, manifest.project_id, manifest.scenario_id, now, _term(lease_ms))
+        fence = (run_id, holder, None)
+        writes = [
+            *(_supersede(run_id, digest, now) if supersede else []),
+            Statement(sql.CLAIM_RUN, (*claim, 0 if begin is None else begin.step_index + 1)),
+            *([] if begin is None else [_begin(fence, begin, now)]),
+            *(Statement(extra.sql, (*fence, *extra.params)) for extra in companions),
+        ]
+        own_reads = [
+            Statement(sql.LOAD_RUN, (run_id, now)),
+            Statement(sql.COMPLETED_STEPS, (run_id,)),
+            *([] if begin is None else [Statement(sql.LOAD_STEP, (run_id, begin.step_index))]),
+        ]
+        outcomes = await self._batch([*writes, *own_reads, *reads], _CLAIM_DELAYS_S)
+        run, completed, *rest = [outcome.rows for outcome in outcomes[len(writes) :]]
+        lease = _claimed(run[0], digest, holder, lease_ms)
+        if begin is not None:
+            begun, *rest = rest
+            if lease is not None:
+                await self._require_begun_or_release(lease, step_from_row(begun[0]), begin)
+        steps = [step_from_row(step) for step in completed]
+        return Claim(run=run_from_row(run[0]), completed_steps=steps, lease=lease, rows=rest)
+
+    async def _require_begun_or_release(self, lease: Lease, step: StepRecord, begin: Begin) -> None:
+        try:
+            _require_begun(step, begin)
+        except DurableRunDivergenceError:
+            await self.end_run(lease, RunStatus.FAILED)
+            raise
+
+    async def renew_lease(self, lease: Lease) -> Lease:
+        """Extend the lease; see `DurableRunStore.renew_lease`."""
+        statement = Statement(sql.RENEW_LEASE, (*_fence(lease), self._moment(), _term(lease.lease_ms)))
+        [outcome] = await self._database.batch([statement])
+        if not outcome.rows:
+            raise LeaseLost("the lease lapsed or was taken over", run_id=lease.run_id)
+        return Lease(
+            run_id=lease.run_id,
+            holder=lease.holder,
+            epoch=lease.epoch,
+            expires_at=str(outcome.rows[0]["lease_expires_at"]),
+            lease_ms=lease.lease_ms,
+        )
+
+    # Steps.
+
+    async def load_step(self, run_id: str, step_index: int) -> StepRecord | None:
+        """Read one step."""
+        return _first_step(await self._batch([Statement(sql.LOAD_STEP, (run_id, step_index))]))
+
+    async def begin_step(self, lease: Lease, begin: Begin) -> StepRecord:
+        """Begin a step; see `DurableRunStore.begin_step`."""
+        now = self._moment()
+        batch = [
+            _begin(_fence(lease), begin, now),
+            Statement(sql.BUMP_STEP_COUNT, (*_fence(lease), begin.step_index, now)),
+        ]
+        step = await self._write_step(lease, begin.step_index, batch)
+        _require_begun(step, begin)
+        return step
+
+    async def complete_step(self, lease: Lease, step_index: int, result: Any) -> StepRecord:
+        """Record a step's result; see `DurableRunStore.complete_step`."""
+        params = (*_fence(lease), step_index, json_text(result, "the step's result"), self._moment())
+        step = await self._write_step(lease, step_index, [Statement(sql.COMPLETE_STEP, params)])
+        return _require_status(step, StepStatus.COMPLETED)
+
+    async def fail_step(self, lease: Lease, step_index: int, error: StepError) -> StepRecord:
+        """Record why a step failed; see `DurableRunStore.fail_step`."""
+        params = (*_fence(lease), step_index, _error_text(error), self._moment())
+        step = await self._write_step(lease, step_index, [Statement(sql.FAIL_STEP, params)])
+        return _require_status(step, StepStatus.FAILED)
+
+    async def _write_step(self, lease: Lease, step_index: int, batch: list[Statement]) -> StepRecord:
+        """Run *batch*, which is fenced, and read the step that it wrote."""
+        reads = [
+            Statement(sql.LOAD_RUN, (lease.run_id, self._moment())),
+            Statement(sql.LOAD_STEP, (lease.run_id, step_index)),
+        ]
+        outcomes = await self._batch([*batch, *reads], _SETTLE_DELAYS_S)
+        run, step = outcomes[-2].rows, outcomes[-1].rows
+        if not run or run[0]["lease_holder_id"] != lease.holder or run[0]["epoch"] != lease.epoch:
+            raise LeaseLost("the run has another holder; nothing was written", run_id=lease.run_id)
+        if not step:
+            raise DurableRunDivergenceError(f"step {step_index} was never begun", run_id=lease.run_id)
+        return step_from_row(step[0])
+
+    # Ending a run.
+
+    async def end_run(self, lease: Lease, status: EndStatus, outcome: RunOutcome | None = None) -> RunRecord:
+        """End the run; see `DurableRunStore.end_run`."""
+        return await self._end(lease, status, outcome, [])
+
+    async def settle(self, lease: Lease, settlement: Settlement) -> RunRecord:
+        """End a step and the run in one write; see `DurableRunStore.settle`."""
+        fence, error = _fence(lease), settlement.error
+        step: tuple[int, str, str]
+        if error is None:
+            text = json_text(settlement.result, "the turn's result")
+            step, write, status = (settlement.step_index, text, self._moment()), sql.COMPLETE_STEP, RunStatus.COMPLETED
+        else:
+            step = (settlement.step_index, _error_text(error), self._moment())
+            write, status = sql.FAIL_STEP, RunStatus.FAILED
+        batch = [
+            Statement(write, (*fence, *step)),
+            *(Statement(extra.sql, (*fence, *extra.params)) for extra in settlement.companions),
+        ]
+        return await self._end(lease, status, settlement.outcome, batch)
+
+    async def _end(
+        self,
+        lease: Lease,
+        status: Literal[RunStatus.COMPLETED, RunStatus.FAILED],
+        outcome: RunOutcome | None,
+        batch: list[Statement],
+    ) -> RunRecord:
+        """Run *batch* and, last because it releases the lease that fences the rest, end the run."""
+        text = None if outcome is None else json_text(outcome.to_json(), "the outcome")
+        now = self._moment()
+        end = Statement(sql.END_RUN, (*_fence(lease), status, text, now))
+        outcomes = await self._batch([*batch, end, Statement(sql.LOAD_RUN, (lease.run_id, now))], _SETTLE_DELAYS_S)
+        rows = outcomes[-1].rows
+        if not rows:
+            raise RunNotFound("it was deleted while it ran", run_id=lease.run_id)
+        record = run_from_row(rows[0])
+        # Nobody claimed it since (same epoch) and it has ended: so it was this claim that ended it, by this
+        # write or by an earlier try whose reply was lost.
+        if record.epoch != lease.epoch or record.status is not status or record.lease_holder_id is not None:
+            raise LeaseLost("the run has another holder; nothing was written", run_id=lease.run_id)
+        return record
+
+    # Reading, and events.
+
+    async def load_run(self, run_id: str) -> RunRecord | None:
+        """Read a run."""
+        [outcome] = await self._batch([Statement(sql.LOAD_RUN, (run_id, self._moment()))])
+        return run_from_row(outcome.rows[0]) if outcome.rows else None
+
+    async def emit_event(self, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
+        """Record an event; see `DurableRunStore.emit_event`."""
+        emit = Statement(sql.EMIT_EVENT, (run_id, key, json_text(payload, "the event's payload"), self._moment()))
+        # Tried once: after a lost reply nobody could tell whose emit was the first.
+        emitted, loaded = await self._batch([emit, Statement(sql.LOAD_EVENT, (run_id, key))])
+        if not loaded.rows:
+            raise RunNotFound("it does not exist; the event was not stored", run_id=run_id)
+        return emitted.changes > 0, event_from_row(loaded.rows[0])
+
+    async def load_event(self, run_id: str, key: str) -> EventRecord | None:
+        """Read an event."""
+        [outcome] = await self._batch([Statement(sql.LOAD_EVENT, (run_id, key))])
+        return event_from_row(outcome.rows[0]) if outcome.rows else None
+
+    async def schema_version(self) -> int:
+        """Return the schema's version in the database; 0 for one that has none."""
+        try:
+            [outcome] = await self._batch([Statement(sql.SCHEMA_VERSION)])
+        except SchemaOutdated:
+            return 0
+        version = outcome.rows[0]["version"]
+        return 0 if version is None else int(version)
+
+    async def close(self) -> None:
+        """Do nothing: the database belongs to whoever opened it."""
+
+    async def _batch(self, batch: Sequence[Statement], delays_s: Sequence[float] = ()) -> list[Outcome]:
+        """Run *batch*, which is fenced or only reads, again after each of *delays_s* while there is no answer."""
+        for delay_s in delays_s:
+            try:
+                return await self._database.batch(batch)
+            except StoreUnavailable:
+                await asyncio.sleep(delay_s)
+        return await self._database.batch(batch)
+
+
+def json_text(value: Any, what: str) -> str:
+    """
+    Encode *value* as JSON.
+
+    Raises:
+        TypeError: It is not JSON: NaN, an infinity, a cycle, or a type that JSON does not have; names *what*.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        message = f"{what} is not JSON: {error}"
+        raise TypeError(message) from error
+
+
+def _fence(lease: Lease) -> tuple[str, str, int]:
+    return (lease.run_id, lease.holder, lease.epoch)
+
+
+def _term(lease_ms: int) -> str:
+    """Return the lease's term as a modifier of SQLite's time functions."""
+    return f"+{lease_ms / 1000:.3f} seconds"
+
+
+def _begin(fence: tuple[str, str, int | None], begin: Begin, now: str) -> Statement:
+    return Statement(sql.BEGIN_STEP, (*fence, begin.step_index, begin.intent, begin.kind, begin.input_hash, now))
+
+
+def _supersede(run_id: str, digest: str, now: str) -> list[Statement]:
+    """Make a run that has another manifest, and no live lease, look like a failed one with this manifest."""
+    return [Statement(text, (run_id, digest, now)) for text in (sql.FORGET_STEPS, sql.REPLACE_MANIFEST)]
+
+
+def _claimed(row: Row, digest: str, holder: str, lease_ms: int) -> Lease | None:
+    """Say what the claim came to, by what the run's row says after it."""
+    run_id = str(row["run_id"])
+    if row["lease_holder_id"] == holder:
+        expires_at = str(row["lease_expires_at"])
+        epoch = int(row["epoch"] or 0)
+        return Lease(run_id=run_id, holder=holder, epoch=epoch, expires_at=expires_at, lease_ms=lease_ms)
+    if row["manifest_hash"] != digest:
+        raise DurableRunInputMismatchError("it was created with another manifest", run_id=run_id)
+    if row["status"] == RunStatus.COMPLETED:
+        return None
+    left_ms = int(row["lease_left_ms"] or 0)
+    message = f"{row['lease_holder_id']!r} holds its lease until {row['lease_expires_at']}"
+    raise DurableRunLeaseHeldError(message, run_id=run_id, retry_after_ms=left_ms)
+
+
+def _require_begun(step: StepRecord, begin: Begin) -> None:
+    """Refuse a step that `BEGIN_STEP` left alone, saying why it did."""
+    if step.intent != begin.intent:
+        message = f"step {step.step_index} is {step.intent!r} on record, but {begin.intent!r} was asked for"
+        raise DurableRunDivergenceError(message, run_id=step.run_id)
+    if begin.input_hash and step.input_hash and step.input_hash != begin.input_hash:
+        message = f"step {step.step_index} ({step.intent!r}) is on record with another input"
+        raise StepInputMismatch(message, run_id=step.run_id)
+    _require_status(step, StepStatus.RUNNING)
+
+
+def _require_status(step: StepRecord, status: StepStatus) -> StepRecord:
+    if step.status is not status:
+        message = f"step {step.step_index} ({step.intent!r}) is {step.status}, so it cannot become {status}"
+        raise DurableRunDivergenceError(message, run_id=step.run_id)
+    return step
+
+
+def _first_step(outcomes: Sequence[Outcome]) -> StepRecord | None:
+    rows = outcomes[0].rows
+    return step_from_row(rows[0]) if rows else None
+
+
+def _error_text(error: StepError) -> str:
+    members = {"message": error.message[:_ERROR_CHARACTERS], "code": error.code}
+    return json_text({name: value for name, value in members.items() if value is not None}, "the error")

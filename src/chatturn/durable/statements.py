@@ -1,0 +1,131 @@
+"""
+The SQL of durable runs, one constant per operation.
+
+In every statement ``?1`` is the run, and where a lease is needed ``?2`` is its holder and ``?3`` its epoch
+(null while it is being claimed).  A moment is passed as SQLite's own time string: ``now`` for the database's
+clock, or a timestamp from a test.
+"""
+
+from typing import Final
+
+__all__ = [
+    "BEGIN_STEP",
+    "BUMP_STEP_COUNT",
+    "CLAIM_RUN",
+    "COMPLETED_STEPS",
+    "COMPLETE_STEP",
+    "EMIT_EVENT",
+    "END_RUN",
+    "FAIL_STEP",
+    "FORGET_STEPS",
+    "HELD",
+    "LOAD_EVENT",
+    "LOAD_RUN",
+    "LOAD_STEP",
+    "MOMENT",
+    "RENEW_LEASE",
+    "REPLACE_MANIFEST",
+    "SCHEMA_VERSION",
+]
+
+MOMENT: Final = "strftime('%Y-%m-%dT%H:%M:%fZ', {})"
+"""The SQL that turns a moment into a timestamp; to be formatted with the placeholder."""
+
+HELD: Final = (
+    "EXISTS (SELECT 1 FROM durable_runs"
+    " WHERE run_id = ?1 AND lease_holder_id = ?2 AND (?3 IS NULL OR epoch = ?3))"
+)
+"""The fence: true while the lease in ?1, ?2, ?3 is the run's latest and has not been released."""
+
+# A holder is unique to one claim, so finding oneself means that the reply to an earlier try was lost: the
+# claim stands and must not count twice.  Expiry equal to now is free.
+CLAIM_RUN: Final = f"""
+INSERT INTO durable_runs (run_id, manifest_hash, project_id, scenario_id, status, created_at, updated_at,
+                          lease_holder_id, lease_expires_at, step_count, epoch)
+SELECT ?1, ?3, ?4, ?5, 'running', {MOMENT.format("?6")}, {MOMENT.format("?6")},
+       ?2, {MOMENT.format("?6, ?7")}, ?8, 1
+WHERE true
+ON CONFLICT (run_id) DO UPDATE SET
+  status = 'running', updated_at = excluded.updated_at, completed_at = NULL, outcome_json = NULL,
+  lease_holder_id = excluded.lease_holder_id, lease_expires_at = excluded.lease_expires_at,
+  step_count = max(step_count, excluded.step_count), epoch = epoch + 1
+WHERE manifest_hash = excluded.manifest_hash AND status <> 'completed'
+  AND lease_holder_id IS NOT excluded.lease_holder_id
+  AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= excluded.updated_at)
+"""
+
+_OTHER_MANIFEST: Final = f"""
+run_id = ?1 AND manifest_hash <> ?2
+AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= {MOMENT.format("?3")})
+"""
+
+FORGET_STEPS: Final = f"""
+DELETE FROM durable_steps WHERE run_id = ?1 AND EXISTS (SELECT 1 FROM durable_runs WHERE {_OTHER_MANIFEST})
+"""
+
+REPLACE_MANIFEST: Final = f"""
+UPDATE durable_runs SET manifest_hash = ?2, status = 'failed', lease_holder_id = NULL, lease_expires_at = NULL
+WHERE {_OTHER_MANIFEST}
+"""
+
+BEGIN_STEP: Final = f"""
+INSERT INTO durable_steps (run_id, step_index, intent, kind, input_hash, status, attempts, started_at)
+SELECT ?1, ?4, ?5, ?6, ?7, 'running', 1, {MOMENT.format("?8")} WHERE {HELD}
+ON CONFLICT (run_id, step_index) DO UPDATE SET
+  status = 'running', attempts = attempts + 1, kind = excluded.kind, input_hash = excluded.input_hash,
+  result_json = NULL, error_json = NULL, started_at = excluded.started_at, completed_at = NULL
+WHERE status <> 'completed' AND intent = excluded.intent
+  AND (input_hash = excluded.input_hash OR input_hash = '' OR excluded.input_hash = '')
+"""
+
+BUMP_STEP_COUNT: Final = f"""
+UPDATE durable_runs SET step_count = max(step_count, ?4 + 1), updated_at = {MOMENT.format("?5")}
+WHERE run_id = ?1 AND {HELD}
+"""
+
+COMPLETE_STEP: Final = f"""
+UPDATE durable_steps
+SET status = 'completed', result_json = ?5, error_json = NULL, completed_at = {MOMENT.format("?6")}
+WHERE run_id = ?1 AND step_index = ?4 AND status = 'running' AND {HELD}
+"""
+
+FAIL_STEP: Final = f"""
+UPDATE durable_steps
+SET status = 'failed', error_json = ?5, completed_at = {MOMENT.format("?6")}
+WHERE run_id = ?1 AND step_index = ?4 AND status = 'running' AND {HELD}
+"""
+
+END_RUN: Final = f"""
+UPDATE durable_runs
+SET status = ?4, outcome_json = ?5, completed_at = {MOMENT.format("?6")}, updated_at = {MOMENT.format("?6")},
+    lease_holder_id = NULL, lease_expires_at = NULL
+WHERE run_id = ?1 AND {HELD}
+"""
+
+RENEW_LEASE: Final = f"""
+UPDATE durable_runs SET lease_expires_at = {MOMENT.format("?4, ?5")}
+WHERE run_id = ?1 AND {HELD} AND lease_expires_at > {MOMENT.format("?4")}
+RETURNING lease_expires_at
+"""
+
+EMIT_EVENT: Final = f"""
+INSERT OR IGNORE INTO durable_events (run_id, key, payload_json, emitted_at)
+SELECT ?1, ?2, ?3, {MOMENT.format("?4")} WHERE EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1)
+"""
+
+# The remaining term is computed here because only the database's clock can say it.
+LOAD_RUN: Final = f"""
+SELECT *, max(0, CAST((julianday(lease_expires_at) - julianday({MOMENT.format("?2")})) * 86400000 AS INTEGER))
+       AS lease_left_ms
+FROM durable_runs WHERE run_id = ?1
+"""
+
+LOAD_STEP: Final = "SELECT * FROM durable_steps WHERE run_id = ?1 AND step_index = ?2"
+
+COMPLETED_STEPS: Final = (
+    "SELECT * FROM durable_steps WHERE run_id = ?1 AND status = 'completed' ORDER BY step_index"
+)
+
+LOAD_EVENT: Final = "SELECT * FROM durable_events WHERE run_id = ?1 AND key = ?2"
+
+SCHEMA_VERSION: Final = "SELECT max(version) AS version FROM durable_schema_info"

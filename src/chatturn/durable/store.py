@@ -1,0 +1,169 @@
+"""
+What a store of durable runs promises: the documents' interface, every write under a lease.
+
+::
+
+                 start_or_resume                       end_run(completed)
+    (absent) ───────────────────────▶ running ───────────────────────────▶ completed
+                                       ▲  │ ▲                                  │ start_or_resume:
+                     lease lapsed or   │  │ └── renew_lease                    ▼ no lease, read-only
+                     released: epoch+1 │  │ end_run(failed)
+                                       │  ▼
+                                      failed
+
+Timestamps and lease decisions are the database's clock, never a worker's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from chatturn.databases import Statement
+from chatturn.records import (
+    Claim,
+    DurableRunManifest,
+    EventRecord,
+    Lease,
+    RunOutcome,
+    RunRecord,
+    RunStatus,
+    StepError,
+    StepRecord,
+)
+
+__all__ = ["DEFAULT_LEASE_MS", "Begin", "DurableRunStore", "EndStatus", "Settlement"]
+
+DEFAULT_LEASE_MS = 30_000
+
+EndStatus = Literal[RunStatus.COMPLETED, RunStatus.FAILED]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begin:
+    """
+    A step to begin.
+
+    Attributes:
+        step_index: 0-based position in the run.
+        intent: What it does; another intent at the same position is a divergence.
+        kind: A `StepKind`'s value.
+        input_hash: Of what it is given; ``""`` is not compared.
+    """
+
+    step_index: int
+    intent: str
+    kind: str
+    input_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """
+    How a run's last step and the run itself end, in one write.
+
+    Attributes:
+        step_index: The step that ends.
+        result: Its result, JSON; for a completed run.
+        error: Why it failed; makes the run failed.
+        outcome: The run's.
+        companions: Further statements of the same transaction.  Their parameters start at ``?4``; the store
+            puts the lease's run id, holder and epoch before them, and each carries the guard `sql.HELD`.
+    """
+
+    step_index: int
+    result: Any = None
+    error: StepError | None = None
+    outcome: RunOutcome | None = None
+    companions: Sequence[Statement] = ()
+
+
+class DurableRunStore(Protocol):
+    """
+    Durable runs.  Every method is one round trip and one transaction: it applies whole or not at all.
+
+    All methods raise `StoreUnavailable` when the database does not answer, and `LeaseLost` from every write
+    under a lease that is no longer the run's; in both cases nothing of this caller's is half-written.
+    """
+
+    async def start_or_resume(
+        self,
+        *,
+        run_id: str,
+        manifest: DurableRunManifest,
+        worker_id: str,
+        lease_ms: int = DEFAULT_LEASE_MS,
+        begin: Begin | None = None,
+        companions: Sequence[Statement] = (),
+        reads: Sequence[Statement] = (),
+        supersede: bool = False,
+    ) -> Claim:
+        """
+        Claim the run, creating it if absent; a completed run is returned without a lease, unchanged.
+
+        Args:
+            run_id: Names the run.
+            manifest: Must hash to what the run was created with.
+            worker_id: Who claims; the same worker claiming twice is two claims.
+            lease_ms: Until anybody may take the run over, unless it is renewed.
+            begin: A step to begin in the same write.
+            companions: As in `Settlement.companions`, but ``?3``, the epoch, is not known yet and null.
+            reads: Further statements to read with; their rows are in `Claim.rows`.
+            supersede: Give a run that has another manifest this one, and start it anew, instead of refusing;
+                a live lease still stands.
+
+        Raises:
+            DurableRunInputMismatchError: The run has another manifest.
+            DurableRunLeaseHeldError: Another claim's lease is live.
+            DurableRunDivergenceError: *begin* is not the step recorded at its position.
+        """
+
+    async def renew_lease(self, lease: Lease) -> Lease:
+        """Extend *lease* by its full term from now; refused, as `LeaseLost`, once it lapsed or was taken over."""
+
+    async def load_step(self, run_id: str, step_index: int) -> StepRecord | None:
+        """Read one step, whatever its status."""
+
+    async def begin_step(self, lease: Lease, begin: Begin) -> StepRecord:
+        """
+        Begin a step, or begin it again after it failed or was interrupted.
+
+        Raises:
+            DurableRunDivergenceError: Another intent, or another input, is recorded at this position, or the
+                step is completed already.
+        """
+
+    async def complete_step(self, lease: Lease, step_index: int, result: Any) -> StepRecord:
+        """Record a begun step's result.  Raises `TypeError`, before anything is written, if it is not JSON."""
+
+    async def fail_step(self, lease: Lease, step_index: int, error: StepError) -> StepRecord:
+        """Record why a begun step failed; a completed step cannot fail any more."""
+
+    async def end_run(self, lease: Lease, status: EndStatus, outcome: RunOutcome | None = None) -> RunRecord:
+        """End the run and release the lease."""
+
+    async def settle(self, lease: Lease, settlement: Settlement) -> RunRecord:
+        """
+        End a step, end the run and write the companions, all in one transaction.
+
+        A reply that was lost is recognised: settling again after it reports success.
+        """
+
+    async def load_run(self, run_id: str) -> RunRecord | None:
+        """Read a run."""
+
+    async def emit_event(self, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
+        """
+        Record an event; the first under its key wins.
+
+        Returns:
+            Whether this one was the first, and the one that is recorded.
+
+        Raises:
+            RunNotFound: There is no such run; nothing was stored.
+        """
+
+    async def load_event(self, run_id: str, key: str) -> EventRecord | None:
+        """Read an event."""
+
+    async def close(self) -> None:
+        """Release what the store holds; a second time does nothing.  Stored data stays."""

@@ -1,0 +1,166 @@
+"""
+What a turn says while it runs: chat events, their lines, and the text that they add up to.
+
+The vocabulary is the documents' (CONTRACT section 5).  A producer yields events, or lists of events that
+arrived together; the engine turns each into one line of the turn's log, ``{"type", "data"?, "seq",
+"attempt"}``, LF-terminated.  Pure: no I/O, no clock.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from json.encoder import encode_basestring
+from typing import Any, Final, TypeAlias
+
+__all__ = [
+    "EVENT_TYPES",
+    "LIFECYCLE_PREFIX",
+    "ChatStreamEvent",
+    "EventBatch",
+    "TextAssembly",
+    "encode_line",
+    "reasoning_delta",
+    "text_delta",
+    "tool_call",
+    "usage_event",
+]
+
+LIFECYCLE_PREFIX: Final = "session.run."
+
+# Every type that the engine and its own backends put on the wire; products may add others.
+EVENT_TYPES: Final[Mapping[str, str]] = {
+    "session.run.started": "the run is claimed; what follows belongs to this attempt",
+    "session.run.completed": "terminal: the answer is stored",
+    "session.run.failed": "terminal: this attempt ended without an answer",
+    "message.part.updated": "a piece of the answer, or of its reasoning",
+    "tool.call": "the model asks for a tool, arguments complete",
+    "usage": "what the model call consumed, as the model reported it",
+    "ping": "nothing happened for a while; the connection is alive",
+    "result": "the whole answer of a turn that had finished before",
+    "error": "why the attempt failed: code, public sentence, whether a retry can help",
+}
+
+
+@dataclass(slots=True)
+class ChatStreamEvent:
+    """
+    One event.  Treat it as a value: nobody changes it after it was made.
+
+    (Not frozen: a frozen dataclass costs three times as much to build, and there is one per token.)
+
+    Attributes:
+        type: What happened.
+        data: The particulars; JSON only.
+    """
+
+    type: str
+    data: dict[str, Any] | None = None
+
+
+EventBatch: TypeAlias = ChatStreamEvent | list[ChatStreamEvent]
+"""What a producer yields: an event, or those that arrived together and may leave in one write."""
+
+_TEXT_PART: Final[dict[str, str]] = {"id": "text", "type": "text"}
+_REASONING_PART: Final[dict[str, str]] = {"id": "reasoning", "type": "reasoning"}
+_MESSAGE_PART: Final = "message.part.updated"
+
+
+def text_delta(text: str) -> ChatStreamEvent:
+    """Make the event for a further piece of the answer."""
+    return ChatStreamEvent(_MESSAGE_PART, {"delta": text, "part": _TEXT_PART})
+
+
+def reasoning_delta(text: str) -> ChatStreamEvent:
+    """Make the event for a further piece of the model's reasoning, which is never part of the answer."""
+    return ChatStreamEvent(_MESSAGE_PART, {"delta": text, "part": _REASONING_PART})
+
+
+def tool_call(*, tool_call_id: str, tool_name: str, args: Any) -> ChatStreamEvent:
+    """Make the event for a tool call whose arguments are complete."""
+    return ChatStreamEvent("tool.call", {"toolCallId": tool_call_id, "toolName": tool_name, "args": args})
+
+
+def usage_event(**fields: Any) -> ChatStreamEvent:
+    """
+    Make the event for what one model call consumed.
+
+    Args:
+        fields: model, tokensIn, tokensOut, tokensCached, tokensReasoning, finishReason …; None is left out,
+            because unknown is not zero.
+    """
+    return ChatStreamEvent("usage", {key: value for key, value in fields.items() if value is not None})
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+def encode_line(event: ChatStreamEvent, seq: int | None, attempt: int) -> str:
+    """
+    Encode *event* as its line.
+
+    Args:
+        event: What happened.
+        seq: 0-based position in the run's log, without gaps; None for a line that is not in the log.
+        attempt: Which attempt said it, from 1.
+
+    Raises:
+        ValueError: The data holds NaN or an infinity, which JSON cannot carry.
+        TypeError: The data is not JSON.
+    """
+    data = event.data
+    if data is None:
+        body = ""
+    elif len(data) == 2 and data.get("part") is _TEXT_PART:  # noqa: PLR2004
+        # Nearly every line of an answer: a template is five times faster than the encoder, and the same text.
+        body = ',"data":{"delta":' + encode_basestring(data["delta"]) + ',"part":{"id":"text","type":"text"}}'
+    else:
+        body = ',"data":' + _encode(data)
+    place = "" if seq is None else f',"seq":{seq},"attempt":{attempt}'
+    return f'{{"type":{encode_basestring(event.type)}{body}{place}}}\n'
+
+
+@dataclass(slots=True)
+class TextAssembly:
+    """
+    The answer's text, assembled part by part from the events of one attempt.
+
+    Deltas append to their part, a cumulative ``part.text`` replaces that part only, reasoning and tool parts
+    are no text, and a ``result`` says the whole (CONTRACT C8 lists what goes wrong otherwise).
+    """
+
+    _parts: dict[str, list[str]] = field(default_factory=dict)
+    _whole: str | None = None
+
+    def add(self, event: ChatStreamEvent) -> None:
+        """Take account of *event*; those without text change nothing."""
+        data = event.data
+        if data is None:
+            return
+        if event.type == _MESSAGE_PART:
+            self._add_part(data)
+        elif event.type == "result" and isinstance(whole := data.get("finalText"), str):
+            self._whole = whole
+
+    def add_all(self, events: Iterable[ChatStreamEvent]) -> None:
+        """Take account of *events* in their order."""
+        for event in events:
+            self.add(event)
+
+    def text(self) -> str:
+        """Return the text so far: the parts in the order of their first appearance."""
+        if self._whole is not None:
+            return self._whole
+        return "".join("".join(pieces) for pieces in self._parts.values())
+
+    def _add_part(self, data: dict[str, Any]) -> None:
+        part = data.get("part")
+        if not isinstance(part, dict):
+            part = _TEXT_PART
+        if part.get("type", "text") != "text":
+            return
+        key = str(part.get("id", "text"))
+        delta = data.get("delta")
+        if isinstance(delta, str) and delta:
+            self._parts.setdefault(key, []).append(delta)
+        elif isinstance(cumulative := part.get("text"), str):
+            self._parts[key] = [cumulative]

@@ -1,0 +1,220 @@
+"""
+What a request may be: every limit with its unit, and the reading of a turn's request within them.
+
+Whatever passes here can be stored, hashed and sent on without another look: the text is UTF-8 without NUL,
+the numbers are finite, and nothing nests deeper than the runtime's stack can follow.  Each refusal names the
+member and its limit.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from chatturn.chat.request import TurnRequest
+from chatturn.errors import InvalidField, PayloadTooLarge, UnsupportedMediaType
+from chatturn.http.problems import shortened, shown
+from chatturn.http.strict_json import read_json_object
+
+__all__ = [
+    "MAX_BODY_BYTES",
+    "MAX_ID_CHARACTERS",
+    "MAX_MESSAGE_CHARACTERS",
+    "MAX_METADATA_BYTES",
+    "MAX_MODEL_CHARACTERS",
+    "MAX_TOKEN_CHARACTERS",
+    "MAX_TOKEN_HEADER_CHARACTERS",
+    "MAX_TURN_INDEX",
+    "check_body_headers",
+    "read_session_id",
+    "read_turn_index",
+    "read_turn_request",
+]
+
+MAX_BODY_BYTES: Final = 1_048_576
+MAX_MESSAGE_CHARACTERS: Final = 200_000
+MAX_MODEL_CHARACTERS: Final = 200
+MAX_METADATA_BYTES: Final = 16_384
+MAX_ID_CHARACTERS: Final = 200
+MAX_TURN_INDEX: Final = 1_000_000
+MAX_TOKEN_CHARACTERS: Final = 8_192
+# PyJWT parses a token's header before it has looked at the signature; this is too short to nest dangerously.
+MAX_TOKEN_HEADER_CHARACTERS: Final = 512
+
+_SESSION_ID: Final = re.compile(rf"[A-Za-z0-9._~@-]{{1,{MAX_ID_CHARACTERS}}}")
+_TURN_INDEX: Final = re.compile(r"0|[1-9][0-9]{0,6}")
+_MEMBERS: Final = frozenset({"message", "metadata", "model", "on_mismatch"})
+
+
+# The headers
+
+
+def check_body_headers(headers: Mapping[str, str]) -> None:
+    """
+    Refuse a body by its headers alone, so that it is never read.
+
+    Raises:
+        UnsupportedMediaType: It is not plain ``application/json`` in UTF-8.
+        PayloadTooLarge: It announces more than `MAX_BODY_BYTES`.
+    """
+    media_type = headers.get("content-type", "")
+    if media_type != "application/json" and not _is_json(media_type):
+        raise UnsupportedMediaType(
+            f"Content-Type is {shown(media_type)}, but must be application/json", field="Content-Type"
+        )
+    if encoding := headers.get("content-encoding", ""):
+        raise UnsupportedMediaType(
+            f"Content-Encoding is {shown(encoding)}, but the body must be sent as it is",
+            field="Content-Encoding",
+        )
+    length = headers.get("content-length", "")
+    # A length of more than 15 digits is too long whatever it says, and `int` is not asked to read it.
+    if length.isdecimal() and (len(length) > 15 or int(length) > MAX_BODY_BYTES):  # noqa: PLR2004
+        raise _too_large("body", f"{MAX_BODY_BYTES} bytes")
+
+
+def _is_json(media_type: str) -> bool:
+    essence, *parameters = (part.strip().lower() for part in media_type.split(";"))
+    charsets = [
+        value.strip('" ') for name, _, value in (p.partition("=") for p in parameters) if name == "charset"
+    ]
+    return essence == "application/json" and all(charset in {"utf-8", "utf8"} for charset in charsets)
+
+
+# The path
+
+
+def read_session_id(segment: str) -> str:
+    """
+    Read the session's id out of its path *segment*.
+
+    Only characters that a URL carries unencoded, and ``@``: so an id means the same in every path, log and
+    file name.  ``.`` and ``..`` are left out, because URL parsers take them for directories.
+
+    Raises:
+        InvalidField: It is empty, too long, or has another character.
+    """
+    text = _decoded(segment, "session")
+    if not _SESSION_ID.fullmatch(text) or text in {".", ".."}:
+        raise InvalidField(
+            f"session is {shown(text)}, but must have 1 to {MAX_ID_CHARACTERS} characters out of"
+            " A-Z a-z 0-9 . _ ~ @ - and not be . or ..",
+            field="session",
+        )
+    return text
+
+
+def read_turn_index(segment: str) -> int:
+    """
+    Read the turn's index out of its path *segment*: decimal, without sign or leading zeros.
+
+    Raises:
+        InvalidField: It is anything else, or above `MAX_TURN_INDEX`.
+    """
+    text = _decoded(segment, "turn_index")
+    if not _TURN_INDEX.fullmatch(text) or int(text) > MAX_TURN_INDEX:
+        raise InvalidField(
+            f"turn_index is {shown(text)}, but must be a whole number from 0 to {MAX_TURN_INDEX}",
+            field="turn_index",
+        )
+    return int(text)
+
+
+def _decoded(segment: str, field: str) -> str:
+    if "%" not in segment:
+        return segment
+    try:
+        return unquote_to_bytes(segment).decode()
+    except UnicodeError:
+        raise InvalidField(f"{field} is not percent-encoded UTF-8", field=field) from None
+
+
+# The body
+
+
+def read_turn_request(body: bytes) -> TurnRequest:
+    """
+    Read the *body* of a request for a turn: ``{"message", "model"?, "metadata"?, "on_mismatch"?}``.
+
+    A member that is not known is refused rather than ignored: ``mesage`` and ``Model`` are found out at once.
+
+    Raises:
+        MalformedRequest: It is not one JSON object in UTF-8.
+        PayloadTooLarge: It, its message or its metadata is longer than its limit.
+        InvalidField: A member is missing, unknown or not of its type.
+    """
+    if len(body) > MAX_BODY_BYTES:
+        raise _too_large("body", f"{MAX_BODY_BYTES} bytes")
+    members = read_json_object(body)
+    for name in members:
+        if name not in _MEMBERS:
+            raise InvalidField(
+                f"{shown(name)} is not a member of this request; these are: message, model, metadata, on_mismatch",
+                field=shortened(name),
+            )
+    return TurnRequest(
+        message=_message(members.get("message")),
+        model=_model(members.get("model")),
+        metadata=_metadata(members.get("metadata")),
+        supersede=_on_mismatch(members.get("on_mismatch", "refuse")) == "supersede",
+    )
+
+
+def _on_mismatch(value: object) -> object:
+    if value not in ("refuse", "supersede"):
+        raise InvalidField("on_mismatch must be 'refuse' or 'supersede'", field="on_mismatch")
+    return value
+
+
+def _message(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidField("message is required and must be text", field="message")
+    if len(value) > MAX_MESSAGE_CHARACTERS:
+        raise _too_large("message", f"{MAX_MESSAGE_CHARACTERS} characters")
+    if not value.strip():
+        raise InvalidField(
+            f"message must have 1 to {MAX_MESSAGE_CHARACTERS} characters, not all blank", field="message"
+        )
+    if "\0" in value or not _is_utf8(value):
+        raise InvalidField(
+            "message holds a NUL or half a surrogate pair, which cannot be stored", field="message"
+        )
+    return value
+
+
+def _model(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_MODEL_CHARACTERS or not value.isprintable():
+        raise InvalidField(
+            f"model must be 1 to {MAX_MODEL_CHARACTERS} printable characters, or null", field="model"
+        )
+    return value
+
+
+def _metadata(value: object) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InvalidField("metadata must be an object", field="metadata")
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if not _is_utf8(text):
+        raise InvalidField("metadata holds half a surrogate pair, which cannot be stored", field="metadata")
+    if len(text.encode()) > MAX_METADATA_BYTES:
+        raise _too_large("metadata", f"{MAX_METADATA_BYTES} bytes of JSON")
+    return value
+
+
+def _is_utf8(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _too_large(field: str, limit: str) -> PayloadTooLarge:
+    return PayloadTooLarge(f"{field} may have at most {limit}", field=field)

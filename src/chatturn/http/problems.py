@@ -1,0 +1,102 @@
+"""
+Errors as clients see them: ``application/problem+json`` (RFC 9457) with a stable ``code``.
+
+A `RequestError` is told in its own words, which were made from the request alone.  Of everything else a
+client sees the fixed sentence of its class: no SQL, no host names, nothing that a model's API said.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from chatturn.errors import (
+    ChatTurnError,
+    DurableRunLeaseHeldError,
+    MethodNotAllowed,
+    RequestError,
+    Unauthenticated,
+    UnsupportedMediaType,
+)
+from chatturn.http.messages import HttpResponse
+
+__all__ = ["json_response", "problem", "shortened", "shown"]
+
+# How long to wait where nothing says when it will be over: for luck to change, and for an operator.
+_RETRY_SOON_S: Final = 1
+_RETRY_LATER_S: Final = 60
+
+_SERVICE_UNAVAILABLE: Final = 503
+_MOST_DETAIL_CHARACTERS: Final = 400
+_MOST_SHOWN_CHARACTERS: Final = 60
+
+_COMMON_HEADERS: Final[Mapping[str, str]] = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+_JSON_HEADERS: Final[Mapping[str, str]] = {"Content-Type": "application/json", **_COMMON_HEADERS}
+_PROBLEM_HEADERS: Final[Mapping[str, str]] = {"Content-Type": "application/problem+json", **_COMMON_HEADERS}
+
+
+def json_response(members: Mapping[str, Any], *, status: int = 200) -> HttpResponse:
+    """Make a response out of *members*, which are JSON and this caller's alone: nobody may cache it."""
+    return HttpResponse(status=status, headers=_JSON_HEADERS, body=_encoded(members))
+
+
+def problem(error: ChatTurnError, *, stream: str | None = None) -> HttpResponse:
+    """
+    Make the response that tells a client about *error*.
+
+    Args:
+        error: What went wrong before the first byte of an answer.
+        stream: The address of the turn that the request was about, where it can be read later.
+    """
+    members: dict[str, Any] = {
+        "type": f"urn:chatturn:problem:{error.code}",
+        "title": error.code.replace("_", " ").capitalize(),
+        "status": error.status,
+        "code": error.code,
+        "detail": error.public,
+        "retryable": error.retryable,
+    }
+    if isinstance(error, RequestError):
+        members["detail"] = _printable(str(error))
+        if error.field is not None:
+            members["field"] = _printable(error.field)
+    headers = {**_PROBLEM_HEADERS, **_extra_headers(error)}
+    if isinstance(error, DurableRunLeaseHeldError) and stream is not None:
+        members["stream"] = headers["Location"] = stream
+    return HttpResponse(status=error.status, headers=headers, body=_encoded(members))
+
+
+def _extra_headers(error: ChatTurnError) -> Mapping[str, str]:
+    match error:
+        case Unauthenticated():
+            return {"WWW-Authenticate": "Bearer"}
+        case MethodNotAllowed(allow=allow):
+            return {"Allow": ", ".join(allow)}
+        case UnsupportedMediaType():
+            return {"Accept": "application/json", "Accept-Encoding": "identity"}
+    if error.retryable or error.status == _SERVICE_UNAVAILABLE:
+        return {"Retry-After": str(_retry_after_s(error))}
+    return {}
+
+
+def _retry_after_s(error: ChatTurnError) -> int:
+    if isinstance(error, DurableRunLeaseHeldError):
+        return max(_RETRY_SOON_S, -(-error.retry_after_ms // 1000))
+    return _RETRY_SOON_S if error.retryable else _RETRY_LATER_S
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else "\ufffd" for each in text[:_MOST_DETAIL_CHARACTERS])
+
+
+def _encoded(members: Mapping[str, Any]) -> bytes:
+    return json.dumps(members, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def shown(text: str) -> str:
+    """Return the caller's own *text* for a message: quoted, in ASCII and not long."""
+    return ascii(shortened(text))
+
+
+def shortened(text: str) -> str:
+    """Return *text*, cut where it is longer than anyone wants to read back."""
+    return text if len(text) <= _MOST_SHOWN_CHARACTERS else text[:_MOST_SHOWN_CHARACTERS] + "…"

@@ -1,0 +1,79 @@
+"""Whether this deployment can run a turn; if not, what is missing and which command or setting mends it."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from chatturn.errors import ConfigurationError, SchemaOutdated, StoreError
+from chatturn.http.auth import Authenticator
+from chatturn.http.service import ChatService
+
+__all__ = ["Check", "check_readiness"]
+
+_MEND_SCHEMA: Final = "wrangler d1 migrations apply DB --remote (locally: make run)"
+_MEND_DATABASE: Final = "look at the log for the database's own words; the D1 dashboard shows its state"
+_MEND_BINDING: Final = "declare the D1 binding DB under [[d1_databases]] in wrangler.toml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """
+    One thing that a turn needs.
+
+    Attributes:
+        ok: Whether it is there; None if another one hides it.
+        detail: What is wrong.
+        mend: The command or setting that mends it.
+    """
+
+    name: str
+    ok: bool | None
+    detail: str | None = None
+    mend: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its members, absent ones left out."""
+        members = {"name": self.name, "ok": self.ok, "detail": self.detail, "mend": self.mend}
+        return {name: value for name, value in members.items() if value is not None or name == "ok"}
+
+
+async def check_readiness(authenticator: Authenticator, service: ChatService) -> tuple[Check, ...]:
+    """
+    Check the settings, the database and its schema.
+
+    Details name settings and say what they must be.  They hold no secret, because no message about one does,
+    and nothing that the database said.
+    """
+    settings = _check_settings(authenticator)
+    try:
+        await service.check()
+    except ConfigurationError as error:
+        # The settings' own fault may be known already, and the database has not been asked.
+        settings = settings if settings.ok is False else _misconfigured(error)
+        return (settings, Check(name="database", ok=None), Check(name="schema", ok=None))
+    except SchemaOutdated as error:
+        schema = Check(name="schema", ok=False, detail=error.public, mend=_MEND_SCHEMA)
+        return (settings, Check(name="database", ok=True), schema)
+    except StoreError as error:
+        database = Check(name="database", ok=False, detail=error.public, mend=_MEND_DATABASE)
+        return (settings, database, Check(name="schema", ok=None))
+    return (settings, Check(name="database", ok=True), Check(name="schema", ok=True))
+
+
+def _check_settings(authenticator: Authenticator) -> Check:
+    try:
+        authenticator.check()
+    except ConfigurationError as error:
+        return _misconfigured(error)
+    return Check(name="settings", ok=True)
+
+
+def _misconfigured(error: ConfigurationError) -> Check:
+    return Check(name="settings", ok=False, detail=str(error), mend=_mend_setting(error.setting))
+
+
+def _mend_setting(name: str) -> str:
+    if name == "DB":
+        return _MEND_BINDING
+    if name.endswith(("_SECRET", "_KEY", "_HEADERS")):
+        return f"wrangler secret put {name} (locally: a line {name}=… in .dev.vars)"
+    return f"set {name} under [vars] in wrangler.toml (locally: in .dev.vars)"

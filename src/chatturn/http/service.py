@@ -1,0 +1,82 @@
+"""What the routes need of the chat."""
+
+from typing import NoReturn, Protocol
+
+from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.request import TurnRequest, TurnView
+from chatturn.chat.sink import Sink
+from chatturn.errors import ConfigurationError
+
+__all__ = ["ChatService", "OpenTurn", "UnconfiguredService"]
+
+
+class OpenTurn(Protocol):
+    """A turn that was claimed, or had finished before: what is left is to stream it."""
+
+    @property
+    def run_id(self) -> str:
+        """Its run."""
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1."""
+
+    @property
+    def replayed(self) -> bool:
+        """Whether the answer comes from the store."""
+
+    async def run(self, sink: Sink) -> None:
+        """
+        Write the turn's lines to *sink* and close it.
+
+        Never raises: by now the status is sent, and what goes wrong is said in a line.
+        """
+
+
+class ChatService(Protocol):
+    """Durable chat turns, of any tenant."""
+
+    async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> OpenTurn:
+        """
+        Claim the turn.
+
+        Raises:
+            DurableRunLeaseHeldError: Somebody is answering it right now.
+            DurableRunInputMismatchError: It was started with another message or model.
+            StoreError: The database; nothing runs.
+            ConfigurationError: A setting is missing.
+        """
+
+    async def show(self, identity: ChatTurnIdentity) -> TurnView | None:
+        """Return the turn's run, or None if this tenant has none there."""
+
+    async def check(self) -> None:
+        """
+        Look whether a turn could run.
+
+        Raises:
+            ConfigurationError: A setting or a binding is missing.
+            StoreUnavailable: The database does not answer.
+            SchemaOutdated: Its tables are missing or old.
+        """
+
+
+class UnconfiguredService:
+    """The chat service of a deployment that lacks a setting: it says so whatever it is asked."""
+
+    def __init__(self, error: ConfigurationError) -> None:
+        self._error = error
+
+    async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> NoReturn:
+        """Refuse."""
+        del identity, request
+        raise self._error.with_traceback(None)
+
+    async def show(self, identity: ChatTurnIdentity) -> NoReturn:
+        """Refuse."""
+        del identity
+        raise self._error.with_traceback(None)
+
+    async def check(self) -> NoReturn:
+        """Refuse."""
+        raise self._error.with_traceback(None)

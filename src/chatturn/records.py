@@ -1,0 +1,214 @@
+"""
+What the store keeps, as values: manifests, runs, steps, events, leases.
+
+The names and the closed sets are the documents' (CONTRACT sections 1.1 and 3).  Timestamps are text,
+``YYYY-MM-DDTHH:MM:SS.mmmZ`` in UTC, so that the order of text is the order of time.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+__all__ = [
+    "Claim",
+    "DurableRunManifest",
+    "EventRecord",
+    "Lease",
+    "RunOutcome",
+    "RunRecord",
+    "RunStatus",
+    "StepError",
+    "StepKind",
+    "StepRecord",
+    "StepStatus",
+    "TaskSpec",
+]
+
+
+class RunStatus(StrEnum):
+    """Where a run stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    SUSPENDED = "suspended"
+
+
+class StepStatus(StrEnum):
+    """Where a step stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class StepKind(StrEnum):
+    """What a step does; for readers, nothing depends on it."""
+
+    LOGIC = "logic"
+    LLM = "llm"
+    TOOL = "tool"
+    READINESS = "readiness"
+    DETERMINISTIC = "deterministic"
+    EVENT = "event"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """What a run is for.  The intent is a fixed sentence of the product's, never a user's text."""
+
+    id: str
+    intent: str
+    domain: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DurableRunManifest:
+    """
+    What makes two requests the same run.
+
+    Attributes:
+        project_id: The product.
+        task: What for.
+        input: The input, JSON; part of the hash.
+        scenario_id: The thread, or None.
+        tags: For readers; not part of the hash.
+    """
+
+    project_id: str
+    task: TaskSpec
+    input: Any
+    scenario_id: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOutcome:
+    """What became of a run, for operators and evaluations; JSON only."""
+
+    passed: bool | None = None
+    score: float | None = None
+    notes: str | None = None
+    metadata: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documents' shape, absent members left out."""
+        members = {"pass": self.passed, "score": self.score, "notes": self.notes, "metadata": self.metadata}
+        return {name: value for name, value in members.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, members: Mapping[str, Any]) -> "RunOutcome":
+        """Read the documents' shape."""
+        return cls(
+            passed=members.get("pass"),
+            score=members.get("score"),
+            notes=members.get("notes"),
+            metadata=members.get("metadata"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """
+    A run as the database had it at one moment.
+
+    Attributes:
+        step_count: The highest step position begun, plus one.
+        epoch: How often it was claimed; 0 for a run of the documents' own engine.
+    """
+
+    run_id: str
+    manifest_hash: str
+    project_id: str
+    scenario_id: str | None
+    status: RunStatus
+    created_at: str
+    updated_at: str
+    completed_at: str | None
+    lease_holder_id: str | None
+    lease_expires_at: str | None
+    outcome: RunOutcome | None
+    step_count: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepError:
+    """Why a step failed; for the log of the run, never for clients."""
+
+    message: str
+    code: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """
+    A step as the database had it at one moment.
+
+    Attributes:
+        attempts: How often it was begun.
+        result: What it returned, JSON; None until it is completed.
+    """
+
+    run_id: str
+    step_index: int
+    intent: str
+    kind: str
+    input_hash: str
+    status: StepStatus
+    attempts: int
+    result: Any
+    error: StepError | None
+    started_at: str | None
+    completed_at: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRecord:
+    """What was emitted under a key of a run; the first emit wins."""
+
+    run_id: str
+    key: str
+    payload: Any
+    emitted_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """
+    The right to write one run, until it ends or somebody claims the run after it.
+
+    Attributes:
+        holder: Who: unique to one claim, even where a worker claims the same run twice.
+        epoch: The fencing token, +1 at every claim.
+        expires_at: By the database's clock.
+        lease_ms: The term that each renewal grants anew.
+    """
+
+    run_id: str
+    holder: str
+    epoch: int
+    expires_at: str
+    lease_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """
+    What `start_or_resume` found.
+
+    Attributes:
+        run: As it is after the claim.
+        completed_steps: In the order of their positions.
+        lease: None for a completed run, which is read, not written.
+        rows: What each of the claim's reads returned.
+    """
+
+    run: RunRecord
+    completed_steps: Sequence[StepRecord]
+    lease: Lease | None
+    rows: Sequence[Sequence[Mapping[str, Any]]] = ()

@@ -1,0 +1,89 @@
+"""
+The settings of one deployment, read once from its vars and secrets.
+
+Every setting is one field of `Settings`: its name in the environment is the field's in upper case, its
+default and what it means stand beside it.  A value that cannot be read is a `ConfigurationError` that names
+the setting.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Literal, Self, cast, get_args
+
+from chatturn.errors import ConfigurationError
+
+__all__ = ["BackendName", "DisconnectPolicy", "Settings", "setting_names"]
+
+BackendName = Literal["echo", "openai"]
+DisconnectPolicy = Literal["continue", "cancel"]
+
+
+def _setting(default: Any, help_: str, **limits: Any) -> Any:
+    """Declare one setting: its default, its meaning and its limits, for `Settings.from_env` and the README."""
+    return field(default=default, metadata={"help": help_, **limits})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One deployment's settings."""
+
+    product: str = _setting("assistant", "the module of `products/` whose hooks run")
+    project_id: str = _setting("chatturn", "the product's id in manifests and traces; changing it orphans running turns")
+    domain: str = _setting("general", "the product's domain in manifests and traces")
+    model: str = _setting("", "the model asked for when a request names none")
+    backend: BackendName = _setting("echo", "what answers", choices=get_args(BackendName))
+    openai_base_url: str = _setting("https://api.openai.com/v1", "the chat completions API, without a trailing slash")
+    openai_api_key: str = _setting("", "its key; a secret", secret=True)
+    lease_ms: int = _setting(60_000, "how long a worker may be silent before its turn is taken over", least=1_000)
+    request_timeout_ms: int = _setting(120_000, "wait for the model's headers, per try; 0 waits for ever", least=0)
+    idle_timeout_ms: int = _setting(60_000, "wait between two chunks of the model's answer; 0 waits for ever", least=0)
+    total_timeout_ms: int = _setting(600_000, "for one whole model call, tries and answer; 0 waits for ever", least=0)
+    max_attempts: int = _setting(5, "tries to reach the model within one attempt of a turn", least=1)
+    on_disconnect: DisconnectPolicy = _setting(
+        "continue", "what a client's disconnect does to its turn", choices=get_args(DisconnectPolicy)
+    )
+    history_turns: int = _setting(20, "finished turns of the session that the model is shown", least=0)
+    auth: Literal["jwt", "off"] = _setting("jwt", "`off` lets everyone in: local development only", choices=("jwt", "off"))
+    auth_jwt_secret: str = _setting("", "the HS256 key of bearer tokens, at least 32 bytes; a secret", secret=True)
+    otel_exporter_otlp_endpoint: str = _setting("", "where traces go; none, no traces")
+    otel_exporter_otlp_headers: str = _setting("", "`name=value,…` sent with them; a secret", secret=True)
+    otel_service_name: str = _setting("chatturn", "this service's name in traces")
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Self:
+        """
+        Read the settings out of *env*; an absent or empty variable means the default.
+
+        Raises:
+            ConfigurationError: A value is not of its setting's type, outside its limits or not among its choices.
+        """
+        values: dict[str, Any] = {}
+        for item in fields(cls):
+            text = env.get(item.name.upper(), "").strip()
+            if text:
+                values[item.name] = _read(item.name.upper(), text, item.default, item.metadata)
+        return cls(**values)
+
+
+def _read(name: str, text: str, default: Any, limits: Mapping[str, Any]) -> str | int:
+    choices = cast("tuple[str, ...]", limits.get("choices", ()))
+    if choices and text not in choices:
+        raise ConfigurationError(name, f"is {text!r}, but must be one of {', '.join(choices)}")
+    if not isinstance(default, int):
+        return text
+    try:
+        number = int(text)
+    except ValueError:
+        raise ConfigurationError(name, f"is {text!r}, but must be a whole number") from None
+    least = limits["least"]
+    if number < least:
+        raise ConfigurationError(name, f"is {number}, but must be at least {least}")
+    return number
+
+
+_NAMES: Final = tuple(item.name.upper() for item in fields(Settings))
+
+
+def setting_names() -> tuple[str, ...]:
+    """Return every setting's name in the environment."""
+    return _NAMES

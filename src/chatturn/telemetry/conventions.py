@@ -1,0 +1,91 @@
+"""
+The names of spans and of what is noted on them.
+
+Message content is never noted: not the user's words, not the model's.
+
+Source:
+    OpenTelemetry semantic conventions for generative AI (development status), agent and inference spans; for
+    ``error.*``, ``http.*``, ``server.*`` and ``service.*`` the general ones.  What they have no name for is
+    under ``chatturn.``.
+"""
+
+from typing import Final
+
+__all__ = [
+    "AGENT_NAME",
+    "CHAT",
+    "CONVERSATION_ID",
+    "ERROR_TYPE",
+    "EXECUTE_TOOL",
+    "HTTP_RESEND_COUNT",
+    "HTTP_STATUS",
+    "INVOKE_AGENT",
+    "OPERATION_NAME",
+    "PROVIDER_NAME",
+    "REQUEST_MODEL",
+    "REQUEST_STREAM",
+    "RESPONSE_FINISH_REASONS",
+    "RESPONSE_ID",
+    "RESPONSE_MODEL",
+    "RESPONSE_TIME_TO_FIRST_CHUNK",
+    "SERVER_ADDRESS",
+    "SERVICE_NAME",
+    "TOOL_CALL_ID",
+    "TOOL_NAME",
+    "TURN_ATTEMPT",
+    "TURN_INDEX",
+    "TURN_REPLAYED",
+    "TURN_RUN_ID",
+    "TURN_STATUS",
+    "TURN_TENANT_ID",
+    "USAGE_CACHE_READ_INPUT_TOKENS",
+    "USAGE_INPUT_TOKENS",
+    "USAGE_OUTPUT_TOKENS",
+    "USAGE_REASONING_OUTPUT_TOKENS",
+    "span_name",
+]
+
+# Operations: the values of OPERATION_NAME, and the first word of a span's name.
+
+INVOKE_AGENT: Final = "invoke_agent"  # a turn; internal
+CHAT: Final = "chat"  # one try of a model call; client
+EXECUTE_TOOL: Final = "execute_tool"  # internal
+
+
+def span_name(operation: str, subject: str | None) -> str:
+    """Return ``<operation> <subject>``: the agent, the model, the tool; without one, the operation alone."""
+    return f"{operation} {subject}" if subject else operation
+
+
+OPERATION_NAME: Final = "gen_ai.operation.name"
+PROVIDER_NAME: Final = "gen_ai.provider.name"
+AGENT_NAME: Final = "gen_ai.agent.name"
+CONVERSATION_ID: Final = "gen_ai.conversation.id"  # the session
+
+REQUEST_MODEL: Final = "gen_ai.request.model"
+REQUEST_STREAM: Final = "gen_ai.request.stream"
+RESPONSE_ID: Final = "gen_ai.response.id"
+RESPONSE_MODEL: Final = "gen_ai.response.model"
+RESPONSE_FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
+RESPONSE_TIME_TO_FIRST_CHUNK: Final = "gen_ai.response.time_to_first_chunk"  # seconds, a float
+
+USAGE_INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"  # the cached ones included
+USAGE_OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"  # those of reasoning included
+USAGE_CACHE_READ_INPUT_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
+USAGE_REASONING_OUTPUT_TOKENS: Final = "gen_ai.usage.reasoning.output_tokens"
+
+TOOL_NAME: Final = "gen_ai.tool.name"
+TOOL_CALL_ID: Final = "gen_ai.tool.call.id"
+
+ERROR_TYPE: Final = "error.type"
+HTTP_RESEND_COUNT: Final = "http.request.resend_count"  # 0 is not noted
+HTTP_STATUS: Final = "http.response.status_code"
+SERVER_ADDRESS: Final = "server.address"
+SERVICE_NAME: Final = "service.name"
+
+TURN_TENANT_ID: Final = "chatturn.tenant.id"
+TURN_RUN_ID: Final = "chatturn.run.id"
+TURN_INDEX: Final = "chatturn.turn.index"
+TURN_ATTEMPT: Final = "chatturn.turn.attempt"
+TURN_STATUS: Final = "chatturn.turn.status"  # the terminal line's last word
+TURN_REPLAYED: Final = "chatturn.turn.replayed"

@@ -1,0 +1,141 @@
+"""
+One deployment: what its settings come to, built once per isolate and used by every request.
+
+Only plain Python is kept between requests: JavaScript objects of one must not be touched by another.
+"""
+
+import functools
+import random
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pyodide.ffi import JsProxy
+from workers import import_from_javascript
+
+from chatturn.backends import AgentExecutionBackend
+from chatturn.backends.echo import create_echo_backend
+from chatturn.backends.openai import create_openai_compatible_backend
+from chatturn.backends.retry import BackendRetryPolicy
+from chatturn.chat.hooks import ChatTurnHooks
+from chatturn.chat.service import DurableChatService, TurnTraces
+from chatturn.errors import ChatTurnError, ConfigurationError
+from chatturn.http.auth import Authenticator, authenticator_for
+from chatturn.http.routes import Application
+from chatturn.settings import Settings, setting_names
+from chatturn.telemetry.logs import print_log
+from chatturn.telemetry.otlp import Exporter, make_exporter
+from chatturn.telemetry.spans import SpanRecorder, parse_traceparent
+from chatturn.workerd.d1 import D1Database
+from chatturn.workerd.fetch import FetchTransport
+from chatturn.workerd.ffi import read_env
+
+__all__ = ["application", "service"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Deployment:
+    settings: Settings
+    authenticator: Authenticator
+    hooks: ChatTurnHooks
+    backend: AgentExecutionBackend
+    exporter: Exporter | None
+
+
+def application(load_hooks: Callable[[str], ChatTurnHooks], traceparent: str | None) -> Application:
+    """
+    Make what the routes work with, for one request.
+
+    Args:
+        load_hooks: Returns a product's hooks by its name.
+        traceparent: The request's W3C header, or None.
+    """
+    try:
+        deployment = _deployment(load_hooks)
+        chat = service(load_hooks, traceparent)
+    except ConfigurationError as error:
+        return Application.unconfigured(error, log=_log_failure)
+    return Application(authenticator=deployment.authenticator, service=chat, log=_log_failure)
+
+
+def service(load_hooks: Callable[[str], ChatTurnHooks], traceparent: str | None = None) -> DurableChatService:
+    """
+    Make the chat service, for one request.
+
+    Raises:
+        ConfigurationError: A setting or the D1 binding is missing or wrong.
+    """
+    deployment = _deployment(load_hooks)
+    return DurableChatService(
+        settings=deployment.settings,
+        hooks=deployment.hooks,
+        backend=deployment.backend,
+        database=_database(),
+        log=print_log,
+        traces=_traces(deployment.exporter, traceparent),
+    )
+
+
+@functools.cache
+def _deployment(load_hooks: Callable[[str], ChatTurnHooks]) -> _Deployment:
+    settings = Settings.from_env(read_env(_env(), setting_names()))
+    exporter = make_exporter(
+        FetchTransport(),
+        endpoint=settings.otel_exporter_otlp_endpoint,
+        headers=settings.otel_exporter_otlp_headers,
+        service_name=settings.otel_service_name,
+        log=print_log,
+    )
+    return _Deployment(
+        settings=settings,
+        authenticator=authenticator_for(settings, now=time.time),
+        hooks=load_hooks(settings.product),
+        backend=_backend(settings),
+        exporter=exporter,
+    )
+
+
+def _backend(settings: Settings) -> AgentExecutionBackend:
+    if settings.backend == "echo":
+        return create_echo_backend()
+    if not settings.openai_api_key:
+        raise ConfigurationError("OPENAI_API_KEY", "is required by BACKEND=openai")
+    return create_openai_compatible_backend(
+        transport=FetchTransport(),
+        base_url=settings.openai_base_url,
+        api_key=settings.openai_api_key,
+        model=settings.model,
+        uniform=random.uniform,
+        now=time.time,
+        retry=BackendRetryPolicy(
+            max_attempts=settings.max_attempts, request_timeout_ms=settings.request_timeout_ms
+        ),
+        idle_timeout_ms=settings.idle_timeout_ms,
+        total_timeout_ms=settings.total_timeout_ms,
+    )
+
+
+def _traces(exporter: Exporter | None, traceparent: str | None) -> TurnTraces | None:
+    if exporter is None:
+        return None
+    parent = parse_traceparent(traceparent)
+    recorder = SpanRecorder(now_ns=time.time_ns, new_id=secrets.token_hex, parent=parent)
+    return TurnTraces(recorder=recorder, exporter=exporter)
+
+
+def _database() -> D1Database:
+    binding: JsProxy | None = getattr(_env(), "DB", None)
+    if binding is None:
+        raise ConfigurationError("DB", "is not bound: there is no D1 database")
+    return D1Database(binding)
+
+
+def _env() -> Any:
+    return import_from_javascript("cloudflare:workers").env
+
+
+def _log_failure(what: str, error: BaseException) -> None:
+    event = "request.failed" if isinstance(error, ChatTurnError) else "request.crashed"
+    print_log(event, {"request": what, "error": error})

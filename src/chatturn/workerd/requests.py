@@ -1,0 +1,79 @@
+"""HTTP across the border: the platform's Request as our value, our response as the platform's."""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from urllib.parse import urlsplit
+
+from pyodide.ffi import JsProxy
+from workers import Response
+
+from chatturn.errors import PayloadTooLarge
+from chatturn.http.messages import HttpRequest, HttpResponse
+from chatturn.workerd.streams import ResponseSink
+
+__all__ = ["from_js_request", "to_response"]
+
+
+class _Headers(Mapping[str, str]):
+    """The headers of a request, read when asked for: most requests need four of twenty."""
+
+    def __init__(self, headers: JsProxy) -> None:
+        self._headers = headers
+
+    def __getitem__(self, name: str) -> str:
+        value = self._headers.get(name)
+        if not isinstance(value, str):
+            raise KeyError(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._headers.keys())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def from_js_request(request: JsProxy) -> HttpRequest:
+    """Make our value of the raw *request*; its body is not read yet."""
+    url = urlsplit(request.url)
+
+    async def read(most_bytes: int) -> bytes:
+        return await _read(request, most_bytes)
+
+    return HttpRequest(
+        method=request.method, path=url.path, query=url.query, headers=_Headers(request.headers), read=read
+    )
+
+
+async def _read(request: JsProxy, most_bytes: int) -> bytes:
+    """Read the body, chunk by chunk, so that one without a length cannot fill the memory."""
+    body = request.body
+    if not body:
+        return b""
+    announced = request.headers.get("content-length")
+    if isinstance(announced, str) and announced.isdecimal() and int(announced) <= most_bytes:
+        return bytes((await request.arrayBuffer()).to_bytes())
+    reader = body.getReader()
+    chunks: list[bytes] = []
+    size = 0
+    while not (result := await reader.read()).done:
+        chunks.append(result.value.to_bytes())
+        size += len(chunks[-1])
+        if size > most_bytes:
+            raise PayloadTooLarge(f"the body has more than {most_bytes} bytes", field="body")
+    return b"".join(chunks)
+
+
+def to_response(response: HttpResponse, keep_alive: Callable[[Awaitable[None]], object]) -> Response:
+    """
+    Make the platform's response of *response*.
+
+    Args:
+        response: Ours; its stream is started, not awaited: it outlives the request's handler.
+        keep_alive: Keeps the stream running to its end, whatever the client does.
+    """
+    headers = dict(response.headers)
+    if response.stream is None:
+        return Response(response.body or None, status=response.status, headers=headers)
+    sink = ResponseSink()
+    keep_alive(response.stream(sink))
+    return Response(sink.readable, status=response.status, headers=headers)

@@ -1,0 +1,28 @@
+"""The products: one module each, whose class ``Hooks`` is what the product adds to a turn."""
+
+from importlib import import_module
+
+from chatturn.chat.hooks import ChatTurnHooks
+from chatturn.errors import ConfigurationError
+
+__all__ = ["load_hooks"]
+
+
+def load_hooks(product: str) -> ChatTurnHooks:
+    """
+    Return the hooks of *product*.
+
+    Raises:
+        ConfigurationError: There is no such product; names the setting ``PRODUCT``.
+    """
+    if not product.isidentifier():
+        raise ConfigurationError("PRODUCT", f"is {product!r}, which is no module's name")
+    name = f"{__name__}.{product}"
+    try:
+        module = import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise ConfigurationError("PRODUCT", f"is {product!r}, but there is no products/{product}.py") from error
+    hooks: ChatTurnHooks = module.Hooks()
+    return hooks

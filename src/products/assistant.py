@@ -1,0 +1,34 @@
+"""The default product: the deployment's model, the session's history, no hooks."""
+
+from collections.abc import AsyncGenerator
+
+from chatturn.backends import AgentBackendContext, AgentBackendInput, ChatMessage
+from chatturn.chat.hooks import ChatTurnHooks, TurnContext
+from chatturn.chat.producer import StreamProducer
+from chatturn.events import EventBatch
+
+__all__ = ["Hooks", "answer"]
+
+
+class Hooks(ChatTurnHooks):
+    """Ask the model what the user asked."""
+
+    def produce(self, context: TurnContext) -> StreamProducer:
+        """Stream the model's answer."""
+        return StreamProducer(answer(context))
+
+
+async def answer(context: TurnContext, *, system: str | None = None) -> AsyncGenerator[EventBatch, None]:
+    """
+    Stream the answer of the deployment's backend to the conversation so far.
+
+    Args:
+        context: The turn.
+        system: Said to the model before the conversation.
+    """
+    instructions: list[ChatMessage] = [{"role": "system", "content": system}] if system else []
+    question: ChatMessage = {"role": "user", "content": context.user_message}
+    request = AgentBackendInput(messages=[*instructions, *context.history, question], model=context.model)
+    backend_context = AgentBackendContext(request_id=context.request_id, tracer=context.tracer)
+    async for events in context.backend.stream(request, backend_context):
+        yield events

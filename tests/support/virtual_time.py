@@ -1,0 +1,70 @@
+"""
+An event loop on which time passes only when nothing else can happen, and then at once.
+
+``asyncio.sleep(120)`` returns as soon as no task can go on, and ``loop.time()`` is 120 seconds later; so
+tests of deadlines take no time and come out the same on every machine.  Sockets and threads are not waited
+for: code that uses them belongs to another rung.
+"""
+
+import asyncio
+import selectors
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+__all__ = ["Deadlock", "VirtualTimeLoop", "run"]
+
+T = TypeVar("T")
+_HORIZON_S: Final = 7 * 86_400.0
+
+
+class Deadlock(AssertionError):  # noqa: N818 -- for what happened, like the errors of the package
+    """Tasks wait for something that can no longer happen, or only beyond all deadlines."""
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    """Instead of waiting for the next timer, moves the clock to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if ready or timeout == 0:
+            return ready
+        if timeout is None or self.now > _HORIZON_S:
+            raise Deadlock(f"nothing can happen any more at {self.now:.3f} s; waiting: {_waiting()}")
+        self.now += timeout
+        return ready
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """An event loop that begins at 0 s."""
+
+    def __init__(self) -> None:
+        self._jumping = _JumpingSelector()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        """Return the virtual seconds since the loop was made."""
+        return self._jumping.now
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """
+    Run *main* on a loop of its own.
+
+    Raises:
+        Deadlock: It would never have ended; the message says who waits where.
+    """
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(main)
+
+
+def _waiting() -> str:
+    places = []
+    for task in asyncio.all_tasks(asyncio.get_running_loop()):
+        frames = task.get_stack(limit=1)
+        where = f"{frames[-1].f_code.co_filename}:{frames[-1].f_lineno}" if frames else "not started"
+        places.append(f"{task.get_name()} at {where}")
+    return "; ".join(sorted(places)) or "nobody"

@@ -1,0 +1,140 @@
+"""A Worker in the real workerd, for tests and benches."""
+
+import sqlite3
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from dev import paths
+from dev.bundle import Mounts
+from dev.config import Config
+from dev.database import database_file
+from dev.server import Server
+
+SECRET: Final = "a-secret-of-the-tests-and-of-nothing-else"
+"""AUTH_JWT_SECRET of every Worker started here; a developer's `.dev.vars` is never read."""
+
+_DEFAULTS: Final = {"BACKEND": "echo", "AUTH_JWT_SECRET": SECRET}
+
+
+@dataclass(kw_only=True)
+class Worker:
+    """
+    A running Worker, its local D1 and its processes.
+
+    It can be killed and started again on the same database: `kill`, then `restart`.
+    """
+
+    server: Server
+
+    @property
+    def url(self) -> str:
+        """The address, without a slash at the end."""
+        return self.server.url
+
+    @property
+    def boot_seconds(self) -> float:
+        """From the start of wrangler to the first answer."""
+        return self.server.boot_seconds
+
+    @property
+    def log(self) -> str:
+        """Everything wrangler and the Worker printed so far."""
+        return self.server.log()
+
+    def start(self) -> None:
+        """Start the Worker; return when it answers."""
+        self.server.start()
+
+    def stop(self) -> None:
+        """End the Worker with SIGTERM."""
+        self.server.stop()
+
+    def kill(self) -> None:
+        """End the Worker with SIGKILL, wrangler and workerd in the middle of what they do."""
+        self.server.kill()
+
+    def restart(self) -> None:
+        """Start again on the same port and the same state, after ending what still runs."""
+        self.server.stop()
+        self.server.start()
+
+    def d1_path(self, binding: str = "DB") -> Path:
+        """Return the SQLite file behind the D1 binding."""
+        return database_file(self.server.state, self.server.config.database_ids()[binding])
+
+    def sql(self, query: str, parameters: Sequence[object] = ()) -> list[dict[str, Any]]:
+        """Return the rows of a read-only *query* on the database of the running Worker."""
+        # Not `immutable`: that would leave out what is still in the write-ahead log.
+        with closing(sqlite3.connect(f"file:{self.d1_path()}?mode=ro", uri=True)) as connection:
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute(query, parameters)]
+
+    def pids(self, command: str = "workerd") -> list[int]:
+        """
+        Return the processes of this Worker that run *command*, the Python host's own first.
+
+        wrangler runs two workerd: the Worker's, and a small proxy in front of it.
+        """
+        listing = subprocess.run(
+            ["ps", "-A", "-o", "pid=,pgid=,rss=,comm="], capture_output=True, text=True, check=True
+        ).stdout
+        found = []
+        for line in listing.splitlines():
+            pid, group, resident, name = line.split(None, 3)
+            if int(group) == self.server.process.pid and command in name:
+                found.append((int(resident), int(pid)))
+        # The one that holds a Python interpreter is larger by a hundred megabytes.
+        return [pid for _, pid in sorted(found, reverse=True)]
+
+
+@contextmanager
+def running_worker(
+    *,
+    source: Path = paths.SOURCES,
+    entry: str = "entry",
+    variables: Mapping[str, str] = {},
+    mounts: Mounts = {},
+    environment: str | None = None,
+    deployment: Path = paths.DEPLOYMENT_CONFIG,
+    schema: Path | None = paths.SCHEMA,
+    folder: Path | None = None,
+    health_path: str = "/healthz",
+) -> Iterator[Worker]:
+    """
+    Run the Worker in *source* for the length of a `with` block.
+
+    Args:
+        source: Folder of the entry module; the import root.
+        entry: The entry module's name.
+        variables: In place of, or beside, the `[vars]` of the deployment configuration.
+        mounts: More folders to mount below /session/metadata, by their place there.
+        environment: `[env.<environment>]` of the deployment configuration, if any.
+        deployment: A `wrangler.toml`.
+        schema: Applied to every D1 database before the start; None to leave them as they are.
+        folder: For state, logs and the assembled Worker; default: a temporary one.
+        health_path: What to GET to see whether the Worker answers.
+    """
+    with tempfile.TemporaryDirectory(prefix="chatturn-", ignore_cleanup_errors=True) as temporary:
+        folder = folder or Path(temporary)
+        server = Server(
+            folder=folder / "worker",
+            state=folder / "state",
+            config=Config.read(
+                deployment, environment=environment, variables={**_DEFAULTS, **variables}
+            ),
+            mounts={"": source, "python_modules": paths.VENDORED, **mounts},
+            entry=entry,
+            schema=schema,
+            health_path=health_path,
+        )
+        worker = Worker(server=server)
+        worker.start()
+        try:
+            yield worker
+        finally:
+            worker.stop()
