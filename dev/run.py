@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -21,18 +22,21 @@ from dev.watch import fingerprint
 
 _POLL_SECONDS: Final = 0.3
 _NOTICE_SECONDS: Final = 1.0  # wrangler sees a changed file within this and holds requests from then on.
+_ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class _Interrupted(Exception):
-    """A signal asked for the end."""
+class _Interrupted(BaseException):
+    """A signal asked for the end. Not an `Exception`: nothing on the way may swallow it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Places:
+class _Project:
     """What is run, and where its local state and secrets are kept."""
 
     source: Path
-    config: Path
+    config_file: Path
+    schema: Path
+    product: str | None
     home: Path
 
     @property
@@ -45,59 +49,60 @@ class _Places:
 
     @property
     def state(self) -> Path:
-        """Where `wrangler d1 execute --local`, run in the project, looks too."""
+        """Where `wrangler d1 execute --local`, called in the project, looks too."""
         return self.home / ".wrangler" / "state"
 
     @property
-    def build(self) -> Path:
-        # Not below `.wrangler`, where wrangler does not notice changes.
+    def builds(self) -> Path:
+        # Not below `.wrangler`: wrangler does not notice changes there.
         return self.home / "dev" / ".build"
+
+    @property
+    def backend(self) -> str:
+        """What `.dev.vars` says, or has a key for; without one, the scripted answer."""
+        values = secrets_file.read(self.secrets)
+        return values.get("BACKEND") or ("openai" if values.get("OPENAI_API_KEY") else "echo")
+
+    def config(self) -> Config:
+        return Config.read(
+            self.config_file, environment=self.product, variables={"BACKEND": self.backend}
+        )
 
 
 def main(arguments: list[str]) -> int:
     """Run until a signal comes or wrangler ends; return the exit status."""
     options = _parser().parse_args(arguments)
+    project = _Project(
+        source=options.source,
+        config_file=options.config,
+        schema=options.schema,
+        product=options.product,
+        home=options.home,
+    )
     if not is_free(options.port):
         print(f"port {options.port} is in use: stop what listens there, or choose another one:")
         print(f"    make run PORT={options.port + 1}")
         return 1
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDINGS:
         signal.signal(number, _interrupt)
-
-    secret = secrets_file.ensure_signing_secret(paths.DEV_VARS)
-    reading, writing = os.pipe()
-    server = Server(
-        folder=_FOLDER,
-        state=paths.STATE,
-        config=_config(options.product),
-        mounts=_MOUNTS,
-        port=options.port,
-        secrets=paths.DEV_VARS,
-        schema=paths.SCHEMA,
-        output=writing,
-    )
-    terminal.relay(os.fdopen(reading, "rb"), to=sys.stdout)
     try:
-        print("starting Python in workerd …", flush=True)
-        server.start()
-        _announce(server, secret)
-        _serve(server, options.product)
+        _run(project, options.port)
     except _Interrupted:
         return 0
-    except StartError as error:
+    except (StartError, ValueError) as error:
         print(error)
         return 1
-    finally:
-        # A second Ctrl-C while the processes end must not leave any behind.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        server.stop()
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="make run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m dev.run", description="Run the Worker locally.")
     parser.add_argument("--port", type=int, default=8787)
-    parser.add_argument("--product", help="run with the settings of [env.PRODUCT] in wrangler.toml")
+    parser.add_argument("--product", help="use the settings of [env.PRODUCT] in wrangler.toml")
+    parser.add_argument("--source", type=Path, default=paths.SOURCES, help="folder of entry.py")
+    parser.add_argument("--config", type=Path, default=paths.DEPLOYMENT_CONFIG, help="wrangler.toml")
+    parser.add_argument("--schema", type=Path, default=paths.SCHEMA, help="applied to the local D1")
+    parser.add_argument("--home", type=Path, default=paths.ROOT, help="folder of local state and secrets")
     return parser
 
 
@@ -105,20 +110,38 @@ def _interrupt(*_: object) -> NoReturn:
     raise _Interrupted
 
 
-def _config(product: str | None) -> Config:
-    """The deployment's settings, with the backend that `.dev.vars` has a key for."""
-    keyed = "OPENAI_API_KEY" in secrets_file.read(paths.DEV_VARS)
-    variables = {"BACKEND": "openai" if keyed else "echo"}
-    return Config.read(paths.DEPLOYMENT_CONFIG, environment=product, variables=variables)
+def _run(project: _Project, port: int) -> None:
+    secret = secrets_file.ensure_signing_secret(project.secrets)
+    reading, writing = os.pipe()
+    server = Server(
+        folder=project.builds / str(port),
+        state=project.state,
+        config=project.config(),
+        mounts=project.mounts,
+        port=port,
+        secrets=project.secrets,
+        schema=project.schema,
+        output=writing,
+    )
+    terminal.relay(os.fdopen(reading, "rb"), to=sys.stdout)
+    try:
+        print("starting Python in workerd …", flush=True)
+        server.start()
+        print(f"ready in {server.boot_seconds:.1f} s, BACKEND={project.backend}", flush=True)
+        if not _is_broken(server):
+            _show_how_to_try(server, secret)
+        _reload_after_edits(server, project)
+    finally:
+        # A second Ctrl-C while the processes end must not leave any behind.
+        for number in _ENDINGS:
+            signal.signal(number, signal.SIG_IGN)
+        server.stop()
 
 
-def _announce(server: Server, secret: str) -> None:
-    print(f"ready in {server.boot_seconds:.1f} s, BACKEND={server.config.variables['BACKEND']}")
-    if _is_broken(server):
-        return
+def _show_how_to_try(server: Server, secret: str) -> None:
     token = secrets_file.local_token(secret)
     print(
-        f"Ctrl-C to stop. Try it:\n\n"
+        f"Ctrl-C stops it. Try:\n\n"
         f"curl -N http://localhost:{server.port}/v1/sessions/demo/turns/0 "
         f"-H 'Authorization: Bearer {token}' "
         f"-H 'Content-Type: application/json' "
@@ -132,17 +155,16 @@ def _is_broken(server: Server) -> bool:
     status, _ = response_to(server.port, server.health_path) or (0, "")
     broken = status != http.client.OK
     if broken:
-        print("the Worker answers 500 until the error above is mended; it reloads by itself", flush=True)
+        print("it answers 500 until the error above is mended, and reloads by itself", flush=True)
     return broken
 
 
-def _serve(server: Server, product: str | None) -> None:
-    """Reload after every edit until wrangler ends."""
-    settings = (paths.DEV_VARS, paths.DEPLOYMENT_CONFIG)
-    seen = fingerprint(_MOUNTS, settings)
+def _reload_after_edits(server: Server, project: _Project) -> NoReturn:
+    settings = (project.secrets, project.config_file)
+    seen = fingerprint(project.mounts, settings)
     while server.process.poll() is None:
         time.sleep(_POLL_SECONDS)
-        now = fingerprint(_MOUNTS, settings)
+        now = fingerprint(project.mounts, settings)
         if now == seen:
             continue
         changed = {Path(name) for name, _, _ in now ^ seen}
@@ -151,10 +173,10 @@ def _serve(server: Server, product: str | None) -> None:
         began = time.monotonic()
         if changed & set(settings):
             server.stop()
-            server.config = _config(product)
+            server.config = project.config()
             server.start()
         else:
-            pack(server.bundle, _MOUNTS)
+            pack(server.bundle, project.mounts)
             time.sleep(_NOTICE_SECONDS)
         if not _is_broken(server):
             print(f"reloaded in {time.monotonic() - began:.1f} s", flush=True)

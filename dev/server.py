@@ -85,7 +85,7 @@ class Server:
             StartError: It ended, or did not answer within START_SECONDS; nothing is left running.
         """
         began = time.monotonic()
-        assemble(self.bundle, mounts=self.mounts, entry=self.entry, config=self.config)
+        self.assemble()
         self._write_secrets()
         if self.schema is not None:
             for database_id in set(self.config.database_ids().values()):
@@ -98,6 +98,10 @@ class Server:
             self.kill()
             raise
         self.boot_seconds = time.monotonic() - began
+
+    def assemble(self) -> None:
+        """Write what wrangler is to run to `bundle`."""
+        assemble(self.bundle, mounts=self.mounts, entry=self.entry, config=self.config)
 
     def stop(self) -> None:
         """End the Worker as a deployment would: politely, then for certain."""

@@ -23,6 +23,6 @@ class Default(WorkerEntrypoint):
         app = application(load_hooks, http_request.headers.get("traceparent"))
         return to_response(await handle(http_request, app), self.ctx.waitUntil)
 
-    async def scheduled(self, controller: object, env: object, ctx: object) -> None:
+    async def scheduled(self, controller: object, env: object, ctx: object) -> None:  # noqa: ARG002 - the platform's
         """Make the hook calls that are due."""
         await service(load_hooks).sweep()

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from support.virtual_time import run
+from tests.support.virtual_time import run
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -25,36 +25,15 @@ function predictableBytes(array) {
   return array;
 }
 
-async function withBrowserShims(boot) {
-  const undo = [];
-  const shim = (target, name, value) => {
+/** Runs `action` with properties replaced, `[target, name, value]` each, and puts them back. */
+async function withShims(shims, action) {
+  const undo = shims.map(([target, name, value]) => {
     const original = Object.getOwnPropertyDescriptor(target, name);
-    undo.push(() =>
-      original ? Object.defineProperty(target, name, original) : delete target[name],
-    );
     Object.defineProperty(target, name, { value, configurable: true, writable: true });
-  };
-
-  shim(globalThis, "window", globalThis);
-  shim(globalThis, "document", { createElement() {} });
-  shim(globalThis, "sessionStorage", {});
-  shim(globalThis, "process", undefined);
-  shim(globalThis, "addEventListener", () => {});
-  shim(globalThis, "location", { href: INDEX_URL, toString: () => INDEX_URL });
-  shim(globalThis, "fetch", bundledFetch);
-  shim(crypto, "getRandomValues", predictableBytes);
-  // workerd has the module compiled already and does not offer the promise-returning calls.
-  shim(WebAssembly, "instantiateStreaming", async (_response, imports) => ({
-    module: wasm,
-    instance: new WebAssembly.Instance(wasm, imports),
-  }));
-  shim(WebAssembly, "instantiate", async (source, imports) => {
-    if (source instanceof WebAssembly.Module) return new WebAssembly.Instance(source, imports);
-    const module = new WebAssembly.Module(source);
-    return { module, instance: new WebAssembly.Instance(module, imports) };
+    return () => (original ? Object.defineProperty(target, name, original) : delete target[name]);
   });
   try {
-    return await boot();
+    return await action();
   } finally {
     for (const restore of undo.reverse()) restore();
   }
@@ -62,7 +41,35 @@ async function withBrowserShims(boot) {
 
 /** The Python interpreter, with nothing of ours mounted yet. */
 export function bootPyodide() {
-  return withBrowserShims(async () => {
+  const browser = [
+    [globalThis, "window", globalThis],
+    [globalThis, "document", { createElement() {} }],
+    [globalThis, "sessionStorage", {}],
+    [globalThis, "process", undefined],
+    [globalThis, "addEventListener", () => {}],
+    [globalThis, "location", { href: INDEX_URL, toString: () => INDEX_URL }],
+    [globalThis, "fetch", bundledFetch],
+    [crypto, "getRandomValues", predictableBytes],
+    // workerd has compiled the module already, and has no calls that promise to.
+    [
+      WebAssembly,
+      "instantiateStreaming",
+      async (_response, imports) => ({
+        module: wasm,
+        instance: new WebAssembly.Instance(wasm, imports),
+      }),
+    ],
+    [
+      WebAssembly,
+      "instantiate",
+      async (source, imports) => {
+        if (source instanceof WebAssembly.Module) return new WebAssembly.Instance(source, imports);
+        const module = new WebAssembly.Module(source);
+        return { module, instance: new WebAssembly.Instance(module, imports) };
+      },
+    ],
+  ];
+  return withShims(browser, async () => {
     await import("./pyodide.asm.js.mjs");
     const { loadPyodide } = await import("./pyodide.mjs");
     return await loadPyodide({
@@ -74,4 +81,18 @@ export function bootPyodide() {
       stderr: (line) => console.error(line),
     });
   });
+}
+
+/**
+ * Runs `action`, Python code that still belongs to the start-up.
+ *
+ * workerd's refusal of entropy would tear the interpreter down if it met a call from C.
+ * C gets predictable bytes, `bootstrap.py` makes Python's own functions raise, and JavaScript's
+ * `crypto`, called from Python, refuses as it does on Cloudflare.
+ */
+export function duringStartup(python, action) {
+  const real = crypto.getRandomValues.bind(crypto);
+  const getRandomValues = (array) =>
+    array.buffer === python._module.HEAPU8.buffer ? predictableBytes(array) : real(array);
+  return withShims([[crypto, "getRandomValues", getRandomValues]], action);
 }

@@ -8,6 +8,7 @@ Mirrors `introspection.py` and `setup_python_search_path.py` of workerd.
 import functools
 import importlib
 import inspect
+import os
 import random
 import sys
 from site import addsitedir
@@ -19,6 +20,7 @@ SOURCES = "/session/metadata"
 VENDORED = f"{SOURCES}/python_modules"
 
 _started = False
+_guarded = []
 
 
 def set_up_search_path():
@@ -31,36 +33,41 @@ def set_up_search_path():
 
 def forbid_early_randomness():
     """
-    Make `random.random()` and its like raise until the first request.
+    Make `random.random()`, `os.urandom()` and what stands on them raise until the first request.
 
     As on Cloudflare, where a value drawn at import would be the same in every isolate.
     """
-    for name in random.__all__:
-        function = getattr(random, name)
-        if not inspect.isclass(function) and name not in {"seed", "getstate", "setstate"}:
-            setattr(random, name, _only_in_a_request(name, function))
+    kept = {"seed", "getstate", "setstate"}
+    names = [n for n in random.__all__ if n not in kept and not inspect.isclass(getattr(random, n))]
+    for name in names:
+        _guard(random, name, RuntimeError(f"Cannot use random.{name}() outside of request context"))
+    refused = OSError("Randomness is not allowed before the first request: not at import")
+    _guard(os, "urandom", refused)
+    _guard(random, "_urandom", refused)
 
 
-def _only_in_a_request(name, function):
+def _guard(module, name, error):
+    function = getattr(module, name)
+
     @functools.wraps(function)
     def guarded(*args, **kwargs):
+        # `from random import choice` at import keeps this function for good.
         if not _started:
-            raise RuntimeError(f"Cannot use random.{name}() outside of request context")
+            raise error
         return function(*args, **kwargs)
 
-    guarded.unguarded = function
-    return guarded
+    setattr(module, name, guarded)
+    _guarded.append((module, name, function))
 
 
 def before_first_request():
-    """Seed `random` from real entropy, which exists only now, and lift the guard."""
+    """Seed `random` from real entropy, which exists only now, and lift the guards."""
     global _started
     if _started:
         return
     _started = True
-    for name in random.__all__:
-        function = getattr(random, name)
-        setattr(random, name, getattr(function, "unguarded", function))
+    for module, name, function in _guarded:
+        setattr(module, name, function)
     random.seed()
 
 

@@ -3,7 +3,7 @@
 
 import * as cloudflareWorkersModule from "cloudflare:workers";
 import * as cloudflareSocketsModule from "cloudflare:sockets";
-import { bootPyodide } from "./boot.mjs";
+import { bootPyodide, duringStartup } from "./boot.mjs";
 import { mount } from "./sources.mjs";
 import sources from "./sources.tar";
 import bootstrapSource from "./bootstrap.txt";
@@ -80,9 +80,12 @@ async function start() {
   });
   const bootstrap = python.runPython("import types; types.ModuleType('bootstrap')");
   python.runPython(bootstrapSource, { globals: bootstrap.__dict__, filename: "bootstrap.py" });
-  bootstrap.set_up_search_path();
-  bootstrap.forbid_early_randomness();
-  return { bootstrap, classes: await bootstrap.load.callPromising(ENTRY) };
+  const classes = await duringStartup(python, async () => {
+    bootstrap.set_up_search_path();
+    bootstrap.forbid_early_randomness();
+    return await bootstrap.load.callPromising(ENTRY);
+  });
+  return { bootstrap, classes };
 }
 
 let runtime;

@@ -12,10 +12,11 @@ from typing import Any, Final, Literal, Self, cast, get_args
 
 from chatturn.errors import ConfigurationError
 
-__all__ = ["BackendName", "DisconnectPolicy", "Settings", "setting_names"]
+__all__ = ["AuthMode", "BackendName", "DisconnectPolicy", "Settings", "setting_names"]
 
 BackendName = Literal["echo", "openai"]
 DisconnectPolicy = Literal["continue", "cancel"]
+AuthMode = Literal["jwt", "off"]
 
 
 def _setting(default: Any, help_: str, **limits: Any) -> Any:
@@ -28,7 +29,7 @@ class Settings:
     """One deployment's settings."""
 
     product: str = _setting("assistant", "the module of `products/` whose hooks run")
-    project_id: str = _setting("chatturn", "the product's id in manifests and traces; changing it orphans running turns")
+    project_id: str = _setting("chatturn", "the product's id in manifests and traces; part of each turn's identity")
     domain: str = _setting("general", "the product's domain in manifests and traces")
     model: str = _setting("", "the model asked for when a request names none")
     backend: BackendName = _setting("echo", "what answers", choices=get_args(BackendName))
@@ -43,7 +44,7 @@ class Settings:
         "continue", "what a client's disconnect does to its turn", choices=get_args(DisconnectPolicy)
     )
     history_turns: int = _setting(20, "finished turns of the session that the model is shown", least=0)
-    auth: Literal["jwt", "off"] = _setting("jwt", "`off` lets everyone in: local development only", choices=("jwt", "off"))
+    auth: AuthMode = _setting("jwt", "`off` lets everyone in: local development only", choices=get_args(AuthMode))
     auth_jwt_secret: str = _setting("", "the HS256 key of bearer tokens, at least 32 bytes; a secret", secret=True)
     otel_exporter_otlp_endpoint: str = _setting("", "where traces go; none, no traces")
     otel_exporter_otlp_headers: str = _setting("", "`name=value,…` sent with them; a secret", secret=True)

@@ -16,11 +16,12 @@ import httpx
 import pytest
 
 from dev import paths
-from support.worker import Worker, running_worker
+from tests.support.worker import Worker, running_worker
 
 __all__ = ["pytest_collection_modifyitems"]
 
 _TESTS: Final = Path(__file__).resolve().parent.parent
+_SUITE: Final = _TESTS / "worker" / "suite"
 _RUN_SECONDS: Final = 300.0
 # What pytest is made of, from this environment: pure Python, so it runs anywhere.
 _PYTEST: Final = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
@@ -39,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ]
     for item in contract:
         twin = Twin.from_parent(item.parent, name=f"{item.name}[d1]")
-        twin.test = item.nodeid.removeprefix("tests/")
+        twin.test = item.nodeid
         twin.runs = runs
         twin.own_markers.extend(item.own_markers)
         items.append(twin)
@@ -84,9 +85,7 @@ class _Runs:
     def report(self, twin: Twin) -> dict[str, Any]:
         if twin.test not in self.reports:
             neighbours = [
-                other.test
-                for other in twin.session.items
-                if isinstance(other, Twin) and other.path == twin.path
+                other.test for other in twin.session.items if isinstance(other, Twin) and other.path == twin.path
             ]
             self._run(_worker_of(twin.session), neighbours)
         return self.reports[twin.test]
@@ -124,11 +123,12 @@ def _worker_of(session: pytest.Session) -> Worker:
 def pytest_worker() -> Any:
     """Run the Worker in `tests/worker/suite`, with pytest and the contract tests mounted in it."""
     return running_worker(
-        source=_TESTS / "worker" / "suite",
+        source=_SUITE,
         mounts={
             **{folder.name: folder for folder in _packages(paths.SOURCES)},
-            "contract": _TESTS / "contract",
-            "support": _TESTS / "support",
+            "tests/contract": _TESTS / "contract",
+            "tests/support": _TESTS / "support",
+            "tests/contract_database.py": _SUITE / "contract_database.py",
             **{f"python_modules/{path.name}": path for name in _PYTEST for path in _installed(name)},
         },
     )

@@ -1,8 +1,8 @@
 """
 A transport whose other end follows a script: one entry per request, in order.
 
-An entry is a `Reply`, an exception to be raised instead of a response, or `HANG`.  A reply's body is a list of
-chunks; between them may stand a number, the seconds that pass before the next one, an exception, or `HANG`.
+An entry is a `Reply`, an exception to be raised instead of a response, or `HANG`.  A reply's body is a list
+of chunks; between them may stand a float, the seconds that pass before the next one, an exception, or `HANG`.
 What happened is on record in `ScriptedTransport.exchanges`, in the loop's time.
 """
 

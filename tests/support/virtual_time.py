@@ -65,6 +65,6 @@ def _waiting() -> str:
     places = []
     for task in asyncio.all_tasks(asyncio.get_running_loop()):
         frames = task.get_stack(limit=1)
-        where = f"{frames[-1].f_code.co_filename}:{frames[-1].f_lineno}" if frames else "not started"
-        places.append(f"{task.get_name()} at {where}")
+        where = f"{frames[-1].f_code.co_filename}:{frames[-1].f_lineno}" if frames else "its start"
+        places.append(f"{getattr(task.get_coro(), '__qualname__', task.get_name())} at {where}")
     return "; ".join(sorted(places)) or "nobody"

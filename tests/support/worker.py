@@ -1,10 +1,9 @@
 """A Worker in the real workerd, for tests and benches."""
 
 import sqlite3
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -76,20 +75,28 @@ class Worker:
 
     def pids(self, command: str = "workerd") -> list[int]:
         """
-        Return the processes of this Worker that run *command*, the Python host's own first.
+        Return the processes of this Worker that run *command*, the largest first.
 
-        wrangler runs two workerd: the Worker's, and a small proxy in front of it.
+        wrangler runs two workerd: the small one is a proxy in front of the one that holds Python.
         """
-        listing = subprocess.run(
-            ["ps", "-A", "-o", "pid=,pgid=,rss=,comm="], capture_output=True, text=True, check=True
-        ).stdout
         found = []
-        for line in listing.splitlines():
-            pid, group, resident, name = line.split(None, 3)
-            if int(group) == self.server.process.pid and command in name:
-                found.append((int(resident), int(pid)))
-        # The one that holds a Python interpreter is larger by a hundred megabytes.
+        for pid in _group(self.server.process.pid):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                program = Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0]
+                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+                if Path(program.decode()).name == command:
+                    found.append((pages, pid))
         return [pid for _, pid in sorted(found, reverse=True)]
+
+
+def _group(leader: int) -> Iterator[int]:
+    """Yield the processes of a group, from Linux's list of all of them."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            # The name, in parentheses, may contain anything; what follows it is numbers.
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[2]) == leader:
+                yield int(folder.name)
 
 
 @contextmanager
@@ -124,9 +131,7 @@ def running_worker(
         server = Server(
             folder=folder / "worker",
             state=folder / "state",
-            config=Config.read(
-                deployment, environment=environment, variables={**_DEFAULTS, **variables}
-            ),
+            config=Config.read(deployment, environment=environment, variables={**_DEFAULTS, **variables}),
             mounts={"": source, "python_modules": paths.VENDORED, **mounts},
             entry=entry,
             schema=schema,

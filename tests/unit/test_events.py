@@ -51,9 +51,7 @@ def test_the_template_for_text_is_the_encoders_own_text(text: str) -> None:
     st.integers(0),
     st.integers(1),
 )
-def test_a_line_is_one_json_object_on_one_line(
-    type_: str, data: dict[str, Any] | None, seq: int, attempt: int
-) -> None:
+def test_a_line_is_one_json_object_on_one_line(type_: str, data: dict[str, Any] | None, seq: int, attempt: int) -> None:
     """Every event becomes exactly one LF-terminated line that says what the event says."""
     line = encode_line(ChatStreamEvent(type_, data), seq, attempt)
     expected = {"type": type_, "seq": seq, "attempt": attempt} | ({} if data is None else {"data": data})
@@ -86,10 +84,7 @@ def test_a_cumulative_text_replaces_its_part_only() -> None:
 
 def test_a_result_says_the_whole() -> None:
     """A result counts for everything before it, instead of being added to it (O6)."""
-    assert (
-        assembled(text_delta("Hel"), text_delta("lo"), ChatStreamEvent("result", {"finalText": "Hello"}))
-        == "Hello"
-    )
+    assert assembled(text_delta("Hel"), text_delta("lo"), ChatStreamEvent("result", {"finalText": "Hello"})) == "Hello"
 
 
 @pytest.mark.parametrize(

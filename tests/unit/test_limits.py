@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from chatturn.chat.request import TurnRequest
 from chatturn.errors import (
     InvalidField,
     MalformedRequest,
@@ -28,7 +29,6 @@ from chatturn.http.limits import (
     read_turn_index,
     read_turn_request,
 )
-from chatturn.http.service import TurnRequest
 from chatturn.http.strict_json import MAX_JSON_DEPTH, read_json_object
 
 json_values = st.recursive(
@@ -224,19 +224,28 @@ def test_any_other_turn_index_is_refused_by_name(segment: str) -> None:
 
 
 def test_a_message_alone_is_a_request() -> None:
-    """Model and metadata are optional."""
-    expected = TurnRequest(message="hello", model=None, metadata={})
+    """Everything else is optional."""
+    expected = TurnRequest(message="hello", model=None, metadata={}, supersede=False)
 
     assert expected == read_turn_request(b'{"message": "hello"}')
     assert expected == read_turn_request(b'{"message": "hello", "model": null, "metadata": null}')
 
 
+@pytest.mark.parametrize(("said", "supersede"), [("refuse", False), ("supersede", True)])
+def test_a_mismatch_is_superseded_only_on_purpose(said: str, *, supersede: bool) -> None:
+    """Saying nothing is refusing."""
+    assert read_turn_request(turn_body(on_mismatch=said)).supersede is supersede
+
+
 def test_everything_at_its_limit_passes() -> None:
     """Limits are inclusive."""
     metadata = {"k": "v" * (MAX_METADATA_BYTES - len('{"k":""}'))}
-    request = read_turn_request(
-        turn_body(message="é" * MAX_MESSAGE_CHARACTERS, model="m" * MAX_MODEL_CHARACTERS, metadata=metadata)
-    )
+    members = {
+        "message": "\N{GRINNING FACE}" * MAX_MESSAGE_CHARACTERS,
+        "model": "m" * MAX_MODEL_CHARACTERS,
+        "metadata": metadata,
+    }
+    request = read_turn_request(json.dumps(members, ensure_ascii=False).encode())
 
     assert len(request.message) == MAX_MESSAGE_CHARACTERS
     assert metadata == request.metadata
@@ -276,6 +285,9 @@ def test_what_passes_is_unchanged_and_can_be_stored(message: str, metadata: dict
         ({"metadata": {"a": ["\ud800"]}}, InvalidField, "metadata"),
         ({"metadata": {"\ud800": 1}}, InvalidField, "metadata"),
         ({"metadata": {"k": "v" * MAX_METADATA_BYTES}}, PayloadTooLarge, "metadata"),
+        ({"on_mismatch": "replace"}, InvalidField, "on_mismatch"),
+        ({"on_mismatch": None}, InvalidField, "on_mismatch"),
+        ({"on_mismatch": ["supersede"]}, InvalidField, "on_mismatch"),
         ({"mesage": "typo"}, InvalidField, "mesage"),
         ({"Message": "case"}, InvalidField, "Message"),
     ],

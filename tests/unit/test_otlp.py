@@ -19,7 +19,7 @@ from chatturn.errors import BackendTransportError, ConfigurationError
 from chatturn.telemetry import AttributeValue
 from chatturn.telemetry.otlp import Exporter, encode_trace, make_exporter, parse_headers
 from chatturn.telemetry.spans import FinishedSpan, SpanRecorder
-from support.transport import HANG, Reply, ScriptedTransport
+from tests.support.transport import HANG, Reply, ScriptedTransport
 
 TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN: Final = "00f067aa0ba902b7"

@@ -1,14 +1,16 @@
 """The event stream grammar: https://html.spec.whatwg.org/multipage/server-sent-events.html."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatturn.backends.sse import EventTooLong, ServerSentEvent, SSEDecoder
+from chatturn.backends.sse import MAX_EVENT_BYTES, EventTooLong, ServerSentEvent, SSEDecoder
 
 
-def decoded(*chunks: bytes) -> list[ServerSentEvent]:
-    decoder = SSEDecoder()
+def decoded(*chunks: bytes, max_event_bytes: int = MAX_EVENT_BYTES) -> list[ServerSentEvent]:
+    decoder = SSEDecoder(max_event_bytes=max_event_bytes)
     return [event for chunk in chunks for event in decoder.feed(chunk)]
 
 
@@ -39,7 +41,7 @@ def reference(stream: bytes) -> tuple[list[ServerSentEvent], str, int | None]:
 
 def cut(stream: bytes, places: list[int]) -> list[bytes]:
     edges = [0, *sorted(place % (len(stream) + 1) for place in places), len(stream)]
-    return [stream[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [stream[start:end] for start, end in pairwise(edges)]
 
 
 PIECES = [
@@ -120,7 +122,7 @@ def test_an_id_stays_until_the_next_and_nul_is_refused() -> None:
     """The last id holds for later events; one with a NUL is as if it were not there."""
     events = decoded(b"id: 1\ndata: a\n\ndata: b\n\nid: 2\0\ndata: c\n\nid\ndata: d\n\n")
 
-    assert ["1", "1", "1", ""] == [event.last_event_id for event in events]
+    assert [event.last_event_id for event in events] == ["1", "1", "1", ""]
 
 
 def test_retry_takes_digits_only() -> None:
@@ -134,7 +136,7 @@ def test_retry_takes_digits_only() -> None:
 def test_only_one_leading_bom_is_dropped() -> None:
     """One byte order mark at the very start is no part of the stream, a second one is."""
     assert [ServerSentEvent("a")] == decoded(b"\xef", b"\xbb", b"\xbfdata: a\n\n")
-    assert [] == decoded(b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n")
+    assert decoded(b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n") == []
 
 
 def test_utf_8_split_anywhere_is_whole_again() -> None:
@@ -169,15 +171,10 @@ def test_an_unfinished_event_is_dropped_and_reported() -> None:
 @pytest.mark.parametrize("chunks", [[b"data: " + b"x" * 95 + b"\n\n"], [b"data: ", b"x" * 95, b"x", b"x"]])
 def test_an_endless_event_is_refused(chunks: list[bytes]) -> None:
     """An event over the limit raises, whether it comes whole or never ends."""
-    decoder = SSEDecoder(max_event_bytes=100)
-
     with pytest.raises(EventTooLong, match="100 bytes"):
-        for chunk in chunks:
-            decoder.feed(chunk)
+        decoded(*chunks, max_event_bytes=100)
 
 
 def test_many_events_together_may_exceed_what_one_may_not() -> None:
     """The limit is for one event, not for what arrives at once."""
-    decoder = SSEDecoder(max_event_bytes=20)
-
-    assert len(decoder.feed(b"data: 0123456789\n\n" * 10)) == 10
+    assert len(decoded(b"data: 0123456789\n\n" * 10, max_event_bytes=20)) == 10

@@ -5,14 +5,16 @@ What is understood is OpenAI's streaming format with the liberties that compatib
 counts as complete only if the model said so, by a finish reason or ``[DONE]``.  An error object in the stream
 fails it, and so does a frame that is not JSON, which is never shown as text.  Other frames are skipped.
 
-Nearly every frame is one piece of text, so that path is short: one JSON parse, some lookups, one event.
+Nearly every frame is one piece of text, so that path is short: a `template` match, or one JSON parse.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 from chatturn.backends.sse import MAX_EVENT_BYTES, EventTooLong, ServerSentEvent, SSEDecoder
+from chatturn.backends.template import FrameTemplate
 from chatturn.backends.tool_calls import ToolCallAssembler
 from chatturn.errors import BackendError, BackendProtocolError, BackendReportedError
 from chatturn.events import ChatStreamEvent, reasoning_delta, text_delta, usage_event
@@ -22,6 +24,7 @@ __all__ = ["MAX_DETAIL_BYTES", "CompletionReader", "WholeCompletionReader", "sho
 MAX_DETAIL_BYTES: Final = 2_048
 _MAX_COUNT: Final = 2**53 - 1  # what JSON numbers carry exactly everywhere
 _DONE: Final = "[DONE]"
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 # NaN and the infinities are not JSON, though Python would read them: they count as not given.
 _parse: Final = json.JSONDecoder(parse_constant=lambda _: None).decode
@@ -68,8 +71,10 @@ class CompletionReader:
         self._complete = False  # without a finish reason: by [DONE], or because it came as a whole
         self._failure: BackendError | None = None
         self._identified = False
+        self._begun = False
         self._decoder = SSEDecoder()
         self._text, self._reasoning = _Mender(), _Mender()
+        self._template = FrameTemplate(_parse)
         self._tools = ToolCallAssembler()
         self._usage: Mapping[str, Any] = {}
 
@@ -96,9 +101,7 @@ class CompletionReader:
             BackendProtocolError: The answer is none, or it broke off.
         """
         if self._failure is None and self.finish_reason is None and not self._complete:
-            self._fail(
-                BackendProtocolError("ended with neither finish reason nor [DONE]", backend=self._backend)
-            )
+            self._fail(BackendProtocolError("ended with neither finish reason nor [DONE]", backend=self._backend))
         if self._failure is not None:
             raise self._failure
         events = self._tools.flush()
@@ -117,63 +120,73 @@ class CompletionReader:
         self.done = True
 
     def _read_frame(self, frame: ServerSentEvent, events: list[ChatStreamEvent]) -> None:
-        if frame.data == _DONE:
+        data = frame.data
+        if (text := self._template.text_of(data)) is not None and frame.event != "error":
+            self._say(text, events)
+            return
+        if data == _DONE:
             self.done = self._complete = True
             return
         try:
-            message = _parse(frame.data)
+            message = _parse(data)
         except (ValueError, RecursionError) as error:
             self._read_bare(frame, error)
             return
         if type(message) is not dict:
             return
         if message.get("error") or frame.event == "error":
-            raise BackendReportedError(
-                "the API reported an error", backend=self._backend, detail=shortened(frame.data)
-            )
-        self._read_message(message, events)
+            raise BackendReportedError("the API reported an error", backend=self._backend, detail=shortened(data))
+        if self._read_message(message, events):
+            self._template.learn(data, message)
 
     def _read_bare(self, frame: ServerSentEvent, cause: Exception) -> None:
         text = frame.data.strip()
         detail = shortened(text)
         if frame.event == "error":
-            raise BackendReportedError(
-                "the API reported an error", backend=self._backend, detail=detail
-            ) from cause
+            raise BackendReportedError("the API reported an error", backend=self._backend, detail=detail) from cause
         if text and text != _DONE:
             raise BackendProtocolError("a frame is not JSON", backend=self._backend, detail=detail) from cause
         self.done = self._complete = bool(text)
 
-    def _read_message(self, message: dict[str, Any], events: list[ChatStreamEvent]) -> None:
+    def _read_message(self, message: dict[str, Any], events: list[ChatStreamEvent]) -> bool:
+        """Read a frame's object; return whether all that it said was a piece of text."""
         if not self._identified:
             self._identify(message)
-        if (usage := message.get("usage")) and type(usage) is dict:
+        usage = message.get("usage")
+        if type(usage) is dict:
             self._usage = usage
         choices = message.get("choices")
         if not choices or type(choices) is not list or type(choice := choices[0]) is not dict:
-            return
+            return False
         if choice.get("index"):
-            return  # a second answer that was asked for beside the first; the turn has only one
-        delta = choice.get("delta") or choice.get("message")
-        if type(delta) is dict:
-            self._read_delta(delta, events)
+            return False  # a second answer that was asked for beside the first; the turn has only one
+        delta = choice.get("delta")
+        if delta is None and not self._begun:
+            delta = choice.get("message")  # the whole of it: after deltas it would say everything twice
+        self._begun = True
+        only_text = type(delta) is dict and self._read_delta(delta, events)
         if reason := choice.get("finish_reason"):
             self._read_finish(reason, events)
+            return False
+        return only_text and choice.get("delta") is delta and not usage
 
-    def _read_delta(self, delta: dict[str, Any], events: list[ChatStreamEvent]) -> None:
+    def _read_delta(self, delta: dict[str, Any], events: list[ChatStreamEvent]) -> bool:
         content = delta.get("content")
-        if len(delta) == 1 and type(content) is str and content.isascii() and not self._text.held:
-            if content:
-                events.append(text_delta(content))
-            return
-        if reasoning := self._reasoning.mended(
-            _plain(delta.get("reasoning_content") or delta.get("reasoning"))
-        ):
+        if len(delta) == 1 and type(content) is str:
+            self._say(content, events)
+            return True
+        if reasoning := self._reasoning.mended(_plain(delta.get("reasoning_content") or delta.get("reasoning"))):
             events.append(reasoning_delta(reasoning))
-        if text := self._text.mended(_plain(content or delta.get("refusal"))):
-            events.append(text_delta(text))
+        self._say(_plain(content or delta.get("refusal")), events)
         if pieces := delta.get("tool_calls"):
             self._tools.add(pieces)
+        return False
+
+    def _say(self, text: str, events: list[ChatStreamEvent]) -> None:
+        if not text.isascii() or self._text.held:
+            text = self._text.mended(text)
+        if text:
+            events.append(text_delta(text))
 
     def _read_finish(self, reason: object, events: list[ChatStreamEvent]) -> None:
         self.finish_reason = _sendable(str(reason))
@@ -201,9 +214,7 @@ class WholeCompletionReader(CompletionReader):
         """Take the next bytes of the body.  They say nothing before they are all there."""
         self._body += chunk
         if len(self._body) > MAX_EVENT_BYTES:
-            self._fail(
-                BackendProtocolError(f"a body of more than {MAX_EVENT_BYTES} bytes", backend=self._backend)
-            )
+            self._fail(BackendProtocolError(f"a body of more than {MAX_EVENT_BYTES} bytes", backend=self._backend))
         return []
 
     def finish(self) -> list[ChatStreamEvent]:
@@ -225,7 +236,7 @@ class _Mender:
 
     def mended(self, text: str) -> str:
         """Return *text* as far as it can be sent; halves without their other half are replaced."""
-        if not self.held and text.isascii():
+        if not self.held and not _SURROGATE.search(text):
             return text
         text = self.held + text
         self.held = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""

@@ -5,8 +5,8 @@ Getting a response that can be read, with patience: the tries of one model call.
           +-- any other status -----------------------> BackendRejected
           +-- 2xx ------------------------------------> Exchange, whose body has not been touched
 
-Tries end where a body begins.  All carry the same headers, so the same idempotency key: an API that knows the
-key bills them once.
+Tries end where a body begins.  All carry the same headers, so the same idempotency key: an API that knows
+the key bills them once.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from chatturn.backends.completions import MAX_DETAIL_BYTES, shortened
 from chatturn.backends.deadlines import UNLIMITED, Deadline, Watchdog
 from chatturn.backends.retry import NO_HINT, BackendRetryPolicy, RetryHint
 from chatturn.errors import BackendRejected, BackendTimeout, BackendTransportError
-from chatturn.telemetry import Span
+from chatturn.telemetry import Span, conventions
 
 __all__ = ["Connector", "Exchange", "SpanOfTry"]
 
@@ -38,11 +38,13 @@ class Exchange:
 
     Attributes:
         response: Open, its body unread.
+        began_s: When it began, in seconds of the call.
         span: The try's own, still open.
         stack: Closes the response and ends the span; whoever has the exchange must enter it.
     """
 
     response: TransportResponse
+    began_s: float
     span: Span
     stack: AsyncExitStack
 
@@ -66,9 +68,7 @@ class Connector:
     uniform: Callable[[float, float], float]
     now: Callable[[], float]
 
-    async def connect(
-        self, request: TransportRequest, watchdog: Watchdog, span_of_try: SpanOfTry
-    ) -> Exchange:
+    async def connect(self, request: TransportRequest, watchdog: Watchdog, span_of_try: SpanOfTry) -> Exchange:
         """
         Return the first response that can be read.
 
@@ -91,6 +91,7 @@ class Connector:
     ) -> Exchange | float:
         """Try once; return the exchange, or the seconds to wait; raise if there should be no next try."""
         async with AsyncExitStack() as stack:
+            began_s = watchdog.elapsed_s()
             span = stack.enter_context(span_of_try(attempt))
             try:
                 with watchdog.limit(self._until_headers()):
@@ -101,9 +102,9 @@ class Connector:
                     raise
                 span.fail(error.code)
                 return wait_s
-            span.set("http.response.status_code", response.status)
+            span.set(conventions.HTTP_STATUS, response.status)
             if response.status in _SUCCESS:
-                return Exchange(response=response, span=span, stack=stack.pop_all())
+                return Exchange(response=response, began_s=began_s, span=span, stack=stack.pop_all())
             wait_s = await self._wait_after(response, attempt, watchdog)
             span.fail(BackendTransportError.code)
             return wait_s

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from chatturn.backends import AgentBackendContext, AgentBackendInput, AgentExecutionBackend, ChatMessage
 from chatturn.events import EventBatch, text_delta, usage_event
+from chatturn.telemetry import conventions
 
 __all__ = ["EchoBackend", "create_echo_backend"]
 
@@ -33,20 +34,18 @@ class EchoBackend:
     pace_ms: int
     kind: str = _MODEL
 
-    async def stream(
-        self, request: AgentBackendInput, context: AgentBackendContext
-    ) -> AsyncIterator[EventBatch]:
+    async def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
         """Answer, with one event per word and usage, in words, at the end."""
-        attributes = {"gen_ai.operation.name": "chat", "gen_ai.request.model": _MODEL}
-        with context.tracer.span(f"chat {_MODEL}", attributes=attributes) as span:
+        attributes = {conventions.OPERATION_NAME: conventions.CHAT, conventions.REQUEST_MODEL: _MODEL}
+        with context.tracer.span(conventions.span_name(conventions.CHAT, _MODEL), attributes=attributes) as span:
             words = _WORD.findall(_answer(request.messages))
             for position, word in enumerate(words):
                 if position and self.pace_ms:
                     await asyncio.sleep(self.pace_ms / 1000)
                 yield text_delta(word)
             tokens_in = sum(len(_text(message).split()) for message in request.messages)
-            span.set("gen_ai.usage.input_tokens", tokens_in)
-            span.set("gen_ai.usage.output_tokens", len(words))
+            span.set(conventions.USAGE_INPUT_TOKENS, tokens_in)
+            span.set(conventions.USAGE_OUTPUT_TOKENS, len(words))
             yield usage_event(model=_MODEL, tokensIn=tokens_in, tokensOut=len(words), finishReason="stop")
 
 

@@ -6,10 +6,9 @@ One call of `stream` is one model call: `connector` gets a response that can be 
 the span of each try.  Whatever ends the call, a cancellation above all, closes the connection at once.
 """
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -27,15 +26,13 @@ from chatturn.backends.connector import Connector
 from chatturn.backends.deadlines import Deadline, Watchdog
 from chatturn.backends.retry import BackendRetryPolicy
 from chatturn.errors import (
-    BackendError,
     BackendProtocolError,
     BackendTimeout,
     BackendTransportError,
     ConfigurationError,
-    TurnAborted,
 )
 from chatturn.events import EventBatch
-from chatturn.telemetry import Span, Tracer
+from chatturn.telemetry import AttributeValue, Span, Tracer, conventions
 
 __all__ = ["OpenAICompatibleBackend", "create_openai_compatible_backend"]
 
@@ -80,9 +77,7 @@ def create_openai_compatible_backend(
         ValueError: A deadline is negative; the message begins with its name.
     """
     if not base_url.startswith(("http://", "https://")):
-        raise ConfigurationError(
-            "OPENAI_BASE_URL", f"is {base_url!r}, but must begin with http:// or https://"
-        )
+        raise ConfigurationError("OPENAI_BASE_URL", f"is {base_url!r}, but must begin with http:// or https://")
     authorization = {"authorization": f"Bearer {api_key}"} if api_key else {}
     return OpenAICompatibleBackend(
         kind=kind,
@@ -110,9 +105,7 @@ class OpenAICompatibleBackend:
     until_bytes: Deadline
     until_end: Deadline
 
-    async def stream(
-        self, request: AgentBackendInput, context: AgentBackendContext
-    ) -> AsyncIterator[EventBatch]:
+    async def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
         """
         Answer, with one list of events per network chunk that says something.
 
@@ -138,7 +131,8 @@ class OpenAICompatibleBackend:
                 exchange.stack.callback(_describe_answer, exchange.span, reader)
                 chunks = exchange.response.chunks()
                 chunk = await self._next_chunk(chunks, reader, watchdog)
-                exchange.span.set("gen_ai.response.time_to_first_chunk", watchdog.elapsed_s())
+                first_chunk_s = watchdog.elapsed_s() - exchange.began_s
+                exchange.span.set(conventions.RESPONSE_TIME_TO_FIRST_CHUNK, first_chunk_s)
                 while chunk is not None:
                     if events := reader.feed(chunk):
                         yield events
@@ -146,13 +140,9 @@ class OpenAICompatibleBackend:
                 if events := reader.finish():
                     yield events
 
-    def _http_request(
-        self, model: str, request: AgentBackendInput, context: AgentBackendContext
-    ) -> TransportRequest:
+    def _http_request(self, model: str, request: AgentBackendInput, context: AgentBackendContext) -> TransportRequest:
         body = {
-            "stream_options": {
-                "include_usage": True
-            },  # which `options` may replace, for servers that refuse it
+            "stream_options": {"include_usage": True},  # which `options` may replace, for servers that refuse it
             **request.options,
             "model": model,
             "stream": True,
@@ -181,23 +171,15 @@ class OpenAICompatibleBackend:
                 return None
             raise
 
-    @contextmanager
-    def _span(self, tracer: Tracer, model: str, attempt: int) -> Iterator[Span]:
-        attributes = {
-            "gen_ai.operation.name": "chat",
-            "gen_ai.provider.name": self.provider,
-            "gen_ai.request.model": model,
-            "http.request.resend_count": attempt - 1 or None,
+    def _span(self, tracer: Tracer, model: str, attempt: int) -> AbstractContextManager[Span]:
+        attributes: dict[str, AttributeValue | None] = {
+            conventions.OPERATION_NAME: conventions.CHAT,
+            conventions.PROVIDER_NAME: self.provider,
+            conventions.REQUEST_MODEL: model,
+            conventions.REQUEST_STREAM: True,
+            conventions.HTTP_RESEND_COUNT: attempt - 1 or None,
         }
-        with tracer.span(f"chat {model}", kind="client", attributes=attributes) as span:
-            try:
-                yield span
-            except BackendError as error:
-                span.fail(error.code)
-                raise
-            except (asyncio.CancelledError, GeneratorExit):
-                span.fail(TurnAborted.code)
-                raise
+        return tracer.span(conventions.span_name(conventions.CHAT, model), kind="client", attributes=attributes)
 
 
 def _reader_class(response: TransportResponse) -> type[CompletionReader]:
@@ -207,10 +189,10 @@ def _reader_class(response: TransportResponse) -> type[CompletionReader]:
 
 def _describe_answer(span: Span, reader: CompletionReader) -> None:
     counts = reader.counts()
-    span.set("gen_ai.response.id", reader.response_id)
-    span.set("gen_ai.response.model", reader.model)
-    span.set("gen_ai.response.finish_reasons", reader.finish_reason and (reader.finish_reason,))
-    span.set("gen_ai.usage.input_tokens", counts.get("tokensIn"))
-    span.set("gen_ai.usage.output_tokens", counts.get("tokensOut"))
-    span.set("gen_ai.usage.cache_read.input_tokens", counts.get("tokensCached"))
-    span.set("gen_ai.usage.reasoning.output_tokens", counts.get("tokensReasoning"))
+    span.set(conventions.RESPONSE_ID, reader.response_id)
+    span.set(conventions.RESPONSE_MODEL, reader.model)
+    span.set(conventions.RESPONSE_FINISH_REASONS, reader.finish_reason and (reader.finish_reason,))
+    span.set(conventions.USAGE_INPUT_TOKENS, counts.get("tokensIn"))
+    span.set(conventions.USAGE_OUTPUT_TOKENS, counts.get("tokensOut"))
+    span.set(conventions.USAGE_CACHE_READ_INPUT_TOKENS, counts.get("tokensCached"))
+    span.set(conventions.USAGE_REASONING_OUTPUT_TOKENS, counts.get("tokensReasoning"))

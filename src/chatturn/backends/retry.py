@@ -42,9 +42,7 @@ class RetryHint:
             now: Seconds since the epoch, for a date to be relative to if the response has no ``date``.
         """
         return cls(
-            should_retry={"true": True, "false": False}.get(
-                headers.get("x-should-retry", "").strip().lower()
-            ),
+            should_retry={"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower()),
             after_ms=_after_ms(headers, now),
         )
 

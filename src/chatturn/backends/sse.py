@@ -21,7 +21,7 @@ _BOM: Final = b"\xef\xbb\xbf"
 _MAX_RETRY_DIGITS: Final = 15  # of milliseconds, 30 000 years; int() of an endless number is an attack
 
 
-class EventTooLong(ValueError):  # noqa: N818 -- named like the errors of `chatturn.errors`: for what is wrong
+class EventTooLong(ValueError):
     """An event has more bytes than the decoder was told to hold."""
 
 

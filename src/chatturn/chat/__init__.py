@@ -1,0 +1,1 @@
+"""Chat turns on top of durable ones: lines, hooks, the log, the outbox."""

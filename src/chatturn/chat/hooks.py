@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from chatturn.backends import AgentExecutionBackend, ChatMessage
 from chatturn.chat.identity import ChatTurnIdentity
@@ -67,7 +67,13 @@ class ChatTurnHooks:
 
     A hook that is not overridden costs nothing.  Those that run after the answer is stored are recorded in
     the same write as the answer and called until they succeed.
+
+    Attributes:
+        sync_http: Whether hooks use `urllib.request` or `requests`, which need `fetch` put underneath; that
+            costs the first turn of an isolate some milliseconds.
     """
+
+    sync_http: ClassVar[bool] = False
 
     def produce(self, context: TurnContext) -> DurableTurnProducer[EventBatch]:
         """Build the turn's producer.  Called once per attempt, never for a replay.  Must be overridden."""
@@ -85,4 +91,3 @@ class ChatTurnHooks:
 
     def on_event(self, event: ChatStreamEvent) -> None:
         """See every event as it goes out, the lifecycle's too; a failure is logged and changes nothing."""
-

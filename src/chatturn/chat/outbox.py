@@ -7,7 +7,7 @@ later and later, until it succeeds or is given up for an operator to see.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -83,7 +83,7 @@ async def call_in_time(hooks: ChatTurnHooks, name: str, argument: Any) -> Any:
             return await getattr(hooks, name)(argument)
     except TimeoutError as error:
         raise HookError(f"no result within {HOOK_TIMEOUT_MS} ms", hook=name) from error
-    except Exception as error:  # noqa: BLE001 - a product's code may raise anything; here it becomes ours
+    except Exception as error:  # a product's code may raise anything; here it becomes ours
         raise HookError(f"{type(error).__name__}: {error}", hook=name) from error
 
 
@@ -96,17 +96,17 @@ class Outbox:
         database: Where they are recorded.
         hooks: Whose they are.
         log: Takes their failures.
-        moment: The current time as SQLite takes it.
+        moment: Returns the current time as SQLite takes it.
     """
 
     database: Database
     hooks: ChatTurnHooks
     log: Log
-    moment: str = "now"
+    moment: Callable[[], str] = lambda: "now"
 
     def statements(self) -> list[Statement]:
         """Record the calls that the product wants, as companions of the finish; none, if it has no such hook."""
-        return [Statement(_RECORD, (hook, self.moment, _UNTOUCHED)) for hook in self._wanted()]
+        return [Statement(_RECORD, (hook, self.moment(), _UNTOUCHED)) for hook in self._wanted()]
 
     async def deliver(self, turn: FinishedTurn) -> list[Statement]:
         """
@@ -125,7 +125,7 @@ class Outbox:
 
     async def sweep(self) -> int:
         """Call what is due, a bounded number, and return how many calls succeeded."""
-        take = Statement(_TAKE_DUE, (self.moment, _UNTOUCHED, _SWEEP_AT_MOST))
+        take = Statement(_TAKE_DUE, (self.moment(), _UNTOUCHED, _SWEEP_AT_MOST))
         [due] = await self.database.batch([take])
         succeeded = 0
         for row in due.rows:
@@ -144,7 +144,7 @@ class Outbox:
             await call_in_time(self.hooks, hook, replace(turn, idempotency_key=f"{run_id}/{hook}"))
         except HookError as error:
             self.log("hook.failed", {"run_id": run_id, "hook": hook, "error": error})
-            return Statement(_FAILED, (run_id, hook, str(error)[:500], self.moment)), False
+            return Statement(_FAILED, (run_id, hook, str(error)[:500], self.moment())), False
         return Statement(_DONE, (run_id, hook)), True
 
     async def _finished_turn(self, run_id: str) -> FinishedTurn:

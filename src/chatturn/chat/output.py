@@ -1,6 +1,4 @@
-"""
-What a reader is sent: the turn's lines as they are said, and a ping where nothing is said for a while.
-"""
+"""What a reader is sent: the turn's lines as they are said, and a ping where nothing is said for a while."""
 
 import asyncio
 from collections.abc import Callable, Sequence

@@ -12,6 +12,7 @@ from typing import Any
 from chatturn.durable.turn import DurableTurnProducer
 from chatturn.errors import BackendReportedError
 from chatturn.events import LIFECYCLE_PREFIX, ChatStreamEvent, EventBatch, TextAssembly
+from chatturn.telemetry.logs import Log
 
 __all__ = ["ChatProducer", "StreamProducer"]
 
@@ -38,15 +39,23 @@ class ChatProducer:
         usages: The data of every ``usage`` event so far.
     """
 
-    def __init__(self, producer: DurableTurnProducer[EventBatch]) -> None:
+    def __init__(self, producer: DurableTurnProducer[EventBatch], log: Log) -> None:
         self._producer = producer
+        self._log = log
         self._assembly = TextAssembly()
         self.usages: list[dict[str, Any]] = []
         self.stream: AsyncGenerator[list[ChatStreamEvent], None] = self._filtered()
 
     def final_text(self) -> str | None:
-        """Return the producer's own text, or else the text of its events."""
-        return self._producer.final_text() or self._assembly.text()
+        """Return the producer's own text, or else the text of its events, which were delivered already."""
+        assembled = self._assembly.text()
+        try:
+            return self._producer.final_text() or assembled
+        except Exception as error:
+            if not assembled:
+                raise
+            self._log("hook.final_text_failed", {"error": error})
+            return assembled
 
     async def _filtered(self) -> AsyncGenerator[list[ChatStreamEvent], None]:
         async with aclosing(self._producer.stream) as stream:

@@ -76,7 +76,7 @@ class RunChatTurnInput:
         worker_id: Who runs it; a fresh one by default.
         on_disconnect: What the reader's going away does to the turn: nothing, or `ChatTurn.abort`.
         lease_ms: How long the worker may be silent towards the store.
-        moment: The current time as SQLite takes it.
+        moment: Returns the current time as SQLite takes it.
         tracer: Takes the turn's spans.
         trace_id: Theirs, or None.
         trace_flush: Sends them; awaited after the reader has everything, its failures are logged.
@@ -99,7 +99,7 @@ class RunChatTurnInput:
     worker_id: str = field(default_factory=derive_worker_id)
     on_disconnect: DisconnectPolicy = "continue"
     lease_ms: int = 60_000
-    moment: str = "now"
+    moment: Callable[[], str] = lambda: "now"
     tracer: Tracer = NULL_TRACER
     trace_id: str | None = None
     trace_flush: Callable[[], Awaitable[None]] = _no_flush

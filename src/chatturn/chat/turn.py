@@ -216,7 +216,7 @@ class ChatTurn:
             backend=turn.backend,
             tracer=turn.tracer,
         )
-        self._producer = ChatProducer(turn.hooks.produce(context))
+        self._producer = ChatProducer(turn.hooks.produce(context), turn.log)
         return self._producer
 
     async def _transform(self, text: str) -> str:
@@ -249,7 +249,7 @@ class ChatTurn:
             self._last_words = self._completed()
         self._last_lines = self._log.preview(self._last_words)
         usages = self._producer.usages if self._producer is not None else []
-        moment = self._input.moment
+        moment = self._input.moment()
         return [
             *self._log.statements(self._last_lines),
             *(chat_sql.record_usage(self.attempt, index, usage, moment) for index, usage in enumerate(usages)),

@@ -7,9 +7,9 @@ construction (CONTRACT 4.1 lists what separate stores cost).
 
 import asyncio
 import json
-import secrets
+import os
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from chatturn.canonical import manifest_hash
 from chatturn.databases import Database, Outcome, Row, Statement
@@ -67,7 +67,7 @@ class SqlRunStore:
         database: Database,
         *,
         moment: Callable[[], str] = lambda: "now",
-        token: Callable[[], str] = lambda: secrets.token_hex(8),
+        token: Callable[[], str] = lambda: os.urandom(8).hex(),
     ) -> None:
         self._database = database
         self._moment = moment
@@ -188,6 +188,7 @@ class SqlRunStore:
         """End a step and the run in one write; see `DurableRunStore.settle`."""
         fence, error = _fence(lease), settlement.error
         step: tuple[int, str, str]
+        status: EndStatus
         if error is None:
             text = json_text(settlement.result, "the turn's result")
             step, write, status = (settlement.step_index, text, self._moment()), sql.COMPLETE_STEP, RunStatus.COMPLETED
@@ -203,7 +204,7 @@ class SqlRunStore:
     async def _end(
         self,
         lease: Lease,
-        status: Literal[RunStatus.COMPLETED, RunStatus.FAILED],
+        status: EndStatus,
         outcome: RunOutcome | None,
         batch: list[Statement],
     ) -> RunRecord:

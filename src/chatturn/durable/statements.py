@@ -32,8 +32,7 @@ MOMENT: Final = "strftime('%Y-%m-%dT%H:%M:%fZ', {})"
 """The SQL that turns a moment into a timestamp; to be formatted with the placeholder."""
 
 HELD: Final = (
-    "EXISTS (SELECT 1 FROM durable_runs"
-    " WHERE run_id = ?1 AND lease_holder_id = ?2 AND (?3 IS NULL OR epoch = ?3))"
+    "EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND lease_holder_id = ?2 AND (?3 IS NULL OR epoch = ?3))"
 )
 """The fence: true while the lease in ?1, ?2, ?3 is the run's latest and has not been released."""
 
@@ -122,9 +121,7 @@ FROM durable_runs WHERE run_id = ?1
 
 LOAD_STEP: Final = "SELECT * FROM durable_steps WHERE run_id = ?1 AND step_index = ?2"
 
-COMPLETED_STEPS: Final = (
-    "SELECT * FROM durable_steps WHERE run_id = ?1 AND status = 'completed' ORDER BY step_index"
-)
+COMPLETED_STEPS: Final = "SELECT * FROM durable_steps WHERE run_id = ?1 AND status = 'completed' ORDER BY step_index"
 
 LOAD_EVENT: Final = "SELECT * FROM durable_events WHERE run_id = ?1 AND key = ?2"
 

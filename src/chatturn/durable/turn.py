@@ -209,7 +209,7 @@ class DurableTurnHandle(Generic[E]):
                 text.add(event)
                 yield event
         with heartbeat:
-            final = text.final(producer)
+            final = text.final(producer, options.log)
             if not final:
                 raise EmptyAnswer("the producer ended without any text", backend=options.intent)
             self._text = final if options.transform is None else await options.transform(final)
@@ -299,13 +299,18 @@ class _Text(Generic[E]):
         else:
             self._text = self._text if text is None else text
 
-    def final(self, producer: DurableTurnProducer[E]) -> str:
-        text = producer.final_text()
-        if text:
-            return text
-        if self._error is not None:
+    def final(self, producer: DurableTurnProducer[E], log: Log) -> str:
+        """Return the answer; one source that fails is made up for by the other, as everything was delivered."""
+        try:
+            text = producer.final_text()
+        except Exception as error:
+            if not self._text or self._error is not None:
+                raise
+            log("turn.final_text_failed", {"error": error})
+            return self._text
+        if not text and self._error is not None:
             raise self._error
-        return self._text
+        return text or self._text
 
 
 def _stored_text(claim: Claim) -> str:

@@ -150,7 +150,7 @@ def read_turn_request(body: bytes) -> TurnRequest:
     for name in members:
         if name not in _MEMBERS:
             raise InvalidField(
-                f"{shown(name)} is not a member of this request; these are: message, model, metadata, on_mismatch",
+                f"{shown(name)} is not a member of this request; these are: {', '.join(sorted(_MEMBERS))}",
                 field=shortened(name),
             )
     return TurnRequest(

@@ -29,7 +29,11 @@ class Tracer(Protocol):
     """Collects the spans of one turn."""
 
     def span(
-        self, name: str, *, kind: SpanKind = "internal", attributes: Mapping[str, AttributeValue | None] | None = None
+        self,
+        name: str,
+        *,
+        kind: SpanKind = "internal",
+        attributes: Mapping[str, AttributeValue | None] | None = None,
     ) -> AbstractContextManager[Span]:
         """Begin a span that ends with the ``with`` block, below the innermost one still open."""
 

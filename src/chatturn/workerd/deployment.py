@@ -5,8 +5,8 @@ Only plain Python is kept between requests: JavaScript objects of one must not b
 """
 
 import functools
+import os
 import random
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,10 +91,20 @@ def _deployment(load_hooks: Callable[[str], ChatTurnHooks]) -> _Deployment:
     return _Deployment(
         settings=settings,
         authenticator=authenticator_for(settings, now=time.time),
-        hooks=load_hooks(settings.product),
+        hooks=_hooks(load_hooks, settings.product),
         backend=_backend(settings),
         exporter=exporter,
     )
+
+
+def _hooks(load_hooks: Callable[[str], ChatTurnHooks], product: str) -> ChatTurnHooks:
+    hooks = load_hooks(product)
+    if hooks.sync_http:
+        # Imported here, so that products without it do not pay for it.
+        from chatturn.workerd.sync_http import enable_sync_http  # noqa: PLC0415
+
+        enable_sync_http()
+    return hooks
 
 
 def _backend(settings: Settings) -> AgentExecutionBackend:
@@ -109,9 +119,7 @@ def _backend(settings: Settings) -> AgentExecutionBackend:
         model=settings.model,
         uniform=random.uniform,
         now=time.time,
-        retry=BackendRetryPolicy(
-            max_attempts=settings.max_attempts, request_timeout_ms=settings.request_timeout_ms
-        ),
+        retry=BackendRetryPolicy(max_attempts=settings.max_attempts, request_timeout_ms=settings.request_timeout_ms),
         idle_timeout_ms=settings.idle_timeout_ms,
         total_timeout_ms=settings.total_timeout_ms,
     )
@@ -121,7 +129,7 @@ def _traces(exporter: Exporter | None, traceparent: str | None) -> TurnTraces | 
     if exporter is None:
         return None
     parent = parse_traceparent(traceparent)
-    recorder = SpanRecorder(now_ns=time.time_ns, new_id=secrets.token_hex, parent=parent)
+    recorder = SpanRecorder(now_ns=time.time_ns, new_id=lambda size: os.urandom(size).hex(), parent=parent)
     return TurnTraces(recorder=recorder, exporter=exporter)
 
 

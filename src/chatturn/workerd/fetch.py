@@ -49,7 +49,10 @@ class _FetchResponse:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        return {str(name).lower(): str(value) for name, value in js.Object.fromEntries(self._response.headers).to_py().items()}
+        return {
+            str(name).lower(): str(value)
+            for name, value in js.Object.fromEntries(self._response.headers).to_py().items()
+        }
 
     async def chunks(self) -> AsyncIterator[bytes]:
         body = self._response.body

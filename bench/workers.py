@@ -1,0 +1,130 @@
+"""The Workers that are compared, each in a workerd of its own under the same wrangler, and their model."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import jwt
+
+from bench.client import Client
+from dev import paths
+from dev.config import Config
+from dev.server import Server
+from tests.support.worker import SECRET, Worker, running_worker
+
+__all__ = ["NAMES", "Subject", "counted_worker", "running_subjects"]
+
+NAMES: Final = ("pass", "floor", "chatturn")
+
+_HERE: Final = Path(__file__).parent
+_VARIABLES: Final = {"BACKEND": "openai", "OPENAI_API_KEY": "bench", "MODEL": "bench", "HISTORY_TURNS": "20"}
+
+
+class JavaScriptServer(Server):
+    """A Worker of one JavaScript module, instead of a folder of Python sources."""
+
+    def assemble(self) -> None:
+        """Write what wrangler is to run to `bundle`."""
+        self.bundle.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.mounts[""], self.bundle / "main.mjs")
+        (self.bundle / "wrangler.json").write_text(json.dumps(self.config.for_host(), indent=2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One Worker that is measured, warm."""
+
+    name: str
+    worker: Worker
+    client: Client
+    pid: int
+
+    def cpu_s(self) -> float:
+        """Return the CPU time that the runtime's process has used so far."""
+        # Linux's clock id for the CPU time of another process: clock_getcpuclockid(3).
+        return time.clock_gettime(~self.pid << 3 | 2)
+
+    def memory_mb(self) -> float:
+        """Return the resident memory of the runtime's process."""
+        resident_pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return resident_pages * 4096 / 1e6
+
+
+@contextmanager
+def running_subjects() -> Iterator[dict[str, Subject]]:
+    """Run all three Workers and their model."""
+    with ExitStack() as stack:
+        variables = {**_VARIABLES, "OPENAI_BASE_URL": stack.enter_context(_running_upstream())}
+        workers = {
+            "pass": stack.enter_context(_javascript_worker(_HERE / "pass" / "worker.mjs", variables)),
+            "floor": stack.enter_context(_javascript_worker(_HERE / "floor" / "worker.mjs", variables)),
+            "chatturn": stack.enter_context(running_worker(variables=variables)),
+        }
+        yield {name: _subject(name, worker) for name, worker in workers.items()}
+
+
+@contextmanager
+def counted_worker() -> Iterator[tuple[Subject, Worker]]:
+    """Run the Worker with a database that counts, and its model."""
+    with ExitStack() as stack:
+        variables = {**_VARIABLES, "OPENAI_BASE_URL": stack.enter_context(_running_upstream())}
+        worker = stack.enter_context(
+            running_worker(
+                variables=variables, entry="counted", mounts={"counted.py": _HERE / "counted.py"}
+            )
+        )
+        yield _subject("counted", worker), worker
+
+
+@contextmanager
+def _running_upstream() -> Iterator[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.upstream"], cwd=paths.ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _javascript_worker(module: Path, variables: Mapping[str, str]) -> Iterator[Worker]:
+    config = Config.read(paths.DEPLOYMENT_CONFIG, variables=variables)
+    with tempfile.TemporaryDirectory(prefix="chatturn-bench-", ignore_cleanup_errors=True) as folder:
+        server = JavaScriptServer(
+            folder=Path(folder) / "worker",
+            state=Path(folder) / "state",
+            config=replace(config, deployment={**config.deployment, "triggers": {}}),
+            mounts={"": module},
+            schema=paths.SCHEMA,
+        )
+        worker = Worker(server=server)
+        worker.start()
+        try:
+            yield worker
+        finally:
+            worker.stop()
+
+
+def _subject(name: str, worker: Worker) -> Subject:
+    claims = {"tenant": "bench", "sub": "bench", "scope": "turns", "exp": int(time.time()) + 86_400}
+    client = Client(worker.server.port, jwt.encode(claims, SECRET, algorithm="HS256"))
+    return Subject(name=name, worker=worker, client=client, pid=_runtime_pid(worker))
+
+
+def _runtime_pid(worker: Worker) -> int:
+    """Return the workerd that runs the Worker's code; wrangler has another one as a proxy in front."""
+    [pid] = [
+        pid for pid in worker.pids("workerd") if b"--debug-port" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    return pid

@@ -1,0 +1,72 @@
+"""
+Reading a frame by comparing it with the one before, instead of parsing it.
+
+The frames of an answer mostly differ in nothing but the text of ``"content"``.  What stands before and after
+that text is learnt from two such frames in a row; a further frame with the same beginning and end then has
+only its text decoded, which takes an eighth of the time of a parse.
+
+Why that is the same: the beginning ends inside the string that is the content's value, which the probe in
+`FrameTemplate.learn` makes sure of.  From there the string is decoded to its closing quote by the JSON
+parser's own scanner.  If the end that was learnt begins exactly there, a parser would be in the same state as
+it was in the frame learnt from, and the rest of the characters are the same.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from json.decoder import scanstring  # type: ignore[attr-defined]  # not in the stubs; the parser's own
+from typing import Any, Final
+
+__all__ = ["FrameTemplate"]
+
+_CONTENT: Final = re.compile(r'"content"\s*:\s*"')
+_PROBE: Final = "probe"
+_MAX_MISSES: Final = 16  # servers that pad every frame with something random never send two alike
+
+
+class FrameTemplate:
+    """
+    What the frames of one answer have in common.
+
+    Args:
+        parse: The JSON parser whose results are to be met.
+    """
+
+    def __init__(self, parse: Callable[[str], Any]) -> None:
+        self._parse = parse
+        self._before, self._after = "", ""  # as learnt; empty before
+        self._candidate = ("", "")
+        self._misses = 0
+
+    def text_of(self, data: str) -> str | None:
+        """Return the content's text in *data*, if *data* is otherwise as learnt; else None: parse it."""
+        before, after = self._before, self._after
+        if not before or not data.startswith(before) or not data.endswith(after):
+            return None
+        try:
+            text, end = scanstring(data, len(before))
+        except json.JSONDecodeError:
+            return None
+        return text if end - 1 + len(after) == len(data) else None
+
+    def learn(self, data: str, message: dict[str, Any]) -> None:
+        """
+        Learn from a frame that had to be parsed, if it is of the same make as the last such one.
+
+        Args:
+            data: The frame; all that it says is the content of its first choice's delta.
+            message: What it parses to; it is changed.
+        """
+        if self._misses > _MAX_MISSES or (start := _CONTENT.search(data)) is None:
+            return
+        self._misses += 1
+        candidate = data[: start.end()], data[scanstring(data, start.end())[1] - 1 :]
+        if candidate == self._candidate and self._holds(candidate, message):
+            self._before, self._after = candidate
+            self._misses = 0
+        self._candidate = candidate
+
+    def _holds(self, candidate: tuple[str, str], message: dict[str, Any]) -> bool:
+        before, after = candidate
+        message["choices"][0]["delta"]["content"] = _PROBE
+        return bool(self._parse(f"{before}{_PROBE}{after}") == message)

@@ -1,0 +1,226 @@
+"""
+Synchronous HTTP for hooks: `urllib.request` and `requests`, over ``fetch`` and stack switching.
+
+::
+
+    urllib.request ──┐
+                     ├── pyodide-http ── XMLHttpRequest ── run_sync ── fetch
+    requests ────────┘
+
+A Worker has no sockets, so both libraries send through pyodide-http; that wants the synchronous
+XMLHttpRequest of a browser, which Workers lack and this module supplies.  While a call waits, `run_sync` sets
+the hook's stack aside and the isolate goes on with its other tasks and requests.
+
+pyodide-http 0.2.2 is used for what it carries, not for how it patches `urllib`: its own ``urlopen`` drops
+``data=`` and ``timeout=`` and returns a 404 as if it were a success.  Here it is a handler of the standard
+library's openers instead, which keep their rules on errors, redirects, cookies and authentication.
+"""
+
+import asyncio
+import functools
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from http import client
+from importlib import import_module
+from typing import Any, Final, TypeVar
+from urllib import request as urllib_request
+from urllib.error import URLError
+
+import js
+from pyodide.ffi import JsArrayBuffer, JsBuffer, JsException, can_run_sync, run_sync
+
+from chatturn.workerd.ffi import js_error, js_object
+
+__all__ = ["enable_sync_http"]
+
+_DEFAULT_TIMEOUT_S: Final = 9.0
+"""For calls that name none; less than a hook may take (chat/outbox.py), so that its error names the call."""
+
+_T = TypeVar("_T")
+
+
+@functools.cache
+def enable_sync_http() -> None:
+    """
+    Let `urllib.request`, and `requests` if the product has vendored it, work inside hooks.
+
+    Both libraries may have been imported before.  Only Python is kept: nothing belongs to a request.
+    """
+    js.XMLHttpRequest = XMLHttpRequest
+    # pyodide-http looks for both by name. The first lets it obey timeouts; no one else may take it for a
+    # function. The second is what browsers say where there is no SharedArrayBuffer.
+    js.importScripts = False
+    js.crossOriginIsolated = False
+    _serve_urllib()
+    _serve_requests()
+
+
+def _serve_urllib() -> None:
+    """Make `fetch` the connection of every opener that is built from now on, `urlopen`'s included."""
+    # Imported here because they look at the names given above.
+    from pyodide_http._core import Request, send  # noqa: PLC0415
+    from pyodide_http._urllib import FakeSock  # noqa: PLC0415
+
+    class FetchHandler(urllib_request.HTTPHandler):
+        def http_open(self, req: urllib_request.Request) -> client.HTTPResponse:
+            """Send *req* as `AbstractHTTPHandler.do_open` would."""
+            asked = getattr(req, "timeout", None)
+            call = Request(
+                req.get_method(),
+                req.full_url,
+                headers=dict(req.header_items()),
+                body=req.data,
+                timeout=asked if isinstance(asked, int | float) else 0,
+            )
+            try:
+                answer = send(call)
+            except OSError as error:
+                raise URLError(error) from error
+            reason = client.responses.get(answer.status_code, "")
+            head = [f"HTTP/1.1 {answer.status_code} {reason}"]
+            head += [f"{name}: {value}" for name, value in answer.headers.items()]
+            received = "\r\n".join([*head, "", ""]).encode("latin-1", "replace") + answer.body
+            response = client.HTTPResponse(FakeSock(received), method=req.get_method())
+            response.begin()
+            response.url = req.full_url
+            response.msg = response.reason  # type: ignore[assignment]  # as `urlopen` documents
+            return response
+
+        https_open = http_open
+        https_request = urllib_request.HTTPHandler.http_request
+
+    urllib_request.HTTPHandler = FetchHandler  # type: ignore[misc]  # `build_opener` looks it up by name
+    urllib_request.install_opener(None)  # type: ignore[arg-type]  # `urlopen` then builds its own again
+
+
+def _serve_requests() -> None:
+    """Make `fetch` the connection of every session, also of one that exists already."""
+    try:
+        requests: Any = import_module("requests")  # the product's own dependency: it may not be there
+    except ModuleNotFoundError:
+        return
+    from pyodide_http._requests import PyodideHTTPAdapter  # noqa: PLC0415
+
+    adapter = PyodideHTTPAdapter()
+
+    def send(_: object, request: Any, stream: object = False, timeout: Any = None, *_a: Any, **_k: Any) -> Any:  # noqa: FBT002
+        """Stand in for `requests.adapters.HTTPAdapter.send`."""
+        try:
+            return adapter.send(request, timeout=timeout)
+        except TimeoutError as error:
+            raise requests.exceptions.ReadTimeout(error, request=request) from error
+        except ConnectionError as error:
+            raise requests.exceptions.ConnectionError(error, request=request) from error
+
+    requests.adapters.HTTPAdapter.send = send
+
+
+class XMLHttpRequest:
+    """
+    What pyodide-http uses of the browser's class of this name, under its names.
+
+    Redirects are answers like others: whether to follow them is for the libraries to decide.
+    """
+
+    def __init__(self) -> None:
+        self.responseType = ""  # noqa: N815
+        self.timeout = 0  # in milliseconds; 0 for the default
+        self.status = 0
+        self.response: JsArrayBuffer | None = None
+        self._method = ""
+        self._url = ""
+        self._headers: dict[str, str] = {}
+        self._response_headers: dict[str, str] = {}
+
+    @classmethod
+    def new(cls) -> "XMLHttpRequest":
+        """Make one, as JavaScript's ``new`` does."""
+        return cls()
+
+    def open(self, method: str, url: str, _asynchronous: object) -> None:
+        """Say what to send."""
+        self._method, self._url = method, url
+
+    def setRequestHeader(self, name: str, value: str) -> None:  # noqa: N802
+        """Add a header; what the body may be encoded with is for `fetch` to say, which decodes it."""
+        if name.lower() != "accept-encoding":
+            self._headers[name] = value
+
+    def getAllResponseHeaders(self) -> str:  # noqa: N802
+        """Return the headers of the answer that are true of its decoded body, one a line."""
+        hidden = {"transfer-encoding"}
+        if "content-encoding" in self._response_headers:
+            hidden |= {"content-encoding", "content-length"}
+        shown = (f"{n}: {v}" for n, v in self._response_headers.items() if n not in hidden)
+        return "\r\n".join(shown)
+
+    def send(self, body: JsBuffer | str | None) -> None:
+        """
+        Send the request and wait for the whole answer.
+
+        Raises:
+            TimeoutError: It took longer than `timeout`.
+            ConnectionError: There was no answer, or it broke off.
+            RuntimeError: The caller cannot be set aside to wait.
+        """
+        if not (body is None or isinstance(body, JsBuffer | str)):
+            raise TypeError("the body of a synchronous request must be bytes or str")
+        if not can_run_sync():
+            raise RuntimeError("synchronous HTTP needs a task to wait in: a hook, not a callback of JavaScript")
+        answer = _wait(self._exchange(body, self.timeout / 1000 or _DEFAULT_TIMEOUT_S))
+        self.status, self._response_headers, self.response = answer.status, answer.headers, answer.body
+
+    async def _exchange(self, body: JsBuffer | str | None, seconds: float) -> "_Answer":
+        # Not AbortSignal.timeout: that timer cannot be taken back, and one that fires after its request is
+        # over can wedge the isolate (workerd 6624).
+        controller = js.AbortController.new()
+        options = {
+            "method": self._method,
+            "headers": self._headers,
+            "body": body,
+            "redirect": "manual",
+            "signal": controller.signal,
+        }
+        try:
+            async with asyncio.timeout(seconds):
+                response = await js.fetch(self._url, js_object(options))
+                content = await response.arrayBuffer()
+        except TimeoutError as error:
+            raise TimeoutError(f"no answer within {seconds:g} s") from error
+        except JsException as error:
+            raise ConnectionError(error.message) from error
+        finally:
+            controller.abort(js_error("the call is over"))
+        headers = js.Object.fromEntries(response.headers).to_py()
+        return _Answer(status=response.status, headers=headers, body=content)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    status: int
+    headers: dict[str, str]
+    body: JsArrayBuffer
+
+
+def _wait(work: Coroutine[Any, Any, _T]) -> _T:
+    """
+    Do *work* with the caller's stack set aside.
+
+    asyncio cancels a task at its next ``await``, and a caller who is set aside is at none: so whoever cancels
+    its task meanwhile (a hook's deadline does) cancels *work*, and the caller sees CancelledError at once.
+    """
+    inner = asyncio.ensure_future(work)
+    caller = asyncio.current_task()
+    if caller is None:
+        return run_sync(inner)
+    cancel = caller.cancel
+
+    def cancel_both(msg: object = None) -> bool:
+        inner.cancel(msg)
+        return cancel(msg)
+
+    vars(caller)["cancel"] = cancel_both
+    try:
+        return run_sync(inner)
+    finally:
+        del vars(caller)["cancel"]

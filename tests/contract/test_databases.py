@@ -1,0 +1,76 @@
+"""What every `Database` promises: batches that apply whole or not at all, and errors of our tree."""
+
+import pytest
+
+from chatturn.databases import Database, Statement
+from chatturn.errors import SchemaOutdated, StoreError, StoreUnavailable
+
+PUT = "INSERT INTO durable_events (run_id, key, payload_json, emitted_at) VALUES (?1, ?2, ?3, 'now')"
+COUNT = Statement("SELECT count(*) AS n FROM durable_events")
+
+
+async def test_a_batch_runs_in_order_and_returns_an_outcome_each(database: Database) -> None:
+    """Reads see the writes before them; writes say how many rows they changed."""
+    put, count, none = await database.batch(
+        [Statement(PUT, ("r", "k", None)), COUNT, Statement("DELETE FROM durable_events WHERE run_id = 'x'")]
+    )
+
+    assert (1, 0) == (put.changes, none.changes)
+    assert [{"n": 1}] == [dict(row) for row in count.rows]
+
+
+async def test_null_is_none_both_ways(database: Database) -> None:
+    """None is stored as NULL and NULL is read as None."""
+    await database.batch([Statement(PUT, ("r", "k", None))])
+    [read] = await database.batch(
+        [
+            Statement(
+                "SELECT payload_json, payload_json IS NULL AS is_null FROM durable_events WHERE run_id = ?1", ("r",)
+            )
+        ]
+    )
+
+    assert [{"payload_json": None, "is_null": 1}] == [dict(row) for row in read.rows]
+
+
+async def test_a_batch_applies_whole_or_not_at_all(database: Database) -> None:
+    """When the second statement is refused, the first has not happened."""
+    with pytest.raises(StoreError):
+        await database.batch([Statement(PUT, ("r", "k", "1")), Statement(PUT, ("r", "k", "2"))])
+    [count] = await database.batch([COUNT])
+
+    assert [{"n": 0}] == [dict(row) for row in count.rows]
+
+
+@pytest.mark.parametrize("sql", ["SELECT * FROM nowhere", "SELECT no_such FROM durable_runs"])
+async def test_a_missing_table_or_column_is_an_old_schema(database: Database, sql: str) -> None:
+    """That is the operator's to mend, and no bug."""
+    with pytest.raises(SchemaOutdated):
+        await database.batch([Statement(sql)])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        Statement("SELEKT 1"),
+        Statement("SELECT ?1", ()),
+        Statement("SELECT ?1", ("a", "b")),
+        Statement("INSERT INTO durable_runs (run_id) VALUES (NULL)"),
+        Statement(f"SELECT {', '.join(f'?{n}' for n in range(1, 102))}", tuple(range(101))),
+        Statement(PUT, ("r", "k", "x" * 2_000_001)),
+    ],
+    ids=["syntax", "too few", "too many", "constraint", "101 parameters", "2 MB"],
+)
+async def test_a_refused_statement_is_an_error_that_no_retry_helps(database: Database, statement: Statement) -> None:
+    """It is told apart from a database that does not answer."""
+    with pytest.raises(StoreError) as refused:
+        await database.batch([statement])
+    assert not isinstance(refused.value, StoreUnavailable)
+
+
+async def test_text_and_numbers_keep_their_kind(database: Database) -> None:
+    """A digit string in a TEXT column stays text; whole numbers read as whole numbers."""
+    await database.batch([Statement(PUT, ("5", "007", "1.0"))])
+    [read] = await database.batch([Statement("SELECT run_id, key, payload_json, 3 AS n FROM durable_events")])
+
+    assert [{"run_id": "5", "key": "007", "payload_json": "1.0", "n": 3}] == [dict(row) for row in read.rows]

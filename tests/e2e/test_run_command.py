@@ -1,0 +1,176 @@
+"""`make run`: what it prints, what it opens, and that it leaves nothing behind."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx
+import pytest
+
+from dev import paths
+from dev.server import free_port, is_free
+from tests.support.processes import descendants, exists, listening_addresses
+
+PROBE: Final = Path(__file__).resolve().parent.parent / "worker" / "probe"
+WAIT_SECONDS: Final = 30.0
+
+
+@dataclass
+class Command:
+    """A running `make run`, with local state of its own."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def eventually(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    started: list[Command] = []
+
+    def run(*arguments: str) -> Command:
+        port = free_port()
+        log = tmp_path / f"{port}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dev.run", "--port", str(port), "--home", str(tmp_path), *arguments],
+                cwd=paths.ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        command = Command(process, port, log)
+        started.append(command)
+        command.eventually(lambda: "reloads by itself" in command.output or "curl -N" in command.output)
+        return command
+
+    yield run
+    for command in started:
+        command.process.terminate()
+        command.process.wait(WAIT_SECONDS)
+
+
+def of_the_probe(source: Path = PROBE) -> tuple[str, ...]:
+    return (
+        *("--source", str(source)),
+        *("--config", str(PROBE / "wrangler.toml")),
+        *("--schema", str(PROBE / "schema.sql")),
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_no_process_is_left_behind(make_run: Callable[..., Command], number: signal.Signals) -> None:
+    """However it ends: Ctrl-C, `kill`, a closed terminal, or a kill it cannot catch."""
+    command = make_run(*of_the_probe())
+    running = descendants(command.process.pid)
+    names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in running}
+
+    command.process.send_signal(number)
+    status = command.process.wait(WAIT_SECONDS)
+
+    assert "workerd" in names
+    assert status == (-signal.SIGKILL if number is signal.SIGKILL else 0)
+    command.eventually(lambda: not any(exists(pid) for pid in running))
+    command.eventually(lambda: is_free(command.port))
+
+
+def test_every_socket_is_on_the_loopback_address(make_run: Callable[..., Command]) -> None:
+    """Nobody else on the network can reach the Worker, its inspector or its database."""
+    command = make_run(*of_the_probe())
+
+    assert {"127.0.0.1"} == listening_addresses(descendants(command.process.pid))
+
+
+def test_a_port_in_use_is_said_at_once(tmp_path: Path) -> None:
+    """And another one is proposed."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        finished = subprocess.run(
+            [sys.executable, "-m", "dev.run", "--port", str(port), "--home", str(tmp_path)],
+            cwd=paths.ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert finished.returncode == 1
+    assert f"port {port} is in use" in finished.stdout
+    assert f"make run PORT={port + 1}" in finished.stdout
+
+
+def test_the_printed_command_works_when_pasted(make_run: Callable[..., Command]) -> None:
+    """It is the last thing printed, and it streams a turn of the real Worker."""
+    command = make_run()
+    *_, pasted = command.output.strip().splitlines()
+    assert pasted.startswith("curl -N ")
+    # Without curl, which a fresh machine may not have.
+    [url] = re.findall(r"http://\S+", pasted)
+    headers = dict(pair.split(": ", 1) for pair in re.findall(r"-H '([^']+)'", pasted))
+    [body] = re.findall(r"-d '([^']+)'", pasted)
+    response = httpx.post(url.replace("localhost", "127.0.0.1"), headers=headers, content=body)
+
+    assert re.search(r"ready in \d+\.\d s, BACKEND=echo", command.output)
+    assert response.status_code == 200
+    assert response.text.endswith("}\n")
+
+
+def test_the_local_secret_is_made_once_and_is_the_owners(
+    make_run: Callable[..., Command], tmp_path: Path
+) -> None:
+    """`.dev.vars` keeps it, so that a token goes on working after a restart."""
+    secrets = tmp_path / ".dev.vars"
+    make_run(*of_the_probe()).process.terminate()
+    first = secrets.read_text()
+    make_run(*of_the_probe())
+
+    assert first == secrets.read_text()
+    assert re.search(r"^AUTH_JWT_SECRET=[\w-]{43}$", first, re.MULTILINE)
+    assert secrets.stat().st_mode & 0o077 == 0
+
+
+def test_an_edit_reloads_and_a_mistake_is_shown(make_run: Callable[..., Command], tmp_path: Path) -> None:
+    """The traceback is on the screen; mending the file is all it takes."""
+    source = tmp_path / "source"
+    source.mkdir()
+    sound = (PROBE / "entry.py").read_text()
+    entry = source / "entry.py"
+    entry.write_text(sound + "\nraise LookupError('not yet')\n")
+    command = make_run(*of_the_probe(source))
+    broken = command.output
+    entry.write_text(sound)
+    command.eventually(lambda: "reloaded in" in command.output)
+
+    assert "LookupError: not yet" in broken
+    assert "curl -N" not in broken
+    assert httpx.get(f"http://127.0.0.1:{command.port}/healthz").text == "ok"
+
+
+def test_a_key_for_a_model_is_enough_to_use_it(make_run: Callable[..., Command], tmp_path: Path) -> None:
+    """`OPENAI_API_KEY` in `.dev.vars` changes the backend, and the Worker sees both."""
+    (tmp_path / ".dev.vars").write_text("OPENAI_API_KEY=a-key\nSECRET=from .dev.vars\n")
+    os.chmod(tmp_path / ".dev.vars", 0o600)
+    command = make_run(*of_the_probe())
+    seen = httpx.get(f"http://127.0.0.1:{command.port}/settings").json()
+
+    assert "BACKEND=openai" in command.output
+    assert seen["wrapped"][1] == "from .dev.vars"

@@ -1,0 +1,226 @@
+"""
+The embedded local runtime gives Python what Cloudflare gives it.
+
+The Worker is the probe in `tests/worker/probe`: one path for each thing to see.
+"""
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from dev.bundle import pack
+from tests.support.worker import Worker, running_worker
+
+PROBE: Final = Path(__file__).resolve().parent.parent / "worker" / "probe"
+WAIT_SECONDS: Final = 20.0
+
+
+def run_probe(source: Path = PROBE) -> Any:
+    return running_worker(
+        source=source,
+        deployment=PROBE / "wrangler.toml",
+        schema=PROBE / "schema.sql",
+        variables={"SECRET": "a secret"},
+    )
+
+
+@pytest.fixture(scope="module")
+def probe() -> Iterator[Worker]:
+    with run_probe() as worker:
+        yield worker
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Path:
+    """A copy of the probe's sources that a test may edit."""
+    return Path(shutil.copytree(PROBE, tmp_path / "probe"))
+
+
+def get(worker: Worker, path: str) -> Any:
+    response = httpx.get(f"{worker.url}/{path}", timeout=WAIT_SECONDS)
+    assert response.status_code == HTTPStatus.OK, response.text
+    return response.json()
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def notes(worker: Worker) -> list[str]:
+    return [row["text"] for row in worker.sql("SELECT text FROM notes ORDER BY id")]
+
+
+def test_it_boots_well_within_fifteen_seconds(probe: Worker) -> None:
+    """More would be a defect: a developer starts it many times a day."""
+    assert probe.boot_seconds < 15
+
+
+def test_the_standard_library_comes_before_the_sources_and_these_before_what_is_vendored(probe: Worker) -> None:
+    """A module named like one of the standard library is hidden here, too, and not only when deployed."""
+    path = get(probe, "path")["path"]
+
+    order = [path.index(name) for name in ("/session/metadata", "/session/metadata/python_modules")]
+    stdlib = [path.index("/lib/python313.zip"), path.index("/lib/python3.13")]
+    assert [*stdlib, *order] == sorted([*stdlib, *order])
+    assert path[-1].endswith("site-packages")
+
+
+def test_files_beside_the_code_can_be_read_and_none_written(probe: Worker) -> None:
+    """The bundle is mounted read-only."""
+    assert {"content": "mounted beside the code\n", "write": "raised PermissionError"} == get(probe, "files")
+
+
+def test_entropy_and_the_clock_do_not_exist_at_import(probe: Worker) -> None:
+    """What would fail when deployed fails here already."""
+    seen = get(probe, "at_import")
+
+    assert ("raised RuntimeError", "raised OSError", 0) == (seen["random"], seen["uuid4"], seen["time"])
+
+
+def test_entropy_and_the_clock_are_real_in_a_request(probe: Worker) -> None:
+    """Nothing that the boot made predictable stays so."""
+    with run_probe() as other:
+        first, second, elsewhere = get(probe, "now"), get(probe, "now"), get(other, "now")
+
+    for name in ("random", "uuid4"):
+        assert len({first[name], second[name], elsewhere[name]}) == 3
+    assert abs(first["time"] - time.time()) < 60
+
+
+def test_python_can_be_suspended_without_await(probe: Worker) -> None:
+    """`run_sync` works in a handler, for a timer and for a fetch."""
+    answer = httpx.post(f"{probe.url}/waiting", content=f"{probe.url}/healthz").json()
+
+    assert {"can_run_sync": True, "slept": "slept", "fetched": "ok"} == answer
+
+
+def test_vars_secrets_and_databases_are_there_raw_and_wrapped(probe: Worker) -> None:
+    """Both generations of the SDK's bindings see the same values."""
+    expected = {
+        "wrapped": ["hello", "a secret", 1],
+        "raw": ["hello", "a secret", 2],
+        "missing": "raised AttributeError",
+    }
+    assert expected == get(probe, "settings")
+
+
+def test_every_request_has_an_instance_of_its_own(probe: Worker) -> None:
+    """State on `self` does not travel from one request to the next."""
+    before = get(probe, "instances")
+
+    assert before + 1 == get(probe, "instances")
+
+
+def test_a_coroutine_given_to_wait_until_outlives_the_response(probe: Worker) -> None:
+    """The proxy of the Python future is kept until the future is done."""
+    began = time.monotonic()
+    httpx.get(f"{probe.url}/background/afterwards")
+
+    assert time.monotonic() - began < 0.4
+    eventually(lambda: "afterwards" in notes(probe))
+
+
+def test_a_stream_arrives_line_by_line(probe: Worker) -> None:
+    """Nothing between Python and the client holds a line back."""
+    began = time.monotonic()
+    arrivals = []
+    headers = {"accept-encoding": "identity"}  # A body without a type would be compressed as a whole.
+    with httpx.stream("GET", f"{probe.url}/stream/10", headers=headers) as response:
+        for line in response.iter_lines():
+            arrivals.append((line, time.monotonic() - began))
+
+    assert [str(number) for number in range(10)] == [line for line, _ in arrivals]
+    assert arrivals[-1][1] - arrivals[0][1] > 0.3
+
+
+def test_a_disconnect_is_seen_as_a_signal_and_as_a_refused_write(probe: Worker) -> None:
+    """`enable_request_signal` holds here as it does when deployed."""
+    with httpx.stream("GET", f"{probe.url}/stream/400", headers={"accept-encoding": "identity"}) as response:
+        next(response.iter_lines())
+
+    eventually(lambda: {"abort signal", "write refused"} <= set(notes(probe)))
+
+
+def test_a_cron_tick_reaches_the_scheduled_handler(probe: Worker) -> None:
+    """It is called with `(controller, env, ctx)`."""
+    response = httpx.get(f"{probe.url}/cdn-cgi/local/scheduled", params={"cron": "* * * * *"})
+
+    assert response.status_code == HTTPStatus.OK
+    eventually(lambda: "scheduled * * * * *" in notes(probe))
+
+
+def test_a_durable_object_in_python_keeps_its_state(probe: Worker) -> None:
+    """Its methods are called by RPC, its storage is real."""
+    assert [2, 4, 2] == [get(probe, "count/a"), get(probe, "count/a"), get(probe, "count/b")]
+
+
+def test_a_workflow_in_python_runs_its_steps(probe: Worker) -> None:
+    """Payload in, output of the last step out."""
+    status = get(probe, "double/21")
+
+    assert ("complete", 42) == (status["status"], status["output"])
+
+
+def test_a_named_entrypoint_is_called_by_rpc(probe: Worker) -> None:
+    """Values are converted both ways."""
+    assert {"sum": 6, "of": [1, 2, 3]} == get(probe, "add")
+
+
+def test_a_mistake_in_a_handler_shows_its_traceback(probe: Worker) -> None:
+    """To the developer, in the terminal."""
+    response = httpx.get(f"{probe.url}/fail")
+
+    assert response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR
+    eventually(lambda: "LookupError: a mistake in a handler" in probe.log)
+
+
+def test_many_requests_at_once_do_not_meet(probe: Worker) -> None:
+    """Each has a context of its own, though they share one interpreter."""
+    with httpx.Client(base_url=probe.url, timeout=WAIT_SECONDS) as client:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda _: client.get("/settings").json()["raw"][2], range(64)))
+
+    assert [2] * 64 == answers
+
+
+def test_an_error_at_import_is_shown_until_the_file_is_mended(edited: Path) -> None:
+    """The server stays up, answers with the traceback, and takes the edit that mends it."""
+    entry = edited / "entry.py"
+    sound = entry.read_text()
+    entry.write_text(sound + "\n\ndef oops():\n    return 1 / 0\n\n\noops()\n")
+    with run_probe(edited) as worker:
+        broken = httpx.get(f"{worker.url}/healthz")
+        entry.write_text(sound)
+        pack(worker.server.bundle, worker.server.mounts)
+        eventually(lambda: httpx.get(f"{worker.url}/healthz", timeout=WAIT_SECONDS).text == "ok")
+
+        assert broken.status_code == HTTPStatus.INTERNAL_SERVER_ERROR
+        assert re.search(r'entry\.py", line \d+, in oops\n', broken.text)
+        assert broken.text.rstrip().endswith("ZeroDivisionError: division by zero")
+        assert "importlib" not in broken.text
+        assert "ZeroDivisionError: division by zero" in worker.log
+
+
+def test_what_was_stored_survives_a_kill(probe: Worker) -> None:
+    """SIGKILL in the middle of things, then a start on the same state."""
+    httpx.get(f"{probe.url}/background/before-the-kill")
+    eventually(lambda: "before-the-kill" in notes(probe))
+    processes = probe.pids()
+    probe.kill()
+    probe.restart()
+
+    assert "before-the-kill" in notes(probe)
+    assert not set(processes) & set(probe.pids())
+    assert get(probe, "count/a") > 2

@@ -1,0 +1,155 @@
+"""Chat turns as tests need them: a scripted product over a real SQLite database, in virtual time."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from chatturn.backends.echo import create_echo_backend
+from chatturn.chat.hooks import ChatTurnHooks, FinishedTurn, TurnContext
+from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.producer import StreamProducer
+from chatturn.chat.request import RunChatTurnInput
+from chatturn.chat.sink import BufferSink
+from chatturn.chat.turn import ChatTurn
+from chatturn.databases import Database, Statement
+from chatturn.databases.sqlite import SqliteDatabase
+from chatturn.durable.sql import SqlRunStore
+from chatturn.events import ChatStreamEvent, EventBatch, text_delta
+
+__all__ = ["IDENTITY", "Desk", "Product", "Recorded", "events_of", "open_sqlite", "virtual_moment"]
+
+_SCHEMA = Path(__file__).parent.parent.parent / "schema.sql"
+_EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+
+IDENTITY = ChatTurnIdentity(tenant_id="acme", session_id="thread-1", user_id="ann", turn_index=0)
+
+Step = ChatStreamEvent | list[ChatStreamEvent] | float | BaseException
+"""What a scripted producer does next: yield, wait so many seconds, or raise."""
+
+
+@contextmanager
+def open_sqlite(path: str | Path = ":memory:") -> Iterator[SqliteDatabase]:
+    """Yield a database with the schema applied."""
+    with SqliteDatabase(path) as database:
+        database.apply_schema(_SCHEMA.read_text())
+        yield database
+
+
+def virtual_moment() -> str:
+    """Return the time of the running loop as the database's."""
+    moment = _EPOCH + timedelta(seconds=asyncio.get_running_loop().time())
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+class Product(ChatTurnHooks):
+    """
+    A product whose model does what the test says.
+
+    Attributes:
+        script: What the model does, step by step; one script for every call, or a list of them by call.
+        calls: The contexts of its model calls, in order.
+        closed: How many of its streams were closed or ended.
+    """
+
+    def __init__(self, *script: Step, final_text: Callable[[], str | None] | None = None) -> None:
+        self.script: Sequence[Step] = script or (text_delta("Hello, "), text_delta("world."))
+        self.calls: list[TurnContext] = []
+        self.closed = 0
+        self._final_text = final_text
+
+    def produce(self, context: TurnContext) -> StreamProducer:
+        """Play the script."""
+        self.calls.append(context)
+        producer = StreamProducer(self._play())
+        if self._final_text is not None:
+            producer.final_text = self._final_text  # type: ignore[method-assign]  # a scripted product's own
+        return producer
+
+    async def _play(self) -> AsyncGenerator[EventBatch, None]:
+        try:
+            for step in self.script:
+                if isinstance(step, BaseException):
+                    raise step
+                if isinstance(step, float | int):
+                    await asyncio.sleep(step)
+                else:
+                    yield step
+        finally:
+            self.closed += 1
+
+
+class Recorded(Product):
+    """A product that also notes its hook calls."""
+
+    def __init__(self, *script: Step) -> None:
+        super().__init__(*script)
+        self.persisted: list[FinishedTurn] = []
+        self.completed: list[FinishedTurn] = []
+        self.order: list[str] = []
+        self.persist_fails = 0
+
+    async def persist_assistant_message(self, turn: FinishedTurn) -> None:
+        """Note the call, or fail as often as told."""
+        self.order.append("persist")
+        if self.persist_fails:
+            self.persist_fails -= 1
+            raise RuntimeError("the product's database says: secret-host:5432 refused")
+        self.persisted.append(turn)
+
+    async def on_turn_complete(self, turn: FinishedTurn) -> None:
+        """Note the call."""
+        self.order.append("complete")
+        self.completed.append(turn)
+
+
+class Desk:
+    """
+    A deployment of one product over one database.
+
+    Attributes:
+        logged: What was logged: the event's name and its particulars.
+    """
+
+    def __init__(self, database: Database, hooks: ChatTurnHooks | None = None, **options: Any) -> None:
+        self.database = database
+        self.hooks = hooks or Product()
+        self.logged: list[tuple[str, Any]] = []
+        self._options = options
+
+    def input(self, **changes: Any) -> RunChatTurnInput:
+        """Return the input of a turn."""
+        base = RunChatTurnInput(
+            identity=IDENTITY,
+            user_message="hi",
+            project_id="legal-agent",
+            domain="legal",
+            database=self.database,
+            store=SqlRunStore(self.database, moment=virtual_moment),
+            hooks=self.hooks,
+            backend=create_echo_backend(),
+            moment=virtual_moment,
+            log=lambda event, particulars: self.logged.append((event, particulars)),
+        )
+        return replace(base, **{**self._options, **changes})
+
+    async def run(self, sink: BufferSink | None = None, **changes: Any) -> list[dict[str, Any]]:
+        """Run a turn and return its lines, parsed."""
+        sink = sink or BufferSink()
+        await ChatTurn(self.input(**changes)).run(sink)
+        return events_of(sink.text())
+
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Read rows as tuples."""
+        [outcome] = await self.database.batch([Statement(sql)])
+        return [tuple(row.values()) for row in outcome.rows]
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    """Parse lines, each of which must end with LF."""
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text[:-1].split("\n")]

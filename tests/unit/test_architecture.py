@@ -1,0 +1,239 @@
+"""The rules that no type checker knows: who may import whom, what may run at import, how long a module is."""
+
+import ast
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[2] / "src"
+MODULES = sorted(path for path in SRC.rglob("*.py") if "__pycache__" not in path.parts)
+
+# Dependencies point one way: a unit may import those on the lines above its own, and itself.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("chatturn.errors",),
+    ("chatturn.records",),
+    ("chatturn.canonical", "chatturn.events", "chatturn.settings"),
+    ("chatturn.databases", "chatturn.telemetry"),
+    ("chatturn.backends", "chatturn.durable"),
+    ("chatturn.telemetry.otlp",),  # traces leave over the backends' transport
+    ("chatturn.chat",),
+    ("chatturn.http",),
+    ("chatturn",),  # the package itself: what harnesses import by name
+    ("chatturn.workerd", "products"),
+    ("entry",),
+)
+RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
+
+# What is not in the standard library, or not in the Worker's, and the one place where it is imported.
+ONLY_IN: dict[str, tuple[str, ...]] = {
+    "_pyodide": ("chatturn.workerd",),
+    "js": ("chatturn.workerd", "entry"),
+    "jwt": ("chatturn.http.pyjwt",),
+    "pyodide": ("chatturn.workerd", "entry"),
+    "pyodide_http": ("chatturn.workerd",),
+    "sqlite3": ("chatturn.databases.sqlite",),
+    "workers": ("chatturn.workerd", "entry"),
+}
+
+# What only a running Worker has: the platform keeps a snapshot of what the modules are after their import.
+CLOCKS_AND_CHANCE = {
+    "datetime.date.today",
+    "datetime.datetime.now",
+    "datetime.datetime.today",
+    "datetime.datetime.utcnow",
+    "os.getrandom",
+    "os.urandom",
+    "random",
+    "secrets",
+    "time",
+    "uuid",
+}
+# Where the core calls one of them itself: the defaults of its own `token` and `worker_id`.
+DEFAULTS_THAT_CALL = {"chatturn.canonical": {"os.urandom"}, "chatturn.durable.sql": {"os.urandom"}}
+
+MAX_LINES = 400
+# The entry point is wiring; the errors are one short class each, and are read as one tree.
+OTHER_MAX_LINES = {"entry": 80, "chatturn.errors": 500}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(SRC).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {name_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """Yield the full names of all modules, and of all names, that *tree* imports anywhere."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=str(module), names=names, level=0):
+                yield module
+                yield from (f"{module}.{alias.name}" for alias in names)
+            case ast.ImportFrom():
+                yield "(relative)"
+
+
+def is_in(name: str, unit: str) -> bool:
+    return name == unit or name.startswith(unit + ".")
+
+
+def is_in_any(name: str, units: Iterable[str]) -> bool:
+    return any(is_in(name, unit) for unit in units)
+
+
+def unit_of(name: str) -> str | None:
+    units = [unit for unit in RANK if is_in(name, unit) and (unit != "chatturn" or name == unit)]
+    return max(units, key=len, default=None)
+
+
+def imported_modules(name: str) -> set[str]:
+    """Return our own modules that the module *name* imports, with the packages that are run on the way."""
+    found = {each for each in imported(TREES[name]) if each in TREES}
+    packages = {each.rpartition(".")[0] for each in found} & set(TREES)
+    return found | packages
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_every_module_has_its_place(name: str) -> None:
+    """A new package is given a line in `LAYERS`, on purpose."""
+    assert unit_of(name) is not None
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_dependencies_point_one_way(name: str) -> None:
+    """From the entry point down to the errors, never back and never sideways."""
+    unit = unit_of(name)
+    # Importing a.b.c runs a and a.b: that is no dependency on what they re-export.
+    used = {unit_of(each) for each in imported(TREES[name]) if each in TREES} - {unit, None}
+
+    assert {other for other in used if RANK[str(other)] >= RANK[str(unit)]} == set()
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_only_the_border_knows_the_platform(name: str) -> None:
+    """JavaScript, third parties and sqlite3 each have one home."""
+    roots = {each.partition(".")[0] for each in imported(TREES[name])}
+    foreign = roots - sys.stdlib_module_names - {"chatturn", "products"}
+
+    assert foreign <= set(ONLY_IN)
+    assert {root for root in roots & set(ONLY_IN) if not is_in_any(name, ONLY_IN[root])} == set()
+
+
+def test_the_worker_never_comes_across_sqlite3() -> None:
+    """Pyodide lacks it: nothing that the entry point or a product reaches imports it."""
+    reached, found = set[str](), {name for name in TREES if is_in(name, "products")} | {"entry"}
+    while found:
+        reached |= found
+        found = set().union(*(imported_modules(name) for name in found)) - reached
+
+    assert "chatturn.http.routes" in reached
+    assert {name for name in reached if "sqlite3" in imported(TREES[name])} == set()
+
+
+def at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield what of *node* runs when the module is imported: all but the bodies of functions."""
+    parts: list[ast.AST]
+    match node:
+        case ast.FunctionDef(args=arguments) | ast.AsyncFunctionDef(args=arguments):
+            parts = [*node.decorator_list, *arguments.defaults, *filter(None, arguments.kw_defaults)]
+        case ast.Lambda(args=arguments):
+            parts = [*arguments.defaults, *filter(None, arguments.kw_defaults)]
+        case _:
+            parts = [*ast.iter_child_nodes(node)]
+    for part in parts:
+        yield part
+        yield from at_import(part)
+
+
+def calls(tree: ast.Module, nodes: Iterator[ast.AST]) -> set[str]:
+    """Return the clocks and the chance that are called among *nodes*, by their full names."""
+    aliases: dict[str, str] = {}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                aliases |= {alias.asname or alias.name: alias.name for alias in names}
+            case ast.ImportFrom(module=str(module), names=names):
+                aliases |= {alias.asname or alias.name: f"{module}.{alias.name}" for alias in names}
+    called = set()
+    for node in nodes:
+        if isinstance(node, ast.Call):
+            head, _, rest = ast.unparse(node.func).partition(".")
+            full = aliases.get(head, head) + ("." + rest if rest else "")
+            if is_in_any(full, CLOCKS_AND_CHANCE):
+                called.add(full)
+    return called
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_nothing_at_import_asks_for_the_time_or_for_chance(name: str) -> None:
+    """A module's state is a snapshot: what is drawn at import would be the same in every isolate."""
+    assert calls(TREES[name], at_import(TREES[name])) == set()
+
+
+@pytest.mark.parametrize("name", [name for name in TREES if not is_in(name, "chatturn.workerd")])
+def test_the_core_is_given_its_clock_and_its_chance(name: str) -> None:
+    """Time, randomness and ids are arguments, so that a test decides them."""
+    assert calls(TREES[name], ast.walk(TREES[name])) == DEFAULTS_THAT_CALL.get(name, set())
+
+
+def test_no_top_level_name_shadows_the_standard_library() -> None:
+    """The Worker searches the standard library first, CPython `src/`: a shared name would mean two things."""
+    names = {path.stem for path in SRC.iterdir() if path.name != "__pycache__"}
+
+    assert names & sys.stdlib_module_names == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_module_is_too_long(path: Path) -> None:
+    """What does not fit on a few screens is two things."""
+    lines = path.read_text(encoding="utf-8").count("\n")
+
+    assert lines <= OTHER_MAX_LINES.get(name_of(path), MAX_LINES)
+
+
+def test_only_code_is_uploaded() -> None:
+    """Everything under `src/` goes to every edge."""
+    files = {path for path in SRC.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+
+    assert {path for path in files if path.suffix != ".py" or path.stem.startswith("test_")} == set()
+
+
+# The rules above, tried on what breaks them
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import time\nSTART = time.time()",
+        "from time import time as now\nSTART = now()",
+        "import random\nclass A:\n    x = random.random()",
+        "import uuid\ndef f(x=uuid.uuid4()): pass",
+        "from datetime import datetime\nX = [datetime.now() for _ in range(3)]",
+        "import secrets\n@register(secrets.token_hex())\ndef f(): pass",
+        "import os\nif os.urandom(1): pass",
+    ],
+)
+def test_what_is_drawn_at_import_is_seen(source: str) -> None:
+    """However it is imported and wherever it stands."""
+    tree = ast.parse(source)
+
+    assert calls(tree, at_import(tree)) != set()
+
+
+def test_what_runs_later_is_no_import_time_call() -> None:
+    """A function's body, and a function that is only handed on."""
+    tree = ast.parse(
+        "import time\n"
+        "def f(now=time.time, then=lambda: time.time()):\n"
+        "    return time.time()\n"
+        "g = lambda: time.time()\n"
+    )
+
+    assert calls(tree, at_import(tree)) == set()
+    assert calls(tree, ast.walk(tree)) == {"time.time"}

@@ -1,0 +1,592 @@
+"""One chat turn told in lines (CONTRACT 4.4, C1 to C14, and section 5), over SQLite, in virtual time."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from chatturn.chat.engine import durable_chat_turn_engine
+from chatturn.chat.hooks import FinishedTurn
+from chatturn.chat.outbox import Outbox
+from chatturn.chat.sink import BufferSink
+from chatturn.chat.turn import ChatTurn
+from chatturn.databases.sqlite import SqliteDatabase
+from chatturn.errors import (
+    BackendRejected,
+    DurableRunInputMismatchError,
+    DurableRunLeaseHeldError,
+    error_classes,
+)
+from chatturn.events import ChatStreamEvent, reasoning_delta, text_delta, tool_call, usage_event
+from support.faults import FaultyDatabase
+from support.turns import IDENTITY, Desk, Product, Recorded, events_of, open_sqlite, virtual_moment
+
+SECRET = "sk-secret at db.internal:5432 SELECT * FROM users"
+
+
+@pytest.fixture
+def database() -> Iterator[FaultyDatabase]:
+    """An empty database that can be made to fail."""
+    with open_sqlite() as database:
+        yield FaultyDatabase(database)
+
+
+def kinds(lines: list[dict[str, Any]]) -> list[str]:
+    """Return the types of lines."""
+    return [line["type"] for line in lines]
+
+
+class GoneSink(BufferSink):
+    """A reader who goes away after so many lines."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self._left = after
+        self._callback: Any = lambda: None
+
+    def write(self, text: str) -> None:
+        """Take the line, unless the reader is gone."""
+        if self._left == 0 and not self.closed:
+            self._closed = True
+            self._callback()
+        self._left -= 1
+        super().write(text)
+
+    def when_lost(self, callback: Any) -> None:
+        """Remember whom to tell."""
+        self._callback = callback
+
+
+async def test_a_fresh_turn_is_started_told_and_completed(database: FaultyDatabase) -> None:
+    """The documents' envelope, every line numbered without a gap."""
+    lines = await Desk(database, Product(text_delta("a"), ChatStreamEvent("tool.x", {"n": 1}), text_delta("b"))).run()
+
+    assert [
+        ("session.run.started", {"sessionId": "thread-1", "tenantId": "acme", "turnIndex": 0}),
+        ("message.part.updated", {"delta": "a", "part": {"id": "text", "type": "text"}}),
+        ("tool.x", {"n": 1}),
+        ("message.part.updated", {"delta": "b", "part": {"id": "text", "type": "text"}}),
+        ("session.run.completed", {"sessionId": "thread-1", "replayed": False}),
+    ] == [(line["type"], line["data"]) for line in lines]
+    assert [(n, 1) for n in range(5)] == [(line["seq"], line["attempt"]) for line in lines]
+
+
+async def test_a_replay_is_started_result_and_completed(database: FaultyDatabase) -> None:
+    """The documents' replay; its lines are in no log, so they have no seq."""
+    desk = Desk(database)
+    await desk.run()
+    lines = await desk.run()
+
+    assert [
+        {"type": "session.run.started", "data": {"sessionId": "thread-1", "tenantId": "acme", "turnIndex": 0}},
+        {"type": "result", "data": {"finalText": "Hello, world."}},
+        {"type": "session.run.completed", "data": {"sessionId": "thread-1", "replayed": True}},
+    ] == lines
+    assert 1 == len(desk.hooks.calls)  # type: ignore[attr-defined]  # the scripted product
+
+
+async def test_two_round_trips_fresh_and_one_for_a_replay(database: FaultyDatabase) -> None:
+    """The chat engine adds none to the durable turn's."""
+    desk = Desk(database)
+    await desk.run()
+    fresh, database.batches = database.batches, 0
+    await desk.run()
+
+    assert (2, 1) == (fresh, database.batches)
+
+
+async def test_the_stored_log_is_what_was_said(database: FaultyDatabase) -> None:
+    """T9: every event of the turn is in the log, terminal line included, not only the text."""
+    sink = BufferSink()
+    desk = Desk(database, Product(text_delta("a"), tool_call(tool_call_id="t", tool_name="n", args={"x": 1})))
+    await desk.run(sink)
+    rows = await desk.rows("SELECT first_seq, last_seq, attempt, lines FROM chat_segments")
+
+    assert [(0, 3, 1, sink.text())] == rows
+
+
+async def test_the_threads_messages_are_stored_with_the_finish(database: FaultyDatabase) -> None:
+    """One user message and one assistant message per turn."""
+    desk = Desk(database)
+    await desk.run()
+    await desk.run()
+
+    assert [("assistant", "Hello, world."), ("user", "hi")] == await desk.rows(
+        "SELECT role, content FROM chat_messages ORDER BY role"
+    )
+
+
+async def test_the_model_sees_the_session_so_far(database: FaultyDatabase) -> None:
+    """Finished turns before this one, oldest first; of this tenant and session only."""
+    desk = Desk(database)
+    for index, message in enumerate(("one", "two")):
+        await desk.run(identity=replace(IDENTITY, turn_index=index), user_message=message)
+    await desk.run(identity=replace(IDENTITY, tenant_id="other", turn_index=5), user_message="theirs")
+    await desk.run(identity=replace(IDENTITY, turn_index=2), user_message="three")
+    history = desk.hooks.calls[-1].history  # type: ignore[attr-defined]  # the scripted product
+
+    assert [("user", "one"), ("assistant", "Hello, world."), ("user", "two"), ("assistant", "Hello, world.")] == [
+        (message["role"], message["content"]) for message in history
+    ]
+
+
+@pytest.mark.parametrize("after", range(6))
+async def test_c1_a_disconnect_does_not_end_the_turn(database: FaultyDatabase, after: int) -> None:
+    """Whenever the reader goes, the answer is completed, stored, and replayed on the next request."""
+    desk = Desk(database)
+    await desk.run(GoneSink(after)) if after else await ChatTurn(desk.input()).run(GoneSink(0))
+    lines = await desk.run()
+
+    assert ["session.run.started", "result", "session.run.completed"] == kinds(lines)
+
+
+async def test_c1_a_reader_that_stops_pulling_does_not_end_the_turn(database: FaultyDatabase) -> None:
+    """The body of `run_turn` may be left; the turn goes on in the background."""
+    desk = Desk(database, Product(text_delta("a"), 5.0, text_delta("b")))
+    body = durable_chat_turn_engine.run_turn(desk.input()).body
+    async for _ in body:
+        break
+    await body.aclose()  # type: ignore[attr-defined]  # it is a generator
+    await asyncio.sleep(10)
+
+    assert {"finalText": "ab"} == (await desk.run())[1]["data"]
+
+
+async def test_on_disconnect_cancel_ends_the_turn_and_closes_the_model(database: FaultyDatabase) -> None:
+    """The producer is closed at once, the run released, and a retry starts it again."""
+    product = Product(text_delta("a"), 1_000.0, text_delta("b"))
+    desk = Desk(database, product, on_disconnect="cancel")
+    sink = GoneSink(1)
+    await desk.run(sink)
+    [(status, error)] = await desk.rows("SELECT status, error_json FROM durable_steps")
+
+    assert 1 == product.closed
+    assert ("failed", "aborted") == (status, json.loads(error)["code"])
+    product.script = [text_delta("again")]
+    assert "session.run.completed" == kinds(await desk.run())[-1]
+
+
+async def test_an_abort_says_so_in_the_stream(database: FaultyDatabase) -> None:
+    """An explicit abort ends with one terminal line whose code is ``aborted``."""
+    turn = ChatTurn(Desk(database, Product(text_delta("a"), 1_000.0)).input())
+    sink = BufferSink()
+    running = asyncio.create_task(turn.run(sink))
+    await asyncio.sleep(5)
+    turn.abort()
+    await running
+    lines = events_of(sink.text())
+
+    assert ["error", "session.run.failed"] == kinds(lines)[-2:]
+    assert "aborted" == lines[-1]["data"]["code"]
+
+
+async def test_c2_a_failing_persist_hook_loses_no_message(database: FaultyDatabase) -> None:
+    """The turn is completed, the failure is on record, and the hook is called again with the same key."""
+    product = Recorded()
+    product.persist_fails = 1
+    desk = Desk(database, product)
+    lines = await desk.run()
+    outbox = Outbox(database=database, hooks=product, log=lambda *_: None, moment=virtual_moment)
+    before_it_is_due = await outbox.sweep()
+    await asyncio.sleep(120)
+    swept = [await outbox.sweep() for _ in range(3)]
+
+    assert "session.run.completed" == kinds(lines)[-1]
+    assert (0, [1, 1, 0]) == (before_it_is_due, swept)
+    assert ["persist", "persist", "complete"] == product.order
+    assert ["chat:acme:thread-1:0/persist_assistant_message"] == [t.idempotency_key for t in product.persisted]
+    assert {("done",)} == set(await desk.rows("SELECT status FROM chat_outbox"))
+
+
+async def test_c2_a_hook_that_never_succeeds_is_given_up_loudly(database: FaultyDatabase) -> None:
+    """After ten calls it stays in the outbox as given up, with its error."""
+    product = Recorded()
+    product.persist_fails = 1_000
+    desk = Desk(database, product)
+    await desk.run()
+    outbox = Outbox(database=database, hooks=product, log=lambda *_: None, moment=virtual_moment)
+    for _ in range(12):
+        await asyncio.sleep(40_000)
+        await outbox.sweep()
+    [(status, attempts, error)] = await desk.rows(
+        "SELECT status, attempts, last_error FROM chat_outbox WHERE hook = 'persist_assistant_message'"
+    )
+
+    assert ("given_up", 10) == (status, attempts)
+    assert "refused" in error
+    assert [] == product.completed
+
+
+async def test_c2_hooks_run_in_order_before_the_completed_line(database: FaultyDatabase) -> None:
+    """The documents' order: persist, post-process, completed; a replay calls neither."""
+    order: list[str] = []
+
+    class Ordered(Product):
+        async def persist_assistant_message(self, turn: FinishedTurn) -> None:
+            order.append(f"persist {turn.final_text}")
+
+        async def on_turn_complete(self, _turn: FinishedTurn) -> None:
+            order.append("complete")
+
+        def on_event(self, event: ChatStreamEvent) -> None:
+            order.append(event.type)
+
+    desk = Desk(database, Ordered(text_delta("x")))
+    await desk.run()
+    fresh, order[:] = list(order), []
+    await desk.run()
+
+    assert [
+        "session.run.started", "message.part.updated", "persist x", "complete", "session.run.completed",
+    ] == fresh  # fmt: skip
+    assert ["session.run.started", "result", "session.run.completed"] == order
+
+
+async def test_c3_a_failing_transform_fails_the_turn_and_leaks_nothing(database: FaultyDatabase) -> None:
+    """The raw text is neither stored nor persisted, and a retry asks the model again."""
+
+    class Broken(Recorded):
+        async def transform_final_text(self, text: str) -> str:
+            raise ValueError(SECRET + text)
+
+    product = Broken(text_delta("raw"))
+    desk = Desk(database, product)
+    lines = await desk.run()
+
+    assert "hook_failed" == lines[-1]["data"]["code"]
+    assert [] == product.persisted
+    assert "raw" not in str(await desk.rows("SELECT * FROM chat_messages"))
+    assert "session.run.failed" == kinds(await desk.run())[-1]
+    assert 2 == len(product.calls)
+
+
+async def test_c4_tenants_never_meet(database: FaultyDatabase) -> None:
+    """The same session, index and message of another tenant is another run with its own answer."""
+    desk = Desk(database, Product(text_delta("acme's answer")))
+    await desk.run()
+    desk.hooks = Product(text_delta("other's answer"))
+    lines = await desk.run(identity=replace(IDENTITY, tenant_id="other"))
+
+    assert ["other's answer"] == [line["data"]["delta"] for line in lines if line["type"] == "message.part.updated"]
+
+
+@pytest.mark.parametrize(
+    "pair", [(("a", "b:c"), ("a:b", "c")), (("a%3Ab", "c"), ("a:b", "c")), (("a", "/c"), ("a/", "c"))]
+)
+async def test_c4_no_choice_of_names_makes_two_turns_share_a_run(
+    database: FaultyDatabase, pair: tuple[tuple[str, str], tuple[str, str]]
+) -> None:
+    """Each part of a run id is percent-encoded."""
+    desk = Desk(database)
+    for tenant, session in pair:
+        await desk.run(identity=replace(IDENTITY, tenant_id=tenant, session_id=session))
+
+    assert 2 == len(desk.hooks.calls)  # type: ignore[attr-defined]  # the scripted product
+
+
+async def test_c5_another_message_is_refused_and_may_supersede(database: FaultyDatabase) -> None:
+    """The mismatch is said before anything is written; superseding is a choice, and replaces the message."""
+    desk = Desk(database)
+    await desk.run()
+    with pytest.raises(DurableRunInputMismatchError):
+        await durable_chat_turn_engine.open(desk.input(user_message="edited"))
+    desk.hooks = Product(text_delta("new"))
+    lines = await desk.run(user_message="edited", supersede=True)
+
+    assert "session.run.completed" == kinds(lines)[-1]
+    assert [("assistant", "new"), ("user", "edited")] == await desk.rows(
+        "SELECT role, content FROM chat_messages ORDER BY role"
+    )
+    assert 2 == lines[0]["attempt"]
+
+
+async def test_c5_the_deployments_model_is_not_the_turns_identity(database: FaultyDatabase) -> None:
+    """A changed default does not strand turns that named no model."""
+    desk = Desk(database)
+    await desk.run(default_model="old")
+
+    assert "result" in kinds(await desk.run(default_model="new"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(SECRET),
+        BackendRejected(SECRET, backend="openai", upstream_status=401, detail=SECRET),
+        KeyError(SECRET),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_c6_nothing_internal_reaches_the_client(database: FaultyDatabase, error: Exception) -> None:
+    """A failed turn says a code, a fixed sentence and whether a retry helps; the log has the rest."""
+    desk = Desk(database, Product(text_delta("a"), error))
+    sink = BufferSink()
+    lines = await desk.run(sink)
+
+    assert SECRET not in sink.text()
+    assert SECRET not in str(await desk.rows("SELECT lines FROM chat_segments"))
+    assert {cls.public for cls in error_classes()} >= {lines[-1]["data"]["message"], lines[-2]["data"]["message"]}
+    assert {"code", "message", "retryable"} == set(lines[-2]["data"])
+    assert any(SECRET in str(particulars["error"]) for event, particulars in desk.logged if event == "turn.failed")
+
+
+async def test_c6_a_turn_in_flight_is_told_apart_from_a_failure(database: FaultyDatabase) -> None:
+    """C12: it is known before the first line, with the time after which to ask again."""
+    desk = Desk(database)
+    await durable_chat_turn_engine.open(desk.input(lease_ms=60_000))
+
+    with pytest.raises(DurableRunLeaseHeldError) as held:
+        await durable_chat_turn_engine.open(desk.input())
+    assert 60_000 == pytest.approx(held.value.retry_after_ms, abs=2)
+
+
+async def test_c6_pulling_callers_get_it_as_lines(database: FaultyDatabase) -> None:
+    """`run_turn` never raises: held, mismatched or down, it is an error line and a terminal one."""
+    desk = Desk(database)
+    await durable_chat_turn_engine.open(desk.input())
+    lines = events_of("".join([text async for text in durable_chat_turn_engine.run_turn(desk.input()).body]))
+
+    assert ["error", "session.run.failed"] == kinds(lines)
+    assert "turn_in_flight" == lines[0]["data"]["code"]
+
+
+async def test_c7_a_slow_reader_holds_the_producer_back(database: FaultyDatabase) -> None:
+    """What waits for a reader that pulls is bounded, however much the model says."""
+    product = Product(*[text_delta("x" * 1_000)] * 1_000)
+    body = durable_chat_turn_engine.run_turn(Desk(database, product).input()).body
+    sizes = []
+    async for text in body:
+        sizes.append(len(text))
+        await asyncio.sleep(1)
+
+    assert max(sizes) < 200_000
+    assert sum(sizes) > 1_000_000
+
+
+async def test_c8_text_is_assembled_by_part(database: FaultyDatabase) -> None:
+    """Reasoning and tool parts are no text, and a cumulative part replaces itself only."""
+    part = "message.part.updated"
+    desk = Desk(
+        database,
+        Product(
+            reasoning_delta("thinking"),
+            ChatStreamEvent(part, {"part": {"id": "1", "type": "text", "text": "fir"}}),
+            ChatStreamEvent(part, {"delta": "{args}", "part": {"id": "2", "type": "tool"}}),
+            ChatStreamEvent(part, {"part": {"id": "1", "type": "text", "text": "first "}}),
+            ChatStreamEvent(part, {"delta": "sec", "part": {"id": "3", "type": "text"}}),
+            ChatStreamEvent(part, {"delta": "ond", "part": {"id": "3", "type": "text"}}),
+        ),
+    )
+    await desk.run()
+
+    assert "first second" == (await desk.run())[1]["data"]["finalText"]
+
+
+@pytest.mark.parametrize("kind", ["error", "session.run.failed", "session.run.cancelled"])
+async def test_c9_an_in_band_error_is_a_failed_turn(database: FaultyDatabase, kind: str) -> None:
+    """It is said once, in our words, and nothing is stored as an answer."""
+    product = Recorded(text_delta("a"), ChatStreamEvent(kind, {"message": SECRET}), text_delta("never"))
+    desk = Desk(database, product)
+    lines = await desk.run()
+
+    assert ["session.run.started", "message.part.updated", "error", "session.run.failed"] == kinds(lines)
+    assert "backend_reported" == lines[-1]["data"]["code"]
+    assert [] == product.persisted
+    assert SECRET not in json.dumps(lines)
+
+
+async def test_c9_there_is_exactly_one_terminal_line(database: FaultyDatabase) -> None:
+    """A producer's own lifecycle is held back; a failing tool does not fail the turn."""
+    script = [
+        ChatStreamEvent("session.run.started", {}), text_delta("a"), ChatStreamEvent("tool.error", {"m": 1}),
+        ChatStreamEvent("session.run.completed", {}),
+    ]  # fmt: skip
+    lines = await Desk(database, Product(*script)).run()
+
+    assert ["session.run.started", "message.part.updated", "tool.error", "session.run.completed"] == kinds(lines)
+
+
+@pytest.mark.parametrize("asynchronously", [False, True])
+async def test_c10_a_failing_trace_flush_changes_nothing(database: FaultyDatabase, asynchronously: bool) -> None:
+    """Whether it raises at once or later, the stream has ended and the failure is logged."""
+
+    def raises() -> Any:
+        async def later() -> None:
+            await asyncio.sleep(1)
+            raise RuntimeError("collector")
+
+        if asynchronously:
+            return later()
+        raise RuntimeError("collector")
+
+    desk = Desk(database)
+    lines = await desk.run(trace_flush=raises)
+
+    assert "session.run.completed" == kinds(lines)[-1]
+    assert ["traces.unflushed"] == [event for event, _ in desk.logged]
+
+
+async def test_c10_the_reader_does_not_wait_for_the_trace_flush(database: FaultyDatabase) -> None:
+    """The stream is closed before the flush begins."""
+    sink = BufferSink()
+    closed_at_flush: list[bool] = []
+
+    async def flush() -> None:
+        closed_at_flush.append(sink.closed)
+
+    await Desk(database).run(sink, trace_flush=flush)
+
+    assert [True] == closed_at_flush
+
+
+async def test_c11_only_transformed_text_is_at_rest_and_replayed(database: FaultyDatabase) -> None:
+    """Checkpoint, messages, hooks and replay have the redacted text; the live stream is as the model said it."""
+
+    class Redacting(Recorded):
+        async def transform_final_text(self, text: str) -> str:
+            return text.replace("Ann", "[name]")
+
+    product = Redacting(text_delta("Dear Ann"))
+    desk = Desk(database, product)
+    fresh = await desk.run()
+    replay = await desk.run()
+
+    assert "Dear Ann" == fresh[1]["data"]["delta"]
+    assert "Dear [name]" == replay[1]["data"]["finalText"]
+    assert ["Dear [name]"] == [turn.final_text for turn in product.persisted]
+    for table in ("durable_steps", "chat_messages", "durable_runs"):
+        assert "Ann" not in str(await desk.rows(f"SELECT * FROM {table}"))  # noqa: S608 - names of ours
+
+
+async def test_c13_a_failing_or_slow_observer_changes_nothing(database: FaultyDatabase) -> None:
+    """`on_event` sees every line; its failures are logged, and it cannot delay."""
+
+    class Failing(Product):
+        def on_event(self, event: ChatStreamEvent) -> None:
+            raise RuntimeError(event.type)
+
+    desk = Desk(database, Failing(text_delta("a")))
+    lines = await desk.run()
+
+    assert ["session.run.started", "message.part.updated", "session.run.completed"] == kinds(lines)
+    assert ["hook.on_event_failed"] * 3 == [event for event, _ in desk.logged]
+
+
+async def test_c13_silence_is_filled_with_pings(database: FaultyDatabase) -> None:
+    """A long tool call is a line every 15 s; pings are not in the log and take no seq."""
+    desk = Desk(database, Product(text_delta("a"), 50.0, text_delta("b")))
+    lines = await desk.run()
+
+    assert ["ping"] * 3 == kinds(lines)[2:5]
+    assert [0, 1, 2, 3] == [line["seq"] for line in lines if line["type"] != "ping"]
+    assert "ping" not in str(await desk.rows("SELECT lines FROM chat_segments"))
+
+
+async def test_c13_usage_is_a_line_and_on_record(database: FaultyDatabase) -> None:
+    """What the model reported is stored per attempt; what it did not say is null, not zero."""
+    desk = Desk(database, Product(text_delta("a"), usage_event(model="m", tokensIn=3)))
+    await desk.run()
+
+    assert [("m", 3, None)] == await desk.rows("SELECT model, tokens_in, tokens_out FROM chat_usage")
+
+
+async def test_c13_usage_of_a_failed_attempt_is_on_record(database: FaultyDatabase) -> None:
+    """What was paid for in vain is known."""
+    desk = Desk(database, Product(text_delta("a"), usage_event(tokensOut=7), RuntimeError("x")))
+    await desk.run()
+
+    assert [(1, 7)] == await desk.rows("SELECT attempt, tokens_out FROM chat_usage")
+
+
+async def test_c14_post_processing_waits_for_persisting(database: FaultyDatabase) -> None:
+    """`on_turn_complete` is not called while `persist_assistant_message` has not succeeded."""
+    product = Recorded()
+    product.persist_fails = 1
+    await Desk(database, product).run()
+
+    assert ["persist"] == product.order
+
+
+async def test_c14_a_hanging_hook_delays_the_terminal_line_by_its_deadline_only(database: FaultyDatabase) -> None:
+    """After ten seconds it is left to the outbox."""
+
+    class Hanging(Product):
+        async def persist_assistant_message(self, _turn: FinishedTurn) -> None:
+            await asyncio.sleep(10_000)
+
+    begun = asyncio.get_running_loop().time()
+    lines = await Desk(database, Hanging(text_delta("a"))).run()
+
+    assert "session.run.completed" == kinds([line for line in lines if line["type"] != "ping"])[-1]
+    assert 10 == pytest.approx(asyncio.get_running_loop().time() - begun, abs=0.1)
+
+
+async def test_a_database_that_goes_down_mid_turn_is_said_and_survived(database: FaultyDatabase) -> None:
+    """The client gets its terminal line with ``store_unavailable``; the answer is stored late and replayed."""
+
+    class Cutting(Product):
+        def on_event(self, event: ChatStreamEvent) -> None:
+            database.down = database.down or event.type == "message.part.updated"
+
+    product = Cutting(text_delta("a"))
+    desk = Desk(database, product)
+    sink = BufferSink()
+    running = asyncio.create_task(ChatTurn(desk.input()).run(sink))
+    await asyncio.sleep(30)
+    told = events_of(sink.text())
+    database.down = False
+    await running
+
+    assert ("store_unavailable", True) == (told[-1]["data"]["code"], told[-1]["data"]["retryable"])
+    assert ["session.run.started", "message.part.updated", "error", "session.run.failed"] == kinds(told)
+    database.down = True
+    assert "result" in kinds(await Desk(_plain(database), product).run())
+    assert 1 == len(product.calls)
+
+
+async def test_a_retry_after_a_failure_is_attempt_two_and_its_seq_goes_on(database: FaultyDatabase) -> None:
+    """The log of a turn is one log, whichever attempt says its lines."""
+    desk = Desk(database, Product(text_delta("a"), RuntimeError("x")))
+    first = await desk.run()
+    desk.hooks = Product(text_delta("b"))
+    second = await desk.run()
+
+    assert [0, 1, 2, 3, 4, 5, 6] == [line["seq"] for line in [*first, *second]]
+    assert [1] * 4 + [2] * 3 == [line["attempt"] for line in [*first, *second]]
+
+
+async def test_an_event_that_is_not_json_fails_the_turn(database: FaultyDatabase) -> None:
+    """A product that yields NaN is told in the log; the stream still ends with a terminal line."""
+    lines = await Desk(database, Product(text_delta("a"), ChatStreamEvent("x", {"n": float("nan")}))).run()
+
+    assert ["session.run.started", "message.part.updated", "error", "session.run.failed"] == kinds(lines)
+
+
+async def test_an_event_too_long_to_be_stored_fails_the_turn(database: FaultyDatabase) -> None:
+    """It could not be replayed, so it is not said."""
+    lines = await Desk(database, Product(ChatStreamEvent("x", {"n": "x" * 500_000}))).run()
+
+    assert "session.run.failed" == kinds(lines)[-1]
+
+
+async def test_a_long_log_is_stored_in_rows_below_the_databases_limit(database: FaultyDatabase) -> None:
+    """Ten million characters of answer, beyond the basic plane, come back whole and in order."""
+    script = [text_delta("🙂" * 10_000)] * 150
+    desk = Desk(database, Product(*script, final_text=lambda: "short"))
+    sink = BufferSink()
+    await desk.run(sink)
+    rows = await desk.rows("SELECT first_seq, last_seq, lines FROM chat_segments ORDER BY first_seq")
+
+    assert sink.text() == "".join(row[2] for row in rows)
+    assert all(later[0] == row[1] + 1 for row, later in pairwise(rows))
+    assert max(len(row[2].encode()) for row in rows) < 2_000_000
+
+
+def _plain(database: FaultyDatabase) -> SqliteDatabase:
+    inner = database._database
+    assert isinstance(inner, SqliteDatabase)
+    return inner

@@ -1,0 +1,172 @@
+"""A Worker that shows what the local runtime gives it: one path for each thing to see."""
+
+import asyncio
+import random
+import sys
+import time
+import uuid
+from typing import Any, ClassVar
+
+import js
+from pyodide.ffi import can_run_sync, create_proxy, run_sync, to_js
+from workers import (
+    DurableObject,
+    Request,
+    Response,
+    WorkerEntrypoint,
+    WorkflowEntrypoint,
+    import_from_javascript,
+)
+
+__all__ = ["Counter", "Default", "Doubling", "Sums"]
+
+raw_env = import_from_javascript("cloudflare:workers").env
+
+
+def _outcome(call: Any) -> str:
+    try:
+        return f"gave {call()}"
+    except Exception as error:  # noqa: BLE001  # Whatever it raises is what the test asks about.
+        return f"raised {type(error).__name__}"
+
+
+AT_IMPORT = {
+    "random": _outcome(random.random),
+    "uuid4": _outcome(uuid.uuid4),
+    "time": time.time(),
+    "run_sync": can_run_sync(),
+}
+
+
+class Default(WorkerEntrypoint):
+    instances: ClassVar[int] = 0
+
+    def __init__(self, ctx: Any, env: Any) -> None:
+        super().__init__(ctx, env)
+        Default.instances += 1
+
+    async def fetch(self, request: Request) -> Response:
+        name, _, argument = js.URL.new(request.url).pathname[1:].partition("/")
+        if name == "healthz":
+            return Response("ok")
+        return await getattr(_Probes(self), name)(request, argument)
+
+    async def scheduled(self, controller: Any, env: Any, ctx: Any) -> None:
+        await _note(f"scheduled {controller.cron}")
+
+
+class _Probes:
+    """One method for each path; not on the entrypoint, whose public methods can be called by RPC."""
+
+    def __init__(self, worker: Default) -> None:
+        self.env = worker.env
+        self.ctx = worker.ctx
+
+    async def at_import(self, _request: Request, _argument: str) -> Response:
+        return Response.json(AT_IMPORT)
+
+    async def now(self, _request: Request, _argument: str) -> Response:
+        return Response.json({"random": random.random(), "uuid4": str(uuid.uuid4()), "time": time.time()})
+
+    async def instances(self, _request: Request, _argument: str) -> Response:
+        return Response.json(Default.instances)
+
+    async def path(self, _request: Request, _argument: str) -> Response:
+        return Response.json({"path": sys.path, "hash": hash("a"), "version": sys.version})
+
+    async def files(self, _request: Request, argument: str) -> Response:
+        with open("/session/metadata/data.txt") as file:
+            content = file.read()
+        return Response.json({"content": content, "write": _outcome(lambda: open(__file__, "a"))})
+
+    async def waiting(self, request: Request, _argument: str) -> Response:
+        """Suspend Python twice without `await`: for a timer, and for a fetch of the body's URL."""
+        possible = can_run_sync()
+        slept = run_sync(asyncio.sleep(0.01, "slept"))
+        response = run_sync(js.fetch(await request.text()))
+        return Response.json({"can_run_sync": possible, "slept": slept, "fetched": run_sync(response.text())})
+
+    async def settings(self, _request: Request, _argument: str) -> Response:
+        rows = (await self.env.DB.prepare("SELECT 1 AS one").all())["results"]
+        raw_row = await raw_env.DB.prepare("SELECT 2 AS two").first()
+        return Response.json(
+            {
+                "wrapped": [self.env.GREETING, self.env.SECRET, rows[0]["one"]],
+                "raw": [raw_env.GREETING, raw_env.SECRET, raw_row.two],
+                "missing": _outcome(lambda: self.env.MISSING),
+            }
+        )
+
+    async def background(self, _request: Request, argument: str) -> Response:
+        """Answer at once; write a note half a second later."""
+
+        async def later() -> None:
+            await asyncio.sleep(0.5)
+            await _note(argument)
+
+        self.ctx.waitUntil(later())
+        return Response("accepted")
+
+    async def stream(self, request: Request, argument: str) -> Response:
+        """Count, a line every 50 ms; note whether the client left."""
+        pipe = js.IdentityTransformStream.new()
+        writer = pipe.writable.getWriter()
+        signal = request.js_object.signal
+        left = create_proxy(lambda *_: self.ctx.waitUntil(_note("abort signal")))
+        signal.addEventListener("abort", left)
+
+        async def pump() -> None:
+            try:
+                for number in range(int(argument)):
+                    await writer.write(to_js(f"{number}\n".encode()))
+                    await asyncio.sleep(0.05)
+                await writer.close()
+            except Exception:  # noqa: BLE001  # A JsException: nobody reads any more.
+                await _note("write refused")
+
+        self.ctx.waitUntil(pump())
+        return Response(pipe.readable)
+
+    async def count(self, _request: Request, argument: str) -> Response:
+        return Response.json(await self.env.COUNTER.getByName(argument).increment(2))
+
+    async def add(self, _request: Request, _argument: str) -> Response:
+        return Response.json(await self.env.SELF.add(1, [2, 3]))
+
+    async def double(self, _request: Request, argument: str) -> Response:
+        options = {"params": {"number": int(argument)}}
+        instance = await self.env.DOUBLING.create(options)
+        for _ in range(100):
+            status = await instance.status()
+            if status["status"] in {"complete", "errored"}:
+                break
+            await asyncio.sleep(0.05)
+        return Response.json(dict(status))
+
+    async def fail(self, _request: Request, _argument: str) -> Response:
+        raise LookupError("a mistake in a handler")
+
+
+class Counter(DurableObject):
+    async def increment(self, by: int) -> int:
+        value = (await self.ctx.storage.get("value") or 0) + by
+        await self.ctx.storage.put("value", value)
+        return int(value)
+
+
+class Sums(WorkerEntrypoint):
+    async def add(self, first: int, others: list[int]) -> dict[str, Any]:
+        return {"sum": first + sum(others), "of": [first, *others]}
+
+
+class Doubling(WorkflowEntrypoint):
+    async def run(self, event: Any, step: Any) -> int:
+        @step.do("double")
+        async def double() -> int:
+            return int(event["payload"]["number"]) * 2
+
+        return int(await double())
+
+
+async def _note(text: str) -> None:
+    await raw_env.DB.prepare("INSERT INTO notes (text) VALUES (?)").bind(text).run()
