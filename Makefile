@@ -75,4 +75,5 @@ $(STAMPS)/worker: requirements-worker.txt $(STAMPS)/python $(if $(wildcard pytho
 $(STAMPS)/node: dev/package-lock.json dev/package.json $(STAMPS)/python $(if $(wildcard dev/node_modules/wrangler),,FORCE)
 	@echo "[3/3] wrangler, workerd and Pyodide into dev/node_modules (70 MB to download) …"
 	@cd dev && PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --ignore-scripts --no-audit --no-fund --loglevel error >/dev/null
+	@$(BIN)/python -m dev.stdlib
 	@touch $@

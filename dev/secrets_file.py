@@ -8,7 +8,7 @@ from typing import Final
 
 import jwt
 
-SIGNING_SECRET: Final = "AUTH_JWT_SECRET"
+SIGNING_SECRET: Final = "AUTH_JWT_SECRET"  # noqa: S105 -- a name
 _TOKEN_SECONDS: Final = 7 * 24 * 3600
 _NEW_FILE: Final = """\
 # Secrets for local development. Never committed; `make run` made this file.

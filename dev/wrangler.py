@@ -26,7 +26,9 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return wrangler's environment variables; it keeps its logs and caches in *folder*."""
+    """Return wrangler's environment variables; it keeps its logs and temporary files in *folder*."""
+    temporary = folder / "tmp"
+    temporary.mkdir(parents=True, exist_ok=True)
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -34,6 +36,7 @@ def environment(folder: Path) -> dict[str, str]:
         if not name.startswith(("CLOUDFLARE_", "CF_", "WRANGLER_"))
     }
     own = {
+        "TMPDIR": str(temporary),  # A killed wrangler leaves folders here.
         "WRANGLER_LOG_PATH": str(folder / "wrangler-logs"),
         "WRANGLER_REGISTRY_PATH": str(folder / "registry"),
         "WRANGLER_CACHE_DIR": str(folder / "cache"),

@@ -4,7 +4,10 @@ import inspect
 
 import pytest
 
+from tests.support.in_workerd import pytest_collection_modifyitems
 from tests.support.virtual_time import run
+
+__all__ = ["pytest_collection_modifyitems", "pytest_pyfunc_call"]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,19 +11,22 @@ import inspect
 import os
 import random
 import sys
+from collections.abc import Callable
 from site import addsitedir
+from types import ModuleType, TracebackType
+from typing import Any, Final
 
 from pyodide.code import relaxed_call
 from pyodide.ffi import to_js
 
-SOURCES = "/session/metadata"
-VENDORED = f"{SOURCES}/python_modules"
+SOURCES: Final = "/session/metadata"
+VENDORED: Final = f"{SOURCES}/python_modules"
 
-_started = False
-_guarded = []
+_guarded: list[tuple[ModuleType, str, Callable[..., Any]]] = []
+"""What is replaced until the first request: the module, the name there, and what belongs there."""
 
 
-def set_up_search_path():
+def set_up_search_path() -> None:
     """Put our sources, then the vendored packages, between the stdlib and site-packages."""
     at = next(i for i, path in enumerate(sys.path) if "site-packages" in path)
     sys.path[at:at] = [SOURCES, VENDORED]
@@ -31,7 +34,7 @@ def set_up_search_path():
     addsitedir(VENDORED)
 
 
-def forbid_early_randomness():
+def forbid_early_randomness() -> None:
     """
     Make `random.random()`, `os.urandom()` and what stands on them raise until the first request.
 
@@ -46,13 +49,13 @@ def forbid_early_randomness():
     _guard(random, "_urandom", refused)
 
 
-def _guard(module, name, error):
+def _guard(module: ModuleType, name: str, error: Exception) -> None:
     function = getattr(module, name)
 
     @functools.wraps(function)
-    def guarded(*args, **kwargs):
+    def guarded(*args: Any, **kwargs: Any) -> Any:
         # `from random import choice` at import keeps this function for good.
-        if not _started:
+        if _guarded:
             raise error
         return function(*args, **kwargs)
 
@@ -60,25 +63,24 @@ def _guard(module, name, error):
     _guarded.append((module, name, function))
 
 
-def before_first_request():
+def before_first_request() -> None:
     """Seed `random` from real entropy, which exists only now, and lift the guards."""
-    global _started
-    if _started:
+    if not _guarded:
         return
-    _started = True
-    for module, name, function in _guarded:
-        setattr(module, name, function)
+    while _guarded:
+        setattr(*_guarded.pop())
     random.seed()
 
 
-def load(entry):
+def load(entry: str) -> Any:
     """Import the entry module; return its entrypoint classes and their public methods."""
     try:
         module = importlib.import_module(entry)
-    except BaseException as error:  # Whatever it is, it keeps the Worker from starting.
+    except BaseException as error:  # noqa: BLE001 -- raised again, without what explains nothing
         raise error.with_traceback(_below_the_import(error.__traceback__)) from error.__cause__
-    from js import Object
-    from workers import DurableObject, WorkerEntrypoint, WorkflowEntrypoint
+    # Not at the top: the SDK is found only once the search path is set up.
+    from js import Object  # noqa: PLC0415
+    from workers import DurableObject, WorkerEntrypoint, WorkflowEntrypoint  # noqa: PLC0415
 
     kinds = {
         "WorkerEntrypoint": WorkerEntrypoint,
@@ -96,7 +98,7 @@ def load(entry):
     return to_js(found, dict_converter=Object.fromEntries)
 
 
-def _below_the_import(traceback):
+def _below_the_import(traceback: TracebackType | None) -> TracebackType | None:
     """Leave out the frames of this file and of the import system, which explain nothing."""
     frame = traceback
     while frame is not None and not frame.tb_frame.f_code.co_filename.startswith(SOURCES):
@@ -104,19 +106,17 @@ def _below_the_import(traceback):
     return frame
 
 
-def _public_methods(cls):
+def _public_methods(cls: type) -> list[str]:
     return [
-        name
-        for name in dir(cls)
-        if not name.startswith("_") and inspect.isfunction(inspect.getattr_static(cls, name))
+        name for name in dir(cls) if not name.startswith("_") and inspect.isfunction(inspect.getattr_static(cls, name))
     ]
 
 
-async def call_method(relaxed, instance, name, *args):
+async def call_method(relaxed: bool, instance: object, name: str, *args: Any) -> Any:
     """Call an entrypoint's method with Python arguments; return its result as JavaScript."""
-    from workers import python_from_rpc, python_to_rpc
+    from workers import python_from_rpc, python_to_rpc  # noqa: PLC0415 -- as in `load`
 
     method = getattr(instance, name)
-    args = [python_from_rpc(arg) for arg in args]
-    result = relaxed_call(method, *args) if relaxed else method(*args)
+    converted = [python_from_rpc(arg) for arg in args]
+    result = relaxed_call(method, *converted) if relaxed else method(*converted)
     return python_to_rpc(await result if inspect.isawaitable(result) else result)

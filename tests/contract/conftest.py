@@ -11,11 +11,8 @@ import pytest
 
 from chatturn.databases import Database
 from chatturn.durable.sql import SqlRunStore
-from contract_database import open_database
-from support.clock import Clock
-from support.in_workerd import pytest_collection_modifyitems
-
-__all__ = ["pytest_collection_modifyitems"]
+from tests.contract_database import open_database
+from tests.support.clock import Clock
 
 
 @pytest.fixture

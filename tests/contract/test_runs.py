@@ -15,8 +15,8 @@ from chatturn.errors import (
     LeaseLost,
 )
 from chatturn.records import Lease, RunOutcome, RunStatus, StepError, StepStatus
-from support.clock import Clock
-from support.runs import LEASE_MS, STEP, claim, lease_of, manifest
+from tests.support.clock import Clock
+from tests.support.runs import LEASE_MS, STEP, claim, lease_of, manifest
 
 NOTE = "INSERT INTO durable_events (run_id, key, payload_json, emitted_at) SELECT ?1, ?4, '1', 'now' WHERE " + HELD
 

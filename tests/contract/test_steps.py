@@ -8,8 +8,8 @@ from chatturn.durable.sql import SqlRunStore
 from chatturn.durable.store import Begin, Settlement
 from chatturn.errors import DurableRunDivergenceError, RunNotFound, StepInputMismatch
 from chatturn.records import RunStatus, StepError, StepStatus
-from support.clock import Clock
-from support.runs import STEP, claim, lease_of
+from tests.support.clock import Clock
+from tests.support.runs import STEP, claim, lease_of
 
 CYCLE: list[Any] = []
 CYCLE.append(CYCLE)

@@ -1,6 +1,6 @@
 """Workers in the real workerd for the tests over HTTP."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import TypeAlias
 
@@ -26,7 +26,7 @@ def start_worker() -> Iterator[StartWorker]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show, under a failed test, what its Workers printed."""
     report = yield
     if report.failed:

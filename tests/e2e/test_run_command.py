@@ -1,6 +1,5 @@
 """`make run`: what it prints, what it opens, and that it leaves nothing behind."""
 
-import os
 import re
 import signal
 import socket
@@ -16,8 +15,9 @@ import httpx
 import pytest
 
 from dev import paths
+from dev.secrets_file import ensure_signing_secret
 from dev.server import free_port, is_free
-from tests.support.processes import descendants, exists, listening_addresses
+from tests.support.processes import descendants, exists
 
 PROBE: Final = Path(__file__).resolve().parent.parent / "worker" / "probe"
 WAIT_SECONDS: Final = 30.0
@@ -92,13 +92,6 @@ def test_no_process_is_left_behind(make_run: Callable[..., Command], number: sig
     command.eventually(lambda: is_free(command.port))
 
 
-def test_every_socket_is_on_the_loopback_address(make_run: Callable[..., Command]) -> None:
-    """Nobody else on the network can reach the Worker, its inspector or its database."""
-    command = make_run(*of_the_probe())
-
-    assert {"127.0.0.1"} == listening_addresses(descendants(command.process.pid))
-
-
 def test_a_port_in_use_is_said_at_once(tmp_path: Path) -> None:
     """And another one is proposed."""
     with socket.socket() as taken:
@@ -134,20 +127,6 @@ def test_the_printed_command_works_when_pasted(make_run: Callable[..., Command])
     assert response.text.endswith("}\n")
 
 
-def test_the_local_secret_is_made_once_and_is_the_owners(
-    make_run: Callable[..., Command], tmp_path: Path
-) -> None:
-    """`.dev.vars` keeps it, so that a token goes on working after a restart."""
-    secrets = tmp_path / ".dev.vars"
-    make_run(*of_the_probe()).process.terminate()
-    first = secrets.read_text()
-    make_run(*of_the_probe())
-
-    assert first == secrets.read_text()
-    assert re.search(r"^AUTH_JWT_SECRET=[\w-]{43}$", first, re.MULTILINE)
-    assert secrets.stat().st_mode & 0o077 == 0
-
-
 def test_an_edit_reloads_and_a_mistake_is_shown(make_run: Callable[..., Command], tmp_path: Path) -> None:
     """The traceback is on the screen; mending the file is all it takes."""
     source = tmp_path / "source"
@@ -165,12 +144,25 @@ def test_an_edit_reloads_and_a_mistake_is_shown(make_run: Callable[..., Command]
     assert httpx.get(f"http://127.0.0.1:{command.port}/healthz").text == "ok"
 
 
-def test_a_key_for_a_model_is_enough_to_use_it(make_run: Callable[..., Command], tmp_path: Path) -> None:
-    """`OPENAI_API_KEY` in `.dev.vars` changes the backend, and the Worker sees both."""
-    (tmp_path / ".dev.vars").write_text("OPENAI_API_KEY=a-key\nSECRET=from .dev.vars\n")
-    os.chmod(tmp_path / ".dev.vars", 0o600)
+def test_dev_vars_reach_the_worker_and_gain_a_secret_of_their_own(
+    make_run: Callable[..., Command], tmp_path: Path
+) -> None:
+    """A key for a model there is enough to use it; the tokens' secret is made once and kept."""
+    secrets = tmp_path / ".dev.vars"
+    secrets.write_text("OPENAI_API_KEY=a-key\nSECRET=from .dev.vars")
     command = make_run(*of_the_probe())
     seen = httpx.get(f"http://127.0.0.1:{command.port}/settings").json()
+    kept = secrets.read_text()
 
     assert "BACKEND=openai" in command.output
     assert seen["wrapped"][1] == "from .dev.vars"
+    assert re.search(r"^AUTH_JWT_SECRET=[\w-]{43}$", kept, re.MULTILINE)
+    assert ensure_signing_secret(secrets) in kept
+    assert secrets.read_text() == kept
+
+
+def test_a_new_file_of_secrets_is_for_its_owner_only(tmp_path: Path) -> None:
+    """Nobody else on the machine can sign tokens."""
+    ensure_signing_secret(tmp_path / ".dev.vars")
+
+    assert (tmp_path / ".dev.vars").stat().st_mode & 0o077 == 0

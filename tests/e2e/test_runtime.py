@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from dev.bundle import pack
+from tests.support.processes import descendants, listening_addresses
 from tests.support.worker import Worker, running_worker
 
 PROBE: Final = Path(__file__).resolve().parent.parent / "worker" / "probe"
@@ -65,6 +67,13 @@ def test_it_boots_well_within_fifteen_seconds(probe: Worker) -> None:
     assert probe.boot_seconds < 15
 
 
+def test_every_socket_is_on_the_loopback_address(probe: Worker) -> None:
+    """Nobody else on the network can reach the Worker, its inspector or its database."""
+    leader = probe.server.process.pid
+
+    assert {"127.0.0.1"} == listening_addresses(descendants(leader))
+
+
 def test_the_standard_library_comes_before_the_sources_and_these_before_what_is_vendored(probe: Worker) -> None:
     """A module named like one of the standard library is hidden here, too, and not only when deployed."""
     path = get(probe, "path")["path"]
@@ -77,7 +86,7 @@ def test_the_standard_library_comes_before_the_sources_and_these_before_what_is_
 
 def test_files_beside_the_code_can_be_read_and_none_written(probe: Worker) -> None:
     """The bundle is mounted read-only."""
-    assert {"content": "mounted beside the code\n", "write": "raised PermissionError"} == get(probe, "files")
+    assert {"content": "gave mounted beside the code\n", "write": "raised PermissionError"} == get(probe, "files")
 
 
 def test_entropy_and_the_clock_do_not_exist_at_import(probe: Worker) -> None:
@@ -133,11 +142,9 @@ def test_a_coroutine_given_to_wait_until_outlives_the_response(probe: Worker) ->
 def test_a_stream_arrives_line_by_line(probe: Worker) -> None:
     """Nothing between Python and the client holds a line back."""
     began = time.monotonic()
-    arrivals = []
     headers = {"accept-encoding": "identity"}  # A body without a type would be compressed as a whole.
     with httpx.stream("GET", f"{probe.url}/stream/10", headers=headers) as response:
-        for line in response.iter_lines():
-            arrivals.append((line, time.monotonic() - began))
+        arrivals = [(line, time.monotonic() - began) for line in response.iter_lines()]
 
     assert [str(number) for number in range(10)] == [line for line, _ in arrivals]
     assert arrivals[-1][1] - arrivals[0][1] > 0.3
@@ -186,11 +193,8 @@ def test_a_mistake_in_a_handler_shows_its_traceback(probe: Worker) -> None:
 
 def test_many_requests_at_once_do_not_meet(probe: Worker) -> None:
     """Each has a context of its own, though they share one interpreter."""
-    with httpx.Client(base_url=probe.url, timeout=WAIT_SECONDS) as client:
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(16) as pool:
-            answers = list(pool.map(lambda _: client.get("/settings").json()["raw"][2], range(64)))
+    with httpx.Client(base_url=probe.url, timeout=WAIT_SECONDS) as client, ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: client.get("/settings").json()["raw"][2], range(64)))
 
     assert [2] * 64 == answers
 

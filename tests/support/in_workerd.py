@@ -39,6 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         and item.get_closest_marker("sqlite_only") is None
     ]
     for item in contract:
+        assert item.parent is not None  # A test function always belongs to a module or a class.
         twin = Twin.from_parent(item.parent, name=f"{item.name}[d1]")
         twin.test = item.nodeid
         twin.runs = runs
@@ -126,6 +127,7 @@ def pytest_worker() -> Any:
         source=_SUITE,
         mounts={
             **{folder.name: folder for folder in _packages(paths.SOURCES)},
+            "tests/worker/suite": _SUITE,
             "tests/contract": _TESTS / "contract",
             "tests/support": _TESTS / "support",
             "tests/contract_database.py": _SUITE / "contract_database.py",

@@ -59,6 +59,6 @@ def _sockets(pid: int) -> Iterator[str]:
 
 def _readable(address: str) -> str:
     """Turn the kernel's little-endian hexadecimal into dots; leave IPv6 as it is."""
-    if len(address) > 8:  # noqa: PLR2004 -- four bytes
+    if len(address) > 8:
         return address
     return ".".join(str(byte) for byte in reversed(bytes.fromhex(address)))

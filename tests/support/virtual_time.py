@@ -17,7 +17,7 @@ T = TypeVar("T")
 _HORIZON_S: Final = 7 * 86_400.0
 
 
-class Deadlock(AssertionError):  # noqa: N818 -- for what happened, like the errors of the package
+class Deadlock(AssertionError):
     """Tasks wait for something that can no longer happen, or only beyond all deadlines."""
 
 

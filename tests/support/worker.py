@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from dev import paths
@@ -104,8 +105,8 @@ def running_worker(
     *,
     source: Path = paths.SOURCES,
     entry: str = "entry",
-    variables: Mapping[str, str] = {},
-    mounts: Mounts = {},
+    variables: Mapping[str, str] = MappingProxyType({}),
+    mounts: Mounts = MappingProxyType({}),
     environment: str | None = None,
     deployment: Path = paths.DEPLOYMENT_CONFIG,
     schema: Path | None = paths.SCHEMA,
@@ -142,4 +143,4 @@ def running_worker(
         try:
             yield worker
         finally:
-            worker.stop()
+            worker.kill()  # Its state goes with the folder; a polite end would take a second more.

@@ -22,8 +22,8 @@ from chatturn.errors import (
     error_classes,
 )
 from chatturn.events import ChatStreamEvent, reasoning_delta, text_delta, tool_call, usage_event
-from support.faults import FaultyDatabase
-from support.turns import IDENTITY, Desk, Product, Recorded, events_of, open_sqlite, virtual_moment
+from tests.support.faults import FaultyDatabase
+from tests.support.turns import IDENTITY, Desk, Product, Recorded, events_of, open_sqlite, virtual_moment
 
 SECRET = "sk-secret at db.internal:5432 SELECT * FROM users"
 

@@ -289,9 +289,17 @@ def test_other_dialects_of_usage_are_understood() -> None:
 
 @pytest.mark.parametrize("bytes_", [b"data: " + b"x" * 8_000_001, b"data: " + b"[" * 200_000 + b"\n\n"])
 def test_endless_and_bottomless_frames_fail_the_answer(bytes_: bytes) -> None:
-    """A frame over 8 MB, or nested without end, is a protocol error and no crash."""
+    """A frame over 8 MB, or nested so deep that parsing it would end the Worker, is a protocol error."""
     with pytest.raises(BackendProtocolError):
         said(bytes_)
+
+
+def test_many_brackets_are_not_deep() -> None:
+    """Only nesting is limited: neither many lists side by side nor brackets inside strings count."""
+    logprobs = [{"token": '[{"\\', "top": [{}]}] * 100
+    stream = sse(chunk({"content": "[{" * 100, "logprobs": logprobs}), chunk(finish="stop"))
+
+    assert text_of(said(stream)) == "[{" * 100
 
 
 def test_what_came_before_a_failure_is_not_lost() -> None:

@@ -22,8 +22,8 @@ from chatturn.chat.sink import BufferSink
 from chatturn.databases.sqlite import SqliteDatabase
 from chatturn.errors import DurableRunLeaseHeldError
 from chatturn.events import EventBatch, text_delta, usage_event
-from support.faults import Crash, Fuse, MortalDatabase
-from support.turns import IDENTITY, Desk, open_sqlite, virtual_moment
+from tests.support.faults import Crash, Fuse, MortalDatabase
+from tests.support.turns import IDENTITY, Desk, open_sqlite, virtual_moment
 
 LEASE_MS = 60_000
 

@@ -85,6 +85,16 @@ async def test_a_shorter_deadline_after_a_longer_one_is_kept() -> None:
     assert now() == pytest.approx(3, abs=0.002)
 
 
+async def test_a_wait_that_begins_too_late_ends_at_once() -> None:
+    """A wait that begins after the call's whole time is over does not get any more of it."""
+    dog = watchdog(total_ms=1_000)
+    await asyncio.sleep(5)
+    with pytest.raises(BackendTimeout), dog.limit(IDLE):
+        await asyncio.sleep(60)
+
+    assert now() == 5
+
+
 async def test_zero_is_no_deadline() -> None:
     """A deadline of 0 ms waits for ever."""
     with watchdog().limit(Deadline("idle_timeout_ms", 0, "bytes")):

@@ -11,8 +11,8 @@ from chatturn.durable.sql import SqlRunStore
 from chatturn.durable.turn import DurableTurnHandle, RunDurableTurnOptions, run_durable_turn
 from chatturn.errors import DurableRunLeaseHeldError, EmptyAnswer, LeaseLost, StoreUnavailable
 from chatturn.records import DurableRunManifest, RunOutcome, RunStatus, StepStatus, TaskSpec
-from support.faults import FaultyDatabase
-from support.turns import open_sqlite, virtual_moment
+from tests.support.faults import FaultyDatabase
+from tests.support.turns import open_sqlite, virtual_moment
 
 MANIFEST = DurableRunManifest(
     project_id="p", task=TaskSpec(id="t", intent="test", domain="d"), input={"userMessage": "hi", "model": None}

@@ -8,11 +8,11 @@ fails it, and so does a frame that is not JSON, which is never shown as text.  O
 Nearly every frame is one piece of text, so that path is short: a `template` match, or one JSON parse.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from chatturn.backends.foreign_json import parse_frame
 from chatturn.backends.sse import MAX_EVENT_BYTES, EventTooLong, ServerSentEvent, SSEDecoder
 from chatturn.backends.template import FrameTemplate
 from chatturn.backends.tool_calls import ToolCallAssembler
@@ -25,9 +25,6 @@ MAX_DETAIL_BYTES: Final = 2_048
 _MAX_COUNT: Final = 2**53 - 1  # what JSON numbers carry exactly everywhere
 _DONE: Final = "[DONE]"
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-
-# NaN and the infinities are not JSON, though Python would read them: they count as not given.
-_parse: Final = json.JSONDecoder(parse_constant=lambda _: None).decode
 
 # Where servers put the counts of a `usage` object: what we call it, then the paths to look at.
 _COUNTS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
@@ -74,7 +71,7 @@ class CompletionReader:
         self._begun = False
         self._decoder = SSEDecoder()
         self._text, self._reasoning = _Mender(), _Mender()
-        self._template = FrameTemplate(_parse)
+        self._template = FrameTemplate(parse_frame)
         self._tools = ToolCallAssembler()
         self._usage: Mapping[str, Any] = {}
 
@@ -128,8 +125,8 @@ class CompletionReader:
             self.done = self._complete = True
             return
         try:
-            message = _parse(data)
-        except (ValueError, RecursionError) as error:
+            message = parse_frame(data)
+        except ValueError as error:
             self._read_bare(frame, error)
             return
         if type(message) is not dict:

@@ -64,7 +64,7 @@ class Watchdog:
         self._began_at = self._loop.time()
         self._ends_at = self._began_at + total.seconds()
         self._backend = backend
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._timer_at = math.inf
         self._deadline = UNLIMITED
         self._due_at = math.inf
@@ -110,7 +110,8 @@ class Watchdog:
 
     def _set_timer(self) -> None:
         self._timer_at = self._due_at
-        self._timer = self._loop.call_at(self._due_at, self._look)
+        delay_s = self._due_at - self._loop.time()
+        self._timer = self._loop.call_later(max(0.0, delay_s), self._look)  # Pyodide's refuses the past
 
     def _look(self) -> None:
         self._timer, self._timer_at = None, math.inf

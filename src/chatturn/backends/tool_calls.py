@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from chatturn.backends.foreign_json import parse_sendable
 from chatturn.events import ChatStreamEvent, tool_call
 
 __all__ = ["ToolCallAssembler", "parse_arguments"]
@@ -88,11 +89,9 @@ def parse_arguments(arguments: Any) -> Any:
     if not text.strip():
         return {}
     try:
-        parsed = json.loads(text)
-        json.dumps(parsed, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError):
+        return parse_sendable(text)
+    except ValueError:
         return _text(text)
-    return parsed
 
 
 def _text(value: object) -> str:

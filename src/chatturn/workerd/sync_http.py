@@ -27,7 +27,7 @@ from urllib import request as urllib_request
 from urllib.error import URLError
 
 import js
-from pyodide.ffi import JsArrayBuffer, JsBuffer, JsException, can_run_sync, run_sync
+from pyodide.ffi import JsBuffer, JsException, can_run_sync, run_sync
 
 from chatturn.workerd.ffi import js_error, js_object
 
@@ -126,7 +126,7 @@ class XMLHttpRequest:
         self.responseType = ""  # noqa: N815
         self.timeout = 0  # in milliseconds; 0 for the default
         self.status = 0
-        self.response: JsArrayBuffer | None = None
+        self.response: JsBuffer | None = None
         self._method = ""
         self._url = ""
         self._headers: dict[str, str] = {}
@@ -199,7 +199,7 @@ class XMLHttpRequest:
 class _Answer:
     status: int
     headers: dict[str, str]
-    body: JsArrayBuffer
+    body: JsBuffer
 
 
 def _wait(work: Coroutine[Any, Any, _T]) -> _T:

@@ -1,10 +1,12 @@
 """A Worker that shows what the local runtime gives it: one path for each thing to see."""
 
 import asyncio
+import json
 import random
 import sys
 import time
 import uuid
+from pathlib import Path
 from typing import Any, ClassVar
 
 import js
@@ -19,6 +21,8 @@ from workers import (
 )
 
 __all__ = ["Counter", "Default", "Doubling", "Sums"]
+
+_DATA = Path("/session/metadata/data.txt")
 
 raw_env = import_from_javascript("cloudflare:workers").env
 
@@ -49,9 +53,10 @@ class Default(WorkerEntrypoint):
         name, _, argument = js.URL.new(request.url).pathname[1:].partition("/")
         if name == "healthz":
             return Response("ok")
-        return await getattr(_Probes(self), name)(request, argument)
+        response: Response = await getattr(_Probes(self), name)(request, argument)
+        return response
 
-    async def scheduled(self, controller: Any, env: Any, ctx: Any) -> None:
+    async def scheduled(self, controller: Any, _env: Any, _ctx: Any) -> None:
         await _note(f"scheduled {controller.cron}")
 
 
@@ -63,33 +68,32 @@ class _Probes:
         self.ctx = worker.ctx
 
     async def at_import(self, _request: Request, _argument: str) -> Response:
-        return Response.json(AT_IMPORT)
+        return _json(AT_IMPORT)
 
     async def now(self, _request: Request, _argument: str) -> Response:
-        return Response.json({"random": random.random(), "uuid4": str(uuid.uuid4()), "time": time.time()})
+        number = random.random()  # noqa: S311 -- whether it is random at all is the question
+        return _json({"random": number, "uuid4": str(uuid.uuid4()), "time": time.time()})
 
     async def instances(self, _request: Request, _argument: str) -> Response:
-        return Response.json(Default.instances)
+        return _json(Default.instances)
 
     async def path(self, _request: Request, _argument: str) -> Response:
-        return Response.json({"path": sys.path, "hash": hash("a"), "version": sys.version})
+        return _json({"path": sys.path, "hash": hash("a"), "version": sys.version})
 
-    async def files(self, _request: Request, argument: str) -> Response:
-        with open("/session/metadata/data.txt") as file:
-            content = file.read()
-        return Response.json({"content": content, "write": _outcome(lambda: open(__file__, "a"))})
+    async def files(self, _request: Request, _argument: str) -> Response:
+        return _json({"content": _outcome(_DATA.read_text), "write": _outcome(lambda: _DATA.write_text("more"))})
 
     async def waiting(self, request: Request, _argument: str) -> Response:
         """Suspend Python twice without `await`: for a timer, and for a fetch of the body's URL."""
         possible = can_run_sync()
         slept = run_sync(asyncio.sleep(0.01, "slept"))
         response = run_sync(js.fetch(await request.text()))
-        return Response.json({"can_run_sync": possible, "slept": slept, "fetched": run_sync(response.text())})
+        return _json({"can_run_sync": possible, "slept": slept, "fetched": run_sync(response.text())})
 
     async def settings(self, _request: Request, _argument: str) -> Response:
         rows = (await self.env.DB.prepare("SELECT 1 AS one").all())["results"]
         raw_row = await raw_env.DB.prepare("SELECT 2 AS two").first()
-        return Response.json(
+        return _json(
             {
                 "wrapped": [self.env.GREETING, self.env.SECRET, rows[0]["one"]],
                 "raw": [raw_env.GREETING, raw_env.SECRET, raw_row.two],
@@ -128,10 +132,10 @@ class _Probes:
         return Response(pipe.readable)
 
     async def count(self, _request: Request, argument: str) -> Response:
-        return Response.json(await self.env.COUNTER.getByName(argument).increment(2))
+        return _json(await self.env.COUNTER.getByName(argument).increment(2))
 
     async def add(self, _request: Request, _argument: str) -> Response:
-        return Response.json(await self.env.SELF.add(1, [2, 3]))
+        return _json(await self.env.SELF.add(1, [2, 3]))
 
     async def double(self, _request: Request, argument: str) -> Response:
         options = {"params": {"number": int(argument)}}
@@ -141,13 +145,13 @@ class _Probes:
             if status["status"] in {"complete", "errored"}:
                 break
             await asyncio.sleep(0.05)
-        return Response.json(dict(status))
+        return _json(dict(status))
 
     async def fail(self, _request: Request, _argument: str) -> Response:
         raise LookupError("a mistake in a handler")
 
 
-class Counter(DurableObject):
+class Counter(DurableObject):  # type: ignore[no-untyped-call]  # The SDK's `__init_subclass__`.
     async def increment(self, by: int) -> int:
         value = (await self.ctx.storage.get("value") or 0) + by
         await self.ctx.storage.put("value", value)
@@ -161,11 +165,15 @@ class Sums(WorkerEntrypoint):
 
 class Doubling(WorkflowEntrypoint):
     async def run(self, event: Any, step: Any) -> int:
-        @step.do("double")
+        @step.do("double")  # type: ignore[untyped-decorator]  # A step is untyped in the SDK.
         async def double() -> int:
             return int(event["payload"]["number"]) * 2
 
         return int(await double())
+
+
+def _json(value: Any) -> Response:
+    return Response(json.dumps(value), headers={"content-type": "application/json"})
 
 
 async def _note(text: str) -> None:

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from chatturn.databases import Database
-from chatturn.workerd.d1 import D1Database
 from pyodide.ffi import run_sync, to_js
 from workers import import_from_javascript
+
+from chatturn.databases import Database
+from chatturn.workerd.d1 import D1Database
 
 _definitions: list[str] = []
 _VERSION_TABLE = "durable_schema_info"

@@ -2,8 +2,9 @@
 
 import json
 
-import run_tests
 from workers import Request, Response, WorkerEntrypoint
+
+from tests.worker.suite.run_tests import run
 
 __all__ = ["Default"]
 
@@ -15,4 +16,4 @@ class Default(WorkerEntrypoint):
         """Run the tests asked for; answer with one report for each."""
         if request.method != "POST":
             return Response("ready\n")
-        return Response.json(run_tests.run(json.loads(await request.text())))
+        return Response(json.dumps(run(json.loads(await request.text()))))

@@ -1,0 +1,295 @@
+"""
+A hook may use `urllib` and `requests` as anywhere else, while the Worker goes on serving others.
+
+The product is `products/courier.py`, next to this file: its hook makes the calls that the user's message lists.
+"""
+
+import gzip
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
+from itertools import count
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, ClassVar, Final
+
+import httpx
+import pytest
+
+from dev.server import free_port
+from tests.support.worker import Worker, running_worker
+
+PRODUCTS: Final = Path(__file__).parent / "products"
+BYTES: Final = bytes(range(256))
+# `requests` and what it needs: all pure Python, so what is installed here runs in the Worker, too.
+REQUESTS: Final = ("requests", "urllib3", "idna", "certifi", "charset_normalizer")
+_SESSIONS: Final = count()
+
+
+def folders_of_requests() -> dict[str, Path]:
+    """Return where `requests` and its dependencies are installed, by module; nothing, if one is missing."""
+    try:
+        return {name: Path(str(metadata.distribution(name).locate_file(name))) for name in REQUESTS}
+    except metadata.PackageNotFoundError:
+        return {}
+
+
+LIBRARIES: Final = [
+    "urllib",
+    pytest.param(
+        "requests", marks=pytest.mark.skipif(not folders_of_requests(), reason="requests is not installed")
+    ),
+]
+
+
+class Receiver(ThreadingHTTPServer):
+    """
+    The product's own server.
+
+    Attributes:
+        received: ``(method, path, headers, body)`` of every request, in order.
+        entered: Set when somebody waits at ``/hang``.
+        left: Set when that connection was closed from the other side.
+    """
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Receive)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.received: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.entered = Event()
+        self.left = Event()
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing about connections that tests break."""
+
+    def of(self, path: str) -> list[tuple[dict[str, str], bytes]]:
+        """Return the headers and bodies of the requests for *path*."""
+        return [(headers, body) for _, wanted, headers, body in self.received if wanted == path]
+
+
+class _Receive(BaseHTTPRequestHandler):
+    server: Receiver
+    protocol_version = "HTTP/1.1"
+    _STATUS: ClassVar = {"/missing": 404, "/broken": 500, "/moved": 302}
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.received.append((self.command, self.path, headers, body))
+        if self.path == "/hang":
+            self.server.entered.set()
+            self.connection.recv(1)  # returns when the other side hangs up
+            self.server.left.set()
+            self.close_connection = True
+            return
+        if self.path.startswith("/slow"):
+            time.sleep(1.5)
+        answer = f"about {self.path}".encode() if self.path in self._STATUS else body or BYTES
+        self.send_response(self._STATUS.get(self.path, 200))
+        self.send_header("X-Method", self.command)
+        if self.path == "/moved":
+            self.send_header("Location", "/elsewhere")
+        if self.path == "/gzip":
+            self.send_header("Content-Encoding", "gzip")
+            answer = gzip.compress(answer)
+        if self.path == "/chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+            answer = b"%x\r\n%s\r\n0\r\n\r\n" % (len(answer), answer)
+        else:
+            self.send_header("Content-Length", str(len(answer) + (self.path == "/cut")))
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else answer)
+        self.close_connection = True
+
+    do_POST = do_PUT = do_DELETE = do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture(scope="module")
+def courier() -> Iterator[Worker]:
+    """A Worker whose product is `courier`."""
+    mounts = {"products/courier.py": PRODUCTS / "courier.py"}
+    mounts |= {f"python_modules/{name}": folder for name, folder in folders_of_requests().items()}
+    with running_worker(variables={"PRODUCT": "courier", "AUTH": "off"}, mounts=mounts) as worker:
+        yield worker
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def run_turn(worker: Worker, message: str, session: str | None = None) -> str:
+    """Run a turn to its terminal line, its hooks included; return its session."""
+    session = session or f"session-{next(_SESSIONS)}"
+    url = f"{worker.url}/v1/sessions/{session}/turns/0"
+    response = httpx.post(url, json={"message": message}, timeout=40)
+    assert response.status_code == 200, response.text
+    assert json.loads(response.text.splitlines()[-1])["type"] == "session.run.completed", response.text
+    return session
+
+
+def outbox(worker: Worker, session: str) -> dict[str, Any]:
+    [row] = worker.sql("SELECT * FROM chat_outbox WHERE run_id LIKE ?", (f"%:{session}:0",))
+    return row
+
+
+def make_calls(worker: Worker, receiver: Receiver, library: str, *calls: dict[str, Any]) -> list[dict[str, Any]]:
+    """Let a hook make *calls*; return what it saw of each."""
+    plan = {"library": library, "calls": calls, "report_to": f"{receiver.url}/report"}
+    session = run_turn(worker, json.dumps(plan))
+    assert outbox(worker, session)["status"] == "done", outbox(worker, session)
+    [(_, report)] = receiver.of("/report")
+    seen: list[dict[str, Any]] = json.loads(report)
+    return seen
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_answer_is_delivered_exactly_once(courier: Worker, receiver: Receiver, library: str) -> None:
+    """By one POST with the turn's idempotency key; a replay of the turn delivers nothing again."""
+    call = {"url": f"{receiver.url}/answers", "method": "POST", "body": b"the answer".hex()}
+    message = json.dumps({"library": library, "calls": [call]})
+
+    session = run_turn(courier, message)
+    run_turn(courier, message, session)
+
+    [(headers, body)] = receiver.of("/answers")
+    row = outbox(courier, session)
+    assert body == b"the answer"
+    assert headers["idempotency-key"] == f"{row['run_id']}/persist_assistant_message"
+    assert (row["status"], row["attempts"]) == ("done", 0)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_bytes_arrive_as_they_are(courier: Worker, receiver: Receiver, library: str) -> None:
+    """In both directions, whatever the transfer or content encoding, and none where none belongs."""
+    paths = ("/plain", "/gzip", "/chunked")
+    seen = make_calls(
+        courier,
+        receiver,
+        library,
+        *({"url": receiver.url + path, "method": "PUT", "body": BYTES.hex()} for path in paths),
+        {"url": f"{receiver.url}/plain", "method": "GET"},
+        {"url": f"{receiver.url}/plain", "method": "HEAD"},
+        {"url": f"{receiver.url}/plain", "method": "DELETE"},
+    )
+
+    assert [answer["status"] for answer in seen] == [200] * 6
+    assert [answer["headers"]["x-method"] for answer in seen] == ["PUT"] * 3 + ["GET", "HEAD", "DELETE"]
+    assert [bytes.fromhex(answer["body"]) for answer in seen] == [BYTES] * 4 + [b"", BYTES]
+    assert "content-encoding" not in seen[1]["headers"]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_status_is_no_connection_error(courier: Worker, receiver: Receiver, library: str) -> None:
+    """`HTTPError` for urllib, a response for requests; redirects are followed by the library itself."""
+    paths = ("/missing", "/broken", "/moved")
+    missing, broken, moved = make_calls(
+        courier, receiver, library, *({"url": receiver.url + path} for path in paths)
+    )
+
+    assert (missing["status"], bytes.fromhex(missing["body"])) == (404, b"about /missing")
+    assert (broken["status"], bytes.fromhex(broken["body"])) == (500, b"about /broken")
+    assert (moved["status"], moved["url"]) == (200, f"{receiver.url}/elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("library", "connection", "timeout"),
+    [
+        ("urllib", "urllib.error.URLError", "urllib.error.URLError"),
+        pytest.param(
+            "requests",
+            "requests.exceptions.ConnectionError",
+            "requests.exceptions.Timeout",
+            marks=LIBRARIES[1].marks,  # type: ignore[attr-defined]
+        ),
+    ],
+)
+def test_errors_are_those_of_the_library(
+    courier: Worker, receiver: Receiver, library: str, connection: str, timeout: str
+) -> None:
+    """A refused connection, one that breaks off, and an answer that does not come in time."""
+    refused, cut, late = make_calls(
+        courier,
+        receiver,
+        library,
+        {"url": f"http://127.0.0.1:{free_port()}/"},
+        {"url": f"{receiver.url}/cut"},
+        {"url": f"{receiver.url}/hang", "timeout": 0.5},
+    )
+
+    assert connection in refused["raised"]
+    assert connection in cut["raised"]
+    assert timeout in late["raised"]
+    assert "no answer within 0.5 s" in late["text"]
+    assert receiver.left.wait(5), "the connection is closed when the time is up"
+
+
+def test_an_error_is_recorded_for_the_operator(courier: Worker) -> None:
+    """The call stays in the outbox, to be made again, and says what was wrong."""
+    call = {"url": f"http://127.0.0.1:{free_port()}/"}
+
+    session = run_turn(courier, json.dumps({"library": "urllib", "calls": [call]}))
+
+    row = outbox(courier, session)
+    assert (row["status"], row["attempts"]) == ("pending", 1)
+    assert row["last_error"].startswith("URLError: <urlopen error ")
+
+
+def test_others_are_served_while_hooks_wait(courier: Worker, receiver: Receiver) -> None:
+    """Thirty hooks wait 1.5 s each, and together not much longer; a turn beside them notices nothing."""
+    slow = json.dumps({"library": "urllib", "calls": [{"url": f"{receiver.url}/slow"}]})
+    quick = json.dumps({"library": "urllib", "calls": [{"url": f"{receiver.url}/quick"}]})
+    with ThreadPoolExecutor(30) as pool:
+        started = time.monotonic()
+        waiting = [pool.submit(run_turn, courier, slow) for _ in range(30)]
+        while len(receiver.of("/slow")) < 1:
+            time.sleep(0.01)
+        run_turn(courier, quick)
+        between = [turn.done() for turn in waiting]
+        sessions = [turn.result() for turn in waiting]
+        took = time.monotonic() - started
+
+    assert not any(between)
+    assert [outbox(courier, session)["status"] for session in sessions] == ["done"] * 30
+    assert len(receiver.of("/slow")) == 30
+    assert took < 15
+
+
+def test_a_hook_that_waits_too_long_is_ended(courier: Worker, receiver: Receiver) -> None:
+    """Its deadline holds in the middle of a synchronous call, and closes the connection."""
+    call = {"url": f"{receiver.url}/hang", "timeout": 60}
+    with ThreadPoolExecutor() as pool:
+        started = time.monotonic()
+        turn = pool.submit(run_turn, courier, json.dumps({"library": "urllib", "calls": [call]}))
+        default = pool.submit(
+            run_turn, courier, json.dumps({"library": "urllib", "calls": [{"url": f"{receiver.url}/hang"}]})
+        )
+        ended, by_default = outbox(courier, turn.result()), outbox(courier, default.result())
+        took = time.monotonic() - started
+
+    assert ended["last_error"] == "no result within 10000 ms"
+    assert by_default["last_error"] == "URLError: <urlopen error no answer within 9 s>"
+    assert 10 <= took < 13
+    assert receiver.left.wait(5)
+
+
+def test_who_does_not_ask_does_not_pay() -> None:
+    """Without `sync_http` nothing of it is imported."""
+    mounts = {"products/frugal.py": PRODUCTS / "frugal.py"}
+    with running_worker(variables={"PRODUCT": "frugal", "AUTH": "off"}, mounts=mounts) as worker:
+        run_turn(worker, "what is loaded?", "one")
+        [answer] = worker.sql("SELECT content FROM chat_messages WHERE role = 'assistant'")
+
+    assert json.loads(answer["content"]) == []
