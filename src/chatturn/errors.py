@@ -79,7 +79,7 @@ class ChatTurnError(Exception):
 
     Attributes:
         code: Stable, for programs.
-        status: The HTTP status when it is known before the first byte of an answer.
+        status: The HTTP status, where none was sent yet.
         retryable: Whether the same request may succeed later.
         public: The only sentence about it that a client is ever shown.
     """
@@ -182,12 +182,7 @@ class InvalidField(RequestError):
 
 
 class ConfigurationError(ChatTurnError):
-    """
-    A setting is missing or wrong.
-
-    Attributes:
-        setting: Its name, as in the environment.
-    """
+    """A setting is missing or wrong; ``setting`` is its name in the environment."""
 
     code = "misconfigured"
     status = 503

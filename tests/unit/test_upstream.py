@@ -186,7 +186,7 @@ def test_every_call_is_on_record(upstream: Upstream) -> None:
     assert upstream.calls_by_key() == {"a": 2, "b": 1}
     assert (call.key, call.message, call.path) == ("b", "two", "/v1/chat/completions")
     assert call.body["model"] == "m"
-    assert call.answered_at is not None
+    assert upstream._wait(lambda: call.answered_at is not None, 10)
 
 
 def test_a_word_decides_the_script_and_the_queue_the_rest(upstream: Upstream) -> None:

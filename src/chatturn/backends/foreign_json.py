@@ -1,17 +1,14 @@
 """JSON from a model's API: read with the leniency that servers need, but never so deep that it kills us."""
 
 import json
-import re
 from typing import Any, Final
+
+from chatturn.json_depth import nests_deeper
 
 __all__ = ["MAX_JSON_DEPTH", "parse_frame", "parse_sendable"]
 
-# Levels of arrays and objects.  The scanner of Pyodide 0.28.2 raises no RecursionError: beyond some 3,000
-# levels the whole interpreter dies of "RangeError: Maximum call stack size exceeded".
 MAX_JSON_DEPTH: Final = 64
-
-# A whole string, or what opens or closes a level.  Possessive, so that no text makes it go back.
-_STRING_OR_BRACKET: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+|[\[{]|[\]}]', re.DOTALL)
+"""Levels of arrays and objects."""
 
 _parse: Final = json.JSONDecoder(parse_constant=lambda _: None).decode
 
@@ -23,8 +20,7 @@ def parse_frame(text: str) -> Any:
     Raises:
         ValueError: It is not JSON, or nests deeper than `MAX_JSON_DEPTH`.
     """
-    if text.count("[") + text.count("{") > MAX_JSON_DEPTH:
-        _check_depth(text)
+    _check_depth(text)
     return _parse(text)
 
 
@@ -43,12 +39,5 @@ def parse_sendable(text: str) -> Any:
 
 
 def _check_depth(text: str) -> None:
-    depth = 0
-    for match in _STRING_OR_BRACKET.finditer(text):
-        first = text[match.start()]
-        if first in "[{":
-            depth += 1
-            if depth > MAX_JSON_DEPTH:
-                raise ValueError(f"JSON that nests deeper than {MAX_JSON_DEPTH} levels")
-        elif first != '"':
-            depth -= 1
+    if nests_deeper(text, MAX_JSON_DEPTH):
+        raise ValueError(f"JSON that nests deeper than {MAX_JSON_DEPTH} levels")

@@ -8,7 +8,7 @@ from pyodide.ffi import JsException, JsProxy, to_js
 
 from chatturn.databases import Outcome, Statement
 from chatturn.errors import SchemaOutdated, StoreError, StoreUnavailable
-from chatturn.workerd.ffi import js_arguments, parse_js
+from chatturn.workerd.ffi import js_arguments, parse_js, settled, started
 
 __all__ = ["D1Database"]
 
@@ -38,7 +38,7 @@ class D1Database:
         try:
             prepared = [self._binding.prepare(each.sql).bind(*js_arguments(each.params)) for each in statements]
             async with asyncio.timeout(_DEADLINE_S):
-                results = await self._binding.batch(to_js(prepared))
+                results = await settled(started(self._binding.batch.bind(self._binding), to_js(prepared)))
         except JsException as error:
             raise _translated(str(error)) from error
         except TimeoutError as error:

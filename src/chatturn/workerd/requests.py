@@ -1,6 +1,6 @@
 """HTTP across the border: the platform's Request as our value, our response as the platform's."""
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from pyodide.ffi import JsProxy
@@ -8,28 +8,11 @@ from workers import Response
 
 from chatturn.errors import PayloadTooLarge
 from chatturn.http.messages import HttpRequest, HttpResponse
+from chatturn.workerd.ffi import settled, started
+from chatturn.workerd.headers import LazyHeaders
 from chatturn.workerd.streams import ResponseSink
 
 __all__ = ["from_js_request", "to_response"]
-
-
-class _Headers(Mapping[str, str]):
-    """The headers of a request, read when asked for: most requests need four of twenty."""
-
-    def __init__(self, headers: JsProxy) -> None:
-        self._headers = headers
-
-    def __getitem__(self, name: str) -> str:
-        value = self._headers.get(name)
-        if not isinstance(value, str):
-            raise KeyError(name)
-        return value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._headers.keys())
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 def from_js_request(request: JsProxy) -> HttpRequest:
@@ -40,7 +23,7 @@ def from_js_request(request: JsProxy) -> HttpRequest:
         return await _read(request, most_bytes)
 
     return HttpRequest(
-        method=request.method, path=url.path, query=url.query, headers=_Headers(request.headers), read=read
+        method=request.method, path=url.path, query=url.query, headers=LazyHeaders(request.headers), read=read
     )
 
 
@@ -51,11 +34,12 @@ async def _read(request: JsProxy, most_bytes: int) -> bytes:
         return b""
     announced = request.headers.get("content-length")
     if isinstance(announced, str) and announced.isdecimal() and int(announced) <= most_bytes:
-        return bytes((await request.arrayBuffer()).to_bytes())
+        return bytes((await settled(started(request.arrayBuffer.bind(request)))).to_bytes())
     reader = body.getReader()
     chunks: list[bytes] = []
     size = 0
-    while not (result := await reader.read()).done:
+    read = reader.read.bind(reader)
+    while not (result := await settled(started(read))).done:
         chunks.append(result.value.to_bytes())
         size += len(chunks[-1])
         if size > most_bytes:

@@ -13,7 +13,7 @@ from typing import Final
 import js
 from pyodide.ffi import JsProxy, create_proxy, to_js
 
-from chatturn.workerd.ffi import js_error
+from chatturn.workerd.ffi import js_error, started
 
 __all__ = ["ResponseSink"]
 
@@ -37,6 +37,7 @@ class ResponseSink:
         stream = js.IdentityTransformStream.new()
         self.readable: JsProxy = stream.readable
         self._writer = stream.writable.getWriter()
+        self._write = self._writer.write.bind(self._writer)
         self._waiting: list[str] = []
         self._size = 0
         self._in_flight = False
@@ -74,14 +75,14 @@ class ResponseSink:
         if not self._closed:
             self._closed = True
             # Settles when the client has read to the end, which nobody needs to wait for.
-            self._writer.close().then(*self._proxies)
+            started(self._writer.close.bind(self._writer)).then(*self._proxies)
         else:
             self._release()
 
     def _send(self) -> None:
         text, self._waiting, self._size = "".join(self._waiting), [], 0
         self._in_flight = True
-        self._writer.write(to_js(text.encode())).then(*self._proxies)
+        started(self._write, to_js(text.encode())).then(*self._proxies)
 
     def _written(self, _value: object) -> None:
         if self._closed:
@@ -113,7 +114,7 @@ class ResponseSink:
 
     async def _progress(self) -> None:
         """Wait until a write has settled, or give the reader up."""
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = asyncio.Future()
         try:
             async with asyncio.timeout(_STALLED_S):
                 await self._waiter

@@ -219,8 +219,8 @@ def _wait(work: Coroutine[Any, Any, _T]) -> _T:
         inner.cancel(msg)
         return cancel(msg)
 
-    vars(caller)["cancel"] = cancel_both
+    caller.cancel = cancel_both  # type: ignore[method-assign]  # on this one task, for the length of the call
     try:
         return run_sync(inner)
     finally:
-        del vars(caller)["cancel"]
+        del caller.cancel

@@ -20,5 +20,5 @@ class Hooks(ChatTurnHooks):
 
 
 async def _answer() -> AsyncGenerator[EventBatch, None]:
-    modules = {"chatturn.workerd.sync_http", "pyodide_http", "urllib.request", "http.client", "requests"}
+    modules = {"chatturn.workerd.sync_http", "pyodide_http", "urllib.request", "requests"}
     yield [text_delta(json.dumps(sorted(modules & set(sys.modules))))]

@@ -1,0 +1,26 @@
+"""A platform's Headers as a mapping."""
+
+from collections.abc import Iterator, Mapping
+
+from pyodide.ffi import JsProxy
+
+__all__ = ["LazyHeaders"]
+
+
+class LazyHeaders(Mapping[str, str]):
+    """Headers, read when asked for: few of them ever are.  Names come in lower case, and are asked for so."""
+
+    def __init__(self, headers: JsProxy) -> None:
+        self._headers = headers
+
+    def __getitem__(self, name: str) -> str:
+        value = self._headers.get(name)
+        if not isinstance(value, str):
+            raise KeyError(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._headers.keys())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -1,0 +1,226 @@
+"""What operators meet: disconnect policies, traces, a database that goes away, settings that are missing."""
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import StartWorker
+from tests.support.client import Client, answer_of, lines_of
+from tests.support.upstream import Upstream
+from tests.support.upstream_script import Script
+from tests.support.worker import SECRET, Worker
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    """The scripted model."""
+    with Upstream() as upstream:
+        yield upstream
+
+
+def with_model(upstream: Upstream, **variables: str) -> dict[str, str]:
+    """Return the variables of a Worker whose model is *upstream*."""
+    return {
+        "BACKEND": "openai",
+        "MODEL": "scripted-1",
+        "OPENAI_BASE_URL": upstream.url,
+        "OPENAI_API_KEY": "sk-of-the-tests",
+        **variables,
+    }
+
+
+class Collector(ThreadingHTTPServer):
+    """An OTLP receiver that keeps what it is sent, after *delay_s*, answering *status*."""
+
+    def __init__(self, *, status: int = 200, delay_s: float = 0.0) -> None:
+        received: list[dict[str, Any]] = []
+        arrived = threading.Event()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                received.append({"path": self.path, "headers": dict(self.headers), "body": json.loads(body)})
+                arrived.set()
+                time.sleep(delay_s)
+                self.send_response(status)
+                self.send_header("content-length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.received, self.arrived = received, arrived
+
+    @property
+    def url(self) -> str:
+        """The endpoint."""
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+@contextmanager
+def collecting(**options: Any) -> Iterator[Collector]:
+    """Run a collector."""
+    with Collector(**options) as collector:
+        thread = threading.Thread(target=collector.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield collector
+        collector.shutdown()
+        thread.join()
+
+
+def test_on_disconnect_cancel_closes_the_model_at_once(start_worker: StartWorker, upstream: Upstream) -> None:
+    """The client leaves; the upstream sees its socket closed long before its script ends, and a retry answers."""
+    worker = start_worker(variables=with_model(upstream, ON_DISCONNECT="cancel"))
+    upstream.on("leaving early", Script(text=" ".join(["word"] * 300), pause_s=0.1), Script(text="again"))
+    client = Client(worker.url)
+    with client.stream("cancelled", "leaving early") as response:
+        lines = lines_of(response)
+        for _ in range(3):
+            next(lines)
+    [call] = upstream.calls("leaving early")
+    left_at = time.monotonic()
+
+    assert call.wait_closed(5)
+    assert time.monotonic() - left_at < 3
+    assert call.answered_at is None
+    assert "again" == answer_of(client.settle("cancelled", "leaving early"))
+    [step] = worker.sql("SELECT attempts FROM durable_steps WHERE run_id LIKE '%cancelled%'")
+    assert 2 == step["attempts"]
+
+
+def test_a_turns_trace_goes_out_after_its_response(start_worker: StartWorker, upstream: Upstream) -> None:
+    """One POST of one trace: the turn's span, and below it one for every try of the model."""
+    with collecting() as collector:
+        worker = start_worker(
+            variables=with_model(
+                upstream,
+                OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+                OTEL_EXPORTER_OTLP_HEADERS="x-team=chat",
+                OTEL_SERVICE_NAME="chat-tests",
+            )
+        )
+        upstream.on("traced", Script(status=500, body="SECRET"), Script(text="hello"))
+        client = Client(worker.url)
+        client.headers["traceparent"] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        client.post("traced", "traced")
+        assert collector.arrived.wait(10)
+        [sent] = collector.received
+    spans = sent["body"]["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for span in spans:
+        by_name.setdefault(span["name"].split()[0], []).append(span)
+    [turn] = by_name["invoke_agent"]
+    tries = by_name["chat"]
+
+    assert ("/v1/traces", "chat") == (sent["path"], {k.lower(): v for k, v in sent["headers"].items()}["x-team"])
+    assert "chat-tests" in json.dumps(sent["body"]["resourceSpans"][0]["resource"])
+    assert {"0af7651916cd43dd8448eb211c80319c"} == {span["traceId"] for span in spans}
+    assert "b7ad6b7169203331" == turn["parentSpanId"]
+    assert [turn["spanId"]] * 2 == [span["parentSpanId"] for span in tries]
+    assert 2 == next(span for span in tries if span["status"].get("code"))["status"]["code"]
+    assert "gen_ai.usage.output_tokens" in json.dumps(tries)
+    assert "SECRET" not in json.dumps(sent["body"])
+
+
+@pytest.mark.parametrize("collector_options", [{"status": 500}, {"delay_s": 5.0}], ids=["failing", "hanging"])
+def test_a_bad_collector_changes_nothing_for_the_client(
+    start_worker: StartWorker, upstream: Upstream, collector_options: dict[str, Any]
+) -> None:
+    """The response has ended before the trace is sent, whatever becomes of it."""
+    with collecting(**collector_options) as collector:
+        worker = start_worker(variables=with_model(upstream, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url))
+        client = Client(worker.url)
+        client.post("warm-up")
+        begun = time.monotonic()
+        lines = client.post("untouched")
+
+        assert "session.run.completed" == lines[-1]["type"]
+        assert time.monotonic() - begun < 2
+        assert collector.arrived.wait(10)
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Keep every other writer out of a SQLite file."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+def test_a_database_that_goes_away_mid_turn_costs_no_answer(start_worker: StartWorker, upstream: Upstream) -> None:
+    """The client gets its terminal line with ``store_unavailable``; the retry gets the answer without a second call."""
+    worker = start_worker(variables=with_model(upstream))
+    upstream.on("outage", Script(text="a b c d e f", pause_s=0.2))
+    client = Client(worker.url)
+    with client.stream("outage", "outage") as response:
+        lines = lines_of(response)
+        next(lines)
+        with locked(worker.d1_path()):
+            told = [json.loads(line) for line in lines]
+    answer = client.settle("outage", "outage", seconds=90)
+
+    assert ("session.run.failed", "store_unavailable") == (told[-1]["type"], told[-1]["data"]["code"])
+    assert "a b c d e f" == answer_of(answer)
+    assert 1 == len(upstream.calls("outage"))
+
+
+def test_a_database_that_is_away_refuses_a_turn_before_its_first_byte(start_worker: StartWorker) -> None:
+    """503 with Retry-After, and the same request works when it is back."""
+    worker = start_worker()
+    client = Client(worker.url)
+    with locked(worker.d1_path()):
+        status, problem = client.problem("away")
+
+    assert (503, "store_unavailable", True) == (status, problem["code"], problem["retryable"])
+    assert "session.run.completed" == client.post("away")[-1]["type"]
+
+
+def readyz(worker: Worker) -> tuple[int, str]:
+    """Ask whether the Worker is ready."""
+    response = httpx.get(worker.url + "/readyz")
+    return response.status_code, response.text
+
+
+def test_readyz_names_what_is_missing(start_worker: StartWorker) -> None:
+    """A schema that was never applied, and the command that mends it; no turn is started meanwhile."""
+    worker = start_worker(schema=None)
+    status, text = readyz(worker)
+
+    assert 503 == status
+    assert "migrations apply" in text
+    assert (503, "schema_outdated") == (Client(worker.url).problem("x")[0], Client(worker.url).problem("x")[1]["code"])
+
+
+@pytest.mark.parametrize(
+    ("variables", "setting"),
+    [
+        ({"AUTH_JWT_SECRET": ""}, "AUTH_JWT_SECRET"),
+        ({"BACKEND": "openai"}, "OPENAI_API_KEY"),
+        ({"PRODUCT": "nothing"}, "PRODUCT"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_wrong_setting_is_named_and_no_turn_starts(
+    start_worker: StartWorker, variables: dict[str, str], setting: str
+) -> None:
+    """`/readyz` says which one; a request for a turn is refused without it."""
+    worker = start_worker(variables=variables)
+    status, text = readyz(worker)
+    refused = Client(worker.url).problem("x")
+
+    assert (503, True) == (status, setting in text)
+    assert (503, "misconfigured") == (refused[0], refused[1]["code"])
+    assert SECRET not in text
+    assert [] == worker.sql("SELECT * FROM durable_runs")
