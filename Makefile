@@ -43,10 +43,10 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 types: $(READY)
-	$(BIN)/mypy
+	$(BIN)/mypy dev src tests $(if $(wildcard bench/*.py),bench)
 
 bench: $(READY)
-	$(BIN)/python bench/run.py $(ARGS)
+	$(BIN)/python -m bench.run $(ARGS)
 
 deploy-check: $(READY)
 	$(BIN)/python -m dev.deploy_check

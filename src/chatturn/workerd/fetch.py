@@ -26,6 +26,7 @@ __all__ = ["FetchTransport"]
 _ROOM_BYTES: Final = 262_144
 """How much of a body may wait here before the platform stops reading its connection."""
 
+_GATHER_MS: Final = 1
 
 class FetchTransport:
     """Sends requests with ``fetch``; redirects are answers like others."""
@@ -83,8 +84,8 @@ class _Inbox:
         self._error: JsException | None = None
         self._taker: asyncio.Future[None] | None = None
         self._room: JsProxy | None = None
-        self._waking = False
-        self._timer = create_proxy(self._woken)
+        self._gathering = False
+        self._timer = create_proxy(self._gathered)
         self._proxies = {name: create_proxy(getattr(self, name)) for name in ("write", "close", "abort")}
         stream = js.WritableStream.new(js_object(self._proxies))
         # Its outcome is told to `close` and `abort`; nobody else needs it, but a rejection must be received.
@@ -140,14 +141,18 @@ class _Inbox:
             proxy.destroy()
 
     def _wake(self) -> None:
-        if self._taker is not None and not self._waking:
-            self._waking = True
-            js.setTimeout(self._timer, 0)
-
-    def _woken(self) -> None:
-        self._waking = False
+        if self._gathering and not self._ended and self._size <= _ROOM_BYTES:
+            return
+        if not self._gathering and not self._ended:
+            self._gathering = True
+            js.setTimeout(self._timer, _GATHER_MS)
         if self._taker is not None and not self._taker.done():
             self._taker.set_result(None)
+
+    def _gathered(self) -> None:
+        self._gathering = False
+        if self._arrived:
+            self._wake()
 
 
 def _ignore(_outcome: object) -> None:
