@@ -130,5 +130,7 @@ CREATE TABLE IF NOT EXISTS chat_usage (
   PRIMARY KEY (run_id, attempt, call_index)
 ) STRICT, WITHOUT ROWID;
 
+-- Not for a database of the documents' own that the migrations have not reached: it still lacks the epoch.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-VALUES (100, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'));
+SELECT 100, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch');

@@ -87,7 +87,7 @@ class ChatTurnError(Exception):
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
-    public: ClassVar[str] = "Something went wrong on our side. Try again; if it persists, contact the operator."
+    public: ClassVar[str] = "Something went wrong on our side. Contact the operator if it happens again."
 
 
 class RequestError(ChatTurnError):
@@ -308,7 +308,7 @@ class BackendError(ChatTurnError):
 
     code = "backend_error"
     status = 502
-    public = "The model could not answer. Send the same request again."
+    public = "The model could not answer. Contact the operator if it happens again."
 
     def __init__(self, message: str, *, backend: str, detail: str = "") -> None:
         super().__init__(f"{backend}: {message}")

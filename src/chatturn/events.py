@@ -15,10 +15,12 @@ from typing import Any, Final, TypeAlias
 __all__ = [
     "EVENT_TYPES",
     "LIFECYCLE_PREFIX",
+    "STORED_AS_SAID",
     "ChatStreamEvent",
     "EventBatch",
     "TextAssembly",
     "encode_line",
+    "is_answer",
     "reasoning_delta",
     "text_delta",
     "tool_call",
@@ -57,6 +59,9 @@ class ChatStreamEvent:
     data: dict[str, Any] | None = None
 
 
+STORED_AS_SAID: Final = frozenset({"session.run.started", "usage"})
+"""What holds nothing of a user's or a model's, so that a redacting log may store it as it was said."""
+
 EventBatch: TypeAlias = ChatStreamEvent | list[ChatStreamEvent]
 """What a producer yields: an event, or those that arrived together and may leave in one write."""
 
@@ -92,6 +97,14 @@ def usage_event(**fields: Any) -> ChatStreamEvent:
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+def is_answer(event: ChatStreamEvent) -> bool:
+    """Say whether *event* is a piece of the answer's text."""
+    if event.type != _MESSAGE_PART or event.data is None:
+        return False
+    part = event.data.get("part")
+    return not isinstance(part, dict) or part.get("type", "text") == "text"
 
 
 def encode_line(event: ChatStreamEvent, seq: int | None, attempt: int) -> str:
@@ -136,7 +149,7 @@ class TextAssembly:
         data = event.data
         if data is None:
             return
-        if event.type == _MESSAGE_PART:
+        if is_answer(event):
             self._add_part(data)
         elif event.type == "result" and isinstance(whole := data.get("finalText"), str):
             self._whole = whole
@@ -156,8 +169,6 @@ class TextAssembly:
         part = data.get("part")
         if not isinstance(part, dict):
             part = _TEXT_PART
-        if part.get("type", "text") != "text":
-            return
         key = str(part.get("id", "text"))
         delta = data.get("delta")
         if isinstance(delta, str) and delta:

@@ -1,5 +1,6 @@
 """The products: one module each, whose class ``Hooks`` is what the product adds to a turn."""
 
+from collections.abc import Mapping
 from importlib import import_module
 
 from chatturn.chat.hooks import ChatTurnHooks
@@ -8,9 +9,13 @@ from chatturn.errors import ConfigurationError
 __all__ = ["load_hooks"]
 
 
-def load_hooks(product: str) -> ChatTurnHooks:
+def load_hooks(product: str, variables: Mapping[str, str]) -> ChatTurnHooks:
     """
     Return the hooks of *product*.
+
+    Args:
+        product: The name of its module here.
+        variables: The deployment's own vars and secrets, for the product.
 
     Raises:
         ConfigurationError: There is no such product; names the setting ``PRODUCT``.
@@ -24,5 +29,5 @@ def load_hooks(product: str) -> ChatTurnHooks:
         if error.name != name:
             raise
         raise ConfigurationError("PRODUCT", f"is {product!r}, but there is no products/{product}.py") from error
-    hooks: ChatTurnHooks = module.Hooks()
+    hooks: ChatTurnHooks = module.Hooks(variables)
     return hooks

@@ -11,6 +11,7 @@ import pytest
 
 from chatturn.chat.engine import durable_chat_turn_engine
 from chatturn.chat.hooks import FinishedTurn
+from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.outbox import Outbox
 from chatturn.chat.sink import BufferSink
 from chatturn.chat.turn import ChatTurn
@@ -38,6 +39,12 @@ def database() -> Iterator[FaultyDatabase]:
 def kinds(lines: list[dict[str, Any]]) -> list[str]:
     """Return the types of lines."""
     return [line["type"] for line in lines]
+
+
+async def everything(desk: Desk) -> str:
+    """Return every row of every table as one text."""
+    tables = [name for (name,) in await desk.rows("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    return "".join([str(await desk.rows(f"SELECT * FROM {table}")) for table in tables])  # noqa: S608 - ours
 
 
 class GoneSink(BufferSink):
@@ -198,7 +205,7 @@ async def test_c2_a_failing_persist_hook_loses_no_message(database: FaultyDataba
     assert "session.run.completed" == kinds(lines)[-1]
     assert (0, [1, 1, 0]) == (before_it_is_due, swept)
     assert ["persist", "persist", "complete"] == product.order
-    assert ["chat:acme:thread-1:0/persist_assistant_message"] == [t.idempotency_key for t in product.persisted]
+    assert ["chat:acme:thread-1:0/1/persist_assistant_message"] == [t.idempotency_key for t in product.persisted]
     assert {("done",)} == set(await desk.rows("SELECT status FROM chat_outbox"))
 
 
@@ -208,7 +215,8 @@ async def test_c2_a_hook_that_never_succeeds_is_given_up_loudly(database: Faulty
     product.persist_fails = 1_000
     desk = Desk(database, product)
     await desk.run()
-    outbox = Outbox(database=database, hooks=product, log=lambda *_: None, moment=virtual_moment)
+    logged: list[tuple[str, Any]] = []
+    outbox = Outbox(database=database, hooks=product, log=lambda *entry: logged.append(entry), moment=virtual_moment)
     for _ in range(12):
         await asyncio.sleep(40_000)
         await outbox.sweep()
@@ -217,8 +225,10 @@ async def test_c2_a_hook_that_never_succeeds_is_given_up_loudly(database: Faulty
     )
 
     assert ("given_up", 10) == (status, attempts)
-    assert "refused" in error
+    assert "RuntimeError" in error
     assert [] == product.completed
+    assert ["hook.given_up"] == [event for event, _ in logged if event != "hook.failed"]
+    assert {("given_up",)} == set(await desk.rows("SELECT status FROM chat_outbox"))
 
 
 async def test_c2_hooks_run_in_order_before_the_completed_line(database: FaultyDatabase) -> None:
@@ -232,7 +242,7 @@ async def test_c2_hooks_run_in_order_before_the_completed_line(database: FaultyD
         async def on_turn_complete(self, _turn: FinishedTurn) -> None:
             order.append("complete")
 
-        def on_event(self, event: ChatStreamEvent) -> None:
+        def on_event(self, _identity: ChatTurnIdentity, event: ChatStreamEvent) -> None:
             order.append(event.type)
 
     desk = Desk(database, Ordered(text_delta("x")))
@@ -259,7 +269,8 @@ async def test_c3_a_failing_transform_fails_the_turn_and_leaks_nothing(database:
 
     assert "hook_failed" == lines[-1]["data"]["code"]
     assert [] == product.persisted
-    assert "raw" not in str(await desk.rows("SELECT * FROM chat_messages"))
+    assert "raw" not in await everything(desk)
+    assert SECRET not in await everything(desk)
     assert "session.run.failed" == kinds(await desk.run())[-1]
     assert 2 == len(product.calls)
 
@@ -458,15 +469,70 @@ async def test_c11_only_transformed_text_is_at_rest_and_replayed(database: Fault
     assert "Dear Ann" == fresh[1]["data"]["delta"]
     assert "Dear [name]" == replay[1]["data"]["finalText"]
     assert ["Dear [name]"] == [turn.final_text for turn in product.persisted]
-    for table in ("durable_steps", "chat_messages", "durable_runs"):
-        assert "Ann" not in str(await desk.rows(f"SELECT * FROM {table}"))  # noqa: S608 - names of ours
+    assert "Ann" not in await everything(desk)
+
+
+async def test_c11_a_redacting_log_keeps_every_line_and_only_seen_text(database: FaultyDatabase) -> None:
+    """Places, types and usage stay; the answer is the transformed one; what nobody redacted is left out."""
+
+    class Redacting(Product):
+        async def transform_final_text(self, text: str) -> str:
+            return text.replace("Ann", "[name]")
+
+    script = [
+        reasoning_delta("Ann?"), text_delta("Dear "), text_delta("Ann"), tool_call(tool_call_id="1", tool_name="x", args="Ann"),
+        usage_event(tokensOut=2),
+    ]  # fmt: skip
+    desk = Desk(database, Redacting(*script))
+    said = await desk.run()
+    [(text,)] = await desk.rows("SELECT lines FROM chat_segments")
+    kept = events_of(text)
+
+    assert [(line["type"], line["seq"]) for line in said] == [(line["type"], line["seq"]) for line in kept]
+    assert [said[0], None, "Dear [name]", None, None, said[5], said[6]] == [
+        kept[0], kept[1].get("data"), kept[2]["data"]["delta"], kept[3].get("data"), kept[4].get("data"), kept[5], kept[6]
+    ]  # fmt: skip
+    assert "Ann" not in await everything(desk)
+
+
+async def test_c11_a_redacting_products_failed_attempt_stores_no_text(database: FaultyDatabase) -> None:
+    """Nothing was redacted yet, so nothing is kept; the error is."""
+
+    class Redacting(Product):
+        async def transform_final_text(self, text: str) -> str:
+            return text
+
+    desk = Desk(database, Redacting(text_delta("Dear Ann"), RuntimeError("about Ann")))
+    await desk.run()
+
+    assert "Ann" not in (await everything(desk)).replace(IDENTITY.user_id, "")
+    assert "RuntimeError" in await everything(desk)
+
+
+async def test_superseding_forgets_the_hook_calls_of_the_old_answer(database: FaultyDatabase) -> None:
+    """They are of an answer that is gone; the new one's come under a key of their own, and the sweep survives."""
+    product = Recorded(text_delta("old"))
+    product.persist_fails = 1
+    desk = Desk(database, product)
+    await desk.run()
+    product.script = [RuntimeError("x")]
+    await desk.run(user_message="edited", supersede=True)
+    outbox = Outbox(database=database, hooks=product, log=lambda *_: None, moment=virtual_moment)
+    await asyncio.sleep(600)
+    assert 0 == await outbox.sweep()
+    product.script = [text_delta("new")]
+    await desk.run(user_message="edited")
+
+    assert [("new", "chat:acme:thread-1:0/3/persist_assistant_message")] == [
+        (turn.final_text, turn.idempotency_key) for turn in product.persisted
+    ]
 
 
 async def test_c13_a_failing_or_slow_observer_changes_nothing(database: FaultyDatabase) -> None:
     """`on_event` sees every line; its failures are logged, and it cannot delay."""
 
     class Failing(Product):
-        def on_event(self, event: ChatStreamEvent) -> None:
+        def on_event(self, _identity: ChatTurnIdentity, event: ChatStreamEvent) -> None:
             raise RuntimeError(event.type)
 
     desk = Desk(database, Failing(text_delta("a")))
@@ -529,7 +595,7 @@ async def test_a_database_that_goes_down_mid_turn_is_said_and_survived(database:
     """The client gets its terminal line with ``store_unavailable``; the answer is stored late and replayed."""
 
     class Cutting(Product):
-        def on_event(self, event: ChatStreamEvent) -> None:
+        def on_event(self, _identity: ChatTurnIdentity, event: ChatStreamEvent) -> None:
             database.down = database.down or event.type == "message.part.updated"
 
     product = Cutting(text_delta("a"))

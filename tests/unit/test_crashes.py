@@ -151,7 +151,8 @@ async def test_a_worker_may_die_anywhere(world: World, point: int) -> None:
     assert [("completed", "completed")] == await desk.rows(
         "SELECT r.status AS run, s.status AS step FROM durable_runs AS r JOIN durable_steps AS s USING (run_id)"
     )
-    assert {("chat:acme:thread-1:0/persist_assistant_message", "THE ANSWER")} == set(world.persisted)
+    [(epoch,)] = await desk.rows("SELECT epoch FROM durable_runs")
+    assert {(f"chat:acme:thread-1:0/{epoch}/persist_assistant_message", "THE ANSWER")} == set(world.persisted)
     assert {("done",)} == set(await desk.rows("SELECT status FROM chat_outbox"))
     assert 1 == sum(line["type"].startswith("session.run.co") for line in lines)
 

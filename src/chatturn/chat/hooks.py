@@ -50,15 +50,15 @@ class FinishedTurn:
     Attributes:
         identity: Whose turn.
         final_text: The answer as it is stored: after `ChatTurnHooks.transform_final_text`.
-        record: The run.
         idempotency_key: The same at every call of one hook for one turn: a hook is called again until it
             succeeds, and by then may have done its work already.
+        record: The run.
     """
 
     identity: ChatTurnIdentity
     final_text: str
     idempotency_key: str
-    record: RunRecord | None = field(default=None, compare=False)
+    record: RunRecord = field(compare=False)
 
 
 class ChatTurnHooks:
@@ -68,12 +68,19 @@ class ChatTurnHooks:
     A hook that is not overridden costs nothing.  Those that run after the answer is stored are recorded in
     the same write as the answer and called until they succeed.
 
+    Args:
+        variables: The deployment's vars and secrets that are not chatturn's own settings.
+
     Attributes:
+        variables: The same.
         sync_http: Whether hooks use `urllib.request` or `requests`, which need `fetch` put underneath; that
             costs the first turn of an isolate some milliseconds.
     """
 
     sync_http: ClassVar[bool] = False
+
+    def __init__(self, variables: Mapping[str, str] | None = None) -> None:
+        self.variables: Mapping[str, str] = {} if variables is None else variables
 
     def produce(self, context: TurnContext) -> DurableTurnProducer[EventBatch]:
         """Build the turn's producer.  Called once per attempt, never for a replay.  Must be overridden."""
@@ -89,5 +96,5 @@ class ChatTurnHooks:
     async def on_turn_complete(self, turn: FinishedTurn) -> None:
         """Post-process: proposals, citations, metering.  Called after `persist_assistant_message` succeeded."""
 
-    def on_event(self, event: ChatStreamEvent) -> None:
+    def on_event(self, identity: ChatTurnIdentity, event: ChatStreamEvent) -> None:
         """See every event as it goes out, the lifecycle's too; a failure is logged and changes nothing."""

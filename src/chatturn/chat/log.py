@@ -10,7 +10,7 @@ from typing import Final
 
 from chatturn.databases import Statement
 from chatturn.durable.statements import HELD
-from chatturn.events import ChatStreamEvent, encode_line
+from chatturn.events import STORED_AS_SAID, ChatStreamEvent, encode_line, is_answer, text_delta
 
 __all__ = ["TurnLog"]
 
@@ -27,12 +27,18 @@ class TurnLog:
     The lines of one attempt, from `first_seq` on.
 
     Pings are no lines of the log and have no seq.
+
+    A log may be *redacting*: then nothing is stored that the product's `transform_final_text` has not seen.
+    Every line keeps its place and type; the first piece of the answer holds the whole transformed text, and
+    what else a producer said is stored without its data.
     """
 
-    def __init__(self, *, first_seq: int, attempt: int) -> None:
+    def __init__(self, *, first_seq: int, attempt: int, redacting: bool = False) -> None:
         self.attempt = attempt
         self._first_seq = first_seq
+        self._redacting = redacting
         self._lines: list[str] = []
+        self._text_at: int | None = None
 
     @property
     def next_seq(self) -> int:
@@ -47,7 +53,7 @@ class TurnLog:
             TypeError, ValueError: One of them is not JSON, or too long to be stored; none was kept.
         """
         lines = self.preview(events)
-        self._lines += lines
+        self._lines += self._storable(events, lines) if self._redacting else lines
         return "".join(lines)
 
     def preview(self, events: Sequence[ChatStreamEvent]) -> list[str]:
@@ -60,13 +66,29 @@ class TurnLog:
                 raise ValueError(message)
         return lines
 
-    def statements(self, tail: Sequence[str]) -> list[Statement]:
+    def _storable(self, events: Sequence[ChatStreamEvent], lines: Sequence[str]) -> list[str]:
+        """Return the lines of *events* as a redacting log stores them, and remember where the answer begins."""
+        storable = list(lines)
+        for offset, event in enumerate(events):
+            if event.type in STORED_AS_SAID:
+                continue
+            seq = self.next_seq + offset
+            if self._text_at is None and is_answer(event):
+                self._text_at = seq - self._first_seq
+            storable[offset] = encode_line(ChatStreamEvent(event.type), seq, self.attempt)
+        return storable
+
+    def statements(self, tail: Sequence[str], final_text: str | None) -> list[Statement]:
         """
         Return the fenced statements that store the log, as companions of a settlement.
 
         Args:
             tail: Lines to store after those said so far, which are said once they are stored.
+            final_text: The answer as it is stored, or None if there is none; for a redacting log.
         """
+        if self._text_at is not None and final_text is not None:
+            seq = self._first_seq + self._text_at
+            self._lines[self._text_at] = encode_line(text_delta(final_text), seq, self.attempt)
         statements: list[Statement] = []
         chunk: list[str] = []
         size, first = 0, self._first_seq

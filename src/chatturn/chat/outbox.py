@@ -7,6 +7,7 @@ later and later, until it succeeds or is given up for an operator to see.
 """
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -14,12 +15,13 @@ from typing import Any, Final
 from chatturn.chat.hooks import ChatTurnHooks, FinishedTurn
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.databases import Database, Row, Statement
-from chatturn.durable.rows import run_from_row, step_from_row
+from chatturn.durable.rows import run_from_row
 from chatturn.durable.statements import HELD, MOMENT
-from chatturn.errors import HookError
+from chatturn.errors import HookError, StoreError
+from chatturn.records import RunRecord
 from chatturn.telemetry.logs import Log
 
-__all__ = ["HOOK_TIMEOUT_MS", "Outbox", "call_in_time", "overrides"]
+__all__ = ["HOOK_TIMEOUT_MS", "Outbox", "call_in_time", "finished_turn", "overrides"]
 
 HOOK_TIMEOUT_MS: Final = 10_000
 """How long one call of a hook may take; a client may be waiting for the terminal line."""
@@ -31,7 +33,8 @@ _UNTOUCHED: Final = "+60 seconds"
 """How long a call belongs to whoever recorded or took it."""
 
 _MOST_ATTEMPTS: Final = 10
-_SWEEP_AT_MOST: Final = 20
+_SWEEP_AT_MOST: Final = 10
+"""Calls per sweep: with two queries each, they stay within the free plan's 50 per invocation."""
 
 _RECORD: Final = f"""
 INSERT INTO chat_outbox (run_id, hook, status, next_attempt_at, created_at)
@@ -39,6 +42,8 @@ SELECT ?1, ?4, 'pending', {MOMENT.format("?5, ?6")}, {MOMENT.format("?5")} WHERE
 ON CONFLICT (run_id, hook) DO UPDATE SET
   status = 'pending', attempts = 0, next_attempt_at = excluded.next_attempt_at, last_error = NULL
 """
+
+_FORGET: Final = f"DELETE FROM chat_outbox WHERE run_id = ?1 AND {HELD}"
 
 _DONE: Final = "UPDATE chat_outbox SET status = 'done', last_error = NULL WHERE run_id = ?1 AND hook = ?2"
 
@@ -48,12 +53,21 @@ SET attempts = attempts + 1, last_error = ?3,
     status = CASE WHEN attempts + 1 >= {_MOST_ATTEMPTS} THEN 'given_up' ELSE 'pending' END,
     next_attempt_at = strftime('%Y-%m-%dT%H:%M:%fZ', ?4, '+' || (30 << min(attempts, 10)) || ' seconds')
 WHERE run_id = ?1 AND hook = ?2 AND status = 'pending'
+RETURNING status
+"""
+
+# What was to come after a call that is given up can never come.
+_GIVE_UP_FOLLOWERS: Final = """
+UPDATE chat_outbox SET status = 'given_up', last_error = 'persist_assistant_message was given up'
+WHERE run_id = ?1 AND hook = 'on_turn_complete' AND status = 'pending' AND EXISTS (
+  SELECT 1 FROM chat_outbox WHERE run_id = ?1 AND hook = 'persist_assistant_message' AND status = 'given_up')
 """
 
 _TAKE_DUE: Final = f"""
 UPDATE chat_outbox SET next_attempt_at = {MOMENT.format("?1, ?2")}
 WHERE (run_id, hook) IN (
   SELECT o.run_id, o.hook FROM chat_outbox AS o
+  JOIN durable_runs AS r ON r.run_id = o.run_id AND r.status = 'completed'
   WHERE o.status = 'pending' AND o.next_attempt_at <= {MOMENT.format("?1")}
     AND NOT EXISTS (SELECT 1 FROM chat_outbox AS p WHERE p.run_id = o.run_id AND p.status <> 'done'
                     AND o.hook = 'on_turn_complete' AND p.hook = 'persist_assistant_message')
@@ -61,9 +75,12 @@ WHERE (run_id, hook) IN (
 RETURNING run_id, hook
 """
 
-_READ_RUN: Final = "SELECT * FROM durable_runs WHERE run_id = ?1"
-_READ_TURN: Final = "SELECT tenant_id, session_id, user_id, turn_index FROM chat_turns WHERE run_id = ?1"
-_READ_STEP: Final = "SELECT * FROM durable_steps WHERE run_id = ?1 AND step_index = 0"
+_READ_FINISHED: Final = """
+SELECT r.*, t.tenant_id, t.session_id, t.user_id, t.turn_index, s.result_json
+FROM durable_runs AS r JOIN chat_turns AS t ON t.run_id = r.run_id
+JOIN durable_steps AS s ON s.run_id = r.run_id AND s.step_index = 0
+WHERE r.run_id = ?1 AND r.status = 'completed'
+"""
 
 
 def overrides(hooks: ChatTurnHooks, name: str) -> bool:
@@ -83,8 +100,9 @@ async def call_in_time(hooks: ChatTurnHooks, name: str, argument: Any) -> Any:
             return await getattr(hooks, name)(argument)
     except TimeoutError as error:
         raise HookError(f"no result within {HOOK_TIMEOUT_MS} ms", hook=name) from error
-    except Exception as error:  # a product's code may raise anything; here it becomes ours
-        raise HookError(f"{type(error).__name__}: {error}", hook=name) from error
+    except Exception as error:
+        # A product's code may raise anything; here it becomes ours.  What it says stays out of the database.
+        raise HookError(f"raised {type(error).__name__}", hook=name) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,45 +141,65 @@ class Outbox:
                 break
         return marks
 
+    def forget(self) -> list[Statement]:
+        """Forget the calls of an answer that is superseded, as companions of the claim."""
+        return [Statement(_FORGET)]
+
     async def sweep(self) -> int:
-        """Call what is due, a bounded number, and return how many calls succeeded."""
+        """
+        Call what is due, a bounded number, and return how many calls succeeded.
+
+        One that cannot be called or recorded is logged and leaves the others alone.
+        """
         take = Statement(_TAKE_DUE, (self.moment(), _UNTOUCHED, _SWEEP_AT_MOST))
         [due] = await self.database.batch([take])
         succeeded = 0
         for row in due.rows:
-            turn = await self._finished_turn(str(row["run_id"]))
-            mark, done = await self._call(str(row["hook"]), turn)
-            await self.database.batch([mark])
-            succeeded += done
+            run_id, hook = str(row["run_id"]), str(row["hook"])
+            try:
+                succeeded += await self._retry(run_id, hook)
+            except StoreError as error:
+                self.log("outbox.unmarked", {"run_id": run_id, "hook": hook, "error": error})
+        return succeeded
+
+    async def _retry(self, run_id: str, hook: str) -> bool:
+        [found] = await self.database.batch([Statement(_READ_FINISHED, (run_id,))])
+        if not found.rows:  # superseded since it was taken
+            return False
+        mark, succeeded = await self._call(hook, _finished_turn(found.rows[0]))
+        marked, _ = await self.database.batch([mark, Statement(_GIVE_UP_FOLLOWERS, (run_id,))])
+        if any(row["status"] == "given_up" for row in marked.rows):
+            self.log("hook.given_up", {"level": "error", "run_id": run_id, "hook": hook, "calls": _MOST_ATTEMPTS})
         return succeeded
 
     def _wanted(self) -> Sequence[str]:
         return [hook for hook in _HOOKS if overrides(self.hooks, hook)]
 
     async def _call(self, hook: str, turn: FinishedTurn) -> tuple[Statement, bool]:
-        run_id = turn.idempotency_key
+        run_id = turn.record.run_id
         try:
-            await call_in_time(self.hooks, hook, replace(turn, idempotency_key=f"{run_id}/{hook}"))
+            await call_in_time(self.hooks, hook, replace(turn, idempotency_key=f"{turn.idempotency_key}/{hook}"))
         except HookError as error:
             self.log("hook.failed", {"run_id": run_id, "hook": hook, "error": error})
-            return Statement(_FAILED, (run_id, hook, str(error)[:500], self.moment())), False
+            return Statement(_FAILED, (run_id, hook, str(error), self.moment())), False
         return Statement(_DONE, (run_id, hook)), True
 
-    async def _finished_turn(self, run_id: str) -> FinishedTurn:
-        reads = [Statement(text, (run_id,)) for text in (_READ_RUN, _READ_TURN, _READ_STEP)]
-        run, turn, step = [outcome.rows[0] for outcome in await self.database.batch(reads)]
-        return FinishedTurn(
-            identity=_identity(turn),
-            final_text=step_from_row(step).result["finalText"],
-            idempotency_key=run_id,
-            record=run_from_row(run),
-        )
+
+def finished_turn(identity: ChatTurnIdentity, final_text: str, record: RunRecord) -> FinishedTurn:
+    """
+    Describe a finished turn for its hooks.
+
+    The key is of the answer, not of the turn: one that supersedes another is news to whoever gets it.
+    """
+    key = f"{record.run_id}/{record.epoch}"
+    return FinishedTurn(identity=identity, final_text=final_text, idempotency_key=key, record=record)
 
 
-def _identity(row: Row) -> ChatTurnIdentity:
-    return ChatTurnIdentity(
+def _finished_turn(row: Row) -> FinishedTurn:
+    identity = ChatTurnIdentity(
         tenant_id=str(row["tenant_id"]),
         session_id=str(row["session_id"]),
         user_id=str(row["user_id"]),
         turn_index=int(row["turn_index"] or 0),
     )
+    return finished_turn(identity, json.loads(str(row["result_json"]))["finalText"], run_from_row(row))

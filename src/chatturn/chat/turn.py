@@ -16,16 +16,17 @@ for a fresh turn, one for a replay.
 """
 
 import asyncio
+import functools
 import json
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 from chatturn.backends import ChatMessage
 from chatturn.chat import statements as chat_sql
-from chatturn.chat.hooks import FinishedTurn, TurnContext
+from chatturn.chat.hooks import TurnContext
 from chatturn.chat.identity import ChatTurnIdentity, turn_manifest, turn_run_id
 from chatturn.chat.log import TurnLog
-from chatturn.chat.outbox import Outbox, call_in_time, overrides
+from chatturn.chat.outbox import Outbox, call_in_time, finished_turn, overrides
 from chatturn.chat.output import Output
 from chatturn.chat.producer import ChatProducer
 from chatturn.chat.request import RunChatTurnInput
@@ -35,6 +36,7 @@ from chatturn.durable.turn import RunDurableTurnOptions, TurnEnd, run_durable_tu
 from chatturn.errors import ChatTurnError, LeaseLost, StoreError, TurnAborted
 from chatturn.events import ChatStreamEvent, encode_line
 from chatturn.records import Claim
+from chatturn.telemetry import conventions as names
 
 __all__ = ["ChatTurn"]
 
@@ -59,7 +61,7 @@ class ChatTurn:
         self._last_lines: list[str] = []
         self._task: asyncio.Task[object] | None = None
         self._aborted = False
-        transform = overrides(turn.hooks, "transform_final_text")
+        self._redacting = overrides(turn.hooks, "transform_final_text")
         self._handle = run_durable_turn(
             RunDurableTurnOptions(
                 store=turn.store,
@@ -76,8 +78,8 @@ class ChatTurn:
                 intent=f"chat:turn-{turn.identity.turn_index}",
                 produce=self._produce,
                 replay_event=lambda text: [ChatStreamEvent("result", {"finalText": text})],
-                transform=self._transform if transform else None,
-                begin_with=[self._begin_statement()],
+                transform=self._transform if self._redacting else None,
+                begin_with=self._begin_statements(),
                 read_with=self._read_statements(),
                 end_with=self._end_statements,
                 supersede=turn.supersede,
@@ -101,7 +103,7 @@ class ChatTurn:
         self._claimed = claim
         last, *history = claim.rows
         next_seq = int(last[0]["last_seq"]) + 1 if last else 0
-        self._log = TurnLog(first_seq=next_seq, attempt=max(claim.run.epoch, 1))
+        self._log = TurnLog(first_seq=next_seq, attempt=max(claim.run.epoch, 1), redacting=self._redacting)
         if history:
             self._history = [dict(row) for row in reversed(history[0])]
 
@@ -152,11 +154,17 @@ class ChatTurn:
     async def _tell(self, output: Output, marks: list[Statement]) -> None:
         """Say what the turn says; everything that goes wrong is raised."""
         tracer, identity = self._input.tracer, self._input.identity
-        attributes = {"gen_ai.operation.name": "invoke_agent", "gen_ai.conversation.id": identity.session_id}
-        with tracer.span(f"invoke_agent {self._input.project_id}", attributes=attributes) as span:
-            span.set("chatturn.run_id", self.run_id)
-            span.set("chatturn.attempt", self.attempt)
-            span.set("chatturn.replayed", self.replayed)
+        attributes = {
+            names.OPERATION_NAME: names.INVOKE_AGENT,
+            names.AGENT_NAME: self._input.project_id,
+            names.CONVERSATION_ID: identity.session_id,
+            names.TURN_TENANT_ID: identity.tenant_id,
+            names.TURN_RUN_ID: self.run_id,
+            names.TURN_INDEX: identity.turn_index,
+            names.TURN_ATTEMPT: self.attempt,
+            names.TURN_REPLAYED: self.replayed,
+        }
+        with tracer.span(f"{names.INVOKE_AGENT} {self._input.project_id}", attributes=attributes):
             async with aclosing(self._handle.stream) as stream:
                 async for events in stream:
                     self._say(output, events)
@@ -164,13 +172,8 @@ class ChatTurn:
         if self.replayed:
             self._say(output, self._completed())
             return
-        finished = FinishedTurn(
-            identity=identity,
-            final_text=self._handle.final_text(),
-            idempotency_key=self.run_id,
-            record=self._handle.record(),
-        )
-        marks += await self._outbox.deliver(finished)
+        if record := self._handle.record():
+            marks += await self._outbox.deliver(finished_turn(identity, self._handle.final_text(), record))
         output.send("".join(self._last_lines), self._last_words)
 
     def _say(self, output: Output, events: list[ChatStreamEvent]) -> None:
@@ -223,16 +226,17 @@ class ChatTurn:
         transformed: str = await call_in_time(self._input.hooks, "transform_final_text", text)
         return transformed
 
-    def _begin_statement(self) -> Statement:
+    def _begin_statements(self) -> list[Statement]:
         turn = self._input
         metadata = json.dumps(dict(turn.metadata), ensure_ascii=False) if turn.metadata else None
-        return chat_sql.begin_turn(
+        begin = chat_sql.begin_turn(
             turn.identity,
             user_message=turn.user_message,
             model=turn.model,
             metadata_json=metadata,
             trace_id=turn.trace_id,
         )
+        return [begin, *(self._outbox.forget() if turn.supersede else [])]
 
     def _read_statements(self) -> list[Statement]:
         turn = self._input
@@ -251,7 +255,7 @@ class ChatTurn:
         usages = self._producer.usages if self._producer is not None else []
         moment = self._input.moment()
         return [
-            *self._log.statements(self._last_lines),
+            *self._log.statements(self._last_lines, end.text),
             *(chat_sql.record_usage(self.attempt, index, usage, moment) for index, usage in enumerate(usages)),
             *([] if end.text is None else [chat_sql.record_messages(end.text, moment), *self._outbox.statements()]),
         ]
@@ -262,7 +266,7 @@ class ChatTurn:
 
     def _observer(self) -> Callable[[ChatStreamEvent], None] | None:
         hooks = self._input.hooks
-        return hooks.on_event if overrides(hooks, "on_event") else None
+        return functools.partial(hooks.on_event, self._input.identity) if overrides(hooks, "on_event") else None
 
 
 def _failure(identity: ChatTurnIdentity, error: BaseException | None) -> list[ChatStreamEvent]:

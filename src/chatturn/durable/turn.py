@@ -260,7 +260,7 @@ class DurableTurnHandle(Generic[E]):
         options, code = self._options, _code(error)
         settlement = Settlement(
             step_index=_STEP_INDEX,
-            error=StepError(message=str(error) or type(error).__name__, code=code),
+            error=StepError(message=_storable(error), code=code),
             outcome=RunOutcome(passed=False, notes=code),
             companions=options.end_with(TurnEnd(error=error)),
         )
@@ -318,6 +318,11 @@ def _stored_text(claim: Claim) -> str:
         if step.step_index == _STEP_INDEX and isinstance(step.result, dict):
             return str(step.result.get("finalText", ""))
     return ""
+
+
+def _storable(error: BaseException) -> str:
+    """Say what went wrong; what a foreign exception says may be anything, the answer included, so its type must do."""
+    return str(error) if isinstance(error, ChatTurnError) else type(error).__name__
 
 
 def _code(error: BaseException) -> str:

@@ -23,6 +23,7 @@ __all__ = ["json_response", "problem", "shortened", "shown"]
 
 # How long to wait where nothing says when it will be over: for luck to change, and for an operator.
 _RETRY_SOON_S: Final = 1
+_RETRY_IN_FLIGHT_S: Final = 5
 _RETRY_LATER_S: Final = 60
 
 _SERVICE_UNAVAILABLE: Final = 503
@@ -80,7 +81,8 @@ def _extra_headers(error: ChatTurnError) -> Mapping[str, str]:
 
 def _retry_after_s(error: ChatTurnError) -> int:
     if isinstance(error, DurableRunLeaseHeldError):
-        return max(_RETRY_SOON_S, -(-error.retry_after_ms // 1000))
+        # Most turns end long before their lease would: whoever asks again gets the answer, or the rest of the wait.
+        return min(max(_RETRY_SOON_S, -(-error.retry_after_ms // 1000)), _RETRY_IN_FLIGHT_S)
     return _RETRY_SOON_S if error.retryable else _RETRY_LATER_S
 
 

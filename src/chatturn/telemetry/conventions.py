@@ -36,7 +36,6 @@ __all__ = [
     "TURN_INDEX",
     "TURN_REPLAYED",
     "TURN_RUN_ID",
-    "TURN_STATUS",
     "TURN_TENANT_ID",
     "USAGE_CACHE_READ_INPUT_TOKENS",
     "USAGE_INPUT_TOKENS",
@@ -87,5 +86,4 @@ TURN_TENANT_ID: Final = "chatturn.tenant.id"
 TURN_RUN_ID: Final = "chatturn.run.id"
 TURN_INDEX: Final = "chatturn.turn.index"
 TURN_ATTEMPT: Final = "chatturn.turn.attempt"
-TURN_STATUS: Final = "chatturn.turn.status"  # the terminal line's last word
 TURN_REPLAYED: Final = "chatturn.turn.replayed"

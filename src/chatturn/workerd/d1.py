@@ -1,6 +1,5 @@
 """`Database` over a raw D1 binding."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -37,8 +36,8 @@ class D1Database:
         """Run *statements* as `Database.batch` promises."""
         try:
             prepared = [self._binding.prepare(each.sql).bind(*js_arguments(each.params)) for each in statements]
-            async with asyncio.timeout(_DEADLINE_S):
-                results = await settled(started(self._binding.batch.bind(self._binding), to_js(prepared)))
+            batch = started(self._binding.batch.bind(self._binding), to_js(prepared))
+            results = await settled(batch, within_s=_DEADLINE_S)
         except JsException as error:
             raise _translated(str(error)) from error
         except TimeoutError as error:

@@ -8,9 +8,9 @@ import functools
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from pyodide.ffi import JsProxy
 from workers import import_from_javascript
@@ -30,9 +30,12 @@ from chatturn.telemetry.otlp import Exporter, make_exporter
 from chatturn.telemetry.spans import SpanRecorder, parse_traceparent
 from chatturn.workerd.d1 import D1Database
 from chatturn.workerd.fetch import FetchTransport
-from chatturn.workerd.ffi import read_env
+from chatturn.workerd.ffi import read_env, read_other_env
 
 __all__ = ["application", "service"]
+
+HooksLoader: TypeAlias = Callable[[str, Mapping[str, str]], ChatTurnHooks]
+"""Returns a product's hooks, by its name and with its own vars and secrets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +47,12 @@ class _Deployment:
     exporter: Exporter | None
 
 
-def application(load_hooks: Callable[[str], ChatTurnHooks], traceparent: str | None) -> Application:
+def application(load_hooks: HooksLoader, traceparent: str | None) -> Application:
     """
     Make what the routes work with, for one request.
 
     Args:
-        load_hooks: Returns a product's hooks by its name.
+        load_hooks: Finds the product.
         traceparent: The request's W3C header, or None.
     """
     try:
@@ -60,7 +63,7 @@ def application(load_hooks: Callable[[str], ChatTurnHooks], traceparent: str | N
     return Application(authenticator=deployment.authenticator, service=chat, log=_log_failure)
 
 
-def service(load_hooks: Callable[[str], ChatTurnHooks], traceparent: str | None = None) -> DurableChatService:
+def service(load_hooks: HooksLoader, traceparent: str | None = None) -> DurableChatService:
     """
     Make the chat service, for one request.
 
@@ -79,7 +82,7 @@ def service(load_hooks: Callable[[str], ChatTurnHooks], traceparent: str | None 
 
 
 @functools.cache
-def _deployment(load_hooks: Callable[[str], ChatTurnHooks]) -> _Deployment:
+def _deployment(load_hooks: HooksLoader) -> _Deployment:
     settings = Settings.from_env(read_env(_env(), setting_names()))
     exporter = make_exporter(
         FetchTransport(),
@@ -97,8 +100,8 @@ def _deployment(load_hooks: Callable[[str], ChatTurnHooks]) -> _Deployment:
     )
 
 
-def _hooks(load_hooks: Callable[[str], ChatTurnHooks], product: str) -> ChatTurnHooks:
-    hooks = load_hooks(product)
+def _hooks(load_hooks: HooksLoader, product: str) -> ChatTurnHooks:
+    hooks = load_hooks(product, read_other_env(_env(), setting_names()))
     if hooks.sync_http:
         # Imported here, so that products without it do not pay for it.
         from chatturn.workerd.sync_http import enable_sync_http  # noqa: PLC0415

@@ -18,6 +18,7 @@ library's openers instead, which keep their rules on errors, redirects, cookies 
 
 import asyncio
 import functools
+import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from http import client
@@ -29,7 +30,7 @@ from urllib.error import URLError
 import js
 from pyodide.ffi import JsBuffer, JsException, can_run_sync, run_sync
 
-from chatturn.workerd.ffi import js_error, js_object
+from chatturn.workerd.ffi import allow_run_sync, js_error, js_object, settled, started
 
 __all__ = ["enable_sync_http"]
 
@@ -46,6 +47,7 @@ def enable_sync_http() -> None:
 
     Both libraries may have been imported before.  Only Python is kept: nothing belongs to a request.
     """
+    allow_run_sync()
     js.XMLHttpRequest = XMLHttpRequest
     # pyodide-http looks for both by name. The first lets it obey timeouts; no one else may take it for a
     # function. The second is what browsers say where there is no SharedArrayBuffer.
@@ -171,8 +173,6 @@ class XMLHttpRequest:
         self.status, self._response_headers, self.response = answer.status, answer.headers, answer.body
 
     async def _exchange(self, body: JsBuffer | str | None, seconds: float) -> "_Answer":
-        # Not AbortSignal.timeout: that timer cannot be taken back, and one that fires after its request is
-        # over can wedge the isolate (workerd 6624).
         controller = js.AbortController.new()
         options = {
             "method": self._method,
@@ -181,10 +181,14 @@ class XMLHttpRequest:
             "redirect": "manual",
             "signal": controller.signal,
         }
+        fetch = js.fetch.bind(None, self._url, js_object(options))
+        # A timer that is taken back at the end.  AbortSignal.timeout cannot be, and one that fires after its
+        # request is over can wedge the isolate (workerd 6624); Pyodide 0.28 never clears those of asyncio.
+        deadline = time.monotonic() + seconds
         try:
-            async with asyncio.timeout(seconds):
-                response = await js.fetch(self._url, js_object(options))
-                content = await response.arrayBuffer()
+            response = await settled(started(fetch), within_s=seconds)
+            read = response.arrayBuffer.bind(response)
+            content = await settled(started(read), within_s=deadline - time.monotonic())
         except TimeoutError as error:
             raise TimeoutError(f"no answer within {seconds:g} s") from error
         except JsException as error:

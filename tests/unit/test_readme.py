@@ -1,0 +1,352 @@
+"""The README is the manual: what it says about the code is compared with the code, in both directions."""
+
+import ast
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import MISSING, fields, replace
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.request import Request
+
+import pytest
+
+from chatturn.chat.request import TurnView
+from chatturn.errors import ConfigurationError, DurableRunLeaseHeldError, error_classes
+from chatturn.events import EVENT_TYPES, reasoning_delta, text_delta, tool_call
+from chatturn.http import limits
+from chatturn.http.auth import SCOPES, BearerAuth
+from chatturn.http.problems import problem
+from chatturn.http.readiness import check_readiness
+from chatturn.http.routes import ROUTES, Route, _turn_members
+from chatturn.http.service import UnconfiguredService
+from chatturn.http.strict_json import MAX_JSON_DEPTH
+from chatturn.settings import Settings
+from tests.support.turns import IDENTITY, Desk, Product, open_sqlite
+
+ROOT = Path(__file__).parents[2]
+SRC = ROOT / "src" / "chatturn"
+README = (ROOT / "README.md").read_text("utf-8")
+PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def section(heading: str) -> str:
+    """Return what stands below *heading*, its subsections included."""
+    [(level, start)] = [
+        (len(m[1]), m.end()) for m in re.finditer(rf"^(#+) {re.escape(heading)}$", README, re.MULTILINE)
+    ]
+    following = re.compile(rf"^#{{1,{level}}} ", re.MULTILINE).search(README, start)
+    return README[start : following.start() if following else None]
+
+
+def tables(heading: str) -> list[list[list[str]]]:
+    """Return the tables below *heading* as rows of cells, without their heads."""
+    found = re.findall(r"(?:^\|.*\n)+", section(heading), re.MULTILINE)
+    return [
+        [[cell.strip() for cell in row.strip("|\n").split("|")] for row in table.splitlines()[2:]] for table in found
+    ]
+
+
+def table(heading: str) -> list[list[str]]:
+    """Return the first table below *heading*."""
+    return tables(heading)[0]
+
+
+def blocks(language: str) -> list[str]:
+    """Return every fenced block of *language*."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def names(cell: str) -> list[str]:
+    """Return what stands between backticks in *cell*."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+# What is promised
+
+
+@cache
+def proven_by(path: str) -> frozenset[str]:
+    tree = ast.parse((ROOT / path).read_text("utf-8"))
+    return frozenset(n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+@pytest.mark.parametrize("row", table("What it promises"), ids=lambda row: row[0][:40])
+def test_every_promise_has_a_test(row: list[str]) -> None:
+    """A guarantee names the tests that prove it, and each of them exists."""
+    proofs = [name.partition("::") for name in names(row[1])]
+
+    assert proofs
+    for path, _, name in proofs:
+        assert name in proven_by(path), f"{path} has no {name}"
+
+
+def test_every_file_that_is_mentioned_exists() -> None:
+    """Paths of the project, links and headings; but a bench's results and the example are not always there."""
+    made = {"bench/RESULTS.md", "src/products/orders.py"}
+    named = {name for name in names(PROSE) if re.fullmatch(r"(src|tests|dev|bench|migrations|products)/[\w./]*", name)}
+    paths = {("src/" if name.startswith("products/") else "") + name for name in named if name not in made}
+    links = re.findall(r"\]\(([^)]+)\)", PROSE)
+    anchors = {
+        re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in re.findall(r"^#+ (.+)$", PROSE, re.MULTILINE)
+    }
+
+    assert paths
+    assert set() == {path for path in paths if not (ROOT / path).exists()}
+    assert set() == {link[1:] for link in links if link.startswith("#")} - anchors
+    assert {"LICENSE", "bench/RESULTS.md"} == {link for link in links if not link.startswith(("#", "https://"))}
+
+
+def test_every_command_is_in_the_makefile() -> None:
+    """Each `make X` of the README is a target, and each target but two is explained."""
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    said = chain(re.findall(r"`make ([a-z-]+)", README), re.findall(r"^make ([a-z-]+)", README, re.MULTILINE))
+
+    assert targets == set(said)
+    assert targets - {"help"} == {
+        name for row in table("Development") for name in re.findall("^`make ([a-z-]+)`", row[0])
+    }
+
+
+def test_the_checks_of_a_change_are_those_that_are_run() -> None:
+    """What the README says of `.ci/run` is what stands in it, in that order."""
+    run = re.findall(r"^make ([a-z-]+)$", (ROOT / ".ci" / "run").read_text("utf-8"), re.MULTILINE)
+    [sentence] = re.findall(r"^`\.ci/run` is (.+)$", README, re.MULTILINE)
+
+    assert run == re.findall(r"`make ([a-z-]+)`", sentence)
+
+
+# The wire
+
+
+def test_every_event_type_is_explained() -> None:
+    """The table has every type that the engine says, in its own words, and no other."""
+    assert [[f"`{kind}`", meaning] for kind, meaning in EVENT_TYPES.items()] == [row[:2] for row in table("Lines")]
+
+
+async def test_every_event_has_the_members_that_are_told() -> None:
+    """What turns of every kind say has exactly the documented data; only optional members may be missing."""
+    told = {names(kind)[0]: names(members) for kind, _, members in table("Lines")}
+    said: dict[str, list[set[str]]] = {}
+    with open_sqlite() as database:
+        script = (reasoning_delta("r"), tool_call(tool_call_id="1", tool_name="t", args={}), 16.0, text_delta("a"))
+        desk = Desk(database, Product(*script))
+        lines = [*await desk.run(), *await desk.run()]
+        broken = Desk(database, Product(RuntimeError()))
+        lines += await broken.run(identity=replace(IDENTITY, turn_index=1))
+        columns = (await desk.rows("SELECT name FROM pragma_table_info('chat_usage')"))[3:-1]
+    for line in lines:
+        said.setdefault(line["type"], []).append(set(line.get("data", {})))
+
+    assert set(EVENT_TYPES) - {"usage"} == set(said)
+    for kind, occurrences in said.items():
+        assert all(set(told[kind]) == members for members in occurrences), kind
+    camel_case = {re.sub("_(.)", lambda m: m[1].upper(), str(name)) + "?" for (name,) in columns}
+    assert camel_case == set(told["usage"])
+
+
+def test_every_line_that_is_shown_could_be_said() -> None:
+    """The examples are NDJSON of known types; in a stream seq never goes back."""
+    for example in blocks("ndjson"):
+        shown = [json.loads(line) for line in example.splitlines()]
+        seqs = [line["seq"] for line in shown if "seq" in line]
+
+        assert {line["type"] for line in shown} <= set(EVENT_TYPES)
+        assert ("session.run.started", "session.run.completed") == (shown[0]["type"], shown[-1]["type"])
+        assert sorted(set(seqs)) == seqs
+
+
+# HTTP
+
+
+def test_every_route_is_told_with_its_scope() -> None:
+    """The table of routes is the code's, row by row."""
+    routes = [[route.method, route.template, route.scope if isinstance(route, Route) else ""] for route in ROUTES]
+
+    assert routes == [[*names(row[0]), *names(row[1]), *(names(row[2]) or [""])] for row in table("HTTP")]
+    assert {scope for _, _, scope in routes} - {""} == set(SCOPES)
+
+
+def test_every_member_of_a_request_is_told() -> None:
+    """No member is accepted that the manual does not know."""
+    assert limits._MEMBERS == {names(row[0])[0] for row in table("POST a turn")}
+
+
+def test_every_header_of_our_own_is_told() -> None:
+    """What begins with X- is explained in the table, and nothing else is."""
+    sources = "".join(path.read_text("utf-8") for path in (SRC / "http").glob("*.py"))
+
+    assert set(re.findall(r'"(X-[A-Za-z-]+)"', sources)) == {names(row[0])[0] for row in tables("POST a turn")[1]}
+
+
+def test_every_limit_is_told() -> None:
+    """The numbers of the table are those of the code."""
+    values = [value for name, value in vars(limits).items() if name.startswith("MAX_")]
+
+    assert sorted({*values, MAX_JSON_DEPTH}) == sorted({int(row[1].replace(",", "")) for row in table("Limits")})
+
+
+def test_every_error_is_told_as_it_is() -> None:
+    """Code, status, whether a retry can help, and the sentence that clients see; in both directions."""
+    rows = table("Errors")
+    told = {names(code)[0]: (int(status), retryable == "yes") for code, status, retryable, *_ in rows}
+    sentences = {cls.public for cls in error_classes()}
+
+    assert {cls.code: (cls.status, cls.retryable) for cls in error_classes()} == told
+    assert len(told) == len(rows)
+    for code, _, _, sentence, _ in rows:
+        assert sentence in {cls.public for cls in error_classes() if cls.code in names(code)}
+    assert {cls.public for cls in error_classes() if cls.__subclasses__() == []} <= sentences & {row[3] for row in rows}
+
+
+async def test_every_json_that_is_shown_is_what_is_sent() -> None:
+    """A problem, a turn's view and a deployment that is not ready: the examples have their exact members."""
+    error = DurableRunLeaseHeldError("held", run_id="r", retry_after_ms=1)
+    in_flight = json.loads(problem(error, stream="/v1/sessions/demo/turns/0").body)
+    missing = ConfigurationError("OPENAI_API_KEY", "is required by BACKEND=openai")
+    checks = await check_readiness(BearerAuth("s" * 32, now=time.time), UnconfiguredService(missing))
+    [view] = [example for each in blocks("json") if "runId" in (example := json.loads(each))]
+    empty = TurnView(
+        run_id="", status="", attempts=0, created_at="", updated_at="", completed_at=None, model=None, outcome=None
+    )  # fmt: skip
+
+    assert in_flight in [json.loads(each) for each in blocks("json")]
+    assert {"ready": False, "checks": [check.to_json() for check in checks]} in [json.loads(e) for e in blocks("json")]
+    assert list(_turn_members(IDENTITY, empty)) == list(view)
+
+
+# Settings
+
+
+def settings_table() -> Iterator[list[str]]:
+    """Yield the rows that the README must have."""
+    for field in fields(Settings):
+        assert field.default is not MISSING
+        choices, least = field.metadata.get("choices", ()), field.metadata.get("least")
+        values = ", ".join(f"`{each}`" for each in choices) or ("text" if least is None else f"at least {least}")
+        default = "" if field.default == "" else f"`{field.default}`"
+        yield [f"`{field.name.upper()}`", default, values, field.metadata["help"]]
+
+
+def test_every_setting_is_told_as_it_is() -> None:
+    """Name, default, values and meaning; in both directions."""
+    assert list(settings_table()) == table("Settings")
+
+
+def test_no_other_setting_is_mentioned() -> None:
+    """A name in the prose that looks like a setting is one, or belongs to a command."""
+    known = {field.name.upper() for field in fields(Settings)} | {"PORT", "ARGS"}
+    mentioned = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+|[A-Z]{4,})(?:=[^`]*)?`", PROSE)) - {
+        "GET",
+        "HEAD",
+        "OPTIONS",
+        "POST",
+        "WHERE",
+    }
+
+    assert set() == mentioned - known
+
+
+# Examples
+
+
+class Sent:
+    """What an example sends, instead of sending it."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    def __call__(self, request: Request, timeout: float) -> closing[Any]:
+        assert timeout < 10
+        self.requests.append(request)
+        return closing(self)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+async def test_the_product_in_the_manual_works() -> None:
+    """It answers, redacts what is stored, and reports under the turn's key, as the text around it says."""
+    [source] = [each for each in blocks("python") if "class Hooks" in each]
+    module, sent = ModuleType("products.orders"), Sent()
+    exec(compile(source, "README.md", "exec"), vars(module))  # noqa: S102 - that is the test
+    vars(module)["urlopen"] = sent
+    with open_sqlite() as database:
+        desk = Desk(database, module.Hooks())
+        lines = await desk.run(user_message="my card is 4111 1111 1111 1111")
+        [(content,)] = await desk.rows("SELECT content FROM chat_messages WHERE role = 'assistant'")
+    [request] = sent.requests
+    assert isinstance(request.data, bytes)
+
+    assert "session.run.completed" == lines[-1]["type"]
+    assert content.endswith("You said: “my card is [card number]”")
+    assert {"session": "thread-1", "text": content} == json.loads(request.data)
+    assert "chat:acme:thread-1:0/1/persist_assistant_message" == request.get_header("Idempotency-key")
+
+
+def test_the_token_in_the_manual_is_accepted() -> None:
+    """Whoever follows the recipe is who the claims say."""
+    [source] = [each for each in blocks("python") if "jwt.encode" in each]
+    scope: dict[str, Any] = {"secret": "s" * 32}
+    exec(compile(source, "README.md", "exec"), scope)  # noqa: S102 - that is the test
+    principal = BearerAuth("s" * 32, now=time.time).authenticate({"authorization": f"Bearer {scope['token']}"})
+
+    assert ("acme", "ann", frozenset({"turns"})) == (principal.tenant_id, principal.user_id, principal.scopes)
+    assert set(scope["claims"]) <= {name for row in table("Authentication") for name in names(row[0])}
+
+
+@pytest.mark.parametrize("query", blocks("sql"))
+async def test_every_query_in_the_manual_runs(query: str) -> None:
+    """On a database with one turn, each statement is understood."""
+    with open_sqlite() as database:
+        desk = Desk(database)
+        await desk.run()
+
+        assert isinstance(await desk.rows(query), list)
+
+
+def test_every_table_of_the_schema_is_explained() -> None:
+    """A row for each, and none for one that does not exist."""
+    with open_sqlite() as database:
+        found = database._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+
+    assert {str(name) for (name,) in found} == {names(row[0])[0] for row in table("Stores and schema")}
+
+
+# The log
+
+
+def logged_names(tree: ast.Module) -> Iterator[str]:
+    """Yield the event names that *tree* gives to a log: literals, and what a variable in that place may be."""
+    variables: dict[str, list[str]] = {}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                texts: Sequence[ast.AST] = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
+                variables[name] = [
+                    each.value for each in texts if isinstance(each, ast.Constant) and isinstance(each.value, str)
+                ]
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if called not in {"log", "_log", "_report", "print_log"}:
+            continue
+        match node.args[0]:
+            case ast.Constant(value=str(text)):
+                yield text
+            case ast.Name(id=name):
+                yield from variables.get(name, ())
+
+
+def test_every_log_event_is_explained() -> None:
+    """An operator finds every name that the code logs, and none that it does not."""
+    trees = [ast.parse(path.read_text("utf-8")) for path in SRC.rglob("*.py")]
+    logged = {name for tree in trees for name in logged_names(tree) if re.fullmatch(r"[a-z]+\.[a-z_]+", name)}
+
+    assert logged == {names(row[0])[0] for row in table("Logs")}
