@@ -62,6 +62,15 @@ CREATE INDEX IF NOT EXISTS idx_durable_steps_status ON durable_steps (run_id, st
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
 VALUES (1, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'));
 
+-- What a suspended run waits for: an event, a moment, or whichever comes first.
+CREATE TABLE IF NOT EXISTS durable_waits (
+  run_id TEXT PRIMARY KEY,
+  step_index INTEGER NOT NULL CHECK (step_index >= 0),  -- the step that waits
+  event_key TEXT,                       -- the event's key; null: a moment only
+  wake_at TEXT NOT NULL CHECK (length(wake_at) = 24)    -- when the run goes on even if no event came
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS idx_durable_waits_wake ON durable_waits (wake_at);
+
 -- One turn of a thread: who asked what.  Its progress is its run's, in durable_runs.
 CREATE TABLE IF NOT EXISTS chat_turns (
   run_id TEXT PRIMARY KEY,              -- chat:<tenant>:<session>:<turn_index>, parts percent-encoded

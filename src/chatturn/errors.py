@@ -20,6 +20,10 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
     + DurableRunInputMismatchError         422 input_mismatch
     + DurableRunDivergenceError            409 step_divergence
       - StepInputMismatch                    409 step_input_mismatch
+    + DurableAwaitEventTimeoutError        408 await_event_timeout
+    + StepTooLarge                         413 step_too_large
+    + StepTimeout                          504 step_timeout (r)
+    + AttemptsExhausted                    500 attempts_exhausted
     + LeaseLost                            409 lease_lost (r)
     + RunNotFound                          404 not_found
     + TurnAborted                          499 aborted (r)
@@ -39,6 +43,7 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
 from typing import ClassVar
 
 __all__ = [
+    "AttemptsExhausted",
     "BackendError",
     "BackendProtocolError",
     "BackendRejected",
@@ -47,6 +52,7 @@ __all__ = [
     "BackendTransportError",
     "ChatTurnError",
     "ConfigurationError",
+    "DurableAwaitEventTimeoutError",
     "DurableRunDivergenceError",
     "DurableRunError",
     "DurableRunInputMismatchError",
@@ -64,6 +70,8 @@ __all__ = [
     "RunNotFound",
     "SchemaOutdated",
     "StepInputMismatch",
+    "StepTimeout",
+    "StepTooLarge",
     "StoreError",
     "StoreUnavailable",
     "TurnAborted",
@@ -246,6 +254,39 @@ class StepInputMismatch(DurableRunDivergenceError):
     """The step is recorded with another input than it is now given."""
 
     code = "step_input_mismatch"
+
+
+class DurableAwaitEventTimeoutError(DurableRunError):
+    """The event did not come within its time, which runs from the first wait, not from each attempt's."""
+
+    code = "await_event_timeout"
+    status = 408
+    public = "What the turn waited for did not come in time. Start a new turn."
+
+
+class StepTooLarge(DurableRunError):
+    """A step's input or result is longer or deeper than can be stored; the run is as it was."""
+
+    code = "step_too_large"
+    status = 413
+    public = "A step of the turn produced more than can be stored."
+
+
+class StepTimeout(DurableRunError):
+    """A step took longer than it was given."""
+
+    code = "step_timeout"
+    status = 504
+    retryable = True
+    public = "A step of the turn took too long. Send the same request again."
+
+
+class AttemptsExhausted(DurableRunError):
+    """The run, or a step of it, was tried as often as it may be; further claims end the same way."""
+
+    code = "attempts_exhausted"
+    status = 500
+    public = "The turn failed too often and is not tried again. Start a new turn."
 
 
 class LeaseLost(DurableRunError):

@@ -23,6 +23,7 @@ __all__ = [
     "StepRecord",
     "StepStatus",
     "TaskSpec",
+    "Wait",
 ]
 
 
@@ -203,12 +204,33 @@ class Claim:
 
     Attributes:
         run: As it is after the claim.
-        completed_steps: In the order of their positions.
+        steps: Those begun so far, by position; the first page of them.
         lease: None for a completed run, which is read, not written.
         rows: What each of the claim's reads returned.
     """
 
     run: RunRecord
-    completed_steps: Sequence[StepRecord]
+    steps: Sequence[StepRecord]
     lease: Lease | None
     rows: Sequence[Sequence[Mapping[str, Any]]] = ()
+
+    @property
+    def completed_steps(self) -> Sequence[StepRecord]:
+        """Those of `steps` that are completed."""
+        return [step for step in self.steps if step.status is StepStatus.COMPLETED]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """
+    What a suspended run waits for.
+
+    Attributes:
+        step_index: The step that waits.
+        key: The event's key, or None for a moment only.
+        wake_at: When it goes on even if no event came.
+    """
+
+    step_index: int
+    key: str | None
+    wake_at: str

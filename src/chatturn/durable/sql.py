@@ -37,6 +37,7 @@ from chatturn.records import (
     StepError,
     StepRecord,
     StepStatus,
+    Wait,
 )
 
 __all__ = ["SCHEMA_VERSION", "SqlRunStore", "json_text"]
@@ -101,18 +102,16 @@ class SqlRunStore:
         ]
         own_reads = [
             Statement(sql.LOAD_RUN, (run_id, now)),
-            Statement(sql.COMPLETED_STEPS, (run_id,)),
-            *([] if begin is None else [Statement(sql.LOAD_STEP, (run_id, begin.step_index))]),
+            Statement(sql.LOAD_STEPS, (run_id, 0)),
         ]
         outcomes = await self._batch([*writes, *own_reads, *reads], _CLAIM_DELAYS_S)
-        run, completed, *rest = [outcome.rows for outcome in outcomes[len(writes) :]]
+        run, begun, *rest = [outcome.rows for outcome in outcomes[len(writes) :]]
         lease = _claimed(run[0], digest, holder, lease_ms)
-        if begin is not None:
-            begun, *rest = rest
-            if lease is not None:
-                await self._require_begun_or_release(lease, step_from_row(begun[0]), begin)
-        steps = [step_from_row(step) for step in completed]
-        return Claim(run=run_from_row(run[0]), completed_steps=steps, lease=lease, rows=rest)
+        steps = [step_from_row(step) for step in begun]
+        if begin is not None and lease is not None:
+            [step] = [step for step in steps if step.step_index == begin.step_index]
+            await self._require_begun_or_release(lease, step, begin)
+        return Claim(run=run_from_row(run[0]), steps=steps, lease=lease, rows=rest)
 
     async def _require_begun_or_release(self, lease: Lease, step: StepRecord, begin: Begin) -> None:
         try:
@@ -178,6 +177,32 @@ class SqlRunStore:
             raise DurableRunDivergenceError(f"step {step_index} was never begun", run_id=lease.run_id)
         return step_from_row(step[0])
 
+    async def load_steps(self, run_id: str, first_index: int) -> Sequence[StepRecord]:
+        """Read the next page of a run's steps; see `DurableRunStore.load_steps`."""
+        [outcome] = await self._batch([Statement(sql.LOAD_STEPS, (run_id, first_index))], _CLAIM_DELAYS_S)
+        return [step_from_row(row) for row in outcome.rows]
+
+    async def record_step(
+        self,
+        lease: Lease,
+        begin: Begin,
+        *,
+        attempts: int,
+        elapsed_ms: int,
+        result_json: str | None = None,
+        error: StepError | None = None,
+    ) -> None:
+        """Record what a step came to; see `DurableRunStore.record_step`."""
+        now, fence = self._moment(), _fence(lease)
+        status = StepStatus.COMPLETED if error is None else StepStatus.FAILED
+        what = (begin.step_index, begin.intent, begin.kind, begin.input_hash, status, attempts)
+        error_json = None if error is None else _error_text(error)
+        began = f"-{elapsed_ms / 1000:.3f} seconds"
+        record = Statement(sql.RECORD_STEP, (*fence, *what, result_json, error_json, now, began))
+        bump = Statement(sql.BUMP_STEP_COUNT, (*fence, begin.step_index, now))
+        step = await self._write_step(lease, begin.step_index, [record, bump])
+        _require_intent(step, begin)
+
     # Ending a run.
 
     async def end_run(self, lease: Lease, status: EndStatus, outcome: RunOutcome | None = None) -> RunRecord:
@@ -213,15 +238,22 @@ class SqlRunStore:
         now = self._moment()
         end = Statement(sql.END_RUN, (*_fence(lease), status, text, now))
         outcomes = await self._batch([*batch, end, Statement(sql.LOAD_RUN, (lease.run_id, now))], _SETTLE_DELAYS_S)
-        rows = outcomes[-1].rows
-        if not rows:
-            raise RunNotFound("it was deleted while it ran", run_id=lease.run_id)
-        record = run_from_row(rows[0])
-        # Nobody claimed it since (same epoch) and it has ended: so it was this claim that ended it, by this
-        # write or by an earlier try whose reply was lost.
-        if record.epoch != lease.epoch or record.status is not status or record.lease_holder_id is not None:
-            raise LeaseLost("the run has another holder; nothing was written", run_id=lease.run_id)
-        return record
+        return _ended(lease, status, outcomes[-1].rows)
+
+    async def suspend(self, lease: Lease, wait: Wait) -> RunRecord:
+        """Release the lease until then; see `DurableRunStore.suspend`."""
+        now, fence = self._moment(), _fence(lease)
+        batch = [
+            Statement(sql.RECORD_WAIT, (*fence, wait.step_index, wait.key, wait.wake_at)),
+            Statement(sql.SUSPEND_RUN, (*fence, now)),
+            Statement(sql.LOAD_RUN, (lease.run_id, now)),
+        ]
+        return _ended(lease, RunStatus.SUSPENDED, (await self._batch(batch, _SETTLE_DELAYS_S))[-1].rows)
+
+    async def due_runs(self, limit: int) -> Sequence[str]:
+        """Return suspended runs that may go on; see `DurableRunStore.due_runs`."""
+        [outcome] = await self._batch([Statement(sql.DUE_WAITS, (self._moment(), limit))])
+        return [str(row["run_id"]) for row in outcome.rows]
 
     # Reading, and events.
 
@@ -243,6 +275,15 @@ class SqlRunStore:
         """Read an event."""
         [outcome] = await self._batch([Statement(sql.LOAD_EVENT, (run_id, key))])
         return event_from_row(outcome.rows[0]) if outcome.rows else None
+
+    async def poll_event(self, run_id: str, key: str, since: str) -> tuple[EventRecord | None, int]:
+        """Read an event and how long it has been waited for; see `DurableRunStore.poll_event`."""
+        [outcome] = await self._batch(
+            [Statement(sql.POLL_EVENT, (run_id, key, self._moment(), since))], _CLAIM_DELAYS_S
+        )
+        row = outcome.rows[0]
+        event = None if row["emitted_at"] is None else event_from_row({**row, "run_id": run_id, "key": key})
+        return event, int(row["waited_ms"] or 0)
 
     async def schema_version(self) -> int:
         """Return the schema's version in the database; 0 for one that has none."""
@@ -314,15 +355,34 @@ def _claimed(row: Row, digest: str, holder: str, lease_ms: int) -> Lease | None:
     raise DurableRunLeaseHeldError(message, run_id=run_id, retry_after_ms=left_ms)
 
 
+def _ended(lease: Lease, status: RunStatus, rows: Sequence[Row]) -> RunRecord:
+    """
+    Return the run that this claim has just ended or released, from its row.
+
+    Nobody claimed it since (same epoch) and it is as wanted: so it was this claim that made it so, by this
+    write or by an earlier try whose reply was lost.
+    """
+    if not rows:
+        raise RunNotFound("it was deleted while it ran", run_id=lease.run_id)
+    record = run_from_row(rows[0])
+    if record.epoch != lease.epoch or record.status is not status or record.lease_holder_id is not None:
+        raise LeaseLost("the run has another holder; nothing was written", run_id=lease.run_id)
+    return record
+
+
 def _require_begun(step: StepRecord, begin: Begin) -> None:
     """Refuse a step that `BEGIN_STEP` left alone, saying why it did."""
-    if step.intent != begin.intent:
-        message = f"step {step.step_index} is {step.intent!r} on record, but {begin.intent!r} was asked for"
-        raise DurableRunDivergenceError(message, run_id=step.run_id)
+    _require_intent(step, begin)
     if begin.input_hash and step.input_hash and step.input_hash != begin.input_hash:
         message = f"step {step.step_index} ({step.intent!r}) is on record with another input"
         raise StepInputMismatch(message, run_id=step.run_id)
     _require_status(step, StepStatus.RUNNING)
+
+
+def _require_intent(step: StepRecord, begin: Begin) -> None:
+    if step.intent != begin.intent:
+        message = f"step {step.step_index} is {step.intent!r} on record, but {begin.intent!r} was asked for"
+        raise DurableRunDivergenceError(message, run_id=step.run_id)
 
 
 def _require_status(step: StepRecord, status: StepStatus) -> StepRecord:

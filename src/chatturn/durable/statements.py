@@ -12,8 +12,8 @@ __all__ = [
     "BEGIN_STEP",
     "BUMP_STEP_COUNT",
     "CLAIM_RUN",
-    "COMPLETED_STEPS",
     "COMPLETE_STEP",
+    "DUE_WAITS",
     "EMIT_EVENT",
     "END_RUN",
     "FAIL_STEP",
@@ -22,10 +22,16 @@ __all__ = [
     "LOAD_EVENT",
     "LOAD_RUN",
     "LOAD_STEP",
+    "LOAD_STEPS",
     "MOMENT",
+    "POLL_EVENT",
+    "RECORD_STEP",
+    "RECORD_WAIT",
     "RENEW_LEASE",
     "REPLACE_MANIFEST",
     "SCHEMA_VERSION",
+    "STEPS_PER_PAGE",
+    "SUSPEND_RUN",
 ]
 
 MOMENT: Final = "strftime('%Y-%m-%dT%H:%M:%fZ', {})"
@@ -94,6 +100,45 @@ SET status = 'failed', error_json = ?5, completed_at = {MOMENT.format("?6")}
 WHERE run_id = ?1 AND step_index = ?4 AND status = 'running' AND {HELD}
 """
 
+# What a step came to, in one write: most steps end before anybody could ask whether they had begun.
+RECORD_STEP: Final = f"""
+INSERT INTO durable_steps (run_id, step_index, intent, kind, input_hash, status, attempts, result_json, error_json,
+                           started_at, completed_at)
+SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, {MOMENT.format("?12, ?13")}, {MOMENT.format("?12")} WHERE {HELD}
+ON CONFLICT (run_id, step_index) DO UPDATE SET
+  status = excluded.status, attempts = excluded.attempts, kind = excluded.kind, input_hash = excluded.input_hash,
+  result_json = excluded.result_json, error_json = excluded.error_json,
+  started_at = coalesce(started_at, excluded.started_at), completed_at = excluded.completed_at
+WHERE status <> 'completed' AND intent = excluded.intent
+"""
+
+SUSPEND_RUN: Final = f"""
+UPDATE durable_runs
+SET status = 'suspended', updated_at = {MOMENT.format("?4")}, lease_holder_id = NULL, lease_expires_at = NULL
+WHERE run_id = ?1 AND {HELD}
+"""
+
+RECORD_WAIT: Final = f"""
+INSERT INTO durable_waits (run_id, step_index, event_key, wake_at) SELECT ?1, ?4, ?5, ?6 WHERE {HELD}
+ON CONFLICT (run_id) DO UPDATE SET
+  step_index = excluded.step_index, event_key = excluded.event_key, wake_at = excluded.wake_at
+"""
+
+# A row that an earlier suspension left is harmless: only a suspended run waits, and it has just written its own.
+DUE_WAITS: Final = f"""
+SELECT w.run_id FROM durable_waits AS w JOIN durable_runs AS r ON r.run_id = w.run_id
+WHERE r.status = 'suspended' AND (
+  w.wake_at <= {MOMENT.format("?1")}
+  OR EXISTS (SELECT 1 FROM durable_events AS e WHERE e.run_id = w.run_id AND e.key = w.event_key))
+ORDER BY w.wake_at LIMIT ?2
+"""
+
+POLL_EVENT: Final = f"""
+SELECT e.payload_json, e.emitted_at,
+       CAST(round((julianday({MOMENT.format("?3")}) - julianday(?4)) * 86400000) AS INTEGER) AS waited_ms
+FROM (SELECT 1) LEFT JOIN durable_events AS e ON e.run_id = ?1 AND e.key = ?2
+"""
+
 END_RUN: Final = f"""
 UPDATE durable_runs
 SET status = ?4, outcome_json = ?5, completed_at = {MOMENT.format("?6")}, updated_at = {MOMENT.format("?6")},
@@ -121,7 +166,11 @@ FROM durable_runs WHERE run_id = ?1
 
 LOAD_STEP: Final = "SELECT * FROM durable_steps WHERE run_id = ?1 AND step_index = ?2"
 
-COMPLETED_STEPS: Final = "SELECT * FROM durable_steps WHERE run_id = ?1 AND status = 'completed' ORDER BY step_index"
+STEPS_PER_PAGE: Final = 500
+
+LOAD_STEPS: Final = (
+    f"SELECT * FROM durable_steps WHERE run_id = ?1 AND step_index >= ?2 ORDER BY step_index LIMIT {STEPS_PER_PAGE}"
+)
 
 LOAD_EVENT: Final = "SELECT * FROM durable_events WHERE run_id = ?1 AND key = ?2"
 

@@ -29,6 +29,7 @@ from chatturn.records import (
     RunStatus,
     StepError,
     StepRecord,
+    Wait,
 )
 
 __all__ = ["DEFAULT_LEASE_MS", "Begin", "DurableRunStore", "EndStatus", "Settlement"]
@@ -140,6 +141,43 @@ class DurableRunStore(Protocol):
 
     async def end_run(self, lease: Lease, status: EndStatus, outcome: RunOutcome | None = None) -> RunRecord:
         """End the run and release the lease."""
+
+    async def load_steps(self, run_id: str, first_index: int) -> Sequence[StepRecord]:
+        """Read the next page of a run's steps, from a position on."""
+
+    async def record_step(
+        self,
+        lease: Lease,
+        begin: Begin,
+        *,
+        attempts: int,
+        elapsed_ms: int,
+        result_json: str | None = None,
+        error: StepError | None = None,
+    ) -> None:
+        """
+        Record what a step came to, begun or not, in one write; a completed step stays as it is.
+
+        Args:
+            lease: The run's.
+            begin: The step.
+            attempts: How often it was tried, this try included.
+            elapsed_ms: How long ago it began.
+            result_json: Its result as JSON text; for a completed step.
+            error: Why it failed; for a failed one.
+
+        Raises:
+            DurableRunDivergenceError: Another intent is recorded at this position.
+        """
+
+    async def suspend(self, lease: Lease, wait: Wait) -> RunRecord:
+        """Release the lease until an event comes or a moment has come; the run is claimed again like any other."""
+
+    async def due_runs(self, limit: int) -> Sequence[str]:
+        """Return the ids of suspended runs whose event or moment has come, the longest due first."""
+
+    async def poll_event(self, run_id: str, key: str, since: str) -> tuple[EventRecord | None, int]:
+        """Read an event, and how many milliseconds have passed since a timestamp, by the database's clock."""
 
     async def settle(self, lease: Lease, settlement: Settlement) -> RunRecord:
         """

@@ -1,0 +1,393 @@
+"""
+`DurableContext`: what a task may do that survives the death of its worker.
+
+A task is plain asynchronous code.  Whatever it does through its context is a step: recorded under the step's
+position, and on a later attempt returned from the record instead of done again.  So between its steps a task
+must be deterministic; positions are given out when a step is asked for, not when it runs, so steps that run
+at the same time keep theirs.
+
+A step costs one awaited round trip, its record.  It is recorded when it is over: a crash during it is a crash
+before it, and the step runs again.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from chatturn.canonical import step_id
+from chatturn.durable.moments import moment_after
+from chatturn.durable.statements import STEPS_PER_PAGE
+from chatturn.durable.steps import StepRetry, fingerprint, result_text
+from chatturn.durable.store import Begin, DurableRunStore
+from chatturn.errors import (
+    AttemptsExhausted,
+    ChatTurnError,
+    DurableAwaitEventTimeoutError,
+    DurableRunDivergenceError,
+    StepInputMismatch,
+    StepTimeout,
+    StoreError,
+)
+from chatturn.records import EventRecord, Lease, StepError, StepKind, StepRecord, StepStatus, Wait
+from chatturn.telemetry.logs import Log
+
+__all__ = ["ContextSources", "DurableContext", "StepCall", "Suspended"]
+
+T = TypeVar("T")
+
+_DEFAULT_EVENT_TIMEOUT_MS: Final = 60_000
+_POLL_MS: Final = 250
+_ONCE: Final = StepRetry()
+_NO_INPUT: Final = object()
+
+
+class Suspended(BaseException):
+    """
+    The task waits for longer than a worker should; not an Exception, so that no task's handler swallows it.
+
+    Attributes:
+        wait: For what.
+    """
+
+    def __init__(self, wait: Wait) -> None:
+        super().__init__(wait)
+        self.wait = wait
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCall:
+    """
+    One step to run beside others.
+
+    Attributes:
+        intent: What it does; the same at this position on every attempt.
+        run: Does it.
+        kind: A `StepKind`'s value.
+        input: What it is given, JSON; compared with what an earlier attempt gave.
+        retry: How often it is tried.
+        timeout_ms: For each try; 0 for no end.
+    """
+
+    intent: str
+    run: Callable[[], Awaitable[Any]]
+    kind: str = StepKind.LOGIC
+    input: Any = _NO_INPUT
+    retry: StepRetry = _ONCE
+    timeout_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextSources:
+    """
+    Where a context's undetermined values come from; each is recorded, so a replay returns the same.
+
+    Attributes:
+        now: The current time, as a timestamp.
+        uuid: A fresh UUID.
+        random: A number from 0 to 1, 1 excluded.
+    """
+
+    now: Callable[[], str]
+    uuid: Callable[[], str]
+    random: Callable[[], float]
+
+
+@dataclass(slots=True, kw_only=True)
+class DurableContext:
+    """
+    The steps of one attempt of a run.
+
+    Attributes:
+        store: Where they are recorded.
+        lease: The right to record; None for a completed run, whose steps are all on record.
+        run_id: The run.
+        project_id: Its product.
+        scenario_id: Its thread, or None.
+        recorded: The steps on record, the first page of them.
+        sources: Of undetermined values.
+        inline_wait_ms: How long a wait may hold the worker before the run is suspended instead.
+        log: Takes failures that must not mask another error.
+        first_position: Of the first step.
+    """
+
+    store: DurableRunStore
+    lease: Lease | None
+    run_id: str
+    project_id: str
+    scenario_id: str | None
+    recorded: Sequence[StepRecord]
+    sources: ContextSources
+    inline_wait_ms: int
+    log: Log
+    first_position: int = 0
+    _next: int = field(init=False)
+    _steps: dict[int, StepRecord] = field(init=False, default_factory=dict)
+    _pages_end: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self._next = self.first_position
+        self._keep(self.recorded)
+
+    # Steps.
+
+    def step(
+        self,
+        intent: str,
+        run: Callable[[], Awaitable[T]],
+        *,
+        kind: str = StepKind.LOGIC,
+        input: Any = _NO_INPUT,  # noqa: A002 - the documents' word
+        retry: StepRetry = _ONCE,
+        timeout_ms: int = 0,
+    ) -> Coroutine[Any, Any, T]:
+        """
+        Do *run* once, and return its result: a copy made by way of JSON, as a replay returns it.
+
+        The position is taken now, so steps may be awaited in any order, or together.
+
+        Args:
+            intent: What it does; the same at this position on every attempt.
+            run: Does it.  Tried again on a later attempt unless its result was recorded, so what it does to
+                others should carry `step_key`.
+            kind: A `StepKind`'s value.
+            input: What it is given, JSON; compared with what an earlier attempt gave.
+            retry: How often it is tried.
+            timeout_ms: For each try; 0 for no end.
+
+        Raises:
+            DurableRunDivergenceError: Another intent is on record at this position, or (`StepInputMismatch`)
+                another input.
+            TypeError, StepTooLarge: The input or the result cannot be stored; the run is as it was.
+            AttemptsExhausted: It has failed as often as it may.
+            StepTimeout: A try took too long.
+            LeaseLost: The run is another worker's by now.
+        """
+        call = StepCall(intent=intent, run=run, kind=kind, input=input, retry=retry, timeout_ms=timeout_ms)
+        return self._step(self._take(), call)
+
+    async def gather(self, *calls: StepCall) -> list[Any]:
+        """
+        Run steps at the same time and return their results, in the order given.
+
+        When one fails, the others are cancelled and its error leaves; those recorded by then stay recorded.
+        """
+        tasks = [asyncio.ensure_future(self._step(self._take(), call)) for call in calls]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            # Until they are over they might still record something, or hold a connection.
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def step_key(self, intent: str) -> str:
+        """Return the next step's key if it is *intent*: the same on every attempt, for others to deduplicate by."""
+        return step_id(self.run_id, self._next, intent)
+
+    async def now(self) -> str:
+        """Return the time, as it was when this step first ran."""
+        return await self._determined("now", self.sources.now)
+
+    async def uuid(self) -> str:
+        """Return a fresh UUID, the same one on every attempt."""
+        return await self._determined("uuid", self.sources.uuid)
+
+    async def random(self) -> float:
+        """Return a random number from 0 to 1, the same one on every attempt."""
+        return await self._determined("random", self.sources.random)
+
+    # Waiting.
+
+    async def emit_event(self, key: str, payload: Any) -> tuple[bool, EventRecord]:
+        """Record an event of this run; the first under its key wins.  See `DurableRunStore.emit_event`."""
+        return await self.store.emit_event(self.run_id, key, payload)
+
+    async def await_event(self, key: str, *, timeout_ms: int = _DEFAULT_EVENT_TIMEOUT_MS) -> Any:
+        """
+        Return the payload of the event *key*, waiting for it if need be.
+
+        A long wait suspends the run: worker and lease are released until the event comes or the time is up.
+
+        Raises:
+            DurableAwaitEventTimeoutError: It did not come within *timeout_ms* of the first wait, on whichever
+                attempt that was; and so on every later attempt.
+        """
+        begin = Begin(step_index=self._take(), intent=f"event:{key}", kind=StepKind.EVENT)
+        step = await self._begun(begin)
+        if step.status is not StepStatus.COMPLETED:
+            event = await self._wait(step, key, timeout_ms)
+            result = {"timedOut": True} if event is None else {"payload": event.payload}
+            step = await self._complete(begin, step.attempts, result)
+        if "payload" not in step.result:
+            raise DurableAwaitEventTimeoutError(f"{key!r} did not come within {timeout_ms} ms", run_id=self.run_id)
+        return step.result["payload"]
+
+    async def sleep(self, duration_ms: int) -> None:
+        """Wait so long from the first time that this step is reached; a long wait suspends the run."""
+        begin = Begin(step_index=self._take(), intent="sleep", kind=StepKind.DETERMINISTIC)
+        step = await self._begun(begin)
+        if step.status is not StepStatus.COMPLETED:
+            await self._wait(step, None, duration_ms)
+            await self._complete(begin, step.attempts, None)
+
+    # What the runner asks when the task has ended.
+
+    def require_all_consumed(self) -> None:
+        """
+        Refuse a task that ended before it came to all the steps on record: its code was shortened.
+
+        Raises:
+            DurableRunDivergenceError: Names the first step that was left over.
+        """
+        left = [self._steps[position] for position in sorted(self._steps) if position >= self._next]
+        if left:
+            message = f"the task ended after {self._next} steps, but step {left[0].step_index} is {left[0].intent!r}"
+            raise DurableRunDivergenceError(message, run_id=self.run_id)
+
+    def steps(self) -> list[StepRecord]:
+        """Return the steps on record that this attempt has seen."""
+        return [self._steps[position] for position in sorted(self._steps)]
+
+    # One step.
+
+    async def _step(self, position: int, call: StepCall) -> Any:
+        digest = "" if call.input is _NO_INPUT else fingerprint(call.input, call.intent, self.run_id)
+        begin = Begin(step_index=position, intent=call.intent, kind=call.kind, input_hash=digest)
+        recorded = await self._recorded(begin)
+        if recorded is not None and recorded.status is StepStatus.COMPLETED:
+            return recorded.result
+        before = 0 if recorded is None else recorded.attempts
+        for attempt in range(1, call.retry.max_attempts + 1):
+            self._require_attempt(before + attempt, call)
+            started = asyncio.get_running_loop().time()
+            try:
+                value = await self._run(call)
+            except Exception as error:
+                delay_ms = call.retry.delay_ms(attempt, error)
+                await self._fail(begin, before + attempt, started, error)
+                if delay_ms is None:
+                    raise
+                await asyncio.sleep(delay_ms / 1000)
+            else:
+                # Outside the try: a result that cannot be recorded must not run the step again.
+                return (await self._complete(begin, before + attempt, value, started)).result
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _run(self, call: StepCall) -> Any:
+        if not call.timeout_ms:
+            return await call.run()
+        try:
+            async with asyncio.timeout(call.timeout_ms / 1000) as deadline:
+                return await call.run()
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            message = f"step {call.intent!r} took longer than {call.timeout_ms} ms"
+            raise StepTimeout(message, run_id=self.run_id) from error
+
+    async def _complete(self, begin: Begin, attempts: int, value: Any, started: float | None = None) -> StepRecord:
+        text = result_text(value, begin.intent, self.run_id)
+        elapsed_ms = 0 if started is None else _elapsed_ms(started)
+        await self.store.record_step(
+            self._require_lease(begin), begin, attempts=attempts, elapsed_ms=elapsed_ms, result_json=text
+        )
+        step = StepRecord(
+            run_id=self.run_id,
+            step_index=begin.step_index,
+            intent=begin.intent,
+            kind=begin.kind,
+            input_hash=begin.input_hash,
+            status=StepStatus.COMPLETED,
+            attempts=attempts,
+            result=json.loads(text),
+            error=None,
+            started_at=None,
+            completed_at=None,
+        )
+        self._steps[begin.step_index] = step
+        return step
+
+    async def _fail(self, begin: Begin, attempts: int, started: float, error: Exception) -> None:
+        """Record a failed try; if that cannot be done, *error* still is what leaves."""
+        code = error.code if isinstance(error, ChatTurnError) else None
+        failure = StepError(message=f"{type(error).__name__}: {error}", code=code)
+        try:
+            await self.store.record_step(
+                self._require_lease(begin), begin, attempts=attempts, elapsed_ms=_elapsed_ms(started), error=failure
+            )
+        except StoreError as unrecorded:
+            self.log("step.unrecorded", {"run_id": self.run_id, "step": begin.intent, "error": unrecorded})
+
+    async def _determined(self, name: str, source: Callable[[], T]) -> T:
+        async def run() -> T:
+            return source()
+
+        return await self.step(f"deterministic:{name}", run, kind=StepKind.DETERMINISTIC)
+
+    def _require_attempt(self, attempts: int, call: StepCall) -> None:
+        most = call.retry.attempts_in_all
+        if most is not None and attempts > most:
+            message = f"step {call.intent!r} has failed {attempts - 1} times"
+            raise AttemptsExhausted(message, run_id=self.run_id)
+
+    # Waits.
+
+    async def _begun(self, begin: Begin) -> StepRecord:
+        """Return the step of a wait: on record already, or begun now, so that its time runs from now."""
+        recorded = await self._recorded(begin)
+        if recorded is None or recorded.status is StepStatus.FAILED:
+            recorded = await self.store.begin_step(self._require_lease(begin), begin)
+        return recorded
+
+    async def _wait(self, step: StepRecord, key: str | None, timeout_ms: int) -> EventRecord | None:
+        """Wait for an event or for the time to be up; suspend the run when that takes too long."""
+        since = str(step.started_at)
+        until = asyncio.get_running_loop().time() + self.inline_wait_ms / 1000
+        while True:
+            event, waited_ms = await self.store.poll_event(self.run_id, key or "", since)
+            left_ms = timeout_ms - waited_ms
+            if (key is not None and event is not None) or left_ms <= 0:
+                return event
+            inline_ms = (until - asyncio.get_running_loop().time()) * 1000
+            if left_ms > inline_ms and (key is None or inline_ms <= 0):
+                wake_at = moment_after(since, timeout_ms)
+                raise Suspended(Wait(step_index=step.step_index, key=key, wake_at=wake_at))
+            await asyncio.sleep(min(left_ms, _POLL_MS if key is not None else left_ms) / 1000)
+
+    # Positions and records.
+
+    def _take(self) -> int:
+        position, self._next = self._next, self._next + 1
+        return position
+
+    def _keep(self, page: Sequence[StepRecord]) -> None:
+        self._steps.update({step.step_index: step for step in page if step.step_index >= self.first_position})
+        full = len(page) == STEPS_PER_PAGE
+        self._pages_end = page[-1].step_index + 1 if full else -1
+
+    async def _recorded(self, begin: Begin) -> StepRecord | None:
+        """Return what is on record at a position, after checking that it is the same step."""
+        while 0 <= self._pages_end <= begin.step_index:
+            self._keep(await self.store.load_steps(self.run_id, self._pages_end))
+        step = self._steps.get(begin.step_index)
+        if step is None:
+            return None
+        if step.intent != begin.intent:
+            message = f"step {step.step_index} is {step.intent!r} on record, but {begin.intent!r} was asked for"
+            raise DurableRunDivergenceError(message, run_id=self.run_id)
+        if begin.input_hash and step.input_hash and begin.input_hash != step.input_hash:
+            message = f"step {step.step_index} ({step.intent!r}) is on record with another input"
+            raise StepInputMismatch(message, run_id=self.run_id)
+        return step
+
+    def _require_lease(self, begin: Begin) -> Lease:
+        if self.lease is None:
+            message = f"the run is completed, but step {begin.step_index} ({begin.intent!r}) is not on record"
+            raise DurableRunDivergenceError(message, run_id=self.run_id)
+        return self.lease
+
+
+def _elapsed_ms(started: float) -> int:
+    return max(0, round((asyncio.get_running_loop().time() - started) * 1000))

@@ -1,0 +1,177 @@
+"""
+`run_durable`: plain asynchronous code as a durable run.
+
+::
+
+    claim ──▶ completed before? ──yes──▶ the task is replayed from its records; nothing is written
+                  │ no
+                  ▼
+             run the task: each step recorded as it ends, the lease renewed meanwhile
+                  │             │                  │
+                  │ returns     │ raises           │ waits for long
+                  ▼             ▼                  ▼
+              completed       failed           suspended: no worker, no lease; an event, a moment or
+                                │                  │       the next request claims it again
+                                ▼                  ▼
+                            the next claim replays the recorded steps and goes on after them
+"""
+
+import asyncio
+import random
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final, Generic, TypeVar
+
+from chatturn.canonical import derive_worker_id
+from chatturn.durable.context import ContextSources, DurableContext, Suspended
+from chatturn.durable.heartbeat import Heartbeat
+from chatturn.durable.moments import timestamp
+from chatturn.durable.store import DEFAULT_LEASE_MS, DurableRunStore
+from chatturn.errors import AttemptsExhausted, ChatTurnError, LeaseLost, StoreError, TurnAborted
+from chatturn.records import Claim, DurableRunManifest, Lease, RunOutcome, RunRecord, RunStatus, StepRecord
+from chatturn.telemetry.logs import Log, print_log
+
+__all__ = ["RunDurableInput", "RunDurableResult", "run_durable"]
+
+T = TypeVar("T")
+
+DEFAULT_INLINE_WAIT_MS: Final = 5_000
+
+
+def _default_sources() -> ContextSources:
+    return ContextSources(
+        now=lambda: timestamp(datetime.now(UTC)), uuid=lambda: str(uuid.uuid4()), random=random.SystemRandom().random
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDurableInput(Generic[T]):
+    """
+    What `run_durable` needs.
+
+    Attributes:
+        run_id: Names the run; the same on every attempt.
+        manifest: What the run is; another one under the same id is refused.
+        store: Where it is recorded.
+        task_fn: The task.  Between its steps it must be deterministic.
+        worker_id: Who runs it; a fresh one by default.
+        lease_ms: How long the worker may be silent towards the store before others may take the run over.
+        default_outcome: The outcome of a run that completes.
+        max_attempts: Claims of the run after which it fails for good; None for no cap.
+        inline_wait_ms: How long a wait may hold the worker before the run is suspended.
+        sources: Of undetermined values.
+        log: Takes failures that must not mask another error.
+    """
+
+    run_id: str
+    manifest: DurableRunManifest
+    store: DurableRunStore
+    task_fn: Callable[[DurableContext], Awaitable[T]]
+    worker_id: str = field(default_factory=derive_worker_id)
+    lease_ms: int = DEFAULT_LEASE_MS
+    default_outcome: RunOutcome | None = None
+    max_attempts: int | None = None
+    inline_wait_ms: int = DEFAULT_INLINE_WAIT_MS
+    sources: ContextSources = field(default_factory=_default_sources)
+    log: Log = print_log
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDurableResult(Generic[T]):
+    """
+    What became of a run.
+
+    Attributes:
+        result: What the task returned; None while the run is suspended.
+        record: The run, completed or suspended.
+        steps: Its steps on record.
+    """
+
+    result: T | None
+    record: RunRecord
+    steps: Sequence[StepRecord]
+
+    @property
+    def suspended(self) -> bool:
+        """Whether the task has not returned yet, but waits."""
+        return self.record.status is RunStatus.SUSPENDED
+
+
+async def run_durable(run: RunDurableInput[T]) -> RunDurableResult[T]:
+    """
+    Run a task to its end, or on to its end, or to its next long wait.
+
+    Raises:
+        DurableRunLeaseHeldError: It is running elsewhere.
+        DurableRunInputMismatchError: It was started with another manifest.
+        DurableRunDivergenceError: The task asks for other steps than those on record, or ends before them.
+        AttemptsExhausted: The run was claimed as often as it may be; it is failed.
+        LeaseLost: Another worker has taken over; nothing more was written.
+        Exception: Whatever the task raises, itself; the run is failed, and the next call goes on after the
+            last recorded step.
+    """
+    claim = await run.store.start_or_resume(
+        run_id=run.run_id, manifest=run.manifest, worker_id=run.worker_id, lease_ms=run.lease_ms
+    )
+    context = _context(run, claim)
+    if claim.lease is None:
+        result = await run.task_fn(context)
+        context.require_all_consumed()
+        return RunDurableResult(result=result, record=claim.run, steps=context.steps())
+    return await _run_leased(run, context, claim.lease)
+
+
+async def _run_leased(run: RunDurableInput[T], context: DurableContext, lease: Lease) -> RunDurableResult[T]:
+    heartbeat = Heartbeat(run.store, lease, run.log)
+    heartbeat.start()
+    try:
+        with heartbeat:
+            _require_attempt(run, lease)
+            result = await run.task_fn(context)
+            context.require_all_consumed()
+            record = await run.store.end_run(lease, RunStatus.COMPLETED, run.default_outcome)
+    except Suspended as suspended:
+        record = await run.store.suspend(lease, suspended.wait)
+        return RunDurableResult(result=None, record=record, steps=context.steps())
+    except LeaseLost:
+        raise
+    except (Exception, asyncio.CancelledError) as error:
+        await _give_up(run, lease, error)
+        raise
+    finally:
+        heartbeat.stop()
+    return RunDurableResult(result=result, record=record, steps=context.steps())
+
+
+def _context(run: RunDurableInput[T], claim: Claim) -> DurableContext:
+    return DurableContext(
+        store=run.store,
+        lease=claim.lease,
+        run_id=run.run_id,
+        project_id=run.manifest.project_id,
+        scenario_id=run.manifest.scenario_id,
+        recorded=claim.steps,
+        sources=run.sources,
+        inline_wait_ms=run.inline_wait_ms,
+        log=run.log,
+    )
+
+
+def _require_attempt(run: RunDurableInput[T], lease: Lease) -> None:
+    if run.max_attempts is not None and lease.epoch > run.max_attempts:
+        raise AttemptsExhausted(f"it was claimed {lease.epoch - 1} times already", run_id=lease.run_id)
+
+
+async def _give_up(run: RunDurableInput[T], lease: Lease, error: BaseException) -> None:
+    """End the run as failed so that the next call may claim it at once; *error* is what leaves in any case."""
+    code = error.code if isinstance(error, ChatTurnError) else ChatTurnError.code
+    if isinstance(error, asyncio.CancelledError):
+        code = TurnAborted.code
+    try:
+        await run.store.end_run(lease, RunStatus.FAILED, RunOutcome(passed=False, notes=code))
+    except StoreError as failure:
+        run.log("run.unsettled", {"run_id": lease.run_id, "cause": error, "error": failure})
+    except LeaseLost:
+        pass  # Somebody else runs it by now, which is as good as settled.

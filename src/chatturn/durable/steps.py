@@ -1,0 +1,82 @@
+"""How one step is tried: its retry policy, its limits, and what is recorded of it.  Pure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from chatturn.canonical import canonical_hash
+from chatturn.durable.sql import json_text
+from chatturn.errors import StepTooLarge
+from chatturn.json_depth import nests_deeper
+
+__all__ = ["MAX_STEP_BYTES", "MAX_STEP_DEPTH", "StepRetry", "fingerprint", "result_text"]
+
+MAX_STEP_BYTES: Final = 1_000_000
+"""Of a step's result or input as JSON in UTF-8: half of what a row may hold."""
+
+MAX_STEP_DEPTH: Final = 64
+"""Levels of arrays and objects in a step's result or input."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRetry:
+    """
+    How often a step is tried within one attempt of its run, and how patiently.
+
+    Attributes:
+        max_attempts: Tries within one attempt of the run.
+        attempts_in_all: Tries over all attempts of the run, after which the step fails for good; None, no cap.
+        initial_backoff_ms: Before the second try; doubled for each one after.
+        max_backoff_ms: At most.
+        retryable: Whether a failure is worth another try.
+    """
+
+    max_attempts: int = 1
+    attempts_in_all: int | None = None
+    initial_backoff_ms: int = 1_000
+    max_backoff_ms: int = 30_000
+    retryable: Callable[[Exception], bool] = lambda _error: True
+
+    def __post_init__(self) -> None:
+        for name in ("max_attempts", "initial_backoff_ms", "max_backoff_ms"):
+            if getattr(self, name) < 1:
+                message = f"{name} must be at least 1"
+                raise ValueError(message)
+
+    def delay_ms(self, attempt: int, error: Exception) -> int | None:
+        """Return how long to wait after failed try *attempt*, from 1, or None to give up."""
+        if attempt >= self.max_attempts or not self.retryable(error):
+            return None
+        doubled: int = self.initial_backoff_ms * 2 ** (attempt - 1)
+        return min(doubled, self.max_backoff_ms)
+
+
+def result_text(value: Any, intent: str, run_id: str) -> str:
+    """
+    Encode a step's result.
+
+    Raises:
+        TypeError: It is not JSON; names the step.
+        StepTooLarge: It is longer or nests deeper than a step's may.
+    """
+    text = json_text(value, f"the result of step {intent!r}")
+    _check_size(text, f"the result of step {intent!r}", run_id)
+    return text
+
+
+def fingerprint(value: Any, intent: str, run_id: str) -> str:
+    """
+    Hash a step's input, so that a later attempt that gives another one is found out.
+
+    Raises:
+        TypeError, StepTooLarge: As for a result.
+    """
+    _check_size(json_text(value, f"the input of step {intent!r}"), f"the input of step {intent!r}", run_id)
+    return canonical_hash(value)
+
+
+def _check_size(text: str, what: str, run_id: str) -> None:
+    if len(text) > MAX_STEP_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_STEP_BYTES:
+        raise StepTooLarge(f"{what} has more than {MAX_STEP_BYTES} bytes as JSON", run_id=run_id)
+    if nests_deeper(text, MAX_STEP_DEPTH):
+        raise StepTooLarge(f"{what} nests deeper than {MAX_STEP_DEPTH} levels", run_id=run_id)
