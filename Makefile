@@ -65,14 +65,14 @@ $(STAMPS)/python: requirements-dev.txt
 	@mkdir -p $(STAMPS) && touch $@
 
 # The stamps say what was installed; a folder that somebody removed is installed again.
-$(STAMPS)/worker: requirements-worker.txt $(STAMPS)/python $(if $(wildcard python_modules/workers),,FORCE)
+$(STAMPS)/worker: requirements-worker.txt $(if $(wildcard python_modules/workers),,FORCE) | $(STAMPS)/python
 	@echo "[2/3] the Worker's own packages into python_modules …"
 	@rm -rf python_modules
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
 		--no-deps --no-compile --target python_modules -r requirements-worker.txt
 	@touch $@
 
-$(STAMPS)/node: dev/package-lock.json dev/package.json $(STAMPS)/python $(if $(wildcard dev/node_modules/wrangler),,FORCE)
+$(STAMPS)/node: dev/package-lock.json dev/package.json $(if $(wildcard dev/node_modules/wrangler),,FORCE) | $(STAMPS)/python
 	@echo "[3/3] wrangler, workerd and Pyodide into dev/node_modules (70 MB to download) …"
 	@cd dev && PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --ignore-scripts --no-audit --no-fund --loglevel error >/dev/null
 	@$(BIN)/python -m dev.stdlib

@@ -37,6 +37,7 @@ def environment(folder: Path) -> dict[str, str]:
     }
     own = {
         "TMPDIR": str(temporary),  # A killed wrangler leaves folders here.
+        "NODE_COMPILE_CACHE": str(paths.BUILD / "node"),  # wrangler is 15 MB of JavaScript.
         "WRANGLER_LOG_PATH": str(folder / "wrangler-logs"),
         "WRANGLER_REGISTRY_PATH": str(folder / "registry"),
         "WRANGLER_CACHE_DIR": str(folder / "cache"),

@@ -57,14 +57,15 @@ CREATE TABLE IF NOT EXISTS chat_messages (
 CREATE TABLE IF NOT EXISTS chat_outbox (
   run_id TEXT NOT NULL,
   hook TEXT NOT NULL CHECK (hook IN ('persist_assistant_message', 'on_turn_complete')),
+  attempt INTEGER NOT NULL CHECK (attempt >= 1),        -- which attempt's answer it is about
   status TEXT NOT NULL CHECK (status IN ('pending', 'done', 'given_up')),
-  attempts INTEGER NOT NULL DEFAULT 0,  -- calls that have failed
-  next_attempt_at TEXT NOT NULL CHECK (length(next_attempt_at) = 24),  -- nobody else calls it before
+  failures INTEGER NOT NULL DEFAULT 0,  -- calls that have failed
+  next_call_at TEXT NOT NULL CHECK (length(next_call_at) = 24),  -- nobody else calls it before
   last_error TEXT,                      -- why the latest call failed; for operators
   created_at TEXT NOT NULL CHECK (length(created_at) = 24),
   PRIMARY KEY (run_id, hook)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS idx_chat_outbox_due ON chat_outbox (next_attempt_at) WHERE status = 'pending';
+CREATE INDEX IF NOT EXISTS idx_chat_outbox_due ON chat_outbox (next_call_at) WHERE status = 'pending';
 
 -- What each model call consumed, as the model reported it; null is unknown, never zero.
 CREATE TABLE IF NOT EXISTS chat_usage (

@@ -4,7 +4,8 @@ The Worker: hands each request to the routes, and each tick of the cron to the s
 Every public method of the class is callable from outside, so there are only handlers.
 """
 
-from workers import Request, Response, WorkerEntrypoint
+from pyodide.ffi import JsProxy
+from workers import Request, WorkerEntrypoint
 
 from chatturn.http.routes import handle
 from chatturn.workerd.deployment import application, service
@@ -17,7 +18,7 @@ __all__ = ["Default"]
 class Default(WorkerEntrypoint):
     """The handlers that the platform calls."""
 
-    async def fetch(self, request: Request) -> Response:
+    async def fetch(self, request: Request) -> JsProxy:
         """Answer one request."""
         http_request = from_js_request(request.js_object)
         app = application(load_hooks, http_request.headers.get("traceparent"))

@@ -139,8 +139,12 @@ class TextAssembly:
 
     Deltas append to their part, a cumulative ``part.text`` replaces that part only, reasoning and tool parts
     are no text, and a ``result`` says the whole (CONTRACT C8 lists what goes wrong otherwise).
+
+    Attributes:
+        size: Bytes of text in UTF-8 that were added so far.
     """
 
+    size: int = 0
     _parts: dict[str, list[str]] = field(default_factory=dict)
     _whole: str | None = None
 
@@ -153,6 +157,7 @@ class TextAssembly:
             self._add_part(data)
         elif event.type == "result" and isinstance(whole := data.get("finalText"), str):
             self._whole = whole
+            self.size += _bytes(whole)
 
     def add_all(self, events: Iterable[ChatStreamEvent]) -> None:
         """Take account of *events* in their order."""
@@ -173,5 +178,11 @@ class TextAssembly:
         delta = data.get("delta")
         if isinstance(delta, str) and delta:
             self._parts.setdefault(key, []).append(delta)
+            self.size += _bytes(delta)
         elif isinstance(cumulative := part.get("text"), str):
             self._parts[key] = [cumulative]
+            self.size = max(self.size, _bytes(cumulative))
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

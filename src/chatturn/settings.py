@@ -43,7 +43,8 @@ class Settings:
     on_disconnect: DisconnectPolicy = _setting(
         "continue", "what a client's disconnect does to its turn", choices=get_args(DisconnectPolicy)
     )
-    history_turns: int = _setting(20, "finished turns of the session that the model is shown", least=0)
+    history_turns: int = _setting(20, "finished turns of the session that the model is shown, at most", least=0)
+    history_characters: int = _setting(100_000, "characters of them, at most; turns stay whole", least=0)
     auth: AuthMode = _setting("jwt", "`off` lets everyone in: local development only", choices=get_args(AuthMode))
     auth_jwt_secret: str = _setting("", "the HS256 key of bearer tokens, at least 32 bytes; a secret", secret=True)
     otel_exporter_otlp_endpoint: str = _setting("", "where traces go; none, no traces")

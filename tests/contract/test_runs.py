@@ -281,9 +281,62 @@ async def test_superseding_respects_a_live_lease(store: SqlRunStore) -> None:
     """A running turn is not pulled away under its worker."""
     lease = await lease_of(store, begin=STEP)
 
-    with pytest.raises(DurableRunInputMismatchError):
+    with pytest.raises(DurableRunLeaseHeldError):
         await claim(store, worker_id="worker-2", manifest=manifest(2), supersede=True)
     assert await store.renew_lease(lease)
+
+
+async def test_superseding_spares_the_steps_of_a_run_with_the_same_manifest(store: SqlRunStore) -> None:
+    """Only another manifest forgets what was recorded."""
+    lease = await lease_of(store, begin=STEP)
+    await store.complete_step(lease, 0, "kept")
+    await store.end_run(lease, RunStatus.FAILED)
+
+    assert ["kept"] == [step.result for step in (await claim(store, supersede=True)).completed_steps]
+
+
+async def test_a_lapsed_claim_of_ones_own_is_claimed_anew(store: SqlRunStore, clock: Clock, database: Database) -> None:
+    """A claim whose lost reply took longer than the lease does not return a dead lease."""
+    store = SqlRunStore(database, moment=clock.moment, token=lambda: "same")
+    await lease_of(store)
+    clock.advance(LEASE_MS)
+    again = await lease_of(store)
+
+    assert (2, clock.after(LEASE_MS)) == (again.epoch, again.expires_at)
+
+
+async def test_the_epoch_fences_where_the_holder_does_not(database: Database, clock: Clock) -> None:
+    """Two claims that share a holder are told apart by their epochs, in every write."""
+    store = SqlRunStore(database, moment=clock.moment, token=lambda: "same")
+    stale = await lease_of(store, begin=STEP)
+    clock.advance(LEASE_MS)
+    await lease_of(store, begin=STEP)
+
+    for write in (
+        store.begin_step(stale, STEP),
+        store.complete_step(stale, 0, "stale"),
+        store.record_step(stale, STEP, attempts=9, elapsed_ms=1, result_json='"stale"'),
+        store.fail_step(stale, 0, StepError(message="stale")),
+        store.end_run(stale, RunStatus.FAILED),
+        store.settle(stale, Settlement(step_index=0, result="stale")),
+        store.renew_lease(stale),
+    ):
+        with pytest.raises(LeaseLost):
+            await write
+    step = await store.load_step("run-1", 0)
+    assert step is not None
+    assert (StepStatus.RUNNING, 2, None) == (step.status, step.attempts, step.result)
+
+
+async def test_a_finish_needs_its_step(store: SqlRunStore) -> None:
+    """A settlement whose step was never begun does not complete the run."""
+    lease = await lease_of(store)
+
+    with pytest.raises(LeaseLost):
+        await store.settle(lease, Settlement(step_index=7, result="answer"))
+    run = await store.load_run("run-1")
+    assert run is not None
+    assert run.status is RunStatus.RUNNING
 
 
 async def test_superseding_with_the_same_manifest_replays(store: SqlRunStore) -> None:

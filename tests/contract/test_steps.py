@@ -64,6 +64,9 @@ async def test_another_intent_is_a_divergence(store: SqlRunStore) -> None:
 
     with pytest.raises(DurableRunDivergenceError, match=r"'turn'.*'other'"):
         await store.begin_step(lease, Begin(step_index=0, intent="other", kind="llm"))
+    step = await store.load_step("run-1", 0)
+    assert step is not None
+    assert ("turn", 1) == (step.intent, step.attempts)
 
 
 async def test_b13_another_input_is_a_mismatch(store: SqlRunStore) -> None:

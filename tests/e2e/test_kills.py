@@ -49,10 +49,10 @@ def assert_answered_once(worker: Worker, upstream: Upstream, session: str, messa
     """Check what is left behind by a turn: one of everything."""
     query = "SELECT content FROM chat_messages WHERE session_id = ? AND role = 'assistant'"
     keys = [call.key for call in upstream.calls(message)]
-    [run] = worker.sql("SELECT status, epoch FROM durable_runs WHERE scenario_id = ?", (session,))
+    [run] = worker.sql("SELECT status, epoch, lease_holder_id FROM durable_runs WHERE scenario_id = ?", (session,))
 
     assert [WORDS] == [row["content"] for row in worker.sql(query, (session,))]
-    assert ("completed", None) == (run["status"], None)
+    assert ("completed", None) == (run["status"], run["lease_holder_id"])
     assert len(set(keys)) == len(keys) <= run["epoch"]
 
 
@@ -63,9 +63,9 @@ def test_a_killed_worker_loses_nothing(worker: Worker, upstream: Upstream, seen:
     upstream.on(message, Script(text=WORDS, pause_s=0.1))
     client = Client(worker.url)
     with suppress(httpx.HTTPError), client.stream(session, message) as response:
-        lines = lines_of(response)
+        coming = lines_of(response)
         for _ in range(seen):
-            next(lines)
+            next(coming)
         worker.kill()
     upstream.on(message, Script(text=WORDS))
     killed_at = time.monotonic()

@@ -161,8 +161,9 @@ def test_a_misbehaving_model_is_a_failed_turn_that_a_retry_mends(
     assert "mended" == answer_of(mended)
     assert 2 == mended[0]["attempt"]
     assert ["mended"] == stored(worker, name)
-    keys = [call.key for call in upstream.calls(f"bad {name}")]
-    assert [*[f"chat:acme:{name}:0/1"] * calls, f"chat:acme:{name}:0/2"] == keys
+    *tries, last = [call.key for call in upstream.calls(f"bad {name}")]
+    assert (calls, 1) == (len(tries), len(set(tries)))
+    assert last not in tries
     assert all(call.wait_closed(5) for call in upstream.calls(f"bad {name}")[:calls] if call.answered_at is None)
 
 

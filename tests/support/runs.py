@@ -20,9 +20,8 @@ def manifest(value: Any = 1) -> DurableRunManifest:
 
 async def claim(store: SqlRunStore, run_id: str = "run-1", worker_id: str = "worker-1", **options: Any) -> Claim:
     """Claim a run."""
-    return await store.start_or_resume(
-        **{"run_id": run_id, "manifest": manifest(), "worker_id": worker_id, "lease_ms": LEASE_MS} | options
-    )
+    defaults: dict[str, Any] = {"manifest": manifest(), "lease_ms": LEASE_MS}
+    return await store.start_or_resume(run_id=run_id, worker_id=worker_id, **{**defaults, **options})
 
 
 async def lease_of(store: SqlRunStore, run_id: str = "run-1", worker_id: str = "worker-1", **options: Any) -> Lease:

@@ -51,7 +51,11 @@ CLOCKS_AND_CHANCE = {
     "uuid",
 }
 # Where the core calls one of them itself: the defaults of its own `token` and `worker_id`.
-DEFAULTS_THAT_CALL = {"chatturn.canonical": {"os.urandom"}, "chatturn.durable.sql": {"os.urandom"}}
+DEFAULTS_THAT_CALL = {
+    "chatturn.canonical": {"os.urandom"},
+    "chatturn.durable.sql": {"os.urandom"},
+    "chatturn.durable.runner": {"datetime.datetime.now", "random.SystemRandom", "uuid.uuid4"},
+}
 
 MAX_LINES = 400
 # The entry point is wiring.

@@ -40,7 +40,7 @@ class Clock:
     def __init__(self, now_s: float = NOW_S) -> None:
         self.now_s = now_s
 
-    def __call__(self) -> float:  # noqa: D102
+    def __call__(self) -> float:
         return self.now_s
 
 

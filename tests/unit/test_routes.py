@@ -50,7 +50,7 @@ class FakeTurn:
         self.attempt = attempt
         self.replayed = replayed
 
-    async def run(self, sink: Sink) -> None:  # noqa: D102
+    async def run(self, sink: Sink) -> None:
         sink.write("one line\n")
         await sink.close()
 
@@ -66,18 +66,18 @@ class FakeService:
         self.turn = FakeTurn(attempt=1, replayed=False)
         self.opened: list[tuple[ChatTurnIdentity, TurnRequest]] = []
 
-    async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> FakeTurn:  # noqa: D102
+    async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> FakeTurn:
         if self.error:
             raise self.error
         self.opened.append((identity, request))
         return self.turn
 
-    async def show(self, identity: ChatTurnIdentity) -> TurnView | None:  # noqa: D102
+    async def show(self, identity: ChatTurnIdentity) -> TurnView | None:
         if self.error:
             raise self.error
         return self.views.get(identity.tenant_id)
 
-    async def check(self) -> None:  # noqa: D102
+    async def check(self) -> None:
         if self.error:
             raise self.error
 
@@ -88,7 +88,7 @@ class Log:
     def __init__(self) -> None:
         self.entries: list[tuple[str, BaseException]] = []
 
-    def __call__(self, what: str, error: BaseException) -> None:  # noqa: D102
+    def __call__(self, what: str, error: BaseException) -> None:
         self.entries.append((what, error))
 
 

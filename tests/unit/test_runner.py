@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -424,7 +425,7 @@ async def test_a_step_is_retried_as_its_policy_says(bench: Bench) -> None:
     step = await bench.store.load_step("run-1", 0)
 
     assert "done" == done.result
-    assert [1.0, 2.0, 3.0] == pytest.approx([later - earlier for earlier, later in zip(times, times[1:], strict=False)])
+    assert [1.0, 2.0, 3.0] == pytest.approx([later - earlier for earlier, later in pairwise(times)])
     assert step is not None
     assert (4, StepStatus.COMPLETED) == (step.attempts, step.status)
 
@@ -494,11 +495,11 @@ async def test_what_cannot_be_stored_is_refused_by_name(bench: Bench, value: Any
 
 async def test_results_are_copies(bench: Bench) -> None:
     """B12: a fresh run and a replay return equal things, and share nothing."""
-    value = {"list": [1], "tuple": (1, 2)}
+    value: dict[str, Any] = {"list": [1], "tuple": (1, 2)}
 
     async def task(context: DurableContext) -> Any:
         result = await context.step("first", bench.effect("a", value))
-        value["list"].append(2)  # type: ignore[union-attr]  # it is the list
+        value["list"].append(2)
         return result
 
     assert {"list": [1], "tuple": [1, 2]} == (await bench.run(task)).result

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from chatturn.databases import Statement
 from chatturn.durable.sql import SqlRunStore
-from chatturn.durable.turn import DurableTurnHandle, RunDurableTurnOptions, run_durable_turn
-from chatturn.errors import DurableRunLeaseHeldError, EmptyAnswer, LeaseLost, StoreUnavailable
+from chatturn.durable.turn import DurableTurnHandle, RunDurableTurnOptions, TurnEnd, run_durable_turn
+from chatturn.errors import DurableRunLeaseHeldError, EmptyAnswer, LeaseLost, StoreError, StoreUnavailable
 from chatturn.records import DurableRunManifest, RunOutcome, RunStatus, StepStatus, TaskSpec
 from tests.support.faults import FaultyDatabase
 from tests.support.turns import open_sqlite, virtual_moment
@@ -387,3 +388,109 @@ async def test_a_producer_that_cannot_be_made_is_a_failed_attempt(bench: Bench) 
 
 def _raise(*_: object) -> str:
     raise ZeroDivisionError
+
+
+async def test_the_own_heartbeat_does_not_cancel_a_finish_whose_reply_is_slow(bench: Bench) -> None:
+    """Once the finish is applied a renewal is refused; the wait for the reply goes on, and the turn is completed."""
+    bench.database.slow = {1: 45.0}
+
+    assert await bench.run("a", lease_ms=60_000) == ["a"]
+    assert await bench.run() == ["replay:the answer"]
+
+
+async def test_one_stalled_renewal_costs_no_lease(bench: Bench) -> None:
+    """A reply that never comes takes a part of the term, and the next try gets through."""
+    bench.database.slow = {1: 10_000.0}
+
+    assert await bench.run("a", 100.0, "b", lease_ms=60_000) == ["a", "b"]
+
+
+async def test_a_renewal_that_breaks_otherwise_is_tried_again(bench: Bench) -> None:
+    """Whatever is raised, renewing goes on and it is logged."""
+    bench.database.errors = {1: ValueError("a bug")}
+
+    assert await bench.run("a", 100.0, "b", lease_ms=60_000) == ["a", "b"]
+    assert ["lease.renewal_failed"] == bench.logged
+
+
+async def test_the_lease_counts_from_the_claim(bench: Bench) -> None:
+    """A turn that is run long after it was claimed renews in time."""
+    handle = bench.turn("a", 50.0, "b", lease_ms=60_000)
+    await handle.claim()
+    await asyncio.sleep(45)
+
+    assert ["a", "b"] == [event async for event in handle.stream]
+
+
+async def test_a_lapsed_claim_is_not_run(bench: Bench) -> None:
+    """Nobody pays for a turn that is not theirs any more."""
+    handle = bench.turn("a", 1.0, "b", lease_ms=60_000)
+    await handle.claim()
+    await asyncio.sleep(61)
+
+    with pytest.raises(LeaseLost):
+        _ = [event async for event in handle.stream]
+
+
+async def test_details_that_are_refused_do_not_hold_the_lease(bench: Bench) -> None:
+    """A last write with a bad companion fails the attempt without its details, and the next may claim at once."""
+    bad = [Statement("INSERT INTO nowhere (x) VALUES (?1 || ?2 || ?3)")]
+
+    with pytest.raises(StoreError):
+        await bench.run("a", end_with=lambda _end: bad)
+
+    assert await bench.run("b") == ["b"]
+
+
+async def test_a_last_write_that_cannot_be_made_does_not_mask_the_error(bench: Bench) -> None:
+    """What the producer raised is what leaves."""
+
+    def broken(_end: TurnEnd) -> list[Statement]:
+        raise KeyError("a bug in the companions")
+
+    with pytest.raises(RuntimeError, match="the real reason"):
+        await bench.run("a", RuntimeError("the real reason"), end_with=broken)
+
+    assert await bench.run("b") == ["b"]
+
+
+async def test_a_producers_own_lost_lease_is_a_failure_like_others(bench: Bench) -> None:
+    """It is of another run, so this one is released at once."""
+    with pytest.raises(LeaseLost):
+        await bench.run("a", LeaseLost("nested", run_id="another"))
+
+    assert await bench.run("b") == ["b"]
+
+
+async def test_an_answer_that_is_refused_late_is_logged(bench: Bench) -> None:
+    """`settle_late` never raises, and a paid answer does not vanish silently."""
+    handle = bench.turn("a", lease_ms=2_000)
+    with pytest.raises(StoreUnavailable):
+        async for _ in handle.stream:
+            bench.database.down = True
+
+    assert await handle.settle_late() is False
+    assert "turn.answer_lost" in bench.logged
+
+
+async def test_an_answer_redacted_to_nothing_is_empty(bench: Bench) -> None:
+    """T7 holds after the transform, too."""
+
+    async def erase(_text: str) -> str:
+        return ""
+
+    with pytest.raises(EmptyAnswer):
+        await bench.run("a", transform=erase)
+
+
+async def test_a_stored_answer_of_an_unfinished_run_is_replayed(bench: Bench) -> None:
+    """What the documents' engine leaves when it dies between its step and its end is finished, not paid for again."""
+    claim = await bench.turn().claim()
+    assert claim.lease is not None
+    await bench.store.complete_step(claim.lease, 0, {"finalText": "stored"})
+    await asyncio.sleep(60)
+
+    assert ["replay:stored"] == await bench.run()
+    record = await bench.store.load_run("run-1")
+    assert record is not None
+    assert RunStatus.COMPLETED is record.status

@@ -34,8 +34,8 @@ class JsBuffer(JsProxy):
     def to_string(self, encoding: str | None = None) -> str: ...
     def assign_to(self, to: Any) -> None: ...
 
-class JsException(Exception):
-    # A JavaScript error that reached Python.
+class JsException(JsProxy, Exception):
+    # A JavaScript error that reached Python; one made with `js.Error.new` arrives as this, too.
 
     name: str
     message: str

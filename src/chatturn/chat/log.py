@@ -12,7 +12,7 @@ from chatturn.databases import Statement
 from chatturn.durable.statements import HELD
 from chatturn.events import STORED_AS_SAID, ChatStreamEvent, encode_line, is_answer, text_delta
 
-__all__ = ["TurnLog"]
+__all__ = ["MAX_LOG_CHARACTERS", "TurnLog"]
 
 _APPEND: Final = f"""
 INSERT INTO chat_segments (run_id, first_seq, last_seq, attempt, lines) SELECT ?1, ?4, ?5, ?6, ?7 WHERE {HELD}
@@ -20,6 +20,10 @@ INSERT INTO chat_segments (run_id, first_seq, last_seq, attempt, lines) SELECT ?
 
 _SEGMENT_CHARACTERS: Final = 400_000
 """At most about this many in one row: in UTF-8 they stay below D1's 2,000,000 bytes, whatever the script."""
+
+
+MAX_LOG_CHARACTERS: Final = 20_000_000
+"""Of one attempt: what is waiting for its last write must fit the isolate's memory beside everything else."""
 
 
 class TurnLog:
@@ -38,6 +42,7 @@ class TurnLog:
         self._first_seq = first_seq
         self._redacting = redacting
         self._lines: list[str] = []
+        self._size = 0
         self._text_at: int | None = None
 
     @property
@@ -50,11 +55,19 @@ class TurnLog:
         Number *events*, keep their lines and return them as one text.
 
         Raises:
-            TypeError, ValueError: One of them is not JSON, or too long to be stored; none was kept.
+            TypeError, ValueError: One of them is not JSON in UTF-8, or they are too long to be stored; none was
+                kept.
         """
         lines = self.preview(events)
+        text = "".join(lines)
+        if not text.isascii():
+            text.encode()  # UnicodeEncodeError is a ValueError
+        self._size += len(text)
+        if self._size > MAX_LOG_CHARACTERS:
+            message = f"the turn's lines have more than {MAX_LOG_CHARACTERS} characters"
+            raise ValueError(message)
         self._lines += self._storable(events, lines) if self._redacting else lines
-        return "".join(lines)
+        return text
 
     def preview(self, events: Sequence[ChatStreamEvent]) -> list[str]:
         """Return the lines that *events* would be if they were said next; keep nothing."""

@@ -29,30 +29,35 @@ HOOK_TIMEOUT_MS: Final = 10_000
 _HOOKS: Final = ("persist_assistant_message", "on_turn_complete")
 """In the order in which they are called: the second only after the first has succeeded."""
 
-_UNTOUCHED: Final = "+60 seconds"
-"""How long a call belongs to whoever recorded or took it."""
+_HELD_FOR: Final = "+60 seconds"
+"""How long a call is left to whoever recorded or took it: six times as long as it may take."""
 
-_MOST_ATTEMPTS: Final = 10
+_MOST_FAILURES: Final = 10
 _SWEEP_AT_MOST: Final = 10
-"""Calls per sweep: with two queries each, they stay within the free plan's 50 per invocation."""
+"""Calls per sweep: with three queries each, they stay within the free plan's 50 per invocation."""
 
 _RECORD: Final = f"""
-INSERT INTO chat_outbox (run_id, hook, status, next_attempt_at, created_at)
-SELECT ?1, ?4, 'pending', {MOMENT.format("?5, ?6")}, {MOMENT.format("?5")} WHERE {HELD}
+INSERT INTO chat_outbox (run_id, hook, attempt, status, next_call_at, created_at)
+SELECT ?1, ?4, ?5, 'pending', {MOMENT.format("?6, ?7")}, {MOMENT.format("?6")} WHERE {HELD}
 ON CONFLICT (run_id, hook) DO UPDATE SET
-  status = 'pending', attempts = 0, next_attempt_at = excluded.next_attempt_at, last_error = NULL
+  attempt = excluded.attempt, status = 'pending', failures = 0, next_call_at = excluded.next_call_at, last_error = NULL
 """
 
 _FORGET: Final = f"DELETE FROM chat_outbox WHERE run_id = ?1 AND {HELD}"
 
-_DONE: Final = "UPDATE chat_outbox SET status = 'done', last_error = NULL WHERE run_id = ?1 AND hook = ?2"
+# By attempt: a call about an answer that is superseded meanwhile says nothing about the new one's.
+_DONE: Final = """
+UPDATE chat_outbox SET status = 'done', last_error = NULL
+WHERE run_id = ?1 AND hook = ?2 AND attempt = ?3 AND status = 'pending'
+RETURNING status
+"""
 
 _FAILED: Final = f"""
 UPDATE chat_outbox
-SET attempts = attempts + 1, last_error = ?3,
-    status = CASE WHEN attempts + 1 >= {_MOST_ATTEMPTS} THEN 'given_up' ELSE 'pending' END,
-    next_attempt_at = strftime('%Y-%m-%dT%H:%M:%fZ', ?4, '+' || (30 << min(attempts, 10)) || ' seconds')
-WHERE run_id = ?1 AND hook = ?2 AND status = 'pending'
+SET failures = failures + 1, last_error = ?4,
+    status = CASE WHEN failures + 1 >= {_MOST_FAILURES} THEN 'given_up' ELSE 'pending' END,
+    next_call_at = strftime('%Y-%m-%dT%H:%M:%fZ', ?5, '+' || (30 << min(failures, 10)) || ' seconds')
+WHERE run_id = ?1 AND hook = ?2 AND attempt = ?3 AND status = 'pending'
 RETURNING status
 """
 
@@ -63,15 +68,16 @@ WHERE run_id = ?1 AND hook = 'on_turn_complete' AND status = 'pending' AND EXIST
   SELECT 1 FROM chat_outbox WHERE run_id = ?1 AND hook = 'persist_assistant_message' AND status = 'given_up')
 """
 
+# One at a time, so that each is held from when it is called and not from when the sweep began.
 _TAKE_DUE: Final = f"""
-UPDATE chat_outbox SET next_attempt_at = {MOMENT.format("?1, ?2")}
+UPDATE chat_outbox SET next_call_at = {MOMENT.format("?1, ?2")}
 WHERE (run_id, hook) IN (
   SELECT o.run_id, o.hook FROM chat_outbox AS o
   JOIN durable_runs AS r ON r.run_id = o.run_id AND r.status = 'completed'
-  WHERE o.status = 'pending' AND o.next_attempt_at <= {MOMENT.format("?1")}
+  WHERE o.status = 'pending' AND o.next_call_at <= {MOMENT.format("?1")}
     AND NOT EXISTS (SELECT 1 FROM chat_outbox AS p WHERE p.run_id = o.run_id AND p.status <> 'done'
                     AND o.hook = 'on_turn_complete' AND p.hook = 'persist_assistant_message')
-  ORDER BY o.next_attempt_at LIMIT ?3)
+  ORDER BY o.next_call_at LIMIT 1)
 RETURNING run_id, hook
 """
 
@@ -122,24 +128,24 @@ class Outbox:
     log: Log
     moment: Callable[[], str] = lambda: "now"
 
-    def statements(self) -> list[Statement]:
+    def statements(self, attempt: int) -> list[Statement]:
         """Record the calls that the product wants, as companions of the finish; none, if it has no such hook."""
-        return [Statement(_RECORD, (hook, self.moment(), _UNTOUCHED)) for hook in self._wanted()]
+        return [Statement(_RECORD, (hook, attempt, self.moment(), _HELD_FOR)) for hook in self._wanted()]
 
-    async def deliver(self, turn: FinishedTurn) -> list[Statement]:
+    async def deliver(self, turn: FinishedTurn, marks: list[Statement]) -> None:
         """
         Call the hooks of a turn whose answer has just been stored, in their order, until one fails.
 
-        Returns:
-            What to write about it.  Until it is written, a sweep may call them again.
+        Args:
+            turn: The turn.
+            marks: Takes what is to be written about each call as it ends.  Until it is written, a sweep may
+                call again.
         """
-        marks: list[Statement] = []
         for hook in self._wanted():
             mark, succeeded = await self._call(hook, turn)
             marks.append(mark)
             if not succeeded:
                 break
-        return marks
 
     def forget(self) -> list[Statement]:
         """Forget the calls of an answer that is superseded, as companions of the claim."""
@@ -149,13 +155,14 @@ class Outbox:
         """
         Call what is due, a bounded number, and return how many calls succeeded.
 
-        One that cannot be called or recorded is logged and leaves the others alone.
+        One that cannot be recorded is logged, and leaves the others alone.
         """
-        take = Statement(_TAKE_DUE, (self.moment(), _UNTOUCHED, _SWEEP_AT_MOST))
-        [due] = await self.database.batch([take])
         succeeded = 0
-        for row in due.rows:
-            run_id, hook = str(row["run_id"]), str(row["hook"])
+        for _ in range(_SWEEP_AT_MOST):
+            [taken] = await self.database.batch([Statement(_TAKE_DUE, (self.moment(), _HELD_FOR))])
+            if not taken.rows:
+                break
+            run_id, hook = str(taken.rows[0]["run_id"]), str(taken.rows[0]["hook"])
             try:
                 succeeded += await self._retry(run_id, hook)
             except StoreError as error:
@@ -169,20 +176,20 @@ class Outbox:
         mark, succeeded = await self._call(hook, _finished_turn(found.rows[0]))
         marked, _ = await self.database.batch([mark, Statement(_GIVE_UP_FOLLOWERS, (run_id,))])
         if any(row["status"] == "given_up" for row in marked.rows):
-            self.log("hook.given_up", {"level": "error", "run_id": run_id, "hook": hook, "calls": _MOST_ATTEMPTS})
+            self.log("hook.given_up", {"level": "error", "run_id": run_id, "hook": hook, "calls": _MOST_FAILURES})
         return succeeded
 
     def _wanted(self) -> Sequence[str]:
         return [hook for hook in _HOOKS if overrides(self.hooks, hook)]
 
     async def _call(self, hook: str, turn: FinishedTurn) -> tuple[Statement, bool]:
-        run_id = turn.record.run_id
+        run_id, attempt = turn.record.run_id, turn.record.epoch
         try:
             await call_in_time(self.hooks, hook, replace(turn, idempotency_key=f"{turn.idempotency_key}/{hook}"))
         except HookError as error:
             self.log("hook.failed", {"run_id": run_id, "hook": hook, "error": error})
-            return Statement(_FAILED, (run_id, hook, str(error), self.moment())), False
-        return Statement(_DONE, (run_id, hook)), True
+            return Statement(_FAILED, (run_id, hook, attempt, str(error), self.moment())), False
+        return Statement(_DONE, (run_id, hook, attempt)), True
 
 
 def finished_turn(identity: ChatTurnIdentity, final_text: str, record: RunRecord) -> FinishedTurn:

@@ -7,14 +7,18 @@ lifecycle is this engine's to say, once, after it is true; and an in-band error 
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final, NamedTuple
 
+from chatturn.chat.log import TurnLog
 from chatturn.durable.turn import DurableTurnProducer
-from chatturn.errors import BackendReportedError
+from chatturn.errors import BackendError, BackendReportedError, HookError
 from chatturn.events import LIFECYCLE_PREFIX, ChatStreamEvent, EventBatch, TextAssembly
 from chatturn.telemetry.logs import Log
 
-__all__ = ["ChatProducer", "StreamProducer"]
+__all__ = ["MAX_ANSWER_BYTES", "ChatProducer", "Said", "StreamProducer"]
+
+MAX_ANSWER_BYTES: Final = 1_500_000
+"""In UTF-8: with its escapes as JSON, an answer up to here fits a row of 2,000,000 bytes."""
 
 _FAILURES = frozenset({"error", LIFECYCLE_PREFIX + "failed", LIFECYCLE_PREFIX + "cancelled"})
 
@@ -30,21 +34,33 @@ class StreamProducer:
         return None
 
 
+class Said(NamedTuple):
+    """Events that were said together, and their lines."""
+
+    events: list[ChatStreamEvent]
+    lines: str
+
+
 class ChatProducer:
     """
-    A product's producer, filtered.
+    A product's producer, filtered and put into lines.
+
+    Encoding happens here, inside the durable turn, so that what cannot be a line fails the attempt for what
+    it is.
 
     Attributes:
-        stream: Its events, in lists; raises `BackendReportedError` where it reported an error.
+        stream: What it says; raises `BackendReportedError` where it reported an error, and `HookError` where
+            it says what no line can carry.
         usages: The data of every ``usage`` event so far.
     """
 
-    def __init__(self, producer: DurableTurnProducer[EventBatch], log: Log) -> None:
+    def __init__(self, producer: DurableTurnProducer[EventBatch], turn_log: TurnLog, log: Log) -> None:
         self._producer = producer
+        self._turn_log = turn_log
         self._log = log
         self._assembly = TextAssembly()
         self.usages: list[dict[str, Any]] = []
-        self.stream: AsyncGenerator[list[ChatStreamEvent], None] = self._filtered()
+        self.stream: AsyncGenerator[Said, None] = self._filtered()
 
     def final_text(self) -> str | None:
         """Return the producer's own text, or else the text of its events, which were delivered already."""
@@ -57,13 +73,12 @@ class ChatProducer:
             self._log("hook.final_text_failed", {"error": error})
             return assembled
 
-    async def _filtered(self) -> AsyncGenerator[list[ChatStreamEvent], None]:
+    async def _filtered(self) -> AsyncGenerator[Said, None]:
         async with aclosing(self._producer.stream) as stream:
             async for batch in stream:
-                events = batch if isinstance(batch, list) else [batch]
-                own, failure = self._take(events)
+                own, failure = self._take(batch if isinstance(batch, list) else [batch])
                 if own:
-                    yield own
+                    yield Said(own, self._lines(own))
                 if failure is not None:
                     raise _reported(failure)
 
@@ -76,11 +91,19 @@ class ChatProducer:
                 return own, event
             if kind.startswith(LIFECYCLE_PREFIX):
                 continue
-            if kind == "usage" and event.data is not None:
+            if kind == "usage" and isinstance(event.data, dict):
                 self.usages.append(event.data)
             self._assembly.add(event)
             own.append(event)
         return own, None
+
+    def _lines(self, events: list[ChatStreamEvent]) -> str:
+        if self._assembly.size > MAX_ANSWER_BYTES:
+            raise BackendError(f"the answer has more than {MAX_ANSWER_BYTES} bytes", backend="producer")
+        try:
+            return self._turn_log.extend(events)
+        except (TypeError, ValueError) as error:
+            raise HookError(f"says what no line can carry: {error}", hook="produce") from error
 
 
 def _reported(event: ChatStreamEvent) -> BackendReportedError:

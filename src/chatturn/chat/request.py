@@ -71,7 +71,8 @@ class RunChatTurnInput:
         hooks: The product's.
         backend: What the product's `produce` may call.
         metadata: The request's, for the hooks.
-        history_turns: How many finished turns of the session `produce` is shown.
+        history_turns: How many finished turns of the session `produce` is shown, at most.
+        history_characters: How many characters of them, at most.
         supersede: Start the turn anew if it was started with another message or model.
         worker_id: Who runs it; a fresh one by default.
         on_disconnect: What the reader's going away does to the turn: nothing, or `ChatTurn.abort`.
@@ -95,6 +96,7 @@ class RunChatTurnInput:
     default_model: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     history_turns: int = 20
+    history_characters: int = 100_000
     supersede: bool = False
     worker_id: str = field(default_factory=derive_worker_id)
     on_disconnect: DisconnectPolicy = "continue"

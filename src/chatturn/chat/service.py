@@ -79,6 +79,7 @@ class DurableChatService:
                 backend=self.backend,
                 metadata=request.metadata,
                 history_turns=settings.history_turns,
+                history_characters=settings.history_characters,
                 supersede=request.supersede,
                 on_disconnect=settings.on_disconnect,
                 lease_ms=settings.lease_ms,

@@ -13,6 +13,9 @@ __all__ = ["BufferSink", "PullSink", "Sink"]
 
 _ROOM_CHARACTERS: Final = 64_000
 
+_STALLED_S: Final = 30.0
+"""A reader that takes nothing for this long is gone: the turn must not wait for it for ever."""
+
 
 class Sink(Protocol):
     """Takes the lines of one turn's log for one reader, in order."""
@@ -92,7 +95,11 @@ class PullSink:
         """Wait until little is left to be pulled, or the reader is gone."""
         while self._size > _ROOM_CHARACTERS and not self._closed:
             self._changed.clear()
-            await self._changed.wait()
+            try:
+                async with asyncio.timeout(_STALLED_S):
+                    await self._changed.wait()
+            except TimeoutError:
+                self._lose()
 
     @property
     def closed(self) -> bool:
@@ -122,13 +129,20 @@ class PullSink:
                 yield text
             await task
         finally:
-            self._closed = True
-            self._changed.set()
-            if self._on_lost is not None and not self._ended:
-                self._on_lost()
+            self._lose()
             # The loop holds tasks weakly; the writer must outlive a reader that stops early.
             _WRITERS.add(task)
             task.add_done_callback(_WRITERS.discard)
+
+    def _lose(self) -> None:
+        """Take note that nobody pulls any more."""
+        if self._closed:
+            return
+        self._closed = True
+        self._texts, self._size = [], 0
+        self._changed.set()
+        if self._on_lost is not None and not self._ended:
+            self._on_lost()
 
 
 _WRITERS: Final[set[asyncio.Task[None]]] = set()

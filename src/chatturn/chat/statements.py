@@ -5,22 +5,29 @@ In fenced ones ``?1`` to ``?3`` are the lease (see `chatturn.durable.statements`
 at ``?4``.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.databases import Statement
 from chatturn.durable.statements import HELD, MOMENT
 
-__all__ = ["begin_turn", "read_history", "read_last_seq", "read_turn", "record_messages", "record_usage"]
-
-_LEASED_RUN: Final = "run_id = ?1 AND lease_holder_id = ?2 AND (?3 IS NULL OR epoch = ?3)"
+__all__ = [
+    "begin_turn",
+    "forget_messages",
+    "read_history",
+    "read_last_seq",
+    "read_turn",
+    "record_messages",
+    "record_usage",
+]
 
 _BEGIN_TURN: Final = f"""
 INSERT INTO chat_turns (run_id, tenant_id, session_id, user_id, turn_index, user_message, model, metadata_json,
                         trace_id, attempt, created_at, updated_at)
 SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, epoch, updated_at, updated_at
-FROM durable_runs WHERE {_LEASED_RUN}
+FROM durable_runs WHERE run_id = ?1 AND {HELD}
 ON CONFLICT (run_id) DO UPDATE SET
   user_id = excluded.user_id, user_message = excluded.user_message, model = excluded.model,
   metadata_json = excluded.metadata_json, trace_id = excluded.trace_id, attempt = excluded.attempt,
@@ -33,7 +40,8 @@ _LAST_SEQ: Final = "SELECT last_seq FROM chat_segments WHERE run_id = ?1 ORDER B
 _HISTORY: Final = """
 SELECT role, content FROM chat_messages
 WHERE tenant_id = ?1 AND session_id = ?2 AND turn_index < ?3
-ORDER BY turn_index DESC, role ASC LIMIT ?4
+  AND NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?4 AND status = 'completed')
+ORDER BY turn_index DESC, role ASC LIMIT ?5
 """
 
 _MESSAGES: Final = f"""
@@ -50,7 +58,15 @@ ON CONFLICT (tenant_id, session_id, turn_index, role) DO UPDATE SET
 _USAGE: Final = f"""
 INSERT INTO chat_usage (run_id, attempt, call_index, model, tokens_in, tokens_out, tokens_cached,
                         tokens_reasoning, finish_reason, recorded_at)
-SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, {MOMENT.format("?12")} WHERE {HELD}
+SELECT ?1, ?4, key,
+       json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+       json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'), {MOMENT.format("?6")}
+FROM json_each(?5) WHERE {HELD}
+"""
+
+_FORGET_MESSAGES: Final = f"""
+DELETE FROM chat_messages WHERE (tenant_id, session_id, turn_index) IN (
+  SELECT tenant_id, session_id, turn_index FROM chat_turns WHERE run_id = ?1) AND {HELD}
 """
 
 _READ_TURN: Final = """
@@ -83,9 +99,9 @@ def read_last_seq(run_id: str) -> Statement:
     return Statement(_LAST_SEQ, (run_id,))
 
 
-def read_history(identity: ChatTurnIdentity, turns: int) -> Statement:
-    """Read the session's latest finished *turns* before this one, newest message first."""
-    return Statement(_HISTORY, (identity.tenant_id, identity.session_id, identity.turn_index, 2 * turns))
+def read_history(identity: ChatTurnIdentity, run_id: str, turns: int) -> Statement:
+    """Read the session's latest finished *turns* before this one, newest message first; nothing for a replay."""
+    return Statement(_HISTORY, (identity.tenant_id, identity.session_id, identity.turn_index, run_id, 2 * turns))
 
 
 def record_messages(final_text: str, moment: str) -> Statement:
@@ -93,12 +109,40 @@ def record_messages(final_text: str, moment: str) -> Statement:
     return Statement(_MESSAGES, (final_text, moment))
 
 
-def record_usage(attempt: int, call_index: int, usage: Mapping[str, Any], moment: str) -> Statement:
-    """Record what one model call consumed: the data of its ``usage`` event."""
-    names = ("model", "tokensIn", "tokensOut", "tokensCached", "tokensReasoning", "finishReason")
-    return Statement(_USAGE, (attempt, call_index, *(usage.get(name) for name in names), moment))
+def record_usage(attempt: int, usages: Sequence[Mapping[str, Any]], moment: str) -> list[Statement]:
+    """
+    Record what the attempt's model calls consumed: the data of its ``usage`` events; nothing for none.
+
+    What is no count, or no text where text belongs, is not known, and is left out.
+    """
+    if not usages:
+        return []
+    rows = [
+        [_text(usage, "model"), *(_count(usage, name) for name in _COUNTS), _text(usage, "finishReason")]
+        for usage in usages
+    ]
+    return [Statement(_USAGE, (attempt, json.dumps(rows), moment))]
+
+
+def forget_messages() -> Statement:
+    """Forget the messages of an answer that is superseded, with the claim."""
+    return Statement(_FORGET_MESSAGES)
 
 
 def read_turn(run_id: str) -> Statement:
     """Read a run with what its chat turn adds."""
     return Statement(_READ_TURN, (run_id,))
+
+
+_COUNTS: Final = ("tokensIn", "tokensOut", "tokensCached", "tokensReasoning")
+_LARGEST_COUNT: Final = 2**53 - 1
+
+
+def _count(usage: Mapping[str, Any], name: str) -> int | None:
+    value = usage.get(name)
+    return value if type(value) is int and 0 <= value <= _LARGEST_COUNT else None
+
+
+def _text(usage: Mapping[str, Any], name: str) -> str | None:
+    value = usage.get(name)
+    return value if isinstance(value, str) else None

@@ -22,20 +22,23 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 from chatturn.backends import ChatMessage
+from chatturn.canonical import canonical_hash
 from chatturn.chat import statements as chat_sql
+from chatturn.chat.history import recent
 from chatturn.chat.hooks import TurnContext
 from chatturn.chat.identity import ChatTurnIdentity, turn_manifest, turn_run_id
 from chatturn.chat.log import TurnLog
 from chatturn.chat.outbox import Outbox, call_in_time, finished_turn, overrides
 from chatturn.chat.output import Output
-from chatturn.chat.producer import ChatProducer
+from chatturn.chat.producer import ChatProducer, Said
 from chatturn.chat.request import RunChatTurnInput
 from chatturn.chat.sink import Sink
 from chatturn.databases import Statement
 from chatturn.durable.turn import RunDurableTurnOptions, TurnEnd, run_durable_turn
-from chatturn.errors import ChatTurnError, LeaseLost, StoreError, TurnAborted
+from chatturn.errors import ChatTurnError, StoreError, TurnAborted
 from chatturn.events import ChatStreamEvent, encode_line
 from chatturn.records import Claim
+from chatturn.telemetry import AttributeValue
 from chatturn.telemetry import conventions as names
 
 __all__ = ["ChatTurn"]
@@ -77,7 +80,7 @@ class ChatTurn:
                 lease_ms=turn.lease_ms,
                 intent=f"chat:turn-{turn.identity.turn_index}",
                 produce=self._produce,
-                replay_event=lambda text: [ChatStreamEvent("result", {"finalText": text})],
+                replay_event=self._replay,
                 transform=self._transform if self._redacting else None,
                 begin_with=self._begin_statements(),
                 read_with=self._read_statements(),
@@ -105,13 +108,14 @@ class ChatTurn:
         next_seq = int(last[0]["last_seq"]) + 1 if last else 0
         self._log = TurnLog(first_seq=next_seq, attempt=max(claim.run.epoch, 1), redacting=self._redacting)
         if history:
-            self._history = [dict(row) for row in reversed(history[0])]
+            self._history = recent([dict(row) for row in history[0]], self._input.history_characters)
 
     def abort(self) -> None:
         """Stop the turn: the model's connection is closed at once, and the turn ends as failed, `aborted`."""
-        if self._task is not None and not self._aborted:
+        if not self._aborted:
             self._aborted = True
-            self._task.cancel()
+            if self._task is not None:
+                self._task.cancel()
 
     async def run(self, sink: Sink) -> None:
         """
@@ -129,13 +133,16 @@ class ChatTurn:
         finally:
             self._task = None
             output.stop_pings()
-            await sink.close()
-        await self._afterwards(marks)
+            # A reader that takes its time must not keep the marks from being written.
+            await asyncio.gather(sink.close(), self._mark(marks)) if marks else await sink.close()
+        await self._afterwards()
 
     async def _claim_and_run(self, output: Output, marks: list[Statement]) -> None:
         identity = self._input.identity
         started = {"sessionId": identity.session_id, "tenantId": identity.tenant_id, "turnIndex": identity.turn_index}
         try:
+            if self._aborted:
+                await self._handle.abandon(TurnAborted("it was stopped before it began", run_id=self.run_id))
             if self._claimed is None:
                 await self.claim()
             self._say(output, [ChatStreamEvent("session.run.started", started)])
@@ -154,7 +161,7 @@ class ChatTurn:
     async def _tell(self, output: Output, marks: list[Statement]) -> None:
         """Say what the turn says; everything that goes wrong is raised."""
         tracer, identity = self._input.tracer, self._input.identity
-        attributes = {
+        attributes: dict[str, AttributeValue] = {
             names.OPERATION_NAME: names.INVOKE_AGENT,
             names.AGENT_NAME: self._input.project_id,
             names.CONVERSATION_ID: identity.session_id,
@@ -166,39 +173,42 @@ class ChatTurn:
         }
         with tracer.span(f"{names.INVOKE_AGENT} {self._input.project_id}", attributes=attributes):
             async with aclosing(self._handle.stream) as stream:
-                async for events in stream:
-                    self._say(output, events)
+                async for said in stream:
+                    output.send(said.lines, said.events)
                     await output.drain()
-        if self.replayed:
+        if self._handle.replayed():
             self._say(output, self._completed())
             return
         if record := self._handle.record():
-            marks += await self._outbox.deliver(finished_turn(identity, self._handle.final_text(), record))
+            await self._outbox.deliver(finished_turn(identity, self._handle.final_text(), record), marks)
         output.send("".join(self._last_lines), self._last_words)
 
     def _say(self, output: Output, events: list[ChatStreamEvent]) -> None:
-        if self.replayed:  # says what is in no log: the summary of a log that has ended
-            output.send("".join(encode_line(event, None, self.attempt) for event in events), events)
-        else:
-            output.send(self._log.extend(events), events)
+        output.send(self._unlogged(events) if self.replayed else self._log.extend(events), events)
+
+    def _unlogged(self, events: list[ChatStreamEvent]) -> str:
+        """Make lines that are in no log, and so have no place in it."""
+        return "".join(encode_line(event, None, self.attempt) for event in events)
 
     def _say_failure(self, output: Output, error: Exception) -> None:
-        """Say why there is no answer: the lines that were stored, or the same ones made now."""
-        if isinstance(error, LeaseLost | StoreError) or not self._last_lines:
-            self._last_words = _failure(self._input.identity, error)
-            self._last_lines = self._log.preview(self._last_words)
-        output.send("".join(self._last_lines), self._last_words)
+        """Say how the turn ended: in the stored lines, or where none are known to be stored, in lines outside the log."""
+        if self._handle.stored() is not None:
+            output.send("".join(self._last_lines), self._last_words)
+        else:
+            words = _failure(self._input.identity, error)
+            output.send(self._unlogged(words), words)
 
-    async def _afterwards(self, marks: list[Statement]) -> None:
+    async def _mark(self, marks: list[Statement]) -> None:
+        try:
+            await self._input.database.batch(marks)
+        except StoreError as error:
+            self._input.log("outbox.unmarked", {"run_id": self.run_id, "error": error})
+
+    async def _afterwards(self) -> None:
         """Do what no reader waits for; every failure is logged, none leaves."""
         log, context = self._input.log, {"run_id": self.run_id}
         if await self._handle.settle_late():
             log("turn.settled_late", context)
-        try:
-            if marks:
-                await self._input.database.batch(marks)
-        except StoreError as error:
-            log("outbox.unmarked", {**context, "error": error})
         try:
             await self._input.trace_flush()
         except Exception as error:  # noqa: BLE001 - telemetry must never fail a turn
@@ -215,12 +225,16 @@ class ChatTurn:
             history=self._history,
             metadata=turn.metadata,
             attempt=self.attempt,
-            request_id=f"{self.run_id}/{self.attempt}",
+            request_id=canonical_hash([self.run_id, self.attempt]),
             backend=turn.backend,
             tracer=turn.tracer,
         )
-        self._producer = ChatProducer(turn.hooks.produce(context), turn.log)
+        self._producer = ChatProducer(turn.hooks.produce(context), self._log, turn.log)
         return self._producer
+
+    def _replay(self, text: str) -> Said:
+        events = [ChatStreamEvent("result", {"finalText": text})]
+        return Said(events, self._unlogged(events))
 
     async def _transform(self, text: str) -> str:
         transformed: str = await call_in_time(self._input.hooks, "transform_final_text", text)
@@ -236,13 +250,13 @@ class ChatTurn:
             metadata_json=metadata,
             trace_id=turn.trace_id,
         )
-        return [begin, *(self._outbox.forget() if turn.supersede else [])]
+        return [begin, *([*self._outbox.forget(), chat_sql.forget_messages()] if turn.supersede else [])]
 
     def _read_statements(self) -> list[Statement]:
         turn = self._input
         reads = [chat_sql.read_last_seq(self.run_id)]
         if turn.history_turns and turn.identity.turn_index:
-            reads.append(chat_sql.read_history(turn.identity, turn.history_turns))
+            reads.append(chat_sql.read_history(turn.identity, self.run_id, turn.history_turns))
         return reads
 
     def _end_statements(self, end: TurnEnd) -> list[Statement]:
@@ -256,8 +270,9 @@ class ChatTurn:
         moment = self._input.moment()
         return [
             *self._log.statements(self._last_lines, end.text),
-            *(chat_sql.record_usage(self.attempt, index, usage, moment) for index, usage in enumerate(usages)),
-            *([] if end.text is None else [chat_sql.record_messages(end.text, moment), *self._outbox.statements()]),
+            *chat_sql.record_usage(self.attempt, usages, moment),
+            *([] if end.text is None else [chat_sql.record_messages(end.text, moment)]),
+            *([] if end.text is None else self._outbox.statements(self.attempt)),
         ]
 
     def _completed(self) -> list[ChatStreamEvent]:

@@ -28,8 +28,9 @@ from chatturn.canonical import derive_worker_id
 from chatturn.durable.context import ContextSources, DurableContext, Suspended
 from chatturn.durable.heartbeat import Heartbeat
 from chatturn.durable.moments import timestamp
+from chatturn.durable.settling import code_of
 from chatturn.durable.store import DEFAULT_LEASE_MS, DurableRunStore
-from chatturn.errors import AttemptsExhausted, ChatTurnError, LeaseLost, StoreError, TurnAborted
+from chatturn.errors import AttemptsExhausted, LeaseLost, StoreError
 from chatturn.records import Claim, DurableRunManifest, Lease, RunOutcome, RunRecord, RunStatus, StepRecord
 from chatturn.telemetry.logs import Log, print_log
 
@@ -112,6 +113,7 @@ async def run_durable(run: RunDurableInput[T]) -> RunDurableResult[T]:
         Exception: Whatever the task raises, itself; the run is failed, and the next call goes on after the
             last recorded step.
     """
+    claimed_at = asyncio.get_running_loop().time()
     claim = await run.store.start_or_resume(
         run_id=run.run_id, manifest=run.manifest, worker_id=run.worker_id, lease_ms=run.lease_ms
     )
@@ -120,28 +122,30 @@ async def run_durable(run: RunDurableInput[T]) -> RunDurableResult[T]:
         result = await run.task_fn(context)
         context.require_all_consumed()
         return RunDurableResult(result=result, record=claim.run, steps=context.steps())
-    return await _run_leased(run, context, claim.lease)
+    heartbeat = Heartbeat(run.store, claim.lease, run.log)
+    heartbeat.start(claimed_at)
+    try:
+        return await _run_leased(run, context, heartbeat)
+    finally:
+        heartbeat.stop()
 
 
-async def _run_leased(run: RunDurableInput[T], context: DurableContext, lease: Lease) -> RunDurableResult[T]:
-    heartbeat = Heartbeat(run.store, lease, run.log)
-    heartbeat.start()
+async def _run_leased(run: RunDurableInput[T], context: DurableContext, heartbeat: Heartbeat) -> RunDurableResult[T]:
+    lease = heartbeat.lease
     try:
         with heartbeat:
             _require_attempt(run, lease)
             result = await run.task_fn(context)
             context.require_all_consumed()
-            record = await run.store.end_run(lease, RunStatus.COMPLETED, run.default_outcome)
+        # Outside the block: once this is applied the lease is released, which must not cancel the wait for the reply.
+        record = await run.store.end_run(lease, RunStatus.COMPLETED, run.default_outcome)
     except Suspended as suspended:
         record = await run.store.suspend(lease, suspended.wait)
         return RunDurableResult(result=None, record=record, steps=context.steps())
-    except LeaseLost:
-        raise
     except (Exception, asyncio.CancelledError) as error:
-        await _give_up(run, lease, error)
+        if not (isinstance(error, LeaseLost) and error.run_id == run.run_id):
+            await _give_up(run, lease, error)
         raise
-    finally:
-        heartbeat.stop()
     return RunDurableResult(result=result, record=record, steps=context.steps())
 
 
@@ -166,11 +170,8 @@ def _require_attempt(run: RunDurableInput[T], lease: Lease) -> None:
 
 async def _give_up(run: RunDurableInput[T], lease: Lease, error: BaseException) -> None:
     """End the run as failed so that the next call may claim it at once; *error* is what leaves in any case."""
-    code = error.code if isinstance(error, ChatTurnError) else ChatTurnError.code
-    if isinstance(error, asyncio.CancelledError):
-        code = TurnAborted.code
     try:
-        await run.store.end_run(lease, RunStatus.FAILED, RunOutcome(passed=False, notes=code))
+        await run.store.end_run(lease, RunStatus.FAILED, RunOutcome(passed=False, notes=code_of(error)))
     except StoreError as failure:
         run.log("run.unsettled", {"run_id": lease.run_id, "cause": error, "error": failure})
     except LeaseLost:

@@ -12,18 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from chatturn.canonical import manifest_hash
-from chatturn.databases import Database, Outcome, Row, Statement
+from chatturn.databases import Database, Outcome, Statement
 from chatturn.durable import statements as sql
+from chatturn.durable.checks import claimed, ended, require_begun, require_intent, require_status
 from chatturn.durable.rows import event_from_row, run_from_row, step_from_row
 from chatturn.durable.store import DEFAULT_LEASE_MS, Begin, EndStatus, Settlement
 from chatturn.errors import (
     DurableRunDivergenceError,
-    DurableRunInputMismatchError,
-    DurableRunLeaseHeldError,
     LeaseLost,
     RunNotFound,
     SchemaOutdated,
-    StepInputMismatch,
     StoreUnavailable,
 )
 from chatturn.records import (
@@ -106,7 +104,7 @@ class SqlRunStore:
         ]
         outcomes = await self._batch([*writes, *own_reads, *reads], _CLAIM_DELAYS_S)
         run, begun, *rest = [outcome.rows for outcome in outcomes[len(writes) :]]
-        lease = _claimed(run[0], digest, holder, lease_ms)
+        lease = claimed(run[0], digest, holder, lease_ms, supersede=supersede)
         steps = [step_from_row(step) for step in begun]
         if begin is not None and lease is not None:
             [step] = [step for step in steps if step.step_index == begin.step_index]
@@ -115,7 +113,7 @@ class SqlRunStore:
 
     async def _require_begun_or_release(self, lease: Lease, step: StepRecord, begin: Begin) -> None:
         try:
-            _require_begun(step, begin)
+            require_begun(step, begin)
         except DurableRunDivergenceError:
             await self.end_run(lease, RunStatus.FAILED)
             raise
@@ -148,20 +146,20 @@ class SqlRunStore:
             Statement(sql.BUMP_STEP_COUNT, (*_fence(lease), begin.step_index, now)),
         ]
         step = await self._write_step(lease, begin.step_index, batch)
-        _require_begun(step, begin)
-        return step
+        require_begun(step, begin)
+        return require_status(step, StepStatus.RUNNING)
 
     async def complete_step(self, lease: Lease, step_index: int, result: Any) -> StepRecord:
         """Record a step's result; see `DurableRunStore.complete_step`."""
         params = (*_fence(lease), step_index, json_text(result, "the step's result"), self._moment())
         step = await self._write_step(lease, step_index, [Statement(sql.COMPLETE_STEP, params)])
-        return _require_status(step, StepStatus.COMPLETED)
+        return require_status(step, StepStatus.COMPLETED)
 
     async def fail_step(self, lease: Lease, step_index: int, error: StepError) -> StepRecord:
         """Record why a step failed; see `DurableRunStore.fail_step`."""
         params = (*_fence(lease), step_index, _error_text(error), self._moment())
         step = await self._write_step(lease, step_index, [Statement(sql.FAIL_STEP, params)])
-        return _require_status(step, StepStatus.FAILED)
+        return require_status(step, StepStatus.FAILED)
 
     async def _write_step(self, lease: Lease, step_index: int, batch: list[Statement]) -> StepRecord:
         """Run *batch*, which is fenced, and read the step that it wrote."""
@@ -201,13 +199,13 @@ class SqlRunStore:
         record = Statement(sql.RECORD_STEP, (*fence, *what, result_json, error_json, now, began))
         bump = Statement(sql.BUMP_STEP_COUNT, (*fence, begin.step_index, now))
         step = await self._write_step(lease, begin.step_index, [record, bump])
-        _require_intent(step, begin)
+        require_intent(step, begin)
 
     # Ending a run.
 
     async def end_run(self, lease: Lease, status: EndStatus, outcome: RunOutcome | None = None) -> RunRecord:
         """End the run; see `DurableRunStore.end_run`."""
-        return await self._end(lease, status, outcome, [])
+        return await self._end(lease, status, outcome, [], None)
 
     async def settle(self, lease: Lease, settlement: Settlement) -> RunRecord:
         """End a step and the run in one write; see `DurableRunStore.settle`."""
@@ -224,7 +222,7 @@ class SqlRunStore:
             Statement(write, (*fence, *step)),
             *(Statement(extra.sql, (*fence, *extra.params)) for extra in settlement.companions),
         ]
-        return await self._end(lease, status, settlement.outcome, batch)
+        return await self._end(lease, status, settlement.outcome, batch, settlement.step_index)
 
     async def _end(
         self,
@@ -232,13 +230,23 @@ class SqlRunStore:
         status: EndStatus,
         outcome: RunOutcome | None,
         batch: list[Statement],
+        step_index: int | None,
     ) -> RunRecord:
-        """Run *batch* and, last because it releases the lease that fences the rest, end the run."""
+        """
+        Run *batch* and, last because it releases the lease that fences the rest, end the run.
+
+        Args:
+            lease: The run's.
+            status: The run's.
+            outcome: The run's.
+            batch: Fenced, and first.
+            step_index: A step that must have the same status, if any.
+        """
         text = None if outcome is None else json_text(outcome.to_json(), "the outcome")
         now = self._moment()
-        end = Statement(sql.END_RUN, (*_fence(lease), status, text, now))
+        end = Statement(sql.END_RUN, (*_fence(lease), status, text, now, step_index))
         outcomes = await self._batch([*batch, end, Statement(sql.LOAD_RUN, (lease.run_id, now))], _SETTLE_DELAYS_S)
-        return _ended(lease, status, outcomes[-1].rows)
+        return ended(lease, status, outcomes[-1].rows)
 
     async def suspend(self, lease: Lease, wait: Wait) -> RunRecord:
         """Release the lease until then; see `DurableRunStore.suspend`."""
@@ -248,7 +256,7 @@ class SqlRunStore:
             Statement(sql.SUSPEND_RUN, (*fence, now)),
             Statement(sql.LOAD_RUN, (lease.run_id, now)),
         ]
-        return _ended(lease, RunStatus.SUSPENDED, (await self._batch(batch, _SETTLE_DELAYS_S))[-1].rows)
+        return ended(lease, RunStatus.SUSPENDED, (await self._batch(batch, _SETTLE_DELAYS_S))[-1].rows)
 
     async def due_runs(self, limit: int) -> Sequence[str]:
         """Return suspended runs that may go on; see `DurableRunStore.due_runs`."""
@@ -336,60 +344,7 @@ def _begin(fence: tuple[str, str, int | None], begin: Begin, now: str) -> Statem
 
 def _supersede(run_id: str, digest: str, now: str) -> list[Statement]:
     """Make a run that has another manifest, and no live lease, look like a failed one with this manifest."""
-    return [Statement(text, (run_id, digest, now)) for text in (sql.FORGET_STEPS, sql.REPLACE_MANIFEST)]
-
-
-def _claimed(row: Row, digest: str, holder: str, lease_ms: int) -> Lease | None:
-    """Say what the claim came to, by what the run's row says after it."""
-    run_id = str(row["run_id"])
-    if row["lease_holder_id"] == holder:
-        expires_at = str(row["lease_expires_at"])
-        epoch = int(row["epoch"] or 0)
-        return Lease(run_id=run_id, holder=holder, epoch=epoch, expires_at=expires_at, lease_ms=lease_ms)
-    if row["manifest_hash"] != digest:
-        raise DurableRunInputMismatchError("it was created with another manifest", run_id=run_id)
-    if row["status"] == RunStatus.COMPLETED:
-        return None
-    left_ms = int(row["lease_left_ms"] or 0)
-    message = f"{row['lease_holder_id']!r} holds its lease until {row['lease_expires_at']}"
-    raise DurableRunLeaseHeldError(message, run_id=run_id, retry_after_ms=left_ms)
-
-
-def _ended(lease: Lease, status: RunStatus, rows: Sequence[Row]) -> RunRecord:
-    """
-    Return the run that this claim has just ended or released, from its row.
-
-    Nobody claimed it since (same epoch) and it is as wanted: so it was this claim that made it so, by this
-    write or by an earlier try whose reply was lost.
-    """
-    if not rows:
-        raise RunNotFound("it was deleted while it ran", run_id=lease.run_id)
-    record = run_from_row(rows[0])
-    if record.epoch != lease.epoch or record.status is not status or record.lease_holder_id is not None:
-        raise LeaseLost("the run has another holder; nothing was written", run_id=lease.run_id)
-    return record
-
-
-def _require_begun(step: StepRecord, begin: Begin) -> None:
-    """Refuse a step that `BEGIN_STEP` left alone, saying why it did."""
-    _require_intent(step, begin)
-    if begin.input_hash and step.input_hash and step.input_hash != begin.input_hash:
-        message = f"step {step.step_index} ({step.intent!r}) is on record with another input"
-        raise StepInputMismatch(message, run_id=step.run_id)
-    _require_status(step, StepStatus.RUNNING)
-
-
-def _require_intent(step: StepRecord, begin: Begin) -> None:
-    if step.intent != begin.intent:
-        message = f"step {step.step_index} is {step.intent!r} on record, but {begin.intent!r} was asked for"
-        raise DurableRunDivergenceError(message, run_id=step.run_id)
-
-
-def _require_status(step: StepRecord, status: StepStatus) -> StepRecord:
-    if step.status is not status:
-        message = f"step {step.step_index} ({step.intent!r}) is {step.status}, so it cannot become {status}"
-        raise DurableRunDivergenceError(message, run_id=step.run_id)
-    return step
+    return [Statement(sql.REPLACE_MANIFEST, (run_id, digest, now)), Statement(sql.FORGET_STEPS, (run_id,))]
 
 
 def _first_step(outcomes: Sequence[Outcome]) -> StepRecord | None:

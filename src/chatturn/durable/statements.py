@@ -42,8 +42,8 @@ HELD: Final = (
 )
 """The fence: true while the lease in ?1, ?2, ?3 is the run's latest and has not been released."""
 
-# A holder is unique to one claim, so finding oneself means that the reply to an earlier try was lost: the
-# claim stands and must not count twice.  Expiry equal to now is free.
+# A holder is unique to one claim, so finding oneself with a live lease means that the reply to an earlier try
+# was lost: the claim stands, and is found by the read after it.  Expiry equal to now is free.
 CLAIM_RUN: Final = f"""
 INSERT INTO durable_runs (run_id, manifest_hash, project_id, scenario_id, status, created_at, updated_at,
                           lease_holder_id, lease_expires_at, step_count, epoch)
@@ -55,7 +55,6 @@ ON CONFLICT (run_id) DO UPDATE SET
   lease_holder_id = excluded.lease_holder_id, lease_expires_at = excluded.lease_expires_at,
   step_count = max(step_count, excluded.step_count), epoch = epoch + 1
 WHERE manifest_hash = excluded.manifest_hash AND status <> 'completed'
-  AND lease_holder_id IS NOT excluded.lease_holder_id
   AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= excluded.updated_at)
 """
 
@@ -64,13 +63,15 @@ run_id = ?1 AND manifest_hash <> ?2
 AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= {MOMENT.format("?3")})
 """
 
-FORGET_STEPS: Final = f"""
-DELETE FROM durable_steps WHERE run_id = ?1 AND EXISTS (SELECT 1 FROM durable_runs WHERE {_OTHER_MANIFEST})
+# What decides is asked once.  No run is pending but between these two and the claim, all in one transaction.
+REPLACE_MANIFEST: Final = f"""
+UPDATE durable_runs SET manifest_hash = ?2, status = 'pending', lease_holder_id = NULL, lease_expires_at = NULL
+WHERE {_OTHER_MANIFEST}
 """
 
-REPLACE_MANIFEST: Final = f"""
-UPDATE durable_runs SET manifest_hash = ?2, status = 'failed', lease_holder_id = NULL, lease_expires_at = NULL
-WHERE {_OTHER_MANIFEST}
+FORGET_STEPS: Final = """
+DELETE FROM durable_steps WHERE run_id = ?1
+AND EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND status = 'pending')
 """
 
 BEGIN_STEP: Final = f"""
@@ -143,7 +144,8 @@ END_RUN: Final = f"""
 UPDATE durable_runs
 SET status = ?4, outcome_json = ?5, completed_at = {MOMENT.format("?6")}, updated_at = {MOMENT.format("?6")},
     lease_holder_id = NULL, lease_expires_at = NULL
-WHERE run_id = ?1 AND {HELD}
+WHERE run_id = ?1 AND {HELD} AND (?7 IS NULL OR EXISTS (
+  SELECT 1 FROM durable_steps WHERE run_id = ?1 AND step_index = ?7 AND status = ?4))
 """
 
 RENEW_LEASE: Final = f"""

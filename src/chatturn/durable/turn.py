@@ -17,16 +17,17 @@ worker that lost its lease writes nothing at all.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, NoReturn, Protocol, TypeVar
 
 from chatturn.canonical import canonical_hash, derive_worker_id
 from chatturn.databases import Statement
 from chatturn.durable.heartbeat import Heartbeat
-from chatturn.durable.store import Begin, DurableRunStore, Settlement
-from chatturn.errors import ChatTurnError, EmptyAnswer, LeaseLost, StoreError, StoreUnavailable, TurnAborted
-from chatturn.records import Claim, DurableRunManifest, Lease, RunOutcome, RunRecord, StepError, StepKind
+from chatturn.durable.settling import Settling, TurnEnd
+from chatturn.durable.store import Begin, DurableRunStore
+from chatturn.errors import DurableRunDivergenceError, EmptyAnswer, LeaseLost
+from chatturn.records import Claim, DurableRunManifest, Lease, RunOutcome, RunRecord, RunStatus, StepKind
 from chatturn.telemetry.logs import Log, print_log
 
 __all__ = [
@@ -42,7 +43,6 @@ E_co = TypeVar("E_co", covariant=True)
 
 _STEP_INDEX: Final = 0
 _DEFAULT_TURN_LEASE_MS: Final = 60_000
-_FIRST_LATE_PAUSE_S: Final = 1.0
 
 
 class DurableTurnProducer(Protocol[E_co]):
@@ -54,20 +54,6 @@ class DurableTurnProducer(Protocol[E_co]):
 
     def final_text(self) -> str | None:
         """Return the answer; asked once, after `stream` has drained.  None: take what was accumulated."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnEnd:
-    """
-    How a turn is about to end, for whoever adds to its last write.
-
-    Attributes:
-        text: The answer as it will be stored; None if there is none.
-        error: Why there is none.
-    """
-
-    text: str | None = None
-    error: BaseException | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +77,6 @@ class RunDurableTurnOptions(Generic[E]):
         read_with: Reads of the claim's transaction; their rows are in the claim.
         supersede: Start a turn that has another manifest anew instead of refusing it.
         end_with: Makes the statements of the last write's transaction, as in `Settlement.companions`.
-        result_with: Makes further members of the stored result, beside ``finalText``.
         log: Takes failures that must not mask another error.
     """
 
@@ -109,7 +94,6 @@ class RunDurableTurnOptions(Generic[E]):
     read_with: Sequence[Statement] = ()
     supersede: bool = False
     end_with: Callable[[TurnEnd], Sequence[Statement]] = lambda _end: ()
-    result_with: Callable[[], dict[str, Any]] = dict
     log: Log = print_log
 
 
@@ -124,10 +108,12 @@ class DurableTurnHandle(Generic[E]):
     def __init__(self, options: RunDurableTurnOptions[E]) -> None:
         self._options = options
         self._claim: Claim | None = None
+        self._claimed_at = 0.0
         self._text = ""
-        self._record: RunRecord | None = None
         self._replayed = False
-        self._unsettled: tuple[Lease, Settlement] | None = None
+        self._settling = Settling(
+            options.store, step_index=_STEP_INDEX, intent=options.intent, end_with=options.end_with, log=options.log
+        )
         self.stream: AsyncGenerator[E, None] = self._stream()
 
     def final_text(self) -> str:
@@ -140,11 +126,19 @@ class DurableTurnHandle(Generic[E]):
 
     def record(self) -> RunRecord | None:
         """Return the run as the turn left it."""
-        return self._record
+        return self._settling.record
+
+    def stored(self) -> TurnEnd | None:
+        """Return how this attempt has ended, once it is known to be stored so; what it says is in its last write."""
+        return self._settling.stored
+
+    async def settle_late(self) -> bool:
+        """Go on trying to store an answer that `stream` could not; see `Settling.settle_late`."""
+        return await self._settling.settle_late()
 
     async def claim(self) -> Claim:
         """
-        Claim the turn's run, once: one round trip.  Leaves the turn to `stream` or to `abandon`.
+        Claim the turn's run, once: one round trip.  Leaves the turn to `stream`.
 
         Raises:
             DurableRunLeaseHeldError: It is running elsewhere.
@@ -153,6 +147,7 @@ class DurableTurnHandle(Generic[E]):
         """
         if self._claim is None:
             options = self._options
+            self._claimed_at = asyncio.get_running_loop().time()
             self._claim = await options.store.start_or_resume(
                 run_id=options.run_id,
                 manifest=options.manifest,
@@ -168,33 +163,47 @@ class DurableTurnHandle(Generic[E]):
                 reads=options.read_with,
                 supersede=options.supersede,
             )
-            self._record = self._claim.run
+            self._settling.record = self._claim.run
         return self._claim
+
+    async def abandon(self, error: Exception) -> NoReturn:
+        """Release the run, if it is claimed, instead of iterating `stream`; raises *error*, which says why."""
+        if self._claim is not None and self._claim.lease is not None:
+            await self._settling.give_up(self._claim.lease, error)
+        raise error
 
     async def _stream(self) -> AsyncGenerator[E, None]:
         claim = await self.claim()
-        if claim.lease is None:
-            self._replayed = True
-            self._text = _stored_text(claim)
-            yield self._options.replay_event(self._text)
+        stored = _stored_text(claim)
+        if stored is not None:
+            if claim.lease is not None:
+                await self._end_stored(claim.lease)
+            self._replayed, self._text = True, stored
+            yield self._options.replay_event(stored)
             return
+        if claim.lease is None:
+            raise DurableRunDivergenceError("it is completed, but holds no answer", run_id=claim.run.run_id)
         heartbeat = Heartbeat(self._options.store, claim.lease, self._options.log)
-        heartbeat.start()
+        heartbeat.start(self._claimed_at)
         try:
             async with aclosing(self._produced(heartbeat)) as events:
                 async for event in events:
                     yield event
-        except LeaseLost:
-            raise
+            await self._settle(heartbeat)
         except (Exception, asyncio.CancelledError, GeneratorExit) as error:
-            if self._unsettled is None:
-                await self._give_up(claim.lease, error)
+            if not (isinstance(error, LeaseLost) and error.run_id == claim.run.run_id):
+                await self._settling.give_up(claim.lease, error)
             raise
         finally:
             heartbeat.stop()
 
+    async def _end_stored(self, lease: Lease) -> None:
+        """End a run whose worker died, as only the documents' engine can, between its step and its end."""
+        outcome = RunOutcome(notes=self._options.intent)
+        self._settling.record = await self._options.store.end_run(lease, RunStatus.COMPLETED, outcome)
+
     async def _produced(self, heartbeat: Heartbeat) -> AsyncGenerator[E, None]:
-        """Forward the producer's events and settle; every wait for the producer or a hook ends with the lease."""
+        """Forward the producer's events, and make the text; every wait for the product ends with the lease."""
         options = self._options
         text = _Text(options.accumulate)
         with heartbeat:
@@ -208,68 +217,24 @@ class DurableTurnHandle(Generic[E]):
                         break
                 text.add(event)
                 yield event
+        final = text.final(producer, options.log)
         with heartbeat:
-            final = text.final(producer, options.log)
-            if not final:
-                raise EmptyAnswer("the producer ended without any text", backend=options.intent)
-            self._text = final if options.transform is None else await options.transform(final)
-            await self._settle_completed(heartbeat.lease)
+            if final and options.transform is not None:
+                final = await options.transform(final)
+        if not final:
+            raise EmptyAnswer("the producer ended without any text", backend=options.intent)
+        self._text = final
 
-    async def _settle_completed(self, lease: Lease) -> None:
-        settlement = self._completed()
-        try:
-            self._record = await self._options.store.settle(lease, settlement)
-        except StoreUnavailable:
-            self._unsettled = (lease, settlement)
-            raise
-
-    async def settle_late(self) -> bool:
+    async def _settle(self, heartbeat: Heartbeat) -> None:
         """
-        Go on trying to store an answer that `stream` could not, until it is stored or the lease has lapsed.
+        Store the answer.
 
-        For after the client was told: the answer was paid for, and once stored, a retry replays it.
-
-        Returns:
-            Whether the answer is stored now; False also if there was nothing to do.
+        Outside the heartbeat's block, though it goes on beating: the write is fenced by itself, and once it is
+        applied the lease is released, so a renewal is refused; that must not cancel the wait for the reply.
         """
-        if self._unsettled is None:
-            return False
-        lease, settlement = self._unsettled
-        pause_s = _FIRST_LATE_PAUSE_S
-        with suppress(LeaseLost, TimeoutError):
-            async with asyncio.timeout(lease.lease_ms / 1000):
-                while True:
-                    await asyncio.sleep(pause_s)
-                    with suppress(StoreUnavailable):
-                        self._record = await self._options.store.settle(lease, settlement)
-                        return True
-                    pause_s *= 2
-        return False
-
-    def _completed(self) -> Settlement:
-        options = self._options
-        return Settlement(
-            step_index=_STEP_INDEX,
-            result={"finalText": self._text, **options.result_with()},
-            outcome=RunOutcome(notes=options.intent, metadata={"chars": len(self._text.encode("utf-16-le")) // 2}),
-            companions=options.end_with(TurnEnd(text=self._text)),
-        )
-
-    async def _give_up(self, lease: Lease, error: BaseException) -> None:
-        """Settle as failed so that the next request may claim at once; *error* is what leaves, whatever happens."""
-        options, code = self._options, _code(error)
-        settlement = Settlement(
-            step_index=_STEP_INDEX,
-            error=StepError(message=_storable(error), code=code),
-            outcome=RunOutcome(passed=False, notes=code),
-            companions=options.end_with(TurnEnd(error=error)),
-        )
-        try:
-            self._record = await options.store.settle(lease, settlement)
-        except StoreError as failure:
-            options.log("turn.unsettled", {"run_id": lease.run_id, "cause": error, "error": failure})
-        except LeaseLost:
-            pass  # Somebody else runs it by now, which is as good as settled.
+        with heartbeat:
+            pass  # a lease that is known to be lost needs no write to find out
+        await self._settling.complete(heartbeat.lease, self._text)
 
 
 def run_durable_turn(options: RunDurableTurnOptions[E]) -> DurableTurnHandle[E]:
@@ -313,21 +278,9 @@ class _Text(Generic[E]):
         return text or self._text
 
 
-def _stored_text(claim: Claim) -> str:
+def _stored_text(claim: Claim) -> str | None:
     for step in claim.completed_steps:
         if step.step_index == _STEP_INDEX and isinstance(step.result, dict):
-            return str(step.result.get("finalText", ""))
-    return ""
-
-
-def _storable(error: BaseException) -> str:
-    """Say what went wrong; what a foreign exception says may be anything, the answer included, so its type must do."""
-    return str(error) if isinstance(error, ChatTurnError) else type(error).__name__
-
-
-def _code(error: BaseException) -> str:
-    if isinstance(error, ChatTurnError):
-        return error.code
-    if isinstance(error, asyncio.CancelledError | GeneratorExit):
-        return TurnAborted.code
-    return ChatTurnError.code
+            text = step.result.get("finalText")
+            return text if isinstance(text, str) else None
+    return None

@@ -18,16 +18,21 @@ from typing import Any
 import js
 from pyodide.ffi import JsException, JsProxy, create_once_callable, create_proxy, jsnull, to_js
 
-__all__ = ["Bell", "allow_run_sync", "js_arguments", "js_error", "js_object", "parse_js", "read_env", "read_other_env", "settled", "started"]
+__all__ = ["Bell", "allow_run_sync", "call_later", "js_arguments", "js_error", "js_object", "parse_js", "read_env", "read_other_env", "run_sync_is_allowed", "settled", "started"]
 
 
-_run_sync_is_used = False
+_run_sync_is_allowed = False
 
 
 def allow_run_sync() -> None:
     """From now on wake tasks on stacks that `run_sync` can set aside, as the event loop does.  It costs more."""
-    global _run_sync_is_used  # noqa: PLW0603 -- a fact about the isolate, no state of a request
-    _run_sync_is_used = True
+    global _run_sync_is_allowed  # noqa: PLW0603 -- a fact about the isolate, no state of a request
+    _run_sync_is_allowed = True
+
+
+def run_sync_is_allowed() -> bool:
+    """Say whether `allow_run_sync` was called."""
+    return _run_sync_is_allowed
 
 
 def started(function: JsProxy, argument: Any = None) -> JsProxy:
@@ -68,7 +73,7 @@ async def settled(promise: JsProxy, *, within_s: float | None = None) -> Any:
 
     on_fulfilled, on_rejected = create_once_callable(fulfil), create_once_callable(reject)
     promise.then(on_fulfilled, on_rejected)
-    with nullcontext() if within_s is None else _timer(within_s, expire):
+    with nullcontext() if within_s is None else call_later(within_s, expire):
         await bell
     if errors:
         raise errors[0]
@@ -76,7 +81,7 @@ async def settled(promise: JsProxy, *, within_s: float | None = None) -> Any:
 
 
 @contextmanager
-def _timer(after_s: float, callback: Callable[[], object]) -> Iterator[None]:
+def call_later(after_s: float, callback: Callable[[], object]) -> Iterator[None]:
     """Call *callback* after a while, unless the block ends before; a third of what `asyncio.timeout` costs."""
     proxy = create_proxy(callback)
     timer = js.setTimeout(proxy, after_s * 1000)
@@ -112,7 +117,7 @@ class Bell:
         wake, self._wake = self._wake, None
         if wake is None:
             return
-        if _run_sync_is_used:
+        if _run_sync_is_allowed:
             self._loop.call_soon(wake)
         else:
             wake()
@@ -172,7 +177,7 @@ def parse_js(value: JsProxy) -> Any:
     return json.loads(js.JSON.stringify(value))
 
 
-def js_error(message: str) -> JsProxy:
+def js_error(message: str) -> JsException:
     """Make a JavaScript Error: a promise that rejects with anything else never wakes a Python ``await``."""
     return js.Error.new(message)
 

@@ -1,15 +1,17 @@
 """HTTP across the border: the platform's Request as our value, our response as the platform's."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
-from pyodide.ffi import JsProxy
-from workers import Response
+import js
+from pyodide.ffi import JsProxy, to_js
 
 from chatturn.errors import PayloadTooLarge
 from chatturn.http.messages import HttpRequest, HttpResponse
-from chatturn.workerd.ffi import settled, started
+from chatturn.workerd.ffi import js_object, settled, started
 from chatturn.workerd.headers import LazyHeaders
+from chatturn.workerd.lifetime import outlive
 from chatturn.workerd.streams import ResponseSink
 
 __all__ = ["from_js_request", "to_response"]
@@ -47,17 +49,17 @@ async def _read(request: JsProxy, most_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
-def to_response(response: HttpResponse, keep_alive: Callable[[Awaitable[None]], object]) -> Response:
+def to_response(response: HttpResponse, wait_until: Callable[[Any], object]) -> JsProxy:
     """
-    Make the platform's response of *response*.
+    Make the platform's response of *response*: its own class, since the SDK's takes five times as long.
 
     Args:
-        response: Ours; its stream is started, not awaited: it outlives the request's handler.
-        keep_alive: Keeps the stream running to its end, whatever the client does.
+        response: Ours; its stream is begun, not awaited: it outlives the request's handler.
+        wait_until: The platform's; keeps the stream running to its end, whatever the client does.
     """
-    headers = dict(response.headers)
+    options = js_object({"status": response.status, "headers": dict(response.headers)})
     if response.stream is None:
-        return Response(response.body or None, status=response.status, headers=headers)
+        return js.Response.new(to_js(response.body) if response.body else None, options)
     sink = ResponseSink()
-    keep_alive(response.stream(sink))
-    return Response(sink.readable, status=response.status, headers=headers)
+    outlive(response.stream(sink), wait_until)
+    return js.Response.new(sink.readable, options)

@@ -2,18 +2,18 @@
 `Sink` over the platform's native TransformStream: a response body that is pushed.
 
 The native stream, because its ``write()`` rejects when the client is gone; with a JavaScript one it never
-settles.  ``write()`` settles when the client has taken the bytes, so at most one is on its way: what is said
-meanwhile gathers and leaves together.  No Python task waits for a write; the promise calls back.
+settles.  What is said in one step of Python leaves in one write, at the step's end.  ``write()`` settles when
+the client has taken the bytes, so at most one is on its way: what is said meanwhile gathers and leaves
+together.  No task waits for a write; the promise calls back.
 """
 
-import asyncio
 from collections.abc import Callable
 from typing import Final
 
 import js
 from pyodide.ffi import JsProxy, create_proxy, to_js
 
-from chatturn.workerd.ffi import js_error, started
+from chatturn.workerd.ffi import Bell, call_later, js_error, started
 
 __all__ = ["ResponseSink"]
 
@@ -40,10 +40,12 @@ class ResponseSink:
         self._write = self._writer.write.bind(self._writer)
         self._waiting: list[str] = []
         self._size = 0
-        self._in_flight = False
+        self._sending = False  # a write is on its way, or about to be made
+        self._unsettled = 0
         self._closed = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._proxies: tuple[JsProxy, ...] = (create_proxy(self._written), create_proxy(self._refused))
+        self._settled = Bell()
+        self._proxies = tuple(create_proxy(each) for each in (self._send, self._written, self._refused))
+        self._sender, *self._outcomes = self._proxies
 
     @property
     def closed(self) -> bool:
@@ -60,8 +62,9 @@ class ResponseSink:
             return
         self._waiting.append(text)
         self._size += len(text)
-        if not self._in_flight:
-            self._send()
+        if not self._sending:
+            self._sending = True
+            js.queueMicrotask(self._sender)
 
     async def drain(self) -> None:
         """Wait while too much is waiting; a reader that takes nothing for 30 s is given up."""
@@ -70,60 +73,62 @@ class ResponseSink:
 
     async def close(self) -> None:
         """Deliver what is left and end the body; a reader that does not take it is given up."""
-        while self._in_flight:
+        while self._sending:
             await self._progress()
         if not self._closed:
             self._closed = True
             # Settles when the client has read to the end, which nobody needs to wait for.
-            started(self._writer.close.bind(self._writer)).then(*self._proxies)
-        else:
-            self._release()
+            self._attend(started(self._writer.close.bind(self._writer)))
+        self._release_if_over()
 
     def _send(self) -> None:
+        if self._closed:
+            return
         text, self._waiting, self._size = "".join(self._waiting), [], 0
-        self._in_flight = True
-        started(self._write, to_js(text.encode())).then(*self._proxies)
+        self._attend(started(self._write, to_js(text.encode())))
+
+    def _attend(self, promise: JsProxy) -> None:
+        self._unsettled += 1
+        promise.then(*self._outcomes)
 
     def _written(self, _value: object) -> None:
-        if self._closed:
-            self._release()
-            return
-        self._in_flight = False
+        self._unsettled -= 1
         if self._waiting:
             self._send()
-        self._wake()
+        else:
+            self._sending = False
+        self._release_if_over()
+        self._settled.ring()
 
     def _refused(self, _reason: object) -> None:
         """Learn that the client is gone."""
-        if self._closed:
-            self._release()
-            return
-        self._lose()
+        self._unsettled -= 1
+        if not self._closed:
+            self._lose()
+        self._release_if_over()
+        self._settled.ring()
 
     def _lose(self) -> None:
-        self._in_flight = False
+        self._sending = False
         self._closed = True
         self._waiting, self._size = [], 0
-        self._wake()
         if self._on_lost is not None:
             self._on_lost()
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     async def _progress(self) -> None:
         """Wait until a write has settled, or give the reader up."""
-        self._waiter = asyncio.Future()
-        try:
-            async with asyncio.timeout(_STALLED_S):
-                await self._waiter
-        except TimeoutError:
-            self._lose()
-            self._writer.abort(js_error("the reader takes nothing"))
+        with call_later(_STALLED_S, self._give_up):
+            await self._settled
 
-    def _release(self) -> None:
-        """Give back what the promises called; they have all settled."""
+    def _give_up(self) -> None:
+        self._lose()
+        self._attend(started(self._writer.abort.bind(self._writer), js_error("the reader takes nothing")))
+        self._settled.ring()
+
+    def _release_if_over(self) -> None:
+        """Give back what the promises call, once all of them have settled."""
+        if not self._closed or self._unsettled:
+            return
         for proxy in self._proxies:
             proxy.destroy()
         self._proxies = ()

@@ -92,7 +92,7 @@ def _serve_urllib() -> None:
         https_request = urllib_request.HTTPHandler.http_request
 
     urllib_request.HTTPHandler = FetchHandler  # type: ignore[misc]  # `build_opener` looks it up by name
-    urllib_request.install_opener(None)  # type: ignore[arg-type]  # `urlopen` then builds its own again
+    urllib_request.install_opener(None)  # `urlopen` then builds its own again
 
 
 def _serve_requests() -> None:
@@ -105,7 +105,7 @@ def _serve_requests() -> None:
 
     adapter = PyodideHTTPAdapter()
 
-    def send(_: object, request: Any, stream: object = False, timeout: Any = None, *_a: Any, **_k: Any) -> Any:  # noqa: FBT002
+    def send(_self: object, request: Any, _stream: object = None, timeout: Any = None, *_: Any, **_options: Any) -> Any:
         """Stand in for `requests.adapters.HTTPAdapter.send`."""
         try:
             return adapter.send(request, timeout=timeout)
@@ -125,7 +125,7 @@ class XMLHttpRequest:
     """
 
     def __init__(self) -> None:
-        self.responseType = ""  # noqa: N815
+        self.responseType = ""
         self.timeout = 0  # in milliseconds; 0 for the default
         self.status = 0
         self.response: JsBuffer | None = None

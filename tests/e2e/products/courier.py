@@ -7,6 +7,7 @@ bodies are hexadecimal.  What came of the calls is posted to ``report_to``; with
 
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
+from importlib import import_module
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -39,7 +40,7 @@ class Hooks(ChatTurnHooks):
                 call(each, key)
             return
         seen = [_outcome(call, each, key) for each in plan["calls"]]
-        urlopen(Request(plan["report_to"], data=json.dumps(seen).encode(), headers=key)).close()  # noqa: S310
+        urlopen(Request(plan["report_to"], data=json.dumps(seen).encode(), headers=key)).close()  # noqa: ASYNC210 - the subject
 
 
 async def _repeat(text: str) -> AsyncGenerator[EventBatch, None]:
@@ -55,10 +56,10 @@ def _outcome(call: Callable[[Any, Any], Seen], arguments: Any, headers: Any) -> 
 
 def _with_urllib(call: Mapping[str, Any], headers: Mapping[str, str]) -> Seen:
     body = bytes.fromhex(call["body"]) if "body" in call else None
-    request = Request(call["url"], data=body, headers=dict(headers), method=call.get("method"))  # noqa: S310
+    request = Request(call["url"], data=body, headers=dict(headers), method=call.get("method"))
     timeout = {"timeout": call["timeout"]} if "timeout" in call else {}
     try:
-        response = urlopen(request, **timeout)  # noqa: S310
+        response = urlopen(request, **timeout)
     except HTTPError as error:
         response = error
     with response:
@@ -71,8 +72,7 @@ def _with_urllib(call: Mapping[str, Any], headers: Mapping[str, str]) -> Seen:
 
 
 def _with_requests(call: Mapping[str, Any], headers: Mapping[str, str]) -> Seen:
-    import requests  # noqa: PLC0415
-
+    requests = import_module("requests")  # not everyone has it
     body = bytes.fromhex(call["body"]) if "body" in call else None
     method = call.get("method", "GET" if body is None else "POST")
     response = requests.request(method, call["url"], data=body, headers=headers, timeout=call.get("timeout"))

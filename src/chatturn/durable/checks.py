@@ -1,0 +1,72 @@
+"""What a write came to, by what the rows say after it: the one place that tells a success from a refusal."""
+
+from collections.abc import Sequence
+
+from chatturn.databases import Row
+from chatturn.durable.rows import run_from_row
+from chatturn.durable.store import Begin
+from chatturn.errors import (
+    DurableRunDivergenceError,
+    DurableRunInputMismatchError,
+    DurableRunLeaseHeldError,
+    LeaseLost,
+    RunNotFound,
+    StepInputMismatch,
+)
+from chatturn.records import Lease, RunRecord, RunStatus, StepRecord, StepStatus
+
+__all__ = ["claimed", "ended", "require_begun", "require_intent", "require_status"]
+
+
+def claimed(row: Row, digest: str, holder: str, lease_ms: int, *, supersede: bool) -> Lease | None:
+    """Say what the claim came to, by what the run's row says after it."""
+    run_id = str(row["run_id"])
+    if row["lease_holder_id"] == holder:
+        expires_at = str(row["lease_expires_at"])
+        epoch = int(row["epoch"] or 0)
+        return Lease(run_id=run_id, holder=holder, epoch=epoch, expires_at=expires_at, lease_ms=lease_ms)
+    if row["manifest_hash"] != digest and not supersede:
+        raise DurableRunInputMismatchError("it was created with another manifest", run_id=run_id)
+    if row["status"] == RunStatus.COMPLETED:
+        return None
+    left_ms = int(row["lease_left_ms"] or 0)
+    message = f"{row['lease_holder_id']!r} holds its lease until {row['lease_expires_at']}"
+    raise DurableRunLeaseHeldError(message, run_id=run_id, retry_after_ms=left_ms)
+
+
+def ended(lease: Lease, status: RunStatus, rows: Sequence[Row]) -> RunRecord:
+    """
+    Return the run that this claim has just ended or released, from its row.
+
+    Nobody claimed it since (same epoch) and it is as wanted: so it was this claim that made it so, by this
+    write or by an earlier try whose reply was lost.
+    """
+    if not rows:
+        raise RunNotFound("it was deleted while it ran", run_id=lease.run_id)
+    record = run_from_row(rows[0])
+    if record.epoch != lease.epoch or record.status is not status or record.lease_holder_id is not None:
+        raise LeaseLost("the run has another holder; nothing was written", run_id=lease.run_id)
+    return record
+
+
+def require_begun(step: StepRecord, begin: Begin) -> None:
+    """Refuse a step that `BEGIN_STEP` left alone, saying why it did."""
+    require_intent(step, begin)
+    if begin.input_hash and step.input_hash and step.input_hash != begin.input_hash:
+        message = f"step {step.step_index} ({step.intent!r}) is on record with another input"
+        raise StepInputMismatch(message, run_id=step.run_id)
+
+
+def require_intent(step: StepRecord, begin: Begin) -> None:
+    """Refuse a step that is another one on record; names both."""
+    if step.intent != begin.intent:
+        message = f"step {step.step_index} is {step.intent!r} on record, but {begin.intent!r} was asked for"
+        raise DurableRunDivergenceError(message, run_id=step.run_id)
+
+
+def require_status(step: StepRecord, status: StepStatus) -> StepRecord:
+    """Return a step that a write left with this status; refuse one that it left alone."""
+    if step.status is not status:
+        message = f"step {step.step_index} ({step.intent!r}) is {step.status}, so it cannot become {status}"
+        raise DurableRunDivergenceError(message, run_id=step.run_id)
+    return step

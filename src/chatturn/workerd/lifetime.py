@@ -1,0 +1,44 @@
+"""Work that goes on when its request has been answered."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import js
+
+from chatturn.workerd import ffi
+
+__all__ = ["outlive"]
+
+_RUNNING: Final[set[asyncio.Task[Any] | None]] = set()
+"""The event loop holds tasks weakly."""
+
+
+def outlive(work: Awaitable[None], wait_until: Callable[[Any], object]) -> None:
+    """
+    Run *work* to its end, whatever becomes of the request.
+
+    It begins within this call.  Given to ``waitUntil`` as it is, it would begin two turns of the event loop
+    later, on a stack of its own.
+
+    Args:
+        work: Raises nothing.
+        wait_until: The platform's, which takes a promise.
+    """
+    if ffi.run_sync_is_allowed():
+        wait_until(work)
+        return
+    over = js.Promise.withResolvers()
+    wait_until(over.promise)
+
+    async def run() -> None:
+        try:
+            await work
+        finally:
+            over.resolve()
+            _RUNNING.discard(asyncio.current_task())
+
+    # Eager tasks came with Python 3.12; this is 3.13.
+    task = asyncio.Task(run(), loop=asyncio.get_running_loop(), eager_start=True)  # type: ignore[call-arg]
+    if not task.done():
+        _RUNNING.add(task)
