@@ -13,7 +13,7 @@ _SCHEMA = Path(__file__).parent.parent / "schema.sql"
 
 
 @contextmanager
-def open_database() -> Iterator[Database]:
+def open_database(binding: str = "raw") -> Iterator[Database]:  # noqa: ARG001 - only D1 has two kinds
     """Yield an empty database with the schema applied."""
     with SqliteDatabase(":memory:") as database:
         database.apply_schema(_SCHEMA.read_text())

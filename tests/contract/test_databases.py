@@ -1,9 +1,20 @@
 """What every `Database` promises: batches that apply whole or not at all, and errors of our tree."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from chatturn.databases import Database, Statement
 from chatturn.errors import SchemaOutdated, StoreError, StoreUnavailable
+from tests.contract_database import open_database
+
+
+@pytest.fixture(params=["raw", "wrapped"])
+def database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """An empty database; of D1, through the raw binding and through the one that the SDK wraps."""
+    with open_database(request.param) as database:
+        yield database
+
 
 PUT = "INSERT INTO durable_events (run_id, key, payload_json, emitted_at) VALUES (?1, ?2, ?3, 'now')"
 COUNT = Statement("SELECT count(*) AS n FROM durable_events")

@@ -1,7 +1,7 @@
-"""`Database` over a raw D1 binding."""
+"""`Database` over a D1 binding, raw or wrapped by the SDK."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from pyodide.ffi import JsException, JsProxy, to_js
 
@@ -26,11 +26,12 @@ class D1Database:
     One D1 database.
 
     Args:
-        binding: The raw binding.  It belongs to the request, so this object does, too.
+        binding: The binding, raw or as the SDK wraps it.  It belongs to the request, so this object does, too.
     """
 
-    def __init__(self, binding: JsProxy) -> None:
-        self._binding = binding
+    def __init__(self, binding: Any) -> None:
+        # The wrapper of workers-runtime-sdk (1.6 to 1.9) converts every row in Python, and keeps the raw one here.
+        self._binding: JsProxy = binding if isinstance(binding, JsProxy) else binding._binding  # noqa: SLF001
 
     async def batch(self, statements: Sequence[Statement]) -> list[Outcome]:
         """Run *statements* as `Database.batch` promises."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import workers
 from pyodide.ffi import run_sync, to_js
 from workers import import_from_javascript
 
@@ -15,11 +16,11 @@ _VERSION_TABLE = "durable_schema_info"
 
 
 @contextmanager
-def open_database() -> Iterator[Database]:
-    """Give a D1 database with the schema and not one row of an earlier test."""
-    binding = import_from_javascript("cloudflare:workers").env.DB
-    run_sync(_start_afresh(binding))
-    yield D1Database(binding)
+def open_database(binding: str = "raw") -> Iterator[Database]:
+    """Give a D1 database with the schema and not one row of an earlier test, through a raw or a wrapped binding."""
+    raw = import_from_javascript("cloudflare:workers").env.DB
+    run_sync(_start_afresh(raw))
+    yield D1Database(raw if binding == "raw" else workers.env.DB)
 
 
 async def _start_afresh(binding: Any) -> None:
