@@ -11,12 +11,13 @@ STAMPS := $(VENV)/stamps
 READY := $(STAMPS)/python $(STAMPS)/worker $(STAMPS)/node
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run test reset lint format types bench deploy-check clean FORCE
+.PHONY: help setup run test reset schema lint format types bench deploy-check clean FORCE
 
 help:
 	@echo "make run           start the Worker at http://localhost:$(PORT) (PORT=, PRODUCT=legal)"
 	@echo "make test          run every test, those inside workerd too (ARGS='-k name')"
 	@echo "make reset         forget the local database"
+	@echo "make schema        write schema.sql from the code"
 	@echo "make lint types    ruff, mypy --strict"
 	@echo "make bench         measure, and write bench/RESULTS.md"
 	@echo "make deploy-check  let wrangler check what it would deploy"
@@ -33,6 +34,10 @@ test: $(READY)
 reset:
 	rm -rf .wrangler/state
 	@echo "the local database is empty; make run creates it again"
+
+# The copy that people read; its source is src/chatturn/databases/schema.py.
+schema: $(READY)
+	@$(BIN)/python -m dev.schema
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -16,6 +16,7 @@ __all__ = ["Answer", "Client", "Request"]
 
 _END: Final = b"\r\n0\r\n\r\n"
 _TIMEOUT_S: Final = 120.0
+_IDLE_S: Final = 2.0  # wrangler closes connections after 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,7 @@ class Client:
         self._port = port
         self._token = token
         self._connections: list[socket.socket] = []
+        self._used_at = 0.0
 
     def ask(self, request: Request) -> Answer:
         """Ask for one turn."""
@@ -81,6 +83,8 @@ class Client:
 
     def ask_all(self, requests: Sequence[Request], *, concurrency: int = 1) -> list[Answer]:
         """Ask for all of *requests*, *concurrency* at a time; answers in the order in which they ended."""
+        if time.monotonic() - self._used_at > _IDLE_S:
+            self.close()
         waiting = iter(requests)
         answers: list[Answer] = []
         with selectors.DefaultSelector() as selector:
@@ -100,11 +104,16 @@ class Client:
                         selector.unregister(key.fileobj)
                         answers.append(_checked(answer))
                         self._next(key.fileobj, waiting, selector)  # type: ignore[arg-type]
+        self._used_at = time.monotonic()
         return answers
 
-    def _next(
-        self, connection: socket.socket, waiting: Iterable[Request], selector: selectors.BaseSelector
-    ) -> None:
+    def close(self) -> None:
+        """Close the connections; the next request opens new ones."""
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
+
+    def _next(self, connection: socket.socket, waiting: Iterable[Request], selector: selectors.BaseSelector) -> None:
         for request in waiting:
             message = self._encoded(request)
             answer = Answer(sent_at=time.monotonic())

@@ -79,7 +79,8 @@ def _read_request(connection: socket.socket) -> bytes | None:
         while len(body) < int(length[1]):
             body += connection.recv(65536)
         return body
-    assert _CHUNKED.search(head), head
+    if not _CHUNKED.search(head):
+        raise ValueError(f"a body of unknown length: {head!r}")
     while not body.endswith(b"0\r\n\r\n"):
         body += connection.recv(65536)
     return b"".join(body.split(b"\r\n")[1:-3:2])

@@ -72,16 +72,13 @@ def running_subjects() -> Iterator[dict[str, Subject]]:
 
 
 @contextmanager
-def counted_worker() -> Iterator[tuple[Subject, Worker]]:
-    """Run the Worker with a database that counts, and its model."""
+def counted_worker() -> Iterator[Subject]:
+    """Run the Worker on a database that counts, and its model."""
     with ExitStack() as stack:
         variables = {**_VARIABLES, "OPENAI_BASE_URL": stack.enter_context(_running_upstream())}
-        worker = stack.enter_context(
-            running_worker(
-                variables=variables, entry="counted", mounts={"counted.py": _HERE / "counted.py"}
-            )
-        )
-        yield _subject("counted", worker), worker
+        mounts = {"counted.py": _HERE / "counted.py"}
+        worker = stack.enter_context(running_worker(variables=variables, entry="counted", mounts=mounts))
+        yield _subject("counted", worker)
 
 
 @contextmanager
@@ -90,8 +87,8 @@ def _running_upstream() -> Iterator[str]:
         [sys.executable, "-m", "bench.upstream"], cwd=paths.ROOT, stdout=subprocess.PIPE, text=True
     )
     try:
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+        port = int(process.stdout.readline()) if process.stdout is not None else 0
+        yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.kill()
         process.wait()
@@ -124,7 +121,5 @@ def _subject(name: str, worker: Worker) -> Subject:
 
 def _runtime_pid(worker: Worker) -> int:
     """Return the workerd that runs the Worker's code; wrangler has another one as a proxy in front."""
-    [pid] = [
-        pid for pid in worker.pids("workerd") if b"--debug-port" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    [pid] = [pid for pid in worker.pids("workerd") if b"--debug-port" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     return pid

@@ -16,7 +16,6 @@ from site import addsitedir
 from types import ModuleType, TracebackType
 from typing import Any, Final
 
-from pyodide.code import relaxed_call
 from pyodide.ffi import to_js
 
 SOURCES: Final = "/session/metadata"
@@ -112,11 +111,22 @@ def _public_methods(cls: type) -> list[str]:
     ]
 
 
+@functools.cache
+def _most_arguments(cls: type, name: str) -> int | None:
+    """Return how many arguments the method takes, None for any number; as `relaxed_call`, which asks every time."""
+    parameters = list(inspect.signature(getattr(cls, name)).parameters.values())[1:]
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+        return None
+    return sum(each.kind in {each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD} for each in parameters)
+
+
 async def call_method(relaxed: bool, instance: object, name: str, *args: Any) -> Any:
     """Call an entrypoint's method with Python arguments; return its result as JavaScript."""
     from workers import python_from_rpc, python_to_rpc  # noqa: PLC0415 -- as in `load`
 
     method = getattr(instance, name)
     converted = [python_from_rpc(arg) for arg in args]
-    result = relaxed_call(method, *converted) if relaxed else method(*converted)
+    if relaxed:
+        converted = converted[: _most_arguments(instance.__class__, name)]  # type: ignore[arg-type]  # classes hash
+    result = method(*converted)
     return python_to_rpc(await result if inspect.isawaitable(result) else result)

@@ -43,6 +43,8 @@ class IdentityTransformStream:
 
 class JSON:
     @staticmethod
+    def parse(text: str) -> Any: ...
+    @staticmethod
     def stringify(value: Any) -> str: ...
 
 class Object:

@@ -31,6 +31,7 @@ from chatturn.telemetry.spans import SpanRecorder, parse_traceparent
 from chatturn.workerd.d1 import D1Database
 from chatturn.workerd.fetch import FetchTransport
 from chatturn.workerd.ffi import read_env, read_other_env
+from chatturn.workerd.timers import use_cancellable_timers
 
 __all__ = ["application", "service"]
 
@@ -83,6 +84,7 @@ def service(load_hooks: HooksLoader, traceparent: str | None = None) -> DurableC
 
 @functools.cache
 def _deployment(load_hooks: HooksLoader) -> _Deployment:
+    use_cancellable_timers()
     settings = Settings.from_env(read_env(_env(), setting_names()))
     exporter = make_exporter(
         FetchTransport(),

@@ -17,7 +17,7 @@ from pyodide.ffi import JsException, JsProxy, create_once_callable, create_proxy
 
 from chatturn.backends import TransportRequest, TransportResponse
 from chatturn.errors import BackendTransportError
-from chatturn.workerd.ffi import Bell, js_error, js_object, settled, started
+from chatturn.workerd.ffi import Bell, as_exception, js_error, js_object, settled, started
 from chatturn.workerd.headers import LazyHeaders
 
 __all__ = ["FetchTransport"]
@@ -25,8 +25,15 @@ __all__ = ["FetchTransport"]
 _ROOM_CHUNKS: Final = 256
 """How much may wait to be taken before the platform stops reading the connection."""
 
-_GATHER_MS: Final = 1
-"""While chunks keep coming: how long they gather before they are taken together."""
+_GATHER_MS: Final = (1, 8)
+"""
+While chunks keep coming: how long they gather before they are taken together, and how long at most.
+
+It doubles as long as a crowd has gathered, more than any model says in that time: a burst, or an answer that
+was ready before.  Then few steps of Python count for more than a few milliseconds.
+"""
+
+_CROWD: Final = 32
 
 
 class FetchTransport:
@@ -90,16 +97,19 @@ class _Inbox:
         self._arrived = js.Array.new()
         self._ended = False
         self._closed = False
-        self._error: JsException | None = None
+        self._error: BaseException | None = None
         self._room: JsProxy | None = None
         self._timer: int | None = None
-        self._proxies = [create_proxy(each) for each in (self._arrives, self._look, self._end)]
-        self._trap, self._looker, end = self._proxies
+        self._gathered_ms = _GATHER_MS[0]
+        calls = (self._arrives, self._look, self._end, self._break)
+        self._proxies = [create_proxy(call) for call in calls]
+        self._trap, self._looker, end, break_ = self._proxies
         self._handler = js_object({"apply": self._trap})
         write = js.Proxy.new(self._arrived.push.bind(self._arrived), self._handler)
-        sink = js.WritableStream.new(js_object({"write": write, "close": end, "abort": end}))
+        sink = js.WritableStream.new(js_object({"write": write, "close": end, "abort": break_}))
         # Its outcome is told to the sink; nobody else needs it, but a rejection must be received.
-        started(body.pipeTo.bind(body, sink)).then(*map(create_once_callable, (_ignore, _ignore)))
+        outcome = create_once_callable(_ignore)
+        started(body.pipeTo.bind(body, sink)).then(outcome, outcome)
 
     async def take(self) -> bytes:
         """
@@ -108,15 +118,18 @@ class _Inbox:
         Raises:
             JsException: The connection broke, and everything before that was taken.
         """
-        if not self._arrived.length and not self._ended:
-            await self._bell
-        if self._arrived.length:
+        while True:
+            if not self._arrived.length and not self._ended:
+                await self._bell
+            if not self._arrived.length:
+                break
             # `push` was given the stream's controller beside each chunk.
             taken = self._arrived.splice(0).filter(js.ArrayBuffer.isView).to_py()
             if self._room is not None:
                 self._room.resolve()
                 self._room = None
-            return b"".join(taken)
+            if data := b"".join(taken):
+                return data
         if self._error is not None:
             raise self._error
         return b""
@@ -131,8 +144,9 @@ class _Inbox:
     def _arrives(self, push: JsProxy, _this: object, arguments: JsProxy) -> JsProxy | None:
         """Take notice of a chunk; return a promise to wait for if there is no room for another."""
         push(arguments[0])
-        if self._timer is None:
-            self._look_after(0)
+        if self._timer is None and self._bell.awaited:
+            self._gather(_GATHER_MS[0])
+            self._bell.ring()
         if self._arrived.length < _ROOM_CHUNKS:
             return None
         self._room = js.Promise.withResolvers()
@@ -141,33 +155,40 @@ class _Inbox:
     def _look(self) -> None:
         """Wake whoever waits for what has arrived, and look again soon; if nothing has, let the next chunk call."""
         self._timer = None
-        something = self._ended or self._arrived.length
-        if not something or not self._bell.awaited:
+        arrived = self._arrived.length
+        if arrived and self._bell.awaited:
+            shortest, longest = _GATHER_MS
+            self._gather(min(2 * self._gathered_ms, longest) if arrived >= _CROWD else shortest)
+            self._bell.ring()
+        else:
             self._handler.apply = self._trap
-            return
-        if not self._ended:
-            self._handler.apply = None
-            self._look_after(_GATHER_MS)
-        self._bell.ring()
 
-    def _look_after(self, ms: int) -> None:
+    def _gather(self, ms: int) -> None:
+        """Let chunks arrive without Python for a while."""
+        self._gathered_ms = ms
+        self._handler.apply = None
         self._timer = js.setTimeout(self._looker, ms)
 
-    def _end(self, error: JsException | None = None) -> None:
-        """Learn that the body is complete, or why it is not."""
-        self._ended, self._error = True, error
+    def _end(self) -> None:
+        """Learn that nothing more comes."""
+        self._ended = True
         if self._timer is not None:
             js.clearTimeout(self._timer)
-        self._look_after(0)
+        self._bell.ring()
         self._release()
+
+    def _break(self, reason: object) -> None:
+        """Learn that the connection broke, or was closed by whoever aborted the fetch."""
+        self._error = as_exception(reason)
+        self._end()
 
     def _release(self) -> None:
         """Give back what JavaScript called, once it will call no more."""
         if not (self._ended and self._closed):
             return
-        js.clearTimeout(self._timer)
         for proxy in self._proxies:
             proxy.destroy()
+        self._proxies = []
 
 
 def _ignore(_outcome: object) -> None:

@@ -18,7 +18,21 @@ from typing import Any
 import js
 from pyodide.ffi import JsException, JsProxy, create_once_callable, create_proxy, jsnull, to_js
 
-__all__ = ["Bell", "allow_run_sync", "call_later", "js_arguments", "js_error", "js_object", "parse_js", "read_env", "read_other_env", "run_sync_is_allowed", "settled", "started"]
+__all__ = [
+    "Bell",
+    "allow_run_sync",
+    "as_exception",
+    "call_later",
+    "js_arguments",
+    "js_error",
+    "js_object",
+    "parse_js",
+    "read_env",
+    "read_other_env",
+    "run_sync_is_allowed",
+    "settled",
+    "started",
+]
 
 
 _run_sync_is_allowed = False
@@ -64,7 +78,7 @@ async def settled(promise: JsProxy, *, within_s: float | None = None) -> Any:
 
     def reject(reason: Any) -> None:
         on_fulfilled.destroy()
-        errors.append(_as_exception(reason))
+        errors.append(as_exception(reason))
         bell.ring()
 
     def expire() -> None:
@@ -94,7 +108,7 @@ def call_later(after_s: float, callback: Callable[[], object]) -> Iterator[None]
 
 class Bell:
     """
-    Wakes the one task that awaits it, and does so inside `ring`, which JavaScript calls.
+    Wakes the one task that awaits it, and does so inside `ring` if JavaScript has called that.
 
     A future would have the event loop call the task: a MessageChannel and a fresh stack of WebAssembly's every
     time, which together cost more than all that the task does when it relays a chunk.
@@ -117,7 +131,7 @@ class Bell:
         wake, self._wake = self._wake, None
         if wake is None:
             return
-        if _run_sync_is_allowed:
+        if _run_sync_is_allowed or asyncio.current_task() is not None:
             self._loop.call_soon(wake)
         else:
             wake()
@@ -152,7 +166,7 @@ class Bell:
             raise asyncio.CancelledError
 
 
-def _as_exception(reason: Any) -> BaseException:
+def as_exception(reason: Any) -> BaseException:
     """Return what a promise was rejected with as what Python can raise."""
     return reason if isinstance(reason, JsException) else js_error(str(reason))
 

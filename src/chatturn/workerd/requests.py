@@ -57,6 +57,8 @@ def to_response(response: HttpResponse, wait_until: Callable[[Any], object]) -> 
         response: Ours; its stream is begun, not awaited: it outlives the request's handler.
         wait_until: The platform's; keeps the stream running to its end, whatever the client does.
     """
+    if response.background is not None:
+        outlive(response.background(), wait_until)
     options = js_object({"status": response.status, "headers": dict(response.headers)})
     if response.stream is None:
         return js.Response.new(to_js(response.body) if response.body else None, options)

@@ -1,6 +1,6 @@
 """The database of the contract tests inside workerd: real D1, fresh for every test."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +9,9 @@ from pyodide.ffi import run_sync, to_js
 from workers import import_from_javascript
 
 from chatturn.databases import Database
+from chatturn.durable.sql import SqlRunStore
 from chatturn.workerd.d1 import D1Database
+from chatturn.workerd.stores import D1DurableRunStore
 
 _definitions: list[str] = []
 _VERSION_TABLE = "durable_schema_info"
@@ -21,6 +23,14 @@ def open_database(binding: str = "raw") -> Iterator[Database]:
     raw = import_from_javascript("cloudflare:workers").env.DB
     run_sync(_start_afresh(raw))
     yield D1Database(raw if binding == "raw" else workers.env.DB)
+
+
+@contextmanager
+def open_store(moment: Callable[[], str]) -> Iterator[SqlRunStore]:
+    """Give an empty store of the platform's own."""
+    raw = import_from_javascript("cloudflare:workers").env.DB
+    run_sync(_start_afresh(raw))
+    yield D1DurableRunStore(raw, moment=moment)
 
 
 async def _start_afresh(binding: Any) -> None:

@@ -1,0 +1,183 @@
+"""What is measured: each function runs one experiment, alternating between the Workers."""
+
+import http.client
+import itertools
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from bench.client import Answer, Request
+from bench.upstream import Script
+from bench.workers import Subject, counted_worker
+
+__all__ = [
+    "Figures",
+    "Sample",
+    "Subjects",
+    "concurrency",
+    "counts",
+    "delta_lag",
+    "empty_requests",
+    "fresh_turns",
+    "memory",
+    "replays",
+    "warm_up",
+]
+
+Subjects = Mapping[str, Subject]
+Figures = dict[str, float]
+"""One figure for each Worker, by its name."""
+
+_MESSAGE: Final = "How many tokens does it take to change a light bulb?"
+_SETTLING_S: Final = 0.015
+"""After an answer, until what the Worker does after it is done and counted."""
+
+_STAMP: Final = re.compile(rb'"(?:content|delta)":"(\d{6,}) "')
+_sessions = (f"bench-{number}" for number in itertools.count())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Medians over all rounds of one experiment, in milliseconds."""
+
+    first_byte: Figures
+    total: Figures
+    cpu: Figures
+
+
+def fresh_turns(subjects: Subjects, script: Script, rounds: int) -> Sample:
+    """Run one fresh turn after the other, each Worker in its turn."""
+    return _alternate(subjects, rounds, lambda: _fresh(script))
+
+
+def replays(subjects: Subjects, rounds: int) -> Sample:
+    """Ask again for a turn of 20 chunks that has finished."""
+    request = _fresh(Script(20))
+    for subject in subjects.values():
+        subject.client.ask(request)
+    return _alternate(subjects, rounds, lambda: request)
+
+
+def empty_requests(subjects: Subjects, rounds: int) -> Sample:
+    """Ask for an answer of a few bytes that needs neither database nor model: what a request costs at least."""
+    connections = {
+        name: http.client.HTTPConnection("127.0.0.1", subject.worker.server.port, timeout=10)
+        for name, subject in subjects.items()
+    }
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in subjects}
+    for _ in range(rounds):
+        for name, connection in connections.items():
+            used, began = subjects[name].cpu_s(), time.monotonic()
+            connection.request("GET", "/healthz")
+            connection.getresponse().read()
+            total_ms = (time.monotonic() - began) * 1000
+            time.sleep(_SETTLING_S)
+            measured[name].append((total_ms, (subjects[name].cpu_s() - used) * 1000))
+    for connection in connections.values():
+        connection.close()
+    columns = {name: list(zip(*rows, strict=True)) for name, rows in measured.items()}
+    total = _medians(columns, 0)
+    return Sample(first_byte=total, total=total, cpu=_medians(columns, 1))
+
+
+def warm_up(subjects: Subjects, turns: int) -> None:
+    """Let the just-in-time compilers see what is coming."""
+    for subject in subjects.values():
+        request = _fresh(Script(20))
+        for _ in range(turns):
+            subject.client.ask(_fresh(Script(20)))
+            subject.client.ask(request)
+        for script in (Script(500), Script(500, 10)):
+            for _ in range(max(1, turns // 10)):
+                subject.client.ask(_fresh(script))
+
+
+def concurrency(subjects: Subjects, at_once: int, turns: int) -> Figures:
+    """Return the turns of 20 chunks per second, so many at once."""
+    rates: Figures = {}
+    for name, subject in subjects.items():
+        requests = [_fresh(Script(20)) for _ in range(turns)]
+        began = time.monotonic()
+        subject.client.ask_all(requests, concurrency=at_once)
+        rates[name] = turns / (time.monotonic() - began)
+        subject.client.close()
+    return rates
+
+
+def memory(subject: Subject, turns: int, steps: int) -> list[float]:
+    """Return the runtime's resident megabytes before and after each of *steps* parts of *turns* turns."""
+    sizes = [subject.memory_mb()]
+    for _ in range(steps):
+        requests = [_fresh(Script(20)) for _ in range(turns // steps)]
+        subject.client.ask_all(requests, concurrency=8)
+        sizes.append(subject.memory_mb())
+    subject.client.close()
+    return sizes
+
+
+def delta_lag(subjects: Subjects, events: int, pause_ms: int, rounds: int) -> tuple[Figures, Figures]:
+    """Return median and 95th percentile of the milliseconds from the model's sending to the client's reading."""
+    lags: dict[str, list[float]] = {name: [] for name in subjects}
+    for _ in range(rounds):
+        for name, subject in subjects.items():
+            lags[name] += _lags(subject.client.ask(_fresh(Script(events, 1, pause_ms))))
+    return (
+        {name: statistics.median(values) for name, values in lags.items()},
+        {name: statistics.quantiles(values, n=20)[-1] for name, values in lags.items()},
+    )
+
+
+def counts() -> dict[str, dict[str, int]]:
+    """Return D1's round trips, statements and rows of a fresh turn, one with history, and a replay."""
+    with counted_worker() as subject:
+        session = next(_sessions)
+        found = {}
+        for what, turn_index in (("fresh", 0), ("fresh, second of its session", 1), ("replay", 0)):
+            _read_counts(subject)
+            subject.client.ask(_request(Script(20), session, turn_index))
+            time.sleep(0.3)
+            found[what] = _read_counts(subject)
+    return found
+
+
+def _read_counts(subject: Subject) -> dict[str, int]:
+    connection = http.client.HTTPConnection("127.0.0.1", subject.worker.server.port, timeout=10)
+    try:
+        connection.request("GET", "/bench/counts")
+        found: dict[str, int] = json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+    return found
+
+
+def _alternate(subjects: Subjects, rounds: int, request_of: Callable[[], Request]) -> Sample:
+    measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in subjects}
+    for _ in range(rounds):
+        for name, subject in subjects.items():
+            request, used = request_of(), subject.cpu_s()
+            answer = subject.client.ask(request)
+            time.sleep(_SETTLING_S)
+            cpu_ms = (subject.cpu_s() - used) * 1000
+            measured[name].append((answer.first_byte_ms, answer.total_ms, cpu_ms))
+    columns = {name: list(zip(*rows, strict=True)) for name, rows in measured.items()}
+    return Sample(**{field: _medians(columns, at) for at, field in enumerate(("first_byte", "total", "cpu"))})
+
+
+def _medians(columns: Mapping[str, Sequence[Sequence[float]]], at: int) -> Figures:
+    return {name: statistics.median(column[at]) for name, column in columns.items()}
+
+
+def _lags(answer: Answer) -> list[float]:
+    return [(at * 1e9 - int(stamp)) / 1e6 for at, piece in answer.reads for stamp in _STAMP.findall(piece)]
+
+
+def _fresh(script: Script) -> Request:
+    return _request(script, next(_sessions), 0)
+
+
+def _request(script: Script, session: str, turn_index: int) -> Request:
+    return Request(session=session, turn_index=turn_index, message=_MESSAGE, model=str(script))

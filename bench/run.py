@@ -1,0 +1,166 @@
+"""
+`make bench`: measure everything, print it, and write `bench/RESULTS.md`.
+
+``--quick`` takes few rounds, for a look while working, and leaves the file alone.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench import measures
+from bench.measures import Figures, Subjects
+from bench.report import Bar, Report, cells
+from bench.upstream import Script
+from bench.workers import NAMES, running_subjects
+
+_RESULTS: Final = Path(__file__).parent / "RESULTS.md"
+_OURS: Final = "chatturn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """How much is measured."""
+
+    warm_up: int
+    rounds: dict[int, int]
+    replays: int
+    long_rounds: int
+    turns_at_once: int
+    memory_turns: int
+    lag_rounds: int
+
+
+_FULL: Final = _Plan(
+    warm_up=60,
+    rounds={1: 50, 20: 60, 200: 20, 2_000: 11},
+    replays=100,
+    long_rounds=3,
+    turns_at_once=192,
+    memory_turns=2_000,
+    lag_rounds=2,
+)
+_QUICK: Final = _Plan(
+    warm_up=20,
+    rounds={1: 10, 20: 15, 200: 5, 2_000: 3},
+    replays=20,
+    long_rounds=1,
+    turns_at_once=64,
+    memory_turns=200,
+    lag_rounds=1,
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure; return 0 whether or not the bars are reached."""
+    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few rounds; bench/RESULTS.md is left alone")
+    quick = parser.parse_args(arguments).quick
+    plan = _QUICK if quick else _FULL
+    began = time.monotonic()
+    report = Report(command="make bench" + (" ARGS=--quick" if quick else ""))
+    _count(report)
+    with running_subjects() as subjects:
+        _say("warming up")
+        measures.warm_up(subjects, plan.warm_up)
+        _measure_turns(subjects, plan, report)
+        _measure_streams(subjects, plan, report)
+        _measure_lag(subjects, plan, report)
+        _measure_concurrency(subjects, plan, report)
+        _measure_memory(subjects, plan, report)
+    print(report.text())
+    if not quick:
+        _RESULTS.write_text(report.text(), "utf-8")
+    _say(f"took {time.monotonic() - began:.0f} s")
+    return 0
+
+
+def _count(report: Report) -> None:
+    _say("counting round trips")
+    found = measures.counts()
+    fresh, replay = found["fresh"], found["replay"]
+    report.bars += [
+        Bar(what="D1 round trips of a fresh turn", most=2, measured=fresh["round_trips"]),
+        Bar(what="D1 round trips of a replay", most=1, measured=replay["round_trips"]),
+    ]
+    rows = [[what, *(str(count) for count in counts.values())] for what, counts in found.items()]
+    report.add("D1, counted", ["turn of 20 chunks", "round trips", "statements", "rows written", "rows read"], rows)
+
+
+def _measure_turns(subjects: Subjects, plan: _Plan, report: Report) -> None:
+    _say("empty requests")
+    samples = {"GET, an answer of a few bytes": measures.empty_requests(subjects, plan.replays)}
+    for events, rounds in plan.rounds.items():
+        what = f"{events:,} chunks" if events > 1 else "1 chunk"
+        _say(f"turns of {what}")
+        samples[f"fresh, {what}"] = measures.fresh_turns(subjects, Script(events), rounds)
+    _say("2,000 events, ten per chunk")
+    ten = measures.fresh_turns(subjects, Script(2_000, 10), plan.rounds[2_000])
+    samples["fresh, 2,000 events, ten per chunk"] = ten
+    _say("replays")
+    replay = samples["replay, 20 chunks"] = measures.replays(subjects, plan.replays)
+    one = samples["fresh, 2,000 chunks"]
+    report.bars += [
+        Bar(what="total, 20 chunks", most=1.2, measured=_ratio(samples["fresh, 20 chunks"].total)),
+        Bar(what="total, replay", most=1.15, measured=_ratio(replay.total)),
+        Bar(what="CPU, 2,000 events, one per chunk", most=0.7, measured=_ratio(one.cpu)),
+        Bar(what="CPU, 2,000 events, ten per chunk", most=0.25, measured=_ratio(ten.cpu)),
+    ]
+    for title, field in (("Total, ms", "total"), ("Time to first byte, ms", "first_byte"), ("CPU, ms", "cpu")):
+        rows = [[what, *cells(getattr(sample, field))] for what, sample in samples.items()]
+        report.add(title, ["", *NAMES], rows)
+
+
+def _measure_streams(subjects: Subjects, plan: _Plan, report: Report) -> None:
+    rows = []
+    for per_chunk, least in ((1, 1.5), (10, 5.0)):
+        _say(f"20,000 events of 8 bytes, {per_chunk} per chunk")
+        sample = measures.fresh_turns(subjects, Script(20_000, per_chunk), plan.long_rounds)
+        rates = {name: 20_000 / ms * 1000 for name, ms in sample.total.items()}
+        what = f"{per_chunk} per chunk"
+        rows.append([what, *cells(rates), *cells(sample.cpu)])
+        report.bars.append(Bar(what=f"events/s, 20,000 events, {what}", least=least, measured=_ratio(rates)))
+    header = ["", *(f"{name}, events/s" for name in NAMES), *(f"{name}, CPU ms" for name in NAMES)]
+    report.add("20,000 events of 8 bytes", header, rows)
+
+
+def _measure_lag(subjects: Subjects, plan: _Plan, report: Report) -> None:
+    _say("20 ms between events")
+    median, high = measures.delta_lag(subjects, events=100, pause_ms=20, rounds=plan.lag_rounds)
+    report.bars.append(Bar(what="delta lag at 20 ms between events", most=1.2, measured=_ratio(median)))
+    rows = [["median", *cells(median)], ["95th percentile", *cells(high)]]
+    report.add("Lag of a delta at 20 ms between events, ms", ["", *NAMES], rows)
+
+
+def _measure_concurrency(subjects: Subjects, plan: _Plan, report: Report) -> None:
+    rows = []
+    for at_once in (1, 8, 32):
+        _say(f"{at_once} turns at once")
+        rates = measures.concurrency(subjects, at_once, plan.turns_at_once)
+        rows.append([str(at_once), *cells(rates)])
+    report.add("Turns of 20 chunks per second, so many at once", ["at once", *NAMES], rows)
+
+
+def _measure_memory(subjects: Subjects, plan: _Plan, report: Report) -> None:
+    rows = []
+    for name in ("floor", _OURS):
+        _say(f"memory of {name}")
+        sizes = measures.memory(subjects[name], plan.memory_turns, 4)
+        rows.append([name, *(f"{size:.0f}" for size in sizes)])
+    parts = [f"after {plan.memory_turns * part // 4:,}" for part in range(1, 5)]
+    report.add("Resident memory over turns of 20 chunks, MB", ["", "before", *parts], rows)
+
+
+def _ratio(figures: Figures) -> float:
+    return figures[_OURS] / figures["floor"]
+
+
+def _say(what: str) -> None:
+    print(f"{what} …", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

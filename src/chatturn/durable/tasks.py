@@ -1,0 +1,116 @@
+"""
+What a task may do, whatever runs it: `TaskContext`, which `run_durable` and Cloudflare Workflows both implement.
+
+A task is an ``async def task(context: TaskContext)``.  It must be deterministic between its steps; see
+`chatturn.durable.context`.
+"""
+
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+
+from chatturn.durable.steps import StepRetry
+from chatturn.records import EventRecord, StepKind
+
+__all__ = ["DEFAULT_EVENT_TIMEOUT_MS", "NO_INPUT", "ContextSources", "StepCall", "TaskContext"]
+
+T = TypeVar("T")
+
+DEFAULT_EVENT_TIMEOUT_MS: Final = 60_000
+
+NO_INPUT: Final = object()
+"""Of a step that says nothing about its input; None is one, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCall:
+    """
+    One step to run beside others.
+
+    Attributes:
+        intent: What it does; the same at this position on every attempt.
+        run: Does it.
+        kind: A `StepKind`'s value.
+        input: What it is given, JSON; compared with what an earlier attempt gave.
+        retry: How often it is tried; None for what the engine does by default, which `run_durable` does once.
+        timeout_ms: For each try; 0 for no end of the step's own.
+    """
+
+    intent: str
+    run: Callable[[], Awaitable[Any]]
+    kind: str = StepKind.LOGIC
+    input: Any = NO_INPUT
+    retry: StepRetry | None = None
+    timeout_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextSources:
+    """
+    Where a context's undetermined values come from; each is recorded, so a replay returns the same.
+
+    Attributes:
+        now: The current time, as a timestamp.
+        uuid: A fresh UUID.
+        random: A number from 0 to 1, 1 excluded.
+    """
+
+    now: Callable[[], str]
+    uuid: Callable[[], str]
+    random: Callable[[], float]
+
+
+class TaskContext(Protocol):
+    """
+    The steps of one run.
+
+    Everything is recorded under the position at which it was asked for; `DurableContext`'s methods say more.
+    """
+
+    @property
+    def run_id(self) -> str:
+        """The run."""
+
+    @property
+    def project_id(self) -> str:
+        """Its product."""
+
+    @property
+    def scenario_id(self) -> str | None:
+        """Its thread, or None."""
+
+    def step(
+        self,
+        intent: str,
+        run: Callable[[], Awaitable[T]],
+        *,
+        kind: str = StepKind.LOGIC,
+        input: Any = NO_INPUT,  # noqa: A002 - the documents' word
+        retry: StepRetry | None = None,
+        timeout_ms: int = 0,
+    ) -> Coroutine[Any, Any, T]:
+        """Do *run* once, and return its result as a replay returns it; the arguments are those of `StepCall`."""
+
+    async def gather(self, *calls: StepCall) -> list[Any]:
+        """Run steps at the same time and return their results, in the order given."""
+
+    def step_key(self, intent: str) -> str:
+        """Return the next step's key if it is *intent*: the same on every attempt, for others to deduplicate by."""
+
+    async def now(self) -> str:
+        """Return the time, as it was when this step first ran."""
+
+    async def uuid(self) -> str:
+        """Return a fresh UUID, the same one on every attempt."""
+
+    async def random(self) -> float:
+        """Return a random number from 0 to 1, the same one on every attempt."""
+
+    async def emit_event(self, key: str, payload: Any) -> tuple[bool, EventRecord]:
+        """Emit an event of this run; return whether it is the first under its key, and the first."""
+
+    async def await_event(self, key: str, *, timeout_ms: int = DEFAULT_EVENT_TIMEOUT_MS) -> Any:
+        """Return the payload of the first event under *key*; raise `DurableAwaitEventTimeoutError` in time."""
+
+    async def sleep(self, duration_ms: int) -> None:
+        """Wait so long from the first time that this step is reached."""

@@ -1,0 +1,29 @@
+"""The Worker's store of durable runs."""
+
+from collections.abc import Callable
+from typing import Any
+
+from chatturn.databases.migration import migrate
+from chatturn.durable.sql import SqlRunStore
+from chatturn.workerd.d1 import D1Database
+
+__all__ = ["D1DurableRunStore"]
+
+
+class D1DurableRunStore(SqlRunStore):
+    """
+    Durable runs in a D1 database.
+
+    It needs the schema: from ``wrangler d1 migrations apply`` before a deployment, or from `migrate`.
+
+    Args:
+        binding: The binding, raw or as the SDK wraps it.  It belongs to the request, so the store does, too.
+        moment: The current time as SQLite takes it; the default asks D1's own clock.
+    """
+
+    def __init__(self, binding: Any, *, moment: Callable[[], str] = lambda: "now") -> None:
+        super().__init__(D1Database(binding), moment=moment)
+
+    async def migrate(self) -> int:
+        """Bring the database to the schema, and return its version; see `chatturn.databases.migration.migrate`."""
+        return await migrate(self.database)

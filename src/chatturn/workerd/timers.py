@@ -1,0 +1,62 @@
+"""
+Timers that can be taken back.
+
+A handle of Pyodide's event loop only marks itself when it is cancelled: its JavaScript timer stays, and with
+it a few kilobytes of Python.  The platform drops the timers of a request that is over, so they are never
+freed.  Most of our timers are deadlines, cancelled nearly always, and a turn has several.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any, Final
+
+import js
+from pyodide.ffi import create_once_callable
+
+__all__ = ["use_cancellable_timers"]
+
+_IMMEDIATE_S: Final = 0.002
+"""Up to this, Pyodide's loop takes a message instead of a timer, and nobody cancels in time."""
+
+
+def use_cancellable_timers() -> None:
+    """Let the running loop's `call_later`, and what stands on it, make timers that end when they are cancelled."""
+    loop = asyncio.get_running_loop()
+    immediately = loop.call_later
+
+    def call_later(
+        delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        if delay <= _IMMEDIATE_S:
+            return immediately(delay, callback, *args, context=context)
+        return _Timer(delay, callback, args, loop, context)
+
+    loop.call_later = call_later  # type: ignore[assignment]  # the loop of Pyodide returns plain handles, too
+
+
+class _Timer(asyncio.Handle):
+    def __init__(
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        context: Context | None,
+    ) -> None:
+        super().__init__(callback, args, loop, context)
+        # As the loop does it: on a stack that `run_sync` can set aside.
+        self._proxy = create_once_callable(self._fire, _may_syncify=True)
+        self._timer: int | None = js.setTimeout(self._proxy, delay * 1000)
+
+    def cancel(self) -> None:
+        """Take the timer back; a second time does nothing."""
+        if self._timer is not None:
+            js.clearTimeout(self._timer)
+            self._timer = None
+            self._proxy.destroy()
+        super().cancel()
+
+    def _fire(self) -> None:
+        self._timer = None
+        self._run()
