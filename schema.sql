@@ -2,14 +2,16 @@
 --
 -- It exists so that a chat turn survives whatever happens to the worker that runs it:
 --   durable_runs    one row a run: its identity, its status, and the lease that says who may write it
---   durable_steps   one row a checkpoint of a run; a chat turn has one, its result is the answer
+--   durable_steps   one row a checkpoint of a run; a chat turn's first is the turn, its result the answer
 --   durable_events  what was emitted under a key of a run; the first emit wins
 --   chat_*          what a chat turn adds: who asked what, the log of lines, messages, hook calls, usage
 -- The durable_* tables are the documents' version 1 exactly, plus durable_runs.epoch.
 -- All timestamps are UTC text of 24 characters, YYYY-MM-DDTHH:MM:SS.mmmZ, from the database's own clock.
 --
--- An existing database is brought here by the numbered steps in migrations/, which end in this same schema.
+-- An existing database is brought here by chatturn.databases.migration, which adds the columns that it lacks and
+-- then applies this; or by the numbered steps in migrations/, which end in this same schema.
 -- Apply it statement by statement: D1's exec() splits on newlines.
+-- Its source is src/chatturn/databases/schema.py; `make schema` writes schema.sql from there.
 
 CREATE TABLE IF NOT EXISTS durable_schema_info (
   version INTEGER PRIMARY KEY,
@@ -58,6 +60,8 @@ CREATE TABLE IF NOT EXISTS durable_events (
 CREATE INDEX IF NOT EXISTS idx_durable_runs_project_status ON durable_runs (project_id, status);
 CREATE INDEX IF NOT EXISTS idx_durable_runs_lease_expires ON durable_runs (lease_expires_at);
 CREATE INDEX IF NOT EXISTS idx_durable_steps_status ON durable_steps (run_id, status);
+-- For retention: what ended first is deleted first.
+CREATE INDEX IF NOT EXISTS idx_durable_runs_completed ON durable_runs (completed_at) WHERE completed_at IS NOT NULL;
 
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
 VALUES (1, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'));
@@ -87,6 +91,8 @@ CREATE TABLE IF NOT EXISTS chat_turns (
   created_at TEXT NOT NULL CHECK (length(created_at) = 24),           -- UTC, YYYY-MM-DDTHH:MM:SS.mmmZ
   updated_at TEXT NOT NULL CHECK (length(updated_at) = 24)            -- the latest claim
 ) STRICT, WITHOUT ROWID;
+-- For lists of one tenant's turns, the latest first.
+CREATE INDEX IF NOT EXISTS idx_chat_turns_tenant ON chat_turns (tenant_id, created_at, run_id);
 
 -- The log of a turn: consecutive lines of NDJSON text as one row, so that reading it copies strings.
 CREATE TABLE IF NOT EXISTS chat_segments (
@@ -142,5 +148,5 @@ CREATE TABLE IF NOT EXISTS chat_usage (
 
 -- Not for a database of the documents' own that the migrations have not reached: it still lacks the epoch.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 100, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 101, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch');

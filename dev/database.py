@@ -2,10 +2,11 @@
 
 import hashlib
 import hmac
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Final
+
+from chatturn.databases.sqlite import SqliteDatabase
+from dev import paths
 
 # Miniflare stores every local D1 database as an object of this Durable Object class.
 _OBJECT_CLASS: Final = "miniflare-D1DatabaseObject"
@@ -26,13 +27,15 @@ def database_file(state: Path, database_id: str) -> Path:
 
 def apply_schema(state: Path, database_id: str, schema: Path) -> None:
     """
-    Bring the local database to *schema*, which must be idempotent.
+    Bring the local database to *schema*: the project's own by migrating, any other, which must be idempotent, as it is.
 
     Done before workerd opens the file: no request, and none of the seconds that
     `wrangler d1 execute` takes.
     """
     file = database_file(state, database_id)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(file)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(schema.read_text("utf-8"))
+    with SqliteDatabase(file) as database:
+        if schema == paths.SCHEMA:
+            database.migrate()
+        else:
+            database.apply_schema(schema.read_text("utf-8"))

@@ -25,5 +25,5 @@ class Default(WorkerEntrypoint):
         return to_response(await handle(http_request, app), self.ctx.waitUntil)
 
     async def scheduled(self, controller: object, env: object, ctx: object) -> None:  # noqa: ARG002 - the platform's
-        """Make the hook calls that are due."""
+        """Make the hook calls that are due, and go on with the turns that are."""
         await service(load_hooks).sweep()

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 __all__ = [
     "EVENT_TYPES",
     "LIFECYCLE_PREFIX",
+    "MESSAGE_PART",
     "STORED_AS_SAID",
     "ChatStreamEvent",
     "EventBatch",
@@ -23,7 +24,10 @@ __all__ = [
     "is_answer",
     "reasoning_delta",
     "text_delta",
+    "tool_approval",
     "tool_call",
+    "tool_error",
+    "tool_result",
     "usage_event",
 ]
 
@@ -34,8 +38,12 @@ EVENT_TYPES: Final[Mapping[str, str]] = {
     "session.run.started": "the run is claimed; what follows belongs to this attempt",
     "session.run.completed": "terminal: the answer is stored",
     "session.run.failed": "terminal: this attempt ended without an answer",
+    "session.run.suspended": "terminal: the turn waits for an event, and no worker for it; ask again when it has come",
     "message.part.updated": "a piece of the answer, or of its reasoning",
     "tool.call": "the model asks for a tool, arguments complete",
+    "tool.approval": "somebody must agree before this tool call is done; `key` is the event's",
+    "tool.result": "a tool call was done",
+    "tool.error": "a tool call was not done, or failed; the model is told the same",
     "usage": "what the model call consumed, as the model reported it",
     "ping": "nothing happened for a while; the connection is alive",
     "result": "the whole answer of a turn that had finished before",
@@ -67,22 +75,41 @@ EventBatch: TypeAlias = ChatStreamEvent | list[ChatStreamEvent]
 
 _TEXT_PART: Final[dict[str, str]] = {"id": "text", "type": "text"}
 _REASONING_PART: Final[dict[str, str]] = {"id": "reasoning", "type": "reasoning"}
-_MESSAGE_PART: Final = "message.part.updated"
+_TEXT_PART_JSON: Final = '{"id":"text","type":"text"}'
+MESSAGE_PART: Final = "message.part.updated"
+"""The type of every piece of an answer or of its reasoning."""
 
 
 def text_delta(text: str) -> ChatStreamEvent:
     """Make the event for a further piece of the answer."""
-    return ChatStreamEvent(_MESSAGE_PART, {"delta": text, "part": _TEXT_PART})
+    return ChatStreamEvent(MESSAGE_PART, {"delta": text, "part": _TEXT_PART})
 
 
 def reasoning_delta(text: str) -> ChatStreamEvent:
     """Make the event for a further piece of the model's reasoning, which is never part of the answer."""
-    return ChatStreamEvent(_MESSAGE_PART, {"delta": text, "part": _REASONING_PART})
+    return ChatStreamEvent(MESSAGE_PART, {"delta": text, "part": _REASONING_PART})
 
 
 def tool_call(*, tool_call_id: str, tool_name: str, args: Any) -> ChatStreamEvent:
     """Make the event for a tool call whose arguments are complete."""
     return ChatStreamEvent("tool.call", {"toolCallId": tool_call_id, "toolName": tool_name, "args": args})
+
+
+def tool_approval(*, tool_call_id: str, tool_name: str, args: Any, key: str) -> ChatStreamEvent:
+    """Make the event for a tool call that waits for the event *key* of the run."""
+    members = {"toolCallId": tool_call_id, "toolName": tool_name, "args": args, "key": key}
+    return ChatStreamEvent("tool.approval", members)
+
+
+def tool_result(*, tool_call_id: str, tool_name: str, result: Any) -> ChatStreamEvent:
+    """Make the event for a tool call that was done."""
+    return ChatStreamEvent("tool.result", {"toolCallId": tool_call_id, "toolName": tool_name, "result": result})
+
+
+def tool_error(*, tool_call_id: str, tool_name: str, code: str, message: str) -> ChatStreamEvent:
+    """Make the event for a tool call that was not done, or failed."""
+    members = {"toolCallId": tool_call_id, "toolName": tool_name, "code": code, "message": message}
+    return ChatStreamEvent("tool.error", members)
 
 
 def usage_event(**fields: Any) -> ChatStreamEvent:
@@ -101,7 +128,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=
 
 def is_answer(event: ChatStreamEvent) -> bool:
     """Say whether *event* is a piece of the answer's text."""
-    if event.type != _MESSAGE_PART or event.data is None:
+    if event.type != MESSAGE_PART or event.data is None:
         return False
     part = event.data.get("part")
     return not isinstance(part, dict) or part.get("type", "text") == "text"
@@ -121,14 +148,15 @@ def encode_line(event: ChatStreamEvent, seq: int | None, attempt: int) -> str:
         TypeError: The data is not JSON.
     """
     data = event.data
+    place = "" if seq is None else f',"seq":{seq},"attempt":{attempt}'
     if data is None:
         body = ""
-    elif len(data) == 2 and data.get("part") is _TEXT_PART:  # noqa: PLR2004
+    elif len(data) == 2 and data.get("part") is _TEXT_PART and event.type == MESSAGE_PART:  # noqa: PLR2004
         # Nearly every line of an answer: a template is five times faster than the encoder, and the same text.
-        body = ',"data":{"delta":' + encode_basestring(data["delta"]) + ',"part":{"id":"text","type":"text"}}'
+        delta = encode_basestring(data["delta"])
+        return f'{{"type":"{MESSAGE_PART}","data":{{"delta":{delta},"part":{_TEXT_PART_JSON}}}{place}}}\n'
     else:
         body = ',"data":' + _encode(data)
-    place = "" if seq is None else f',"seq":{seq},"attempt":{attempt}'
     return f'{{"type":{encode_basestring(event.type)}{body}{place}}}\n'
 
 
@@ -153,7 +181,9 @@ class TextAssembly:
         data = event.data
         if data is None:
             return
-        if is_answer(event):
+        if data.get("part") is _TEXT_PART and event.type == MESSAGE_PART:  # nearly always
+            self._add_delta("text", data.get("delta"))
+        elif is_answer(event):
             self._add_part(data)
         elif event.type == "result" and isinstance(whole := data.get("finalText"), str):
             self._whole = whole
@@ -175,13 +205,19 @@ class TextAssembly:
         if not isinstance(part, dict):
             part = _TEXT_PART
         key = str(part.get("id", "text"))
-        delta = data.get("delta")
-        if isinstance(delta, str) and delta:
-            self._parts.setdefault(key, []).append(delta)
-            self.size += _bytes(delta)
-        elif isinstance(cumulative := part.get("text"), str):
+        if not self._add_delta(key, data.get("delta")) and isinstance(cumulative := part.get("text"), str):
             self._parts[key] = [cumulative]
             self.size = max(self.size, _bytes(cumulative))
+
+    def _add_delta(self, key: str, delta: object) -> bool:
+        if not delta or not isinstance(delta, str):
+            return False
+        pieces = self._parts.get(key)
+        if pieces is None:
+            pieces = self._parts[key] = []
+        pieces.append(delta)
+        self.size += len(delta) if delta.isascii() else _bytes(delta)
+        return True
 
 
 def _bytes(text: str) -> int:

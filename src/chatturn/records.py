@@ -8,14 +8,19 @@ The names and the closed sets are the documents' (CONTRACT sections 1.1 and 3). 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
+
+from chatturn.errors import InvalidField
 
 __all__ = [
+    "MAX_RUNS_PER_PAGE",
     "Claim",
     "DurableRunManifest",
     "EventRecord",
     "Lease",
     "RunOutcome",
+    "RunPage",
+    "RunQuery",
     "RunRecord",
     "RunStatus",
     "StepError",
@@ -234,3 +239,54 @@ class Wait:
     step_index: int
     key: str | None
     wake_at: str
+
+
+MAX_RUNS_PER_PAGE: Final = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunQuery:
+    """
+    Which runs to list.
+
+    The latest created come first; stale ones by when their lease lapsed, the longest ago first.
+
+    Attributes:
+        project_id: The product.
+        status: Only those that stand there; None for all.
+        tenant_id: Only chat turns of this tenant; None for all runs.
+        stale: Only those whose worker died: they are running, and their lease has lapsed.
+        limit: How many on a page, at most; 1 to `MAX_RUNS_PER_PAGE`.
+        after: Where the page before ended, its `RunPage.next`; None for the first page.
+
+    Raises:
+        InvalidField: *limit* is outside its bounds, or *stale* is asked of runs that are not running.
+    """
+
+    project_id: str
+    status: RunStatus | None = None
+    tenant_id: str | None = None
+    stale: bool = False
+    limit: int = 50
+    after: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.limit <= MAX_RUNS_PER_PAGE:
+            raise InvalidField(f"limit must be from 1 to {MAX_RUNS_PER_PAGE}", field="limit")
+        if self.stale and self.status not in {None, RunStatus.RUNNING}:
+            raise InvalidField("only running runs can be stale", field="status")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPage:
+    """
+    One page of a list of runs.
+
+    Attributes:
+        runs: In the order of the list.  They may be fewer than asked for, or none, before the list's end: how
+            much of the database one page looks at is bounded.
+        next: Opaque; where the next page begins, or None at the list's end.
+    """
+
+    runs: Sequence[RunRecord]
+    next: str | None

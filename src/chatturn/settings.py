@@ -12,11 +12,12 @@ from typing import Any, Final, Literal, Self, cast, get_args
 
 from chatturn.errors import ConfigurationError
 
-__all__ = ["AuthMode", "BackendName", "DisconnectPolicy", "Settings", "setting_names"]
+__all__ = ["AuthMode", "BackendName", "DisconnectPolicy", "Settings", "Switch", "setting_names"]
 
 BackendName = Literal["echo", "openai"]
 DisconnectPolicy = Literal["continue", "cancel"]
 AuthMode = Literal["jwt", "off"]
+Switch = Literal["off", "on"]
 
 
 def _setting(default: Any, help_: str, **limits: Any) -> Any:
@@ -45,6 +46,12 @@ class Settings:
     )
     history_turns: int = _setting(20, "finished turns of the session that the model is shown, at most", least=0)
     history_characters: int = _setting(100_000, "characters of them, at most; turns stay whole", least=0)
+    retention_days: int = _setting(0, "a run is deleted so long after it ended, messages and all; 0 keeps it", least=0)
+    legacy_run_ids: Switch = _setting(
+        "off",
+        "`on`: a turn may be one of the TypeScript engine's in this database; for one tenant only",
+        choices=get_args(Switch),
+    )
     auth: AuthMode = _setting("jwt", "`off` lets everyone in: local development only", choices=get_args(AuthMode))
     auth_jwt_secret: str = _setting("", "the HS256 key of bearer tokens, at least 32 bytes; a secret", secret=True)
     otel_exporter_otlp_endpoint: str = _setting("", "where traces go; none, no traces")

@@ -11,15 +11,8 @@ import pytest
 
 from chatturn.databases import Database
 from chatturn.durable.sql import SqlRunStore
-from tests.contract_database import open_database
+from tests.contract_database import open_store
 from tests.support.clock import Clock
-
-
-@pytest.fixture
-def database() -> Iterator[Database]:
-    """An empty database."""
-    with open_database() as database:
-        yield database
 
 
 @pytest.fixture
@@ -29,6 +22,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(database: Database, clock: Clock) -> SqlRunStore:
-    """A store on that database, by that clock."""
-    return SqlRunStore(database, moment=clock.moment)
+def store(clock: Clock) -> Iterator[SqlRunStore]:
+    """An empty store, by that clock."""
+    with open_store(clock.moment) as store:
+        yield store
+
+
+@pytest.fixture
+def database(store: SqlRunStore) -> Database:
+    """Where the store's tables are."""
+    return store.database

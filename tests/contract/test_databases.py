@@ -86,6 +86,15 @@ async def test_text_and_numbers_keep_their_kind(database: Database) -> None:
     assert [{"run_id": "5", "key": "007", "payload_json": "1.0", "n": 3}] == [dict(row) for row in read.rows]
 
 
+async def test_integers_are_bound_up_to_the_last_that_is_a_number_everywhere(database: Database) -> None:
+    """What is larger is refused, and not rounded."""
+    [read] = await database.batch([Statement("SELECT CAST(?1 AS INTEGER) AS n", (2**53 - 2,))])
+    with pytest.raises(StoreError):
+        await database.batch([Statement("SELECT ?1", (2**53 - 1,))])
+
+    assert [2**53 - 2] == [row["n"] for row in read.rows]
+
+
 @pytest.mark.sqlite_only  # D1 as deployed refuses it; the local one (workerd 2026-11) takes it
 async def test_a_text_beyond_two_megabytes_is_refused(database: Database) -> None:
     """Code that would fail at the edge fails here first."""

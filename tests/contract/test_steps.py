@@ -1,13 +1,16 @@
 """Steps and events of a run (CONTRACT 4.1, B5, B9, B12, B13)."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from chatturn.databases import Statement
 from chatturn.durable.sql import SqlRunStore
+from chatturn.durable.statements import HELD
 from chatturn.durable.store import Begin, Settlement
-from chatturn.errors import DurableRunDivergenceError, RunNotFound, StepInputMismatch
-from chatturn.records import RunStatus, StepError, StepStatus
+from chatturn.errors import DurableRunDivergenceError, LeaseLost, RunNotFound, StepInputMismatch
+from chatturn.records import RunStatus, StepError, StepStatus, Wait
 from tests.support.clock import Clock
 from tests.support.runs import STEP, claim, lease_of
 
@@ -125,6 +128,23 @@ async def test_the_first_event_under_a_key_wins(store: SqlRunStore) -> None:
     assert (True, {"by": "a"}) == (first[0], first[1].payload)
     assert (False, {"by": "a"}) == (second[0], second[1].payload)
     assert first[1] == await store.load_event("run-1", "approved")
+
+
+async def test_a_suspension_and_its_companions_are_one_write(store: SqlRunStore) -> None:
+    """All of it under the lease, or nothing, once the lease is another's."""
+    lease = await lease_of(store, begin=STEP)
+    wait = Wait(step_index=1, key="approved", wake_at="2030-01-01T00:00:00.000Z")
+    sql = f"UPDATE durable_runs SET scenario_id = ?4 WHERE run_id = ?1 AND {HELD}"  # noqa: S608 - a constant of ours
+    note = Statement(sql, ("noted",))
+    suspended = await store.suspend(lease, wait, [note])
+    await lease_of(store, worker_id="worker-2")
+    with pytest.raises(LeaseLost):
+        await store.suspend(lease, wait, [replace(note, params=("late",))])
+    run = await store.load_run("run-1")
+
+    assert run is not None
+    assert (RunStatus.SUSPENDED, None, "noted") == (suspended.status, suspended.lease_holder_id, suspended.scenario_id)
+    assert (RunStatus.RUNNING, "noted") == (run.status, run.scenario_id)
 
 
 async def test_an_event_of_an_unknown_run_is_refused(store: SqlRunStore) -> None:

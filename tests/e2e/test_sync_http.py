@@ -180,7 +180,7 @@ def test_the_answer_is_delivered_exactly_once(courier: Worker, receiver: Receive
     assert body == b"the answer"
     assert headers["idempotency-key"].startswith(row["run_id"])
     assert headers["idempotency-key"].endswith("persist_assistant_message")
-    assert (row["status"], row["attempts"]) == ("done", 0)
+    assert (row["status"], row["failures"]) == ("done", 0)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -253,7 +253,7 @@ def test_an_error_is_logged_for_the_operator(courier: Worker) -> None:
     session = run_turn(courier, json.dumps({"library": "urllib", "calls": [call]}))
 
     row = outbox(courier, session)
-    assert (row["status"], row["attempts"]) == ("pending", 1)
+    assert (row["status"], row["failures"]) == ("pending", 1)
     assert "URLError" in row["last_error"]
     assert "URLError: <urlopen error " in failure(courier, session)["cause"]
 

@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -77,13 +78,10 @@ def test_a_turn_streams_is_stored_and_replays(client: Client, worker: Worker, up
 def test_words_leave_as_they_come(client: Client, upstream: Upstream) -> None:
     """Each word arrives long before the last one is said."""
     upstream.on("slowly", Script(text="one two three four five six", pause_s=0.2))
-    begun, arrivals = time.monotonic(), []
     with client.stream("slow", "slowly please") as response:
-        for line in lines_of(response):
-            if json.loads(line)["type"] == "message.part.updated":
-                arrivals.append(time.monotonic() - begun)
+        arrivals = [time.monotonic() for line in lines_of(response) if "message.part.updated" in line]
 
-    gaps = [later - earlier for earlier, later in zip(arrivals, arrivals[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(arrivals)]
     assert len(gaps) >= 4
     assert all(gap > 0.1 for gap in gaps)
 
@@ -93,7 +91,9 @@ def test_usage_is_told_and_on_record(client: Client, worker: Worker) -> None:
     lines = client.post("usage")
     [row] = worker.sql("SELECT model, tokens_in, tokens_out FROM chat_usage WHERE run_id LIKE '%:usage:%'")
 
-    assert [(11, 5)] == [(line["data"]["tokensIn"], line["data"]["tokensOut"]) for line in lines if line["type"] == "usage"]
+    assert [(11, 5)] == [
+        (line["data"]["tokensIn"], line["data"]["tokensOut"]) for line in lines if line["type"] == "usage"
+    ]
     assert ("scripted-1", 11, 5) == (row["model"], row["tokens_in"], row["tokens_out"])
 
 
@@ -147,7 +147,13 @@ def test_any_well_formed_stream_is_understood(
     ids=["hangs before headers", "hangs mid-body", "cut", "reset", "no DONE", "in-band error", "401", "503", "empty"],
 )
 def test_a_misbehaving_model_is_a_failed_turn_that_a_retry_mends(
-    client: Client, worker: Worker, upstream: Upstream, script: Script, code: str, calls: int, request: pytest.FixtureRequest
+    client: Client,
+    worker: Worker,
+    upstream: Upstream,
+    script: Script,
+    code: str,
+    calls: int,
+    request: pytest.FixtureRequest,
 ) -> None:
     """O1, O5, O7, O8: one terminal line, our words only, nothing stored; the next attempt answers."""
     name = request.node.callspec.id.replace(" ", "-")
@@ -252,8 +258,6 @@ def test_a_disconnect_does_not_end_the_turn(client: Client, worker: Worker, upst
 
 def test_many_turns_at_once_do_not_mix(worker: Worker, upstream: Upstream) -> None:
     """Thirty-two users, each with an answer of their own."""
-
-
     names = [f"user{number:02}" for number in range(32)]
     for name in names:
         upstream.on(f"I am {name}", Script(text=" ".join([name] * 20), pause_s=0.01))

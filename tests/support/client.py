@@ -49,13 +49,17 @@ class Client:
             assert response.status_code == 200, response.read()
             return parsed(response)
 
-    def problem(self, session: str, message: str = "hello", index: int = 0, **members: Any) -> tuple[int, dict[str, Any]]:
+    def problem(
+        self, session: str, message: str = "hello", index: int = 0, **members: Any
+    ) -> tuple[int, dict[str, Any]]:
         """Post a turn that is refused, and return the status and the problem."""
         with self.stream(session, message, index, **members) as response:
             assert response.headers["content-type"] == "application/problem+json"
             return response.status_code, json.loads(response.read())
 
-    def settle(self, session: str, message: str = "hello", index: int = 0, seconds: float = 60.0) -> list[dict[str, Any]]:
+    def settle(
+        self, session: str, message: str = "hello", index: int = 0, seconds: float = 60.0
+    ) -> list[dict[str, Any]]:
         """Post a turn until it is answered, waiting as told while it is in flight."""
         deadline = time.monotonic() + seconds
         while True:

@@ -130,6 +130,7 @@ def pytest_worker() -> Any:
             "tests/worker/suite": _SUITE,
             "tests/contract": _TESTS / "contract",
             "tests/support": _TESTS / "support",
+            "migrations": _TESTS.parent / "migrations",
             "tests/contract_database.py": _SUITE / "contract_database.py",
             **{f"python_modules/{path.name}": path for name in _PYTEST for path in _installed(name)},
         },

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["descendants", "exists", "listening_addresses"]
+__all__ = ["descendants", "exists", "listening_addresses", "state_of"]
 
 _LISTEN = "0A"
 
@@ -28,11 +28,15 @@ def descendants(pid: int) -> set[int]:
 
 def exists(pid: int) -> bool:
     """Return whether *pid* runs; a process that ended and was not waited for does not."""
+    return state_of(pid) not in {"", "Z"}
+
+
+def state_of(pid: int) -> str:
+    """Return the letter of a process's state, as T for a stopped one; nothing if there is no such process."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
+        return ""
 
 
 def listening_addresses(pids: set[int]) -> set[str]:

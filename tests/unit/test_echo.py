@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
 from chatturn.backends import AgentBackendContext, AgentBackendInput, AgentExecutionBackend
 from chatturn.backends.echo import create_echo_backend
 from chatturn.backends.iterable import create_iterable_backend
-from chatturn.events import ChatStreamEvent, EventBatch, TextAssembly, text_delta
+from chatturn.events import ChatStreamEvent, EventBatch, TextAssembly, text_delta, tool_call
 
 CONTEXT = AgentBackendContext(request_id="r")
 
@@ -53,6 +54,22 @@ async def test_the_echo_is_the_same_every_time() -> None:
     echo = create_echo_backend(pace_ms=0)
 
     assert await answer(echo, asked("x")) == await answer(echo, asked("x"))
+
+
+async def test_the_echo_uses_tools_by_order() -> None:
+    """One call for each line, one after another, then the answer; without tools on offer, it only quotes."""
+    echo, said = create_echo_backend(pace_ms=0), 'use add {"a": 1}\nplease\nuse look'
+    request = asked(said)
+    offered = replace(request, options={"tools": [{}]})
+    first = await answer(echo, offered)
+    told = [*request.messages, {"role": "assistant", "tool_calls": []}, {"role": "tool", "content": "3"}]
+    second = await answer(echo, replace(offered, messages=told))
+    last = await answer(echo, replace(offered, messages=[*told, {"role": "tool", "content": "4"}]))
+
+    assert tool_call(tool_call_id="call_0", tool_name="add", args={"a": 1}) == first[0]
+    assert tool_call(tool_call_id="call_1", tool_name="look", args={}) == second[0]
+    assert "The tools said: “3”, “4”." in text_of(last)
+    assert text_of(await answer(echo, request)).endswith(f"“{said}”")
 
 
 @pytest.mark.parametrize(

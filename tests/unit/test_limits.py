@@ -51,6 +51,9 @@ def test_the_limits_are_what_the_documentation_says() -> None:
         "MAX_METADATA_BYTES": 16_384,
         "MAX_ID_CHARACTERS": 200,
         "MAX_TURN_INDEX": 1_000_000,
+        "MAX_EVENT_KEY_CHARACTERS": 200,
+        "MAX_EVENT_PAYLOAD_BYTES": 65_536,
+        "MAX_REASON_CHARACTERS": 2_000,
         "MAX_TOKEN_CHARACTERS": 8_192,
         "MAX_TOKEN_HEADER_CHARACTERS": 512,
     }

@@ -28,6 +28,7 @@ from chatturn.http.service import UnconfiguredService
 from chatturn.http.strict_json import MAX_JSON_DEPTH
 from chatturn.settings import Settings
 from tests.support.turns import IDENTITY, Desk, Product, open_sqlite
+from tests.unit.test_agent import Agent, Model
 
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "chatturn"
@@ -139,15 +140,17 @@ async def test_every_event_has_the_members_that_are_told() -> None:
         lines = [*await desk.run(), *await desk.run()]
         broken = Desk(database, Product(RuntimeError()))
         lines += await broken.run(identity=replace(IDENTITY, turn_index=1))
+        model = Model([("note", {"text": "a"}), ("unknown", {}), ("send", {"text": "a"})])
+        lines += await Desk(database, Agent(), backend=model.backend()).run(identity=replace(IDENTITY, turn_index=2))
         columns = (await desk.rows("SELECT name FROM pragma_table_info('chat_usage')"))[3:-1]
     for line in lines:
         said.setdefault(line["type"], []).append(set(line.get("data", {})))
 
-    assert set(EVENT_TYPES) - {"usage"} == set(said)
+    assert set(EVENT_TYPES) == set(said)
     for kind, occurrences in said.items():
-        assert all(set(told[kind]) == members for members in occurrences), kind
+        assert kind == "usage" or all(set(told[kind]) == members for members in occurrences), kind
     camel_case = {re.sub("_(.)", lambda m: m[1].upper(), str(name)) + "?" for (name,) in columns}
-    assert camel_case == set(told["usage"])
+    assert camel_case | {"attempt?"} == set(told["usage"])
 
 
 def test_every_line_that_is_shown_could_be_said() -> None:
@@ -272,7 +275,7 @@ class Sent:
 
 async def test_the_product_in_the_manual_works() -> None:
     """It answers, redacts what is stored, and reports under the turn's key, as the text around it says."""
-    [source] = [each for each in blocks("python") if "class Hooks" in each]
+    [source] = [each for each in blocks("python") if "urlopen" in each]
     module, sent = ModuleType("products.orders"), Sent()
     exec(compile(source, "README.md", "exec"), vars(module))  # noqa: S102 - that is the test
     vars(module)["urlopen"] = sent
@@ -287,6 +290,21 @@ async def test_the_product_in_the_manual_works() -> None:
     assert content.endswith("You said: “my card is [card number]”")
     assert {"session": "thread-1", "text": content} == json.loads(request.data)
     assert "chat:acme:thread-1:0/1/persist_assistant_message" == request.get_header("Idempotency-key")
+
+
+async def test_the_agent_in_the_manual_works() -> None:
+    """It waits for an approval, pays back once it has it, and answers."""
+    [source] = [each for each in blocks("python") if "tools = (" in each]
+    module = ModuleType("products.refunds")
+    exec(compile(source, "README.md", "exec"), vars(module))  # noqa: S102 - that is the test
+    with open_sqlite() as database:
+        desk = Desk(database, module.Hooks(), backend=Model(("refund", {"cents": 5}), "Done.").backend())
+        [key] = [line["data"]["key"] for line in await desk.run() if line["type"] == "tool.approval"]
+        await desk.input().store.emit_event("chat:acme:thread-1:0", key, {"approved": True})
+        lines = await desk.run()
+
+    assert [5] == [line["data"]["result"]["refunded"] for line in lines if line["type"] == "tool.result"]
+    assert "session.run.completed" == lines[-1]["type"]
 
 
 def test_the_token_in_the_manual_is_accepted() -> None:

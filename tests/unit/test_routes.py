@@ -21,6 +21,7 @@ from chatturn.errors import (
     DurableRunLeaseHeldError,
     PayloadTooLarge,
     RequestError,
+    RunNotFound,
     SchemaOutdated,
     StoreError,
     StoreUnavailable,
@@ -31,8 +32,11 @@ from chatturn.http.limits import MAX_BODY_BYTES, MAX_MESSAGE_CHARACTERS, MAX_TUR
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import problem
 from chatturn.http.routes import ROUTES, Application, PublicRoute, Route, handle
+from chatturn.records import EventRecord
 
 T = TypeVar("T")
+
+EVENT = "/v1/runs/chat%3Aacme%3Aa%252Fb%3A0/events/approve:1.1.0"
 
 SECRET = "a secret that is at least 32 bytes long"
 NOW_S = 1_800_000_000
@@ -65,6 +69,8 @@ class FakeService:
         self.views = views or {}
         self.turn = FakeTurn(attempt=1, replayed=False)
         self.opened: list[tuple[ChatTurnIdentity, TurnRequest]] = []
+        self.events: list[tuple[str, str, Any]] = []
+        self.resumed: list[str] = []
 
     async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> FakeTurn:
         if self.error:
@@ -76,6 +82,18 @@ class FakeService:
         if self.error:
             raise self.error
         return self.views.get(identity.tenant_id)
+
+    async def emit(self, tenant_id: str, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
+        if self.error:
+            raise self.error
+        if tenant_id != "acme":
+            raise RunNotFound("another tenant's", run_id=run_id)
+        self.events.append((run_id, key, payload))
+        return True, EventRecord(run_id=run_id, key=key, payload=payload, emitted_at=VIEW.created_at)
+
+    async def resume(self, run_id: str) -> bool:
+        self.resumed.append(run_id)
+        return True
 
     async def check(self) -> None:
         if self.error:
@@ -319,6 +337,63 @@ def test_another_tenant_s_turn_looks_like_none_at_all() -> None:
 
     assert foreign == missing
     assert (missing.status, members(missing)["code"]) == (404, "not_found")
+
+
+# An event for a run
+
+
+def test_an_event_is_recorded_and_the_run_goes_on_afterwards() -> None:
+    """The answer says whose event is on record; going on is left to the background."""
+    service = FakeService()
+    response = post(service, b'{"payload": {"approved": true}}', path=EVENT)
+
+    assert (response.status, members(response)) == (
+        200,
+        {"accepted": True, "payload": {"approved": True}, "emittedAt": VIEW.created_at},
+    )
+    assert service.events == [("chat:acme:a%2Fb:0", "approve:1.1.0", {"approved": True})]
+    assert service.resumed == []
+    assert response.background is not None
+    run(response.background())  # type: ignore[arg-type]  # it is a coroutine function
+    assert service.resumed == ["chat:acme:a%2Fb:0"]
+
+
+def test_an_event_for_another_tenant_s_run_is_not_found() -> None:
+    """As for a run that does not exist; nothing happens afterwards either."""
+    app = application(FakeService())
+    headers = {**JSON, **bearer(tenant="rival")}
+    response = ask(app, "POST", EVENT, headers=headers, body=b'{"payload": {"approved": true}}')
+
+    assert (response.status, members(response)["code"], response.background) == (404, "not_found", None)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "field"),
+    [
+        (EVENT, b"{}", 422, "payload"),
+        (EVENT, b'{"payload": 1, "other": 2}', 422, "other"),
+        (EVENT, b'{"payload": {"approved": "yes"}}', 422, "payload"),
+        (EVENT, b'{"payload": {"approved": true, "why": ""}}', 422, "payload"),
+        (EVENT, b'{"payload": {"approved": true, "reason": 1}}', 422, "payload"),
+        (EVENT, b'{"payload": {"approved": true, "reason": "' + b"x" * 2_001 + b'"}}', 422, "payload"),
+        (EVENT + "x" * 200, b'{"payload": 1}', 422, "key"),
+        ("/v1/runs/r/events/", b'{"payload": 1}', 422, "key"),
+        ("/v1/runs/r/events/a%00b", b'{"payload": 1}', 422, "key"),
+        ("/v1/runs/r%0a/events/k", b'{"payload": 1}', 422, "run_id"),
+        ("/v1/runs/r%ff/events/k", b'{"payload": 1}', 422, "run_id"),
+        ("/v1/runs/r/events/k", b'{"payload": "\\ud800"}', 422, "payload"),
+        ("/v1/runs/r/events/k", b'{"payload": "' + b"x" * 65_536 + b'"}', 413, "payload"),
+        ("/v1/runs/r/events/k", b" " * (MAX_BODY_BYTES + 1), 413, "body"),
+        ("/v1/runs/r/events/k", b"[]", 400, "body"),
+    ],
+)
+def test_a_bad_event_is_a_4xx_that_names_the_field(path: str, body: bytes, status: int, field: str) -> None:
+    """Nothing is recorded: since the first event wins, a mistake would be for ever."""
+    service = FakeService()
+    response = post(service, body, path=path)
+
+    assert (response.status, members(response)["field"]) == (status, field)
+    assert (service.events, service.resumed) == ([], [])
 
 
 # Who may

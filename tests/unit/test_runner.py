@@ -143,6 +143,46 @@ async def test_a_thousand_steps_replay_in_one_read_a_page(bench: Bench) -> None:
     assert bench.database.batches <= 3
 
 
+async def test_an_opened_step_is_replayed_once_it_was_completed(bench: Bench) -> None:
+    """Its caller does it, and an attempt that did not complete it leaves no trace."""
+    replayed: list[bool] = []
+
+    async def task(context: DurableContext) -> Any:
+        step = await context.open_step("said", kind=StepKind.LLM, input="question")
+        replayed.append(step.replayed)
+        if step.replayed:
+            return step.result
+        if len(replayed) > 1:
+            await step.complete({"text": "answer"})
+        raise RuntimeError
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            await bench.run(task)
+
+    done = await bench.run(task)
+
+    assert {"text": "answer"} == done.result
+    assert [False, False, True] == replayed
+    assert [("said", "llm", 1)] == [(step.intent, step.kind, step.attempts) for step in done.steps]
+
+
+async def test_an_opened_step_with_another_input_is_a_mismatch(bench: Bench) -> None:
+    """As for any step; its intent, too."""
+
+    async def task(context: DurableContext, intent: str, question: str) -> None:
+        step = await context.open_step(intent, input=question)
+        await step.complete(1)
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await bench.run(lambda context: task(context, "said", "a"))
+    with pytest.raises(StepInputMismatch):
+        await bench.run(lambda context: task(context, "said", "b"))
+    with pytest.raises(DurableRunDivergenceError):
+        await bench.run(lambda context: task(context, "done", "a"))
+
+
 async def test_another_manifest_is_refused(bench: Bench) -> None:
     """The run stays as it was."""
     await bench.run(_nothing)
@@ -503,6 +543,17 @@ async def test_results_are_copies(bench: Bench) -> None:
         return result
 
     assert {"list": [1], "tuple": [1, 2]} == (await bench.run(task)).result
+
+
+async def test_an_emit_is_told_the_same_on_every_attempt(bench: Bench) -> None:
+    """The first emit wins, and a replay hears what the first attempt heard."""
+
+    async def task(context: DurableContext) -> list[Any]:
+        first, _ = await context.emit_event("key", 1)
+        second, event = await context.emit_event("key", 2)
+        return [first, second, event.payload, await context.await_event("key")]
+
+    assert [True, False, 1, 1] == (await bench.run(task)).result == (await bench.run(task)).result
 
 
 async def test_a_step_key_is_the_same_on_every_attempt(bench: Bench) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from chatturn.chat.outbox import _HOOKS
+from chatturn.databases.schema import DURABLE_SCHEMA_SQL, DURABLE_SCHEMA_VERSION, schema_statements
 from chatturn.databases.sqlite import SqliteDatabase, split_statements
-from chatturn.durable.sql import SCHEMA_VERSION, SqlRunStore
+from chatturn.durable.sql import SqlRunStore
 from chatturn.errors import SchemaOutdated
 from chatturn.records import RunStatus, StepStatus
 from tests.support.runs import claim
@@ -36,6 +37,26 @@ def structure(connection: sqlite3.Connection) -> dict[str, object]:
     }
 
 
+def test_the_copy_is_the_codes_schema() -> None:
+    """schema.sql is what the Worker has, byte for byte; if this fails, `make schema`."""
+    assert DURABLE_SCHEMA_SQL == SCHEMA
+
+
+def test_the_version_is_a_number_above_the_documents() -> None:
+    """Theirs are below 100."""
+    assert DURABLE_SCHEMA_VERSION > 100
+    assert int(DURABLE_SCHEMA_VERSION) == DURABLE_SCHEMA_VERSION
+
+
+def test_the_schema_splits_without_sqlite_as_with_it() -> None:
+    """The Worker has no SQLite to ask where a statement ends."""
+
+    def code(statement: str) -> str:
+        return " ".join(re.sub(r"--[^\n]*", "", statement).split())
+
+    assert [code(each) for each in split_statements(SCHEMA)] == [code(each) for each in schema_statements()]
+
+
 def test_the_migrations_end_in_the_schema(empty: sqlite3.Connection) -> None:
     """A deployed database and a local one have the same tables, columns and indexes."""
     for script in MIGRATIONS:
@@ -45,6 +66,7 @@ def test_the_migrations_end_in_the_schema(empty: sqlite3.Connection) -> None:
         other.executescript(SCHEMA)
 
         assert structure(other) == migrated
+    assert (DURABLE_SCHEMA_VERSION,) == empty.execute("SELECT max(version) FROM durable_schema_info").fetchone()
 
 
 def test_the_schema_may_be_applied_again(empty: sqlite3.Connection) -> None:
@@ -54,14 +76,16 @@ def test_the_schema_may_be_applied_again(empty: sqlite3.Connection) -> None:
     empty.executescript(SCHEMA)
 
     assert before == structure(empty)
-    assert [(1,), (100,)] == empty.execute("SELECT version FROM durable_schema_info ORDER BY version").fetchall()
+    assert [(1,), (DURABLE_SCHEMA_VERSION,)] == empty.execute(
+        "SELECT version FROM durable_schema_info ORDER BY version"
+    ).fetchall()
 
 
 def test_the_code_needs_what_the_schema_says(empty: sqlite3.Connection) -> None:
     """The version that the code asks for is the one that the schema records."""
     empty.executescript(SCHEMA)
 
-    assert (SCHEMA_VERSION,) == empty.execute("SELECT max(version) FROM durable_schema_info").fetchone()
+    assert (DURABLE_SCHEMA_VERSION,) == empty.execute("SELECT max(version) FROM durable_schema_info").fetchone()
 
 
 async def test_a_database_of_the_documents_own_is_upgraded_in_place() -> None:
@@ -69,7 +93,7 @@ async def test_a_database_of_the_documents_own_is_upgraded_in_place() -> None:
     with SqliteDatabase(":memory:") as database:
         database.apply_schema(MIGRATIONS[0])
         store = SqlRunStore(database)
-        assert await store.schema_version() == 1
+        assert await store.get_schema_version() == 1
         with pytest.raises(SchemaOutdated):
             await claim(store)
         insert = (
@@ -81,7 +105,7 @@ async def test_a_database_of_the_documents_own_is_upgraded_in_place() -> None:
             database.apply_schema(script)
         old = await store.load_run("old")
 
-        assert await store.schema_version() == 100
+        assert await store.get_schema_version() == DURABLE_SCHEMA_VERSION
         assert old is not None
         assert ("completed", 0) == (old.status, old.epoch)
         assert (await claim(store)).lease is not None
@@ -111,7 +135,7 @@ def test_every_table_of_ours_says_what_it_is_for() -> None:
     assert all(comment and "STRICT" in options for comment, _, options in tables)
 
 
-@pytest.mark.parametrize("script", [SCHEMA, *MIGRATIONS], ids=["schema", "0001", "0002"])
+@pytest.mark.parametrize("script", [SCHEMA, *MIGRATIONS], ids=["schema", "0001", "0002", "0003"])
 def test_a_script_splits_into_whole_statements(script: str) -> None:
     """Statement by statement is how D1 must be given it; nothing is lost or cut in the middle."""
     statements = split_statements(script)
@@ -119,7 +143,8 @@ def test_a_script_splits_into_whole_statements(script: str) -> None:
     assert all(sqlite3.complete_statement(statement) for statement in statements)
     assert script.count(";\n") <= len(statements) + script.count("--")
     with closing(sqlite3.connect(":memory:")) as connection:
-        connection.executescript(MIGRATIONS[0])
+        for earlier in MIGRATIONS[: MIGRATIONS.index(script)] if script in MIGRATIONS else MIGRATIONS[:1]:
+            connection.executescript(earlier)
         for statement in statements:
             connection.execute(statement)
 

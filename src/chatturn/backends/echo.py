@@ -3,6 +3,9 @@ The built-in model: it quotes the user's message back, word by word, and is the 
 
 It answers the same message with the same events, and it goes the whole way of a model's answer: pieces with
 time between them, usage, a span.
+
+Where it is offered tools, it uses them by order: each line ``use <tool> {json}`` of the message is one call, one
+after another, before it answers.
 """
 
 import asyncio
@@ -12,13 +15,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from chatturn.backends import AgentBackendContext, AgentBackendInput, AgentExecutionBackend, ChatMessage
-from chatturn.events import EventBatch, text_delta, usage_event
+from chatturn.backends.tool_calls import parse_arguments
+from chatturn.events import ChatStreamEvent, EventBatch, text_delta, tool_call, usage_event
 from chatturn.telemetry import conventions
 
 __all__ = ["EchoBackend", "create_echo_backend"]
 
 _MODEL: Final = "echo"
 _WORD: Final = re.compile(r"\s*\S+|\s+\Z")
+_ORDER: Final = re.compile(r"^use ([\w-]+)(?: +(.*))?$", re.MULTILINE)
 _MAX_QUOTED: Final = 400  # characters: at the usual pace, some seconds
 
 
@@ -38,21 +43,52 @@ class EchoBackend:
         """Answer, with one event per word and usage, in words, at the end."""
         attributes = {conventions.OPERATION_NAME: conventions.CHAT, conventions.REQUEST_MODEL: _MODEL}
         with context.tracer.span(conventions.span_name(conventions.CHAT, _MODEL), attributes=attributes) as span:
-            words = _WORD.findall(_answer(request.messages))
+            order = _next_order(request) if request.options.get("tools") else None
+            words = _WORD.findall(_answer(request.messages)) if order is None else []
             for position, word in enumerate(words):
                 if position and self.pace_ms:
                     await asyncio.sleep(self.pace_ms / 1000)
                 yield text_delta(word)
+            if order is not None:
+                yield order
             tokens_in = sum(len(_text(message).split()) for message in request.messages)
             span.set(conventions.USAGE_INPUT_TOKENS, tokens_in)
             span.set(conventions.USAGE_OUTPUT_TOKENS, len(words))
-            yield usage_event(model=_MODEL, tokensIn=tokens_in, tokensOut=len(words), finishReason="stop")
+            reason = "stop" if order is None else "tool_calls"
+            yield usage_event(model=_MODEL, tokensIn=tokens_in, tokensOut=len(words), finishReason=reason)
+
+
+def _next_order(request: AgentBackendInput) -> ChatStreamEvent | None:
+    """Return the call for the first order that no tool has answered yet."""
+    said, told = _turn(request.messages)
+    for position, order in enumerate(_ORDER.finditer(said)):
+        if position == len(told):
+            args = parse_arguments(order[2] or "")
+            return tool_call(tool_call_id=f"call_{position}", tool_name=order[1], args=args)
+    return None
 
 
 def _answer(messages: Sequence[ChatMessage]) -> str:
-    said = next((_text(message) for message in reversed(messages) if message.get("role") == "user"), "")
-    quoted = said if len(said) <= _MAX_QUOTED else f"{said[:_MAX_QUOTED]}…"
-    return f"This is the built-in echo model of chatturn, no real model was called. You said: “{quoted}”"
+    said, told = _turn(messages)
+    answer = "This is the built-in echo model of chatturn, no real model was called."
+    if told:
+        answer += f" The tools said: {', '.join(_quoted(text) for text in told)}."
+    return f"{answer} You said: {_quoted(said)}"
+
+
+def _turn(messages: Sequence[ChatMessage]) -> tuple[str, list[str]]:
+    """Return what the user said last, and what tools have said since."""
+    said, told = "", list[str]()
+    for message in messages:
+        if message.get("role") == "user":
+            said, told = _text(message), []
+        elif message.get("role") == "tool":
+            told.append(_text(message))
+    return said, told
+
+
+def _quoted(text: str) -> str:
+    return f"“{text}”" if len(text) <= _MAX_QUOTED else f"“{text[:_MAX_QUOTED]}…”"
 
 
 def _text(message: ChatMessage) -> str:

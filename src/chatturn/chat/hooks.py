@@ -6,10 +6,13 @@ from typing import Any, ClassVar
 
 from chatturn.backends import AgentExecutionBackend, ChatMessage
 from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.tools import Tool
+from chatturn.durable.context import DurableContext
 from chatturn.durable.turn import DurableTurnProducer
 from chatturn.events import ChatStreamEvent, EventBatch
 from chatturn.records import RunRecord
 from chatturn.telemetry import NULL_TRACER, Tracer
+from chatturn.telemetry.logs import Log, print_log
 
 __all__ = ["ChatTurnHooks", "FinishedTurn", "TurnContext"]
 
@@ -28,7 +31,9 @@ class TurnContext:
         attempt: From 1.
         request_id: Stable for this attempt of this turn; an idempotency key for what the hook calls.
         backend: The deployment's backend.
+        durable: The turn's run, for steps of the producer's own: positions 1, 2, … after the turn itself.
         tracer: Takes spans.
+        log: Takes failures that nobody else hears of.
     """
 
     identity: ChatTurnIdentity
@@ -39,7 +44,9 @@ class TurnContext:
     attempt: int
     request_id: str
     backend: AgentExecutionBackend
+    durable: DurableContext
     tracer: Tracer = NULL_TRACER
+    log: Log = print_log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,17 +80,26 @@ class ChatTurnHooks:
 
     Attributes:
         variables: The same.
+        tools: What the model may do.  With tools, `chatturn.chat.agent.AgentProducer` answers in place of
+            `produce`, and each model call and each tool call is a durable step.
+        instructions: Said to the model before the conversation, by that producer.
         sync_http: Whether hooks use `urllib.request` or `requests`, which need `fetch` put underneath; that
             costs the first request of an isolate 0.1 s, or half a second where `requests` is vendored.
     """
 
     sync_http: ClassVar[bool] = False
+    tools: Sequence[Tool] = ()
+    instructions: str = ""
 
     def __init__(self, variables: Mapping[str, str] | None = None) -> None:
         self.variables: Mapping[str, str] = {} if variables is None else variables
 
     def produce(self, context: TurnContext) -> DurableTurnProducer[EventBatch]:
-        """Build the turn's producer.  Called once per attempt, never for a replay.  Must be overridden."""
+        """
+        Build the turn's producer.  Called once per attempt, never for a replay.
+
+        Must be overridden, except by a product with `tools`.
+        """
         raise NotImplementedError
 
     async def transform_final_text(self, text: str) -> str:

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from chatturn.records import DurableRunManifest, TaskSpec
 
-__all__ = ["ChatTurnIdentity", "turn_manifest", "turn_run_id"]
+__all__ = ["ChatTurnIdentity", "legacy_run_id", "turn_manifest", "turn_run_id"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,15 @@ def turn_run_id(identity: ChatTurnIdentity) -> str:
     """
     tenant, session = quote(identity.tenant_id, safe=""), quote(identity.session_id, safe="")
     return f"chat:{tenant}:{session}:{identity.turn_index}"
+
+
+def legacy_run_id(identity: ChatTurnIdentity) -> str:
+    """
+    Return what the documents' engine calls the turn's run: ``chat:<session>:<turn_index>``.
+
+    It has no tenant: two tenants whose sessions have the same name share it.
+    """
+    return f"chat:{identity.session_id}:{identity.turn_index}"
 
 
 def turn_manifest(

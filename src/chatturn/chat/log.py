@@ -73,10 +73,10 @@ class TurnLog:
         """Return the lines that *events* would be if they were said next; keep nothing."""
         seq, attempt = self.next_seq, self.attempt
         lines = [encode_line(event, seq + offset, attempt) for offset, event in enumerate(events)]
-        for line in lines:
-            if len(line) > _SEGMENT_CHARACTERS:
-                message = f"an event's line has {len(line)} characters, but at most {_SEGMENT_CHARACTERS} can be stored"
-                raise ValueError(message)
+        longest = max(map(len, lines), default=0)
+        if longest > _SEGMENT_CHARACTERS:
+            message = f"an event's line has {longest} characters, but at most {_SEGMENT_CHARACTERS} can be stored"
+            raise ValueError(message)
         return lines
 
     def _storable(self, events: Sequence[ChatStreamEvent], lines: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from chatturn.chat.log import TurnLog
 from chatturn.durable.turn import DurableTurnProducer
 from chatturn.errors import BackendError, BackendReportedError, HookError
-from chatturn.events import LIFECYCLE_PREFIX, ChatStreamEvent, EventBatch, TextAssembly
+from chatturn.events import LIFECYCLE_PREFIX, MESSAGE_PART, ChatStreamEvent, EventBatch, TextAssembly
 from chatturn.telemetry.logs import Log
 
 __all__ = ["MAX_ANSWER_BYTES", "ChatProducer", "Said", "StreamProducer"]
@@ -87,6 +87,10 @@ class ChatProducer:
         own: list[ChatStreamEvent] = []
         for event in events:
             kind = event.type
+            if kind == MESSAGE_PART:  # nearly always
+                self._assembly.add(event)
+                own.append(event)
+                continue
             if kind in _FAILURES:
                 return own, event
             if kind.startswith(LIFECYCLE_PREFIX):

@@ -9,6 +9,8 @@ from chatturn.canonical import derive_worker_id
 from chatturn.chat.hooks import ChatTurnHooks
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.databases import Database
+from chatturn.durable.context import ContextSources
+from chatturn.durable.runner import default_sources
 from chatturn.durable.store import DurableRunStore
 from chatturn.records import RunOutcome
 from chatturn.settings import DisconnectPolicy
@@ -74,9 +76,12 @@ class RunChatTurnInput:
         history_turns: How many finished turns of the session `produce` is shown, at most.
         history_characters: How many characters of them, at most.
         supersede: Start the turn anew if it was started with another message or model.
+        legacy_run_ids: Take a turn that has no run for the documents' engine's, if that has one; for a database
+            that it shares with that engine, and only of one tenant.
         worker_id: Who runs it; a fresh one by default.
         on_disconnect: What the reader's going away does to the turn: nothing, or `ChatTurn.abort`.
         lease_ms: How long the worker may be silent towards the store.
+        sources: Of undetermined values, for a producer's durable steps.
         moment: Returns the current time as SQLite takes it.
         tracer: Takes the turn's spans.
         trace_id: Theirs, or None.
@@ -98,9 +103,11 @@ class RunChatTurnInput:
     history_turns: int = 20
     history_characters: int = 100_000
     supersede: bool = False
+    legacy_run_ids: bool = False
     worker_id: str = field(default_factory=derive_worker_id)
     on_disconnect: DisconnectPolicy = "continue"
     lease_ms: int = 60_000
+    sources: ContextSources = field(default_factory=default_sources)
     moment: Callable[[], str] = lambda: "now"
     tracer: Tracer = NULL_TRACER
     trace_id: str | None = None

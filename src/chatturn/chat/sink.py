@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Final, Protocol
 
-__all__ = ["BufferSink", "PullSink", "Sink"]
+__all__ = ["BufferSink", "NoSink", "PullSink", "Sink"]
 
 _ROOM_CHARACTERS: Final = 64_000
 
@@ -71,6 +71,24 @@ class BufferSink:
     def text(self) -> str:
         """Return everything written so far."""
         return "".join(self._texts)
+
+
+class NoSink:
+    """A sink without a reader: for a turn that goes on while nobody asks."""
+
+    closed = True
+
+    def write(self, text: str) -> None:
+        """Drop *text*."""
+
+    async def drain(self) -> None:
+        """Return at once."""
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Do nothing: who was never there cannot go away."""
+
+    async def close(self) -> None:
+        """Do nothing."""
 
 
 class PullSink:

@@ -11,14 +11,17 @@ from typing import Any, Final
 
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.databases import Statement
+from chatturn.durable.legacy_statements import either
 from chatturn.durable.statements import HELD, MOMENT
 
 __all__ = [
     "begin_turn",
+    "forget_checkpoints",
     "forget_messages",
     "read_history",
     "read_last_seq",
     "read_turn",
+    "read_turn_input",
     "record_messages",
     "record_usage",
 ]
@@ -58,10 +61,11 @@ ON CONFLICT (tenant_id, session_id, turn_index, role) DO UPDATE SET
 _USAGE: Final = f"""
 INSERT INTO chat_usage (run_id, attempt, call_index, model, tokens_in, tokens_out, tokens_cached,
                         tokens_reasoning, finish_reason, recorded_at)
-SELECT ?1, ?4, key,
-       json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-       json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'), {MOMENT.format("?6")}
-FROM json_each(?5) WHERE {HELD}
+SELECT ?1, json_extract(value, '$[0]'), json_extract(value, '$[1]'),
+       json_extract(value, '$[2]'), json_extract(value, '$[3]'), json_extract(value, '$[4]'),
+       json_extract(value, '$[5]'), json_extract(value, '$[6]'), json_extract(value, '$[7]'), {MOMENT.format("?5")}
+FROM json_each(?4) WHERE {HELD}
+ON CONFLICT (run_id, attempt, call_index) DO NOTHING
 """
 
 _FORGET_MESSAGES: Final = f"""
@@ -69,9 +73,17 @@ DELETE FROM chat_messages WHERE (tenant_id, session_id, turn_index) IN (
   SELECT tenant_id, session_id, turn_index FROM chat_turns WHERE run_id = ?1) AND {HELD}
 """
 
-_READ_TURN: Final = """
+# The checkpoints on the way to an answer; step 0 is the turn itself, and holds the answer.
+_FORGET_CHECKPOINTS: Final = f"DELETE FROM durable_steps WHERE run_id = ?1 AND step_index > 0 AND {HELD}"
+
+_READ_TURN_INPUT: Final = """
+SELECT t.tenant_id, t.session_id, t.user_id, t.turn_index, t.user_message, t.model, t.metadata_json, r.status
+FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id WHERE t.run_id = ?1
+"""
+
+_READ_TURN: Final = f"""
 SELECT r.*, t.model, t.attempt FROM durable_runs AS r LEFT JOIN chat_turns AS t ON t.run_id = r.run_id
-WHERE r.run_id = ?1
+WHERE r.run_id = {either("?2")}
 """
 
 
@@ -113,15 +125,19 @@ def record_usage(attempt: int, usages: Sequence[Mapping[str, Any]], moment: str)
     """
     Record what the attempt's model calls consumed: the data of its ``usage`` events; nothing for none.
 
-    What is no count, or no text where text belongs, is not known, and is left out.
+    What is no count, or no text where text belongs, is not known, and is left out.  A call that is replayed says
+    which attempt made it, and is recorded once, with that attempt.
     """
     if not usages:
         return []
-    rows = [
-        [_text(usage, "model"), *(_count(usage, name) for name in _COUNTS), _text(usage, "finishReason")]
-        for usage in usages
-    ]
-    return [Statement(_USAGE, (attempt, json.dumps(rows), moment))]
+    calls_of: dict[int, int] = {}
+    rows = []
+    for usage in usages:
+        paid = _count(usage, "attempt") or attempt
+        calls_of[paid] = calls_of.get(paid, -1) + 1
+        counts = (_count(usage, name) for name in _COUNTS)
+        rows.append([paid, calls_of[paid], _text(usage, "model"), *counts, _text(usage, "finishReason")])
+    return [Statement(_USAGE, (json.dumps(rows), moment))]
 
 
 def forget_messages() -> Statement:
@@ -129,9 +145,19 @@ def forget_messages() -> Statement:
     return Statement(_FORGET_MESSAGES)
 
 
-def read_turn(run_id: str) -> Statement:
-    """Read a run with what its chat turn adds."""
-    return Statement(_READ_TURN, (run_id,))
+def forget_checkpoints() -> Statement:
+    """Forget a turn's steps on the way to its answer, with the finish."""
+    return Statement(_FORGET_CHECKPOINTS)
+
+
+def read_turn_input(run_id: str) -> Statement:
+    """Read what a turn was asked, and its run's status."""
+    return Statement(_READ_TURN_INPUT, (run_id,))
+
+
+def read_turn(run_id: str, legacy_run_id: str | None = None) -> Statement:
+    """Read a run with what its chat turn adds; where there is none, the one that the documents' engine has."""
+    return Statement(_READ_TURN, (run_id, legacy_run_id))
 
 
 _COUNTS: Final = ("tokensIn", "tokensOut", "tokensCached", "tokensReasoning")

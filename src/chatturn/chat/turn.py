@@ -6,9 +6,11 @@
     claim ──▶ 409, 422, 503: before the first byte
       │
     run ──▶ session.run.started ──▶ producer's events ──▶ finish ──▶ hooks ──▶ session.run.completed
-      │                                   │ fails
+      │                                   │ fails       │ waits for long
+      │                                   ▼             ▼
+      │                                 error         session.run.suspended
       │                                   ▼
-      │                                 error ──▶ session.run.failed
+      │                                 session.run.failed
       └─(finished before)──▶ result ──▶ session.run.completed {replayed}
 
 A turn pushes its lines and never waits for a reader who is gone.  Two awaited round trips to the database
@@ -20,13 +22,15 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from typing import Final
 
 from chatturn.backends import ChatMessage
 from chatturn.canonical import canonical_hash
 from chatturn.chat import statements as chat_sql
+from chatturn.chat.agent import AgentProducer
 from chatturn.chat.history import recent
 from chatturn.chat.hooks import TurnContext
-from chatturn.chat.identity import ChatTurnIdentity, turn_manifest, turn_run_id
+from chatturn.chat.identity import ChatTurnIdentity, legacy_run_id, turn_manifest, turn_run_id
 from chatturn.chat.log import TurnLog
 from chatturn.chat.outbox import Outbox, call_in_time, finished_turn, overrides
 from chatturn.chat.output import Output
@@ -34,14 +38,18 @@ from chatturn.chat.producer import ChatProducer, Said
 from chatturn.chat.request import RunChatTurnInput
 from chatturn.chat.sink import Sink
 from chatturn.databases import Statement
+from chatturn.durable.context import DurableContext
 from chatturn.durable.turn import RunDurableTurnOptions, TurnEnd, run_durable_turn
 from chatturn.errors import ChatTurnError, StoreError, TurnAborted
 from chatturn.events import ChatStreamEvent, encode_line
-from chatturn.records import Claim
+from chatturn.records import Claim, Wait
 from chatturn.telemetry import AttributeValue
 from chatturn.telemetry import conventions as names
 
 __all__ = ["ChatTurn"]
+
+_INLINE_WAIT_MS: Final = 2_000
+"""A reader may be about to answer; beyond that, a worker that waits costs more than one that comes back."""
 
 
 class ChatTurn:
@@ -65,6 +73,7 @@ class ChatTurn:
         self._task: asyncio.Task[object] | None = None
         self._aborted = False
         self._redacting = overrides(turn.hooks, "transform_final_text")
+        self._durable: DurableContext | None = None
         self._handle = run_durable_turn(
             RunDurableTurnOptions(
                 store=turn.store,
@@ -86,6 +95,7 @@ class ChatTurn:
                 read_with=self._read_statements(),
                 end_with=self._end_statements,
                 supersede=turn.supersede,
+                legacy_run_id=legacy_run_id(turn.identity) if turn.legacy_run_ids else None,
                 log=turn.log,
             )
         )
@@ -179,7 +189,8 @@ class ChatTurn:
         if self._handle.replayed():
             self._say(output, self._completed())
             return
-        if record := self._handle.record():
+        stored, record = self._handle.stored(), self._handle.record()
+        if stored is not None and stored.wait is None and record is not None:
             await self._outbox.deliver(finished_turn(identity, self._handle.final_text(), record), marks)
         output.send("".join(self._last_lines), self._last_words)
 
@@ -191,7 +202,7 @@ class ChatTurn:
         return "".join(encode_line(event, None, self.attempt) for event in events)
 
     def _say_failure(self, output: Output, error: Exception) -> None:
-        """Say how the turn ended: in the stored lines, or where none are known to be stored, in lines outside the log."""
+        """Say how the turn ended: in the stored lines, or, if none are known to be stored, outside the log."""
         if self._handle.stored() is not None:
             output.send("".join(self._last_lines), self._last_words)
         else:
@@ -218,6 +229,7 @@ class ChatTurn:
 
     def _produce(self) -> ChatProducer:
         turn = self._input
+        self._durable = durable = self._steps()
         context = TurnContext(
             identity=turn.identity,
             user_message=turn.user_message,
@@ -227,10 +239,30 @@ class ChatTurn:
             attempt=self.attempt,
             request_id=canonical_hash([self.run_id, self.attempt]),
             backend=turn.backend,
+            durable=durable,
             tracer=turn.tracer,
+            log=turn.log,
         )
-        self._producer = ChatProducer(turn.hooks.produce(context), self._log, turn.log)
+        tools, instructions = turn.hooks.tools, turn.hooks.instructions
+        producer = AgentProducer(context, tools, instructions) if tools else turn.hooks.produce(context)
+        self._producer = ChatProducer(producer, self._log, turn.log)
         return self._producer
+
+    def _steps(self) -> DurableContext:
+        """Return the run's steps after the turn itself."""
+        turn, claim = self._input, self._claimed
+        return DurableContext(
+            store=turn.store,
+            lease=None if claim is None else claim.lease,
+            run_id=self.run_id,
+            project_id=turn.project_id,
+            scenario_id=turn.identity.session_id,
+            recorded=() if claim is None else claim.steps,
+            sources=turn.sources,
+            inline_wait_ms=_INLINE_WAIT_MS,
+            log=turn.log,
+            first_position=1,
+        )
 
     def _replay(self, text: str) -> Said:
         events = [ChatStreamEvent("result", {"finalText": text})]
@@ -261,7 +293,9 @@ class ChatTurn:
 
     def _end_statements(self, end: TurnEnd) -> list[Statement]:
         """Make the last write's companions: the log with its terminal line, messages, usage, hook calls."""
-        if end.text is None:
+        if end.wait is not None:
+            self._last_words = [_suspended(self._input.identity, end.wait)]
+        elif end.text is None:
             self._last_words = _failure(self._input.identity, end.error)
         else:
             self._last_words = self._completed()
@@ -273,7 +307,13 @@ class ChatTurn:
             *chat_sql.record_usage(self.attempt, usages, moment),
             *([] if end.text is None else [chat_sql.record_messages(end.text, moment)]),
             *([] if end.text is None else self._outbox.statements(self.attempt)),
+            *([] if end.text is None else self._forget_checkpoints()),
         ]
+
+    def _forget_checkpoints(self) -> list[Statement]:
+        """Forget what was said on the way to the answer, where a product redacts: no redactor has seen it."""
+        checkpoints = self._durable is not None and self._durable.steps()
+        return [chat_sql.forget_checkpoints()] if checkpoints and self._redacting else []
 
     def _completed(self) -> list[ChatStreamEvent]:
         data = {"sessionId": self._input.identity.session_id, "replayed": self.replayed}
@@ -282,6 +322,12 @@ class ChatTurn:
     def _observer(self) -> Callable[[ChatStreamEvent], None] | None:
         hooks = self._input.hooks
         return functools.partial(hooks.on_event, self._input.identity) if overrides(hooks, "on_event") else None
+
+
+def _suspended(identity: ChatTurnIdentity, wait: Wait) -> ChatStreamEvent:
+    """Make the last line of a turn that waits."""
+    members = {"sessionId": identity.session_id, "key": wait.key, "wakeAt": wait.wake_at}
+    return ChatStreamEvent("session.run.suspended", members)
 
 
 def _failure(identity: ChatTurnIdentity, error: BaseException | None) -> list[ChatStreamEvent]:

@@ -5,11 +5,13 @@ It is made exactly as strict as D1, so that a statement which D1 would refuse fa
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from chatturn.databases import Outcome, Statement, Value
+from chatturn.databases.migration import migrate
 from chatturn.errors import SchemaOutdated, StoreError, StoreUnavailable
 
 __all__ = ["SqliteDatabase", "split_statements"]
@@ -18,9 +20,11 @@ __all__ = ["SqliteDatabase", "split_statements"]
 _MOST_PARAMETERS: Final = 100
 _MOST_BYTES: Final = 2_000_000
 _MOST_SQL_BYTES: Final = 100_000
-_LARGEST_INTEGER: Final = 2**53 - 1
+_LARGEST_INTEGER: Final = 2**53 - 2  # Pyodide makes a bigint of what is larger, and D1 takes none
 
 _BUSY_TIMEOUT_S: Final = 5.0
+
+T = TypeVar("T")
 
 
 class SqliteDatabase:
@@ -30,17 +34,30 @@ class SqliteDatabase:
     Args:
         path: A file, created if absent and shared with other processes through a write-ahead log; or
             ``:memory:``.
+        busy_timeout_s: How long to wait for another process's transaction.
+
+    Raises:
+        StoreUnavailable: Another process holds the file for longer.
+        StoreError: It is no SQLite database, or cannot be opened.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    def __init__(self, path: str | Path, *, busy_timeout_s: float = _BUSY_TIMEOUT_S) -> None:
+        with _translation():
+            self._connection = sqlite3.connect(
+                path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
+            )
         self._connection.row_factory = sqlite3.Row
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, _MOST_PARAMETERS)
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_BYTES)
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, _MOST_SQL_BYTES)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        # Not the default of WAL: an answer that was reported stored must survive a power cut, too.
-        self._connection.execute("PRAGMA synchronous = FULL")
+        try:
+            with _translation():
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                # Not the default of WAL: an answer that was reported stored must survive a power cut, too.
+                self._connection.execute("PRAGMA synchronous = FULL")
+        except StoreError:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +71,7 @@ class SqliteDatabase:
 
     async def batch(self, statements: Sequence[Statement]) -> list[Outcome]:
         """Run *statements* as `Database.batch` promises; it does not yield to the event loop."""
-        try:
+        with _translation():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 outcomes = [self._run(statement) for statement in statements]
@@ -63,14 +80,17 @@ class SqliteDatabase:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
-        except sqlite3.Error as error:
-            raise _translated(error) from error
         return outcomes
+
+    def migrate(self) -> int:
+        """Bring the database to the schema, as `migration.migrate` does, for callers without an event loop."""
+        return _ended(migrate(self))
 
     def apply_schema(self, script: str) -> None:
         """Run *script* statement by statement, as D1 has to."""
-        for sql in split_statements(script):
-            self._connection.execute(sql)
+        with _translation():
+            for sql in split_statements(script):
+                self._connection.execute(sql)
 
     def _run(self, statement: Statement) -> Outcome:
         cursor = self._connection.execute(statement.sql, tuple(map(_as_d1_binds, statement.params)))
@@ -85,10 +105,32 @@ def _as_d1_binds(value: Value) -> Value:
         raise StoreError(message)
     if isinstance(value, int):
         if abs(value) > _LARGEST_INTEGER:
-            message = f"D1 cannot bind {value}: beyond 2**53"
+            message = f"D1 cannot bind {value}: it is too large"
             raise StoreError(message)
         return float(value)
     return value
+
+
+def _ended(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that only ever awaits what does not wait, as every batch here."""
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a batch waited for something")
+
+
+@contextmanager
+def _translation() -> Iterator[None]:
+    """Make SQLite's errors ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _translated(error) from error
+    except UnicodeEncodeError as error:
+        raise StoreError("half a surrogate pair cannot be stored") from error
 
 
 def _translated(error: sqlite3.Error) -> StoreError:

@@ -14,13 +14,14 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from chatturn.canonical import step_id
 from chatturn.durable.moments import moment_after
 from chatturn.durable.statements import STEPS_PER_PAGE
-from chatturn.durable.steps import StepRetry, fingerprint, result_text
+from chatturn.durable.steps import OpenStep, StepRetry, fingerprint, result_text
 from chatturn.durable.store import Begin, DurableRunStore
+from chatturn.durable.tasks import DEFAULT_EVENT_TIMEOUT_MS, NO_INPUT, ContextSources, StepCall
 from chatturn.errors import (
     AttemptsExhausted,
     ChatTurnError,
@@ -37,10 +38,10 @@ __all__ = ["ContextSources", "DurableContext", "StepCall", "Suspended"]
 
 T = TypeVar("T")
 
-_DEFAULT_EVENT_TIMEOUT_MS: Final = 60_000
+Opening: TypeAlias = Coroutine[Any, Any, OpenStep]
+
 _POLL_MS: Final = 250
 _ONCE: Final = StepRetry()
-_NO_INPUT: Final = object()
 
 
 class Suspended(BaseException):
@@ -54,44 +55,6 @@ class Suspended(BaseException):
     def __init__(self, wait: Wait) -> None:
         super().__init__(wait)
         self.wait = wait
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepCall:
-    """
-    One step to run beside others.
-
-    Attributes:
-        intent: What it does; the same at this position on every attempt.
-        run: Does it.
-        kind: A `StepKind`'s value.
-        input: What it is given, JSON; compared with what an earlier attempt gave.
-        retry: How often it is tried.
-        timeout_ms: For each try; 0 for no end.
-    """
-
-    intent: str
-    run: Callable[[], Awaitable[Any]]
-    kind: str = StepKind.LOGIC
-    input: Any = _NO_INPUT
-    retry: StepRetry = _ONCE
-    timeout_ms: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContextSources:
-    """
-    Where a context's undetermined values come from; each is recorded, so a replay returns the same.
-
-    Attributes:
-        now: The current time, as a timestamp.
-        uuid: A fresh UUID.
-        random: A number from 0 to 1, 1 excluded.
-    """
-
-    now: Callable[[], str]
-    uuid: Callable[[], str]
-    random: Callable[[], float]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -138,8 +101,8 @@ class DurableContext:
         run: Callable[[], Awaitable[T]],
         *,
         kind: str = StepKind.LOGIC,
-        input: Any = _NO_INPUT,  # noqa: A002 - the documents' word
-        retry: StepRetry = _ONCE,
+        input: Any = NO_INPUT,  # noqa: A002 - the documents' word
+        retry: StepRetry | None = None,
         timeout_ms: int = 0,
     ) -> Coroutine[Any, Any, T]:
         """
@@ -153,7 +116,7 @@ class DurableContext:
                 others should carry `step_key`.
             kind: A `StepKind`'s value.
             input: What it is given, JSON; compared with what an earlier attempt gave.
-            retry: How often it is tried.
+            retry: How often it is tried; None for once.
             timeout_ms: For each try; 0 for no end.
 
         Raises:
@@ -182,6 +145,15 @@ class DurableContext:
             # Until they are over they might still record something, or hold a connection.
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def open_step(self, intent: str, *, kind: str = StepKind.LOGIC, input: Any = NO_INPUT) -> Opening:  # noqa: A002
+        """
+        Open a step that its caller does itself, as a generator must that yields while it works: see `OpenStep`.
+
+        Raises:
+            DurableRunDivergenceError, TypeError, StepTooLarge: As `step` does.
+        """
+        return self._open(self._take(), StepCall(intent=intent, run=_not_run, kind=kind, input=input))
+
     def step_key(self, intent: str) -> str:
         """Return the next step's key if it is *intent*: the same on every attempt, for others to deduplicate by."""
         return step_id(self.run_id, self._next, intent)
@@ -201,10 +173,22 @@ class DurableContext:
     # Waiting.
 
     async def emit_event(self, key: str, payload: Any) -> tuple[bool, EventRecord]:
-        """Record an event of this run; the first under its key wins.  See `DurableRunStore.emit_event`."""
-        return await self.store.emit_event(self.run_id, key, payload)
+        """
+        Emit an event of this run, as a step; the first under its key wins.  See `DurableRunStore.emit_event`.
 
-    async def await_event(self, key: str, *, timeout_ms: int = _DEFAULT_EVENT_TIMEOUT_MS) -> Any:
+        A replay is told what the first attempt was told.  If the worker died between the emit and its record,
+        the attempt after it finds its own event there and is told that it was not the first.
+        """
+
+        async def emit() -> dict[str, Any]:
+            accepted, event = await self.store.emit_event(self.run_id, key, payload)
+            return {"accepted": accepted, "payload": event.payload, "emittedAt": event.emitted_at}
+
+        told = await self.step(f"emit:{key}", emit, kind=StepKind.EVENT)
+        event = EventRecord(run_id=self.run_id, key=key, payload=told["payload"], emitted_at=told["emittedAt"])
+        return told["accepted"], event
+
+    async def await_event(self, key: str, *, timeout_ms: int = DEFAULT_EVENT_TIMEOUT_MS) -> Any:
         """
         Return the payload of the event *key*, waiting for it if need be.
 
@@ -252,20 +236,36 @@ class DurableContext:
 
     # One step.
 
+    def _begin(self, position: int, call: StepCall) -> Begin:
+        digest = "" if call.input is NO_INPUT else fingerprint(call.input, call.intent, self.run_id)
+        return Begin(step_index=position, intent=call.intent, kind=call.kind, input_hash=digest)
+
+    async def _open(self, position: int, call: StepCall) -> OpenStep:
+        begin = self._begin(position, call)
+        recorded, started = await self._recorded(begin), asyncio.get_running_loop().time()
+        attempts = 1 if recorded is None else recorded.attempts + 1
+
+        async def complete(value: Any) -> None:
+            await self._complete(begin, attempts, value, started)
+
+        if recorded is None or recorded.status is not StepStatus.COMPLETED:
+            return OpenStep(complete=complete)
+        return OpenStep(complete=complete, replayed=True, result=recorded.result)
+
     async def _step(self, position: int, call: StepCall) -> Any:
-        digest = "" if call.input is _NO_INPUT else fingerprint(call.input, call.intent, self.run_id)
-        begin = Begin(step_index=position, intent=call.intent, kind=call.kind, input_hash=digest)
+        begin = self._begin(position, call)
         recorded = await self._recorded(begin)
         if recorded is not None and recorded.status is StepStatus.COMPLETED:
             return recorded.result
         before = 0 if recorded is None else recorded.attempts
-        for attempt in range(1, call.retry.max_attempts + 1):
-            self._require_attempt(before + attempt, call)
+        retry = call.retry or _ONCE
+        for attempt in range(1, retry.max_attempts + 1):
+            self._require_attempt(before + attempt, call.intent, retry)
             started = asyncio.get_running_loop().time()
             try:
                 value = await self._run(call)
             except Exception as error:
-                delay_ms = call.retry.delay_ms(attempt, error)
+                delay_ms = retry.delay_ms(attempt, error)
                 await self._fail(begin, before + attempt, started, error)
                 if delay_ms is None:
                     raise
@@ -326,10 +326,10 @@ class DurableContext:
 
         return await self.step(f"deterministic:{name}", run, kind=StepKind.DETERMINISTIC)
 
-    def _require_attempt(self, attempts: int, call: StepCall) -> None:
-        most = call.retry.attempts_in_all
+    def _require_attempt(self, attempts: int, intent: str, retry: StepRetry) -> None:
+        most = retry.attempts_in_all
         if most is not None and attempts > most:
-            message = f"step {call.intent!r} has failed {attempts - 1} times"
+            message = f"step {intent!r} has failed {attempts - 1} times"
             raise AttemptsExhausted(message, run_id=self.run_id)
 
     # Waits.
@@ -387,6 +387,10 @@ class DurableContext:
             message = f"the run is completed, but step {begin.step_index} ({begin.intent!r}) is not on record"
             raise DurableRunDivergenceError(message, run_id=self.run_id)
         return self.lease
+
+
+async def _not_run() -> None:
+    """Do nothing: the caller of an opened step does it."""
 
 
 def _elapsed_ms(started: float) -> int:

@@ -34,14 +34,15 @@ from chatturn.errors import AttemptsExhausted, LeaseLost, StoreError
 from chatturn.records import Claim, DurableRunManifest, Lease, RunOutcome, RunRecord, RunStatus, StepRecord
 from chatturn.telemetry.logs import Log, print_log
 
-__all__ = ["RunDurableInput", "RunDurableResult", "run_durable"]
+__all__ = ["RunDurableInput", "RunDurableResult", "default_sources", "run_durable"]
 
 T = TypeVar("T")
 
 DEFAULT_INLINE_WAIT_MS: Final = 5_000
 
 
-def _default_sources() -> ContextSources:
+def default_sources() -> ContextSources:
+    """Take the time from the worker's clock, and chance from the system."""
     return ContextSources(
         now=lambda: timestamp(datetime.now(UTC)), uuid=lambda: str(uuid.uuid4()), random=random.SystemRandom().random
     )
@@ -75,7 +76,7 @@ class RunDurableInput(Generic[T]):
     default_outcome: RunOutcome | None = None
     max_attempts: int | None = None
     inline_wait_ms: int = DEFAULT_INLINE_WAIT_MS
-    sources: ContextSources = field(default_factory=_default_sources)
+    sources: ContextSources = field(default_factory=default_sources)
     log: Log = print_log
 
 

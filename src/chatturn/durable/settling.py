@@ -14,7 +14,7 @@ from typing import Any, Final
 from chatturn.databases import Statement
 from chatturn.durable.store import DurableRunStore, Settlement
 from chatturn.errors import ChatTurnError, LeaseLost, StoreUnavailable, TurnAborted
-from chatturn.records import Lease, RunOutcome, RunRecord, RunStatus, StepError
+from chatturn.records import Lease, RunOutcome, RunRecord, RunStatus, StepError, Wait
 from chatturn.telemetry.logs import Log
 
 __all__ = ["Settling", "TurnEnd", "code_of"]
@@ -30,10 +30,12 @@ class TurnEnd:
     Attributes:
         text: The answer as it is stored; None if there is none.
         error: Why there is none.
+        wait: What for, if the turn is suspended: it has no answer yet, and no error.
     """
 
     text: str | None = None
     error: BaseException | None = None
+    wait: Wait | None = None
 
 
 class Settling:
@@ -91,6 +93,18 @@ class Settling:
         except StoreUnavailable:
             self._unsettled = (lease, settlement, end)
             raise
+        self.stored = end
+
+    async def suspend(self, lease: Lease, wait: Wait) -> None:
+        """
+        Release the run until what it waits for has come.
+
+        Raises:
+            StoreUnavailable, StoreError: It is not known to be released.
+            LeaseLost: Another worker has the run; nothing was written.
+        """
+        end = TurnEnd(wait=wait)
+        self.record = await self._store.suspend(lease, wait, self._end_with(end))
         self.stored = end
 
     async def give_up(self, lease: Lease, error: BaseException) -> None:

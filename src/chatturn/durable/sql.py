@@ -13,15 +13,17 @@ from typing import Any, Final
 
 from chatturn.canonical import manifest_hash
 from chatturn.databases import Database, Outcome, Statement
+from chatturn.databases.migration import read_version
+from chatturn.durable import legacy_statements as legacy
 from chatturn.durable import statements as sql
 from chatturn.durable.checks import claimed, ended, require_begun, require_intent, require_status
+from chatturn.durable.listing import delete_finished_runs, list_runs
 from chatturn.durable.rows import event_from_row, run_from_row, step_from_row
-from chatturn.durable.store import DEFAULT_LEASE_MS, Begin, EndStatus, Settlement
+from chatturn.durable.store import DEFAULT_LEASE_MS, DELETED_AT_ONCE, Begin, EndStatus, Settlement
 from chatturn.errors import (
     DurableRunDivergenceError,
     LeaseLost,
     RunNotFound,
-    SchemaOutdated,
     StoreUnavailable,
 )
 from chatturn.records import (
@@ -30,6 +32,8 @@ from chatturn.records import (
     EventRecord,
     Lease,
     RunOutcome,
+    RunPage,
+    RunQuery,
     RunRecord,
     RunStatus,
     StepError,
@@ -38,10 +42,7 @@ from chatturn.records import (
     Wait,
 )
 
-__all__ = ["SCHEMA_VERSION", "SqlRunStore", "json_text"]
-
-SCHEMA_VERSION: Final = 100
-"""The version in ``durable_schema_info`` that this code needs; below 100 are the documents' own."""
+__all__ = ["SqlRunStore", "json_text"]
 
 # How long to wait before trying a batch again whose reply was lost.  A claim may have a client waiting for
 # its status code; a finish holds an answer that somebody paid for.
@@ -56,7 +57,7 @@ class SqlRunStore:
     `DurableRunStore` over a database.
 
     Args:
-        database: Where the tables of ``schema.sql`` are.
+        database: Where the tables of the schema are; an attribute, too, for what else is kept there.
         moment: The current time as SQLite takes it; the default asks the database's own clock.
         token: Makes a string that no other claim has.
     """
@@ -68,7 +69,7 @@ class SqlRunStore:
         moment: Callable[[], str] = lambda: "now",
         token: Callable[[], str] = lambda: os.urandom(8).hex(),
     ) -> None:
-        self._database = database
+        self.database = database
         self._moment = moment
         self._token = token
 
@@ -85,22 +86,25 @@ class SqlRunStore:
         companions: Sequence[Statement] = (),
         reads: Sequence[Statement] = (),
         supersede: bool = False,
+        legacy_run_id: str | None = None,
     ) -> Claim:
         """Claim the run; see `DurableRunStore.start_or_resume`."""
         digest = manifest_hash(manifest)
         holder = f"{worker_id}#{self._token()}"
         now = self._moment()
-        claim = (run_id, holder, digest, manifest.project_id, manifest.scenario_id, now, _term(lease_ms))
+        step_count = 0 if begin is None else begin.step_index + 1
+        claim = (run_id, holder, digest, manifest.project_id, manifest.scenario_id, now, _term(lease_ms), step_count)
         fence = (run_id, holder, None)
         writes = [
             *(_supersede(run_id, digest, now) if supersede else []),
-            Statement(sql.CLAIM_RUN, (*claim, 0 if begin is None else begin.step_index + 1)),
+            *([] if legacy_run_id is None else legacy.adoption(run_id, digest, now, legacy_run_id)),
+            _or_legacy(sql.CLAIM_RUN, legacy.CLAIM_RUN_UNLESS_LEGACY, claim, legacy_run_id),
             *([] if begin is None else [_begin(fence, begin, now)]),
             *(Statement(extra.sql, (*fence, *extra.params)) for extra in companions),
         ]
         own_reads = [
-            Statement(sql.LOAD_RUN, (run_id, now)),
-            Statement(sql.LOAD_STEPS, (run_id, 0)),
+            _or_legacy(sql.LOAD_RUN, legacy.LOAD_RUN_OR_LEGACY, (run_id, now), legacy_run_id),
+            _or_legacy(sql.LOAD_STEPS, legacy.LOAD_STEPS_OR_LEGACY, (run_id, 0), legacy_run_id),
         ]
         outcomes = await self._batch([*writes, *own_reads, *reads], _CLAIM_DELAYS_S)
         run, begun, *rest = [outcome.rows for outcome in outcomes[len(writes) :]]
@@ -121,7 +125,7 @@ class SqlRunStore:
     async def renew_lease(self, lease: Lease) -> Lease:
         """Extend the lease; see `DurableRunStore.renew_lease`."""
         statement = Statement(sql.RENEW_LEASE, (*_fence(lease), self._moment(), _term(lease.lease_ms)))
-        [outcome] = await self._database.batch([statement])
+        [outcome] = await self.database.batch([statement])
         if not outcome.rows:
             raise LeaseLost("the lease lapsed or was taken over", run_id=lease.run_id)
         return Lease(
@@ -248,11 +252,12 @@ class SqlRunStore:
         outcomes = await self._batch([*batch, end, Statement(sql.LOAD_RUN, (lease.run_id, now))], _SETTLE_DELAYS_S)
         return ended(lease, status, outcomes[-1].rows)
 
-    async def suspend(self, lease: Lease, wait: Wait) -> RunRecord:
+    async def suspend(self, lease: Lease, wait: Wait, companions: Sequence[Statement] = ()) -> RunRecord:
         """Release the lease until then; see `DurableRunStore.suspend`."""
         now, fence = self._moment(), _fence(lease)
         batch = [
             Statement(sql.RECORD_WAIT, (*fence, wait.step_index, wait.key, wait.wake_at)),
+            *(Statement(extra.sql, (*fence, *extra.params)) for extra in companions),
             Statement(sql.SUSPEND_RUN, (*fence, now)),
             Statement(sql.LOAD_RUN, (lease.run_id, now)),
         ]
@@ -293,14 +298,17 @@ class SqlRunStore:
         event = None if row["emitted_at"] is None else event_from_row({**row, "run_id": run_id, "key": key})
         return event, int(row["waited_ms"] or 0)
 
-    async def schema_version(self) -> int:
+    async def list_runs(self, query: RunQuery) -> RunPage:
+        """Return one page of a list of runs; see `DurableRunStore.list_runs`."""
+        return await list_runs(self.database, query, self._moment())
+
+    async def delete_finished_runs(self, *, older_than_ms: int, limit: int = DELETED_AT_ONCE) -> int:
+        """Delete runs that ended long ago; see `DurableRunStore.delete_finished_runs`."""
+        return await delete_finished_runs(self.database, older_than_ms=older_than_ms, limit=limit, now=self._moment())
+
+    async def get_schema_version(self) -> int:
         """Return the schema's version in the database; 0 for one that has none."""
-        try:
-            [outcome] = await self._batch([Statement(sql.SCHEMA_VERSION)])
-        except SchemaOutdated:
-            return 0
-        version = outcome.rows[0]["version"]
-        return 0 if version is None else int(version)
+        return await read_version(self.database)
 
     async def close(self) -> None:
         """Do nothing: the database belongs to whoever opened it."""
@@ -309,10 +317,10 @@ class SqlRunStore:
         """Run *batch*, which is fenced or only reads, again after each of *delays_s* while there is no answer."""
         for delay_s in delays_s:
             try:
-                return await self._database.batch(batch)
+                return await self.database.batch(batch)
             except StoreUnavailable:
                 await asyncio.sleep(delay_s)
-        return await self._database.batch(batch)
+        return await self.database.batch(batch)
 
 
 def json_text(value: Any, what: str) -> str:
@@ -336,6 +344,12 @@ def _fence(lease: Lease) -> tuple[str, str, int]:
 def _term(lease_ms: int) -> str:
     """Return the lease's term as a modifier of SQLite's time functions."""
     return f"+{lease_ms / 1000:.3f} seconds"
+
+
+def _or_legacy(
+    text: str, text_or_legacy: str, params: tuple[str | int | None, ...], legacy_run_id: str | None
+) -> Statement:
+    return Statement(text, params) if legacy_run_id is None else Statement(text_or_legacy, (*params, legacy_run_id))
 
 
 def _begin(fence: tuple[str, str, int | None], begin: Begin, now: str) -> Statement:

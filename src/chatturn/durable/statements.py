@@ -12,6 +12,7 @@ __all__ = [
     "BEGIN_STEP",
     "BUMP_STEP_COUNT",
     "CLAIM_RUN",
+    "CLAIM_WHERE",
     "COMPLETE_STEP",
     "DUE_WAITS",
     "EMIT_EVENT",
@@ -29,7 +30,6 @@ __all__ = [
     "RECORD_WAIT",
     "RENEW_LEASE",
     "REPLACE_MANIFEST",
-    "SCHEMA_VERSION",
     "STEPS_PER_PAGE",
     "SUSPEND_RUN",
 ]
@@ -44,12 +44,15 @@ HELD: Final = (
 
 # A holder is unique to one claim, so finding oneself with a live lease means that the reply to an earlier try
 # was lost: the claim stands, and is found by the read after it.  Expiry equal to now is free.
+CLAIM_WHERE: Final = "WHERE true"
+"""Whether a run that does not exist is made; SQLite's grammar wants it before ON CONFLICT in any case."""
+
 CLAIM_RUN: Final = f"""
 INSERT INTO durable_runs (run_id, manifest_hash, project_id, scenario_id, status, created_at, updated_at,
                           lease_holder_id, lease_expires_at, step_count, epoch)
 SELECT ?1, ?3, ?4, ?5, 'running', {MOMENT.format("?6")}, {MOMENT.format("?6")},
        ?2, {MOMENT.format("?6, ?7")}, ?8, 1
-WHERE true
+{CLAIM_WHERE}
 ON CONFLICT (run_id) DO UPDATE SET
   status = 'running', updated_at = excluded.updated_at, completed_at = NULL, outcome_json = NULL,
   lease_holder_id = excluded.lease_holder_id, lease_expires_at = excluded.lease_expires_at,
@@ -175,5 +178,3 @@ LOAD_STEPS: Final = (
 )
 
 LOAD_EVENT: Final = "SELECT * FROM durable_events WHERE run_id = ?1 AND key = ?2"
-
-SCHEMA_VERSION: Final = "SELECT max(version) AS version FROM durable_schema_info"

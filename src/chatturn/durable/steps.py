@@ -1,6 +1,6 @@
 """How one step is tried: its retry policy, its limits, and what is recorded of it.  Pure."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -9,7 +9,7 @@ from chatturn.durable.sql import json_text
 from chatturn.errors import StepTooLarge
 from chatturn.json_depth import nests_deeper
 
-__all__ = ["MAX_STEP_BYTES", "MAX_STEP_DEPTH", "StepRetry", "fingerprint", "result_text"]
+__all__ = ["MAX_STEP_BYTES", "MAX_STEP_DEPTH", "OpenStep", "StepRetry", "fingerprint", "result_text"]
 
 MAX_STEP_BYTES: Final = 1_000_000
 """Of a step's result or input as JSON in UTF-8: half of what a row may hold."""
@@ -49,6 +49,23 @@ class StepRetry:
             return None
         doubled: int = self.initial_backoff_ms * 2 ** (attempt - 1)
         return min(doubled, self.max_backoff_ms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenStep:
+    """
+    A step that its caller does itself, because it yields while it works.
+
+    Attributes:
+        complete: Records the result; awaited once, unless the step is replayed.  A step that is never
+            completed was never there: the next attempt does it again.
+        replayed: Whether an earlier attempt completed it: then there is nothing to do.
+        result: What is on record of a replayed step.
+    """
+
+    complete: Callable[[Any], Awaitable[None]]
+    replayed: bool = False
+    result: Any = None
 
 
 def result_text(value: Any, intent: str, run_id: str) -> str:

@@ -25,6 +25,8 @@ from chatturn.records import (
     EventRecord,
     Lease,
     RunOutcome,
+    RunPage,
+    RunQuery,
     RunRecord,
     RunStatus,
     StepError,
@@ -32,9 +34,12 @@ from chatturn.records import (
     Wait,
 )
 
-__all__ = ["DEFAULT_LEASE_MS", "Begin", "DurableRunStore", "EndStatus", "Settlement"]
+__all__ = ["DEFAULT_LEASE_MS", "DELETED_AT_ONCE", "Begin", "DurableRunStore", "EndStatus", "Settlement"]
 
 DEFAULT_LEASE_MS = 30_000
+
+DELETED_AT_ONCE = 50
+"""Finished runs, in one transaction: a run may have thousands of steps, and D1 ends what takes 30 s."""
 
 EndStatus = Literal[RunStatus.COMPLETED, RunStatus.FAILED]
 
@@ -97,6 +102,7 @@ class DurableRunStore(Protocol):
         companions: Sequence[Statement] = (),
         reads: Sequence[Statement] = (),
         supersede: bool = False,
+        legacy_run_id: str | None = None,
     ) -> Claim:
         """
         Claim the run, creating it if absent; a completed run is returned without a lease, unchanged.
@@ -111,6 +117,8 @@ class DurableRunStore(Protocol):
             reads: Further statements to read with; their rows are in `Claim.rows`.
             supersede: Give a run that has another manifest this one, and start it anew, instead of refusing;
                 a live lease still stands.
+            legacy_run_id: What the documents' engine calls the run.  Where there is none of ours, theirs with the
+                same manifest is meant: completed, it is returned as it is; else it becomes ours.
 
         Raises:
             DurableRunInputMismatchError: The run has another manifest.
@@ -170,8 +178,12 @@ class DurableRunStore(Protocol):
             DurableRunDivergenceError: Another intent is recorded at this position.
         """
 
-    async def suspend(self, lease: Lease, wait: Wait) -> RunRecord:
-        """Release the lease until an event comes or a moment has come; the run is claimed again like any other."""
+    async def suspend(self, lease: Lease, wait: Wait, companions: Sequence[Statement] = ()) -> RunRecord:
+        """
+        Release the lease until an event comes or a moment has come; the run is claimed again like any other.
+
+        *companions* join the transaction, as in `Settlement.companions`.
+        """
 
     async def due_runs(self, limit: int) -> Sequence[str]:
         """Return the ids of suspended runs whose event or moment has come, the longest due first."""
@@ -202,6 +214,28 @@ class DurableRunStore(Protocol):
 
     async def load_event(self, run_id: str, key: str) -> EventRecord | None:
         """Read an event."""
+
+    async def list_runs(self, query: RunQuery) -> RunPage:
+        """
+        Return one page of a list of runs; its work is bounded, however many runs there are.
+
+        Raises:
+            InvalidField: The cursor is not one of this list's.
+        """
+
+    async def delete_finished_runs(self, *, older_than_ms: int, limit: int = DELETED_AT_ONCE) -> int:
+        """
+        Delete runs that ended longer ago, the oldest first, with all that hangs on them.
+
+        One that is running, suspended, being tried again, or whose hook calls are still to be made, stays.
+
+        Args:
+            older_than_ms: Since they ended, by the database's clock.
+            limit: At most so many in this one transaction; call again until fewer are deleted.
+
+        Returns:
+            How many runs were deleted.
+        """
 
     async def close(self) -> None:
         """Release what the store holds; a second time does nothing.  Stored data stays."""

@@ -1,7 +1,7 @@
 """
 `run_durable_turn`: a streaming turn that is answered once, whatever happens to the workers that run it.
 
-A turn is a run with one step, whose result is the final text::
+A turn is a run whose first step's result is the final text; a producer may add steps of its own behind it::
 
     claim ──▶ completed before? ──yes──▶ replay: one event made from the stored text; nothing is written
                     │ no
@@ -11,8 +11,9 @@ A turn is a run with one step, whose result is the final text::
                     ▼                                                      ▼
               settle as failed: the next request may claim at once      tried again, recognised by epoch
 
-A worker that dies anywhere leaves the run as the last write left it: claimable when the lease lapses.  A
-worker that lost its lease writes nothing at all.
+A producer that waits for longer than a worker should suspends the run instead: lease and worker are released, and
+the next claim goes on.  A worker that dies anywhere leaves the run as the last write left it: claimable when the
+lease lapses.  A worker that lost its lease writes nothing at all.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from typing import Final, Generic, NoReturn, Protocol, TypeVar
 
 from chatturn.canonical import canonical_hash, derive_worker_id
 from chatturn.databases import Statement
+from chatturn.durable.context import Suspended
 from chatturn.durable.heartbeat import Heartbeat
 from chatturn.durable.settling import Settling, TurnEnd
 from chatturn.durable.store import Begin, DurableRunStore
@@ -76,6 +78,7 @@ class RunDurableTurnOptions(Generic[E]):
         begin_with: Writes of the claim's transaction, as in `DurableRunStore.start_or_resume`.
         read_with: Reads of the claim's transaction; their rows are in the claim.
         supersede: Start a turn that has another manifest anew instead of refusing it.
+        legacy_run_id: What the documents' engine calls the run, as in `DurableRunStore.start_or_resume`; or None.
         end_with: Makes the statements of the last write's transaction, as in `Settlement.companions`.
         log: Takes failures that must not mask another error.
     """
@@ -93,6 +96,7 @@ class RunDurableTurnOptions(Generic[E]):
     begin_with: Sequence[Statement] = ()
     read_with: Sequence[Statement] = ()
     supersede: bool = False
+    legacy_run_id: str | None = None
     end_with: Callable[[TurnEnd], Sequence[Statement]] = lambda _end: ()
     log: Log = print_log
 
@@ -162,6 +166,7 @@ class DurableTurnHandle(Generic[E]):
                 companions=options.begin_with,
                 reads=options.read_with,
                 supersede=options.supersede,
+                legacy_run_id=options.legacy_run_id,
             )
             self._settling.record = self._claim.run
         return self._claim
@@ -186,10 +191,15 @@ class DurableTurnHandle(Generic[E]):
         heartbeat = Heartbeat(self._options.store, claim.lease, self._options.log)
         heartbeat.start(self._claimed_at)
         try:
-            async with aclosing(self._produced(heartbeat)) as events:
-                async for event in events:
-                    yield event
-            await self._settle(heartbeat)
+            try:
+                async with aclosing(self._produced(heartbeat)) as events:
+                    async for event in events:
+                        yield event
+            except Suspended as suspended:
+                # The next claim goes on after the producer's last step.
+                await self._settling.suspend(claim.lease, suspended.wait)
+            else:
+                await self._settle(heartbeat)
         except (Exception, asyncio.CancelledError, GeneratorExit) as error:
             if not (isinstance(error, LeaseLost) and error.run_id == claim.run.run_id):
                 await self._settling.give_up(claim.lease, error)

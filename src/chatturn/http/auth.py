@@ -145,9 +145,7 @@ class BearerAuth:
     def _verify(self, token: str) -> tuple[Principal, float]:
         payload = verified_payload(token, self._key)
         if payload is None:
-            raise Unauthenticated(
-                "the token's signature is not HS256 with this service's key", field="Authorization"
-            )
+            raise Unauthenticated("the token's signature is not HS256 with this service's key", field="Authorization")
         try:
             claims = read_json_object(payload)
         except RequestError as exc:
@@ -218,9 +216,7 @@ def _bearer_token(header: str) -> str:
     if scheme.lower() != "bearer":
         raise Unauthenticated("the Authorization header must say Bearer and a token", field="Authorization")
     if len(token) > MAX_TOKEN_CHARACTERS:
-        raise Unauthenticated(
-            f"the token is longer than {MAX_TOKEN_CHARACTERS} characters", field="Authorization"
-        )
+        raise Unauthenticated(f"the token is longer than {MAX_TOKEN_CHARACTERS} characters", field="Authorization")
     jws = _JWS.fullmatch(token)
     if jws is None or jws.end(1) > MAX_TOKEN_HEADER_CHARACTERS:
         raise Unauthenticated("the token is not a compact JWT", field="Authorization")

@@ -13,20 +13,27 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from chatturn.chat.request import TurnRequest
+from chatturn.chat.tool_steps import APPROVAL_PREFIX
 from chatturn.errors import InvalidField, PayloadTooLarge, UnsupportedMediaType
 from chatturn.http.problems import shortened, shown
 from chatturn.http.strict_json import read_json_object
 
 __all__ = [
     "MAX_BODY_BYTES",
+    "MAX_EVENT_KEY_CHARACTERS",
+    "MAX_EVENT_PAYLOAD_BYTES",
     "MAX_ID_CHARACTERS",
     "MAX_MESSAGE_CHARACTERS",
     "MAX_METADATA_BYTES",
     "MAX_MODEL_CHARACTERS",
+    "MAX_REASON_CHARACTERS",
     "MAX_TOKEN_CHARACTERS",
     "MAX_TOKEN_HEADER_CHARACTERS",
     "MAX_TURN_INDEX",
     "check_body_headers",
+    "read_event_key",
+    "read_event_payload",
+    "read_run_id",
     "read_session_id",
     "read_turn_index",
     "read_turn_request",
@@ -38,6 +45,9 @@ MAX_MODEL_CHARACTERS: Final = 200
 MAX_METADATA_BYTES: Final = 16_384
 MAX_ID_CHARACTERS: Final = 200
 MAX_TURN_INDEX: Final = 1_000_000
+MAX_EVENT_KEY_CHARACTERS: Final = 200
+MAX_EVENT_PAYLOAD_BYTES: Final = 65_536
+MAX_REASON_CHARACTERS: Final = 2_000
 MAX_TOKEN_CHARACTERS: Final = 8_192
 # PyJWT parses a token's header before it has looked at the signature; this is too short to nest dangerously.
 MAX_TOKEN_HEADER_CHARACTERS: Final = 512
@@ -76,9 +86,7 @@ def check_body_headers(headers: Mapping[str, str]) -> None:
 
 def _is_json(media_type: str) -> bool:
     essence, *parameters = (part.strip().lower() for part in media_type.split(";"))
-    charsets = [
-        value.strip('" ') for name, _, value in (p.partition("=") for p in parameters) if name == "charset"
-    ]
+    charsets = [value.strip('" ') for name, _, value in (p.partition("=") for p in parameters) if name == "charset"]
     return essence == "application/json" and all(charset in {"utf-8", "utf8"} for charset in charsets)
 
 
@@ -121,6 +129,34 @@ def read_turn_index(segment: str) -> int:
     return int(text)
 
 
+def read_run_id(segment: str) -> str:
+    """
+    Read a run's id out of its path *segment*, where it stands percent-encoded.
+
+    Raises:
+        InvalidField: It is not UTF-8, or not printable; what is no run's id otherwise is found nowhere.
+    """
+    text = _decoded(segment, "run_id")
+    if not text.isprintable():
+        raise InvalidField("run_id must be printable", field="run_id")
+    return text
+
+
+def read_event_key(segment: str) -> str:
+    """
+    Read an event's key out of its path *segment*.
+
+    Raises:
+        InvalidField: It is empty, too long, or not printable.
+    """
+    text = _decoded(segment, "key")
+    if not 0 < len(text) <= MAX_EVENT_KEY_CHARACTERS or not text.isprintable():
+        raise InvalidField(
+            f"key must have 1 to {MAX_EVENT_KEY_CHARACTERS} printable characters", field="key"
+        )
+    return text
+
+
 def _decoded(segment: str, field: str) -> str:
     if "%" not in segment:
         return segment
@@ -161,6 +197,51 @@ def read_turn_request(body: bytes) -> TurnRequest:
     )
 
 
+def read_event_payload(body: bytes, key: str) -> Any:
+    """
+    Read the *body* of a request for an event: ``{"payload"}``, any JSON.
+
+    An approval's payload is ``{"approved", "reason"?}``: since the first event under a key wins, one that is
+    neither yes nor no would be a no for ever.
+
+    Raises:
+        MalformedRequest: It is not one JSON object in UTF-8.
+        PayloadTooLarge: It or its payload is longer than its limit.
+        InvalidField: A member is missing, unknown or not of its type.
+    """
+    if len(body) > MAX_BODY_BYTES:
+        raise _too_large("body", f"{MAX_BODY_BYTES} bytes")
+    members = read_json_object(body)
+    for name in members:
+        if name != "payload":
+            raise InvalidField(
+                f"{shown(name)} is not a member of this request; payload is the only one", field=shortened(name)
+            )
+    if "payload" not in members:
+        raise InvalidField("payload is required; it may be any JSON", field="payload")
+    payload = members["payload"]
+    text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+    if not _is_utf8(text):
+        raise InvalidField("payload holds half a surrogate pair, which cannot be stored", field="payload")
+    if len(text.encode()) > MAX_EVENT_PAYLOAD_BYTES:
+        raise _too_large("payload", f"{MAX_EVENT_PAYLOAD_BYTES} bytes of JSON")
+    if key.startswith(APPROVAL_PREFIX) and not _is_decision(payload):
+        raise InvalidField(
+            'the payload of an approval must be {"approved": true or false, "reason": text, or left out}',
+            field="payload",
+        )
+    return payload
+
+
+def _is_decision(payload: object) -> bool:
+    if not isinstance(payload, dict) or not set(payload) <= {"approved", "reason"}:
+        return False
+    reason = payload.get("reason", "")
+    return (
+        isinstance(payload.get("approved"), bool) and isinstance(reason, str) and len(reason) <= MAX_REASON_CHARACTERS
+    )
+
+
 def _on_mismatch(value: object) -> object:
     if value not in ("refuse", "supersede"):
         raise InvalidField("on_mismatch must be 'refuse' or 'supersede'", field="on_mismatch")
@@ -177,9 +258,7 @@ def _message(value: object) -> str:
             f"message must have 1 to {MAX_MESSAGE_CHARACTERS} characters, not all blank", field="message"
         )
     if "\0" in value or not _is_utf8(value):
-        raise InvalidField(
-            "message holds a NUL or half a surrogate pair, which cannot be stored", field="message"
-        )
+        raise InvalidField("message holds a NUL or half a surrogate pair, which cannot be stored", field="message")
     return value
 
 
@@ -187,9 +266,7 @@ def _model(value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not 0 < len(value) <= MAX_MODEL_CHARACTERS or not value.isprintable():
-        raise InvalidField(
-            f"model must be 1 to {MAX_MODEL_CHARACTERS} printable characters, or null", field="model"
-        )
+        raise InvalidField(f"model must be 1 to {MAX_MODEL_CHARACTERS} printable characters, or null", field="model")
     return value
 
 

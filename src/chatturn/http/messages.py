@@ -40,9 +40,11 @@ class HttpResponse:
         body: The body, where it is not streamed.
         stream: Writes the body to the sink it is given, closes it, and never raises.  It must be run to its
             end even if the client goes away.
+        background: What is to be done after the response, and must not delay it; never raises.
     """
 
     status: int
     headers: Mapping[str, str]
     body: bytes = b""
     stream: Callable[[Sink], Awaitable[None]] | None = field(default=None, compare=False)
+    background: Callable[[], Awaitable[None]] | None = field(default=None, compare=False)

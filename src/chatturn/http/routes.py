@@ -25,6 +25,9 @@ from chatturn.http.auth import Authenticator, Principal, UnconfiguredAuth, requi
 from chatturn.http.limits import (
     MAX_BODY_BYTES,
     check_body_headers,
+    read_event_key,
+    read_event_payload,
+    read_run_id,
     read_session_id,
     read_turn_index,
     read_turn_request,
@@ -124,6 +127,21 @@ async def _get_turn(
     return json_response(_turn_members(identity, view))
 
 
+async def _post_event(
+    app: Application, request: HttpRequest, principal: Principal, parameters: Parameters
+) -> HttpResponse:
+    run_id, key = read_run_id(parameters["run_id"]), read_event_key(parameters["key"])
+    check_body_headers(request.headers)
+    payload = read_event_payload(await request.read(MAX_BODY_BYTES), key)
+    accepted, event = await app.service.emit(principal.tenant_id, run_id, key, payload)
+
+    async def resume() -> None:
+        await app.service.resume(run_id)
+
+    members = {"accepted": accepted, "payload": event.payload, "emittedAt": event.emitted_at}
+    return replace(json_response(members), background=resume)
+
+
 # What of a response's headers does not depend on the turn.  The run id's name is the one that the AI SDK's
 # WorkflowChatTransport looks for; X-Accel-Buffering keeps proxies from holding lines back.
 _STREAM_HEADERS: Final[Mapping[str, str]] = {
@@ -167,6 +185,7 @@ ROUTES: Final[tuple[Route | PublicRoute, ...]] = (
     PublicRoute("GET", "/readyz", _readyz),
     Route("POST", _TURN, "turns", _post_turn),
     Route("GET", _TURN, "turns", _get_turn),
+    Route("POST", "/v1/runs/{run_id}/events/{key}", "turns", _post_event),
 )
 
 
@@ -183,9 +202,7 @@ def _table() -> tuple[tuple[re.Pattern[str], Mapping[str, Route | PublicRoute]],
         methods[route.method] = route
         if route.method == "GET":
             methods["HEAD"] = route
-    return tuple(
-        (_compiled(template), MappingProxyType(methods)) for template, methods in by_template.items()
-    )
+    return tuple((_compiled(template), MappingProxyType(methods)) for template, methods in by_template.items())
 
 
 _TABLE: Final = _table()

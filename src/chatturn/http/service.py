@@ -1,11 +1,12 @@
 """What the routes need of the chat."""
 
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.request import TurnRequest, TurnView
 from chatturn.chat.sink import Sink
 from chatturn.errors import ConfigurationError
+from chatturn.records import EventRecord
 
 __all__ = ["ChatService", "OpenTurn", "UnconfiguredService"]
 
@@ -50,6 +51,17 @@ class ChatService(Protocol):
     async def show(self, identity: ChatTurnIdentity) -> TurnView | None:
         """Return the turn's run, or None if this tenant has none there."""
 
+    async def emit(self, tenant_id: str, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
+        """
+        Record an event of a run of this tenant's; return whether it was the first under its key, and the first.
+
+        Raises:
+            RunNotFound: This tenant has no such run; nothing was stored.
+        """
+
+    async def resume(self, run_id: str) -> bool:
+        """Go on with a turn that waits, unless it is running; return whether it ran.  Never raises."""
+
     async def check(self) -> None:
         """
         Look whether a turn could run.
@@ -76,6 +88,16 @@ class UnconfiguredService:
         """Refuse."""
         del identity
         raise self._error.with_traceback(None)
+
+    async def emit(self, tenant_id: str, run_id: str, key: str, payload: Any) -> NoReturn:
+        """Refuse."""
+        del tenant_id, run_id, key, payload
+        raise self._error.with_traceback(None)
+
+    async def resume(self, run_id: str) -> bool:
+        """Do nothing."""
+        del run_id
+        return False
 
     async def check(self) -> NoReturn:
         """Refuse."""

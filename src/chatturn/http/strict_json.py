@@ -52,9 +52,7 @@ def _object_without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(text: str) -> float:
     number = float(text)
     if number in {float("inf"), float("-inf")}:
-        raise MalformedRequest(
-            f"body holds {shown(text)}, which is outside the range of a number", field="body"
-        )
+        raise MalformedRequest(f"body holds {shown(text)}, which is outside the range of a number", field="body")
     return number
 
 

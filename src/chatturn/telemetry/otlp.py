@@ -125,9 +125,7 @@ def parse_headers(text: str) -> dict[str, str]:
         if not equals or not _HEADER_NAME.fullmatch(name):
             raise ConfigurationError(HEADERS_SETTING, f"entry {position} is not `name=value`")
         if not _HEADER_VALUE.fullmatch(value):
-            raise ConfigurationError(
-                HEADERS_SETTING, f"entry {position} has a value that no header can carry"
-            )
+            raise ConfigurationError(HEADERS_SETTING, f"entry {position} has a value that no header can carry")
         headers[name] = value
     return headers
 
@@ -145,9 +143,7 @@ def make_exporter(
         return None
     if not endpoint.startswith(("http://", "https://")):
         raise ConfigurationError(ENDPOINT_SETTING, "must begin with http:// or https://")
-    return Exporter(
-        transport, endpoint=endpoint, headers=parse_headers(headers), service_name=service_name, log=log
-    )
+    return Exporter(transport, endpoint=endpoint, headers=parse_headers(headers), service_name=service_name, log=log)
 
 
 # Sending

@@ -71,7 +71,7 @@ class _Probes:
         return _json(AT_IMPORT)
 
     async def now(self, _request: Request, _argument: str) -> Response:
-        number = random.random()  # noqa: S311 -- whether it is random at all is the question
+        number = random.random()
         return _json({"random": number, "uuid4": str(uuid.uuid4()), "time": time.time()})
 
     async def instances(self, _request: Request, _argument: str) -> Response:

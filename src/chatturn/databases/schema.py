@@ -1,0 +1,185 @@
+"""
+The whole schema, as text: where a database is new, and what it is compared with where it is not.
+
+It stands here and not in a ``.sql`` file because only Python is uploaded to the Worker.  The ``schema.sql`` at
+the project's root is a copy for people and for the ``sqlite3`` shell; a test holds the two together.
+"""
+
+from typing import Final
+
+__all__ = ["ADDED_COLUMNS", "DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION", "schema_statements"]
+
+DURABLE_SCHEMA_VERSION: Final = 101
+"""The version in ``durable_schema_info`` that this code needs; below 100 are the documents' own."""
+
+ADDED_COLUMNS: Final = (("durable_runs", "epoch", "INTEGER NOT NULL DEFAULT 0"),)
+"""Columns that a table did not have when it was first made: all that ``IF NOT EXISTS`` cannot bring about."""
+
+DURABLE_SCHEMA_SQL: Final = """\
+-- The whole schema of chatturn, for a new database; running it again does nothing.
+--
+-- It exists so that a chat turn survives whatever happens to the worker that runs it:
+--   durable_runs    one row a run: its identity, its status, and the lease that says who may write it
+--   durable_steps   one row a checkpoint of a run; a chat turn's first is the turn, its result the answer
+--   durable_events  what was emitted under a key of a run; the first emit wins
+--   chat_*          what a chat turn adds: who asked what, the log of lines, messages, hook calls, usage
+-- The durable_* tables are the documents' version 1 exactly, plus durable_runs.epoch.
+-- All timestamps are UTC text of 24 characters, YYYY-MM-DDTHH:MM:SS.mmmZ, from the database's own clock.
+--
+-- An existing database is brought here by chatturn.databases.migration, which adds the columns that it lacks and
+-- then applies this; or by the numbered steps in migrations/, which end in this same schema.
+-- Apply it statement by statement: D1's exec() splits on newlines.
+-- Its source is src/chatturn/databases/schema.py; `make schema` writes schema.sql from there.
+
+CREATE TABLE IF NOT EXISTS durable_schema_info (
+  version INTEGER PRIMARY KEY,
+  applied_at TEXT NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS durable_runs (
+  run_id TEXT PRIMARY KEY,
+  manifest_hash TEXT NOT NULL,          -- another manifest under the same id is refused
+  project_id TEXT NOT NULL,
+  scenario_id TEXT,
+  status TEXT NOT NULL CHECK (status IN ('pending', 'running', 'completed', 'failed', 'suspended')),
+  created_at TEXT NOT NULL,
+  updated_at TEXT NOT NULL,
+  completed_at TEXT,                    -- when it ended, well or not
+  lease_holder_id TEXT,                 -- one claim's holder; null: nobody
+  lease_expires_at TEXT,                -- from then on anybody may claim the run
+  outcome_json TEXT,                    -- {"pass"?, "score"?, "notes"?, "metadata"?}
+  step_count INTEGER NOT NULL DEFAULT 0,
+  epoch INTEGER NOT NULL DEFAULT 0      -- how often it was claimed: the fencing token of every write
+);
+
+CREATE TABLE IF NOT EXISTS durable_steps (
+  run_id TEXT NOT NULL,
+  step_index INTEGER NOT NULL,
+  intent TEXT NOT NULL,
+  kind TEXT NOT NULL,
+  input_hash TEXT NOT NULL DEFAULT '',  -- of what the step was given; '' where it was not said
+  status TEXT NOT NULL CHECK (status IN ('pending', 'running', 'completed', 'failed')),
+  attempts INTEGER NOT NULL DEFAULT 0,  -- how often it was begun
+  result_json TEXT,                     -- what it returned; a chat turn's: {"finalText", …}
+  error_json TEXT,
+  started_at TEXT,
+  completed_at TEXT,
+  PRIMARY KEY (run_id, step_index)
+);
+
+CREATE TABLE IF NOT EXISTS durable_events (
+  run_id TEXT NOT NULL,
+  key TEXT NOT NULL,
+  payload_json TEXT,
+  emitted_at TEXT NOT NULL,
+  PRIMARY KEY (run_id, key)
+);
+
+CREATE INDEX IF NOT EXISTS idx_durable_runs_project_status ON durable_runs (project_id, status);
+CREATE INDEX IF NOT EXISTS idx_durable_runs_lease_expires ON durable_runs (lease_expires_at);
+CREATE INDEX IF NOT EXISTS idx_durable_steps_status ON durable_steps (run_id, status);
+-- For retention: what ended first is deleted first.
+CREATE INDEX IF NOT EXISTS idx_durable_runs_completed ON durable_runs (completed_at) WHERE completed_at IS NOT NULL;
+
+INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
+VALUES (1, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'));
+
+-- What a suspended run waits for: an event, a moment, or whichever comes first.
+CREATE TABLE IF NOT EXISTS durable_waits (
+  run_id TEXT PRIMARY KEY,
+  step_index INTEGER NOT NULL CHECK (step_index >= 0),  -- the step that waits
+  event_key TEXT,                       -- the event's key; null: a moment only
+  wake_at TEXT NOT NULL CHECK (length(wake_at) = 24)    -- when the run goes on even if no event came
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS idx_durable_waits_wake ON durable_waits (wake_at);
+
+-- One turn of a thread: who asked what.  Its progress is its run's, in durable_runs.
+CREATE TABLE IF NOT EXISTS chat_turns (
+  run_id TEXT PRIMARY KEY,              -- chat:<tenant>:<session>:<turn_index>, parts percent-encoded
+  tenant_id TEXT NOT NULL,              -- from the token, never from the request
+  session_id TEXT NOT NULL,             -- the thread
+  user_id TEXT NOT NULL,                -- the token's subject at the latest attempt
+  turn_index INTEGER NOT NULL CHECK (turn_index >= 0),  -- 0-based position in the thread
+  user_message TEXT NOT NULL,           -- what the user said
+  model TEXT,                           -- the model asked for; null: the deployment's
+  metadata_json TEXT,                   -- the request's metadata, JSON
+  attempt INTEGER NOT NULL CHECK (attempt >= 1),        -- the latest attempt, equal to the run's epoch
+  cancel_requested_at TEXT CHECK (length(cancel_requested_at) = 24),  -- when somebody asked to stop it
+  trace_id TEXT,                        -- of the latest attempt, 32 hex digits
+  created_at TEXT NOT NULL CHECK (length(created_at) = 24),           -- UTC, YYYY-MM-DDTHH:MM:SS.mmmZ
+  updated_at TEXT NOT NULL CHECK (length(updated_at) = 24)            -- the latest claim
+) STRICT, WITHOUT ROWID;
+-- For lists of one tenant's turns, the latest first.
+CREATE INDEX IF NOT EXISTS idx_chat_turns_tenant ON chat_turns (tenant_id, created_at, run_id);
+
+-- The log of a turn: consecutive lines of NDJSON text as one row, so that reading it copies strings.
+CREATE TABLE IF NOT EXISTS chat_segments (
+  run_id TEXT NOT NULL,
+  first_seq INTEGER NOT NULL CHECK (first_seq >= 0),    -- seq of the first line
+  last_seq INTEGER NOT NULL,                            -- seq of the last line
+  attempt INTEGER NOT NULL CHECK (attempt >= 1),        -- which attempt said it
+  lines TEXT NOT NULL,                                  -- every line ends with LF
+  PRIMARY KEY (run_id, first_seq),
+  CHECK (last_seq >= first_seq)
+) STRICT, WITHOUT ROWID;
+
+-- The threads as the model and the user saw them; a turn's two rows are written with its finish.
+CREATE TABLE IF NOT EXISTS chat_messages (
+  tenant_id TEXT NOT NULL,
+  session_id TEXT NOT NULL,
+  turn_index INTEGER NOT NULL CHECK (turn_index >= 0),
+  role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
+  content TEXT NOT NULL,                -- the assistant's after transform_final_text
+  run_id TEXT NOT NULL,
+  created_at TEXT NOT NULL CHECK (length(created_at) = 24),
+  PRIMARY KEY (tenant_id, session_id, turn_index, role)
+) STRICT, WITHOUT ROWID;
+
+-- Hook calls that must still happen; written with the finish, so that no crash can lose one.
+CREATE TABLE IF NOT EXISTS chat_outbox (
+  run_id TEXT NOT NULL,
+  hook TEXT NOT NULL CHECK (hook IN ('persist_assistant_message', 'on_turn_complete')),
+  attempt INTEGER NOT NULL CHECK (attempt >= 1),        -- which attempt's answer it is about
+  status TEXT NOT NULL CHECK (status IN ('pending', 'done', 'given_up')),
+  failures INTEGER NOT NULL DEFAULT 0,  -- calls that have failed
+  next_call_at TEXT NOT NULL CHECK (length(next_call_at) = 24),  -- nobody else calls it before
+  last_error TEXT,                      -- why the latest call failed; for operators
+  created_at TEXT NOT NULL CHECK (length(created_at) = 24),
+  PRIMARY KEY (run_id, hook)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS idx_chat_outbox_due ON chat_outbox (next_call_at) WHERE status = 'pending';
+
+-- What each model call consumed, as the model reported it; null is unknown, never zero.
+CREATE TABLE IF NOT EXISTS chat_usage (
+  run_id TEXT NOT NULL,
+  attempt INTEGER NOT NULL CHECK (attempt >= 1),
+  call_index INTEGER NOT NULL CHECK (call_index >= 0),  -- 0-based, within the attempt
+  model TEXT,
+  tokens_in INTEGER CHECK (tokens_in >= 0),
+  tokens_out INTEGER CHECK (tokens_out >= 0),
+  tokens_cached INTEGER CHECK (tokens_cached >= 0),
+  tokens_reasoning INTEGER CHECK (tokens_reasoning >= 0),
+  finish_reason TEXT,
+  recorded_at TEXT NOT NULL CHECK (length(recorded_at) = 24),
+  PRIMARY KEY (run_id, attempt, call_index)
+) STRICT, WITHOUT ROWID;
+
+-- Not for a database of the documents' own that the migrations have not reached: it still lacks the epoch.
+INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
+SELECT 101, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch');
+"""
+
+
+def schema_statements() -> list[str]:
+    """Return the schema's statements, in order, with the comments inside them."""
+    statements: list[str] = []
+    pending: list[str] = []
+    for line in DURABLE_SCHEMA_SQL.splitlines():
+        code = line.partition("--")[0].rstrip()
+        if code or pending:
+            pending.append(line)
+        if code.endswith(";"):
+            statements.append("\n".join(pending))
+            pending = []
+    return statements

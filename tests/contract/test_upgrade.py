@@ -1,0 +1,391 @@
+"""A database of the documents' engine, or an older one of ours: brought to the schema, and its turns taken over."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from chatturn.chat.identity import turn_run_id
+from chatturn.databases import Database, Outcome, Statement
+from chatturn.databases.migration import migrate, read_version
+from chatturn.databases.schema import DURABLE_SCHEMA_VERSION
+from chatturn.durable.sql import SqlRunStore
+from chatturn.durable.store import Begin, Settlement
+from chatturn.errors import DurableRunLeaseHeldError, LeaseLost, StoreUnavailable
+from chatturn.records import Claim, RunStatus, StepStatus
+from tests.support.clock import Clock
+from tests.support.documents import (
+    ANSWER,
+    COMPLETED,
+    FAILED,
+    INTERRUPTED,
+    LIVE,
+    RETRIED,
+    UNENDED,
+    identity_of,
+    legacy_id,
+    make_version_1,
+    manifest_of,
+    rows_of,
+    script,
+    start_empty,
+    write_turns,
+)
+from tests.support.faults import FaultyDatabase
+
+INPUT_HASH = "b31e4d00b684d1380865e28c4cedbea845b8e9d11539305ad2349b5db787eac2"
+
+
+async def structure(database: Database) -> list[tuple[Any, ...]]:
+    """Describe every table and index of a database."""
+    [found] = await database.batch(
+        [
+            Statement(
+                "SELECT m.type, m.name, c.name AS part FROM sqlite_master AS m,"
+                " (SELECT 'table' AS kind UNION ALL SELECT 'index') AS k, pragma_table_info(m.name) AS c"
+                " WHERE m.type = k.kind AND m.name NOT LIKE 'sqlite%' AND m.name NOT LIKE '\\_cf%' ESCAPE '\\'"
+                " ORDER BY 1, 2, 3"
+            )
+        ]
+    )
+    [indexes] = await database.batch(
+        [Statement("SELECT name FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY 1")]
+    )
+    return [tuple(row.values()) for row in (*found.rows, *indexes.rows)]
+
+
+async def apply(database: Database, *names: str) -> None:
+    """Apply numbered migrations, as `wrangler d1 migrations apply` does."""
+    for name in names:
+        await database.batch([Statement(text) for text in script(name)])
+
+
+async def version_1(database: Database, clock: Clock) -> None:
+    """The documents' own, with turns."""
+    await make_version_1(database)
+    await write_turns(database, clock)
+
+
+async def version_2(database: Database, clock: Clock) -> None:
+    """Their next one: a column and a table more."""
+    await version_1(database, clock)
+    await database.batch(
+        [
+            Statement("ALTER TABLE durable_runs ADD COLUMN handle_json TEXT"),
+            Statement(
+                "CREATE TABLE durable_stream_events (run_id TEXT, seq INTEGER, event_id TEXT NOT NULL,"
+                " payload_json TEXT, appended_at TEXT NOT NULL, PRIMARY KEY (run_id, seq))"
+            ),
+            Statement("INSERT INTO durable_schema_info VALUES (2, '2026-01-01T00:00:00.000Z')"),
+        ]
+    )
+
+
+async def version_100(database: Database, clock: Clock) -> None:
+    """Ours, from before there were waits and lists."""
+    await version_1(database, clock)
+    await apply(database, "0002_chatturn.sql")
+    await database.batch([Statement("DROP TABLE durable_waits")])
+
+
+async def half_way(database: Database, clock: Clock) -> None:
+    """Theirs, with our schema applied over it: everything new, but the epoch is missing."""
+    await version_100(database, clock)
+    await database.batch(
+        [
+            Statement("ALTER TABLE durable_runs DROP COLUMN epoch"),
+            Statement("DELETE FROM durable_schema_info WHERE version = 100"),
+        ]
+    )
+
+
+async def nothing(database: Database, clock: Clock) -> None:
+    """A database without a table."""
+    del clock
+    await start_empty(database)
+
+
+STARTS = {start.__name__: start for start in (nothing, version_1, version_2, half_way, version_100)}
+
+
+@pytest.mark.parametrize("start", STARTS)
+async def test_every_database_ends_in_the_schema(database: Database, clock: Clock, start: str) -> None:
+    """Wherever it begins, it has every table, column and index in the end, and says so."""
+    expected = await structure(database)
+    await STARTS[start](database, clock)
+
+    assert DURABLE_SCHEMA_VERSION == await migrate(database)
+    assert set(expected) <= set(await structure(database))
+
+
+@pytest.mark.parametrize("start", STARTS)
+async def test_migrating_again_changes_nothing(database: Database, clock: Clock, start: str) -> None:
+    """It is read, once."""
+    await STARTS[start](database, clock)
+    await migrate(database)
+    before = await rows_of(database, "durable_runs", "durable_steps", "durable_schema_info")
+    counted = FaultyDatabase(database)
+
+    assert DURABLE_SCHEMA_VERSION == await migrate(counted)
+    assert before == await rows_of(database, "durable_runs", "durable_steps", "durable_schema_info")
+    assert counted.batches <= 2
+
+
+async def test_the_numbered_migrations_end_there_too(database: Database, clock: Clock) -> None:
+    """What wrangler applies and what the code applies is the same."""
+    expected = await structure(database)
+    await version_1(database, clock)
+    await apply(database, "0002_chatturn.sql", "0003_lists_and_retention.sql")
+
+    assert expected == await structure(database)
+    assert DURABLE_SCHEMA_VERSION == await read_version(database)
+
+
+async def test_every_row_of_the_documents_stays_as_it_is(database: Database, clock: Clock) -> None:
+    """Column by column; what is new has its default."""
+    await version_1(database, clock)
+    runs, steps = await rows_of(database, "durable_runs", "durable_steps")
+    await migrate(database)
+
+    assert [{**run, "epoch": 0} for run in runs] == (await rows_of(database, "durable_runs"))[0]
+    assert [steps] == await rows_of(database, "durable_steps")
+    assert len(runs) == 6
+
+
+async def test_a_newer_schema_is_left_alone(database: Database) -> None:
+    """Code that was rolled back does not touch what the later version made."""
+    await database.batch([Statement("INSERT INTO durable_schema_info VALUES (999, '2026-01-01T00:00:00.000Z')")])
+
+    assert 999 == await migrate(database)
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+@pytest.mark.parametrize("batch", range(4))
+async def test_a_lost_reply_does_no_harm(database: Database, clock: Clock, fault: Any, batch: int) -> None:
+    """Applied or not: run again, it ends in the schema."""
+    await version_1(database, clock)
+    faulty = FaultyDatabase(database)
+    faulty.faults = {batch: fault}
+    try:
+        await migrate(faulty)
+    except StoreUnavailable:
+        await migrate(faulty)
+
+    assert DURABLE_SCHEMA_VERSION == await read_version(database)
+    assert 6 == len((await rows_of(database, "durable_runs"))[0])
+
+
+class Overtaken:
+    """A database that somebody else migrates before the batch of that number."""
+
+    def __init__(self, database: Database, batch: int) -> None:
+        self._database = database
+        self._left = batch
+
+    async def batch(self, statements: Sequence[Statement]) -> list[Outcome]:
+        """Run *statements*, perhaps after the other's migration."""
+        self._left -= 1
+        if self._left == -1:
+            await migrate(self._database)
+        return await self._database.batch(statements)
+
+
+@pytest.mark.parametrize("batch", range(4))
+async def test_two_migrations_at_once_end_in_one_schema(database: Database, clock: Clock, batch: int) -> None:
+    """The second finds the column there, looks again and is done."""
+    await version_1(database, clock)
+
+    assert DURABLE_SCHEMA_VERSION == await migrate(Overtaken(database, batch))
+    assert 6 == len((await rows_of(database, "durable_runs"))[0])
+
+
+# Turns of the documents' engine under ids of ours
+
+
+async def migrated(store: SqlRunStore, clock: Clock) -> SqlRunStore:
+    """Make the store's database one of theirs, migrated."""
+    await version_1(store.database, clock)
+    await migrate(store.database)
+    return store
+
+
+async def claim_turn(store: SqlRunStore, turn_index: int, **options: Any) -> Claim:
+    """Claim a turn as the chat engine does."""
+    begin = Begin(step_index=0, intent=f"chat:turn-{turn_index}", kind="llm", input_hash=INPUT_HASH)
+    defaults: dict[str, Any] = {"legacy_run_id": legacy_id(turn_index), "manifest": manifest_of(turn_index)}
+    return await store.start_or_resume(
+        run_id=turn_run_id(identity_of(turn_index)),
+        worker_id="worker-1",
+        lease_ms=30_000,
+        begin=begin,
+        **{**defaults, **options},
+    )
+
+
+async def test_a_finished_turn_of_theirs_is_returned_as_it_is(
+    store: SqlRunStore, clock: Clock, database: Database
+) -> None:
+    """The pinned digest is the same turn's; nothing is written, and the answer is there."""
+    legacy = await migrated(store, clock)
+    tables = ("durable_runs", "durable_steps", "durable_events")
+    before = await rows_of(database, *tables)
+    claimed = await claim_turn(legacy, COMPLETED)
+
+    assert claimed.lease is None
+    assert [{"finalText": ANSWER}] == [step.result for step in claimed.completed_steps]
+    assert (legacy_id(COMPLETED), RunStatus.COMPLETED) == (claimed.run.run_id, claimed.run.status)
+    assert before == await rows_of(database, *tables)
+
+
+async def test_without_its_legacy_id_no_turn_of_theirs_is_found(store: SqlRunStore, clock: Clock) -> None:
+    """Tenants cannot meet unless the operator says that there is only one."""
+    legacy = await migrated(store, clock)
+    claimed = await claim_turn(legacy, COMPLETED, legacy_run_id=None)
+
+    assert claimed.lease is not None
+    assert [] == list(claimed.completed_steps)
+
+
+@pytest.mark.parametrize("turn_index", [FAILED, INTERRUPTED])
+async def test_an_unfinished_turn_of_theirs_becomes_ours(store: SqlRunStore, clock: Clock, turn_index: int) -> None:
+    """Under our id, with its step and its attempts; theirs is gone."""
+    legacy = await migrated(store, clock)
+    claimed = await claim_turn(legacy, turn_index)
+    [step] = claimed.steps
+
+    assert claimed.lease is not None
+    assert (turn_run_id(identity_of(turn_index)), 1) == (claimed.run.run_id, claimed.run.epoch)
+    assert (RunStatus.RUNNING, StepStatus.RUNNING, 2) == (claimed.run.status, step.status, step.attempts)
+    assert [None, None] == [
+        await legacy.load_run(legacy_id(turn_index)), await legacy.load_step(legacy_id(turn_index), 0)
+    ]  # fmt: skip
+    ended = await legacy.settle(claimed.lease, Settlement(step_index=0, result={"finalText": "ours"}))
+    assert RunStatus.COMPLETED is ended.status
+
+
+@pytest.mark.parametrize("turn_index", [LIVE, RETRIED])
+async def test_a_lease_of_theirs_is_respected(store: SqlRunStore, clock: Clock, turn_index: int) -> None:
+    """While it is live nothing of theirs is touched, and nothing of ours is made; then the turn is taken over."""
+    legacy = await migrated(store, clock)
+    before = await rows_of(legacy.database, "durable_runs", "durable_steps")
+    with pytest.raises(DurableRunLeaseHeldError) as held:
+        await claim_turn(legacy, turn_index)
+    after = await rows_of(legacy.database, "durable_runs", "durable_steps")
+    clock.advance(60_000)
+
+    assert before == after
+    assert pytest.approx(60_000, abs=2) == held.value.retry_after_ms
+    assert (await claim_turn(legacy, turn_index)).lease is not None
+
+
+@pytest.mark.parametrize("supersede", [False, True])
+async def test_an_answer_that_their_worker_did_not_live_to_end_is_kept(
+    store: SqlRunStore, clock: Clock, supersede: bool
+) -> None:
+    """Their step was stored and their run was not: the answer is paid for."""
+    legacy = await migrated(store, clock)
+    claimed = await claim_turn(legacy, UNENDED, supersede=supersede)
+
+    assert claimed.lease is not None
+    assert [{"finalText": ANSWER}] == [step.result for step in claimed.completed_steps]
+
+
+async def test_another_turn_under_their_id_is_not_this_one(store: SqlRunStore, clock: Clock) -> None:
+    """Another message, or another product: a new run, and theirs stays."""
+    legacy = await migrated(store, clock)
+    claimed = await claim_turn(legacy, COMPLETED, manifest=manifest_of(COMPLETED, "something else"))
+    theirs = await legacy.load_run(legacy_id(COMPLETED))
+
+    assert claimed.lease is not None
+    assert [] == list(claimed.completed_steps)
+    assert theirs is not None
+    assert RunStatus.COMPLETED is theirs.status
+
+
+async def test_a_worker_of_theirs_that_wakes_up_late_changes_nothing(
+    store: SqlRunStore, clock: Clock, database: Database
+) -> None:
+    """B2: its writes name the run only; the run has another name by now."""
+    legacy = await migrated(store, clock)
+    claimed = await claim_turn(legacy, INTERRUPTED)
+    assert claimed.lease is not None
+    before = await rows_of(database, "durable_runs", "durable_steps")
+    theirs = (legacy_id(INTERRUPTED),)
+    outcomes = await database.batch(
+        [
+            Statement("UPDATE durable_steps SET status = 'completed', result_json = '\"z\"' WHERE run_id = ?1", theirs),
+            Statement("UPDATE durable_steps SET status = 'failed', error_json = '{}' WHERE run_id = ?1", theirs),
+            Statement("UPDATE durable_runs SET status = 'failed', lease_holder_id = NULL WHERE run_id = ?1", theirs),
+            Statement("UPDATE durable_runs SET lease_expires_at = '2030' WHERE run_id = ?1", theirs),
+        ]
+    )
+
+    assert [0, 0, 0, 0] == [outcome.changes for outcome in outcomes]
+    assert before == await rows_of(database, "durable_runs", "durable_steps")
+
+
+async def test_what_their_engine_begins_anew_is_left_to_it(store: SqlRunStore, clock: Clock) -> None:
+    """A turn that is ours stays ours, also when theirs makes a run, or a step without one, under the old id."""
+    legacy = await migrated(store, clock)
+    await claim_turn(legacy, INTERRUPTED)
+    insert = (
+        "INSERT INTO durable_steps (run_id, step_index, intent, kind, status) VALUES (?1, 0, 'turn', 'llm', 'running')"
+    )
+    await legacy.database.batch([Statement(insert, (legacy_id(INTERRUPTED),))])
+    clock.advance(30_000)
+    second = await claim_turn(legacy, INTERRUPTED)
+    await legacy.start_or_resume(run_id=legacy_id(INTERRUPTED), manifest=manifest_of(INTERRUPTED), worker_id="ts")
+    clock.advance(30_000)
+    third = await claim_turn(legacy, INTERRUPTED)
+
+    assert [2, 3] == [second.run.epoch, third.run.epoch]
+    assert [["chat:turn-2"], ["chat:turn-2"]] == [[step.intent for step in each.steps] for each in (second, third)]
+
+
+async def test_two_workers_of_ours_take_one_turn_of_theirs_over_once(store: SqlRunStore, clock: Clock) -> None:
+    """The second finds it claimed, like any run."""
+    legacy = await migrated(store, clock)
+    first = await claim_turn(legacy, INTERRUPTED)
+
+    with pytest.raises(DurableRunLeaseHeldError):
+        await claim_turn(legacy, INTERRUPTED)
+    assert first.lease is not None
+    assert await legacy.renew_lease(first.lease)
+
+
+@pytest.mark.parametrize("turn_index", [COMPLETED, INTERRUPTED])
+@pytest.mark.parametrize("fault", ["before", "after"])
+async def test_a_takeover_whose_reply_is_lost_is_recognised(
+    store: SqlRunStore, database: Database, clock: Clock, turn_index: int, fault: Any
+) -> None:
+    """The claim tried again is the same one."""
+    await migrated(store, clock)
+    faulty = FaultyDatabase(database)
+    faulty.faults = {0: fault}
+    claimed = await claim_turn(SqlRunStore(faulty, moment=clock.moment), turn_index)
+
+    assert (turn_index == COMPLETED) == (claimed.lease is None)
+    assert int(turn_index != COMPLETED) == claimed.run.epoch
+
+
+async def test_events_of_theirs_come_along(store: SqlRunStore, clock: Clock) -> None:
+    """What was emitted for the run is found under its new id."""
+    legacy = await migrated(store, clock)
+    await legacy.emit_event(legacy_id(FAILED), "approved", {"by": "ann"})
+    claimed = await claim_turn(legacy, FAILED)
+    event = await legacy.load_event(claimed.run.run_id, "approved")
+
+    assert event is not None
+    assert {"by": "ann"} == event.payload
+
+
+async def test_a_taken_over_turn_is_fenced_like_any(store: SqlRunStore, clock: Clock) -> None:
+    """From then on epoch and holder decide."""
+    legacy = await migrated(store, clock)
+    stale = (await claim_turn(legacy, INTERRUPTED)).lease
+    assert stale is not None
+    clock.advance(30_000)
+    await claim_turn(legacy, INTERRUPTED)
+
+    with pytest.raises(LeaseLost):
+        await legacy.settle(stale, Settlement(step_index=0, result={"finalText": "late"}))

@@ -1,0 +1,263 @@
+"""
+An agent over HTTP, in the real workerd on real D1: two tools, one that needs approval, effects in another server.
+
+The Worker is killed at random moments; each effect is seen once by its key all the same.
+"""
+
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from tests.support.client import Client, answer_of, lines_of
+from tests.support.upstream import Upstream
+from tests.support.upstream_script import Script, ToolCall
+from tests.support.worker import Worker, running_worker
+
+LEASE_MS = 2_000
+KILLS = 10
+ANSWER = "Kept and sent."
+AGENT = {"PRODUCT": "agent", "PROJECT_ID": "agent", "DOMAIN": "agent", "LEASE_MS": str(LEASE_MS)}
+
+
+class Notes(ThreadingHTTPServer):
+    """
+    Whoever has the effects.
+
+    Attributes:
+        seen: The path, the key and the body of every request.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Receive)
+        self.seen: list[tuple[str, str, Mapping[str, Any]]] = []
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def keys(self, path: str) -> set[str]:
+        """Return the keys of the effects at *path*: a receiver ignores one that it has seen."""
+        return {key for seen, key, _ in self.seen if seen == path}
+
+
+class _Receive(BaseHTTPRequestHandler):
+    server: Notes
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.seen.append((self.path, self.headers["idempotency-key"], body))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def serving() -> Iterator[Notes]:
+    """Run the receiver of the effects."""
+    with Notes() as notes:
+        thread = threading.Thread(target=notes.serve_forever)
+        thread.start()
+        try:
+            yield notes
+        finally:
+            notes.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def notes() -> Iterator[Notes]:
+    """The receiver of the effects."""
+    with serving() as notes:
+        yield notes
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    """A model that keeps a note, sends one, and answers; it goes by what it was told last."""
+    with Upstream() as upstream:
+        add = ToolCall(id="call_0", name="add_note", arguments='{"text":"milk"}')
+        send = ToolCall(id="call_0", name="send_note", arguments='{"to":"bob","text":"milk"}')
+        asks = Script(text="I do it.", pause_s=0.05, finish_reason="tool_calls")
+        upstream.on("remember", replace(asks, tool_calls=(add,)))
+        upstream.on("kept", replace(asks, tool_calls=(send,)))
+        upstream.on("sent", Script(text=ANSWER, pause_s=0.05))
+        upstream.on("denied", Script(text="Not sent."))
+        yield upstream
+
+
+@pytest.fixture
+def worker(upstream: Upstream, notes: Notes) -> Iterator[Worker]:
+    """A Worker with the demo's product and that model."""
+    model = {"BACKEND": "openai", "MODEL": "scripted-1", "OPENAI_BASE_URL": upstream.url, "OPENAI_API_KEY": "sk-test"}
+    with running_worker(variables={**AGENT, **model, "NOTES_URL": notes.url}) as worker:
+        yield worker
+
+
+def decide(worker: Worker, session: str, index: int, key: str, payload: Any, **claims: Any) -> httpx.Response:
+    """Emit an event of a turn's run."""
+    run_id = quote(f"chat:acme:{session}:{index}", safe="")
+    url = f"{worker.url}/v1/runs/{run_id}/events/{quote(key, safe='')}"
+    return httpx.post(url, json={"payload": payload}, headers=Client(worker.url, **claims).headers, timeout=30)
+
+
+def kinds(lines: list[dict[str, Any]]) -> list[str]:
+    """Return the types of lines, pieces of text and usage left out."""
+    return [line["type"] for line in lines if line["type"] not in {"message.part.updated", "usage", "ping"}]
+
+
+def wait_status(client: Client, session: str, status: str) -> dict[str, Any]:
+    """Look at a turn until it has a status."""
+    deadline = time.monotonic() + 30
+    while (view := client.show(session).json())["status"] != status:
+        assert time.monotonic() < deadline, view
+        time.sleep(0.1)
+    return dict(view)
+
+
+def test_an_agent_waits_for_approval_and_goes_on_alone(worker: Worker, upstream: Upstream, notes: Notes) -> None:
+    """The turn is suspended, refused to strangers, approved over HTTP, and finished without a reader."""
+    client = Client(worker.url)
+    waiting = client.post("trip", "remember the milk")
+    [approval] = [line["data"] for line in waiting if line["type"] == "tool.approval"]
+    wait_status(client, "trip", "suspended")
+    stranger = decide(worker, "trip", 0, approval["key"], {"approved": True}, tenant="other")
+    unknown = decide(worker, "trip", 9, approval["key"], {"approved": True})
+    typo = decide(worker, "trip", 0, approval["key"], {"aproved": True})
+    first = decide(worker, "trip", 0, approval["key"], {"approved": True})
+    second = decide(worker, "trip", 0, approval["key"], {"approved": False})
+    wait_status(client, "trip", "completed")
+    lines = client.post("trip", "remember the milk")
+
+    assert [
+        "session.run.started",
+        "tool.call",
+        "tool.result",
+        "tool.call",
+        "tool.approval",
+        "session.run.suspended",
+    ] == kinds(waiting)
+    assert (404, 404, 422) == (stranger.status_code, unknown.status_code, typo.status_code)
+    assert (200, True, 200, False) == (
+        first.status_code,
+        first.json()["accepted"],
+        second.status_code,
+        second.json()["accepted"],
+    )
+    assert {"approved": True} == second.json()["payload"]
+    assert ["session.run.started", "result", "session.run.completed"] == kinds(lines)
+    assert ANSWER == answer_of(lines)
+    assert 3 == len(upstream.calls())
+    assert [("/add_note", {"text": "milk"}), ("/send_note", {"to": "bob", "text": "milk"})] == [
+        (path, body) for path, _, body in notes.seen
+    ]
+    assert 3 == worker.sql("SELECT count(*) AS calls FROM chat_usage")[0]["calls"]
+
+
+def test_a_denied_tool_does_not_run(worker: Worker, notes: Notes) -> None:
+    """The model is told, and answers without it."""
+    client = Client(worker.url)
+    waiting = client.post("denied", "remember the milk")
+    [key] = [line["data"]["key"] for line in waiting if line["type"] == "tool.approval"]
+    decide(worker, "denied", 0, key, {"approved": False, "reason": "not now"})
+    wait_status(client, "denied", "completed")
+
+    assert "Not sent." == answer_of(client.post("denied", "remember the milk"))
+    assert set() == notes.keys("/send_note")
+
+
+def test_the_demo_needs_no_key() -> None:
+    """The built-in model uses the tools that the message names."""
+    with running_worker(variables={**AGENT, "BACKEND": "echo"}) as worker:
+        client = Client(worker.url)
+        message = 'use add_note {"text": "milk"}\nuse send_note {"to": "bob", "text": "milk"}'
+        waiting = client.post("demo", message)
+        [key] = [line["data"]["key"] for line in waiting if line["type"] == "tool.approval"]
+        decide(worker, "demo", 0, key, {"approved": True})
+        wait_status(client, "demo", "completed")
+        answer, log = answer_of(client.post("demo", message)), worker.log
+
+    assert 'The tools said: “{"kept":"milk"}”, “{"sent":"bob"}”.' in answer
+    assert '"event":"agent.note"' in log
+
+
+class User(threading.Thread):
+    """
+    Somebody who asks until the turn is answered, approves what is asked for, and goes on with the next turn.
+
+    Attributes:
+        answers: Of the turns so far.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(daemon=True)
+        self.answers: list[str] = []
+        self.enough = threading.Event()
+        self._worker = worker
+        self._client = Client(worker.url)
+
+    def run(self) -> None:
+        while not (self.enough.is_set() and self.answers):
+            turn = len(self.answers)
+            with suppress(httpx.HTTPError, ValueError, AssertionError):
+                self._ask(turn)
+            time.sleep(0.1)
+
+    def _ask(self, turn: int) -> None:
+        with self._client.stream("storm", f"remember the milk, {turn}", turn) as response:
+            if response.status_code != 200:
+                return
+            lines = [json.loads(line) for line in lines_of(response)]
+        if lines[-1]["type"] == "session.run.completed":
+            self.answers.append(answer_of(lines[_last_tool(lines) :]))
+        if lines[-1]["type"] == "session.run.suspended":
+            key = lines[-1]["data"]["key"]
+            assert decide(self._worker, "storm", turn, key, {"approved": True}).status_code == 200
+
+
+def _last_tool(lines: list[dict[str, Any]]) -> int:
+    """Return where the answer begins: after what the tools said last."""
+    places = [place for place, line in enumerate(lines) if line["type"] in {"tool.result", "tool.error"}]
+    return places[-1] + 1 if places else 0
+
+
+@pytest.mark.timeout(420)
+def test_kills_at_random_moments_repeat_no_effect(worker: Worker, upstream: Upstream, notes: Notes) -> None:
+    """Ten kills: every turn has one answer, every tool of it one key, every model call its own."""
+    chance = random.Random(20261122)
+    user = User(worker)
+    user.start()
+    for _ in range(KILLS):
+        time.sleep(chance.uniform(0.05, 2.5))
+        worker.kill()
+        worker.restart()
+    user.enough.set()
+    user.join(timeout=90)
+
+    turns = len(user.answers)
+    assert not user.is_alive()
+    assert [ANSWER] * turns == user.answers
+    assert turns == len(notes.keys("/add_note")) == len(notes.keys("/send_note"))
+    assert len({call.key for call in upstream.calls()}) == len(upstream.calls())
+    assert {("completed", None)} == {
+        (run["status"], run["lease_holder_id"])
+        for run in worker.sql("SELECT status, lease_holder_id FROM durable_runs")
+    }
+    messages = worker.sql("SELECT content FROM chat_messages WHERE role = 'assistant'")
+    assert [ANSWER] * turns == [row["content"] for row in messages]
+    epochs = [run["epoch"] for run in worker.sql("SELECT epoch FROM durable_runs")]
+    assert max(epochs) > 2, "no kill hit a turn"
