@@ -81,6 +81,9 @@ async def test_what_is_not_over_is_never_deleted(store: SqlRunStore, clock: Cloc
     clock.advance(400 * DAY_MS)
     await lease_of(store, "again")
     await lease_of(store, "alive")
+    # Whatever else its row says.
+    await database.batch([Statement("UPDATE durable_runs SET completed_at = created_at WHERE run_id = 'dead'")])
+    await database.batch([Statement("UPDATE durable_runs SET completed_at = created_at WHERE run_id = 'suspended'")])
     before = await counts(database)
 
     assert 0 == await store.delete_finished_runs(older_than_ms=0)

@@ -161,3 +161,15 @@ async def test_long_texts_keep_every_character(store: SqlRunStore) -> None:
     done = await store.complete_step(lease, 0, {"finalText": text})
 
     assert {"finalText": text} == done.result
+
+
+async def test_b12_half_a_surrogate_pair_is_a_type_error(store: SqlRunStore) -> None:
+    """UTF-8 has no place for one: refused on every store alike, and the step still runs; a whole pair is a character."""
+    lease = await lease_of(store, begin=STEP)
+    with pytest.raises(TypeError, match="the step's result"):
+        await store.complete_step(lease, 0, {"half": "\ud83d"})
+    with pytest.raises(TypeError, match="the event's payload"):
+        await store.emit_event("run-1", "k", ["\ude00"])
+    done = await store.complete_step(lease, 0, "whole \U0001f600")
+
+    assert "whole \U0001f600" == done.result

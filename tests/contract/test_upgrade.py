@@ -212,12 +212,15 @@ async def migrated(store: SqlRunStore, clock: Clock) -> SqlRunStore:
 async def claim_turn(store: SqlRunStore, turn_index: int, **options: Any) -> Claim:
     """Claim a turn as the chat engine does."""
     begin = Begin(step_index=0, intent=f"chat:turn-{turn_index}", kind="llm", input_hash=INPUT_HASH)
-    defaults: dict[str, Any] = {"legacy_run_id": legacy_id(turn_index), "manifest": manifest_of(turn_index)}
+    defaults: dict[str, Any] = {
+        "legacy_run_id": legacy_id(turn_index),
+        "manifest": manifest_of(turn_index),
+        "begin": begin,
+    }
     return await store.start_or_resume(
         run_id=turn_run_id(identity_of(turn_index)),
         worker_id="worker-1",
         lease_ms=30_000,
-        begin=begin,
         **{**defaults, **options},
     )
 
@@ -290,16 +293,17 @@ async def test_an_answer_that_their_worker_did_not_live_to_end_is_kept(
     assert [{"finalText": ANSWER}] == [step.result for step in claimed.completed_steps]
 
 
-async def test_another_turn_under_their_id_is_not_this_one(store: SqlRunStore, clock: Clock) -> None:
+@pytest.mark.parametrize("turn_index", [COMPLETED, FAILED, LIVE])
+async def test_another_turn_under_their_id_is_not_this_one(store: SqlRunStore, clock: Clock, turn_index: int) -> None:
     """Another message, or another product: a new run, and theirs stays."""
     legacy = await migrated(store, clock)
-    claimed = await claim_turn(legacy, COMPLETED, manifest=manifest_of(COMPLETED, "something else"))
-    theirs = await legacy.load_run(legacy_id(COMPLETED))
+    theirs = await legacy.load_run(legacy_id(turn_index))
+    claimed = await claim_turn(legacy, turn_index, manifest=manifest_of(turn_index, "something else"))
 
     assert claimed.lease is not None
     assert [] == list(claimed.completed_steps)
     assert theirs is not None
-    assert RunStatus.COMPLETED is theirs.status
+    assert theirs == await legacy.load_run(legacy_id(turn_index))
 
 
 async def test_a_worker_of_theirs_that_wakes_up_late_changes_nothing(
@@ -334,7 +338,12 @@ async def test_what_their_engine_begins_anew_is_left_to_it(store: SqlRunStore, c
     await legacy.database.batch([Statement(insert, (legacy_id(INTERRUPTED),))])
     clock.advance(30_000)
     second = await claim_turn(legacy, INTERRUPTED)
-    await legacy.start_or_resume(run_id=legacy_id(INTERRUPTED), manifest=manifest_of(INTERRUPTED), worker_id="ts")
+    theirs = (
+        "INSERT INTO durable_runs (run_id, manifest_hash, project_id, status, created_at, updated_at,"
+        " lease_holder_id, lease_expires_at) SELECT ?1, manifest_hash, project_id, 'running', created_at,"
+        " updated_at, 'host:1:x:1', updated_at FROM durable_runs WHERE run_id = ?2"
+    )
+    await legacy.database.batch([Statement(theirs, (legacy_id(INTERRUPTED), second.run.run_id))])
     clock.advance(30_000)
     third = await claim_turn(legacy, INTERRUPTED)
 
@@ -389,3 +398,34 @@ async def test_a_taken_over_turn_is_fenced_like_any(store: SqlRunStore, clock: C
 
     with pytest.raises(LeaseLost):
         await legacy.settle(stale, Settlement(step_index=0, result={"finalText": "late"}))
+
+
+async def test_a_run_that_was_claimed_under_its_old_id_by_us_comes_along(store: SqlRunStore, clock: Clock) -> None:
+    """Its epoch goes on."""
+    legacy = await migrated(store, clock)
+    old = await legacy.start_or_resume(run_id=legacy_id(FAILED), manifest=manifest_of(FAILED), worker_id="tool")
+    assert old.lease is not None
+    await legacy.end_run(old.lease, RunStatus.FAILED)
+    claimed = await claim_turn(legacy, FAILED)
+
+    assert (turn_run_id(identity_of(FAILED)), 2) == (claimed.run.run_id, claimed.run.epoch)
+
+
+async def test_a_superseded_turn_takes_nothing_that_a_late_worker_of_theirs_left(
+    store: SqlRunStore, clock: Clock
+) -> None:
+    """A step under the old id, without a run, is nobody's answer."""
+    legacy = await migrated(store, clock)
+    await claim_turn(legacy, INTERRUPTED)
+    left = (
+        "INSERT INTO durable_steps (run_id, step_index, intent, kind, input_hash, status, result_json)"
+        " VALUES (?1, 0, 'chat:turn-2', 'llm', ?2, 'completed', '{\"finalText\": \"late\"}')"
+    )
+    await legacy.database.batch([Statement(left, (legacy_id(INTERRUPTED), INPUT_HASH))])
+    clock.advance(30_000)
+    other = manifest_of(INTERRUPTED, "something else")
+    begin = Begin(step_index=0, intent="chat:turn-2", kind="llm", input_hash="other")
+    claimed = await claim_turn(legacy, INTERRUPTED, manifest=other, begin=begin, supersede=True)
+
+    assert claimed.lease is not None
+    assert [] == list(claimed.completed_steps)

@@ -5,6 +5,7 @@ The contract's own run has them in memory, and on D1 (`D1DurableRunStore`) insid
 """
 
 import asyncio
+import re
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from chatturn.backends.echo import create_echo_backend
+from chatturn.chat.hooks import ChatTurnHooks
+from chatturn.chat.service import DurableChatService
 from chatturn.databases import Database
 from chatturn.databases.schema import DURABLE_SCHEMA_VERSION
 from chatturn.databases.sqlite import SqliteDatabase
@@ -23,11 +27,14 @@ from chatturn.durable.sql import SqlRunStore
 from chatturn.durable.store import DurableRunStore
 from chatturn.errors import StoreError, StoreUnavailable
 from chatturn.records import RunQuery, RunStatus
+from chatturn.settings import Settings
 from tests.contract import test_listing, test_retention, test_runs, test_steps, test_upgrade
 from tests.support.clock import Clock
 from tests.support.documents import PROJECT, legacy_id, make_version_1, write_turns
 from tests.support.runs import STEP, claim, lease_of, manifest
 from tests.support.turns import Desk
+
+README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 # The contract, with the fixtures below.
 for _module in (test_listing, test_retention, test_runs, test_steps, test_upgrade):
@@ -305,6 +312,43 @@ async def test_chat_turns_run_on_a_file(path: Path) -> None:
 
     assert ["session.run.completed"] * 2 == [first[-1]["type"], again[-1]["type"]]
     assert again[-1]["data"]["replayed"]
+
+
+def test_the_store_in_the_manual_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Its example, run as it stands."""
+    blocks: list[str] = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    [source] = [each for each in blocks if "FileSystemDurableRunStore" in each]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(source, "README.md", "exec"), {})  # noqa: S102 - that is the test
+
+    assert f"schema {DURABLE_SCHEMA_VERSION}\n[] None\n" == capsys.readouterr().out
+
+
+def test_the_versions_in_the_manual_are_the_schemas() -> None:
+    """The one that the code needs, and the last of the table."""
+    assert f"This code needs version {DURABLE_SCHEMA_VERSION} in" in README
+    assert f"\n| {DURABLE_SCHEMA_VERSION} | " in README
+
+
+@pytest.mark.parametrize(("days", "left"), [("0", 2), ("30", 1), ("20000", 2)])
+async def test_the_sweep_deletes_what_is_too_old(days: str, left: int) -> None:
+    """If `RETENTION_DAYS` says so; a run of today stays."""
+    store = InMemoryDurableRunStore()
+    old = SqlRunStore(store.database, moment=lambda: "2020-01-01T00:00:00.000Z")
+    await old.end_run(await lease_of(old, "old"), RunStatus.COMPLETED)
+    await store.end_run(await lease_of(store, "new"), RunStatus.COMPLETED)
+    service = DurableChatService(
+        settings=Settings.from_env({"RETENTION_DAYS": days}),
+        hooks=ChatTurnHooks(),
+        backend=create_echo_backend(),
+        database=store.database,
+        log=lambda *_: None,
+    )
+    await service.sweep()
+    [(count,)] = await Desk(store.database).rows("SELECT count(*) FROM durable_runs")
+    await store.close()
+
+    assert left == count
 
 
 def test_a_file_is_used_from_any_event_loop(path: Path) -> None:

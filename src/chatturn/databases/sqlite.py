@@ -23,6 +23,7 @@ _MOST_SQL_BYTES: Final = 100_000
 _LARGEST_INTEGER: Final = 2**53 - 2  # Pyodide makes a bigint of what is larger, and D1 takes none
 
 _BUSY_TIMEOUT_S: Final = 5.0
+_SWITCH_TRIES: Final = 10
 
 T = TypeVar("T")
 
@@ -52,12 +53,26 @@ class SqliteDatabase:
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, _MOST_SQL_BYTES)
         try:
             with _translation():
-                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._use_write_ahead_log()
                 # Not the default of WAL: an answer that was reported stored must survive a power cut, too.
                 self._connection.execute("PRAGMA synchronous = FULL")
         except StoreError:
             self.close()
             raise
+
+    def _use_write_ahead_log(self) -> None:
+        """Switch a new file over.  Where several processes do so at once, SQLite refuses some without waiting."""
+        for tries_left in reversed(range(_SWITCH_TRIES)):
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError:
+                if not tries_left:
+                    raise
+                # This does wait, for whoever is switching.
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.execute("ROLLBACK")
+            else:
+                return
 
     def __enter__(self) -> Self:
         return self

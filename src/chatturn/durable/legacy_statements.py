@@ -23,21 +23,17 @@ __all__ = ["CLAIM_RUN_UNLESS_LEGACY", "LOAD_RUN_OR_LEGACY", "LOAD_STEPS_OR_LEGAC
 
 _HAS_RUN: Final = "EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1)"
 
-# What decides is asked once.  No run is pending but between these and the claim, all in one transaction.
-_RENAME_RUN: Final = f"""
-UPDATE durable_runs SET run_id = ?1, status = 'pending', lease_holder_id = NULL, lease_expires_at = NULL
-WHERE run_id = ?4 AND manifest_hash = ?2 AND status <> 'completed' AND epoch = 0 AND NOT {_HAS_RUN}
-  AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= {MOMENT.format("?3")})
+_ADOPTABLE: Final = f"""
+EXISTS (
+  SELECT 1 FROM durable_runs WHERE run_id = ?4 AND manifest_hash = ?2 AND status <> 'completed'
+    AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= {MOMENT.format("?3")}))
+AND NOT {_HAS_RUN}
 """
 
-_RENAMED: Final = """
-EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND status = 'pending' AND epoch = 0)
-AND NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?2)
-"""
-
-_RENAME_PARTS: Final = tuple(
-    f"UPDATE {table} SET run_id = ?1 WHERE run_id = ?2 AND {_RENAMED}"
-    for table in ("durable_steps", "durable_events")
+# The run last: while it has their id, each statement finds it so.
+_RENAME: Final = tuple(
+    f"UPDATE {table} SET run_id = ?1 WHERE run_id = ?4 AND {_ADOPTABLE}"
+    for table in ("durable_steps", "durable_events", "durable_runs")
 )
 
 CLAIM_RUN_UNLESS_LEGACY: Final = CLAIM_RUN.replace(
@@ -57,7 +53,4 @@ LOAD_STEPS_OR_LEGACY: Final = LOAD_STEPS.replace("run_id = ?1", f"run_id = {eith
 
 def adoption(run_id: str, digest: str, now: str, legacy_run_id: str) -> list[Statement]:
     """Rename their run to ours, unless it is completed, leased, or of another manifest, or we have one."""
-    return [
-        Statement(_RENAME_RUN, (run_id, digest, now, legacy_run_id)),
-        *(Statement(text, (run_id, legacy_run_id)) for text in _RENAME_PARTS),
-    ]
+    return [Statement(text, (run_id, digest, now, legacy_run_id)) for text in _RENAME]

@@ -328,13 +328,17 @@ def json_text(value: Any, what: str) -> str:
     Encode *value* as JSON.
 
     Raises:
-        TypeError: It is not JSON: NaN, an infinity, a cycle, or a type that JSON does not have; names *what*.
+        TypeError: It is not JSON: NaN, an infinity, a cycle, or a type that JSON does not have; or half a surrogate
+            pair is in it, for which the database's UTF-8 has no place.  Names *what*.
     """
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        if not text.isascii():
+            text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         message = f"{what} is not JSON: {error}"
         raise TypeError(message) from error
+    return text
 
 
 def _fence(lease: Lease) -> tuple[str, str, int]:
