@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from chatturn.databases.sqlite import SqliteDatabase
+from chatturn.errors import StoreError
 from dev import paths
 
 # Miniflare stores every local D1 database as an object of this Durable Object class.
@@ -31,11 +32,17 @@ def apply_schema(state: Path, database_id: str, schema: Path) -> None:
 
     Done before workerd opens the file: no request, and none of the seconds that
     `wrangler d1 execute` takes.
+
+    Raises:
+        ValueError: It is damaged, or another process uses it.
     """
     file = database_file(state, database_id)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with SqliteDatabase(file) as database:
-        if schema == paths.SCHEMA:
-            database.migrate()
-        else:
-            database.apply_schema(schema.read_text("utf-8"))
+    try:
+        with SqliteDatabase(file) as database:
+            if schema == paths.SCHEMA:
+                database.migrate()
+            else:
+                database.apply_schema(schema.read_text("utf-8"))
+    except StoreError as error:
+        raise ValueError(f"the local database {file}: {error}; `make reset` forgets it") from error

@@ -102,9 +102,7 @@ NUMBERS: Final = [
 @pytest.mark.parametrize(
     ("value", "text", "digest"),
     [
-        pytest.param(
-            {}, "{}", "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a", id="empty"
-        ),
+        pytest.param({}, "{}", "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a", id="empty"),
         pytest.param(
             {"b": 1, "a": [3, {"d": None, "c": True}]},
             '{"a":[3,{"c":true,"d":null}],"b":1}',
@@ -208,9 +206,7 @@ values = st.recursive(
 
 
 @given(value=values)
-def test_every_value_has_the_text_and_hash_that_javascript_gives_it(
-    javascript: Oracle, value: object
-) -> None:
+def test_every_value_has_the_text_and_hash_that_javascript_gives_it(javascript: Oracle, value: object) -> None:
     """Whatever JSON a client sends, both engines hash it alike."""
     assert javascript(value) == (canonical_json(value), canonical_hash(value))
 
@@ -225,9 +221,7 @@ def test_every_number_is_written_as_in_javascript(javascript: Oracle, number: fl
 def test_powers_of_ten_are_written_as_in_javascript(javascript: Oracle, exponent: int) -> None:
     """The places where either language changes to exponents are not shared, and do not show."""
     numbers = [
-        sign * digits * 10.0**exponent
-        for sign in (1, -1)
-        for digits in (1, 1.5, 123.456, 2 / 3, 9.999999999999999)
+        sign * digits * 10.0**exponent for sign in (1, -1) for digits in (1, 1.5, 123.456, 2 / 3, 9.999999999999999)
     ]
 
     assert javascript(numbers)[0] == canonical_json(numbers)

@@ -295,9 +295,7 @@ def test_what_passes_is_unchanged_and_can_be_stored(message: str, metadata: dict
         ({"Message": "case"}, InvalidField, "Message"),
     ],
 )
-def test_a_bad_member_is_refused_by_name(
-    members: dict[str, Any], error: type[RequestError], field: str
-) -> None:
+def test_a_bad_member_is_refused_by_name(members: dict[str, Any], error: type[RequestError], field: str) -> None:
     """One error, the member's name, and a message of sane length."""
     with pytest.raises(error) as caught:
         read_turn_request(turn_body(**members))
@@ -407,9 +405,7 @@ def test_whatever_is_not_too_deep_is_read_as_it_was_written(value: dict[str, Any
 
 # Fragments whose every sequence is close to JSON, and most of which are not.
 fragments = st.lists(
-    st.sampled_from(
-        ["[" * 20, "{", "]" * 20, "}", '"', "\\", '\\"', '{"a":' * 20, ":", ",", "1", " ", "[]," * 20]
-    ),
+    st.sampled_from(["[" * 20, "{", "]" * 20, "}", '"', "\\", '\\"', '{"a":' * 20, ":", ",", "1", " ", "[]," * 20]),
     max_size=60,
 )
 

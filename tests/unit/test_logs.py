@@ -47,9 +47,7 @@ class UnreadableError(Exception):
 
 def test_a_record_says_what_happened_and_with_what() -> None:
     """Level and event first, then the particulars as they are."""
-    line = logged(
-        "sweep.done", runs=3, seconds=0.5, dry=False, kind=Kind.TOOL, ids=["a", "b"], more={"x": None}
-    )
+    line = logged("sweep.done", runs=3, seconds=0.5, dry=False, kind=Kind.TOOL, ids=["a", "b"], more={"x": None})
 
     assert list(line.items()) == [
         ("level", "info"),
@@ -73,9 +71,7 @@ def test_an_error_of_ours_is_written_with_its_code() -> None:
 
 def test_what_the_model_said_reaches_the_log() -> None:
     """The log is the one place where an upstream's own words belong."""
-    line = logged(
-        "chat.failed", error=BackendRejected("400", backend="openai", detail='{"error":"no such model"}')
-    )
+    line = logged("chat.failed", error=BackendRejected("400", backend="openai", detail='{"error":"no such model"}'))
 
     assert line["error"]["detail"] == '{"error":"no such model"}'
 
@@ -170,9 +166,7 @@ anything = st.recursive(
     | st.text(st.characters())
     | st.binary()
     | st.builds(object),
-    lambda inner: (
-        st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.builds(ValueError, inner)
-    ),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.builds(ValueError, inner),
 )
 
 

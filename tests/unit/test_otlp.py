@@ -371,9 +371,7 @@ async def test_what_the_collector_threw_away_is_logged_and_not_sent_again() -> N
     await exporter(collector, log).flush(recorded("turn", "chat"))
 
     assert len(collector.exchanges) == 1
-    assert log == [
-        ("telemetry.export_failed", {"level": "error", "spans": 2, "rejected_spans": 2, "reply": "too old"})
-    ]
+    assert log == [("telemetry.export_failed", {"level": "error", "spans": 2, "rejected_spans": 2, "reply": "too old"})]
 
 
 @pytest.mark.parametrize(
@@ -445,6 +443,4 @@ async def test_the_settings_make_an_exporter() -> None:
 def test_an_endpoint_that_is_no_address_names_the_setting(endpoint: str) -> None:
     """The operator learns it at the start, not from missing traces."""
     with pytest.raises(ConfigurationError, match="OTEL_EXPORTER_OTLP_ENDPOINT"):
-        make_exporter(
-            ScriptedTransport([]), endpoint=endpoint, headers="", service_name="legal", log=Logged()
-        )
+        make_exporter(ScriptedTransport([]), endpoint=endpoint, headers="", service_name="legal", log=Logged())

@@ -62,9 +62,7 @@ class FakeTurn:
 class FakeService:
     """Opens every turn, or raises what it is told to; remembers what it was asked."""
 
-    def __init__(
-        self, *, error: BaseException | None = None, views: Mapping[str, TurnView] | None = None
-    ) -> None:
+    def __init__(self, *, error: BaseException | None = None, views: Mapping[str, TurnView] | None = None) -> None:
         self.error = error
         self.views = views or {}
         self.turn = FakeTurn(attempt=1, replayed=False)
@@ -157,9 +155,7 @@ def ask(
     return run(handle(http_request(method, path, headers=headers, body=body), app))
 
 
-def post(
-    service: FakeService, body: bytes = HELLO, *, path: str = TURN, log: Log | None = None
-) -> HttpResponse:
+def post(service: FakeService, body: bytes = HELLO, *, path: str = TURN, log: Log | None = None) -> HttpResponse:
     return ask(application(service, log=log), "POST", path, headers={**JSON, **ANN}, body=body)
 
 
@@ -479,9 +475,7 @@ def test_any_other_address_is_a_404(method: str, path: str) -> None:
     assert (response.status, members(response)["code"]) == (404, "not_found")
 
 
-@pytest.mark.parametrize(
-    ("path", "allow"), [("/healthz", "GET, HEAD, OPTIONS"), (TURN, "GET, HEAD, POST, OPTIONS")]
-)
+@pytest.mark.parametrize(("path", "allow"), [("/healthz", "GET, HEAD, OPTIONS"), (TURN, "GET, HEAD, POST, OPTIONS")])
 def test_another_method_is_a_405_that_lists_those_there_are(path: str, allow: str) -> None:
     """And OPTIONS asks for the list."""
     refused = ask(application(FakeService()), "DELETE", path)
@@ -628,9 +622,7 @@ def test_settings_that_cannot_be_read_leave_a_worker_that_says_so() -> None:
 def test_a_missing_secret_is_told_before_what_the_database_needs() -> None:
     """The first thing to mend comes first, and hides nothing else."""
     authenticator = UnconfiguredAuth(ConfigurationError("AUTH_JWT_SECRET", "is not set"))
-    app = Application(
-        authenticator=authenticator, service=FakeService(error=SchemaOutdated("old")), log=Log()
-    )
+    app = Application(authenticator=authenticator, service=FakeService(error=SchemaOutdated("old")), log=Log())
     checks = members(ask(app, "GET", "/readyz"))["checks"]
 
     assert [each["ok"] for each in checks] == [False, True, False]

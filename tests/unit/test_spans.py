@@ -244,9 +244,7 @@ def test_outside_any_span_the_callers_is_passed_on() -> None:
     assert spans.traceparent() == f"00-{TRACE}-{CALLER}-01"
 
 
-@pytest.mark.parametrize(
-    ("received", "sent"), [("00", "01"), ("01", "01"), ("02", "03"), ("03", "03"), ("fc", "01")]
-)
+@pytest.mark.parametrize(("received", "sent"), [("00", "01"), ("01", "01"), ("02", "03"), ("03", "03"), ("fc", "01")])
 def test_what_is_recorded_is_said_to_be(received: str, sent: str) -> None:
     """The sampled bit is set, the one about random ids is passed on, bits without a meaning yet are not."""
     spans = recorder(parent=parse_traceparent(f"00-{TRACE}-{CALLER}-{received}"))

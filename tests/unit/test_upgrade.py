@@ -198,6 +198,16 @@ def test_make_run_migrates_an_old_local_database(tmp_path: Path) -> None:
     assert (DURABLE_SCHEMA_VERSION, 6, {0}) == (version, len(runs), {run["epoch"] for run in runs})
 
 
+def test_make_run_says_what_is_wrong_with_the_local_database(tmp_path: Path) -> None:
+    """And how to be rid of it."""
+    file = database_file(tmp_path, "an-id")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"this is no database" * 1_000)
+
+    with pytest.raises(ValueError, match="make reset"):
+        apply_schema(tmp_path, "an-id", paths.SCHEMA)
+
+
 def test_make_run_makes_a_new_local_database(tmp_path: Path) -> None:
     """With the schema; a Worker of the tests gets the script that it brings, as it is."""
     notes = tmp_path / "notes.sql"

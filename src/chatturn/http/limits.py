@@ -151,9 +151,7 @@ def read_event_key(segment: str) -> str:
     """
     text = _decoded(segment, "key")
     if not 0 < len(text) <= MAX_EVENT_KEY_CHARACTERS or not text.isprintable():
-        raise InvalidField(
-            f"key must have 1 to {MAX_EVENT_KEY_CHARACTERS} printable characters", field="key"
-        )
+        raise InvalidField(f"key must have 1 to {MAX_EVENT_KEY_CHARACTERS} printable characters", field="key")
     return text
 
 
