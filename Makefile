@@ -28,7 +28,7 @@ run: $(READY)
 	@exec $(BIN)/python -m dev.run --port $(PORT) $(if $(PRODUCT),--product $(PRODUCT))
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m dev.test $(ARGS)
 
 # Only the local database; the secrets in .dev.vars stay.
 reset:

@@ -5,6 +5,7 @@ The Worker is killed at random moments; each effect is seen once by its key all 
 """
 
 import json
+import os
 import random
 import threading
 import time
@@ -24,7 +25,8 @@ from tests.support.upstream_script import Script, ToolCall
 from tests.support.worker import Worker, running_worker
 
 LEASE_MS = 2_000
-KILLS = 10
+# `KILLS=10 make test ARGS=tests/e2e/test_agent.py` for more of them.
+KILLS = int(os.environ.get("KILLS", "5"))
 ANSWER = "Kept and sent."
 AGENT = {"PRODUCT": "agent", "PROJECT_ID": "agent", "DOMAIN": "agent", "LEASE_MS": str(LEASE_MS)}
 
