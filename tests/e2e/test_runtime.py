@@ -188,7 +188,7 @@ def test_a_mistake_in_a_handler_shows_its_traceback(probe: Worker) -> None:
     response = httpx.get(f"{probe.url}/fail")
 
     assert response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR
-    eventually(lambda: "LookupError: a mistake in a handler" in probe.log)
+    probe.logged("LookupError: a mistake in a handler")
 
 
 def test_many_requests_at_once_do_not_meet(probe: Worker) -> None:
@@ -214,7 +214,7 @@ def test_an_error_at_import_is_shown_until_the_file_is_mended(edited: Path) -> N
         assert re.search(r'entry\.py", line \d+, in oops\n', broken.text)
         assert broken.text.rstrip().endswith("ZeroDivisionError: division by zero")
         assert "importlib" not in broken.text
-        assert "ZeroDivisionError: division by zero" in worker.log
+        worker.logged("ZeroDivisionError: division by zero")
 
 
 def test_what_was_stored_survives_a_kill(probe: Worker) -> None:

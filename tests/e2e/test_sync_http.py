@@ -144,8 +144,7 @@ def outbox(worker: Worker, session: str) -> dict[str, Any]:
 
 def failure(worker: Worker, session: str) -> dict[str, Any]:
     """Return the error that the log has for the hook of *session*'s turn."""
-    lines = (line for line in worker.log.splitlines() if '"hook.failed"' in line and f":{session}:0" in line)
-    error: dict[str, Any] = json.loads(next(lines))["error"]
+    error: dict[str, Any] = json.loads(worker.logged('"hook.failed"', f":{session}:0"))["error"]
     return error
 
 

@@ -2,6 +2,7 @@
 
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -45,6 +46,16 @@ class Worker:
     def log(self) -> str:
         """Everything wrangler and the Worker printed so far."""
         return self.server.log()
+
+    def logged(self, *texts: str, seconds: float = 10.0) -> str:
+        """Return the first whole line of the log that has *texts*; it is printed a little after it was said."""
+        deadline = time.monotonic() + seconds
+        while True:
+            for line in self.log.split("\n")[:-1]:
+                if all(text in line for text in texts):
+                    return line
+            assert time.monotonic() < deadline, f"the log has no line with {texts}"
+            time.sleep(0.02)
 
     def start(self) -> None:
         """Start the Worker; return when it answers."""
