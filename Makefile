@@ -11,10 +11,11 @@ STAMPS := $(VENV)/stamps
 READY := $(STAMPS)/python $(STAMPS)/worker $(STAMPS)/node
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run test reset schema lint format types bench deploy-check clean FORCE
+.PHONY: help setup run demo test reset schema lint format types bench deploy-check clean FORCE
 
 help:
 	@echo "make run           start the Worker at http://localhost:$(PORT) (PORT=, PRODUCT=legal)"
+	@echo "make demo          watch a Worker die in the middle of an answer, and the answer survive"
 	@echo "make test          run every test, those inside workerd too (ARGS='-k name')"
 	@echo "make reset         forget the local database"
 	@echo "make schema        write schema.sql from the code"
@@ -26,6 +27,9 @@ setup: $(READY)
 
 run: $(READY)
 	@exec $(BIN)/python -m dev.run --port $(PORT) $(if $(PRODUCT),--product $(PRODUCT))
+
+demo: $(READY)
+	@$(BIN)/python -m dev.demo
 
 test: $(READY)
 	@$(BIN)/python -m dev.test $(ARGS)

@@ -89,7 +89,11 @@ CREATE TABLE IF NOT EXISTS chat_turns (
   cancel_requested_at TEXT CHECK (length(cancel_requested_at) = 24),  -- when somebody asked to stop it
   trace_id TEXT,                        -- of the latest attempt, 32 hex digits
   created_at TEXT NOT NULL CHECK (length(created_at) = 24),           -- UTC, YYYY-MM-DDTHH:MM:SS.mmmZ
-  updated_at TEXT NOT NULL CHECK (length(updated_at) = 24)            -- the latest claim
+  updated_at TEXT NOT NULL CHECK (length(updated_at) = 24),           -- the latest claim
+  log_from INTEGER NOT NULL DEFAULT 0 CHECK (log_from >= 0),          -- seq from which on the log is this answer's
+  suspensions INTEGER NOT NULL DEFAULT 0 CHECK (suspensions >= 0),    -- attempts that ended in a wait, not in vain
+  cancelled_at TEXT CHECK (length(cancelled_at) = 24),                -- when it ended as cancelled; null: it did not
+  followed_at TEXT CHECK (length(followed_at) = 24)                   -- when another isolate was last seen reading
 ) STRICT, WITHOUT ROWID;
 -- For lists of one tenant's turns, the latest first.
 CREATE INDEX IF NOT EXISTS idx_chat_turns_tenant ON chat_turns (tenant_id, created_at, run_id);
@@ -101,6 +105,7 @@ CREATE TABLE IF NOT EXISTS chat_segments (
   last_seq INTEGER NOT NULL,                            -- seq of the last line
   attempt INTEGER NOT NULL CHECK (attempt >= 1),        -- which attempt said it
   lines TEXT NOT NULL,                                  -- every line ends with LF
+  ended INTEGER NOT NULL DEFAULT 0 CHECK (ended IN (0, 1)),           -- 1: its last line is the attempt's terminal one
   PRIMARY KEY (run_id, first_seq),
   CHECK (last_seq >= first_seq)
 ) STRICT, WITHOUT ROWID;
@@ -130,6 +135,7 @@ CREATE TABLE IF NOT EXISTS chat_outbox (
   PRIMARY KEY (run_id, hook)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS idx_chat_outbox_due ON chat_outbox (next_call_at) WHERE status = 'pending';
+CREATE INDEX IF NOT EXISTS idx_chat_outbox_given_up ON chat_outbox (next_call_at) WHERE status = 'given_up';
 
 -- What each model call consumed, as the model reported it; null is unknown, never zero.
 CREATE TABLE IF NOT EXISTS chat_usage (
@@ -146,7 +152,8 @@ CREATE TABLE IF NOT EXISTS chat_usage (
   PRIMARY KEY (run_id, attempt, call_index)
 ) STRICT, WITHOUT ROWID;
 
--- Not for a database of the documents' own that the migrations have not reached: it still lacks the epoch.
+-- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 101, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch');
+SELECT 102, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
+  AND EXISTS (SELECT 1 FROM pragma_table_info('chat_segments') WHERE name = 'ended');

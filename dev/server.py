@@ -103,6 +103,10 @@ class Server:
         """Write what wrangler is to run to `bundle`."""
         assemble(self.bundle, mounts=self.mounts, entry=self.entry, config=self.config)
 
+    def configurations(self) -> list[Path]:
+        """Return what wrangler is to run."""
+        return [self.bundle / "wrangler.json"]
+
     def stop(self) -> None:
         """End the Worker as a deployment would: politely, then for certain."""
         self._end(signal.SIGTERM)
@@ -121,7 +125,7 @@ class Server:
         command = [
             *(sys.executable, "-m", "dev.leash"),
             *wrangler.command("dev"),
-            *("--config", str(self.bundle / "wrangler.json")),
+            *(part for path in self.configurations() for part in ("--config", str(path))),
             *("--ip", HOST, "--port", str(self.port)),
             *("--inspector-ip", HOST, "--inspector-port", str(free_port())),
             *("--persist-to", str(self.state)),

@@ -1,18 +1,19 @@
 """
-The Worker: hands each request to the routes, and each tick of the cron to the sweeper.
+The Worker: hands each request to the routes, each tick of the cron to the sweep, and each alarm to its session.
 
-Every public method of the class is callable from outside, so there are only handlers.
+Every public method of these classes is callable from outside, so there are only handlers.
 """
 
 from pyodide.ffi import JsProxy
-from workers import Request, WorkerEntrypoint
+from workers import DurableObject, Request, WorkerEntrypoint
 
 from chatturn.http.routes import handle
-from chatturn.workerd.deployment import application, service
+from chatturn.workerd.deployment import application, sweep, watch
+from chatturn.workerd.lifetime import outlive
 from chatturn.workerd.requests import from_js_request, to_response
 from products import load_hooks
 
-__all__ = ["Default"]
+__all__ = ["Default", "Session"]
 
 
 class Default(WorkerEntrypoint):
@@ -20,10 +21,25 @@ class Default(WorkerEntrypoint):
 
     async def fetch(self, request: Request) -> JsProxy:
         """Answer one request."""
-        http_request = from_js_request(request.js_object)
-        app = application(load_hooks, http_request.headers.get("traceparent"))
-        return to_response(await handle(http_request, app), self.ctx.waitUntil)
+        raw = request.js_object
+        response = await handle(from_js_request(raw), application(load_hooks, raw))
+        return to_response(response, raw, self.ctx.waitUntil)
 
     async def scheduled(self, controller: object, env: object, ctx: object) -> None:  # noqa: ARG002 - the platform's
-        """Make the hook calls that are due, and go on with the turns that are."""
-        await service(load_hooks).sweep()
+        """Do what nobody came back for: see `chatturn.chat.sweep`."""
+        await sweep(load_hooks)
+
+
+class Session(DurableObject):  # type: ignore[no-untyped-call]  # the SDK's own __init_subclass__
+    """The owner of one session's turns, where ``SESSIONS`` is bound: see `chatturn.workerd.owner`."""
+
+    async def fetch(self, request: Request) -> JsProxy:
+        """Answer one request of the session."""
+        raw = request.js_object
+        outlive(watch(load_hooks, self.ctx._ctx).keep(), self.ctx.waitUntil)  # noqa: SLF001 - the raw one
+        response = await handle(from_js_request(raw), application(load_hooks, raw, owned=True))
+        return to_response(response, raw, self.ctx.waitUntil)
+
+    async def alarm(self) -> None:
+        """Take over what was lost."""
+        await watch(load_hooks, self.ctx._ctx).look()  # noqa: SLF001 - likewise

@@ -16,14 +16,16 @@ __all__ = [
     "EVENT_TYPES",
     "LIFECYCLE_PREFIX",
     "MESSAGE_PART",
-    "STORED_AS_SAID",
     "ChatStreamEvent",
     "EventBatch",
     "TextAssembly",
     "encode_line",
     "is_answer",
+    "pieces_of",
     "reasoning_delta",
+    "stored_event",
     "text_delta",
+    "text_so_far",
     "tool_approval",
     "tool_call",
     "tool_error",
@@ -38,6 +40,8 @@ EVENT_TYPES: Final[Mapping[str, str]] = {
     "session.run.started": "the run is claimed; what follows belongs to this attempt",
     "session.run.completed": "terminal: the answer is stored",
     "session.run.failed": "terminal: this attempt ended without an answer",
+    "session.run.cancelled": "terminal: the turn was stopped; what it had said is its answer",
+    "session.run.restarted": "the worker was lost, and another goes on: discard the text of the attempt before",
     "session.run.suspended": "terminal: the turn waits for an event, and no worker for it; ask again when it has come",
     "message.part.updated": "a piece of the answer, or of its reasoning",
     "tool.call": "the model asks for a tool, arguments complete",
@@ -46,7 +50,7 @@ EVENT_TYPES: Final[Mapping[str, str]] = {
     "tool.error": "a tool call was not done, or failed; the model is told the same",
     "usage": "what the model call consumed, as the model reported it",
     "ping": "nothing happened for a while; the connection is alive",
-    "result": "the whole answer of a turn that had finished before",
+    "result": "the whole answer: of a turn that had finished before, or as it was redacted",
     "error": "why the attempt failed: code, public sentence, whether a retry can help",
 }
 
@@ -67,11 +71,18 @@ class ChatStreamEvent:
     data: dict[str, Any] | None = None
 
 
-STORED_AS_SAID: Final = frozenset({"session.run.started", "usage"})
-"""What holds nothing of a user's or a model's, so that a redacting log may store it as it was said."""
+_STORED_MEMBERS: Final[Mapping[str, frozenset[str] | None]] = {
+    "session.run.started": None,
+    "session.run.restarted": None,
+    "usage": None,
+    "tool.approval": frozenset({"key", "toolName"}),
+}
+"""What of an event holds nothing of a user's or a model's: these members of its data; None stands for all."""
 
 EventBatch: TypeAlias = ChatStreamEvent | list[ChatStreamEvent]
 """What a producer yields: an event, or those that arrived together and may leave in one write."""
+
+_PIECE_CHARACTERS: Final = 100_000
 
 _TEXT_PART: Final[dict[str, str]] = {"id": "text", "type": "text"}
 _REASONING_PART: Final[dict[str, str]] = {"id": "reasoning", "type": "reasoning"}
@@ -83,6 +94,18 @@ MESSAGE_PART: Final = "message.part.updated"
 def text_delta(text: str) -> ChatStreamEvent:
     """Make the event for a further piece of the answer."""
     return ChatStreamEvent(MESSAGE_PART, {"delta": text, "part": _TEXT_PART})
+
+
+def pieces_of(text: str) -> list[str]:
+    """Cut a text that is said again, so that each of its lines can be stored."""
+    return [text[at : at + _PIECE_CHARACTERS] for at in range(0, len(text), _PIECE_CHARACTERS)]
+
+
+def text_so_far(text: str) -> list[ChatStreamEvent]:
+    """Make the events for the answer as far as it had come; they take the place of what was said of it before."""
+    first, *others = pieces_of(text) or [""]
+    whole_part = ChatStreamEvent(MESSAGE_PART, {"part": {**_TEXT_PART, "text": first}})
+    return [whole_part, *map(text_delta, others)]
 
 
 def reasoning_delta(text: str) -> ChatStreamEvent:
@@ -132,6 +155,17 @@ def is_answer(event: ChatStreamEvent) -> bool:
         return False
     part = event.data.get("part")
     return not isinstance(part, dict) or part.get("type", "text") == "text"
+
+
+def stored_event(event: ChatStreamEvent) -> ChatStreamEvent:
+    """Return *event* as a redacting log stores it: its type, and only what no redactor has to see first."""
+    if event.type == MESSAGE_PART:
+        return text_delta("") if is_answer(event) else reasoning_delta("")
+    members = _STORED_MEMBERS.get(event.type, frozenset())
+    if members is None or event.data is None:
+        return event
+    data = {name: value for name, value in event.data.items() if name in members}
+    return ChatStreamEvent(event.type, data or None)
 
 
 def encode_line(event: ChatStreamEvent, seq: int | None, attempt: int) -> str:

@@ -12,10 +12,11 @@ from typing import Any, Final, Literal, Self, cast, get_args
 
 from chatturn.errors import ConfigurationError
 
-__all__ = ["AuthMode", "BackendName", "DisconnectPolicy", "Settings", "Switch", "setting_names"]
+__all__ = ["AuthMode", "BackendName", "DisconnectPolicy", "Plan", "Settings", "Switch", "setting_names"]
 
 BackendName = Literal["echo", "openai"]
-DisconnectPolicy = Literal["continue", "cancel"]
+DisconnectPolicy = Literal["continue", "cancel", "grace"]
+Plan = Literal["paid", "free"]
 AuthMode = Literal["jwt", "off"]
 Switch = Literal["off", "on"]
 
@@ -43,6 +44,12 @@ class Settings:
     max_attempts: int = _setting(5, "tries to reach the model within one attempt of a turn", least=1)
     on_disconnect: DisconnectPolicy = _setting(
         "continue", "what a client's disconnect does to its turn", choices=get_args(DisconnectPolicy)
+    )
+    grace_ms: int = _setting(30_000, "with `grace`: how long a turn without readers goes on", least=0)
+    turn_attempts: int = _setting(10, "attempts of a turn, those that ended in a wait not counted", least=1)
+    workers_plan: Plan = _setting("paid", "whose limit of queries a turn keeps to", choices=get_args(Plan))
+    continue_models: str = _setting(
+        "", "models, separated by commas, whose server can continue an answer that broke off; `*` for all"
     )
     history_turns: int = _setting(20, "finished turns of the session that the model is shown, at most", least=0)
     history_characters: int = _setting(100_000, "characters of them, at most; turns stay whole", least=0)

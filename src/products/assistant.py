@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from chatturn.backends import AgentBackendContext, AgentBackendInput, ChatMessage
 from chatturn.chat.hooks import ChatTurnHooks, TurnContext
 from chatturn.chat.producer import StreamProducer
-from chatturn.events import EventBatch
+from chatturn.events import EventBatch, text_so_far
 
 __all__ = ["Hooks", "answer"]
 
@@ -22,13 +22,19 @@ async def answer(context: TurnContext, *, system: str | None = None) -> AsyncGen
     """
     Stream the answer of the deployment's backend to the conversation so far.
 
+    Where an attempt before broke off, and the model can go on from there, what it had said comes first, as one piece.
+
     Args:
         context: The turn.
         system: Said to the model before the conversation.
     """
     instructions: list[ChatMessage] = [{"role": "system", "content": system}] if system else []
     question: ChatMessage = {"role": "user", "content": context.user_message}
-    request = AgentBackendInput(messages=[*instructions, *context.history, question], model=context.model)
+    request = AgentBackendInput(
+        messages=[*instructions, *context.history, question], model=context.model, continue_from=context.continue_from
+    )
     backend_context = AgentBackendContext(request_id=context.request_id, tracer=context.tracer)
+    if context.continue_from:
+        yield text_so_far(context.continue_from)
     async for events in context.backend.stream(request, backend_context):
         yield events

@@ -105,7 +105,13 @@ async def nothing(database: Database, clock: Clock) -> None:
     await start_empty(database)
 
 
-STARTS = {start.__name__: start for start in (nothing, version_1, version_2, half_way, version_100)}
+async def version_101(database: Database, clock: Clock) -> None:
+    """Ours, from when a log was stored at its end only."""
+    await version_1(database, clock)
+    await apply(database, "0002_chatturn.sql", "0003_lists_and_retention.sql")
+
+
+STARTS = {start.__name__: start for start in (nothing, version_1, version_2, half_way, version_100, version_101)}
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -135,7 +141,7 @@ async def test_the_numbered_migrations_end_there_too(database: Database, clock: 
     """What wrangler applies and what the code applies is the same."""
     expected = await structure(database)
     await version_1(database, clock)
-    await apply(database, "0002_chatturn.sql", "0003_lists_and_retention.sql")
+    await apply(database, "0002_chatturn.sql", "0003_lists_and_retention.sql", "0004_logs.sql")
 
     assert expected == await structure(database)
     assert DURABLE_SCHEMA_VERSION == await read_version(database)

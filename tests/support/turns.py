@@ -12,6 +12,7 @@ from typing import Any
 from chatturn.backends.echo import create_echo_backend
 from chatturn.chat.hooks import ChatTurnHooks, FinishedTurn, TurnContext
 from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.pace import Pace
 from chatturn.chat.producer import StreamProducer
 from chatturn.chat.request import RunChatTurnInput
 from chatturn.chat.sink import BufferSink
@@ -21,12 +22,15 @@ from chatturn.databases.sqlite import SqliteDatabase
 from chatturn.durable.sql import SqlRunStore
 from chatturn.events import ChatStreamEvent, EventBatch, text_delta
 
-__all__ = ["IDENTITY", "Desk", "Product", "Recorded", "events_of", "open_sqlite", "virtual_moment"]
+__all__ = ["IDENTITY", "UNHURRIED", "Desk", "Product", "Recorded", "Step", "events_of", "open_sqlite", "virtual_moment"]
 
 _SCHEMA = Path(__file__).parent.parent.parent / "schema.sql"
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 IDENTITY = ChatTurnIdentity(tenant_id="acme", session_id="thread-1", user_id="ann", turn_index=0)
+
+UNHURRIED = Pace(first_ms=10**9, queries=1)
+"""Stores the log at its end only, for tests that count batches."""
 
 Step = ChatStreamEvent | list[ChatStreamEvent] | float | BaseException
 """What a scripted producer does next: yield, wait so many seconds, or raise."""

@@ -19,7 +19,7 @@ from dev.server import Server
 SECRET: Final = "a-secret-of-the-tests-and-of-nothing-else"
 """AUTH_JWT_SECRET of every Worker started here; a developer's `.dev.vars` is never read."""
 
-_DEFAULTS: Final = {"BACKEND": "echo", "AUTH_JWT_SECRET": SECRET}
+DEFAULTS: Final = {"BACKEND": "echo", "AUTH_JWT_SECRET": SECRET}
 
 
 @dataclass(kw_only=True)
@@ -143,7 +143,7 @@ def running_worker(
         server = Server(
             folder=folder / "worker",
             state=folder / "state",
-            config=Config.read(deployment, environment=environment, variables={**_DEFAULTS, **variables}),
+            config=Config.read(deployment, environment=environment, variables={**DEFAULTS, **variables}),
             mounts={"": source, "python_modules": paths.VENDORED, **mounts},
             entry=entry,
             schema=schema,

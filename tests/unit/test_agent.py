@@ -21,6 +21,7 @@ from chatturn.chat.producer import StreamProducer
 from chatturn.chat.request import TurnRequest
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.sink import BufferSink, NoSink
+from chatturn.chat.sweep import Sweep
 from chatturn.chat.tools import Tool, ToolContext, ToolError
 from chatturn.databases import Database, Statement
 from chatturn.databases.sqlite import SqliteDatabase
@@ -30,7 +31,7 @@ from chatturn.events import EventBatch, text_delta, tool_call, usage_event
 from chatturn.settings import Settings
 from tests.support.faults import Crash, FaultyDatabase, Fuse, MortalDatabase
 from tests.support.turns import IDENTITY as ANN
-from tests.support.turns import Desk, Product, events_of, open_sqlite
+from tests.support.turns import UNHURRIED, Desk, Product, events_of, open_sqlite
 from tests.unit.test_crashes import LEASE_MS, MortalSink
 
 RUN = "chat:acme:thread-1:0"
@@ -121,10 +122,10 @@ class Agent(ChatTurnHooks):
 class Shop:
     """A desk of one agent and one model."""
 
-    def __init__(self, database: Database, model: Model, hooks: Agent | None = None) -> None:
+    def __init__(self, database: Database, model: Model, hooks: Agent | None = None, **options: Any) -> None:
         self.agent = hooks or Agent()
         self.model = model
-        self.desk = Desk(database, self.agent, backend=model.backend())
+        self.desk = Desk(database, self.agent, backend=model.backend(), **options)
 
     async def decide(self, key: str, **payload: Any) -> None:
         """Answer an approval."""
@@ -272,10 +273,10 @@ async def test_an_approval_suspends_the_turn(database: SqliteDatabase) -> None:
 
 
 async def test_a_suspended_turn_holds_no_lease_and_keeps_its_lines(database: SqliteDatabase) -> None:
-    """Its log and usage are stored with the suspension, in one write."""
+    """Its log's end and its usage are stored with the suspension, in one write."""
     shop = Shop(database, Model(("send", {"text": "a"}), "sent"))
     lines = await shop.desk.run()
-    [(stored,)] = await shop.desk.rows("SELECT lines FROM chat_segments")
+    stored = "".join(lines for (lines,) in await shop.desk.rows("SELECT lines FROM chat_segments ORDER BY first_seq"))
 
     assert [("suspended", None)] == await shop.desk.rows("SELECT status, lease_holder_id FROM durable_runs")
     assert lines == [json.loads(line) for line in stored.splitlines()]
@@ -353,7 +354,7 @@ async def test_a_redacting_product_keeps_no_checkpoints(database: SqliteDatabase
 async def test_a_step_costs_one_round_trip(database: SqliteDatabase) -> None:
     """Claim, model, tool, model, finish; an approval is begun, looked at for two seconds, and suspended."""
     faulty = FaultyDatabase(database)
-    shop = Shop(faulty, Model(("note", {"text": "a"}), "done"))
+    shop = Shop(faulty, Model(("note", {"text": "a"}), "done"), log_pace=UNHURRIED)
     await shop.desk.run()
     plain, faulty.batches = faulty.batches, 0
     shop.model.replies = (("send", {"text": "a"}), "sent")
@@ -366,7 +367,7 @@ async def test_a_suspension_whose_reply_is_lost_is_recognised(database: SqliteDa
     """The write was applied; trying it again finds that out."""
     faulty = FaultyDatabase(database)
     faulty.faults[12] = "after"
-    shop = Shop(faulty, Model(("send", {"text": "a"}), "sent"))
+    shop = Shop(faulty, Model(("send", {"text": "a"}), "sent"), log_pace=UNHURRIED)
     lines = await shop.desk.run()
 
     assert "session.run.suspended" == lines[-1]["type"]
@@ -376,7 +377,7 @@ async def test_a_suspension_whose_reply_is_lost_is_recognised(database: SqliteDa
 async def test_a_suspension_that_cannot_be_stored_is_a_failure(database: SqliteDatabase) -> None:
     """Said as one, and the same request suspends the turn when the database is back."""
     faulty = FaultyDatabase(database)
-    shop = Shop(faulty, Model(("send", {"text": "a"}), "sent"), Agent())
+    shop = Shop(faulty, Model(("send", {"text": "a"}), "sent"), Agent(), log_pace=UNHURRIED)
     faulty.faults.update(dict.fromkeys(range(12, 30), "before"))
     failed = await shop.desk.run(lease_ms=10_000)
     faulty.faults.clear()
@@ -492,10 +493,11 @@ async def test_the_cron_goes_on_with_what_is_due(database: SqliteDatabase) -> No
     chat = service(shop, database)
     turn = await chat.open(ANN, TurnRequest(message="hi"))
     await turn.run(NoSink())
-    before = await chat.sweep()
+    sweep = Sweep(service=chat)
+    before = await sweep.run()
     await chat.emit("acme", RUN, "approve:1.1.0", {"approved": True})
 
-    assert (0, 1, 0) == (before, await chat.sweep(), await chat.sweep())
+    assert (0, 1, 0) == (before, await sweep.run(), await sweep.run())
     assert [("completed",)] == await shop.desk.rows("SELECT status FROM durable_runs")
 
 

@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("chatturn.backends", "chatturn.durable"),
     ("chatturn.telemetry.otlp",),  # traces leave over the backends' transport
     ("chatturn.chat",),
+    ("chatturn.wire",),
     ("chatturn.http",),
     ("chatturn",),  # the package itself: what harnesses import by name
     ("chatturn.workerd", "products"),

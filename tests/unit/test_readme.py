@@ -1,6 +1,7 @@
 """The README is the manual: what it says about the code is compared with the code, in both directions."""
 
 import ast
+import asyncio
 import json
 import re
 import time
@@ -19,14 +20,17 @@ import pytest
 from chatturn.chat.request import TurnView
 from chatturn.errors import ConfigurationError, DurableRunLeaseHeldError, error_classes
 from chatturn.events import EVENT_TYPES, reasoning_delta, text_delta, tool_call
-from chatturn.http import limits
+from chatturn.http import limits, queries
+from chatturn.http.application import Route
 from chatturn.http.auth import SCOPES, BearerAuth
 from chatturn.http.problems import problem
 from chatturn.http.readiness import check_readiness
-from chatturn.http.routes import ROUTES, Route, _turn_members
+from chatturn.http.routes import ROUTES
 from chatturn.http.service import UnconfiguredService
 from chatturn.http.strict_json import MAX_JSON_DEPTH
+from chatturn.http.turns import _members
 from chatturn.settings import Settings
+from tests.support.isolates import TURN, Isolate
 from tests.support.turns import IDENTITY, Desk, Product, open_sqlite
 from tests.unit.test_agent import Agent, Model
 
@@ -142,6 +146,14 @@ async def test_every_event_has_the_members_that_are_told() -> None:
         lines += await broken.run(identity=replace(IDENTITY, turn_index=1))
         model = Model([("note", {"text": "a"}), ("unknown", {}), ("send", {"text": "a"})])
         lines += await Desk(database, Agent(), backend=model.backend()).run(identity=replace(IDENTITY, turn_index=2))
+        doomed = Isolate(database, Product(1_000.0), settings={"LEASE_MS": "1000"})
+        await doomed.ask("POST", f"{TURN[:-1]}3", {"message": "hi"})
+        await doomed.kill()
+        await asyncio.sleep(2)
+        survivor = Isolate(database, Product(1_000.0))
+        taken = await survivor.ask("POST", f"{TURN[:-1]}3", {"message": "hi"})
+        await survivor.ask("POST", f"{TURN[:-1]}3/cancel")
+        lines += await taken.lines()
         columns = (await desk.rows("SELECT name FROM pragma_table_info('chat_usage')"))[3:-1]
     for line in lines:
         said.setdefault(line["type"], []).append(set(line.get("data", {})))
@@ -169,10 +181,10 @@ def test_every_line_that_is_shown_could_be_said() -> None:
 
 def test_every_route_is_told_with_its_scope() -> None:
     """The table of routes is the code's, row by row."""
-    routes = [[route.method, route.template, route.scope if isinstance(route, Route) else ""] for route in ROUTES]
+    routes = [[route.method, route.template, *(route.scopes if isinstance(route, Route) else ())] for route in ROUTES]
 
-    assert routes == [[*names(row[0]), *names(row[1]), *(names(row[2]) or [""])] for row in table("HTTP")]
-    assert {scope for _, _, scope in routes} - {""} == set(SCOPES)
+    assert routes == [[*names(row[0]), *names(row[1]), *names(row[2])] for row in table("HTTP")]
+    assert {scope for _, _, *scopes in routes for scope in scopes} == set(SCOPES)
 
 
 def test_every_member_of_a_request_is_told() -> None:
@@ -189,7 +201,8 @@ def test_every_header_of_our_own_is_told() -> None:
 
 def test_every_limit_is_told() -> None:
     """The numbers of the table are those of the code."""
-    values = [value for name, value in vars(limits).items() if name.startswith("MAX_")]
+    modules = (limits, queries)
+    values = [value for module in modules for name, value in vars(module).items() if name.startswith("MAX_")]
 
     assert sorted({*values, MAX_JSON_DEPTH}) == sorted({int(row[1].replace(",", "")) for row in table("Limits")})
 
@@ -210,7 +223,7 @@ def test_every_error_is_told_as_it_is() -> None:
 async def test_every_json_that_is_shown_is_what_is_sent() -> None:
     """A problem, a turn's view and a deployment that is not ready: the examples have their exact members."""
     error = DurableRunLeaseHeldError("held", run_id="r", retry_after_ms=1)
-    in_flight = json.loads(problem(error, stream="/v1/sessions/demo/turns/0").body)
+    in_flight = json.loads(problem(error, stream="/v1/sessions/demo/turns/0/stream").body)
     missing = ConfigurationError("OPENAI_API_KEY", "is required by BACKEND=openai")
     checks = await check_readiness(BearerAuth("s" * 32, now=time.time), UnconfiguredService(missing))
     [view] = [example for each in blocks("json") if "runId" in (example := json.loads(each))]
@@ -220,7 +233,7 @@ async def test_every_json_that_is_shown_is_what_is_sent() -> None:
 
     assert in_flight in [json.loads(each) for each in blocks("json")]
     assert {"ready": False, "checks": [check.to_json() for check in checks]} in [json.loads(e) for e in blocks("json")]
-    assert list(_turn_members(IDENTITY, empty)) == list(view)
+    assert list(_members(IDENTITY, empty)) == list(view)
 
 
 # Settings
@@ -243,7 +256,7 @@ def test_every_setting_is_told_as_it_is() -> None:
 
 def test_no_other_setting_is_mentioned() -> None:
     """A name in the prose that looks like a setting is one, or belongs to a command."""
-    known = {field.name.upper() for field in fields(Settings)} | {"PORT", "ARGS"}
+    known = {field.name.upper() for field in fields(Settings)} | {"PORT", "ARGS", "SESSIONS"}
     mentioned = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+|[A-Z]{4,})(?:=[^`]*)?`", PROSE)) - {
         "GET",
         "HEAD",

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.operations import MessagePage, MessageQuery, TurnPage, TurnQuery
 from chatturn.chat.request import TurnRequest, TurnView
 from chatturn.chat.sink import BufferSink, Sink
 from chatturn.errors import (
@@ -27,11 +28,12 @@ from chatturn.errors import (
     StoreUnavailable,
     error_classes,
 )
+from chatturn.http.application import Application, PublicRoute, Route
 from chatturn.http.auth import BearerAuth, NoAuth, UnconfiguredAuth
 from chatturn.http.limits import MAX_BODY_BYTES, MAX_MESSAGE_CHARACTERS, MAX_TURN_INDEX
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import problem
-from chatturn.http.routes import ROUTES, Application, PublicRoute, Route, handle
+from chatturn.http.routes import ROUTES, handle
 from chatturn.records import EventRecord
 
 T = TypeVar("T")
@@ -80,6 +82,28 @@ class FakeService:
         if self.error:
             raise self.error
         return self.views.get(identity.tenant_id)
+
+    async def follow(self, identity: ChatTurnIdentity, after: int | None, *, may_take_over: bool) -> None:
+        del identity, after, may_take_over
+        if self.error:
+            raise self.error
+
+    async def cancel(self, identity: ChatTurnIdentity) -> None:
+        del identity
+        if self.error:
+            raise self.error
+
+    async def messages(self, tenant_id: str, session_id: str, query: MessageQuery) -> MessagePage:
+        del tenant_id, session_id, query
+        if self.error:
+            raise self.error
+        return MessagePage(messages=(), open_turns=(), next=None)
+
+    async def turns(self, query: TurnQuery) -> TurnPage:
+        del query
+        if self.error:
+            raise self.error
+        return TurnPage(turns=(), next=None)
 
     async def emit(self, tenant_id: str, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
         if self.error:
@@ -223,13 +247,13 @@ def test_the_headers_tell_a_replay_and_a_later_attempt() -> None:
     [(-500, "1"), (0, "1"), (1, "1"), (1000, "1"), (1001, "2"), (59_999, "5")],
 )
 def test_a_turn_in_flight_is_a_409_with_when_and_where(retry_after_ms: int, expected: str) -> None:
-    """Whole seconds, one to five, since most turns end long before their lease; and the turn's address."""
+    """Whole seconds, one to five, since most turns end long before their lease; and the address of its log."""
     error = DurableRunLeaseHeldError("held by w-1", run_id="r", retry_after_ms=retry_after_ms)
     response = post(FakeService(error=error), path="/v1/sessions/ann%40home/turns/7")
 
     assert (response.status, members(response)["code"]) == (409, "turn_in_flight")
     assert response.headers["Retry-After"] == expected
-    assert response.headers["Location"] == members(response)["stream"] == "/v1/sessions/ann@home/turns/7"
+    assert response.headers["Location"] == members(response)["stream"] == "/v1/sessions/ann@home/turns/7/stream"
 
 
 def test_another_message_at_the_same_place_is_a_422() -> None:
@@ -256,6 +280,7 @@ def test_another_message_at_the_same_place_is_a_422() -> None:
         (TURN, JSON, b'{"message": 5}', 422, "message"),
         (TURN, JSON, b'{"message": "\\ud800"}', 422, "message"),
         (TURN, JSON, b'{"message": "x", "user": "y"}', 422, "user"),
+        (TURN, JSON, b'{"message": "x", "follow": 1}', 422, "follow"),
         ("/v1/sessions//turns/0", JSON, None, 422, "session"),
         ("/v1/sessions/../turns/0", JSON, None, 422, "session"),
         ("/v1/sessions/..%2f..%2fetc/turns/0", JSON, None, 422, "session"),
@@ -322,6 +347,7 @@ def test_a_turn_can_be_looked_at() -> None:
         "updatedAt": "2026-01-01T00:00:02.000Z",
         "completedAt": "2026-01-01T00:00:02.000Z",
         "outcome": None,
+        "stream": TURN + "/stream",
     }
 
 
@@ -418,7 +444,7 @@ def test_no_route_answers_without_its_scope(route: Route) -> None:
     response = ask(application(service), route.method, path, headers={**JSON, **bearer(scope="other")})
 
     assert (response.status, members(response)["code"]) == (403, "forbidden")
-    assert route.scope in members(response)["detail"]
+    assert all(scope in members(response)["detail"] for scope in route.scopes)
 
 
 def test_only_health_is_public() -> None:

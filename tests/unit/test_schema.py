@@ -135,7 +135,7 @@ def test_every_table_of_ours_says_what_it_is_for() -> None:
     assert all(comment and "STRICT" in options for comment, _, options in tables)
 
 
-@pytest.mark.parametrize("script", [SCHEMA, *MIGRATIONS], ids=["schema", "0001", "0002", "0003"])
+@pytest.mark.parametrize("script", [SCHEMA, *MIGRATIONS], ids=["schema", "0001", "0002", "0003", "0004"])
 def test_a_script_splits_into_whole_statements(script: str) -> None:
     """Statement by statement is how D1 must be given it; nothing is lost or cut in the middle."""
     statements = split_statements(script)

@@ -19,6 +19,7 @@ import pytest
 from chatturn.backends.echo import create_echo_backend
 from chatturn.chat.hooks import ChatTurnHooks
 from chatturn.chat.service import DurableChatService
+from chatturn.chat.sweep import Sweep
 from chatturn.databases import Database
 from chatturn.databases.schema import DURABLE_SCHEMA_VERSION
 from chatturn.databases.sqlite import SqliteDatabase
@@ -344,7 +345,7 @@ async def test_the_sweep_deletes_what_is_too_old(days: str, left: int) -> None:
         database=store.database,
         log=lambda *_: None,
     )
-    await service.sweep()
+    await Sweep(service=service).run()
     [(count,)] = await Desk(store.database).rows("SELECT count(*) FROM durable_runs")
     await store.close()
 

@@ -34,12 +34,15 @@ class AgentBackendInput:
 
     Attributes:
         messages: The conversation so far, the user's message last.
+        continue_from: What the model has said to it already, in a call that broke off; it is to go on from there,
+            and says only what comes after.  "" for an answer from its beginning.
         model: Which model, where the backend serves several; None for its default.
         options: Further members of the request (tools, temperature …), sent as they are.
     """
 
     messages: Sequence[ChatMessage]
     model: str | None = None
+    continue_from: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -63,6 +66,9 @@ class AgentExecutionBackend(Protocol):
     @property
     def kind(self) -> str:
         """Its short name, for logs and spans."""
+
+    def continues(self, model: str | None) -> bool:
+        """Say whether `AgentBackendInput.continue_from` works with *model*."""
 
     def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
         """

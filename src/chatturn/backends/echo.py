@@ -39,12 +39,17 @@ class EchoBackend:
     pace_ms: int
     kind: str = _MODEL
 
+    def continues(self, _model: str | None) -> bool:
+        """Say that it does: it knows what it was going to say."""
+        return True
+
     async def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
         """Answer, with one event per word and usage, in words, at the end."""
         attributes = {conventions.OPERATION_NAME: conventions.CHAT, conventions.REQUEST_MODEL: _MODEL}
         with context.tracer.span(conventions.span_name(conventions.CHAT, _MODEL), attributes=attributes) as span:
             order = _next_order(request) if request.options.get("tools") else None
-            words = _WORD.findall(_answer(request.messages)) if order is None else []
+            answer = "" if order is not None else _answer(request.messages).removeprefix(request.continue_from)
+            words = _WORD.findall(answer)
             for position, word in enumerate(words):
                 if position and self.pace_ms:
                     await asyncio.sleep(self.pace_ms / 1000)

@@ -7,11 +7,11 @@ the span of each try.  Whatever ends the call, a cancellation above all, closes 
 """
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from chatturn.backends import (
     AgentBackendContext,
@@ -38,6 +38,10 @@ __all__ = ["OpenAICompatibleBackend", "create_openai_compatible_backend"]
 
 _DEFAULT_RETRY: Final = BackendRetryPolicy()
 
+# How vLLM, SGLang and others are asked to go on with the last message instead of answering it.
+# Source: docs.vllm.ai, OpenAI-compatible server, extra parameters of the chat API.
+_CONTINUE: Final[Mapping[str, Any]] = {"continue_final_message": True, "add_generation_prompt": False}
+
 # Once the answer is whole, only usage and [DONE] are missing: nobody should wait long for those.
 _TRAILER: Final = Deadline("trailer_timeout_ms", 5_000, "usage or [DONE]")
 
@@ -55,6 +59,7 @@ def create_openai_compatible_backend(
     retry: BackendRetryPolicy = _DEFAULT_RETRY,
     idle_timeout_ms: int = 60_000,
     total_timeout_ms: int = 600_000,
+    continue_models: Collection[str] = (),
 ) -> AgentExecutionBackend:
     """
     Make the backend for a chat completions API.
@@ -71,6 +76,7 @@ def create_openai_compatible_backend(
         retry: How often and how patiently to try, and how long a try waits for headers.
         idle_timeout_ms: Between two chunks of the answer; 0 for no end.
         total_timeout_ms: For the whole call, tries and answer; 0 for no end.
+        continue_models: Models whose server continues an assistant's message; ``*`` for all.
 
     Raises:
         ConfigurationError: *base_url* is not one.
@@ -90,6 +96,7 @@ def create_openai_compatible_backend(
         provider=provider,
         until_bytes=Deadline("idle_timeout_ms", idle_timeout_ms, "further bytes of the answer"),
         until_end=Deadline("total_timeout_ms", total_timeout_ms, "end of the answer"),
+        continue_models=frozenset(continue_models),
     )
 
 
@@ -104,6 +111,11 @@ class OpenAICompatibleBackend:
     provider: str
     until_bytes: Deadline
     until_end: Deadline
+    continue_models: frozenset[str]
+
+    def continues(self, model: str | None) -> bool:
+        """Say whether the model's server was said to continue an answer."""
+        return "*" in self.continue_models or (model or self.model) in self.continue_models
 
     async def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
         """
@@ -141,12 +153,18 @@ class OpenAICompatibleBackend:
                     yield events
 
     def _http_request(self, model: str, request: AgentBackendInput, context: AgentBackendContext) -> TransportRequest:
+        messages = [dict(message) for message in request.messages]
+        continuation: Mapping[str, Any] = {}
+        if request.continue_from:
+            messages.append({"role": "assistant", "content": request.continue_from})
+            continuation = _CONTINUE
         body = {
             "stream_options": {"include_usage": True},  # which `options` may replace, for servers that refuse it
+            **continuation,
             **request.options,
             "model": model,
             "stream": True,
-            "messages": [dict(message) for message in request.messages],
+            "messages": messages,
         }
         return replace(
             self.endpoint,

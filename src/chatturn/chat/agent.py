@@ -25,16 +25,13 @@ from chatturn.chat.hooks import TurnContext
 from chatturn.chat.tool_steps import Outcome, ToolCall, ToolSteps
 from chatturn.chat.tools import Tool
 from chatturn.errors import BackendError, EmptyAnswer
-from chatturn.events import ChatStreamEvent, EventBatch, TextAssembly, text_delta, tool_call
+from chatturn.events import ChatStreamEvent, EventBatch, TextAssembly, pieces_of, text_delta, tool_call
 from chatturn.records import StepKind
 
 __all__ = ["MAX_ROUNDS", "AgentProducer"]
 
 MAX_ROUNDS: Final = 10
 """Model calls of one turn; in the last, the model is asked to answer without tools."""
-
-_PIECE_CHARACTERS: Final = 100_000
-"""Of a replayed text, so that each of its lines can be stored."""
 
 
 class AgentProducer:
@@ -188,8 +185,7 @@ class _Round:
         text = result["text"]
         for call in result["calls"]:
             self._add_call(call["id"], call["name"], call["args"])
-        pieces = [text[at : at + _PIECE_CHARACTERS] for at in range(0, len(text), _PIECE_CHARACTERS)]
-        events = [text_delta(piece) for piece in pieces]
+        events = list(map(text_delta, pieces_of(text)))
         self._assembly.add_all(events)
         return [
             *events,

@@ -30,6 +30,8 @@ class TurnContext:
         metadata: The request's.
         attempt: From 1.
         request_id: Stable for this attempt of this turn; an idempotency key for what the hook calls.
+        continue_from: What an attempt whose worker died had said, if the backend can go on from there; "" for a
+            turn that begins at its beginning.
         backend: The deployment's backend.
         durable: The turn's run, for steps of the producer's own: positions 1, 2, … after the turn itself.
         tracer: Takes spans.
@@ -45,6 +47,7 @@ class TurnContext:
     request_id: str
     backend: AgentExecutionBackend
     durable: DurableContext
+    continue_from: str = ""
     tracer: Tracer = NULL_TRACER
     log: Log = print_log
 
@@ -60,11 +63,13 @@ class FinishedTurn:
         idempotency_key: The same at every call of one hook for one turn: a hook is called again until it
             succeeds, and by then may have done its work already.
         record: The run.
+        cancelled: Whether the turn was stopped, and the text is what it had said by then.
     """
 
     identity: ChatTurnIdentity
     final_text: str
     idempotency_key: str
+    cancelled: bool = False
     record: RunRecord = field(compare=False)
 
 

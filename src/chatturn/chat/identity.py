@@ -1,11 +1,11 @@
 """Who speaks in which thread at which position, and the durable names that follow from it."""
 
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from chatturn.records import DurableRunManifest, TaskSpec
 
-__all__ = ["ChatTurnIdentity", "legacy_run_id", "turn_manifest", "turn_run_id"]
+__all__ = ["ChatTurnIdentity", "legacy_run_id", "session_id_of", "session_run_ids", "turn_manifest", "turn_run_id"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +32,24 @@ def turn_run_id(identity: ChatTurnIdentity) -> str:
 
     Each part is percent-encoded, so no choice of names makes two turns share an id.
     """
-    tenant, session = quote(identity.tenant_id, safe=""), quote(identity.session_id, safe="")
-    return f"chat:{tenant}:{session}:{identity.turn_index}"
+    return f"{_session(identity.tenant_id, identity.session_id)}:{identity.turn_index}"
+
+
+def session_run_ids(tenant_id: str, session_id: str) -> tuple[str, str]:
+    """Return two texts between which the ids of a session's runs are, and no others."""
+    session = _session(tenant_id, session_id)
+    return f"{session}:", f"{session};"  # the character after the colon
+
+
+def session_id_of(run_id: str) -> str | None:
+    """Return the session of a turn's run; None for a run that is no turn of ours."""
+    kind, _, name = run_id.partition(":")
+    parts = name.split(":")
+    return unquote(parts[1]) if kind == "chat" and len(parts) == 3 else None  # noqa: PLR2004 - tenant, session, index
+
+
+def _session(tenant_id: str, session_id: str) -> str:
+    return f"chat:{quote(tenant_id, safe='')}:{quote(session_id, safe='')}"
 
 
 def legacy_run_id(identity: ChatTurnIdentity) -> str:

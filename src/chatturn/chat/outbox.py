@@ -192,14 +192,18 @@ class Outbox:
         return Statement(_DONE, (run_id, hook, attempt)), True
 
 
-def finished_turn(identity: ChatTurnIdentity, final_text: str, record: RunRecord) -> FinishedTurn:
+def finished_turn(
+    identity: ChatTurnIdentity, final_text: str, record: RunRecord, *, cancelled: bool = False
+) -> FinishedTurn:
     """
     Describe a finished turn for its hooks.
 
     The key is of the answer, not of the turn: one that supersedes another is news to whoever gets it.
     """
     key = f"{record.run_id}/{record.epoch}"
-    return FinishedTurn(identity=identity, final_text=final_text, idempotency_key=key, record=record)
+    return FinishedTurn(
+        identity=identity, final_text=final_text, idempotency_key=key, record=record, cancelled=cancelled
+    )
 
 
 def _finished_turn(row: Row) -> FinishedTurn:
@@ -209,4 +213,5 @@ def _finished_turn(row: Row) -> FinishedTurn:
         user_id=str(row["user_id"]),
         turn_index=int(row["turn_index"] or 0),
     )
-    return finished_turn(identity, json.loads(str(row["result_json"]))["finalText"], run_from_row(row))
+    result = json.loads(str(row["result_json"]))
+    return finished_turn(identity, result["finalText"], run_from_row(row), cancelled="cancelled" in result)

@@ -31,6 +31,7 @@ class Output:
         self._observe = observe
         self._report = report
         self._timer: asyncio.TimerHandle | None = None
+        self._silence_s = PING_EVERY_MS / 1000
         self._said_at = 0.0
 
     def send(self, text: str, events: Sequence[ChatStreamEvent]) -> None:
@@ -49,11 +50,15 @@ class Output:
         """Wait for a reader that is behind."""
         await self._sink.drain()
 
+    def ping_every(self, silence_ms: int) -> None:
+        """Ping after so much silence, once `start_pings` was called."""
+        self._silence_s = silence_ms / 1000
+
     def start_pings(self) -> None:
         """From now on ping where nothing is said."""
         loop = asyncio.get_running_loop()
         self._said_at = loop.time()
-        self._timer = loop.call_later(PING_EVERY_MS / 1000, self._ping_if_silent)
+        self._timer = loop.call_later(self._silence_s, self._ping_if_silent)
 
     def stop_pings(self) -> None:
         """Stop pinging; a second time does nothing."""
@@ -63,8 +68,8 @@ class Output:
     def _ping_if_silent(self) -> None:
         # One timer that looks back, instead of one that every event resets: a timer is a call into JavaScript.
         loop = asyncio.get_running_loop()
-        wait_s = self._said_at + PING_EVERY_MS / 1000 - loop.time()
+        wait_s = self._said_at + self._silence_s - loop.time()
         if wait_s <= 0:
             self.send(_PING_LINE, ())
-            wait_s = PING_EVERY_MS / 1000
+            wait_s = self._silence_s
         self._timer = loop.call_later(wait_s, self._ping_if_silent)

@@ -5,7 +5,7 @@ A product's producer may relay a whole engine's stream, with its own lifecycle a
 lifecycle is this engine's to say, once, after it is true; and an in-band error is a failed turn.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +19,9 @@ __all__ = ["MAX_ANSWER_BYTES", "ChatProducer", "Said", "StreamProducer"]
 
 MAX_ANSWER_BYTES: Final = 1_500_000
 """In UTF-8: with its escapes as JSON, an answer up to here fits a row of 2,000,000 bytes."""
+
+_SAID_AT_ONCE: Final = 1_000
+"""Events, so that a large batch is not further ahead of the stored log than it may be."""
 
 _FAILURES = frozenset({"error", LIFECYCLE_PREFIX + "failed", LIFECYCLE_PREFIX + "cancelled"})
 
@@ -46,7 +49,14 @@ class ChatProducer:
     A product's producer, filtered and put into lines.
 
     Encoding happens here, inside the durable turn, so that what cannot be a line fails the attempt for what
-    it is.
+    it is.  So do the waits for a database or a reader that is behind: whoever stops the turn ends them, too.
+
+    Args:
+        producer: The product's.
+        turn_log: Numbers the lines.
+        log: Takes failures.
+        room: Waits until so many further events may be said.
+        drain: Waits for a reader that is behind.
 
     Attributes:
         stream: What it says; raises `BackendReportedError` where it reported an error, and `HookError` where
@@ -54,10 +64,20 @@ class ChatProducer:
         usages: The data of every ``usage`` event so far.
     """
 
-    def __init__(self, producer: DurableTurnProducer[EventBatch], turn_log: TurnLog, log: Log) -> None:
+    def __init__(
+        self,
+        producer: DurableTurnProducer[EventBatch],
+        turn_log: TurnLog,
+        log: Log,
+        *,
+        room: Callable[[int], Awaitable[None]],
+        drain: Callable[[], Awaitable[None]],
+    ) -> None:
         self._producer = producer
         self._turn_log = turn_log
         self._log = log
+        self._room = room
+        self._drain = drain
         self._assembly = TextAssembly()
         self.usages: list[dict[str, Any]] = []
         self.stream: AsyncGenerator[Said, None] = self._filtered()
@@ -73,12 +93,19 @@ class ChatProducer:
             self._log("hook.final_text_failed", {"error": error})
             return assembled
 
+    def said_so_far(self) -> str:
+        """Return the text of the events so far."""
+        return self._assembly.text()
+
     async def _filtered(self) -> AsyncGenerator[Said, None]:
         async with aclosing(self._producer.stream) as stream:
             async for batch in stream:
                 own, failure = self._take(batch if isinstance(batch, list) else [batch])
-                if own:
-                    yield Said(own, self._lines(own))
+                for at in range(0, len(own), _SAID_AT_ONCE):
+                    said = own[at : at + _SAID_AT_ONCE]
+                    await self._room(len(said))
+                    yield Said(said, self._lines(said))
+                    await self._drain()
                 if failure is not None:
                     raise _reported(failure)
 

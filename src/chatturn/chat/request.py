@@ -2,12 +2,14 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from chatturn.backends import AgentExecutionBackend
 from chatturn.canonical import derive_worker_id
 from chatturn.chat.hooks import ChatTurnHooks
 from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.live import LiveLogs
+from chatturn.chat.pace import LOG_PACES, Pace
 from chatturn.databases import Database
 from chatturn.durable.context import ContextSources
 from chatturn.durable.runner import default_sources
@@ -17,7 +19,7 @@ from chatturn.settings import DisconnectPolicy
 from chatturn.telemetry import NULL_TRACER, Tracer
 from chatturn.telemetry.logs import Log, print_log
 
-__all__ = ["RunChatTurnInput", "TurnRequest", "TurnView"]
+__all__ = ["CANCELLED", "Cancellation", "RunChatTurnInput", "TurnRequest", "TurnView"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +32,18 @@ class TurnRequest:
         model: The model asked for, or None for the deployment's.
         metadata: The caller's own, JSON.
         supersede: Start the turn anew if it was started with another message or model.
+        follow: Show what is being answered already, instead of refusing.
     """
 
     message: str
     model: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     supersede: bool = False
+    follow: bool = False
+
+
+CANCELLED: Final = "cancelled"
+"""The status of a turn that was stopped; its run is completed, with what the turn had said by then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +58,20 @@ class TurnView:
     completed_at: str | None
     model: str | None
     outcome: RunOutcome | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancellation:
+    """
+    What came of the wish to stop a turn.
+
+    Attributes:
+        requested: Whether it is on its way; False for a turn that was over.
+        turn: As it stood then.
+    """
+
+    requested: bool
+    turn: TurnView
 
 
 async def _no_flush() -> None:
@@ -79,8 +101,13 @@ class RunChatTurnInput:
         legacy_run_ids: Take a turn that has no run for the documents' engine's, if that has one; for a database
             that it shares with that engine, and only of one tenant.
         worker_id: Who runs it; a fresh one by default.
-        on_disconnect: What the reader's going away does to the turn: nothing, or `ChatTurn.abort`.
+        on_disconnect: What the reader's going away does to the turn: nothing, or it is cancelled, at once or after
+            a grace; not while somebody else reads it.
+        grace_ms: How long that is.
+        most_attempts: How often the turn is tried; those that ended in a wait are not counted.
         lease_ms: How long the worker may be silent towards the store.
+        live: The logs of this isolate, for followers.
+        log_pace: How often the turn's log is stored.
         sources: Of undetermined values, for a producer's durable steps.
         moment: Returns the current time as SQLite takes it.
         tracer: Takes the turn's spans.
@@ -106,7 +133,11 @@ class RunChatTurnInput:
     legacy_run_ids: bool = False
     worker_id: str = field(default_factory=derive_worker_id)
     on_disconnect: DisconnectPolicy = "continue"
+    grace_ms: int = 30_000
+    most_attempts: int = 10
     lease_ms: int = 60_000
+    live: LiveLogs = field(default_factory=LiveLogs)
+    log_pace: Pace = LOG_PACES["paid"]
     sources: ContextSources = field(default_factory=default_sources)
     moment: Callable[[], str] = lambda: "now"
     tracer: Tracer = NULL_TRACER

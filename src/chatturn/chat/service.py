@@ -3,16 +3,23 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from chatturn.backends import AgentExecutionBackend
 from chatturn.chat import statements as chat_sql
 from chatturn.chat.engine import durable_chat_turn_engine
+from chatturn.chat.follow import FollowedTurn
 from chatturn.chat.hooks import ChatTurnHooks
-from chatturn.chat.identity import ChatTurnIdentity, legacy_run_id, turn_run_id
-from chatturn.chat.outbox import Outbox
-from chatturn.chat.request import RunChatTurnInput, TurnRequest, TurnView
+from chatturn.chat.identity import ChatTurnIdentity, legacy_run_id, session_run_ids, turn_run_id
+from chatturn.chat.live import Alarm, EventAlarm, LiveLogs
+from chatturn.chat.log_statements import request_cancel
+from chatturn.chat.operations import MessagePage, MessageQuery, TurnPage, TurnQuery, list_messages, list_turns
+from chatturn.chat.operations_statements import read_running
+from chatturn.chat.pace import FOLLOW_PACES, LOG_PACES
+from chatturn.chat.pages import load_page
+from chatturn.chat.request import CANCELLED, Cancellation, RunChatTurnInput, TurnRequest, TurnView
 from chatturn.chat.sink import NoSink
 from chatturn.chat.turn import ChatTurn
 from chatturn.databases import Database, Row
@@ -20,7 +27,7 @@ from chatturn.databases.migration import read_version
 from chatturn.databases.schema import DURABLE_SCHEMA_VERSION
 from chatturn.durable.rows import run_from_row
 from chatturn.durable.sql import SqlRunStore
-from chatturn.errors import ChatTurnError, DurableRunLeaseHeldError, RunNotFound, SchemaOutdated
+from chatturn.errors import ChatTurnError, DurableRunLeaseHeldError, InvalidField, RunNotFound, SchemaOutdated
 from chatturn.records import EventRecord, RunStatus
 from chatturn.settings import Settings
 from chatturn.telemetry import NULL_TRACER
@@ -32,11 +39,6 @@ __all__ = ["DurableChatService", "TurnTraces"]
 
 _RESUME_PAUSES_S: Final = (0.0, 1.0, 3.0)
 """A turn that is just being suspended has a lease for a moment longer, and may have missed the event."""
-
-_RESUMED_PER_SWEEP: Final = 5
-_DAY_MS: Final = 86_400_000
-_DUE_PER_SWEEP: Final = 20
-"""More than are resumed, so that a few that cannot be resumed do not hold up the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,9 @@ class DurableChatService:
         database: Its database.
         log: Takes failures that no client is told.
         traces: The request's; None where traces go nowhere.
+        live: The logs of this isolate, shared by its requests.
+        alarm: Makes what wakes a follower in this isolate.
+        moment: Returns the current time as SQLite takes it.
     """
 
     settings: Settings
@@ -75,6 +80,9 @@ class DurableChatService:
     database: Database
     log: Log
     traces: TurnTraces | None = None
+    live: LiveLogs = field(default_factory=LiveLogs)
+    alarm: Callable[[], Alarm] = EventAlarm
+    moment: Callable[[], str] = lambda: "now"
 
     async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> ChatTurn:
         """Claim a turn, ready to run; see `DurableChatTurnEngine.open`."""
@@ -89,7 +97,7 @@ class DurableChatService:
                 project_id=settings.project_id,
                 domain=settings.domain,
                 database=self.database,
-                store=SqlRunStore(self.database),
+                store=self._store(),
                 hooks=self.hooks,
                 backend=self.backend,
                 metadata=request.metadata,
@@ -98,7 +106,12 @@ class DurableChatService:
                 supersede=request.supersede,
                 legacy_run_ids=settings.legacy_run_ids == "on",
                 on_disconnect=settings.on_disconnect,
+                grace_ms=settings.grace_ms,
+                most_attempts=settings.turn_attempts,
                 lease_ms=settings.lease_ms,
+                live=self.live,
+                log_pace=LOG_PACES[settings.workers_plan],
+                moment=self.moment,
                 tracer=NULL_TRACER if traces is None else traces.recorder,
                 trace_id=None if traces is None else traces.recorder.trace_id,
                 trace_flush=flush,
@@ -111,6 +124,79 @@ class DurableChatService:
         legacy = legacy_run_id(identity) if self.settings.legacy_run_ids == "on" else None
         [outcome] = await self.database.batch([chat_sql.read_turn(turn_run_id(identity), legacy)])
         return _view(outcome.rows[0]) if outcome.rows else None
+
+    async def follow(
+        self, identity: ChatTurnIdentity, after: int | None, *, may_take_over: bool
+    ) -> FollowedTurn | None:
+        """
+        Find a turn's log, to be shown from a cursor on; None if this tenant has no such turn.
+
+        Args:
+            identity: The turn; its user is who follows.
+            after: The seq of the last line that the reader has seen; None for the whole log.
+            may_take_over: Whether the reader may run the turn if its worker is lost.
+
+        Raises:
+            InvalidField: There can be no line of that seq yet.
+        """
+        run_id, cursor = turn_run_id(identity), -1 if after is None else after
+        page = await load_page(self.database, run_id, cursor, self.moment())
+        if page is None:
+            return None
+        if cursor > page.furthest:
+            raise InvalidField(f"after is {cursor}, but the log ends at {page.ends}", field="after")
+        return FollowedTurn(
+            identity=identity,
+            run_id=run_id,
+            page=page,
+            database=self.database,
+            live=self.live,
+            alarm=self.alarm,
+            pace=FOLLOW_PACES[self.settings.workers_plan],
+            take_over=partial(self.reopen, run_id) if may_take_over else None,
+            announce=self.settings.on_disconnect != "continue",
+            moment=self.moment,
+            log=self.log,
+        )
+
+    async def cancel(self, identity: ChatTurnIdentity) -> Cancellation | None:
+        """
+        Ask for a turn to be stopped for good, in whichever isolate it runs; None if this tenant has no such turn.
+
+        A turn that is over stays as it is.  One that nobody runs is left to `resume`, which ends it.
+        """
+        run_id = turn_run_id(identity)
+        requested, state = await self.database.batch(
+            [request_cancel(run_id, self.moment()), chat_sql.read_turn(run_id)]
+        )
+        if not state.rows:
+            return None
+        if requested.rows and (log := self.live.get(run_id)) is not None:
+            log.cancel_requested = True
+        return Cancellation(requested=bool(requested.rows), turn=_view(state.rows[0]))
+
+    async def reopen(self, run_id: str) -> ChatTurn:
+        """
+        Claim a turn again, with what it was asked the first time.
+
+        Raises:
+            RunNotFound: There is no such turn.
+            DurableRunLeaseHeldError: It is being answered.
+            ChatTurnError: As `open`.
+        """
+        row = await self._asked(run_id)
+        if row is None:
+            raise RunNotFound("it is no chat turn", run_id=run_id)
+        return await self._reopen(row)
+
+    async def _reopen(self, row: Row) -> ChatTurn:
+        metadata, model = row["metadata_json"], row["model"]
+        request = TurnRequest(
+            message=str(row["user_message"]),
+            model=None if model is None else str(model),
+            metadata={} if metadata is None else json.loads(str(metadata)),
+        )
+        return await self.open(_identity(row), request)
 
     async def check(self) -> None:
         """
@@ -125,6 +211,19 @@ class DurableChatService:
             message = f"the schema is at version {version}, but this code needs {DURABLE_SCHEMA_VERSION}"
             raise SchemaOutdated(message)
 
+    async def messages(self, tenant_id: str, session_id: str, query: MessageQuery) -> MessagePage:
+        """Return a stretch of a session's messages."""
+        return await list_messages(self.database, tenant_id, session_id, query)
+
+    async def turns(self, query: TurnQuery) -> TurnPage:
+        """
+        Return one page of a list of turns.
+
+        Raises:
+            InvalidField: The cursor is not one of this list's.
+        """
+        return await list_turns(self.database, self.settings.project_id, query, self.moment())
+
     async def emit(self, tenant_id: str, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
         """
         Record an event of a run of this tenant's; the first under its key wins.
@@ -138,14 +237,14 @@ class DurableChatService:
         row = await self._asked(run_id)
         if row is None or row["tenant_id"] != tenant_id:
             raise RunNotFound("this tenant has none of that name", run_id=run_id)
-        return await SqlRunStore(self.database).emit_event(run_id, key, payload)
+        return await self._store().emit_event(run_id, key, payload)
 
     async def resume(self, run_id: str) -> bool:
         """
         Go on with a suspended turn, or one whose worker died, while nobody reads it.
 
-        A turn that is running is left alone: it sees for itself what it waits for.  Raises nothing but
-        cancellation.
+        A turn that is running is left alone: it sees for itself what it waits for, and whether it is to stop.
+        Raises nothing but cancellation.
 
         Returns:
             Whether it ran.
@@ -156,46 +255,44 @@ class DurableChatService:
             self.log("turn.not_resumed", {"run_id": run_id, "error": error})
             return False
 
+    async def look_after(self, tenant_id: str, session_id: str) -> bool:
+        """
+        Take over the session's turns whose worker is lost, and run them to their ends.
+
+        Returns:
+            Whether a turn of the session was being answered, here or elsewhere: then it is worth looking again.
+
+        Raises:
+            StoreError: The database does not answer, or refuses.
+        """
+        running = read_running(*session_run_ids(tenant_id, session_id), self.moment())
+        [found] = await self.database.batch([running])
+        lost = [str(row["run_id"]) for row in found.rows if row["orphaned"]]
+        await asyncio.gather(*(self.resume(run_id) for run_id in lost))
+        return bool(found.rows)
+
     async def _resume(self, run_id: str) -> bool:
+        if self.live.get(run_id) is not None:
+            return False
         for pause_s in _RESUME_PAUSES_S:
             await asyncio.sleep(pause_s)
             row = await self._asked(run_id)
             if row is None or row["status"] not in {RunStatus.SUSPENDED, RunStatus.RUNNING}:
                 return False
-            metadata, model = row["metadata_json"], row["model"]
-            request = TurnRequest(
-                message=str(row["user_message"]),
-                model=None if model is None else str(model),
-                metadata={} if metadata is None else json.loads(str(metadata)),
-            )
             try:
-                turn = await self.open(_identity(row), request)
+                turn = await self._reopen(row)
             except DurableRunLeaseHeldError:
                 continue
             await turn.run(NoSink())
             return True
         return False
 
+    def _store(self) -> SqlRunStore:
+        return SqlRunStore(self.database, moment=self.moment)
+
     async def _asked(self, run_id: str) -> Row | None:
         [outcome] = await self.database.batch([chat_sql.read_turn_input(run_id)])
         return outcome.rows[0] if outcome.rows else None
-
-    async def sweep(self) -> int:
-        """
-        Make the hook calls that are due, resume the turns that are, and delete runs that are too old.
-
-        Of each a bounded number; returns how many calls and turns succeeded.
-        """
-        called = await Outbox(database=self.database, hooks=self.hooks, log=self.log).sweep()
-        resumed = 0
-        for run_id in await SqlRunStore(self.database).due_runs(_DUE_PER_SWEEP):
-            resumed += await self.resume(run_id)
-            if resumed == _RESUMED_PER_SWEEP:
-                break
-        if self.settings.retention_days:
-            age_ms = self.settings.retention_days * _DAY_MS
-            await SqlRunStore(self.database).delete_finished_runs(older_than_ms=age_ms)
-        return called + resumed
 
 
 def _identity(row: Row) -> ChatTurnIdentity:
@@ -211,7 +308,7 @@ def _view(row: Row) -> TurnView:
     run, model = run_from_row(row), row["model"]
     return TurnView(
         run_id=run.run_id,
-        status=run.status,
+        status=CANCELLED if row["cancelled_at"] is not None else run.status,
         attempts=run.epoch,
         created_at=run.created_at,
         updated_at=run.updated_at,

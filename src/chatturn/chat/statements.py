@@ -12,20 +12,23 @@ from typing import Any, Final
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.databases import Statement
 from chatturn.durable.legacy_statements import either
+from chatturn.durable.settling import TurnEnd
 from chatturn.durable.statements import HELD, MOMENT
 
 __all__ = [
     "begin_turn",
+    "end_turn",
     "forget_checkpoints",
     "forget_messages",
     "read_history",
-    "read_last_seq",
+    "read_place",
     "read_turn",
     "read_turn_input",
     "record_messages",
     "record_usage",
 ]
 
+# A log begins anew behind an attempt that has ended, and with another message: what was said before is history.
 _BEGIN_TURN: Final = f"""
 INSERT INTO chat_turns (run_id, tenant_id, session_id, user_id, turn_index, user_message, model, metadata_json,
                         trace_id, attempt, created_at, updated_at)
@@ -34,10 +37,25 @@ FROM durable_runs WHERE run_id = ?1 AND {HELD}
 ON CONFLICT (run_id) DO UPDATE SET
   user_id = excluded.user_id, user_message = excluded.user_message, model = excluded.model,
   metadata_json = excluded.metadata_json, trace_id = excluded.trace_id, attempt = excluded.attempt,
-  cancel_requested_at = NULL, updated_at = excluded.updated_at
+  updated_at = excluded.updated_at, cancelled_at = NULL,
+  cancel_requested_at = CASE WHEN ?12 THEN NULL ELSE cancel_requested_at END,
+  log_from = coalesce((
+    SELECT CASE WHEN ended OR ?12 THEN last_seq + 1 END FROM chat_segments
+    WHERE run_id = ?1 ORDER BY first_seq DESC LIMIT 1), log_from)
 """
 
-_LAST_SEQ: Final = "SELECT last_seq FROM chat_segments WHERE run_id = ?1 ORDER BY first_seq DESC LIMIT 1"
+# Where the log ends, and what is known of the attempts before.
+_READ_PLACE: Final = """
+SELECT t.cancel_requested_at, t.suspensions, t.log_from, s.last_seq, s.attempt, s.ended
+FROM chat_turns AS t LEFT JOIN (
+  SELECT last_seq, attempt, ended FROM chat_segments WHERE run_id = ?1 ORDER BY first_seq DESC LIMIT 1) AS s
+WHERE t.run_id = ?1
+"""
+
+# With the attempt's last write: what it leaves for the next one, or for good.
+_END_CANCELLED: Final = f"UPDATE chat_turns SET cancelled_at = {MOMENT.format('?4')} WHERE run_id = ?1 AND {HELD}"
+_END_FAILED: Final = f"UPDATE chat_turns SET cancel_requested_at = NULL WHERE run_id = ?1 AND {HELD}"
+_END_SUSPENDED: Final = f"UPDATE chat_turns SET suspensions = suspensions + 1 WHERE run_id = ?1 AND {HELD}"
 
 # Newest first, so that the limit keeps the latest; within a turn the assistant's row sorts before the user's.
 _HISTORY: Final = """
@@ -82,13 +100,19 @@ FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id WHERE t.run_i
 """
 
 _READ_TURN: Final = f"""
-SELECT r.*, t.model, t.attempt FROM durable_runs AS r LEFT JOIN chat_turns AS t ON t.run_id = r.run_id
+SELECT r.*, t.model, t.cancelled_at FROM durable_runs AS r LEFT JOIN chat_turns AS t ON t.run_id = r.run_id
 WHERE r.run_id = {either("?2")}
 """
 
 
 def begin_turn(
-    identity: ChatTurnIdentity, *, user_message: str, model: str | None, metadata_json: str | None, trace_id: str | None
+    identity: ChatTurnIdentity,
+    *,
+    user_message: str,
+    model: str | None,
+    metadata_json: str | None,
+    trace_id: str | None,
+    supersede: bool = False,
 ) -> Statement:
     """Record who asks what, with the claim."""
     return Statement(
@@ -102,13 +126,23 @@ def begin_turn(
             model,
             metadata_json,
             trace_id,
+            int(supersede),
         ),
     )
 
 
-def read_last_seq(run_id: str) -> Statement:
-    """Read where the run's log ends."""
-    return Statement(_LAST_SEQ, (run_id,))
+def read_place(run_id: str) -> Statement:
+    """Read where the turn stands: where its log ends, and whether somebody asked to stop it."""
+    return Statement(_READ_PLACE, (run_id,))
+
+
+def end_turn(end: TurnEnd, moment: str) -> list[Statement]:
+    """Note how an attempt ended, with its last write; nothing for one that answered."""
+    if end.cancelled is not None:
+        return [Statement(_END_CANCELLED, (moment,))]
+    if end.wait is not None:
+        return [Statement(_END_SUSPENDED)]
+    return [Statement(_END_FAILED)] if end.text is None else []
 
 
 def read_history(identity: ChatTurnIdentity, run_id: str, turns: int) -> Statement:

@@ -6,15 +6,16 @@
     claim ──▶ 409, 422, 503: before the first byte
       │
     run ──▶ session.run.started ──▶ producer's events ──▶ finish ──▶ hooks ──▶ session.run.completed
-      │                                   │ fails       │ waits for long
-      │                                   ▼             ▼
-      │                                 error         session.run.suspended
-      │                                   ▼
-      │                                 session.run.failed
+      │                 ▲                 │ stopped │ fails │ waits for long
+      │                 │                 ▼         │       ▼
+      │                 │  session.run.cancelled    │     session.run.suspended
+      │                 │                           ▼
+      │                 │                         error ──▶ session.run.failed
+      │                 └─(its worker was lost)── session.run.restarted
       └─(finished before)──▶ result ──▶ session.run.completed {replayed}
 
-A turn pushes its lines and never waits for a reader who is gone.  Two awaited round trips to the database
-for a fresh turn, one for a replay.
+A turn pushes its lines and never waits for a reader who is gone.  Its log is stored while it runs, beside the
+stream.  Two awaited round trips to the database for a fresh turn, one for a replay.
 """
 
 import asyncio
@@ -24,32 +25,36 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Final
 
-from chatturn.backends import ChatMessage
-from chatturn.canonical import canonical_hash
 from chatturn.chat import statements as chat_sql
-from chatturn.chat.agent import AgentProducer
+from chatturn.chat.attendance import Attendance
+from chatturn.chat.ending import Ending, ending_words, failure_words, kind_of
 from chatturn.chat.history import recent
-from chatturn.chat.hooks import TurnContext
-from chatturn.chat.identity import ChatTurnIdentity, legacy_run_id, turn_manifest, turn_run_id
+from chatturn.chat.identity import legacy_run_id, turn_manifest, turn_run_id
 from chatturn.chat.log import TurnLog
 from chatturn.chat.outbox import Outbox, call_in_time, finished_turn, overrides
 from chatturn.chat.output import Output
-from chatturn.chat.producer import ChatProducer, Said
+from chatturn.chat.place import Place
+from chatturn.chat.producer import Said
+from chatturn.chat.production import Production
 from chatturn.chat.request import RunChatTurnInput
 from chatturn.chat.sink import Sink
-from chatturn.databases import Statement
-from chatturn.durable.context import DurableContext
+from chatturn.chat.writer import LogWriter
+from chatturn.databases import Row, Statement
 from chatturn.durable.turn import RunDurableTurnOptions, TurnEnd, run_durable_turn
-from chatturn.errors import ChatTurnError, StoreError, TurnAborted
-from chatturn.events import ChatStreamEvent, encode_line
-from chatturn.records import Claim, Wait
+from chatturn.errors import StoreError, TurnAborted
+from chatturn.events import ChatStreamEvent, encode_line, text_so_far
+from chatturn.records import Claim
 from chatturn.telemetry import AttributeValue
 from chatturn.telemetry import conventions as names
 
-__all__ = ["ChatTurn"]
+__all__ = ["CANCEL_REQUESTED", "DISCONNECTED", "ChatTurn"]
 
-_INLINE_WAIT_MS: Final = 2_000
-"""A reader may be about to answer; beyond that, a worker that waits costs more than one that comes back."""
+_PING_ATTENTIVELY_MS: Final = 5_000
+"""Where it matters whether the reader is still there: a closed connection is noticed at the second write after it."""
+
+CANCEL_REQUESTED: Final = "requested"
+DISCONNECTED: Final = "disconnected"
+"""Why a turn was cancelled, as its last line says."""
 
 
 class ChatTurn:
@@ -64,16 +69,21 @@ class ChatTurn:
         self.run_id = turn_run_id(turn.identity)
         self._input = turn
         self._outbox = Outbox(database=turn.database, hooks=turn.hooks, log=turn.log, moment=turn.moment)
+        self._redacting = overrides(turn.hooks, "transform_final_text")
         self._claimed: Claim | None = None
-        self._producer: ChatProducer | None = None
-        self._log = TurnLog(first_seq=0, attempt=1)
-        self._history: Sequence[ChatMessage] = ()
-        self._last_words: list[ChatStreamEvent] = []
-        self._last_lines: list[str] = []
+        self._place = Place()
+        self._output: Output | None = None
         self._task: asyncio.Task[object] | None = None
         self._aborted = False
-        self._redacting = overrides(turn.hooks, "transform_final_text")
-        self._durable: DurableContext | None = None
+        self._log = log = TurnLog(redacting=self._redacting)
+        self._ending = Ending(
+            identity=turn.identity, log=log, outbox=self._outbox, moment=turn.moment, redacting=self._redacting
+        )
+        self._attendance = Attendance(
+            turn.on_disconnect, turn.grace_ms, lambda: log.followers, lambda: self.cancel(DISCONNECTED)
+        )
+        self._writer = LogWriter(self.run_id, log, write=self._write, pace=turn.log_pace, news=self, report=turn.log)
+        self._production = Production(turn, self.run_id, log, room=self._writer.room, drain=self._drain)
         self._handle = run_durable_turn(
             RunDurableTurnOptions(
                 store=turn.store,
@@ -88,8 +98,9 @@ class ChatTurn:
                 worker_id=turn.worker_id,
                 lease_ms=turn.lease_ms,
                 intent=f"chat:turn-{turn.identity.turn_index}",
-                produce=self._produce,
+                produce=self._production.produce,
                 replay_event=self._replay,
+                said_so_far=self._production.said_so_far,
                 transform=self._transform if self._redacting else None,
                 begin_with=self._begin_statements(),
                 read_with=self._read_statements(),
@@ -113,12 +124,12 @@ class ChatTurn:
     async def claim(self) -> None:
         """Claim the turn; see `DurableTurnHandle.claim`."""
         claim = await self._handle.claim()
+        epoch, (place, *history) = max(claim.run.epoch, 1), claim.rows
         self._claimed = claim
-        last, *history = claim.rows
-        next_seq = int(last[0]["last_seq"]) + 1 if last else 0
-        self._log = TurnLog(first_seq=next_seq, attempt=max(claim.run.epoch, 1), redacting=self._redacting)
-        if history:
-            self._history = recent([dict(row) for row in history[0]], self._input.history_characters)
+        self._place = Place.of(place, epoch=epoch, supersede=self._input.supersede)
+        self._log.begin(self._place, epoch)
+        messages = [dict(row) for rows in history for row in rows]
+        self._production.begin(claim, self._place, recent(messages, self._input.history_characters))
 
     def abort(self) -> None:
         """Stop the turn: the model's connection is closed at once, and the turn ends as failed, `aborted`."""
@@ -127,19 +138,45 @@ class ChatTurn:
             if self._task is not None:
                 self._task.cancel()
 
-    async def run(self, sink: Sink) -> None:
+    def cancel(self, reason: str = CANCEL_REQUESTED) -> None:
+        """Stop the turn for good: what it has said is its answer, and it ends as cancelled."""
+        self._handle.cancel(reason)
+
+    # What the log's writer tells, see `News`.
+
+    def looked(self) -> None:
+        """Look whether somebody in this isolate wants the turn stopped, or nobody reads it any more."""
+        if self._log.cancel_requested:
+            self.cancel()
+        self._attendance.look()
+
+    def told(self, news: Row) -> None:
+        """Learn from the database what others ask for."""
+        if news["cancel_requested_at"] is not None:
+            self.cancel()
+        followed_at = news["followed_at"]
+        self._attendance.followed(None if followed_at is None else str(followed_at))
+
+    # Running.
+
+    async def run(self, sink: Sink, *, joined: bool = False) -> None:
         """
         Run the turn to its end: every line goes to *sink*, which is closed.  Raises nothing but cancellation.
 
         What remains to be done after the last line, and must not delay it, is done before this returns.
+
+        Args:
+            sink: The reader.
+            joined: Whether the reader has read the log so far, and needs not be told that the run has started.
         """
         self._task = asyncio.current_task()
-        if self._input.on_disconnect == "cancel":
-            sink.when_lost(self.abort)
-        output = Output(sink, self._observer(), self._input.log)
+        self._output = output = Output(sink, self._observer(), self._input.log)
+        if self._input.on_disconnect != "continue":
+            sink.when_lost(self._attendance.lost)
+            output.ping_every(_PING_ATTENTIVELY_MS)
         marks: list[Statement] = []
         try:
-            await self._claim_and_run(output, marks)
+            await self._claim_and_run(output, marks, joined=joined)
         finally:
             self._task = None
             output.stop_pings()
@@ -147,26 +184,59 @@ class ChatTurn:
             await asyncio.gather(sink.close(), self._mark(marks)) if marks else await sink.close()
         await self._afterwards()
 
-    async def _claim_and_run(self, output: Output, marks: list[Statement]) -> None:
-        identity = self._input.identity
-        started = {"sessionId": identity.session_id, "tenantId": identity.tenant_id, "turnIndex": identity.turn_index}
+    async def _claim_and_run(self, output: Output, marks: list[Statement], *, joined: bool) -> None:
+        turn, log = self._input, None
         try:
             if self._aborted:
                 await self._handle.abandon(TurnAborted("it was stopped before it began", run_id=self.run_id))
             if self._claimed is None:
                 await self.claim()
-            self._say(output, [ChatStreamEvent("session.run.started", started)])
+            if not self.replayed:
+                log = self._log
+                turn.live.add(self.run_id, log)
+                self._writer.start()
+            self._say_first_words(output, joined=joined)
             output.start_pings()
+            if log is not None:
+                await self._look_back(output)
             await self._tell(output, marks)
         except asyncio.CancelledError:
             self._say_failure(output, TurnAborted("it was stopped", run_id=self.run_id))
             if not self._aborted:
                 raise
         except Exception as error:  # noqa: BLE001 - the boundary: the reader gets a terminal line for everything
-            self._input.log("turn.failed", {"run_id": self.run_id, "attempt": self.attempt, "error": error})
+            turn.log("turn.failed", {"run_id": self.run_id, "attempt": self.attempt, "error": error})
             self._say_failure(output, error)
         finally:
             output.stop_pings()
+            self._writer.stop()
+            if log is not None:
+                turn.live.remove(self.run_id, log)
+
+    def _say_first_words(self, output: Output, *, joined: bool) -> None:
+        """Say that the run has started: in the log if it begins here, else only to a reader who has not heard it."""
+        identity, place = self._input.identity, self._place
+        started = ChatStreamEvent(
+            "session.run.started",
+            {"sessionId": identity.session_id, "tenantId": identity.tenant_id, "turnIndex": identity.turn_index},
+        )
+        if self.replayed or not place.log_begins:
+            if not joined:
+                output.send(self._unlogged([started]), [started])
+        else:
+            self._say(output, [started])
+        if place.interrupted and not self.replayed:
+            data = {"attempt": self.attempt, "reason": "lease_lapsed"}
+            self._say(output, [ChatStreamEvent("session.run.restarted", data)])
+
+    async def _look_back(self, output: Output) -> None:
+        """Take account of what happened before there was anything to stop, and of an attempt that broke off."""
+        recalled = await self._production.recall()
+        self._attendance.look()
+        if self._place.cancel_requested:
+            self.cancel()
+            if recalled:
+                self._say(output, text_so_far(recalled))
 
     async def _tell(self, output: Output, marks: list[Statement]) -> None:
         """Say what the turn says; everything that goes wrong is raised."""
@@ -185,28 +255,38 @@ class ChatTurn:
             async with aclosing(self._handle.stream) as stream:
                 async for said in stream:
                     output.send(said.lines, said.events)
-                    await output.drain()
-        if self._handle.replayed():
-            self._say(output, self._completed())
+                    self._writer.said()
+        handle = self._handle
+        if handle.replayed():
+            end = TurnEnd(text=handle.final_text(), cancelled=handle.cancelled())
+            words = ending_words(identity, end, replayed=True)
+            output.send(self._unlogged(words), words)
             return
-        stored, record = self._handle.stored(), self._handle.record()
-        if stored is not None and stored.wait is None and record is not None:
-            await self._outbox.deliver(finished_turn(identity, self._handle.final_text(), record), marks)
-        output.send("".join(self._last_lines), self._last_words)
+        stored, record = handle.stored(), handle.record()
+        if stored is not None and stored.text and record is not None:
+            cancelled = stored.cancelled is not None
+            turn = finished_turn(identity, handle.final_text(), record, cancelled=cancelled)
+            await self._outbox.deliver(turn, marks)
+        self._say_last_words(output)
 
     def _say(self, output: Output, events: list[ChatStreamEvent]) -> None:
-        output.send(self._unlogged(events) if self.replayed else self._log.extend(events), events)
+        output.send(self._log.extend(events), events)
 
     def _unlogged(self, events: list[ChatStreamEvent]) -> str:
         """Make lines that are in no log, and so have no place in it."""
         return "".join(encode_line(event, None, self.attempt) for event in events)
 
+    def _say_last_words(self, output: Output) -> None:
+        """Say how the turn ended, in the lines that are stored by now."""
+        output.send("".join(self._ending.lines), self._ending.words)
+        self._log.end(self._ending.lines)
+
     def _say_failure(self, output: Output, error: Exception) -> None:
         """Say how the turn ended: in the stored lines, or, if none are known to be stored, outside the log."""
         if self._handle.stored() is not None:
-            output.send("".join(self._last_lines), self._last_words)
+            self._say_last_words(output)
         else:
-            words = _failure(self._input.identity, error)
+            words = failure_words(self._input.identity, kind_of(error))
             output.send(self._unlogged(words), words)
 
     async def _mark(self, marks: list[Statement]) -> None:
@@ -220,6 +300,7 @@ class ChatTurn:
         log, context = self._input.log, {"run_id": self.run_id}
         if await self._handle.settle_late():
             log("turn.settled_late", context)
+        await self._writer.over()
         try:
             await self._input.trace_flush()
         except Exception as error:  # noqa: BLE001 - telemetry must never fail a turn
@@ -227,42 +308,12 @@ class ChatTurn:
 
     # What the durable turn asks of the chat turn.
 
-    def _produce(self) -> ChatProducer:
-        turn = self._input
-        self._durable = durable = self._steps()
-        context = TurnContext(
-            identity=turn.identity,
-            user_message=turn.user_message,
-            model=turn.model or turn.default_model,
-            history=self._history,
-            metadata=turn.metadata,
-            attempt=self.attempt,
-            request_id=canonical_hash([self.run_id, self.attempt]),
-            backend=turn.backend,
-            durable=durable,
-            tracer=turn.tracer,
-            log=turn.log,
-        )
-        tools, instructions = turn.hooks.tools, turn.hooks.instructions
-        producer = AgentProducer(context, tools, instructions) if tools else turn.hooks.produce(context)
-        self._producer = ChatProducer(producer, self._log, turn.log)
-        return self._producer
+    async def _write(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
+        return await self._handle.write(statements)
 
-    def _steps(self) -> DurableContext:
-        """Return the run's steps after the turn itself."""
-        turn, claim = self._input, self._claimed
-        return DurableContext(
-            store=turn.store,
-            lease=None if claim is None else claim.lease,
-            run_id=self.run_id,
-            project_id=turn.project_id,
-            scenario_id=turn.identity.session_id,
-            recorded=() if claim is None else claim.steps,
-            sources=turn.sources,
-            inline_wait_ms=_INLINE_WAIT_MS,
-            log=turn.log,
-            first_position=1,
-        )
+    async def _drain(self) -> None:
+        if self._output is not None:
+            await self._output.drain()
 
     def _replay(self, text: str) -> Said:
         events = [ChatStreamEvent("result", {"finalText": text})]
@@ -281,62 +332,24 @@ class ChatTurn:
             model=turn.model,
             metadata_json=metadata,
             trace_id=turn.trace_id,
+            supersede=turn.supersede,
         )
         return [begin, *([*self._outbox.forget(), chat_sql.forget_messages()] if turn.supersede else [])]
 
     def _read_statements(self) -> list[Statement]:
         turn = self._input
-        reads = [chat_sql.read_last_seq(self.run_id)]
+        reads = [chat_sql.read_place(self.run_id)]
         if turn.history_turns and turn.identity.turn_index:
             reads.append(chat_sql.read_history(turn.identity, self.run_id, turn.history_turns))
         return reads
 
     def _end_statements(self, end: TurnEnd) -> list[Statement]:
-        """Make the last write's companions: the log with its terminal line, messages, usage, hook calls."""
-        if end.wait is not None:
-            self._last_words = [_suspended(self._input.identity, end.wait)]
-        elif end.text is None:
-            self._last_words = _failure(self._input.identity, end.error)
-        else:
-            self._last_words = self._completed()
-        self._last_lines = self._log.preview(self._last_words)
-        usages = self._producer.usages if self._producer is not None else []
-        moment = self._input.moment()
-        return [
-            *self._log.statements(self._last_lines, end.text),
-            *chat_sql.record_usage(self.attempt, usages, moment),
-            *([] if end.text is None else [chat_sql.record_messages(end.text, moment)]),
-            *([] if end.text is None else self._outbox.statements(self.attempt)),
-            *([] if end.text is None else self._forget_checkpoints()),
-        ]
-
-    def _forget_checkpoints(self) -> list[Statement]:
-        """Forget what was said on the way to the answer, where a product redacts: no redactor has seen it."""
-        checkpoints = self._durable is not None and self._durable.steps()
-        return [chat_sql.forget_checkpoints()] if checkpoints and self._redacting else []
-
-    def _completed(self) -> list[ChatStreamEvent]:
-        data = {"sessionId": self._input.identity.session_id, "replayed": self.replayed}
-        return [ChatStreamEvent("session.run.completed", data)]
+        # From here on the last write has all lines from the first that is not known to be stored: a write of the next
+        # ones that overtook it would store them twice.
+        self._writer.stop()
+        production = self._production
+        return self._ending.statements(end, production.usages, checkpoints=production.has_checkpoints)
 
     def _observer(self) -> Callable[[ChatStreamEvent], None] | None:
         hooks = self._input.hooks
         return functools.partial(hooks.on_event, self._input.identity) if overrides(hooks, "on_event") else None
-
-
-def _suspended(identity: ChatTurnIdentity, wait: Wait) -> ChatStreamEvent:
-    """Make the last line of a turn that waits."""
-    members = {"sessionId": identity.session_id, "key": wait.key, "wakeAt": wait.wake_at}
-    return ChatStreamEvent("session.run.suspended", members)
-
-
-def _failure(identity: ChatTurnIdentity, error: BaseException | None) -> list[ChatStreamEvent]:
-    """Make the lines of a failed turn: codes and fixed sentences, never what the error says."""
-    kind = type(error) if isinstance(error, ChatTurnError) else ChatTurnError
-    if isinstance(error, asyncio.CancelledError | GeneratorExit):
-        kind = TurnAborted
-    reason = {"code": kind.code, "message": kind.public, "retryable": kind.retryable}
-    return [
-        ChatStreamEvent("error", reason),
-        ChatStreamEvent("session.run.failed", {"sessionId": identity.session_id, **reason}),
-    ]

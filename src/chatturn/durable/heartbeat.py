@@ -3,15 +3,18 @@ Keeping a lease while its holder works, and stopping the holder once it is lost.
 
 The renewal is driven by a timer, not by the work's events: a tool call may be silent for minutes.  A timer
 and not a task, because in the Worker a task costs two turns of the JavaScript event loop even if it never
-has anything to do, and most turns end before the first renewal.
+has anything to do, and most turns end before the first renewal.  Where the holder writes in the meantime, its
+write renews the lease as well, and the timer starts again.
 """
 
 import asyncio
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
+from chatturn.databases import Row, Statement
 from chatturn.durable.store import DurableRunStore
-from chatturn.errors import LeaseLost
+from chatturn.errors import DurableRunError, LeaseLost
 from chatturn.records import Lease
 from chatturn.telemetry.logs import Log
 
@@ -21,6 +24,9 @@ _RENEWALS_PER_TERM: Final = 3
 _TRIES_PER_TERM: Final = 12
 """Each try may take this part of the term, and the next one waits as long: one stalled reply costs no lease."""
 
+_FRESH: Final = 6
+"""A write renews a lease whose latest renewal is longer ago than this part of the term; a younger one is fresh."""
+
 
 class Heartbeat:
     """
@@ -28,7 +34,8 @@ class Heartbeat:
 
     Work that must not outlive the lease runs inside ``with heartbeat:``.  When the lease is lost, by being
     refused or because no renewal got through for a whole term, that work is cancelled and the ``with`` block
-    raises `LeaseLost`.  Any other failure of a renewal is logged and tried again sooner.
+    raises `LeaseLost`.  Any other failure of a renewal is logged and tried again sooner.  `interrupt` ends the
+    work in the same way for another reason, once.
     """
 
     def __init__(self, store: DurableRunStore, lease: Lease, log: Log) -> None:
@@ -36,13 +43,15 @@ class Heartbeat:
         self._store = store
         self._log = log
         self._lost: LeaseLost | None = None
+        self._interruption: DurableRunError | None = None
         self._worker: asyncio.Task[object] | None = None
         self._cancelling = 0
         self._cancelled = False
         self._timer: asyncio.TimerHandle | None = None
         self._renewal: asyncio.Task[None] | None = None
+        self._stopped = False
         self._term_s = lease.lease_ms / 1000
-        self._valid_until = 0.0
+        self._renewed_at = 0.0
 
     def start(self, claimed_at: float) -> None:
         """
@@ -51,21 +60,50 @@ class Heartbeat:
         Args:
             claimed_at: When the claim was asked for, by the event loop's clock: the lease is no fresher.
         """
-        loop = asyncio.get_running_loop()
-        self._valid_until = claimed_at + self._term_s
-        first_at = claimed_at + self._term_s / _RENEWALS_PER_TERM
-        self._timer = loop.call_later(max(0.0, first_at - loop.time()), self._beat)
+        self._renewed_at = claimed_at
+        self._beat_after(claimed_at + self._term_s / _RENEWALS_PER_TERM - asyncio.get_running_loop().time())
 
     def stop(self) -> None:
         """Stop renewing; a second time does nothing."""
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
         if self._renewal is not None:
             self._renewal.cancel()
 
-    def __enter__(self) -> Self:
+    def interrupt(self, error: DurableRunError) -> None:
+        """End the work in the ``with`` block, or the next one, with *error*; the lease is kept."""
+        self._interruption = error
+        self._cancel_worker()
+
+    def require_held(self) -> None:
+        """Raise `LeaseLost` if the lease is known to be lost: a write needs not be tried to find out."""
         if self._lost is not None:
             raise self._lost
+
+    async def write(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
+        """
+        Write under the lease, and renew it with the same write unless it is fresh; see `DurableRunStore.write`.
+
+        Raises:
+            LeaseLost: It is another worker's; the work in the ``with`` block is ended as well.
+            StoreUnavailable: No answer; the same may be written again.
+        """
+        asked_at = asyncio.get_running_loop().time()
+        renew = asked_at - self._renewed_at > self._term_s / _FRESH
+        try:
+            lease, rows = await self._store.write(self.lease, statements, renew=renew)
+        except LeaseLost as error:
+            self._lose(error)
+            raise
+        if renew and not self._stopped:
+            self._renew_from(lease, asked_at)
+            self._beat_after(self._term_s / _RENEWALS_PER_TERM)
+        return rows
+
+    def __enter__(self) -> Self:
+        self.require_held()
+        self._raise_interruption()
         self._worker = asyncio.current_task()
         self._cancelling = 0 if self._worker is None else self._worker.cancelling()
         return self
@@ -74,12 +112,24 @@ class Heartbeat:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         worker, self._worker = self._worker, None
-        if not self._cancelled or worker is None or self._lost is None:
+        if not self._cancelled or worker is None:
             return
         # As asyncio.timeout does: our cancellation is taken back, and somebody else's beside it stays one.
         self._cancelled = False
         if worker.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            raise self._lost from error
+            if self._lost is not None:
+                raise self._lost from error
+            self._raise_interruption()
+
+    def _raise_interruption(self) -> None:
+        error, self._interruption = self._interruption, None
+        if error is not None:
+            raise error
+
+    def _beat_after(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, seconds), self._beat)
 
     def _beat(self) -> None:
         self._renewal = asyncio.get_running_loop().create_task(self._renew())
@@ -89,23 +139,30 @@ class Heartbeat:
         asked_at = loop.time()
         try:
             async with asyncio.timeout(self._term_s / _TRIES_PER_TERM):
-                self.lease = await self._store.renew_lease(self.lease)
+                lease = await self._store.renew_lease(self.lease)
         except LeaseLost as error:
             self._lose(error)
-            return
         except Exception as error:  # noqa: BLE001 - whatever it is, giving up renewing would be worse
             self._log("lease.renewal_failed", {"run_id": self.lease.run_id, "error": error})
-            if loop.time() >= self._valid_until:
+            left_s = self._renewed_at + self._term_s - loop.time()
+            if left_s <= 0:
                 self._lose(LeaseLost("no renewal got through for a whole term", run_id=self.lease.run_id))
-                return
-            pause_s = min(self._term_s / _TRIES_PER_TERM, self._valid_until - loop.time())
+            else:
+                self._beat_after(min(self._term_s / _TRIES_PER_TERM, left_s))
         else:
-            self._valid_until = asked_at + self._term_s
-            pause_s = self._term_s / _RENEWALS_PER_TERM
-        self._timer = loop.call_later(pause_s, self._beat)
+            self._renew_from(lease, asked_at)
+            self._beat_after(self._term_s / _RENEWALS_PER_TERM)
+
+    def _renew_from(self, lease: Lease, asked_at: float) -> None:
+        """Take note that the lease runs anew, from when that was asked for: it is no fresher."""
+        self.lease = lease
+        self._renewed_at = max(self._renewed_at, asked_at)
 
     def _lose(self, error: LeaseLost) -> None:
         self._lost = error
-        if self._worker is not None:
+        self._cancel_worker()
+
+    def _cancel_worker(self) -> None:
+        if self._worker is not None and not self._cancelled:
             self._cancelled = True
             self._worker.cancel()

@@ -17,7 +17,7 @@ from chatturn.errors import InvalidField
 from chatturn.json_depth import nests_deeper
 from chatturn.records import RunPage, RunQuery
 
-__all__ = ["delete_finished_runs", "list_runs"]
+__all__ = ["decode_cursor", "delete_finished_runs", "encode_cursor", "list_runs"]
 
 _LAST_ROWID: Final = 2**50
 _END_OF_TIME: Final = "9999-12-31T23:59:59.999Z"
@@ -47,7 +47,7 @@ async def delete_finished_runs(database: Database, *, older_than_ms: int, limit:
 
 
 async def _of_project(database: Database, query: RunQuery) -> RunPage:
-    [before] = _cursor(query.after, "p", [_LAST_ROWID])
+    [before] = decode_cursor(query.after, "p", [_LAST_ROWID])
     params = (query.project_id, before, query.limit + 1)
     if query.status is None:
         statement = Statement(sql.LIST_OF_PROJECT, params)
@@ -58,14 +58,14 @@ async def _of_project(database: Database, query: RunQuery) -> RunPage:
 
 
 async def _stale(database: Database, query: RunQuery, now: str) -> RunPage:
-    expiry, rowid = _cursor(query.after, "s", ["", 0])
+    expiry, rowid = decode_cursor(query.after, "s", ["", 0])
     params = (query.project_id, now, expiry, rowid, query.limit + 1, query.tenant_id)
     [found] = await database.batch([Statement(sql.LIST_STALE, params)])
     return _page(found.rows, query, lambda row: ["s", row["lease_expires_at"], row["position"]])
 
 
 async def _of_tenant(database: Database, query: RunQuery, tenant_id: str) -> RunPage:
-    moment, run_id = _cursor(query.after, "t", [_END_OF_TIME, ""])
+    moment, run_id = decode_cursor(query.after, "t", [_END_OF_TIME, ""])
     scanned = query.limit + 1 if query.status is None else sql.TURNS_SCANNED_AT_MOST
     place = (tenant_id, moment, run_id, scanned)
     found, end = await database.batch(
@@ -87,12 +87,22 @@ def _page(rows: Sequence[Row], query: RunQuery, place: Any) -> RunPage:
     return RunPage(runs=[run_from_row(row) for row in wanted], next=_encoded(place(wanted[-1])) if more else None)
 
 
+def encode_cursor(kind: str, place: Sequence[Value]) -> str:
+    """Return the cursor that names a place in a list of one kind."""
+    return _encoded([kind, *place])
+
+
 def _encoded(place: list[Value]) -> str:
     return base64.urlsafe_b64encode(json.dumps(place, separators=(",", ":")).encode()).decode().rstrip("=")
 
 
-def _cursor(text: str | None, kind: str, first: list[Value]) -> list[Value]:
-    """Return the place that a cursor names, or *first* where there is none."""
+def decode_cursor(text: str | None, kind: str, first: list[Value]) -> list[Value]:
+    """
+    Return the place that a cursor names, or *first* where there is none.
+
+    Raises:
+        InvalidField: It is not one of this kind of list.
+    """
     if text is None:
         return first
     try:

@@ -29,11 +29,13 @@ class TurnEnd:
 
     Attributes:
         text: The answer as it is stored; None if there is none.
+        cancelled: Why the turn was cancelled, if it was: then the answer is what it had said by then.
         error: Why there is none.
         wait: What for, if the turn is suspended: it has no answer yet, and no error.
     """
 
     text: str | None = None
+    cancelled: str | None = None
     error: BaseException | None = None
     wait: Wait | None = None
 
@@ -72,20 +74,23 @@ class Settling:
         self._log = log
         self._unsettled: tuple[Lease, Settlement, TurnEnd] | None = None
 
-    async def complete(self, lease: Lease, text: str) -> None:
+    async def complete(self, lease: Lease, text: str, *, cancelled: str | None = None) -> None:
         """
-        Store the answer and end the run.
+        Store the answer, whole or as far as it came until it was *cancelled*, and end the run.
 
         Raises:
             StoreUnavailable: It is not known to be stored; `settle_late` goes on trying.
             LeaseLost: Another worker has the run; nothing was written.
             StoreError, TypeError: It cannot be stored.
         """
-        end = TurnEnd(text=text)
+        end = TurnEnd(text=text, cancelled=cancelled)
+        metadata = {"chars": _utf16_length(text)}
         settlement = Settlement(
             step_index=self._step_index,
-            result={"finalText": text},
-            outcome=RunOutcome(notes=self._intent, metadata={"chars": _utf16_length(text)}),
+            result={"finalText": text} if cancelled is None else {"finalText": text, "cancelled": cancelled},
+            outcome=RunOutcome(notes=self._intent, metadata=metadata)
+            if cancelled is None
+            else RunOutcome(passed=False, notes="cancelled", metadata=metadata),
             companions=self._end_with(end),
         )
         try:

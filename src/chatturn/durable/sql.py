@@ -9,10 +9,11 @@ import asyncio
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from chatturn.canonical import manifest_hash
-from chatturn.databases import Database, Outcome, Statement
+from chatturn.databases import Database, Outcome, Row, Statement
 from chatturn.databases.migration import read_version
 from chatturn.durable import legacy_statements as legacy
 from chatturn.durable import statements as sql
@@ -124,17 +125,23 @@ class SqlRunStore:
 
     async def renew_lease(self, lease: Lease) -> Lease:
         """Extend the lease; see `DurableRunStore.renew_lease`."""
-        statement = Statement(sql.RENEW_LEASE, (*_fence(lease), self._moment(), _term(lease.lease_ms)))
-        [outcome] = await self.database.batch([statement])
-        if not outcome.rows:
+        renewed, _ = await self.write(lease, (), renew=True)
+        return renewed
+
+    async def write(
+        self, lease: Lease, statements: Sequence[Statement], *, renew: bool
+    ) -> tuple[Lease, list[Sequence[Row]]]:
+        """Run statements under the lease; see `DurableRunStore.write`."""
+        fence = _fence(lease)
+        batch = [Statement(extra.sql, (*fence, *extra.params)) for extra in statements]
+        if renew:
+            batch.append(Statement(sql.RENEW_LEASE, (*fence, self._moment(), _term(lease.lease_ms))))
+        rows = [outcome.rows for outcome in await self.database.batch(batch)]
+        if not all(rows):
             raise LeaseLost("the lease lapsed or was taken over", run_id=lease.run_id)
-        return Lease(
-            run_id=lease.run_id,
-            holder=lease.holder,
-            epoch=lease.epoch,
-            expires_at=str(outcome.rows[0]["lease_expires_at"]),
-            lease_ms=lease.lease_ms,
-        )
+        if renew:
+            lease = replace(lease, expires_at=str(rows.pop()[0]["lease_expires_at"]))
+        return lease, rows
 
     # Steps.
 

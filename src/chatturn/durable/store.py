@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from chatturn.databases import Statement
+from chatturn.databases import Row, Statement
 from chatturn.records import (
     Claim,
     DurableRunManifest,
@@ -128,6 +128,26 @@ class DurableRunStore(Protocol):
 
     async def renew_lease(self, lease: Lease) -> Lease:
         """Extend *lease* by its full term from now; refused, as `LeaseLost`, once it lapsed or was taken over."""
+
+    async def write(
+        self, lease: Lease, statements: Sequence[Statement], *, renew: bool
+    ) -> tuple[Lease, list[Sequence[Row]]]:
+        """
+        Run further statements under the lease while the run goes on, and with *renew* extend the lease with them.
+
+        Args:
+            lease: The run's.
+            statements: As in `Settlement.companions`; in addition each returns at least one row while it is held,
+                and writes the same when it is run again.
+            renew: Whether to extend the lease as well.
+
+        Returns:
+            The lease, and the rows of each statement.
+
+        Raises:
+            LeaseLost: It lapsed or was taken over.
+            StoreUnavailable: No answer came, and nothing is tried again here.
+        """
 
     async def load_step(self, run_id: str, step_index: int) -> StepRecord | None:
         """Read one step, whatever its status."""

@@ -12,8 +12,9 @@ A turn is a run whose first step's result is the final text; a producer may add 
               settle as failed: the next request may claim at once      tried again, recognised by epoch
 
 A producer that waits for longer than a worker should suspends the run instead: lease and worker are released, and
-the next claim goes on.  A worker that dies anywhere leaves the run as the last write left it: claimable when the
-lease lapses.  A worker that lost its lease writes nothing at all.
+the next claim goes on.  A turn that is cancelled is completed with what it has said so far.  A worker that dies
+anywhere leaves the run as the last write left it: claimable when the lease lapses.  A worker that lost its lease
+writes nothing at all.
 """
 
 import asyncio
@@ -23,12 +24,12 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, NoReturn, Protocol, TypeVar
 
 from chatturn.canonical import canonical_hash, derive_worker_id
-from chatturn.databases import Statement
+from chatturn.databases import Row, Statement
 from chatturn.durable.context import Suspended
 from chatturn.durable.heartbeat import Heartbeat
 from chatturn.durable.settling import Settling, TurnEnd
 from chatturn.durable.store import Begin, DurableRunStore
-from chatturn.errors import DurableRunDivergenceError, EmptyAnswer, LeaseLost
+from chatturn.errors import DurableRunDivergenceError, EmptyAnswer, LeaseLost, TurnCancelled
 from chatturn.records import Claim, DurableRunManifest, Lease, RunOutcome, RunRecord, RunStatus, StepKind
 from chatturn.telemetry.logs import Log, print_log
 
@@ -74,6 +75,7 @@ class RunDurableTurnOptions(Generic[E]):
         intent: The step's label.
         accumulate: Sees each event and returns the text so far, or None to leave it; for producers that do
             not know their final text.
+        said_so_far: Returns what a turn that is cancelled keeps as its answer; by default what was accumulated.
         transform: Applied to the answer before anything is stored (redaction).
         begin_with: Writes of the claim's transaction, as in `DurableRunStore.start_or_resume`.
         read_with: Reads of the claim's transaction; their rows are in the claim.
@@ -92,6 +94,7 @@ class RunDurableTurnOptions(Generic[E]):
     lease_ms: int = _DEFAULT_TURN_LEASE_MS
     intent: str = "turn"
     accumulate: Callable[[E, str], str | None] | None = None
+    said_so_far: Callable[[], str] | None = None
     transform: Callable[[str], Awaitable[str]] | None = None
     begin_with: Sequence[Statement] = ()
     read_with: Sequence[Statement] = ()
@@ -113,8 +116,11 @@ class DurableTurnHandle(Generic[E]):
         self._options = options
         self._claim: Claim | None = None
         self._claimed_at = 0.0
+        self._heartbeat: Heartbeat | None = None
+        self._said = _Text[E](options.accumulate)
         self._text = ""
         self._replayed = False
+        self._cancelled: str | None = None
         self._settling = Settling(
             options.store, step_index=_STEP_INDEX, intent=options.intent, end_with=options.end_with, log=options.log
         )
@@ -127,6 +133,10 @@ class DurableTurnHandle(Generic[E]):
     def replayed(self) -> bool:
         """Say whether the text came from the store, and no producer ran."""
         return self._replayed
+
+    def cancelled(self) -> str | None:
+        """Say why the turn was cancelled, now or before; None if it was not."""
+        return self._cancelled
 
     def record(self) -> RunRecord | None:
         """Return the run as the turn left it."""
@@ -169,7 +179,23 @@ class DurableTurnHandle(Generic[E]):
                 legacy_run_id=options.legacy_run_id,
             )
             self._settling.record = self._claim.run
+            if self._claim.lease is not None:
+                self._heartbeat = Heartbeat(options.store, self._claim.lease, options.log)
         return self._claim
+
+    def cancel(self, reason: str) -> None:
+        """
+        End the turn, now or once it runs: its producer is closed at once, and what it has said is its answer.
+
+        Too late, once the producer has ended: then the answer is whole.
+        """
+        if self._heartbeat is not None:
+            self._heartbeat.interrupt(TurnCancelled(reason, run_id=self._options.run_id))
+
+    async def write(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
+        """Write under the lease while `stream` is iterated; see `Heartbeat.write`."""
+        assert self._heartbeat is not None, "a turn that is replayed writes nothing"  # noqa: S101 - a bug elsewhere
+        return await self._heartbeat.write(statements)
 
     async def abandon(self, error: Exception) -> NoReturn:
         """Release the run, if it is claimed, instead of iterating `stream`; raises *error*, which says why."""
@@ -179,16 +205,16 @@ class DurableTurnHandle(Generic[E]):
 
     async def _stream(self) -> AsyncGenerator[E, None]:
         claim = await self.claim()
-        stored = _stored_text(claim)
+        stored = _stored_result(claim)
         if stored is not None:
             if claim.lease is not None:
                 await self._end_stored(claim.lease)
-            self._replayed, self._text = True, stored
-            yield self._options.replay_event(stored)
+            self._replayed, self._text, self._cancelled = True, *stored
+            yield self._options.replay_event(self._text)
             return
-        if claim.lease is None:
+        heartbeat = self._heartbeat
+        if heartbeat is None:
             raise DurableRunDivergenceError("it is completed, but holds no answer", run_id=claim.run.run_id)
-        heartbeat = Heartbeat(self._options.store, claim.lease, self._options.log)
         heartbeat.start(self._claimed_at)
         try:
             try:
@@ -197,12 +223,15 @@ class DurableTurnHandle(Generic[E]):
                         yield event
             except Suspended as suspended:
                 # The next claim goes on after the producer's last step.
-                await self._settling.suspend(claim.lease, suspended.wait)
+                await self._settling.suspend(heartbeat.lease, suspended.wait)
+            except TurnCancelled as cancelled:
+                self._cancelled = cancelled.reason
+                await self._keep_what_was_said(heartbeat.lease, cancelled.reason)
             else:
                 await self._settle(heartbeat)
         except (Exception, asyncio.CancelledError, GeneratorExit) as error:
             if not (isinstance(error, LeaseLost) and error.run_id == claim.run.run_id):
-                await self._settling.give_up(claim.lease, error)
+                await self._settling.give_up(heartbeat.lease, error)
             raise
         finally:
             heartbeat.stop()
@@ -214,8 +243,7 @@ class DurableTurnHandle(Generic[E]):
 
     async def _produced(self, heartbeat: Heartbeat) -> AsyncGenerator[E, None]:
         """Forward the producer's events, and make the text; every wait for the product ends with the lease."""
-        options = self._options
-        text = _Text(options.accumulate)
+        options, said = self._options, self._said
         with heartbeat:
             producer = options.produce()
         async with aclosing(producer.stream) as stream:
@@ -225,9 +253,9 @@ class DurableTurnHandle(Generic[E]):
                         event = await anext(stream)
                     except StopAsyncIteration:
                         break
-                text.add(event)
+                said.add(event)
                 yield event
-        final = text.final(producer, options.log)
+        final = said.final(producer, options.log)
         with heartbeat:
             if final and options.transform is not None:
                 final = await options.transform(final)
@@ -242,9 +270,21 @@ class DurableTurnHandle(Generic[E]):
         Outside the heartbeat's block, though it goes on beating: the write is fenced by itself, and once it is
         applied the lease is released, so a renewal is refused; that must not cancel the wait for the reply.
         """
-        with heartbeat:
-            pass  # a lease that is known to be lost needs no write to find out
+        heartbeat.require_held()
         await self._settling.complete(heartbeat.lease, self._text)
+
+    async def _keep_what_was_said(self, lease: Lease, reason: str) -> None:
+        """Store as much of the answer as there is; what no redactor can look at is not kept."""
+        options = self._options
+        text = self._said.text if options.said_so_far is None else options.said_so_far()
+        if text and options.transform is not None:
+            try:
+                text = await options.transform(text)
+            except Exception as error:  # noqa: BLE001 - a product's code; the turn is over in any case
+                options.log("turn.partial_text_lost", {"run_id": options.run_id, "error": error})
+                text = ""
+        self._text = text
+        await self._settling.complete(lease, text, cancelled=reason)
 
 
 def run_durable_turn(options: RunDurableTurnOptions[E]) -> DurableTurnHandle[E]:
@@ -260,37 +300,38 @@ class _Text(Generic[E]):
     """The answer from its two sources: what was accumulated, and what the producer says at the end."""
 
     def __init__(self, accumulate: Callable[[E, str], str | None] | None) -> None:
+        self.text = ""
         self._accumulate = accumulate
-        self._text = ""
         self._error: Exception | None = None
 
     def add(self, event: E) -> None:
         if self._accumulate is None or self._error is not None:
             return
         try:
-            text = self._accumulate(event, self._text)
+            text = self._accumulate(event, self.text)
         except Exception as error:  # noqa: BLE001 - it matters only if the producer does not know its text
             self._error = error
         else:
-            self._text = self._text if text is None else text
+            self.text = self.text if text is None else text
 
     def final(self, producer: DurableTurnProducer[E], log: Log) -> str:
         """Return the answer; one source that fails is made up for by the other, as everything was delivered."""
         try:
             text = producer.final_text()
         except Exception as error:
-            if not self._text or self._error is not None:
+            if not self.text or self._error is not None:
                 raise
             log("turn.final_text_failed", {"error": error})
-            return self._text
+            return self.text
         if not text and self._error is not None:
             raise self._error
-        return text or self._text
+        return text or self.text
 
 
-def _stored_text(claim: Claim) -> str | None:
+def _stored_result(claim: Claim) -> tuple[str, str | None] | None:
+    """Return the answer on record, and why it is not whole if it was cancelled; None if there is none."""
     for step in claim.completed_steps:
         if step.step_index == _STEP_INDEX and isinstance(step.result, dict):
-            text = step.result.get("finalText")
-            return text if isinstance(text, str) else None
+            text, cancelled = step.result.get("finalText"), step.result.get("cancelled")
+            return (text, cancelled) if isinstance(text, str) else None
     return None

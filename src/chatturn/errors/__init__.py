@@ -27,6 +27,7 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
     + LeaseLost                            409 lease_lost (r)
     + RunNotFound                          404 not_found
     + TurnAborted                          499 aborted (r)
+    + TurnCancelled                        409 cancelled: ends a turn, and is never told as an error
   x StoreError                           500 store_rejected: the database refused a statement
     + StoreUnavailable                     503 store_unavailable (r)
     + SchemaOutdated                       503 schema_outdated
@@ -37,6 +38,7 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
     + BackendProtocolError                 502 backend_protocol (r)
     + BackendReportedError                 502 backend_reported (r)
     + EmptyAnswer                          502 empty_answer (r)
+  x OwnerUnavailable                     503 owner_unavailable (r): the session's Durable Object
   x HookError                            500 hook_failed: a product's hook raised
 """
 
@@ -53,6 +55,7 @@ from chatturn.errors.base import (
     ChatTurnError,
     ConfigurationError,
     HookError,
+    OwnerUnavailable,
 )
 from chatturn.errors.requests import (
     Forbidden,
@@ -78,6 +81,7 @@ from chatturn.errors.runs import (
     StepTimeout,
     StepTooLarge,
     TurnAborted,
+    TurnCancelled,
 )
 from chatturn.errors.stores import (
     SchemaOutdated,
@@ -108,6 +112,7 @@ __all__ = [
     "MalformedRequest",
     "MethodNotAllowed",
     "NotFound",
+    "OwnerUnavailable",
     "PayloadTooLarge",
     "RequestError",
     "RunNotFound",
@@ -118,8 +123,10 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "TurnAborted",
+    "TurnCancelled",
     "Unauthenticated",
     "UnsupportedMediaType",
+    "error_class",
     "error_classes",
 ]
 
@@ -130,3 +137,8 @@ def error_classes() -> tuple[type[ChatTurnError], ...]:
     for cls in found:
         found.extend(cls.__subclasses__())
     return tuple(found)
+
+
+def error_class(code: str | None) -> type[ChatTurnError]:
+    """Return the class that has *code*, the first of its branch; the root for a code of no class."""
+    return next((cls for cls in error_classes() if cls.code == code), ChatTurnError)

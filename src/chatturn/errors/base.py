@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-__all__ = ["ChatTurnError", "ConfigurationError", "HookError"]
+__all__ = ["ChatTurnError", "ConfigurationError", "HookError", "OwnerUnavailable"]
 
 
 class ChatTurnError(Exception):
@@ -32,6 +32,15 @@ class ConfigurationError(ChatTurnError):
     def __init__(self, setting: str, message: str) -> None:
         super().__init__(f"{setting}: {message}")
         self.setting = setting
+
+
+class OwnerUnavailable(ChatTurnError):
+    """The object that owns the session did not answer, or was restarted: what it was doing is taken over."""
+
+    code = "owner_unavailable"
+    status = 503
+    retryable = True
+    public = "The session is not reachable at the moment. Send the same request again in a moment."
 
 
 class HookError(ChatTurnError):

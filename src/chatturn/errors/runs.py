@@ -16,6 +16,7 @@ __all__ = [
     "StepTimeout",
     "StepTooLarge",
     "TurnAborted",
+    "TurnCancelled",
 ]
 
 
@@ -130,3 +131,19 @@ class TurnAborted(DurableRunError):
     status = 499
     retryable = True
     public = "The turn was stopped before its answer was complete. Send the same request again to restart it."
+
+
+class TurnCancelled(DurableRunError):
+    """
+    Somebody stopped the turn for good: what it had said by then is its answer.
+
+    Attributes:
+        reason: Why, for clients.
+    """
+
+    code = "cancelled"
+    public = "The turn was cancelled. What it had said by then is kept."
+
+    def __init__(self, reason: str, *, run_id: str) -> None:
+        super().__init__(f"it was cancelled: {reason}", run_id=run_id)
+        self.reason = reason

@@ -8,7 +8,7 @@ the injected clock.
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Protocol
 
@@ -23,6 +23,9 @@ from chatturn.http.strict_json import read_json_object
 from chatturn.settings import Settings
 
 __all__ = [
+    "OPERATE",
+    "READ_TURNS",
+    "RUN_TURNS",
     "SCOPES",
     "Authenticator",
     "BearerAuth",
@@ -33,7 +36,15 @@ __all__ = [
     "require_scope",
 ]
 
-SCOPES: Final[Mapping[str, str]] = {"turns": "run and read the turns of one's own tenant"}
+RUN_TURNS: Final = "turns"
+READ_TURNS: Final = "turns:read"
+OPERATE: Final = "operate"
+
+SCOPES: Final[Mapping[str, str]] = {
+    RUN_TURNS: "run, stop and read the turns of one's own tenant, and take over those whose worker is lost",
+    READ_TURNS: "read them only",
+    OPERATE: "list the turns of every tenant",
+}
 
 LEEWAY_S: Final = 30
 MIN_SECRET_BYTES: Final = 32  # RFC 7518 section 3.2: a key at least as long as the hash
@@ -79,15 +90,16 @@ class Authenticator(Protocol):
         """
 
 
-def require_scope(principal: Principal, scope: str) -> None:
+def require_scope(principal: Principal, scopes: Collection[str]) -> None:
     """
-    Let *principal* pass only with *scope*.
+    Let *principal* pass only with one of *scopes*.
 
     Raises:
-        Forbidden: The token lacks it.
+        Forbidden: The token lacks them.
     """
-    if scope not in principal.scopes:
-        raise Forbidden(f"the token's scope must contain {scope!r}", field="scope")
+    if principal.scopes.isdisjoint(scopes):
+        wanted = " or ".join(map(repr, scopes))
+        raise Forbidden(f"the token's scope must contain {wanted}", field="scope")
 
 
 def authenticator_for(settings: Settings, *, now: Callable[[], float]) -> Authenticator:

@@ -54,7 +54,7 @@ MAX_TOKEN_HEADER_CHARACTERS: Final = 512
 
 _SESSION_ID: Final = re.compile(rf"[A-Za-z0-9._~@-]{{1,{MAX_ID_CHARACTERS}}}")
 _TURN_INDEX: Final = re.compile(r"0|[1-9][0-9]{0,6}")
-_MEMBERS: Final = frozenset({"message", "metadata", "model", "on_mismatch"})
+_MEMBERS: Final = frozenset({"follow", "message", "metadata", "model", "on_mismatch"})
 
 
 # The headers
@@ -169,7 +169,7 @@ def _decoded(segment: str, field: str) -> str:
 
 def read_turn_request(body: bytes) -> TurnRequest:
     """
-    Read the *body* of a request for a turn: ``{"message", "model"?, "metadata"?, "on_mismatch"?}``.
+    Read the *body* of a request for a turn: ``{"message", "model"?, "metadata"?, "on_mismatch"?, "follow"?}``.
 
     A member that is not known is refused rather than ignored: ``mesage`` and ``Model`` are found out at once.
 
@@ -192,6 +192,7 @@ def read_turn_request(body: bytes) -> TurnRequest:
         model=_model(members.get("model")),
         metadata=_metadata(members.get("metadata")),
         supersede=_on_mismatch(members.get("on_mismatch", "refuse")) == "supersede",
+        follow=_follow(members.get("follow", False)),
     )
 
 
@@ -243,6 +244,12 @@ def _is_decision(payload: object) -> bool:
 def _on_mismatch(value: object) -> object:
     if value not in ("refuse", "supersede"):
         raise InvalidField("on_mismatch must be 'refuse' or 'supersede'", field="on_mismatch")
+    return value
+
+
+def _follow(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidField("follow must be true or false", field="follow")
     return value
 
 

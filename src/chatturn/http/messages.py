@@ -41,6 +41,7 @@ class HttpResponse:
         stream: Writes the body to the sink it is given, closes it, and never raises.  It must be run to its
             end even if the client goes away.
         background: What is to be done after the response, and must not delay it; never raises.
+        passed_on: The platform's own response, which somebody else has made: it goes out as it is.
     """
 
     status: int
@@ -48,3 +49,4 @@ class HttpResponse:
     body: bytes = b""
     stream: Callable[[Sink], Awaitable[None]] | None = field(default=None, compare=False)
     background: Callable[[], Awaitable[None]] | None = field(default=None, compare=False)
+    passed_on: object = field(default=None, compare=False)

@@ -1,89 +1,26 @@
 """
-The Worker's HTTP: a table of routes, and what each does with a request.
+The Worker's HTTP: a table of routes, and the way of a request through it.
 
 Everything about a response but its body is decided before the first byte of it: who asks, whether the request
 is within its limits, and whether the turn can be had.  Adding a route is adding a row to `ROUTES`.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Final, Self, TypeAlias
+from typing import Final
 
-from chatturn.chat.identity import ChatTurnIdentity
-from chatturn.chat.request import TurnView
-from chatturn.errors import (
-    ChatTurnError,
-    ConfigurationError,
-    DurableRunLeaseHeldError,
-    MethodNotAllowed,
-    NotFound,
-    RequestError,
-)
-from chatturn.http.auth import Authenticator, Principal, UnconfiguredAuth, require_scope
-from chatturn.http.limits import (
-    MAX_BODY_BYTES,
-    check_body_headers,
-    read_event_key,
-    read_event_payload,
-    read_run_id,
-    read_session_id,
-    read_turn_index,
-    read_turn_request,
-)
+from chatturn.errors import ChatTurnError, MethodNotAllowed, NotFound, RequestError
+from chatturn.http.application import Application, Call, PublicRoute, Route
+from chatturn.http.auth import OPERATE, READ_TURNS, RUN_TURNS, require_scope
+from chatturn.http.lists import get_messages, get_runs, post_event, session_of_run
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import json_response, problem, shown
 from chatturn.http.readiness import check_readiness
-from chatturn.http.service import ChatService, UnconfiguredService
+from chatturn.http.turns import TURN, get_stream, get_turn, post_cancel, post_turn, session_of
 
-__all__ = ["ROUTES", "Application", "PublicRoute", "Route", "handle"]
-
-Parameters: TypeAlias = Mapping[str, str]
-"""The variable segments of a path, still percent-encoded, by their names in the template."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Application:
-    """
-    What the routes work with.
-
-    Attributes:
-        authenticator: Who is asking; kept between requests, it remembers tokens.
-        service: The chat.
-        log: Takes a sentence and what was raised, for the operator.  Never raises.
-    """
-
-    authenticator: Authenticator
-    service: ChatService
-    log: Callable[[str, BaseException], None]
-
-    @classmethod
-    def unconfigured(cls, error: ConfigurationError, *, log: Callable[[str, BaseException], None]) -> Self:
-        """Make what is left when the settings cannot be read: alive, not ready, and saying why."""
-        return cls(authenticator=UnconfiguredAuth(error), service=UnconfiguredService(error), log=log)
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """An operation that needs to know who is asking, and that the token's scope contains *scope*."""
-
-    method: str
-    template: str
-    scope: str
-    operation: Callable[[Application, HttpRequest, Principal, Parameters], Awaitable[HttpResponse]]
-
-
-@dataclass(frozen=True, slots=True)
-class PublicRoute:
-    """An operation that answers everybody, and so is told nothing about the request."""
-
-    method: str
-    template: str
-    operation: Callable[[Application], Awaitable[HttpResponse]]
-
-
-# The operations
+__all__ = ["ROUTES", "handle"]
 
 
 async def _healthz(_app: Application) -> HttpResponse:
@@ -98,94 +35,20 @@ async def _readyz(app: Application) -> HttpResponse:
     )
 
 
-async def _post_turn(
-    app: Application, request: HttpRequest, principal: Principal, parameters: Parameters
-) -> HttpResponse:
-    identity = _turn_identity(principal, parameters)
-    check_body_headers(request.headers)
-    turn_request = read_turn_request(await request.read(MAX_BODY_BYTES))
-    try:
-        turn = await app.service.open(identity, turn_request)
-    except DurableRunLeaseHeldError as error:
-        return problem(error, stream=f"/v1/sessions/{identity.session_id}/turns/{identity.turn_index}")
-    headers = {
-        **_STREAM_HEADERS,
-        "X-Workflow-Run-Id": turn.run_id,
-        "X-Turn-Attempt": str(turn.attempt),
-        "X-Turn-Replayed": "true" if turn.replayed else "false",
-    }
-    return HttpResponse(status=200, headers=headers, stream=turn.run)
-
-
-async def _get_turn(
-    app: Application, _request: HttpRequest, principal: Principal, parameters: Parameters
-) -> HttpResponse:
-    identity = _turn_identity(principal, parameters)
-    view = await app.service.show(identity)
-    if view is None:
-        raise NotFound("there is no such turn")
-    return json_response(_turn_members(identity, view))
-
-
-async def _post_event(
-    app: Application, request: HttpRequest, principal: Principal, parameters: Parameters
-) -> HttpResponse:
-    run_id, key = read_run_id(parameters["run_id"]), read_event_key(parameters["key"])
-    check_body_headers(request.headers)
-    payload = read_event_payload(await request.read(MAX_BODY_BYTES), key)
-    accepted, event = await app.service.emit(principal.tenant_id, run_id, key, payload)
-
-    async def resume() -> None:
-        await app.service.resume(run_id)
-
-    members = {"accepted": accepted, "payload": event.payload, "emittedAt": event.emitted_at}
-    return replace(json_response(members), background=resume)
-
-
-# What of a response's headers does not depend on the turn.  The run id's name is the one that the AI SDK's
-# WorkflowChatTransport looks for; X-Accel-Buffering keeps proxies from holding lines back.
-_STREAM_HEADERS: Final[Mapping[str, str]] = {
-    "Content-Type": "application/x-ndjson",
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    "X-Accel-Buffering": "no",
-}
-
-
-def _turn_identity(principal: Principal, parameters: Parameters) -> ChatTurnIdentity:
-    return ChatTurnIdentity(
-        tenant_id=principal.tenant_id,
-        session_id=read_session_id(parameters["session"]),
-        user_id=principal.user_id,
-        turn_index=read_turn_index(parameters["turn_index"]),
-    )
-
-
-def _turn_members(identity: ChatTurnIdentity, view: TurnView) -> dict[str, Any]:
-    return {
-        "runId": view.run_id,
-        "sessionId": identity.session_id,
-        "turnIndex": identity.turn_index,
-        "status": view.status,
-        "attempts": view.attempts,
-        "model": view.model,
-        "createdAt": view.created_at,
-        "updatedAt": view.updated_at,
-        "completedAt": view.completed_at,
-        "outcome": None if view.outcome is None else view.outcome.to_json(),
-    }
-
-
 # The table
 
-_TURN: Final = "/v1/sessions/{session}/turns/{turn_index}"
+_READERS: Final = (RUN_TURNS, READ_TURNS)
 
 ROUTES: Final[tuple[Route | PublicRoute, ...]] = (
     PublicRoute("GET", "/healthz", _healthz),
     PublicRoute("GET", "/readyz", _readyz),
-    Route("POST", _TURN, "turns", _post_turn),
-    Route("GET", _TURN, "turns", _get_turn),
-    Route("POST", "/v1/runs/{run_id}/events/{key}", "turns", _post_event),
+    Route("POST", TURN, (RUN_TURNS,), post_turn, session_of),
+    Route("GET", TURN, _READERS, get_turn),
+    Route("GET", TURN + "/stream", _READERS, get_stream, session_of),
+    Route("POST", TURN + "/cancel", (RUN_TURNS,), post_cancel, session_of),
+    Route("GET", "/v1/sessions/{session}/messages", _READERS, get_messages),
+    Route("GET", "/v1/runs", (*_READERS, OPERATE), get_runs),
+    Route("POST", "/v1/runs/{run_id}/events/{key}", (RUN_TURNS,), post_event, session_of_run),
 )
 
 
@@ -242,8 +105,11 @@ async def _dispatch(request: HttpRequest, app: Application) -> HttpResponse:
         if isinstance(route, PublicRoute):
             return await route.operation(app)
         principal = app.authenticator.authenticate(request.headers)
-        require_scope(principal, route.scope)
-        return await route.operation(app, request, principal, found.groupdict())
+        require_scope(principal, route.scopes)
+        parameters = found.groupdict()
+        if app.owner is not None and route.session is not None and (session := route.session(parameters)) is not None:
+            return await app.owner.forward(principal.tenant_id, session)
+        return await route.operation(Call(app.service, request, principal, parameters))
     raise NotFound("no route has this path")
 
 

@@ -3,12 +3,15 @@
 from typing import Any, NoReturn, Protocol
 
 from chatturn.chat.identity import ChatTurnIdentity
-from chatturn.chat.request import TurnRequest, TurnView
+from chatturn.chat.operations import MessagePage, MessageQuery, TurnPage, TurnQuery
+from chatturn.chat.pages import LogPage
+from chatturn.chat.request import Cancellation, TurnRequest, TurnView
 from chatturn.chat.sink import Sink
 from chatturn.errors import ConfigurationError
+from chatturn.http.messages import HttpResponse
 from chatturn.records import EventRecord
 
-__all__ = ["ChatService", "OpenTurn", "UnconfiguredService"]
+__all__ = ["ChatService", "OpenLog", "OpenTurn", "SessionOwner", "UnconfiguredService"]
 
 
 class OpenTurn(Protocol):
@@ -34,6 +37,29 @@ class OpenTurn(Protocol):
         """
 
 
+class OpenLog(Protocol):
+    """A turn's log, found: what is left is to stream it from a cursor on."""
+
+    @property
+    def run_id(self) -> str:
+        """Its run."""
+
+    @property
+    def page(self) -> LogPage:
+        """Where the turn stands, and the first lines."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the log is complete."""
+
+    @property
+    def nothing_left(self) -> bool:
+        """Whether the reader has seen all of it."""
+
+    async def run(self, sink: Sink) -> None:
+        """Write the log's lines to *sink*, to its end, and close it.  Never raises."""
+
+
 class ChatService(Protocol):
     """Durable chat turns, of any tenant."""
 
@@ -50,6 +76,28 @@ class ChatService(Protocol):
 
     async def show(self, identity: ChatTurnIdentity) -> TurnView | None:
         """Return the turn's run, or None if this tenant has none there."""
+
+    async def follow(self, identity: ChatTurnIdentity, after: int | None, *, may_take_over: bool) -> OpenLog | None:
+        """
+        Find a turn's log, to be streamed from behind a seq; None if this tenant has no such turn.
+
+        Raises:
+            InvalidField: The cursor is beyond the log's end.
+        """
+
+    async def cancel(self, identity: ChatTurnIdentity) -> Cancellation | None:
+        """Ask for a turn to be stopped for good; None if this tenant has no such turn."""
+
+    async def messages(self, tenant_id: str, session_id: str, query: MessageQuery) -> MessagePage:
+        """Return a stretch of a session's messages."""
+
+    async def turns(self, query: TurnQuery) -> TurnPage:
+        """
+        Return one page of a list of turns.
+
+        Raises:
+            InvalidField: The cursor is not one of this list's.
+        """
 
     async def emit(self, tenant_id: str, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
         """
@@ -73,6 +121,18 @@ class ChatService(Protocol):
         """
 
 
+class SessionOwner(Protocol):
+    """Runs the turns of each session in one place, which outlives requests."""
+
+    async def forward(self, tenant_id: str, session_id: str) -> HttpResponse:
+        """
+        Let the session's owner answer this request, which is known to be allowed.
+
+        Raises:
+            OwnerUnavailable: It does not answer.
+        """
+
+
 class UnconfiguredService:
     """The chat service of a deployment that lacks a setting: it says so whatever it is asked."""
 
@@ -84,9 +144,29 @@ class UnconfiguredService:
         del identity, request
         raise self._error.with_traceback(None)
 
+    async def follow(self, identity: ChatTurnIdentity, after: int | None, *, may_take_over: bool) -> NoReturn:
+        """Refuse."""
+        del identity, after, may_take_over
+        raise self._error.with_traceback(None)
+
+    async def cancel(self, identity: ChatTurnIdentity) -> NoReturn:
+        """Refuse."""
+        del identity
+        raise self._error.with_traceback(None)
+
     async def show(self, identity: ChatTurnIdentity) -> NoReturn:
         """Refuse."""
         del identity
+        raise self._error.with_traceback(None)
+
+    async def messages(self, tenant_id: str, session_id: str, query: MessageQuery) -> NoReturn:
+        """Refuse."""
+        del tenant_id, session_id, query
+        raise self._error.with_traceback(None)
+
+    async def turns(self, query: TurnQuery) -> NoReturn:
+        """Refuse."""
+        del query
         raise self._error.with_traceback(None)
 
     async def emit(self, tenant_id: str, run_id: str, key: str, payload: Any) -> NoReturn:

@@ -20,20 +20,23 @@ from chatturn.backends.echo import create_echo_backend
 from chatturn.backends.openai import create_openai_compatible_backend
 from chatturn.backends.retry import BackendRetryPolicy
 from chatturn.chat.hooks import ChatTurnHooks
+from chatturn.chat.live import LiveLogs
 from chatturn.chat.service import DurableChatService, TurnTraces
+from chatturn.chat.sweep import Sweep
 from chatturn.errors import ChatTurnError, ConfigurationError
+from chatturn.http.application import Application
 from chatturn.http.auth import Authenticator, authenticator_for
-from chatturn.http.routes import Application
 from chatturn.settings import Settings, setting_names
 from chatturn.telemetry.logs import print_log
 from chatturn.telemetry.otlp import Exporter, make_exporter
 from chatturn.telemetry.spans import SpanRecorder, parse_traceparent
 from chatturn.workerd.d1 import D1Database
 from chatturn.workerd.fetch import FetchTransport
-from chatturn.workerd.ffi import read_env, read_other_env
+from chatturn.workerd.ffi import RequestAlarm, read_env, read_other_env
+from chatturn.workerd.owner import SessionObjects, SessionWatch
 from chatturn.workerd.timers import use_cancellable_timers
 
-__all__ = ["application", "service"]
+__all__ = ["application", "service", "sweep", "watch"]
 
 HooksLoader: TypeAlias = Callable[[str, Mapping[str, str]], ChatTurnHooks]
 """Returns a product's hooks, by its name and with its own vars and secrets."""
@@ -46,22 +49,26 @@ class _Deployment:
     hooks: ChatTurnHooks
     backend: AgentExecutionBackend
     exporter: Exporter | None
+    live: LiveLogs
 
 
-def application(load_hooks: HooksLoader, traceparent: str | None) -> Application:
+def application(load_hooks: HooksLoader, request: JsProxy, *, owned: bool = False) -> Application:
     """
     Make what the routes work with, for one request.
 
     Args:
         load_hooks: Finds the product.
-        traceparent: The request's W3C header, or None.
+        request: The raw request.
+        owned: Whether this is the session's own object, which runs turns itself.
     """
+    traceparent = request.headers.get("traceparent")
     try:
         deployment = _deployment(load_hooks)
-        chat = service(load_hooks, traceparent)
+        chat = service(load_hooks, traceparent or None)
     except ConfigurationError as error:
         return Application.unconfigured(error, log=_log_failure)
-    return Application(authenticator=deployment.authenticator, service=chat, log=_log_failure)
+    owner = None if owned else _owner(request)
+    return Application(authenticator=deployment.authenticator, service=chat, log=_log_failure, owner=owner)
 
 
 def service(load_hooks: HooksLoader, traceparent: str | None = None) -> DurableChatService:
@@ -79,7 +86,35 @@ def service(load_hooks: HooksLoader, traceparent: str | None = None) -> DurableC
         database=_database(),
         log=print_log,
         traces=_traces(deployment.exporter, traceparent),
+        live=deployment.live,
+        alarm=RequestAlarm,
     )
+
+
+def watch(load_hooks: HooksLoader, state: JsProxy) -> SessionWatch:
+    """
+    Make the alarm of a session's object.
+
+    Args:
+        load_hooks: Finds the product.
+        state: The object's raw state.
+
+    Raises:
+        ConfigurationError: As for `service`.
+    """
+    chat = service(load_hooks)
+    return SessionWatch(state, chat.settings.lease_ms, chat.look_after)
+
+
+async def sweep(load_hooks: HooksLoader) -> None:
+    """
+    Sweep once; see `Sweep.run`.
+
+    Raises:
+        ConfigurationError: As for `service`.
+        StoreError: The database does not answer, or refuses; the next sweep does what is left.
+    """
+    await Sweep(service=service(load_hooks)).run()
 
 
 @functools.cache
@@ -99,6 +134,7 @@ def _deployment(load_hooks: HooksLoader) -> _Deployment:
         hooks=_hooks(load_hooks, settings.product),
         backend=_backend(settings),
         exporter=exporter,
+        live=LiveLogs(),
     )
 
 
@@ -127,6 +163,7 @@ def _backend(settings: Settings) -> AgentExecutionBackend:
         retry=BackendRetryPolicy(max_attempts=settings.max_attempts, request_timeout_ms=settings.request_timeout_ms),
         idle_timeout_ms=settings.idle_timeout_ms,
         total_timeout_ms=settings.total_timeout_ms,
+        continue_models=[name.strip() for name in settings.continue_models.split(",") if name.strip()],
     )
 
 
@@ -136,6 +173,11 @@ def _traces(exporter: Exporter | None, traceparent: str | None) -> TurnTraces | 
     parent = parse_traceparent(traceparent)
     recorder = SpanRecorder(now_ns=time.time_ns, new_id=lambda size: os.urandom(size).hex(), parent=parent)
     return TurnTraces(recorder=recorder, exporter=exporter)
+
+
+def _owner(request: JsProxy) -> SessionObjects | None:
+    namespace: JsProxy | None = getattr(_env(), "SESSIONS", None)
+    return None if namespace is None else SessionObjects(namespace, request)
 
 
 def _database() -> D1Database:

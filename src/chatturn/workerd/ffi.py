@@ -10,7 +10,7 @@ here a promise never crosses as what a call returns, and no task is woken by way
 import asyncio
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from pyodide.ffi import JsException, JsProxy, create_once_callable, create_proxy
 
 __all__ = [
     "Bell",
+    "RequestAlarm",
     "allow_run_sync",
     "as_exception",
     "call_later",
@@ -104,6 +105,28 @@ def call_later(after_s: float, callback: Callable[[], object]) -> Iterator[None]
     finally:
         js.clearTimeout(timer)
         proxy.destroy()
+
+
+class RequestAlarm:
+    """
+    An `Alarm` of one request, which any other may ring.
+
+    The promise belongs to the request that made it, so its task goes on there, with its own connections: workerd
+    sees to that, by the flag ``handle_cross_request_promise_resolution``, on since 2024-10-14.  An event or a future
+    of asyncio would go on in the request that rings.  The timer keeps the platform from taking the request for hung.
+    """
+
+    def __init__(self) -> None:
+        self._deferred = js.Promise.withResolvers()
+
+    def ring(self) -> None:
+        """Let `wait` return."""
+        self._deferred.resolve()
+
+    async def wait(self, within_s: float) -> None:
+        """Wait until it rings, or the time is over."""
+        with suppress(TimeoutError):
+            await settled(self._deferred.promise, within_s=within_s)
 
 
 class Bell:

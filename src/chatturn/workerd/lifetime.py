@@ -18,16 +18,13 @@ def outlive(work: Awaitable[None], wait_until: Callable[[Any], object]) -> None:
     """
     Run *work* to its end, whatever becomes of the request.
 
-    It begins within this call.  Given to ``waitUntil`` as it is, it would begin two turns of the event loop
-    later, on a stack of its own.
+    It begins within this call, unless synchronous HTTP is in use.  Given to ``waitUntil`` as it is, it would begin
+    two turns of the event loop later, and that of a Durable Object would forget it.
 
     Args:
         work: Raises nothing.
         wait_until: The platform's, which takes a promise.
     """
-    if ffi.run_sync_is_allowed():
-        wait_until(work)
-        return
     over = js.Promise.withResolvers()
     wait_until(over.promise)
 
@@ -38,7 +35,9 @@ def outlive(work: Awaitable[None], wait_until: Callable[[Any], object]) -> None:
             over.resolve()
             _RUNNING.discard(asyncio.current_task())
 
-    # Eager tasks came with Python 3.12; this is 3.13.
-    task = asyncio.Task(run(), loop=asyncio.get_running_loop(), eager_start=True)  # type: ignore[call-arg]
+    # Eager tasks came with Python 3.12; this is 3.13.  One that may call `run_sync` is begun by the event loop, on a
+    # stack that can be set aside.
+    eagerly = not ffi.run_sync_is_allowed()
+    task = asyncio.Task(run(), loop=asyncio.get_running_loop(), eager_start=eagerly)  # type: ignore[call-arg]
     if not task.done():
         _RUNNING.add(task)

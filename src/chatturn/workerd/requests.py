@@ -49,19 +49,22 @@ async def _read(request: JsProxy, most_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
-def to_response(response: HttpResponse, wait_until: Callable[[Any], object]) -> JsProxy:
+def to_response(response: HttpResponse, request: JsProxy, wait_until: Callable[[Any], object]) -> JsProxy:
     """
     Make the platform's response of *response*: its own class, since the SDK's takes five times as long.
 
     Args:
         response: Ours; its stream is begun, not awaited: it outlives the request's handler.
+        request: The raw one that it answers.
         wait_until: The platform's; keeps the stream running to its end, whatever the client does.
     """
+    if isinstance(response.passed_on, JsProxy):
+        return response.passed_on
     if response.background is not None:
         outlive(response.background(), wait_until)
     options = js_object({"status": response.status, "headers": dict(response.headers)})
     if response.stream is None:
         return js.Response.new(to_js(response.body) if response.body else None, options)
-    sink = ResponseSink()
+    sink = ResponseSink(request.signal)
     outlive(response.stream(sink), wait_until)
     return js.Response.new(sink.readable, options)

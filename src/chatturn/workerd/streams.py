@@ -28,12 +28,18 @@ class ResponseSink:
     """
     The body of one streamed response.
 
+    Args:
+        signal: The request's, which aborts when its client is gone, if the platform notices: a connection that was
+            reset at once, one that was only closed at the second write after that, at the latest when one is refused.
+
     Attributes:
         readable: To be given to the Response.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signal: JsProxy) -> None:
         self._on_lost: Callable[[], None] | None = None
+        self._signal = signal
+        self._listener: JsProxy | None = None
         stream = js.IdentityTransformStream.new()
         self.readable: JsProxy = stream.readable
         self._writer = stream.writable.getWriter()
@@ -53,8 +59,13 @@ class ResponseSink:
         return self._closed
 
     def when_lost(self, callback: Callable[[], None]) -> None:
-        """Call *callback* once if the client goes away before the end."""
+        """Call *callback* once if the client goes away before the end; at once, if it has gone."""
         self._on_lost = callback
+        if self._signal.aborted:
+            self._lose()
+        else:
+            self._listener = create_proxy(self._aborted)
+            self._signal.addEventListener("abort", self._listener)
 
     def write(self, text: str) -> None:
         """Send *text*, or keep it until the write before it has been taken."""
@@ -108,6 +119,11 @@ class ResponseSink:
         self._release_if_over()
         self._settled.ring()
 
+    def _aborted(self, _event: object) -> None:
+        if not self._closed:
+            self._lose()
+            self._settled.ring()
+
     def _lose(self) -> None:
         self._sending = False
         self._closed = True
@@ -132,3 +148,7 @@ class ResponseSink:
         for proxy in self._proxies:
             proxy.destroy()
         self._proxies = ()
+        if self._listener is not None:
+            self._signal.removeEventListener("abort", self._listener)
+            self._listener.destroy()
+            self._listener = None

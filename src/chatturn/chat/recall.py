@@ -1,0 +1,36 @@
+"""What an earlier attempt of a turn had said, read back from its log."""
+
+import json
+from typing import Final
+
+from chatturn.chat.log_statements import read_attempt
+from chatturn.databases import Database
+from chatturn.events import MESSAGE_PART, ChatStreamEvent, TextAssembly
+
+__all__ = ["recall_text"]
+
+_TEXT: Final = (f'{{"type":"{MESSAGE_PART}"', '{"type":"result"')
+"""How the lines begin that may hold text; the others are not parsed."""
+
+
+async def recall_text(database: Database, run_id: str, before_attempt: int) -> str:
+    """
+    Return the text of the latest attempt before an attempt, as far as it was stored; "" for none.
+
+    One page of its log is in memory at a time.
+
+    Raises:
+        StoreError: The database does not answer, or refuses.
+    """
+    assembly = TextAssembly()
+    first_seq = 0
+    while True:
+        [page] = await database.batch([read_attempt(run_id, before_attempt, first_seq)])
+        for row in page.rows:
+            first_seq = int(row["last_seq"] or 0) + 1
+            for line in str(row["lines"]).split("\n"):
+                if line.startswith(_TEXT):
+                    said = json.loads(line)
+                    assembly.add(ChatStreamEvent(said["type"], said.get("data")))
+        if not page.rows:
+            return assembly.text()

@@ -1,0 +1,74 @@
+"""
+The sweep: whatever nobody came back for, done by the cron, a bounded part of it at a time.
+
+It makes the hook calls that are due, goes on with turns whose event or moment has come, takes over turns whose
+worker was lost, and deletes what is too old.  A turn that is being answered it never touches.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+from chatturn.chat.outbox import Outbox
+from chatturn.chat.service import DurableChatService
+from chatturn.durable.sql import SqlRunStore
+from chatturn.records import RunQuery
+
+__all__ = ["Sweep"]
+
+_RESUMED_AT_ONCE: Final = 5
+"""Turns: each may keep a connection to the model open, and the platform gives an invocation six."""
+
+_LOOKED_AT: Final = 20
+"""More than are resumed, so that a few that cannot be resumed do not hold up the others."""
+
+_DAY_MS: Final = 86_400_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """
+    The sweep of one deployment.
+
+    Attributes:
+        service: Its chat.
+    """
+
+    service: DurableChatService
+
+    async def run(self) -> int:
+        """Do what is due, a bounded part; return how many hook calls and turns came to an end."""
+        service = self.service
+        outbox = Outbox(database=service.database, hooks=service.hooks, log=service.log, moment=service.moment)
+        called = await outbox.sweep()
+        resumed = await self._resume([*await self._due(), *await self._orphans()])
+        if service.settings.retention_days:
+            age_ms = service.settings.retention_days * _DAY_MS
+            await self._store().delete_finished_runs(older_than_ms=age_ms)
+        return called + resumed
+
+    async def _due(self) -> list[str]:
+        """Return suspended turns whose event or moment has come."""
+        return list(await self._store().due_runs(_LOOKED_AT))
+
+    async def _orphans(self) -> list[str]:
+        """Return turns whose worker was lost, the longest first."""
+        query = RunQuery(project_id=self.service.settings.project_id, stale=True, limit=_LOOKED_AT)
+        return [run.run_id for run in (await self._store().list_runs(query)).runs]
+
+    async def _resume(self, run_ids: list[str]) -> int:
+        """Go on with turns, some at the same time, until so many have run as fit one sweep."""
+        waiting, resumed = iter(run_ids), 0
+
+        async def work() -> None:
+            nonlocal resumed
+            for run_id in waiting:
+                if await self.service.resume(run_id):
+                    resumed += 1
+                    return  # Its time is this worker's; the next sweep has others.
+
+        await asyncio.gather(*(work() for _ in range(_RESUMED_AT_ONCE)))
+        return resumed
+
+    def _store(self) -> SqlRunStore:
+        return SqlRunStore(self.service.database, moment=self.service.moment)

@@ -1,0 +1,82 @@
+"""What the operations work with, and what a route is."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Self, TypeAlias
+
+from chatturn.errors import ConfigurationError
+from chatturn.http.auth import Authenticator, Principal, UnconfiguredAuth
+from chatturn.http.messages import HttpRequest, HttpResponse
+from chatturn.http.service import ChatService, SessionOwner, UnconfiguredService
+
+__all__ = ["Application", "Call", "Parameters", "PublicRoute", "Route"]
+
+Parameters: TypeAlias = Mapping[str, str]
+"""The variable segments of a path, still percent-encoded, by their names in the template."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Application:
+    """
+    What the routes work with.
+
+    Attributes:
+        authenticator: Who is asking; kept between requests, it remembers tokens.
+        service: The chat.
+        log: Takes a sentence and what was raised, for the operator.  Never raises.
+        owner: Runs turns in place of this request; None where it runs them itself.
+    """
+
+    authenticator: Authenticator
+    service: ChatService
+    log: Callable[[str, BaseException], None]
+    owner: SessionOwner | None = None
+
+    @classmethod
+    def unconfigured(cls, error: ConfigurationError, *, log: Callable[[str, BaseException], None]) -> Self:
+        """Make what is left when the settings cannot be read: alive, not ready, and saying why."""
+        return cls(authenticator=UnconfiguredAuth(error), service=UnconfiguredService(error), log=log)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """
+    A request that has come as far as its operation.
+
+    Attributes:
+        service: The chat.
+        request: The request, its body unread.
+        principal: Who is asking.
+        parameters: Of its path.
+    """
+
+    service: ChatService
+    request: HttpRequest
+    principal: Principal
+    parameters: Parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """
+    An operation that needs to know who is asking, and that the token's scope contains one of *scopes*.
+
+    Attributes:
+        session: Finds the session in the path's parameters, where the operation may run a turn: then it is for the
+            session's owner, if there is one.
+    """
+
+    method: str
+    template: str
+    scopes: tuple[str, ...]
+    operation: Callable[[Call], Awaitable[HttpResponse]]
+    session: Callable[[Parameters], str | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PublicRoute:
+    """An operation that anybody may ask for, and that is told nothing about the request."""
+
+    method: str
+    template: str
+    operation: Callable[[Application], Awaitable[HttpResponse]]

@@ -1,0 +1,92 @@
+"""What may be listed: a session's messages and the turns of a tenant; and the events that a run waits for."""
+
+from dataclasses import replace
+from typing import Any
+
+from chatturn.chat.identity import session_id_of
+from chatturn.chat.operations import TurnRow
+from chatturn.errors import Forbidden
+from chatturn.http.application import Call, Parameters
+from chatturn.http.auth import OPERATE
+from chatturn.http.limits import (
+    MAX_BODY_BYTES,
+    check_body_headers,
+    read_event_key,
+    read_event_payload,
+    read_run_id,
+    read_session_id,
+)
+from chatturn.http.messages import HttpResponse
+from chatturn.http.problems import json_response
+from chatturn.http.queries import read_message_query, read_turn_query
+
+__all__ = ["get_messages", "get_runs", "post_event", "session_of_run"]
+
+
+async def get_messages(call: Call) -> HttpResponse:
+    """Show a session's messages, and which of its turns have no answer yet."""
+    session_id = read_session_id(call.parameters["session"])
+    page = await call.service.messages(call.principal.tenant_id, session_id, read_message_query(call.request))
+    return json_response({"messages": page.messages, "open": page.open_turns, "next": page.next})
+
+
+async def get_runs(call: Call) -> HttpResponse:
+    """List turns: the tenant's own, or, for an operator, any tenant's."""
+    query = read_turn_query(call.request)
+    operates = OPERATE in call.principal.scopes
+    if not operates:
+        if query.tenant_id not in {None, call.principal.tenant_id}:
+            raise Forbidden(f"the token's scope must contain {OPERATE!r} to see another tenant's", field="tenant")
+        query = replace(query, tenant_id=call.principal.tenant_id)
+    page = await call.service.turns(query)
+    return json_response({"runs": [_run(row, operates=operates) for row in page.turns], "next": page.next})
+
+
+async def post_event(call: Call) -> HttpResponse:
+    """Give a run an event that it waits for."""
+    run_id, key = read_run_id(call.parameters["run_id"]), read_event_key(call.parameters["key"])
+    check_body_headers(call.request.headers)
+    payload = read_event_payload(await call.request.read(MAX_BODY_BYTES), key)
+    accepted, event = await call.service.emit(call.principal.tenant_id, run_id, key, payload)
+
+    async def resume() -> None:
+        await call.service.resume(run_id)
+
+    members = {"accepted": accepted, "payload": event.payload, "emittedAt": event.emitted_at}
+    return replace(json_response(members), background=resume)
+
+
+def session_of_run(parameters: Parameters) -> str | None:
+    """
+    Return whose owner the run is for; None for one that is no chat turn.
+
+    Raises:
+        InvalidField: It cannot be a run's id.
+    """
+    return session_id_of(read_run_id(parameters["run_id"]))
+
+
+def _run(row: TurnRow, *, operates: bool) -> dict[str, Any]:
+    run, turn = row.run, row.turn
+    members: dict[str, Any] = {
+        "runId": run.run_id,
+        "status": row.status,
+        "attempts": run.epoch,
+        "createdAt": run.created_at,
+        "updatedAt": run.updated_at,
+        "completedAt": run.completed_at,
+        "leaseExpiresAt": run.lease_expires_at,
+        "outcome": None if run.outcome is None else run.outcome.to_json(),
+    }
+    if turn is None:
+        return members
+    members |= {
+        "tenantId": turn["tenant_id"],
+        "sessionId": turn["session_id"],
+        "turnIndex": turn["turn_index"],
+        "model": turn["model"],
+    }
+    # Why a hook failed is in the product's own words: for those who run it.
+    hidden = set() if operates else {"lastError"}
+    calls = [{name: value for name, value in each.items() if name not in hidden} for each in row.undelivered]
+    return {**members, "undelivered": calls} if calls else members

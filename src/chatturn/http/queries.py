@@ -1,0 +1,120 @@
+"""
+What a query string may say, and a cursor wherever it stands.
+
+As in a body, a member that is not known is refused rather than ignored, and each refusal names the member.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import parse_qsl
+
+from chatturn.chat.operations import RUN_STATUSES, MessageQuery, TurnQuery
+from chatturn.errors import InvalidField
+from chatturn.http.limits import MAX_ID_CHARACTERS, MAX_TURN_INDEX
+from chatturn.http.messages import HttpRequest
+from chatturn.http.problems import shortened, shown
+
+__all__ = ["MAX_CURSOR", "LogCursor", "read_cursor", "read_message_query", "read_turn_query"]
+
+MAX_CURSOR: Final = 2**53 - 1
+"""What JSON numbers carry exactly everywhere."""
+
+MAX_LIST_CURSOR_CHARACTERS: Final = 1_000
+MAX_LISTED: Final = 200
+_LISTED: Final = 50
+
+_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,15}")
+
+
+class LogCursor:
+    """
+    Which part of which log a reader wants.
+
+    Attributes:
+        after: The seq of the last line that it has seen; None for none.
+        attempt: The attempt that finished the log, if the reader knows: then the answer never changes.
+    """
+
+    __slots__ = ("after", "attempt")
+
+    def __init__(self, after: int | None, attempt: int | None) -> None:
+        self.after = after
+        self.attempt = attempt
+
+
+def read_cursor(request: HttpRequest) -> LogCursor:
+    """
+    Read where to begin: ``?after=`` or ``Last-Event-ID``, which must agree if both are there.
+
+    Raises:
+        InvalidField: One of them is no number from 0, or they disagree.
+    """
+    members = _members(request.query, {"after", "attempt"})
+    after = _number(members["after"], "after", MAX_CURSOR) if "after" in members else None
+    last_event_id = request.headers.get("last-event-id", "")
+    if last_event_id:
+        told = _number(last_event_id, "Last-Event-ID", MAX_CURSOR)
+        if after is not None and after != told:
+            raise InvalidField(f"Last-Event-ID is {told}, but after is {after}; send one of them", field="after")
+        after = told
+    attempt = _number(members["attempt"], "attempt", MAX_CURSOR) if "attempt" in members else None
+    return LogCursor(after, attempt)
+
+
+def read_message_query(request: HttpRequest) -> MessageQuery:
+    """
+    Read which of a session's messages are wanted: ``?before=TURN_INDEX&limit=``.
+
+    Raises:
+        InvalidField: A member is unknown, or not what it should be.
+    """
+    members = _members(request.query, {"before", "limit"})
+    before = _number(members["before"], "before", MAX_TURN_INDEX + 1) if "before" in members else None
+    return MessageQuery(before=before, limit=_limit(members))
+
+
+def read_turn_query(request: HttpRequest) -> TurnQuery:
+    """
+    Read which turns are wanted: ``?status=&tenant=&limit=&after=``.
+
+    Raises:
+        InvalidField: A member is unknown, or not what it should be.
+    """
+    members = _members(request.query, {"after", "limit", "status", "tenant"})
+    status, tenant, after = members.get("status"), members.get("tenant"), members.get("after")
+    if status is not None and status not in RUN_STATUSES:
+        raise InvalidField(f"status is {shown(status)}, but must be one of {', '.join(RUN_STATUSES)}", field="status")
+    if tenant is not None and not (0 < len(tenant) <= MAX_ID_CHARACTERS and tenant.isprintable()):
+        raise InvalidField(f"tenant must be 1 to {MAX_ID_CHARACTERS} printable characters", field="tenant")
+    if after is not None and len(after) > MAX_LIST_CURSOR_CHARACTERS:
+        raise InvalidField("after is not a cursor of this list", field="after")
+    return TurnQuery(status=status, tenant_id=tenant, limit=_limit(members), after=after)
+
+
+def _members(query: str, known: set[str]) -> Mapping[str, str]:
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict", max_num_fields=16)
+    except ValueError:
+        raise InvalidField("the query is not name=value&… in percent-encoded UTF-8", field="query") from None
+    members = dict(pairs)
+    for name in members:
+        if name not in known:
+            text = f"{shown(name)} is not a member of this query; there are {', '.join(sorted(known))}"
+            raise InvalidField(text, field=shortened(name))
+    if len(members) != len(pairs):
+        raise InvalidField("the query names a member twice", field="query")
+    return members
+
+
+def _limit(members: Mapping[str, str]) -> int:
+    limit = _number(members["limit"], "limit", MAX_LISTED) if "limit" in members else _LISTED
+    if limit < 1:
+        raise InvalidField(f"limit must be from 1 to {MAX_LISTED}", field="limit")
+    return limit
+
+
+def _number(text: str, field: str, most: int) -> int:
+    if not _NUMBER.fullmatch(text) or int(text) > most:
+        raise InvalidField(f"{field} is {shown(text)}, but must be a whole number from 0 to {most}", field=field)
+    return int(text)

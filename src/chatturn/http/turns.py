@@ -1,0 +1,172 @@
+"""What may be done with one turn: run it, follow it, look at it, stop it."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.request import TurnView
+from chatturn.chat.sink import Sink
+from chatturn.errors import DurableRunLeaseHeldError, NotFound
+from chatturn.http.application import Call, Parameters
+from chatturn.http.auth import RUN_TURNS
+from chatturn.http.limits import (
+    MAX_BODY_BYTES,
+    check_body_headers,
+    read_session_id,
+    read_turn_index,
+    read_turn_request,
+)
+from chatturn.http.messages import HttpRequest, HttpResponse
+from chatturn.http.problems import json_response, problem
+from chatturn.http.queries import LogCursor, read_cursor
+from chatturn.http.service import OpenLog
+from chatturn.wire.sse import CONTENT_TYPE as SSE
+from chatturn.wire.sse import SseSink
+
+__all__ = ["TURN", "get_stream", "get_turn", "post_cancel", "post_turn", "session_of"]
+
+TURN: Final = "/v1/sessions/{session}/turns/{turn_index}"
+_NDJSON: Final = "application/x-ndjson"
+
+# What of a stream's headers does not depend on the turn.  X-Accel-Buffering keeps proxies from holding lines back.
+_STREAM_HEADERS: Final[Mapping[str, str]] = {"X-Content-Type-Options": "nosniff", "X-Accel-Buffering": "no"}
+
+_UNCHANGING: Final = "private, max-age=31536000, immutable"
+_NO_CONTENT: Final = 204
+_NOT_MODIFIED: Final = 304
+_ACCEPTED: Final = 202
+
+
+async def post_turn(call: Call) -> HttpResponse:
+    """Run the turn, or replay it; or, where the request says so, follow whoever runs it."""
+    identity = _identity(call)
+    check_body_headers(call.request.headers)
+    turn_request = read_turn_request(await call.request.read(MAX_BODY_BYTES))
+    try:
+        turn = await call.service.open(identity, turn_request)
+    except DurableRunLeaseHeldError as error:
+        if not turn_request.follow:
+            return problem(error, stream=f"{_address(identity)}/stream")
+        followed = await call.service.follow(identity, None, may_take_over=True)
+        if followed is None:
+            raise
+        return _log_response(call, followed, LogCursor(None, None))
+    # The run id's name is the one that the AI SDK's WorkflowChatTransport looks for.
+    headers = {
+        "Cache-Control": "no-store",
+        "X-Workflow-Run-Id": turn.run_id,
+        "X-Turn-Attempt": str(turn.attempt),
+        "X-Turn-Replayed": "true" if turn.replayed else "false",
+    }
+    return _stream(call.request, headers, turn.run)
+
+
+async def get_stream(call: Call) -> HttpResponse:
+    """Show the turn's log from a cursor on, live until it ends."""
+    identity, cursor = _identity(call), read_cursor(call.request)
+    log = await call.service.follow(identity, cursor.after, may_take_over=RUN_TURNS in call.principal.scopes)
+    if log is None or (cursor.attempt is not None and not (log.finished and log.page.attempt == cursor.attempt)):
+        raise NotFound("there is no such turn, or not yet the finished log of this attempt")
+    return _log_response(call, log, cursor)
+
+
+async def get_turn(call: Call) -> HttpResponse:
+    """Show the turn's run, without its answer."""
+    identity = _identity(call)
+    view = await call.service.show(identity)
+    if view is None:
+        raise NotFound("there is no such turn")
+    return json_response(_members(identity, view))
+
+
+async def post_cancel(call: Call) -> HttpResponse:
+    """Stop the turn for good; once it is over, change nothing."""
+    identity = _identity(call)
+    cancellation = await call.service.cancel(identity)
+    if cancellation is None:
+        raise NotFound("there is no such turn")
+    members = {**_members(identity, cancellation.turn), "cancelRequested": cancellation.requested}
+    if not cancellation.requested:
+        return json_response(members)
+
+    async def end_if_nobody_runs_it() -> None:
+        await call.service.resume(cancellation.turn.run_id)
+
+    return replace(json_response(members, status=_ACCEPTED), background=end_if_nobody_runs_it)
+
+
+def session_of(parameters: Parameters) -> str:
+    """
+    Return whose owner the turn is for.
+
+    Raises:
+        InvalidField: It is no session's id.
+    """
+    return read_session_id(parameters["session"])
+
+
+def _log_response(call: Call, log: OpenLog, cursor: LogCursor) -> HttpResponse:
+    """
+    Stream a log.
+
+    One that is finished changes only where the turn is superseded.  So it has a tag to ask again with; and who says
+    which attempt finished it is told that it never changes.
+    """
+    headers = {"X-Workflow-Run-Id": log.run_id, "X-Turn-Attempt": str(log.page.attempt), "Cache-Control": "no-store"}
+    if log.finished:
+        last = log.page.begins - 1 if cursor.after is None else cursor.after
+        tag = f'"{log.page.attempt}.{log.page.ends}.{last}.{"sse" if _wants_sse(call.request) else "ndjson"}"'
+        headers["ETag"] = tag
+        headers["Cache-Control"] = "private, no-cache" if cursor.attempt is None else _UNCHANGING
+        headers["Vary"] = "Authorization, Accept, Last-Event-ID"
+        if tag in call.request.headers.get("if-none-match", ""):
+            return HttpResponse(status=_NOT_MODIFIED, headers=headers)
+    if log.nothing_left and _wants_sse(call.request):
+        return HttpResponse(status=_NO_CONTENT, headers=headers)  # An EventSource then stops coming back.
+    return _stream(call.request, headers, log.run)
+
+
+def _stream(request: HttpRequest, headers: Mapping[str, str], run: Callable[[Sink], Awaitable[None]]) -> HttpResponse:
+    """Make a streamed response in the format that the request accepts."""
+    if not _wants_sse(request):
+        return HttpResponse(status=200, headers={"Content-Type": _NDJSON, **_STREAM_HEADERS, **headers}, stream=run)
+
+    async def run_as_events(sink: Sink) -> None:
+        await run(SseSink(sink))
+
+    return HttpResponse(status=200, headers={"Content-Type": SSE, **_STREAM_HEADERS, **headers}, stream=run_as_events)
+
+
+def _wants_sse(request: HttpRequest) -> bool:
+    accepted = (part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(","))
+    return next((each == SSE for each in accepted if each in {SSE, _NDJSON}), False)
+
+
+def _identity(call: Call) -> ChatTurnIdentity:
+    return ChatTurnIdentity(
+        tenant_id=call.principal.tenant_id,
+        session_id=read_session_id(call.parameters["session"]),
+        user_id=call.principal.user_id,
+        turn_index=read_turn_index(call.parameters["turn_index"]),
+    )
+
+
+def _address(identity: ChatTurnIdentity) -> str:
+    return TURN.format(session=identity.session_id, turn_index=identity.turn_index)
+
+
+def _members(identity: ChatTurnIdentity, view: TurnView) -> dict[str, Any]:
+    return {
+        "runId": view.run_id,
+        "sessionId": identity.session_id,
+        "turnIndex": identity.turn_index,
+        "status": view.status,
+        "attempts": view.attempts,
+        "model": view.model,
+        "createdAt": view.created_at,
+        "updatedAt": view.updated_at,
+        "completedAt": view.completed_at,
+        "outcome": None if view.outcome is None else view.outcome.to_json(),
+        "stream": f"{_address(identity)}/stream",
+    }

@@ -1,0 +1,97 @@
+"""
+A Durable Object for each session, where one is bound: its turns run there, and may outlive their clients for long.
+
+A Worker is ended about 30 s after its client has gone.  The object goes on, and sets itself an alarm that looks after
+the session every 20 s, or every term of the lease, while a turn is being answered: so the platform does not put the
+object away, and a turn that was lost with it, in a deployment or a crash, is taken over once its lease has lapsed.
+"""
+
+import json
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from pyodide.ffi import JsException, JsProxy
+
+from chatturn.errors import OwnerUnavailable
+from chatturn.http.messages import HttpResponse
+from chatturn.workerd.ffi import settled, started
+
+__all__ = ["SessionObjects", "SessionWatch"]
+
+_LOOK_EVERY_MS: Final = 20_000
+"""At most: the platform puts an object away that nobody has asked for 70 s."""
+
+_NAME: Final = "name"
+"""Where the object keeps its name: an alarm is not always told it."""
+
+
+class SessionObjects:
+    """
+    `SessionOwner` for one request.
+
+    Args:
+        namespace: The raw binding.
+        request: The raw request, its body unread.
+    """
+
+    def __init__(self, namespace: JsProxy, request: JsProxy) -> None:
+        self._namespace = namespace
+        self._request = request
+
+    async def forward(self, tenant_id: str, session_id: str) -> HttpResponse:
+        """Let the session's object answer; see `SessionOwner.forward`."""
+        stub = self._namespace.getByName(json.dumps([tenant_id, session_id]))
+        try:
+            response = await settled(started(stub.fetch.bind(stub, self._request)))
+        except JsException as error:
+            raise OwnerUnavailable(str(error)) from error
+        return HttpResponse(status=response.status, headers={}, passed_on=response)
+
+
+class SessionWatch:
+    """
+    The alarm of one session's object.
+
+    Args:
+        state: The raw state of the object.
+        lease_ms: Of its turns.
+        look_after: Takes over what is lost of a tenant's session; returns whether a turn is being answered.
+    """
+
+    def __init__(
+        self, state: JsProxy, lease_ms: int, look_after: Callable[[str, str], Coroutine[Any, Any, bool]]
+    ) -> None:
+        self._look_after = look_after
+        self._every_ms = min(_LOOK_EVERY_MS, lease_ms)
+        self._state = state
+        self._storage = state.storage
+
+    async def keep(self) -> None:
+        """See to it that the alarm is set; to be done beside each request."""
+        if not await self._asked("getAlarm"):
+            if self._state.id.name:
+                await self._asked("put", _NAME, self._state.id.name)
+            await self._asked("setAlarm", _now_ms() + self._every_ms)
+
+    async def look(self) -> None:
+        """
+        Look after the session, and again later if a turn of it is being answered.
+
+        Raises:
+            StoreError: The database does not answer; the platform calls the alarm again, later and later.
+        """
+        name = self._state.id.name or await self._asked("get", _NAME)
+        tenant_id, session_id = json.loads(name)
+        # Set before the look: it may take as long as a turn, and this object may die meanwhile.
+        await self._asked("setAlarm", _now_ms() + self._every_ms)
+        if not await self._look_after(tenant_id, session_id):
+            await self._asked("deleteAlarm")
+
+    async def _asked(self, method: str, *arguments: Any) -> Any:
+        function = getattr(self._storage, method)
+        return await settled(started(function.bind(self._storage, *arguments)))
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,240 @@
+"""
+Isolates that share one database: each serves requests by the real routes, and may be killed with all it holds.
+
+What is killed writes nothing any more and says nothing: its database is dead, its tasks are gone, and its readers
+see their streams end in the middle.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from chatturn.backends import AgentExecutionBackend
+from chatturn.backends.echo import create_echo_backend
+from chatturn.chat.hooks import ChatTurnHooks
+from chatturn.chat.live import LiveLogs
+from chatturn.chat.service import DurableChatService
+from chatturn.chat.sweep import Sweep
+from chatturn.databases import Database, Outcome, Statement
+from chatturn.http.application import Application
+from chatturn.http.auth import Principal
+from chatturn.http.messages import HttpRequest, HttpResponse
+from chatturn.http.routes import handle
+from chatturn.settings import Settings
+from tests.support.turns import virtual_moment
+
+__all__ = ["TURN", "Isolate", "Reader", "Reply"]
+
+TURN = "/v1/sessions/thread-1/turns/0"
+
+
+class _Wire:
+    """A database as one isolate reaches it, until the isolate dies."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.dead = False
+        self.batches = 0
+
+    async def batch(self, statements: Sequence[Statement]) -> list[Outcome]:
+        if self.dead:
+            raise asyncio.CancelledError  # whoever asks is gone as well
+        self.batches += 1
+        return await self._database.batch(statements)
+
+
+class Reader:
+    """
+    A client's end of a stream.
+
+    Attributes:
+        text: What has arrived.
+        ended: Whether the stream has ended.
+    """
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.ended = False
+        self._lost: Any = None
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines that have arrived, pings left out."""
+        lines = [json.loads(line) for line in self.text.split("\n")[:-1]]
+        return [line for line in lines if line["type"] != "ping"]
+
+    @property
+    def last(self) -> int | None:
+        """The seq of the last line that has one: where this client goes on."""
+        return next((line["seq"] for line in reversed(self.lines) if "seq" in line), None)
+
+    def leave(self) -> None:
+        """Go away, so that the next write finds nobody."""
+        if not self.ended:
+            self.ended = True
+            if self._lost is not None:
+                self._lost()
+
+    # The sink.
+
+    def write(self, text: str) -> None:
+        if not self.ended:
+            self.text += text
+
+    async def drain(self) -> None:
+        pass
+
+    @property
+    def closed(self) -> bool:
+        return self.ended
+
+    def when_lost(self, callback: Any) -> None:
+        self._lost = callback
+
+    async def close(self) -> None:
+        self.ended = True
+
+
+@dataclass
+class Reply:
+    """
+    An answer to a request.
+
+    Attributes:
+        response: Status and headers.
+        reader: Who reads its stream.
+        task: What writes the stream.
+    """
+
+    response: HttpResponse
+    reader: Reader
+    task: "asyncio.Task[None] | None" = None
+
+    @property
+    def status(self) -> int:
+        return self.response.status
+
+    @property
+    def body(self) -> Any:
+        """The body, JSON."""
+        return json.loads(self.response.body)
+
+    async def lines(self) -> list[dict[str, Any]]:
+        """Read the stream to its end."""
+        if self.task is not None:
+            await self.task
+        return self.reader.lines
+
+
+@dataclass
+class _Scopes:
+    scopes: str = "turns"
+    tenant: str = "acme"
+
+    def check(self) -> None:
+        pass
+
+    def authenticate(self, headers: Mapping[str, str]) -> Principal:
+        tenant = headers.get("x-tenant", self.tenant)
+        return Principal(
+            tenant_id=tenant, user_id="ann", scopes=frozenset(headers.get("x-scopes", self.scopes).split())
+        )
+
+
+@dataclass
+class Isolate:
+    """
+    One isolate.
+
+    Args:
+        database: Shared with others.
+        hooks: The product's.
+        backend: The model.
+        settings: In place of the defaults.
+
+    Attributes:
+        logged: What was logged.
+    """
+
+    database: Database
+    hooks: ChatTurnHooks
+    backend: AgentExecutionBackend = field(default_factory=create_echo_backend)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    logged: list[tuple[str, Any]] = field(default_factory=list)
+    readers: list[Reader] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.wire = _Wire(self.database)
+        self._live = LiveLogs()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def service(self) -> DurableChatService:
+        """The chat, for one request."""
+        return DurableChatService(
+            settings=Settings.from_env(dict(self.settings)),
+            hooks=self.hooks,
+            backend=self.backend,
+            database=self.wire,
+            log=lambda event, particulars: self.logged.append((event, particulars)),
+            live=self._live,
+            moment=virtual_moment,
+        )
+
+    async def ask(
+        self, method: str, path: str = TURN, body: Any = None, *, reader: Reader | None = None, **headers: str
+    ) -> Reply:
+        """Send a request; its stream is written in the background, as is what is to be done after it."""
+        path, _, query = path.partition("?")
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+
+        async def read(_most: int) -> bytes:
+            return json.dumps(body).encode()
+
+        request = HttpRequest(
+            method=method, path=path, query=query, headers={"content-type": "application/json", **named}, read=read
+        )
+        app = Application(
+            authenticator=_Scopes(), service=self.service, log=lambda what, error: self.logged.append((what, error))
+        )
+        reply = Reply(await handle(request, app), reader or Reader())
+        if reply.response.stream is not None:
+            self.readers.append(reply.reader)
+            reply.task = self._spawn(reply.response.stream(reply.reader))
+        if reply.response.background is not None:
+            self._spawn(reply.response.background())
+        return reply
+
+    async def post(self, message: str = "hi", **members: Any) -> Reply:
+        """Post the turn."""
+        return await self.ask("POST", body={"message": message, **members})
+
+    async def follow(self, after: int | None = None, **headers: str) -> Reply:
+        """Get the turn's stream."""
+        query = "" if after is None else f"?after={after}"
+        return await self.ask("GET", f"{TURN}/stream{query}", reader=None, **headers)
+
+    async def sweep(self) -> int:
+        """Let the cron pass by."""
+        task: asyncio.Task[int] = asyncio.ensure_future(Sweep(service=self.service).run())
+        self._tasks.add(task)
+        return await task
+
+    def _spawn(self, work: Any) -> "asyncio.Task[None]":
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        return task
+
+    async def kill(self) -> None:
+        """Die: nothing more is written or said, and every stream ends where it is."""
+        self.wire.dead = True
+        for reader in self.readers:
+            reader.ended = True
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
