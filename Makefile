@@ -11,12 +11,13 @@ STAMPS := $(VENV)/stamps
 READY := $(STAMPS)/python $(STAMPS)/worker $(STAMPS)/node
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run demo test reset schema lint format types bench deploy-check clean FORCE
+.PHONY: help setup run demo chaos test reset schema lint format types bench deploy-check clean FORCE
 
 help:
 	@echo "make run           start the Worker at http://localhost:$(PORT) (PORT=, PRODUCT=legal)"
 	@echo "make demo          watch a Worker die in the middle of an answer, and the answer survive"
 	@echo "make test          run every test, those inside workerd too (ARGS='-k name')"
+	@echo "make chaos         kill 5,000 workers in the middle of turns, and add up (ARGS='--kills 200')"
 	@echo "make reset         forget the local database"
 	@echo "make schema        write schema.sql from the code"
 	@echo "make lint types    ruff, mypy --strict"
@@ -30,6 +31,9 @@ run: $(READY)
 
 demo: $(READY)
 	@$(BIN)/python -m dev.demo
+
+chaos: $(READY)
+	@PYTHONPATH=src $(BIN)/python -m tests.chaos $(ARGS)
 
 test: $(READY)
 	@$(BIN)/python -m dev.test $(ARGS)

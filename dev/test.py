@@ -14,7 +14,7 @@ from dev import paths
 __all__ = ["main"]
 
 _WAITING = ("tests/e2e",)
-_COMPUTING = ("tests/unit", "tests/contract")
+_COMPUTING = ("tests/unit", "tests/contract", "tests/chaos")
 
 
 def main(arguments: list[str]) -> int:

@@ -73,7 +73,7 @@ def test_a_killed_worker_loses_nothing(worker: Worker, upstream: Upstream, seen:
     lines = client.settle(session, message, seconds=LEASE_MS / 1000 + 30)
 
     assert WORDS == answer_of(lines)
-    assert 2 == lines[0]["attempt"]
+    assert {2} == {line["attempt"] for line in lines if "attempt" in line}
     assert time.monotonic() - killed_at < LEASE_MS / 1000 + worker.boot_seconds + 5
     assert_answered_once(worker, upstream, session, message)
 

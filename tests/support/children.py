@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 CONTEXT: Final = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
+CONTEXT.set_forkserver_preload([__name__, "tests.chaos.worker"])
 
 LEASE_LOST: Final = 17
 """What a worker exits with that found its lease gone."""

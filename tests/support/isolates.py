@@ -7,9 +7,9 @@ see their streams end in the middle.
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chatturn.backends import AgentExecutionBackend
@@ -154,6 +154,8 @@ class Isolate:
         hooks: The product's.
         backend: The model.
         settings: In place of the defaults.
+        lease_ms: Shorter than a setting may be, for tests in real time.
+        moment: The database's time.
 
     Attributes:
         logged: What was logged.
@@ -163,6 +165,8 @@ class Isolate:
     hooks: ChatTurnHooks
     backend: AgentExecutionBackend = field(default_factory=create_echo_backend)
     settings: Mapping[str, str] = field(default_factory=dict)
+    lease_ms: int | None = None
+    moment: Callable[[], str] = virtual_moment
     logged: list[tuple[str, Any]] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)
 
@@ -174,14 +178,15 @@ class Isolate:
     @property
     def service(self) -> DurableChatService:
         """The chat, for one request."""
+        settings = Settings.from_env(dict(self.settings))
         return DurableChatService(
-            settings=Settings.from_env(dict(self.settings)),
+            settings=settings if self.lease_ms is None else replace(settings, lease_ms=self.lease_ms),
             hooks=self.hooks,
             backend=self.backend,
             database=self.wire,
             log=lambda event, particulars: self.logged.append((event, particulars)),
             live=self._live,
-            moment=virtual_moment,
+            moment=self.moment,
         )
 
     async def ask(

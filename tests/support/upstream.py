@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
 from tests.support.upstream_script import Script, head, http_chunks
@@ -59,7 +59,7 @@ class Call:
 
     @property
     def message(self) -> str:
-        """The text of the last message."""
+        """What is asked."""
         return _last_text(self.body)
 
     def wait_closed(self, timeout: float) -> bool:
@@ -181,6 +181,8 @@ class Upstream:
     def _record(self, path: str, headers: dict[str, str], body: dict[str, Any]) -> Call:
         with self._changed:
             script = self._choose(_last_text(body))
+            if (said := _said(body)) and script.text.startswith(said):
+                script = replace(script, text=script.text.removeprefix(said))
             call = Call(path=path, headers=headers, body=body, script=script, began_at=time.monotonic())
             self._calls.append(call)
             self._changed.notify_all()
@@ -285,6 +287,13 @@ def _closes_within(connection: socket.socket, seconds: float | None) -> bool:
 
 
 def _last_text(body: Mapping[str, Any]) -> str:
+    """Return what is to be answered, which is not the beginning of the answer that is to be continued."""
     messages = body.get("messages") or [{}]
-    content = messages[-1].get("content")
+    content = messages[-2 if _said(body) else -1].get("content")
     return content if isinstance(content, str) else json.dumps(content)
+
+
+def _said(body: Mapping[str, Any]) -> str:
+    """Return the beginning of the answer, where the model is asked to go on with it."""
+    last = (body.get("messages") or [{}])[-1]
+    return str(last["content"]) if body.get("continue_final_message") and last.get("role") == "assistant" else ""

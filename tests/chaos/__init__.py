@@ -1,0 +1,1 @@
+"""Real processes, killed and stopped at random moments of concurrent turns, over a database and a model that fail."""
