@@ -47,6 +47,7 @@ class Settings:
     )
     grace_ms: int = _setting(30_000, "with `grace`: how long a turn without readers goes on", least=0)
     turn_attempts: int = _setting(10, "attempts of a turn, those that ended in a wait not counted", least=1)
+    log_every_ms: int = _setting(250, "how often a turn's lines are stored, at first; 0: only with its end", least=0)
     workers_plan: Plan = _setting("paid", "whose limit of queries a turn keeps to", choices=get_args(Plan))
     continue_models: str = _setting(
         "", "models, separated by commas, whose server can continue an answer that broke off; `*` for all"

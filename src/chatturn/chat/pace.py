@@ -1,10 +1,14 @@
 """How often something that costs a query may be done: often at first, ever more rarely later.  Pure."""
 
+import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["FOLLOW_PACES", "LOG_PACES", "Pace"]
+from chatturn.settings import Plan
+
+__all__ = ["FOLLOW_PACES", "Pace", "log_pace"]
 
 _HORIZON_MS: Final = 900_000
 """A budget lasts for 15 minutes, which is what the platform gives work that nobody waits for."""
@@ -45,11 +49,21 @@ class Pace:
         return k * (1 + math.log(_HORIZON_MS / steady_ms)) if 0 < steady_ms < _HORIZON_MS else k
 
 
+_NEVER_MS: Final = 10**12
+
 # Cloudflare allows 1,000 D1 queries in one invocation on the paid plan, and 50 on the free one.  The claim, the
 # finish, the renewals, the hooks and an agent's steps want their part of them.  (developers.cloudflare.com/d1/platform)
 
-LOG_PACES: Final = {"paid": Pace(first_ms=250, queries=600), "free": Pace(first_ms=250, queries=20)}
-"""How often the lines of a turn are stored, by plan."""
+_LOG_QUERIES: Final[Mapping[Plan, int]] = {"paid": 600, "free": 20}
 
-FOLLOW_PACES: Final = {"paid": Pace(first_ms=100, queries=900), "free": Pace(first_ms=250, queries=35)}
-"""How often a follower asks the database for more of them."""
+FOLLOW_PACES: Final[Mapping[Plan, Pace]] = {
+    "paid": Pace(first_ms=100, queries=900),
+    "free": Pace(first_ms=250, queries=35),
+}
+"""How often a follower asks the database for more of a log, by plan."""
+
+
+@functools.cache
+def log_pace(plan: Plan, first_ms: int) -> Pace:
+    """Return how often the lines of a turn are stored; 0 for *first_ms*: only with its end."""
+    return Pace(first_ms=first_ms, queries=_LOG_QUERIES[plan]) if first_ms else Pace(first_ms=_NEVER_MS, queries=1)

@@ -9,7 +9,7 @@ from chatturn.canonical import derive_worker_id
 from chatturn.chat.hooks import ChatTurnHooks
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.live import LiveLogs
-from chatturn.chat.pace import LOG_PACES, Pace
+from chatturn.chat.pace import Pace, log_pace
 from chatturn.databases import Database
 from chatturn.durable.context import ContextSources
 from chatturn.durable.runner import default_sources
@@ -137,7 +137,7 @@ class RunChatTurnInput:
     most_attempts: int = 10
     lease_ms: int = 60_000
     live: LiveLogs = field(default_factory=LiveLogs)
-    log_pace: Pace = LOG_PACES["paid"]
+    log_pace: Pace = field(default_factory=lambda: log_pace("paid", 250))
     sources: ContextSources = field(default_factory=default_sources)
     moment: Callable[[], str] = lambda: "now"
     tracer: Tracer = NULL_TRACER

@@ -17,7 +17,7 @@ from chatturn.chat.live import Alarm, EventAlarm, LiveLogs
 from chatturn.chat.log_statements import request_cancel
 from chatturn.chat.operations import MessagePage, MessageQuery, TurnPage, TurnQuery, list_messages, list_turns
 from chatturn.chat.operations_statements import read_running
-from chatturn.chat.pace import FOLLOW_PACES, LOG_PACES
+from chatturn.chat.pace import FOLLOW_PACES, log_pace
 from chatturn.chat.pages import load_page
 from chatturn.chat.request import CANCELLED, Cancellation, RunChatTurnInput, TurnRequest, TurnView
 from chatturn.chat.sink import NoSink
@@ -110,7 +110,7 @@ class DurableChatService:
                 most_attempts=settings.turn_attempts,
                 lease_ms=settings.lease_ms,
                 live=self.live,
-                log_pace=LOG_PACES[settings.workers_plan],
+                log_pace=log_pace(settings.workers_plan, settings.log_every_ms),
                 moment=self.moment,
                 tracer=NULL_TRACER if traces is None else traces.recorder,
                 trace_id=None if traces is None else traces.recorder.trace_id,
