@@ -16,6 +16,7 @@ from dev import paths, wrangler
 from dev.bundle import Mounts, assemble
 from dev.config import Config
 from dev.database import apply_schema
+from dev.processes import has_ended
 
 HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 60.0
@@ -211,9 +212,5 @@ def is_free(port: int) -> bool:
 def _wait_for_group(group: int) -> None:
     """Wait until no process of *group* is left, so that a port and a database are free again."""
     deadline = time.monotonic() + STOP_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except (ProcessLookupError, PermissionError):
-            return
+    while time.monotonic() < deadline and not has_ended(group):
         time.sleep(0.01)

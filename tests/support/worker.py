@@ -14,6 +14,7 @@ from dev import paths
 from dev.bundle import Mounts
 from dev.config import Config
 from dev.database import database_file
+from dev.processes import members
 from dev.server import Server
 
 SECRET: Final = "a-secret-of-the-tests-and-of-nothing-else"
@@ -92,23 +93,13 @@ class Worker:
         wrangler runs two workerd: the small one is a proxy in front of the one that holds Python.
         """
         found = []
-        for pid in _group(self.server.process.pid):
+        for pid in members(self.server.process.pid):
             with suppress(FileNotFoundError, ProcessLookupError):
                 program = Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0]
                 pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
                 if Path(program.decode()).name == command:
                     found.append((pages, pid))
         return [pid for _, pid in sorted(found, reverse=True)]
-
-
-def _group(leader: int) -> Iterator[int]:
-    """Yield the processes of a group, from Linux's list of all of them."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            # The name, in parentheses, may contain anything; what follows it is numbers.
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[2]) == leader:
-                yield int(folder.name)
 
 
 @contextmanager
