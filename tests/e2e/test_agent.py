@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from tests.support.client import Client, answer_of, lines_of
+from tests.support.http import http
 from tests.support.upstream import Upstream
 from tests.support.upstream_script import Script, ToolCall
 from tests.support.worker import Worker, running_worker
@@ -114,7 +115,7 @@ def decide(worker: Worker, session: str, index: int, key: str, payload: Any, **c
     """Emit an event of a turn's run."""
     run_id = quote(f"chat:acme:{session}:{index}", safe="")
     url = f"{worker.url}/v1/runs/{run_id}/events/{quote(key, safe='')}"
-    return httpx.post(url, json={"payload": payload}, headers=Client(worker.url, **claims).headers, timeout=30)
+    return http.post(url, json={"payload": payload}, headers=Client(worker.url, **claims).headers, timeout=30)
 
 
 def kinds(lines: list[dict[str, Any]]) -> list[str]:

@@ -10,11 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.e2e.conftest import StartWorker
 from tests.support.client import Client, answer_of, lines_of
+from tests.support.http import http
 from tests.support.upstream import Upstream
 from tests.support.upstream_script import Script
 from tests.support.worker import SECRET, Worker
@@ -189,7 +189,7 @@ def test_a_database_that_is_away_refuses_a_turn_before_its_first_byte(start_work
 
 def readyz(worker: Worker) -> tuple[int, str]:
     """Ask whether the Worker is ready."""
-    response = httpx.get(worker.url + "/readyz")
+    response = http.get(worker.url + "/readyz")
     return response.status_code, response.text
 
 

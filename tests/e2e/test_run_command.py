@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import httpx
 import pytest
 
 from dev import paths
 from dev.secrets_file import ensure_signing_secret
 from dev.server import free_port, is_free
+from tests.support.http import http
 from tests.support.processes import descendants, exists
 
 PROBE: Final = Path(__file__).resolve().parent.parent / "worker" / "probe"
@@ -120,7 +120,7 @@ def test_the_printed_command_works_when_pasted(make_run: Callable[..., Command])
     [url] = re.findall(r"http://\S+", pasted)
     headers = dict(pair.split(": ", 1) for pair in re.findall(r"-H '([^']+)'", pasted))
     [body] = re.findall(r"-d '([^']+)'", pasted)
-    response = httpx.post(url.replace("localhost", "127.0.0.1"), headers=headers, content=body)
+    response = http.post(url.replace("localhost", "127.0.0.1"), headers=headers, content=body)
 
     assert re.search(r"ready in \d+\.\d s, BACKEND=echo", command.output)
     assert response.status_code == 200
@@ -141,7 +141,7 @@ def test_an_edit_reloads_and_a_mistake_is_shown(make_run: Callable[..., Command]
 
     assert "LookupError: not yet" in broken
     assert "curl -N" not in broken
-    assert httpx.get(f"http://127.0.0.1:{command.port}/healthz").text == "ok"
+    assert http.get(f"http://127.0.0.1:{command.port}/healthz").text == "ok"
 
 
 def test_dev_vars_reach_the_worker_and_gain_a_secret_of_their_own(
@@ -151,7 +151,7 @@ def test_dev_vars_reach_the_worker_and_gain_a_secret_of_their_own(
     secrets = tmp_path / ".dev.vars"
     secrets.write_text("OPENAI_API_KEY=a-key\nSECRET=from .dev.vars")
     command = make_run(*of_the_probe())
-    seen = httpx.get(f"http://127.0.0.1:{command.port}/settings").json()
+    seen = http.get(f"http://127.0.0.1:{command.port}/settings").json()
     kept = secrets.read_text()
 
     assert "BACKEND=openai" in command.output

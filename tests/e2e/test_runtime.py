@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from dev.bundle import pack
+from tests.support.http import http
 from tests.support.processes import descendants, listening_addresses
 from tests.support.worker import Worker, running_worker
 
@@ -46,7 +47,7 @@ def edited(tmp_path: Path) -> Path:
 
 
 def get(worker: Worker, path: str) -> Any:
-    response = httpx.get(f"{worker.url}/{path}", timeout=WAIT_SECONDS)
+    response = http.get(f"{worker.url}/{path}", timeout=WAIT_SECONDS)
     assert response.status_code == HTTPStatus.OK, response.text
     return response.json()
 
@@ -108,7 +109,7 @@ def test_entropy_and_the_clock_are_real_in_a_request(probe: Worker) -> None:
 
 def test_python_can_be_suspended_without_await(probe: Worker) -> None:
     """`run_sync` works in a handler, for a timer and for a fetch."""
-    answer = httpx.post(f"{probe.url}/waiting", content=f"{probe.url}/healthz").json()
+    answer = http.post(f"{probe.url}/waiting", content=f"{probe.url}/healthz").json()
 
     assert {"can_run_sync": True, "slept": "slept", "fetched": "ok"} == answer
 
@@ -133,7 +134,7 @@ def test_every_request_has_an_instance_of_its_own(probe: Worker) -> None:
 def test_a_coroutine_given_to_wait_until_outlives_the_response(probe: Worker) -> None:
     """The proxy of the Python future is kept until the future is done."""
     began = time.monotonic()
-    httpx.get(f"{probe.url}/background/afterwards")
+    http.get(f"{probe.url}/background/afterwards")
 
     assert time.monotonic() - began < 0.4
     eventually(lambda: "afterwards" in notes(probe))
@@ -143,7 +144,7 @@ def test_a_stream_arrives_line_by_line(probe: Worker) -> None:
     """Nothing between Python and the client holds a line back."""
     began = time.monotonic()
     headers = {"accept-encoding": "identity"}  # A body without a type would be compressed as a whole.
-    with httpx.stream("GET", f"{probe.url}/stream/10", headers=headers) as response:
+    with http.stream("GET", f"{probe.url}/stream/10", headers=headers) as response:
         arrivals = [(line, time.monotonic() - began) for line in response.iter_lines()]
 
     assert [str(number) for number in range(10)] == [line for line, _ in arrivals]
@@ -152,7 +153,7 @@ def test_a_stream_arrives_line_by_line(probe: Worker) -> None:
 
 def test_a_disconnect_is_seen_as_a_signal_and_as_a_refused_write(probe: Worker) -> None:
     """`enable_request_signal` holds here as it does when deployed."""
-    with httpx.stream("GET", f"{probe.url}/stream/400", headers={"accept-encoding": "identity"}) as response:
+    with http.stream("GET", f"{probe.url}/stream/400", headers={"accept-encoding": "identity"}) as response:
         next(response.iter_lines())
 
     eventually(lambda: {"abort signal", "write refused"} <= set(notes(probe)))
@@ -160,7 +161,7 @@ def test_a_disconnect_is_seen_as_a_signal_and_as_a_refused_write(probe: Worker) 
 
 def test_a_cron_tick_reaches_the_scheduled_handler(probe: Worker) -> None:
     """It is called with `(controller, env, ctx)`."""
-    response = httpx.get(f"{probe.url}/cdn-cgi/local/scheduled", params={"cron": "* * * * *"})
+    response = http.get(f"{probe.url}/cdn-cgi/local/scheduled", params={"cron": "* * * * *"})
 
     assert response.status_code == HTTPStatus.OK
     eventually(lambda: "scheduled * * * * *" in notes(probe))
@@ -185,7 +186,7 @@ def test_a_named_entrypoint_is_called_by_rpc(probe: Worker) -> None:
 
 def test_a_mistake_in_a_handler_shows_its_traceback(probe: Worker) -> None:
     """To the developer, in the terminal."""
-    response = httpx.get(f"{probe.url}/fail")
+    response = http.get(f"{probe.url}/fail")
 
     assert response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR
     probe.logged("LookupError: a mistake in a handler")
@@ -205,10 +206,10 @@ def test_an_error_at_import_is_shown_until_the_file_is_mended(edited: Path) -> N
     sound = entry.read_text()
     entry.write_text(sound + "\n\ndef oops():\n    return 1 / 0\n\n\noops()\n")
     with run_probe(edited) as worker:
-        broken = httpx.get(f"{worker.url}/healthz")
+        broken = http.get(f"{worker.url}/healthz")
         entry.write_text(sound)
         pack(worker.server.bundle, worker.server.mounts)
-        eventually(lambda: httpx.get(f"{worker.url}/healthz", timeout=WAIT_SECONDS).text == "ok")
+        eventually(lambda: http.get(f"{worker.url}/healthz", timeout=WAIT_SECONDS).text == "ok")
 
         assert broken.status_code == HTTPStatus.INTERNAL_SERVER_ERROR
         assert re.search(r'entry\.py", line \d+, in oops\n', broken.text)
@@ -219,7 +220,7 @@ def test_an_error_at_import_is_shown_until_the_file_is_mended(edited: Path) -> N
 
 def test_what_was_stored_survives_a_kill(probe: Worker) -> None:
     """SIGKILL in the middle of things, then a start on the same state."""
-    httpx.get(f"{probe.url}/background/before-the-kill")
+    http.get(f"{probe.url}/background/before-the-kill")
     eventually(lambda: "before-the-kill" in notes(probe))
     processes = probe.pids()
     probe.kill()

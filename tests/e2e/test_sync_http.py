@@ -16,10 +16,10 @@ from pathlib import Path
 from threading import Event, Semaphore, Thread
 from typing import Any, ClassVar, Final
 
-import httpx
 import pytest
 
 from dev.server import free_port
+from tests.support.http import http
 from tests.support.worker import Worker, running_worker
 
 PRODUCTS: Final = Path(__file__).parent / "products"
@@ -131,7 +131,7 @@ def run_turn(worker: Worker, message: str, session: str | None = None) -> str:
     """Run a turn to its terminal line, its hooks included; return its session."""
     session = session or f"session-{next(_SESSIONS)}"
     url = f"{worker.url}/v1/sessions/{session}/turns/0"
-    response = httpx.post(url, json={"message": message}, timeout=40)
+    response = http.post(url, json={"message": message}, timeout=40)
     assert response.status_code == 200, response.text
     assert json.loads(response.text.splitlines()[-1])["type"] == "session.run.completed", response.text
     return session

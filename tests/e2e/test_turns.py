@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.support.client import Client, answer_of, lines_of, token
+from tests.support.http import http
 from tests.support.upstream import Upstream
 from tests.support.upstream_script import Script, ToolCall, answer_text
 from tests.support.worker import Worker, running_worker
@@ -288,7 +288,7 @@ def test_tokens_are_checked(worker: Worker, client: Client) -> None:
     address = client.address("locked")
     parts = client.headers["authorization"].split(".")
     statuses = [
-        httpx.post(address, json={"message": "x"}, headers=headers).status_code
+        http.post(address, json={"message": "x"}, headers=headers).status_code
         for headers in (
             {},
             {"authorization": ".".join([*parts[:2], parts[2][::-1]])},
@@ -329,7 +329,7 @@ def test_bad_input_gets_a_clear_4xx_and_writes_nothing(
 ) -> None:
     """Each names what is wrong, in a problem with a stable code."""
     before = worker.sql("SELECT count(*) AS n FROM durable_runs")
-    response = httpx.post(
+    response = http.post(
         worker.url + path, content=body, headers={**client.headers, "content-type": "application/json"}
     )
     problem = response.json()
@@ -343,9 +343,9 @@ def test_bad_input_gets_a_clear_4xx_and_writes_nothing(
 def test_the_other_refusals_of_http(worker: Worker, client: Client) -> None:
     """405 with Allow, 415, and a body that announces too much."""
     address = client.address("refused")
-    wrong_method = httpx.delete(address, headers=client.headers)
-    wrong_type = httpx.post(address, content=b"message=x", headers={**client.headers, "content-type": "text/plain"})
+    wrong_method = http.delete(address, headers=client.headers)
+    wrong_type = http.post(address, content=b"message=x", headers={**client.headers, "content-type": "text/plain"})
 
     assert (405, True) == (wrong_method.status_code, "POST" in wrong_method.headers["allow"])
     assert 415 == wrong_type.status_code
-    assert 200 == httpx.get(worker.url + "/healthz").status_code
+    assert 200 == http.get(worker.url + "/healthz").status_code

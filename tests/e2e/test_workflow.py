@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from dev import paths
+from tests.support.http import http
 from tests.support.worker import Worker, running_worker
 
 SOURCE: Final = Path(__file__).resolve().parent.parent / "worker" / "workflow"
@@ -43,7 +44,7 @@ class Site:
 
     def request(self, method: str, path: str, body: Any = None) -> httpx.Response:
         """Ask the Worker."""
-        return httpx.request(method, self.worker.url + path, json=body, timeout=WAIT_SECONDS)
+        return http.request(method, self.worker.url + path, json=body, timeout=WAIT_SECONDS)
 
     def post(self, path: str, body: Any) -> Any:
         """Post JSON, get JSON."""

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import jwt
 
+from tests.support.http import http
 from tests.support.worker import SECRET
 
 __all__ = ["Client", "answer_of", "lines_of", "parsed", "token"]
@@ -34,7 +35,7 @@ class Client:
     @contextmanager
     def stream(self, session: str, message: str = "hello", index: int = 0, **members: Any) -> Iterator[httpx.Response]:
         """Post a turn and give its response before its body."""
-        with httpx.stream(
+        with http.stream(
             "POST",
             self.address(session, index),
             json={"message": message, **members},
@@ -73,7 +74,7 @@ class Client:
 
     def show(self, session: str, index: int = 0) -> httpx.Response:
         """Get a turn."""
-        return httpx.get(self.address(session, index), headers=self.headers)
+        return http.get(self.address(session, index), headers=self.headers)
 
 
 def lines_of(response: httpx.Response) -> Iterator[str]:

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from dev import paths
+from tests.support.http import http
 from tests.support.worker import Worker, running_worker
 
 __all__ = ["pytest_collection_modifyitems"]
@@ -93,7 +94,7 @@ class _Runs:
 
     def _run(self, worker: Worker, tests: Sequence[str]) -> None:
         try:
-            response = httpx.post(worker.url, json=tests, timeout=_RUN_SECONDS)
+            response = http.post(worker.url, json=tests, timeout=_RUN_SECONDS)
         except httpx.HTTPError as error:
             self._fail(tests, f"workerd gave no answer: {error!r}\n{worker.log[-8000:]}")
             return
