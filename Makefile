@@ -85,8 +85,8 @@ $(STAMPS)/worker: requirements-worker.txt $(if $(wildcard python_modules/workers
 		--no-deps --no-compile --target python_modules -r requirements-worker.txt
 	@touch $@
 
-$(STAMPS)/node: dev/package-lock.json dev/package.json $(if $(wildcard dev/node_modules/wrangler),,FORCE) | $(STAMPS)/python
+$(STAMPS)/node: dev/package-lock.json dev/package.json $(if $(wildcard dev/node_modules/wrangler),,FORCE) | $(STAMPS)/python $(STAMPS)/worker
 	@echo "[3/3] wrangler, workerd and Pyodide into dev/node_modules (70 MB to download) …"
 	@cd dev && PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --ignore-scripts --no-audit --no-fund --loglevel error >/dev/null
-	@$(BIN)/python -m dev.stdlib
+	@$(BIN)/python -m dev.prepare
 	@touch $@

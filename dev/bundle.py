@@ -11,12 +11,13 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from dev import paths
+from dev import byte_code, paths
 from dev.config import Config
-from dev.stdlib import compiled_stdlib
+from dev.interpreter import compiled_stdlib, memory_snapshot
 
 SOURCES_ARCHIVE: Final = "sources.tar"
 
@@ -34,6 +35,7 @@ def assemble(folder: Path, *, mounts: Mounts, entry: str, config: Config) -> Non
     _link(paths.PYODIDE / "pyodide.asm.wasm", folder / "pyodide.asm.wasm")
     _link(paths.PYODIDE / "pyodide.mjs", folder / "pyodide.mjs")
     _link(compiled_stdlib(), folder / "python_stdlib.zip")
+    _link(memory_snapshot(), folder / "snapshot.bin")
     # A script for browsers, which wrangler uploads as a module if it looks like one.
     script = (paths.PYODIDE / "pyodide.asm.js").read_text("utf-8")
     (folder / "pyodide.asm.js.mjs").write_text("var __filename = undefined;\n" + script, "utf-8")
@@ -46,6 +48,7 @@ def assemble(folder: Path, *, mounts: Mounts, entry: str, config: Config) -> Non
     (folder / "main.mjs").write_text(_main_module(config))
     _copy_sdk_javascript(mounts, folder)
 
+    byte_code.prepare(_contents(mounts))
     pack(folder, mounts)
     (folder / "wrangler.json").write_text(json.dumps(config.for_host(), indent=2))
 
@@ -76,17 +79,22 @@ def source_files(mounts: Mounts) -> Iterator[tuple[str, Path]]:
                     yield (Path(prefix) / path.relative_to(root)).as_posix(), path
 
 
+def _contents(mounts: Mounts) -> dict[str, bytes]:
+    contents = {}
+    for name, path in source_files(mounts):
+        with suppress(FileNotFoundError):  # An editor's temporary file, gone again.
+            contents[name] = path.read_bytes()
+    return contents
+
+
 def _archive(mounts: Mounts) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, path in source_files(mounts):
-            try:
-                content = path.read_bytes()
-            except FileNotFoundError:  # An editor's temporary file, gone again.
-                continue
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+        for name, content in _contents(mounts).items():
+            for path, stored in filter(None, ((name, content), byte_code.look_up(name, content))):
+                member = tarfile.TarInfo(path)
+                member.size = len(stored)
+                archive.addfile(member, io.BytesIO(stored))
     return buffer.getvalue()
 
 
@@ -118,7 +126,7 @@ def _lock_without_packages() -> str:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Hard-link 15 MB instead of copying them, where the file systems allow it."""
+    """Hard-link 36 MB instead of copying them, where the file systems allow it."""
     target.unlink(missing_ok=True)
     try:
         target.hardlink_to(source)

@@ -76,7 +76,7 @@ class Config:
             "rules": [
                 {"type": "ESModule", "globs": ["**/*.mjs", "**/*.js"], "fallthrough": False},
                 {"type": "CompiledWasm", "globs": ["**/*.wasm"], "fallthrough": False},
-                {"type": "Data", "globs": ["**/*.zip", "**/*.tar"], "fallthrough": False},
+                {"type": "Data", "globs": ["**/*.zip", "**/*.tar", "**/*.bin"], "fallthrough": False},
                 {"type": "Text", "globs": ["**/*.txt"], "fallthrough": False},
             ],
         }

@@ -7,6 +7,8 @@
 import wasm from "./pyodide.asm.wasm";
 import stdlib from "./python_stdlib.zip";
 import lock from "./pyodide-lock.txt";
+import { unpack } from "./snapshot.mjs";
+import snapshot from "./snapshot.bin";
 
 const INDEX_URL = "http://pyodide.invalid/";
 
@@ -75,8 +77,8 @@ export function bootPyodide() {
     return await loadPyodide({
       indexURL: INDEX_URL,
       packageBaseUrl: INDEX_URL,
-      // As in Cloudflare's snapshots: the order of a set never depends on the process.
-      env: { HOME: "/session", PYTHONHASHSEED: "111" },
+      env: { HOME: "/session" }, // the working directory; the rest is in the snapshot
+      _loadSnapshot: unpack(snapshot),
       stdout: (line) => console.log(line),
       stderr: (line) => console.error(line),
     });

@@ -4,6 +4,7 @@ The embedded local runtime gives Python what Cloudflare gives it.
 The Worker is the probe in `tests/worker/probe`: one path for each thing to see.
 """
 
+import json
 import re
 import shutil
 import time
@@ -16,6 +17,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
+from dev import paths
 from dev.bundle import pack
 from tests.support.http import http
 from tests.support.processes import descendants, listening_addresses
@@ -83,6 +85,25 @@ def test_the_standard_library_comes_before_the_sources_and_these_before_what_is_
     stdlib = [path.index("/lib/python313.zip"), path.index("/lib/python3.13")]
     assert [*stdlib, *order] == sorted([*stdlib, *order])
     assert path[-1].endswith("site-packages")
+
+
+def test_nothing_of_the_machine_that_made_the_snapshot_is_in_it(probe: Worker) -> None:
+    """Python takes workerd for the process that it started in."""
+    process = get(probe, "process")
+
+    assert ["/session/this.program", "./this.program"] == process["argv"]
+    assert "/session" == process["cwd"] == process["environ"]["HOME"]
+    assert {"web_user"} == {process["environ"][name] for name in ("USER", "LOGNAME")}
+    assert str(paths.ROOT) not in json.dumps(process)
+
+
+def test_modules_come_with_byte_code_that_names_their_sources(probe: Worker) -> None:
+    """It saves half the time of a boot, and a traceback shows the same lines."""
+    seen = get(probe, "modules/workers.utils")
+
+    assert seen["byte_code"]
+    assert "/session/metadata/python_modules/workers/utils.py" == seen["file"]
+    assert [seen["file"]] == seen["sources"]
 
 
 def test_files_beside_the_code_can_be_read_and_none_written(probe: Worker) -> None:

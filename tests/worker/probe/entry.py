@@ -1,7 +1,9 @@
 """A Worker that shows what the local runtime gives it: one path for each thing to see."""
 
 import asyncio
+import inspect
 import json
+import os
 import random
 import sys
 import time
@@ -42,6 +44,14 @@ AT_IMPORT = {
 }
 
 
+def _origin(name: str) -> dict[str, Any]:
+    """Show what a module was loaded from, and what its functions say they were compiled from."""
+    module = sys.modules[name]
+    functions = [value for value in vars(module).values() if inspect.isfunction(value) and value.__module__ == name]
+    sources = {inspect.unwrap(function).__code__.co_filename for function in functions}
+    return {"byte_code": Path(str(module.__cached__)).exists(), "file": module.__file__, "sources": list(sources)}
+
+
 class Default(WorkerEntrypoint):
     instances: ClassVar[int] = 0
 
@@ -79,6 +89,12 @@ class _Probes:
 
     async def path(self, _request: Request, _argument: str) -> Response:
         return _json({"path": sys.path, "hash": hash("a"), "version": sys.version})
+
+    async def process(self, _request: Request, _argument: str) -> Response:
+        return _json({"environ": dict(os.environ), "cwd": str(Path.cwd()), "argv": [sys.executable, *sys.orig_argv]})
+
+    async def modules(self, _request: Request, argument: str) -> Response:
+        return _json(_origin(argument))
 
     async def files(self, _request: Request, _argument: str) -> Response:
         return _json({"content": _outcome(_DATA.read_text), "write": _outcome(lambda: _DATA.write_text("more"))})
