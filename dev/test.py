@@ -1,38 +1,150 @@
 """
-`make test`: every rung, the two halves of it side by side.
+`make test`: every rung, in groups beside each other.
 
-The tests over HTTP mostly wait for Workers to start, and the others mostly compute, so together they take
-hardly longer than the first half alone.  With arguments it is pytest with those arguments.
+A file of `tests/e2e` is a group, and so is each other folder of tests; a new one is found by itself. A group is a
+pytest of its own, so those that wait for a Worker or a lease leave the processor to those that compute. The longest
+of last time start first, that the end waits for none of them. With arguments it is pytest with those arguments.
 """
 
+import contextlib
+import json
+import os
+import re
+import signal
 import subprocess
 import sys
-import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Final
 
 from dev import paths
 
 __all__ = ["main"]
 
-_WAITING = ("tests/e2e",)
-_COMPUTING = ("tests/unit", "tests/contract", "tests/chaos")
+_AT_ONCE: Final = 2 + (os.cpu_count() or 1)
+_SECONDS: Final = paths.BUILD / "test-seconds.json"
+"""How long each group took the last time."""
+_TESTS: Final = paths.ROOT / "tests"
+_PYTEST: Final = (sys.executable, "-m", "pytest")
+_OUTCOME: Final = re.compile(r"(\d+) (passed|failed|skipped|xfailed|xpassed|error|warning|deselected)s?\b")
+# Of pytest's summary, which `-ra` in pyproject.toml asks for.
+_REMARKABLE: Final = re.compile(r"^(?:SKIPPED|XFAIL|XPASS|ERROR|FAILED) .*", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Finished:
+    """What came of a group."""
+
+    group: str
+    status: int
+    output: str
+    seconds: float
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        """How many tests passed, failed and so on, by pytest's last line."""
+        *_, last = self.output.splitlines() or [""]
+        return Counter({word: int(number) for number, word in _OUTCOME.findall(last)})
+
+    @property
+    def remarks(self) -> list[str]:
+        """What failed or was skipped, a line each."""
+        lines = _REMARKABLE.findall(self.output)
+        if self.status != 0 and not any(line.startswith(("FAILED", "ERROR")) for line in lines):
+            lines.append(f"FAILED {self.group}: pytest ended with status {self.status}")
+        return lines
 
 
 def main(arguments: list[str]) -> int:
-    """Run the tests; return the exit status of pytest, of the half that failed if one did."""
-    pytest = [sys.executable, "-m", "pytest"]
+    """Run the tests; return an exit status, 0 if all is well."""
     if arguments:
-        return subprocess.run([*pytest, *arguments], cwd=paths.ROOT, check=False).returncode
-    with tempfile.TemporaryFile("w+") as output:
-        computing = subprocess.Popen([*pytest, *_COMPUTING], cwd=paths.ROOT, stdout=output, stderr=subprocess.STDOUT)
+        return subprocess.run([*_PYTEST, *arguments], cwd=paths.ROOT, check=False).returncode
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    began = time.monotonic()
+    finished = []
+    for each in _run_all(_longest_first(_groups())):
+        finished.append(each)
+        print(f"\n{'-' * 20} {each.group}, {each.seconds:.0f} s\n{each.output}", flush=True)
+    _remember(finished)
+    _summarize(finished, time.monotonic() - began)
+    return max(each.status for each in finished)
+
+
+def _groups() -> list[str]:
+    folders = [path for path in _TESTS.iterdir() if path.name != "e2e" and any(path.glob("test_*.py"))]
+    return [str(path.relative_to(paths.ROOT)) for path in [*folders, *(_TESTS / "e2e").glob("test_*.py")]]
+
+
+def _longest_first(groups: list[str]) -> list[str]:
+    """Sort them; one that has never run could be the longest."""
+    known = _known_seconds()
+    return sorted(groups, key=lambda group: (-known.get(group, float("inf")), group))
+
+
+def _known_seconds() -> dict[str, float]:
+    try:
+        known: dict[str, float] = json.loads(_SECONDS.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return known
+
+
+def _remember(finished: Iterable[_Finished]) -> None:
+    _SECONDS.parent.mkdir(parents=True, exist_ok=True)
+    _SECONDS.write_text(json.dumps({each.group: round(each.seconds, 1) for each in finished}, indent=2), "utf-8")
+
+
+def _run_all(groups: list[str]) -> Iterator[_Finished]:
+    """Run the groups, some at once, in this order; yield each when it has finished."""
+    running: set[subprocess.Popen[str]] = set()
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        futures = [pool.submit(_run, group, running) for group in groups]
         try:
-            waited = subprocess.run([*pytest, *_WAITING], cwd=paths.ROOT, check=False).returncode
-            computed = computing.wait()
-        finally:
-            computing.kill()
-        output.seek(0)
-        sys.stdout.write(output.read())
-    return waited or computed
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            # Each takes its own Workers down when it is interrupted, and once: a second time would stop that.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGINT)
+            raise
+
+
+def _run(group: str, running: set[subprocess.Popen[str]]) -> _Finished:
+    began = time.monotonic()
+    with subprocess.Popen(
+        [*_PYTEST, group],
+        cwd=paths.ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,  # Ctrl-C reaches it from here only.
+    ) as process:
+        running.add(process)
+        output, _ = process.communicate()
+        running.remove(process)
+    return _Finished(group=group, status=process.returncode, output=output.rstrip(), seconds=time.monotonic() - began)
+
+
+def _summarize(finished: list[_Finished], seconds: float) -> None:
+    total: Counter[str] = sum((each.outcomes for each in finished), Counter())
+    print("-" * 20)
+    for each in finished:
+        for line in each.remarks:
+            print(line)
+    counts = ", ".join(f"{total[word]} {word}" for word in sorted({*total, "passed", "failed", "skipped"}))
+    print(f"{counts} in {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

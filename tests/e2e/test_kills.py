@@ -9,7 +9,8 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from typing import Final
 
 import httpx
 import pytest
@@ -21,6 +22,13 @@ from tests.support.worker import Worker, running_worker
 
 LEASE_MS = 4_000
 WORDS = " ".join(f"word{number}" for number in range(20))
+# What the model does of its answer before the Worker dies; how many lines of it the client has seen.
+MOMENTS: Final = {
+    "before the first word": (Script(before_headers_s=None), 0),
+    "after one line": (Script(text=WORDS, stop_after=2, ending="hang"), 1),
+    "mid-answer": (Script(text=WORDS, pause_s=0.05, stop_after=12, ending="hang"), 10),
+}
+FINISHED: Final = "finish before the kill."
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +53,38 @@ def worker(upstream: Upstream) -> Iterator[Worker]:
         yield worker
 
 
+@pytest.fixture(scope="module")
+def killed(worker: Worker, upstream: Upstream) -> Worker:
+    """The Worker, killed once a turn was finished and three others were at their moment, and started again."""
+    client = Client(worker.url)
+    upstream.on(FINISHED, Script(text=WORDS))
+    client.post("finished", FINISHED)
+    with ExitStack() as open_streams:
+        for moment, (script, seen) in MOMENTS.items():
+            session, message = turn_at(moment)
+            upstream.on(message, script, Script(text=WORDS))
+            coming = lines_of(open_streams.enter_context(client.stream(session, message)))
+            for _ in range(seen):
+                next(coming)
+            assert upstream.wait_calls(1, 10, message)
+        worker.kill()
+    worker.restart()
+    return worker
+
+
+def turn_at(moment: str) -> tuple[str, str]:
+    """Return the session and the message of the turn that is interrupted then."""
+    return f"killed-{moment.replace(' ', '-')}", f"killed {moment}."
+
+
+def wait_for_the_leases(worker: Worker) -> None:
+    """Wait, by the clock of this machine, which is the database's, until every lease has run out."""
+    query = "SELECT max(unixepoch(lease_expires_at, 'subsec')) AS moment FROM durable_runs"
+    [row] = worker.sql(query)
+    if row["moment"] is not None:
+        time.sleep(max(0.0, row["moment"] - time.time()) + 0.01)
+
+
 def assert_answered_once(worker: Worker, upstream: Upstream, session: str, message: str) -> None:
     """Check what is left behind by a turn: one of everything."""
     query = "SELECT content FROM chat_messages WHERE session_id = ? AND role = 'assistant'"
@@ -56,41 +96,25 @@ def assert_answered_once(worker: Worker, upstream: Upstream, session: str, messa
     assert len(set(keys)) == len(keys) <= run["epoch"]
 
 
-@pytest.mark.parametrize("seen", [0, 1, 10], ids=["before the first word", "after one line", "mid-answer"])
-def test_a_killed_worker_loses_nothing(worker: Worker, upstream: Upstream, seen: int) -> None:
-    """Kill it while it streams, start it again, retry: the answer, once."""
-    session, message = f"kill-{seen}", f"kill after {seen} lines."
-    upstream.on(message, Script(text=WORDS, pause_s=0.1))
-    client = Client(worker.url)
-    with suppress(httpx.HTTPError), client.stream(session, message) as response:
-        coming = lines_of(response)
-        for _ in range(seen):
-            next(coming)
-        worker.kill()
-    upstream.on(message, Script(text=WORDS))
-    killed_at = time.monotonic()
-    worker.restart()
-    lines = client.settle(session, message, seconds=LEASE_MS / 1000 + 30)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_worker_loses_nothing(killed: Worker, upstream: Upstream, moment: str) -> None:
+    """It died while the turn streamed: once the lease has run out, the next request gets the answer, once."""
+    session, message = turn_at(moment)
+    wait_for_the_leases(killed)
+    lines = Client(killed.url).post(session, message)
 
     assert WORDS == answer_of(lines)
     assert {2} == {line["attempt"] for line in lines if "attempt" in line}
-    assert time.monotonic() - killed_at < LEASE_MS / 1000 + worker.boot_seconds + 5
-    assert_answered_once(worker, upstream, session, message)
+    assert_answered_once(killed, upstream, session, message)
 
 
-def test_a_turn_that_was_finished_when_the_worker_died_replays(worker: Worker, upstream: Upstream) -> None:
+def test_a_turn_that_was_finished_when_the_worker_died_replays(killed: Worker, upstream: Upstream) -> None:
     """What was completed stays completed, and costs nothing again."""
-    message = "finish before the kill."
-    upstream.on(message, Script(text=WORDS))
-    client = Client(worker.url)
-    client.post("finished", message)
-    worker.kill()
-    worker.restart()
-    lines = client.post("finished", message)
+    lines = Client(killed.url).post("finished", FINISHED)
 
     assert ["session.run.started", "result", "session.run.completed"] == [line["type"] for line in lines]
-    assert 1 == len(upstream.calls(message))
-    assert_answered_once(worker, upstream, "finished", message)
+    assert 1 == len(upstream.calls(FINISHED))
+    assert_answered_once(killed, upstream, "finished", FINISHED)
 
 
 def test_kills_at_random_moments_of_many_turns(worker: Worker, upstream: Upstream) -> None:
