@@ -5,6 +5,7 @@ Every running Worker has a folder of its own, so that tests can run several at o
 re-packs one archive. wrangler watches the folder and restarts workerd when a file in it changes.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -20,6 +21,8 @@ from dev.config import Config
 from dev.interpreter import compiled_stdlib, memory_snapshot
 
 SOURCES_ARCHIVE: Final = "sources.tar"
+DIGEST_CHARACTERS: Final = 16
+"""What the archive ends with; `host/sources.mjs` knows it, too."""
 
 # Never part of a Worker: byte code of another Python, and what installers leave behind.
 _SKIPPED_FOLDERS: Final = {"__pycache__", "bin"}
@@ -53,17 +56,18 @@ def assemble(folder: Path, *, mounts: Mounts, entry: str, config: Config) -> Non
     (folder / "wrangler.json").write_text(json.dumps(config.for_host(), indent=2))
 
 
-def pack(folder: Path, mounts: Mounts) -> bool:
-    """Pack the sources again; return whether anything had changed."""
+def pack(folder: Path, mounts: Mounts) -> str:
+    """Pack the sources again, if they have changed; return the digest that a Worker with them prints at its start."""
     archive = folder / SOURCES_ARCHIVE
-    packed = _archive(mounts)
-    if archive.exists() and archive.read_bytes() == packed:
-        return False
-    # Replaced in one step: wrangler must never read half an archive.
-    fresh = folder.parent / f"{folder.name}.{SOURCES_ARCHIVE}"
-    fresh.write_bytes(packed)
-    fresh.replace(archive)
-    return True
+    content = _archive(mounts)
+    digest = hashlib.sha256(content).hexdigest()[:DIGEST_CHARACTERS]
+    packed = content + digest.encode()
+    if not archive.exists() or archive.read_bytes() != packed:
+        # Replaced in one step: wrangler must never read half an archive.
+        fresh = folder.parent / f"{folder.name}.{SOURCES_ARCHIVE}"
+        fresh.write_bytes(packed)
+        fresh.replace(archive)
+    return digest
 
 
 def source_files(mounts: Mounts) -> Iterator[tuple[str, Path]]:

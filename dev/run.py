@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from dev import paths, secrets_file, terminal
-from dev.bundle import Mounts, pack
+from dev.bundle import SOURCES_ARCHIVE, Mounts, pack
 from dev.config import Config
-from dev.server import Server, StartError, is_free, response_to
-from dev.watch import fingerprint
+from dev.server import Server, StartError, is_free
+from dev.watch import Fingerprint, fingerprint
 
 _POLL_SECONDS: Final = 0.3
-_NOTICE_SECONDS: Final = 1.0  # wrangler sees a changed file within this and holds requests from then on.
+_NOTICE_SECONDS: Final = 10.0  # Within this wrangler sees a changed file, unless it missed the change or is starved.
 _ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -46,6 +46,11 @@ class _Project:
     @property
     def secrets(self) -> Path:
         return self.home / ".dev.vars"
+
+    @property
+    def settings(self) -> tuple[Path, Path]:
+        """Files that are not sources, but whose edits count, too."""
+        return self.secrets, self.config_file
 
     @property
     def state(self) -> Path:
@@ -121,14 +126,15 @@ def _run(project: _Project, port: int) -> None:
         schema=project.schema,
         output=writing,
     )
-    terminal.relay(os.fdopen(reading, "rb"), to=sys.stdout)
+    screen = terminal.Screen(os.fdopen(reading, "rb"), to=sys.stdout)
     try:
         print("starting Python in workerd …", flush=True)
+        seen = _fingerprint(project)  # Before anything is read: an edit during the start is one.
         server.start()
         print(f"ready in {server.boot_seconds:.1f} s, BACKEND={project.backend}", flush=True)
         if not _is_broken(server):
             _show_how_to_try(server, secret)
-        _reload_after_edits(server, project)
+        _reload_after_edits(server, project, screen, seen)
     finally:
         # A second Ctrl-C while the processes end must not leave any behind.
         for number in _ENDINGS:
@@ -150,35 +156,45 @@ def _show_how_to_try(server: Server, secret: str) -> None:
 
 def _is_broken(server: Server) -> bool:
     """Tell the developer, whose traceback is on the screen, what happens next."""
-    status, _ = response_to(server.port, server.health_path) or (0, "")
-    broken = status != http.client.OK
+    broken = server.status() != http.client.OK
     if broken:
         print("it answers 500 until the error above is mended, and reloads by itself", flush=True)
     return broken
 
 
-def _reload_after_edits(server: Server, project: _Project) -> NoReturn:
-    settings = (project.secrets, project.config_file)
-    seen = fingerprint(project.mounts, settings)
+def _fingerprint(project: _Project) -> Fingerprint:
+    return fingerprint(project.mounts, project.settings)
+
+
+def _reload_after_edits(server: Server, project: _Project, screen: terminal.Screen, seen: Fingerprint) -> NoReturn:
     while server.process.poll() is None:
         time.sleep(_POLL_SECONDS)
-        now = fingerprint(project.mounts, settings)
+        now = _fingerprint(project)
         if now == seen:
             continue
         changed = {Path(name) for name, _, _ in now ^ seen}
         seen = now
         print(f"{', '.join(sorted(path.name for path in changed))} changed, reloading …", flush=True)
         began = time.monotonic()
-        if changed & set(settings):
+        if changed & set(project.settings):
             server.stop()
             server.config = project.config()
             server.start()
         else:
-            pack(server.bundle, project.mounts)
-            time.sleep(_NOTICE_SECONDS)
+            _reload(server, project, screen)
         if not _is_broken(server):
             print(f"reloaded in {time.monotonic() - began:.1f} s", flush=True)
     raise StartError("wrangler ended by itself")
+
+
+def _reload(server: Server, project: _Project, screen: terminal.Screen) -> None:
+    """Pack the sources and return when workerd has started with them; until then the old ones answer."""
+    digest = pack(server.bundle, project.mounts)
+    patience = _NOTICE_SECONDS
+    while server.process.poll() is None and not screen.shows_start_of(digest, seconds=patience):
+        # It watches nothing before it is ready, and a change in between is lost.
+        (server.bundle / SOURCES_ARCHIVE).touch()
+        patience *= 2
 
 
 if __name__ == "__main__":

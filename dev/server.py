@@ -94,7 +94,7 @@ class Server:
         self.port = self.port or free_port()
         self._process = self._spawn()
         try:
-            self._wait_until_it_answers(time.monotonic() + START_SECONDS)
+            self.status()
         except BaseException:
             self.kill()
             raise
@@ -115,6 +115,22 @@ class Server:
     def kill(self) -> None:
         """End the Worker as a power cut would."""
         self._end(signal.SIGKILL)
+
+    def status(self) -> int:
+        """
+        Return what `health_path` answers, as soon as it does.
+
+        Raises:
+            StartError: It ended, or did not answer within START_SECONDS.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while (status := _status_of(self.port, self.health_path)) is None:
+            if self.process.poll() is not None:
+                raise StartError(f"wrangler ended before the Worker answered\n{self.log()}")
+            if time.monotonic() > deadline:
+                raise StartError(f"no answer within {START_SECONDS:.0f} s\n{self.log()}")
+            time.sleep(0.05)
+        return status
 
     def log(self) -> str:
         """Return what the Worker has printed so far; nothing if it went to `output`."""
@@ -153,14 +169,6 @@ class Server:
         target.write_text(self.secrets.read_text("utf-8") if self.secrets else "", "utf-8")
         target.chmod(0o600)
 
-    def _wait_until_it_answers(self, deadline: float) -> None:
-        while response_to(self.port, self.health_path) is None:
-            if self.process.poll() is not None:
-                raise StartError(f"wrangler ended before the Worker answered\n{self.log()}")
-            if time.monotonic() > deadline:
-                raise StartError(f"no answer within {START_SECONDS:.0f} s\n{self.log()}")
-            time.sleep(0.05)
-
     def _end(self, number: signal.Signals) -> None:
         process, self._process = self._process, None
         if process is None:
@@ -178,13 +186,12 @@ class Server:
         _wait_for_group(process.pid)
 
 
-def response_to(port: int, path: str) -> tuple[int, str] | None:
-    """Return status and body of a GET of *path* on *port*, or None when nobody answers."""
+def _status_of(port: int, path: str) -> int | None:
+    """Return the status of a GET of *path* on *port*, or None when nobody answers."""
     connection = http.client.HTTPConnection(HOST, port, timeout=START_SECONDS)
     try:
         connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read().decode("utf-8", "replace")
+        return connection.getresponse().status
     except (OSError, http.client.HTTPException):
         return None
     finally:

@@ -2,21 +2,20 @@
 
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import IO, Final
 
-# wrangler's tables of modules and bindings, its start-up notices, and cron's reminder.
+# wrangler's tables of modules and bindings, its start-up notices, and what is said to `Screen`.
 _NOISE: Final = re.compile(
     r"""
       ^[┌├└│]
-    | ^(Using\ secrets|Your\ Worker\ has\ access|Binding\ |env\.|Attaching\ additional|⎔)
-    | Scheduled\ Workers\ are\ not\ automatically
-    | ^\ \ (To\ manually\ trigger|\ \ curl\ |For\ more\ details)
+    | ^(Using\ secrets|Your\ Worker\ has\ access|Binding\ |env\.|Attaching\ additional|⎔|chatturn:\ sources\ \w)
     | Ready\ on\ http | GET\ /healthz | Logs\ were\ written\ to
     | ^\s+at\ .*(wasm://|/pyodide\.)  # Frames of the interpreter; Python's own traceback is above them.
     """,
     re.VERBOSE,
 )
+_STARTED: Final = re.compile(r"chatturn: sources (\w+)")
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -31,14 +30,30 @@ def worth_showing(lines: Iterable[str]) -> Iterable[str]:
         yield plain
 
 
-def relay(source: IO[bytes], *, to: IO[str]) -> threading.Thread:
-    """Print, from now on and in the background, what *source* says."""
+class Screen:
+    """Prints, in the background, what wrangler says; knows which sources the running Worker started with."""
 
-    def copy() -> None:
-        lines = (line.decode("utf-8", "replace") for line in source)
-        for line in worth_showing(lines):
-            print(line, file=to, flush=True)
+    def __init__(self, source: IO[bytes], *, to: IO[str]) -> None:
+        self._source = source
+        self._to = to
+        self._digest = ""
+        self._changed = threading.Condition()
+        threading.Thread(target=self._relay, daemon=True).start()
 
-    thread = threading.Thread(target=copy, daemon=True)
-    thread.start()
-    return thread
+    def shows_start_of(self, digest: str, *, seconds: float) -> bool:
+        """Wait until the last Worker that started has the sources of *digest*; return whether it did in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._digest == digest, seconds)
+
+    def _relay(self) -> None:
+        lines = (line.decode("utf-8", "replace") for line in self._source)
+        for line in worth_showing(self._heard(lines)):
+            print(line, file=self._to, flush=True)
+
+    def _heard(self, lines: Iterable[str]) -> Iterator[str]:
+        for line in lines:
+            if found := _STARTED.search(line):
+                with self._changed:
+                    self._digest = found[1]
+                    self._changed.notify_all()
+            yield line

@@ -2,6 +2,7 @@
 // lines are enough and unpacking through Python's own `tarfile` would cost half a second.
 
 const BLOCK = 512;
+const DIGEST_CHARACTERS = 16;
 const decoder = new TextDecoder();
 
 /** Yields `[path, bytes]` for every regular file of a USTAR archive. */
@@ -18,6 +19,11 @@ function* files(archive) {
     yield [path, archive.subarray(at + BLOCK, at + BLOCK + size)];
     at += BLOCK + Math.ceil(size / BLOCK) * BLOCK;
   }
+}
+
+/** The digest behind the archive's last block: which sources these are. */
+export function digestOf(archive) {
+  return decoder.decode(archive.slice(-DIGEST_CHARACTERS));
 }
 
 /** Writes the archive's files below `root`, read-only as they are on Cloudflare. */

@@ -5,7 +5,6 @@ The Worker is the probe in `tests/worker/probe`: one path for each thing to see.
 """
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ import httpx
 import pytest
 
 from dev import paths
-from dev.bundle import pack
 from tests.support.http import http
 from tests.support.processes import descendants, listening_addresses
 from tests.support.worker import Worker, running_worker
@@ -219,24 +217,6 @@ def test_many_requests_at_once_do_not_meet(probe: Worker) -> None:
         answers = list(pool.map(lambda _: client.get("/settings").json()["raw"][2], range(64)))
 
     assert [2] * 64 == answers
-
-
-def test_an_error_at_import_is_shown_until_the_file_is_mended(edited: Path) -> None:
-    """The server stays up, answers with the traceback, and takes the edit that mends it."""
-    entry = edited / "entry.py"
-    sound = entry.read_text()
-    entry.write_text(sound + "\n\ndef oops():\n    return 1 / 0\n\n\noops()\n")
-    with run_probe(edited) as worker:
-        broken = http.get(f"{worker.url}/healthz")
-        entry.write_text(sound)
-        pack(worker.server.bundle, worker.server.mounts)
-        eventually(lambda: http.get(f"{worker.url}/healthz", timeout=WAIT_SECONDS).text == "ok")
-
-        assert broken.status_code == HTTPStatus.INTERNAL_SERVER_ERROR
-        assert re.search(r'entry\.py", line \d+, in oops\n', broken.text)
-        assert broken.text.rstrip().endswith("ZeroDivisionError: division by zero")
-        assert "importlib" not in broken.text
-        worker.logged("ZeroDivisionError: division by zero")
 
 
 def test_what_was_stored_survives_a_kill(probe: Worker) -> None:
