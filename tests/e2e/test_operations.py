@@ -179,12 +179,13 @@ def locked(database: Path) -> Iterator[None]:
 
 def test_a_database_that_goes_away_mid_turn_costs_no_answer(worker: Worker, upstream: Upstream) -> None:
     """The client gets its terminal line with ``store_unavailable``; the retry gets the answer without a second call."""
-    upstream.on("outage", Script(text="a b c d e f", pause_s=0.5))
+    upstream.on("outage", Script(text="a b c d e f", hold_after=3))
     client = Client(worker.url)
     with client.stream("outage", "outage") as response:
         lines = lines_of(response)
         next(lines)
         with locked(worker.d1_path()):
+            upstream.release("outage")
             told = [json.loads(line) for line in lines]
     answer = client.settle("outage", "outage", seconds=90)
 

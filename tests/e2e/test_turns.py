@@ -4,18 +4,20 @@ import concurrent.futures
 import json
 import time
 from collections.abc import Iterator
-from itertools import pairwise
+from contextlib import closing
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
 
 from tests.support.client import Client, answer_of, lines_of, token
-from tests.support.http import http
+from tests.support.http import ANSWER_SECONDS, http
 from tests.support.upstream import Upstream
 from tests.support.upstream_script import Script, ToolCall, answer_text
 from tests.support.worker import Worker, running_worker
 
-IDLE_MS = 800
+IDLE_MS = 3_000
+"""How long the model may be silent: a busy machine must not make it look so."""
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +78,18 @@ def test_a_turn_streams_is_stored_and_replays(client: Client, worker: Worker, up
 
 
 def test_words_leave_as_they_come(client: Client, upstream: Upstream) -> None:
-    """Each word arrives long before the last one is said."""
-    upstream.on("slowly", Script(text="one two three four five six", pause_s=0.2))
+    """Each word is there before the next one is said."""
+    upstream.on("slowly", Script(text="one two three", hold_after=2))
     with client.stream("slow", "slowly please") as response:
-        arrivals = [time.monotonic() for line in lines_of(response) if "message.part.updated" in line]
+        lines = lines_of(response)
+        seen = [json.loads(next(lines)) for _ in range(2)]
+        [call] = upstream.calls("slowly")
+        said = call.chunks_sent
+        upstream.release("slowly")
+        rest = [json.loads(line) for line in lines]
 
-    gaps = [later - earlier for earlier, later in pairwise(arrivals)]
-    assert len(gaps) >= 4
-    assert all(gap > 0.1 for gap in gaps)
+    assert (2, "one") == (said, answer_of(seen))
+    assert "one two three" == answer_of(seen + rest)
 
 
 def test_usage_is_told_and_on_record(client: Client, worker: Worker) -> None:
@@ -170,7 +176,7 @@ def test_a_misbehaving_model_is_a_failed_turn_that_a_retry_mends(
     *tries, last = [call.key for call in upstream.calls(f"bad {name}")]
     assert (calls, 1) == (len(tries), len(set(tries)))
     assert last not in tries
-    assert all(call.wait_closed(5) for call in upstream.calls(f"bad {name}")[:calls] if call.answered_at is None)
+    assert all(call.wait_closed(15) for call in upstream.calls(f"bad {name}")[:calls] if call.answered_at is None)
 
 
 @pytest.mark.parametrize("header", [("retry-after", "1"), ("retry-after-ms", "300")])
@@ -183,16 +189,17 @@ def test_the_model_says_how_long_to_wait(client: Client, upstream: Upstream, hea
 
     assert "now" == answer_of(lines)
     assert first.key == second.key
-    assert {"retry-after": 1.0, "retry-after-ms": 0.3}[header[0]] <= second.began_at - first.began_at < 2.5
+    assert {"retry-after": 1.0, "retry-after-ms": 0.3}[header[0]] <= second.began_at - first.began_at < 10
 
 
 def test_a_second_request_while_it_runs_is_told_to_wait(client: Client, upstream: Upstream) -> None:
     """409 with Retry-After before the first byte, one model call, and the answer after it."""
-    upstream.on("busy turn", Script(text="a b c d e f g h", pause_s=0.25))
+    upstream.on("busy turn", Script(text="a b c d", hold_after=2))
     with client.stream("twice", "busy turn") as response:
         lines = lines_of(response)
         next(lines)
         status, problem = client.problem("twice", "busy turn")
+        upstream.release("busy turn")
         assert "session.run.completed" == json.loads(list(lines)[-1])["type"]
     replay = client.post("twice", "busy turn")
 
@@ -243,11 +250,12 @@ def test_a_turn_can_be_looked_at(client: Client) -> None:
 
 def test_a_disconnect_does_not_end_the_turn(client: Client, worker: Worker, upstream: Upstream) -> None:
     """C1: the client leaves after the first word; the answer is completed, stored and replayed."""
-    upstream.on("leaving", Script(text="a b c d e f g h i j", pause_s=0.1))
+    upstream.on("leaving", Script(text="a b c d e f g h i j", hold_after=2))
     with client.stream("left", "leaving now") as response:
         lines = lines_of(response)
         next(lines)
         next(lines)
+    upstream.release("leaving")
     lines_after = client.settle("left", "leaving now")
 
     assert "result" in kinds(lines_after)
@@ -311,7 +319,7 @@ def test_tokens_are_checked(worker: Worker, client: Client) -> None:
         ("/v1/sessions/bad/turns/0", b'{"message": "a\\u0000"}', 422),
         ("/v1/sessions/bad/turns/0", b'{"message": "x", "extra": 1}', 422),
         ("/v1/sessions/bad/turns/0", b"[" * 100_000, 400),
-        ("/v1/sessions/bad/turns/0", b'{"message": "' + b"x" * 1_100_000 + b'"}', 413),
+        ("/v1/sessions/bad/turns/0", b'{"message": "' + b"x" * 1_070_000 + b'"}', 413),
         ("/v1/sessions/bad/turns/-1", b'{"message": "x"}', 422),
         ("/v1/sessions/bad/turns/99999999999999999999", b'{"message": "x"}', 422),
         ("/v1/sessions/bad/turns/one", b'{"message": "x"}', 422),
@@ -329,8 +337,12 @@ def test_bad_input_gets_a_clear_4xx_and_writes_nothing(
 ) -> None:
     """Each names what is wrong, in a problem with a stable code."""
     before = worker.sql("SELECT count(*) AS n FROM durable_runs")
+    # A long one in pieces, and not much too long: what a server leaves unread may cost the client the answer.
+    pieces = (body[at : at + 16_384] for at in range(0, len(body), 16_384))
     response = http.post(
-        worker.url + path, content=body, headers={**client.headers, "content-type": "application/json"}
+        worker.url + path,
+        content=pieces if len(body) > 200_000 else body,
+        headers={**client.headers, "content-type": "application/json"},
     )
     problem = response.json()
 
@@ -341,11 +353,16 @@ def test_bad_input_gets_a_clear_4xx_and_writes_nothing(
 
 
 def test_the_other_refusals_of_http(worker: Worker, client: Client) -> None:
-    """405 with Allow, 415, and a body that announces too much."""
+    """405 with Allow, 415, and a body that announces too much, before it is sent."""
     address = client.address("refused")
     wrong_method = http.delete(address, headers=client.headers)
     wrong_type = http.post(address, content=b"message=x", headers={**client.headers, "content-type": "text/plain"})
+    with closing(HTTPConnection(worker.url.removeprefix("http://"), timeout=ANSWER_SECONDS)) as connection:
+        announced = {"content-type": "application/json", "content-length": "1048577"}
+        connection.request("POST", address.removeprefix(worker.url), headers={**client.headers, **announced})
+        too_much = connection.getresponse().status
 
     assert (405, True) == (wrong_method.status_code, "POST" in wrong_method.headers["allow"])
     assert 415 == wrong_type.status_code
+    assert 413 == too_much
     assert 200 == http.get(worker.url + "/healthz").status_code

@@ -23,6 +23,7 @@ __all__ = ["Call", "Upstream"]
 
 _POLITE: Final = Script()
 _LAST_CHUNK: Final = b"0\r\n\r\n"
+_LOOK_S: Final = 0.02
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, for 0 s: close() sends an RST
 
 
@@ -88,6 +89,7 @@ class Upstream:
         self._calls: list[Call] = []
         self._queue: list[Script] = []
         self._by_word: dict[str, list[Script]] = {}
+        self._released: set[str] = set()
         self._connections: dict[threading.Thread, socket.socket] = {}
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
 
@@ -123,6 +125,11 @@ class Upstream:
         """Answer calls whose message holds *word* with *scripts*, in order; the last one from then on."""
         with self._changed:
             self._by_word[word] = list(scripts)
+
+    def release(self, word: str) -> None:
+        """Let the calls whose message holds *word* go on, which their script holds up."""
+        with self._changed:
+            self._released.add(word)
 
     # Reading the record
 
@@ -202,6 +209,8 @@ class Upstream:
             return False
         connection.sendall(head(script))
         for chunk in http_chunks(script):
+            if script.hold_after == call.chunks_sent and not self._hold(call, connection):
+                return False
             if script.pause_s and call.chunks_sent and _closes_within(connection, script.pause_s):
                 return False
             connection.sendall(chunk)
@@ -209,6 +218,13 @@ class Upstream:
             if script.pause_s:
                 self._notify()
         return self._end(call, connection)
+
+    def _hold(self, call: Call, connection: socket.socket) -> bool:
+        """Wait until *call* is released; return whether the client is still there."""
+        while not any(word in call.message for word in self._released):
+            if _closes_within(connection, _LOOK_S):
+                return False
+        return True
 
     def _end(self, call: Call, connection: socket.socket) -> bool:
         self._notify()

@@ -47,6 +47,7 @@ class Script:
         heartbeats: Whether a comment precedes every event.
         before_headers_s: Wait so long before the headers; None waits for ever.
         pause_s: Wait so long between two chunks.
+        hold_after: After so many chunks wait for `Upstream.release`; None waits for nothing.
         stop_after: So many chunks are sent; None sends all.
         ending: What follows the last chunk that is sent.
     """
@@ -68,6 +69,7 @@ class Script:
     heartbeats: bool = False
     before_headers_s: float | None = 0.0
     pause_s: float = 0.0
+    hold_after: int | None = None
     stop_after: int | None = None
     ending: Ending = "end"
 
