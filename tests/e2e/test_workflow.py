@@ -8,6 +8,7 @@ really does leaves a row; a kill in the middle makes the platform replay the ins
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from tests.support.http import http
 from tests.support.worker import Worker, running_worker
 
 SOURCE: Final = Path(__file__).resolve().parent.parent / "worker" / "workflow"
-WAIT_SECONDS: Final = 30.0
+WAIT_SECONDS: Final = 90.0
 
 APPROVED: Final = "approved: by a human"
 """No event type of the platform's, as it is."""
@@ -44,7 +45,7 @@ class Site:
 
     def request(self, method: str, path: str, body: Any = None) -> httpx.Response:
         """Ask the Worker."""
-        return http.request(method, self.worker.url + path, json=body, timeout=WAIT_SECONDS)
+        return http.request(method, self.worker.url + path, json=body)
 
     def post(self, path: str, body: Any) -> Any:
         """Post JSON, get JSON."""
@@ -56,6 +57,11 @@ class Site:
         """Return an instance's status, and locally also what its steps came to."""
         status: dict[str, Any] = self.request("GET", f"/instances/{instance}").json()
         return status
+
+    def recorded(self, instance: str) -> list[str]:
+        """Return what an instance's steps came to."""
+        outputs: list[str] = self.status(instance)["__LOCAL_DEV_STEP_OUTPUTS"]
+        return outputs
 
     def output(self, instance: str) -> Any:
         """Wait for an instance to end; return its output."""
@@ -83,21 +89,41 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def test_an_instance_survives_a_kill_and_runs_no_step_twice(site: Site) -> None:
-    """A failed try is tried again, parallel steps overlap, and after a kill only what is not on record is done."""
+@dataclass(frozen=True, kw_only=True)
+class FirstLife:
+    """What was on record, and done, when the Worker was killed."""
+
+    drawn: list[Any]
+    """The time, the id and the chance that the first instance drew."""
+    effects: list[str]
+    tried: list[str]
+
+
+@pytest.fixture(scope="module")
+def first_life(site: Site) -> FirstLife:
+    """Two instances, killed while they waited for an event; since then the Worker runs again."""
     site.post("/instances/i-1", {"task": "research", "topic": "tax"})
-    eventually(lambda: len(site.status("i-1")["__LOCAL_DEV_STEP_OUTPUTS"]) == 7)
-    drawn = [json.loads(text)["value"] for text in site.status("i-1")["__LOCAL_DEV_STEP_OUTPUTS"][2:5]]
-    before = site.effects("i-1")
+    site.post("/instances/i-2", {"task": "misfortune", "topic": ""})
+    eventually(lambda: len(site.recorded("i-1")) == 7 and len(site.recorded("i-2")) == 3)
+    life = FirstLife(
+        drawn=[json.loads(text)["value"] for text in site.recorded("i-1")[2:5]],
+        effects=site.effects("i-1"),
+        tried=site.effects("i-2"),
+    )
     site.worker.kill()
     site.worker.restart()
+    return life
+
+
+def test_an_instance_survives_a_kill_and_runs_no_step_twice(site: Site, first_life: FirstLife) -> None:
+    """A failed try is tried again, parallel steps overlap, and after a kill only what is not on record is done."""
     site.post(f"/instances/i-1/{APPROVED}", {"by": "ann"})
 
     assert RESULT == site.output("i-1")
-    assert ["plan", "prices", "prices", "right", "left"] == before
+    assert ["plan", "prices", "prices", "right", "left"] == first_life.effects
     [*after, last] = site.effects("i-1")
-    assert before == after
-    assert drawn == json.loads(last)[:3], "time, id and chance are those of the first life"
+    assert first_life.effects == after
+    assert first_life.drawn == json.loads(last)[:3], "time, id and chance are those of the first life"
     [left, right] = site.worker.sql(
         "SELECT * FROM effects WHERE run = 'i-1' AND name IN ('left', 'right') ORDER BY name"
     )
@@ -120,19 +146,14 @@ def test_the_same_task_gives_the_same_result_over_d1(site: Site) -> None:
     assert ["plan", "prices", "prices", "right", "left"] == site.effects("r-1")[:-1]
 
 
-def test_what_failed_stays_failed_after_a_kill(site: Site) -> None:
+def test_what_failed_stays_failed_after_a_kill(site: Site, first_life: FirstLife) -> None:
     """Every life of an instance hears the same errors, and no try is made again."""
-    site.post("/instances/i-2", {"task": "misfortune", "topic": ""})
-    eventually(lambda: len(site.status("i-2")["__LOCAL_DEV_STEP_OUTPUTS"]) == 3)
-    tried = site.effects("i-2")
-    site.worker.kill()
-    site.worker.restart()
     site.post("/instances/i-2/go-on", None)
 
     first, second = site.output("i-2")
     expected = ["AttemptsExhausted", "AttemptsExhausted", "StepTimeout", "TypeError", "DurableAwaitEventTimeoutError"]
     assert (expected, expected) == (first, second)
-    assert ["twice", "twice", "hopeless", "no json"] == tried == site.effects("i-2")
+    assert ["twice", "twice", "hopeless", "no json"] == first_life.tried == site.effects("i-2")
 
 
 def test_an_event_for_an_instance_that_is_not_there_is_refused(site: Site) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["descendants", "exists", "listening_addresses", "state_of"]
+__all__ = ["descendants", "exists", "listening_addresses", "state_of", "waited_for_a_processor"]
 
 _LISTEN = "0A"
 
@@ -37,6 +37,15 @@ def state_of(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def waited_for_a_processor(pid: int) -> float:
+    """Return for how many seconds the main thread of *pid* could run and did not, because others did."""
+    try:
+        _, waiting_ns, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
+    except FileNotFoundError:  # A kernel that does not count.
+        return 0.0
+    return int(waiting_ns) / 1e9
 
 
 def listening_addresses(pids: set[int]) -> set[str]:
