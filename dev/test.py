@@ -1,9 +1,10 @@
 """
 `make test`: every rung, in groups beside each other.
 
-A file of `tests/e2e` is a group, and so is each other folder of tests; a new one is found by itself. A group is a
-pytest of its own, so those that wait for a Worker or a lease leave the processor to those that compute. The longest
-of last time start first, that the end waits for none of them. With arguments it is pytest with those arguments.
+A file of `tests/e2e` is a group of its own, `tests/contract` is one, and the files of `tests/unit` are dealt out to
+two; a new file is found by itself. A group is a pytest of its own, so those that wait for a Worker or a lease leave
+the processor to those that compute. The longest of last time start first, that the end waits for none of them.
+With arguments it is pytest with those arguments.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Final
@@ -25,6 +26,8 @@ from dev import paths
 __all__ = ["main"]
 
 _AT_ONCE: Final = 2 + (os.cpu_count() or 1)
+_HANDS: Final = 2
+"""What mostly computes fills so many processors."""
 _SECONDS: Final = paths.BUILD / "test-seconds.json"
 """How long each group took the last time."""
 _TESTS: Final = paths.ROOT / "tests"
@@ -61,11 +64,12 @@ class _Finished:
 def main(arguments: list[str]) -> int:
     """Run the tests; return an exit status, 0 if all is well."""
     if arguments:
-        return subprocess.run([*_PYTEST, *arguments], cwd=paths.ROOT, check=False).returncode
+        return subprocess.run([*_PYTEST, *arguments], cwd=paths.ROOT, env=_environment(), check=False).returncode
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     finished = []
-    for each in _run_all(_longest_first(_groups())):
+    groups = _groups()
+    for each in _run_all({name: groups[name] for name in _longest_first(groups)}):
         finished.append(each)
         print(f"\n{'-' * 20} {each.group}, {each.seconds:.0f} s\n{each.output}", flush=True)
     _remember(finished)
@@ -73,12 +77,15 @@ def main(arguments: list[str]) -> int:
     return max(each.status for each in finished)
 
 
-def _groups() -> list[str]:
-    folders = [path for path in _TESTS.iterdir() if path.name != "e2e" and any(path.glob("test_*.py"))]
-    return [str(path.relative_to(paths.ROOT)) for path in [*folders, *(_TESTS / "e2e").glob("test_*.py")]]
+def _groups() -> dict[str, list[str]]:
+    """Return the groups by name: what pytest is to run in each."""
+    files = {rung: sorted(map(str, (_TESTS / rung).glob("test_*.py"))) for rung in ("unit", "contract", "e2e")}
+    unit = {f"tests/unit, {hand + 1} of {_HANDS}": files["unit"][hand::_HANDS] for hand in range(_HANDS)}
+    e2e = {os.path.relpath(file, paths.ROOT): [file] for file in files["e2e"]}
+    return {**unit, "tests/contract": files["contract"], **e2e}
 
 
-def _longest_first(groups: list[str]) -> list[str]:
+def _longest_first(groups: Iterable[str]) -> list[str]:
     """Sort them; one that has never run could be the longest."""
     known = _known_seconds()
     return sorted(groups, key=lambda group: (-known.get(group, float("inf")), group))
@@ -97,11 +104,11 @@ def _remember(finished: Iterable[_Finished]) -> None:
     _SECONDS.write_text(json.dumps({each.group: round(each.seconds, 1) for each in finished}, indent=2), "utf-8")
 
 
-def _run_all(groups: list[str]) -> Iterator[_Finished]:
+def _run_all(groups: Mapping[str, list[str]]) -> Iterator[_Finished]:
     """Run the groups, some at once, in this order; yield each when it has finished."""
     running: set[subprocess.Popen[str]] = set()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        futures = [pool.submit(_run, group, running) for group in groups]
+        futures = [pool.submit(_run, group, files, running) for group, files in groups.items()]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -114,11 +121,12 @@ def _run_all(groups: list[str]) -> Iterator[_Finished]:
             raise
 
 
-def _run(group: str, running: set[subprocess.Popen[str]]) -> _Finished:
+def _run(group: str, files: list[str], running: set[subprocess.Popen[str]]) -> _Finished:
     began = time.monotonic()
     with subprocess.Popen(
-        [*_PYTEST, group],
+        [*_PYTEST, *files],
         cwd=paths.ROOT,
+        env=_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -131,6 +139,12 @@ def _run(group: str, running: set[subprocess.Popen[str]]) -> _Finished:
         output, _ = process.communicate()
         running.remove(process)
     return _Finished(group=group, status=process.returncode, output=output.rstrip(), seconds=time.monotonic() - began)
+
+
+def _environment() -> dict[str, str]:
+    """Keep byte code, in a folder of ours, whatever the machine thinks of it: each pytest would compile for seconds."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, "PYTHONPYCACHEPREFIX": str(paths.BUILD / "pycache")}
 
 
 def _summarize(finished: list[_Finished], seconds: float) -> None:

@@ -1,18 +1,19 @@
-"""What all tests on CPython have in common: ``async def`` tests run in virtual time, and no example has a deadline."""
+"""What all tests on CPython have in common: ``async def`` tests run in virtual time, and no example is too slow."""
 
 import inspect
 
-import hypothesis
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.in_workerd import pytest_collection_modifyitems
 from tests.support.virtual_time import run
 
-# A busy machine takes its time; what must not take long is measured by the benchmark.
-hypothesis.settings.register_profile("ours", deadline=None)
-hypothesis.settings.load_profile("ours")
-
 __all__ = ["pytest_collection_modifyitems", "pytest_pyfunc_call"]
+
+
+# A busy machine takes its time: what must not take long is measured by the benchmark, and what hangs is ended by pytest.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -119,27 +119,18 @@ def kinds(lines: list[dict[str, Any]]) -> list[str]:
     return [line["type"] for line in lines if line["type"] not in {"message.part.updated", "usage", "ping"}]
 
 
-def wait_status(client: Client, session: str, status: str) -> dict[str, Any]:
-    """Look at a turn until it has a status."""
-    deadline = time.monotonic() + 60
-    while (view := client.show(session).json())["status"] != status:
-        assert time.monotonic() < deadline, view
-        time.sleep(0.1)
-    return dict(view)
-
-
 def test_an_agent_waits_for_approval_and_goes_on_alone(worker: Worker, upstream: Upstream, notes: Notes) -> None:
     """The turn is suspended, refused to strangers, approved over HTTP, and finished without a reader."""
     client = Client(worker.url)
     waiting = client.post("trip", "remember the milk")
     [approval] = [line["data"] for line in waiting if line["type"] == "tool.approval"]
-    wait_status(client, "trip", "suspended")
+    client.wait_for("trip", "suspended")
     stranger = decide(worker, "trip", 0, approval["key"], {"approved": True}, tenant="other")
     unknown = decide(worker, "trip", 9, approval["key"], {"approved": True})
     typo = decide(worker, "trip", 0, approval["key"], {"aproved": True})
     first = decide(worker, "trip", 0, approval["key"], {"approved": True})
     second = decide(worker, "trip", 0, approval["key"], {"approved": False})
-    wait_status(client, "trip", "completed")
+    client.wait_for("trip", "completed")
     lines = client.post("trip", "remember the milk")
 
     assert [
@@ -174,7 +165,7 @@ def test_a_denied_tool_does_not_run(worker: Worker, notes: Notes) -> None:
     waiting = client.post("denied", "remember the bread")
     [key] = [line["data"]["key"] for line in waiting if line["type"] == "tool.approval"]
     decide(worker, "denied", 0, key, {"approved": False, "reason": "not now"})
-    wait_status(client, "denied", "completed")
+    client.wait_for("denied", "completed")
 
     assert "Not sent." == answer_of(client.post("denied", "remember the bread"))
     assert set() == notes.keys("/send_note", "bread")
@@ -188,7 +179,7 @@ def test_the_demo_needs_no_key() -> None:
         waiting = client.post("demo", message)
         [key] = [line["data"]["key"] for line in waiting if line["type"] == "tool.approval"]
         decide(worker, "demo", 0, key, {"approved": True})
-        wait_status(client, "demo", "completed")
+        client.wait_for("demo", "completed")
         answer = answer_of(client.post("demo", message))
         worker.logged('"event":"agent.note"')
 

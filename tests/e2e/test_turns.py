@@ -39,7 +39,6 @@ def worker(upstream: Upstream) -> Iterator[Worker]:
             "REQUEST_TIMEOUT_MS": str(IDLE_MS),
             "IDLE_TIMEOUT_MS": str(IDLE_MS),
             "MAX_ATTEMPTS": "2",
-            "LEASE_MS": "3000",
         }
     ) as worker:
         yield worker
@@ -256,7 +255,8 @@ def test_a_disconnect_does_not_end_the_turn(client: Client, worker: Worker, upst
         next(lines)
         next(lines)
     upstream.release("leaving")
-    lines_after = client.settle("left", "leaving now")
+    client.wait_for("left", "completed")
+    lines_after = client.post("left", "leaving now")
 
     assert "result" in kinds(lines_after)
     assert "a b c d e f g h i j" == answer_of(lines_after)

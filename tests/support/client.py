@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import jwt
 
-from tests.support.http import http
+from tests.support.http import ANSWER_SECONDS, http
 from tests.support.worker import SECRET
 
 __all__ = ["Client", "answer_of", "lines_of", "parsed", "token"]
@@ -75,6 +75,13 @@ class Client:
     def show(self, session: str, index: int = 0) -> httpx.Response:
         """Get a turn."""
         return http.get(self.address(session, index), headers=self.headers)
+
+    def wait_for(self, session: str, status: str, index: int = 0) -> None:
+        """Look at a turn until it has a status."""
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while (view := self.show(session, index).json())["status"] != status:
+            assert time.monotonic() < deadline, view
+            time.sleep(0.05)
 
 
 def lines_of(response: httpx.Response) -> Iterator[str]:

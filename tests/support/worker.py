@@ -48,7 +48,7 @@ class Worker:
         """Everything wrangler and the Worker printed so far."""
         return self.server.log()
 
-    def logged(self, *texts: str, seconds: float = 10.0) -> str:
+    def logged(self, *texts: str, seconds: float = 60.0) -> str:
         """Return the first whole line of the log that has *texts*; it is printed a little after it was said."""
         deadline = time.monotonic() + seconds
         while True:

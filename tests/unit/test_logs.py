@@ -167,6 +167,7 @@ anything = st.recursive(
     | st.binary()
     | st.builds(object),
     lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.builds(ValueError, inner),
+    max_leaves=20,
 )
 
 
