@@ -1,5 +1,6 @@
 """What all tests on CPython have in common: ``async def`` tests run in virtual time, and no example is too slow."""
 
+import gc
 import inspect
 
 import pytest
@@ -8,12 +9,17 @@ from hypothesis import HealthCheck, settings
 from tests.support.in_workerd import pytest_collection_modifyitems
 from tests.support.virtual_time import run
 
-__all__ = ["pytest_collection_modifyitems", "pytest_pyfunc_call"]
+__all__ = ["pytest_collection_finish", "pytest_collection_modifyitems", "pytest_pyfunc_call"]
 
 
 # A busy machine takes its time: what must not take long is measured by the benchmark, and what hangs is ended by pytest.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what is there by now and stays: some tests call it, a hundred times."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
