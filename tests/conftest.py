@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+import os
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +16,10 @@ __all__ = ["pytest_collection_finish", "pytest_collection_modifyitems", "pytest_
 # A busy machine takes its time: what must not take long is measured by the benchmark, and what hangs is ended by pytest.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+# V8 would optimize WebAssembly while Python boots: a second of CPU for each Worker, which few live long enough to regain.
+os.environ.setdefault("MINIFLARE_WORKERD_V8_FLAGS", "--liftoff-only")
 
 
 def pytest_collection_finish() -> None:
