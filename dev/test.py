@@ -7,7 +7,6 @@ the processor to those that compute. The longest of last time start first, that 
 With arguments it is pytest with those arguments.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -16,24 +15,26 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Final
 
 from dev import paths
 
-__all__ = ["main"]
+__all__ = ["main", "run_groups"]
 
 _AT_ONCE: Final = 2 + (os.cpu_count() or 1)
 _HANDS: Final = 2
 """What mostly computes fills so many processors."""
 _SECONDS: Final = paths.BUILD / "test-seconds.json"
-"""How long each group took the last time."""
 _TESTS: Final = paths.ROOT / "tests"
-_PYTEST: Final = (sys.executable, "-m", "pytest")
+_PYTEST: Final = (sys.executable, "-m", "pytest", "-ra")
 _OUTCOME: Final = re.compile(r"(\d+) (passed|failed|skipped|xfailed|xpassed|error|warning|deselected)s?\b")
-# Of pytest's summary, which `-ra` in pyproject.toml asks for.
+# Of pytest's summary, which `-ra` asks for.
 _REMARKABLE: Final = re.compile(r"^(?:SKIPPED|XFAIL|XPASS|ERROR|FAILED) .*", re.MULTILINE)
 
 
@@ -53,10 +54,15 @@ class _Finished:
         return Counter({word: int(number) for number, word in _OUTCOME.findall(last)})
 
     @property
+    def has_failed(self) -> bool:
+        """Whether a test failed, or pytest itself: it may have died without a word about its tests."""
+        return self.status != 0 or not self.outcomes
+
+    @property
     def remarks(self) -> list[str]:
         """What failed or was skipped, a line each."""
         lines = _REMARKABLE.findall(self.output)
-        if self.status != 0 and not any(line.startswith(("FAILED", "ERROR")) for line in lines):
+        if self.has_failed and not any(line.startswith(("FAILED", "ERROR")) for line in lines):
             lines.append(f"FAILED {self.group}: pytest ended with status {self.status}")
         return lines
 
@@ -66,45 +72,59 @@ def main(arguments: list[str]) -> int:
     if arguments:
         return subprocess.run([*_PYTEST, *arguments], cwd=paths.ROOT, env=_environment(), check=False).returncode
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return run_groups(_TESTS, _SECONDS)
+
+
+def run_groups(tests: Path, seconds: Path) -> int:
+    """Run all of a folder, and remember in a file how long each group took; return an exit status."""
     began = time.monotonic()
     finished = []
-    groups = _groups()
-    for each in _run_all({name: groups[name] for name in _longest_first(groups)}):
-        finished.append(each)
-        print(f"\n{'-' * 20} {each.group}, {each.seconds:.0f} s\n{each.output}", flush=True)
-    _remember(finished)
+    known = _known(seconds)
+    with closing(_run_all(_longest_first(_groups(tests), known))) as results:
+        for each in results:
+            finished.append(each)
+            print(f"\n{'-' * 20} {each.group}, {each.seconds:.0f} s\n{each.output}", flush=True)
+    known |= {each.group: round(each.seconds, 1) for each in finished}
+    seconds.parent.mkdir(parents=True, exist_ok=True)
+    seconds.write_text(json.dumps(known, indent=2), "utf-8")
     _summarize(finished, time.monotonic() - began)
-    return max(each.status for each in finished)
+    return int(any(each.has_failed for each in finished))
 
 
-def _groups() -> dict[str, list[str]]:
+def _groups(tests: Path) -> dict[str, list[Path]]:
     """Return the groups by name: what pytest is to run in each."""
-    files = {rung: sorted(map(str, (_TESTS / rung).glob("test_*.py"))) for rung in ("unit", "contract", "e2e")}
-    unit = {f"tests/unit, {hand + 1} of {_HANDS}": files["unit"][hand::_HANDS] for hand in range(_HANDS)}
-    e2e = {os.path.relpath(file, paths.ROOT): [file] for file in files["e2e"]}
-    return {**unit, "tests/contract": files["contract"], **e2e}
+    groups: dict[str, list[Path]] = {}
+    for rung in sorted(path for path in tests.iterdir() if path.is_dir()):
+        files = sorted(rung.rglob("test_*.py"))
+        name = f"{tests.name}/{rung.name}"
+        if rung.name == "e2e":
+            groups |= {f"{name}/{file.name}": [file] for file in files}
+        elif rung.name == "unit":
+            groups |= {f"{name}, {hand + 1} of {_HANDS}": files[hand::_HANDS] for hand in range(_HANDS)}
+        else:
+            groups[name] = files
+    # Without files pytest would run everything.
+    return {group: files for group, files in groups.items() if files}
 
 
-def _longest_first(groups: Iterable[str]) -> list[str]:
-    """Sort them; one that has never run could be the longest."""
-    known = _known_seconds()
-    return sorted(groups, key=lambda group: (-known.get(group, float("inf")), group))
+def _longest_first(groups: dict[str, list[Path]], known: dict[str, float]) -> dict[str, list[Path]]:
+    """Sort them; one that has never run could be the longest, and the more there is to read the longer it takes."""
+
+    def length(group: str) -> tuple[float, int]:
+        return known.get(group, float("inf")), sum(file.stat().st_size for file in groups[group])
+
+    return {group: groups[group] for group in sorted(groups, key=length, reverse=True)}
 
 
-def _known_seconds() -> dict[str, float]:
+def _known(seconds: Path) -> dict[str, float]:
     try:
-        known: dict[str, float] = json.loads(_SECONDS.read_text("utf-8"))
+        known: dict[str, float] = json.loads(seconds.read_text("utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
     return known
 
 
-def _remember(finished: Iterable[_Finished]) -> None:
-    _SECONDS.parent.mkdir(parents=True, exist_ok=True)
-    _SECONDS.write_text(json.dumps({each.group: round(each.seconds, 1) for each in finished}, indent=2), "utf-8")
-
-
-def _run_all(groups: Mapping[str, list[str]]) -> Iterator[_Finished]:
+def _run_all(groups: dict[str, list[Path]]) -> Generator[_Finished, None, None]:
     """Run the groups, some at once, in this order; yield each when it has finished."""
     running: set[subprocess.Popen[str]] = set()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -116,29 +136,28 @@ def _run_all(groups: Mapping[str, list[str]]) -> Iterator[_Finished]:
             # Each takes its own Workers down when it is interrupted, and once: a second time would stop that.
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(running):
-                with contextlib.suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGINT)
             raise
 
 
-def _run(group: str, files: list[str], running: set[subprocess.Popen[str]]) -> _Finished:
+def _run(group: str, files: list[Path], running: set[subprocess.Popen[str]]) -> _Finished:
     began = time.monotonic()
-    with subprocess.Popen(
-        [*_PYTEST, *files],
-        cwd=paths.ROOT,
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,  # Ctrl-C reaches it from here only.
-    ) as process:
+    with TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        process = subprocess.Popen(
+            [*_PYTEST, *files],
+            cwd=paths.ROOT,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches it from here only.
+        )
         running.add(process)
-        output, _ = process.communicate()
+        status = process.wait()
         running.remove(process)
-    return _Finished(group=group, status=process.returncode, output=output.rstrip(), seconds=time.monotonic() - began)
+        output.seek(0)
+        return _Finished(group=group, status=status, output=output.read().rstrip(), seconds=time.monotonic() - began)
 
 
 def _environment() -> dict[str, str]:
