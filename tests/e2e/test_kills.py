@@ -66,7 +66,7 @@ def killed(worker: Worker, upstream: Upstream) -> Worker:
             coming = lines_of(open_streams.enter_context(client.stream(session, message)))
             for _ in range(seen):
                 next(coming)
-            assert upstream.wait_calls(1, 10, message)
+            assert upstream.wait_calls(1, 60, message)
         worker.kill()
     worker.restart()
     return worker

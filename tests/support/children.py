@@ -53,7 +53,7 @@ Place = tuple[str, int]
 """Where a process kills itself: before the n-th ``statement``, or at the n-th few ``instructions``, from 0."""
 
 _INSTRUCTIONS: Final = 7
-_PATIENCE_S: Final = 30.0
+_PATIENCE_S: Final = 120.0
 
 
 @contextmanager

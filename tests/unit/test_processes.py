@@ -56,7 +56,7 @@ def test_two_processes_complete_each_of_a_hundred_runs_once(path: Path, effects:
             stack.enter_context(children.process(children.contend, path, effects, RUNS, start, name)) for name in "ab"
         ]
         for each in both:
-            each.join(60)
+            each.join(120)
     done = children.effects_in(effects)
     with children.open_store(path) as store:
         runs = [asyncio.run(store.load_run(f"run-{number}")) for number in range(RUNS)]
@@ -88,7 +88,7 @@ def test_a_worker_may_be_killed_between_any_two_statements(tmp_path: Path, kind:
     for number, place in enumerate(everywhere):
         path, effects = tmp_path / f"{number}.sqlite3", tmp_path / f"{number}.effects"
         with children.process(children.work_until, path, effects, place) as victim:
-            victim.join(30)
+            victim.join(120)
         recorded = recorded_steps(path)
         before = children.effects_in(effects)
         with children.open_store(path, moment=an_hour_later) as store:
@@ -136,13 +136,13 @@ def test_a_stopped_worker_writes_nothing_when_it_wakes_up(path: Path) -> None:
         children.open_store(path) as store,
         children.process(children.work_while_watched, path, 1_000, theirs) as worker,
     ):
-        assert ours.poll(30)
+        assert ours.poll(120)
         assert worker.pid is not None
         with children.stopped(worker.pid):
             done = asyncio.run(outlive(store))
             before = asyncio.run(rows_of(store.database, *TABLES))
             ours.send("leave the step")
-        worker.join(30)
+        worker.join(120)
         after = asyncio.run(rows_of(store.database, *TABLES))
 
     assert ("successor", 2) == (done.result, done.record.epoch)
@@ -160,9 +160,9 @@ def test_a_worker_with_a_wrong_clock_is_a_worker_like_any(path: Path, skew_s: fl
         asyncio.run(store.start_or_resume(run_id="parents", **claim))
         began = datetime.now(UTC)
         with children.process(children.work_with_a_wrong_clock, path, skew_s, zone, theirs) as worker:
-            assert ours.poll(30)
+            assert ours.poll(120)
             stole, expires_at = ours.recv()
-            worker.join(30)
+            worker.join(120)
         with pytest.raises(DurableRunLeaseHeldError) as held:
             asyncio.run(store.start_or_resume(run_id="childs", **claim))
 
@@ -220,7 +220,7 @@ def test_many_processes_may_open_one_file_at_once(tmp_path: Path, *, is_new: boo
         with ExitStack() as stack:
             all_ = [stack.enter_context(children.process(children.migrate_until, path, None, start)) for _ in range(4)]
             for each in all_:
-                each.join(30)
+                each.join(120)
 
         assert [0] * 4 == [each.exitcode for each in all_]
         assert [(DURABLE_SCHEMA_VERSION, 0 if is_new else 6)] == list(migrated_runs(path))
@@ -237,7 +237,7 @@ def test_a_migration_may_be_killed_between_any_two_statements(tmp_path: Path) ->
         path = tmp_path / f"{place[1]}.sqlite3"
         documents_database(path)
         with children.process(children.migrate_until, path, place) as victim:
-            victim.join(30)
+            victim.join(120)
         [(version, runs)] = migrated_runs(path)
         found[version] += 1
         children.migrate_until(path, None)

@@ -63,7 +63,7 @@ async def research(context: TaskContext, effects: Effects, topic: str) -> dict[s
     prices = await context.step("prices", effects.step("prices", [1, 2], failures=1), retry=retry)
     drawn = [await context.now(), await context.uuid(), await context.random(), context.step_key("left")]
     both = await context.gather(
-        StepCall(intent="left", run=effects.step("left", "l", seconds=0.5)),
+        StepCall(intent="left", run=effects.step("left", "l", seconds=1.5)),
         StepCall(intent="right", run=effects.step("right", "r", seconds=0.3)),
     )
     await context.sleep(1_000)
