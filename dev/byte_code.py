@@ -14,9 +14,9 @@ from typing import Final
 from dev import paths
 from dev.interpreter import compile_zip, digest
 
-__all__ = ["ROOT", "look_up", "prepare"]
+__all__ = ["look_up", "prepare"]
 
-ROOT: Final = "/session/metadata"
+_ROOT: Final = "/session/metadata"
 """Where the sources are mounted, as tracebacks show it."""
 
 _KEPT: Final = paths.BUILD / "byte-code"
@@ -47,7 +47,7 @@ def prepare(sources: Mapping[str, bytes]) -> None:
         with zipfile.ZipFile(given, "w") as archive:
             for name, content in new.items():
                 archive.writestr(name, content)
-        compile_zip(given, compiled, ROOT)
+        compile_zip(given, compiled, _ROOT)
         with zipfile.ZipFile(compiled) as archive:
             for name in set(archive.namelist()) - set(new):
                 fresh = Path(folder, "fresh")

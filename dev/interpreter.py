@@ -9,6 +9,7 @@ import hashlib
 import os
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -50,7 +51,15 @@ def compile_zip(source: Path, target: Path, root: str) -> None:
 
 def digest(*contents: bytes) -> str:
     """Return a name for what this Pyodide and this compiler make of *contents*."""
-    parts = (_VERSION.read_bytes(), _COMPILER.read_bytes(), *contents)
+    return _digest(_maker(), *contents)
+
+
+@cache
+def _maker() -> bytes:
+    return _digest(_VERSION.read_bytes(), _COMPILER.read_bytes()).encode()
+
+
+def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
 
 
