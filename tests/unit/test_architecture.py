@@ -14,8 +14,9 @@ MODULES = sorted(path for path in SRC.rglob("*.py") if "__pycache__" not in path
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("chatturn.errors", "chatturn.json_depth"),
     ("chatturn.records",),
-    ("chatturn.canonical", "chatturn.events", "chatturn.settings"),
-    ("chatturn.databases", "chatturn.telemetry"),
+    ("chatturn.canonical", "chatturn.events", "chatturn.money", "chatturn.settings"),
+    ("chatturn.runtime",),
+    ("chatturn.databases", "chatturn.ledger", "chatturn.telemetry"),
     ("chatturn.backends", "chatturn.durable"),
     ("chatturn.telemetry.otlp",),  # traces leave over the backends' transport
     ("chatturn.chat",),

@@ -133,6 +133,9 @@ def test_values_with_harmless_names_are_written(name: str) -> None:
         "sk-proj-abcdef123456",
         "sk-ab****************xyz",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln",
+        "ghp_abcdefghijklmnopqrstuvwxyz0123456789",
+        "xoxb-1234567890-abcdef",
+        "AIzaSyA-abcdefghijklmnopqrstuvwxyz01234",
     ],
 )
 @pytest.mark.parametrize("wrap", [str, ValueError, lambda text: {text: 1}], ids=["text", "error", "name"])
@@ -142,6 +145,19 @@ def test_tokens_and_keys_inside_texts_are_not_written(secret: str, wrap: Callabl
 
     assert secret not in line
     assert "refused: [redacted], sorry" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("connect to postgres://ann:hunter2@db:5432/x", "connect to postgres://[redacted]@db:5432/x"),
+        ("see https://example.com:8080/a@b", "see https://example.com:8080/a@b"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY----- bye", "[redacted] bye"),
+    ],
+)
+def test_passwords_and_private_keys_inside_texts_are_not_written(text: str, shown: str) -> None:
+    """An address keeps its host, and one without a password stays as it is."""
+    assert shown == logged("chat.failed", said=text)["said"]
 
 
 def test_long_texts_are_cut() -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from chatturn.chat.request import TurnView
 from chatturn.errors import ConfigurationError, DurableRunLeaseHeldError, error_classes
-from chatturn.events import EVENT_TYPES, reasoning_delta, text_delta, tool_call
+from chatturn.events import EVENT_TYPES, ChatStreamEvent, reasoning_delta, text_delta, tool_call, usage_event
 from chatturn.http import limits, queries
 from chatturn.http.application import Route
 from chatturn.http.auth import SCOPES, BearerAuth
@@ -29,7 +29,11 @@ from chatturn.http.routes import ROUTES
 from chatturn.http.service import UnconfiguredService
 from chatturn.http.strict_json import MAX_JSON_DEPTH
 from chatturn.http.turns import _members
+from chatturn.runtime.events import EVENT_CLASSES
+from chatturn.runtime.mapping import RuntimeEventMapper
+from chatturn.runtime.tasks import AgentTaskSpec
 from chatturn.settings import Settings
+from chatturn.telemetry.sanitize import RuntimeTelemetryOptions
 from tests.support.isolates import TURN, Isolate
 from tests.support.turns import IDENTITY, Desk, Product, open_sqlite
 from tests.unit.test_agent import Agent, Model
@@ -318,6 +322,56 @@ async def test_the_agent_in_the_manual_works() -> None:
 
     assert [5] == [line["data"]["result"]["refunded"] for line in lines if line["type"] == "tool.result"]
     assert "session.run.completed" == lines[-1]["type"]
+
+
+async def test_the_report_in_the_manual_works() -> None:
+    """It says how a turn of the real engine ended and what it cost, and nothing of what it said."""
+    [source] = [each for each in blocks("python") if "feed_line" in each]
+    module = ModuleType("products.report")
+    exec(compile(source, "README.md", "exec"), vars(module))  # noqa: S102 - that is the test
+    with open_sqlite() as database:
+        usage = usage_event(model="gpt-x", tokensIn=3, tokensOut=2)
+        lines = await Desk(database, Product(text_delta("Ms. Miller"), usage)).run()
+    reported = module.report(map(json.dumps, lines), lambda: 0)
+
+    assert ("completed", "[redacted]") == (reported["turn"]["finalStatus"], reported["turn"]["finalText"])
+    cost = {"tokensIn": 3, "tokensOut": 2, "costUsd": None, "wallMs": 0, "llmCalls": 1, "usdKnown": False}
+    assert cost == reported["cost"]
+    assert "Miller" not in json.dumps(reported)
+
+
+def test_every_line_becomes_what_the_manual_says() -> None:
+    """Each type of ours has a row with what a line of it becomes, or becomes nothing."""
+    _, rows, _ = tables("Events for the documents' tools")
+    data = {"delta": "a", "part": {"type": "text"}, "key": "k", "toolName": "t", "finalText": "a", "code": "internal"}
+    before = {"session.run.started": (), "session.run.failed": ("session.run.started", "error")}
+    for line, becomes in rows:
+        [kind] = names(line)
+        task = AgentTaskSpec(id="t", intent="i")
+        mapper = RuntimeEventMapper(task=task, session_id="s", backend="b", now_ms=lambda: 0)
+        for each in before.get(kind, ("session.run.started",)):
+            mapper.feed(ChatStreamEvent(each, data))
+        said = {event.type for event in mapper.feed(ChatStreamEvent(kind, data))}
+
+        assert said
+        assert said <= set(names(becomes)) & set(EVENT_CLASSES), kind
+    assert set(EVENT_TYPES) - {"ping"} == {names(line)[0] for line, _ in rows}
+
+
+def test_every_option_of_telemetry_is_told() -> None:
+    """None is missing, and none is told that does not exist."""
+    *_, rows = tables("Events for the documents' tools")
+
+    assert [item.name for item in fields(RuntimeTelemetryOptions)] == [names(option)[0] for option, _ in rows]
+
+
+def test_the_modules_of_the_documents_vocabulary_exist() -> None:
+    """And the manual says how many types there are."""
+    [rows, *_] = tables("Events for the documents' tools")
+
+    for name in (name for row in rows for name in names(row[0])):
+        assert (SRC.parent / (name.replace(".", "/") + ".py")).exists(), name
+    assert f"the {len(EVENT_CLASSES)} types" in rows[1][1]
 
 
 def test_the_token_in_the_manual_is_accepted() -> None:

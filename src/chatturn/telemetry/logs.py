@@ -6,13 +6,13 @@ The platform stamps each line with its time.
 """
 
 import json
-import re
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 from chatturn.errors import BackendError, ChatTurnError
+from chatturn.telemetry.redaction import REDACTED, is_secret_name, without_secrets
 
 __all__ = ["Log", "json_line_log", "print_log"]
 
@@ -24,20 +24,11 @@ An exception among them is written with its class, code and message, and makes t
 ``level`` overrides that.  It never raises.
 """
 
-REDACTED: Final = "[redacted]"
 MAX_TEXT: Final = 4_096
 """Characters of one text that are kept."""
 
 _MAX_DEPTH: Final = 6
 _MAX_NUMBER: Final = 1e300
-_SECRET_NAME: Final = re.compile(
-    r"authorization|api[-_]?key|secret|passw|cookie|credential|private[-_]?key|jwt|token$", re.IGNORECASE
-)
-_SECRET_TEXT: Final = re.compile(
-    r"(?i:\bbearer\s+)[\w.~+/=-]{8,}"
-    r"|\bsk-[\w*-]{8,}"  # a key of the chat completions API, which quotes it when it refuses it
-    r"|\beyJ[\w-]+\.[\w-]+\.[\w-]*"  # a JSON Web Token
-)
 
 
 def json_line_log(write: Callable[[str], object]) -> Log:
@@ -68,7 +59,7 @@ def _line(event: str, particulars: Mapping[str, object]) -> str:
 
 def _members(members: Mapping[Any, object], depth: int) -> dict[str, object]:
     return {
-        _text(str(name)): REDACTED if _SECRET_NAME.search(str(name)) else _value(value, depth)
+        _text(str(name)): REDACTED if is_secret_name(str(name)) else _value(value, depth)
         for name, value in members.items()
     }
 
@@ -104,7 +95,7 @@ def _error(error: BaseException) -> dict[str, object]:
 
 
 def _text(text: str) -> str:
-    kept = _SECRET_TEXT.sub(REDACTED, text[:MAX_TEXT])
+    kept = without_secrets(text[:MAX_TEXT])
     return kept if len(text) <= MAX_TEXT else f"{kept}… ({len(text)} characters)"
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from chatturn.chat.sink import Sink
+from chatturn.wire.frames import write_frame
 
 __all__ = ["CONTENT_TYPE", "SseSink", "to_sse"]
 
@@ -31,7 +32,7 @@ def _event(line: str) -> str:
     if line == _PING:
         return ": ping\n\n"
     place = _PLACE.search(line)
-    return f"data: {line}\n\n" if place is None else f"id: {place[1]}\ndata: {line}\n\n"
+    return write_frame(line, "" if place is None else place[1])
 
 
 class SseSink:
