@@ -93,7 +93,9 @@ CREATE TABLE IF NOT EXISTS chat_turns (
   log_from INTEGER NOT NULL DEFAULT 0 CHECK (log_from >= 0),          -- seq from which on the log is this answer's
   suspensions INTEGER NOT NULL DEFAULT 0 CHECK (suspensions >= 0),    -- attempts that ended in a wait, not in vain
   cancelled_at TEXT CHECK (length(cancelled_at) = 24),                -- when it ended as cancelled; null: it did not
-  followed_at TEXT CHECK (length(followed_at) = 24)                   -- when another isolate was last seen reading
+  followed_until TEXT CHECK (length(followed_until) = 24),            -- until when a reader in another isolate counts
+  first_attempt INTEGER NOT NULL DEFAULT 1 CHECK (first_attempt >= 1),  -- the first at what is asked now
+  manifest_hash TEXT NOT NULL DEFAULT ''                              -- what is asked now, as its run has it
 ) STRICT, WITHOUT ROWID;
 -- For lists of one tenant's turns, the latest first.
 CREATE INDEX IF NOT EXISTS idx_chat_turns_tenant ON chat_turns (tenant_id, created_at, run_id);
@@ -137,23 +139,60 @@ CREATE TABLE IF NOT EXISTS chat_outbox (
 CREATE INDEX IF NOT EXISTS idx_chat_outbox_due ON chat_outbox (next_call_at) WHERE status = 'pending';
 CREATE INDEX IF NOT EXISTS idx_chat_outbox_given_up ON chat_outbox (next_call_at) WHERE status = 'given_up';
 
--- What each model call consumed, as the model reported it; null is unknown, never zero.
+-- The ledger: what each model call consumed, as the model reported it; null is unknown, never zero.
+-- It outlives its turn.
 CREATE TABLE IF NOT EXISTS chat_usage (
   run_id TEXT NOT NULL,
   attempt INTEGER NOT NULL CHECK (attempt >= 1),
   call_index INTEGER NOT NULL CHECK (call_index >= 0),  -- 0-based, within the attempt
-  model TEXT,
+  model TEXT,                           -- who answered; until that is known, who was asked
   tokens_in INTEGER CHECK (tokens_in >= 0),
   tokens_out INTEGER CHECK (tokens_out >= 0),
   tokens_cached INTEGER CHECK (tokens_cached >= 0),
   tokens_reasoning INTEGER CHECK (tokens_reasoning >= 0),
   finish_reason TEXT,
-  recorded_at TEXT NOT NULL CHECK (length(recorded_at) = 24),
+  recorded_at TEXT NOT NULL CHECK (length(recorded_at) = 24),           -- when it was first on record
+  tenant_id TEXT NOT NULL DEFAULT '',
+  session_id TEXT NOT NULL DEFAULT '',
+  outcome TEXT NOT NULL DEFAULT 'completed'             -- lost: its worker was; it may even not have been made
+    CHECK (outcome IN ('running', 'completed', 'failed', 'cancelled', 'lost')),
+  wasted INTEGER NOT NULL DEFAULT 0 CHECK (wasted IN (0, 1)),           -- 1: in no answer, or not yet
+  estimated_tokens_out INTEGER CHECK (estimated_tokens_out >= 0),       -- pieces that came, where no count did
+  cost_micro_usd INTEGER CHECK (cost_micro_usd >= 0),   -- millionths of a dollar
+  tries INTEGER CHECK (tries >= 0),     -- requests sent for it
+  headers_ms INTEGER CHECK (headers_ms >= 0),           -- from the call's beginning, as the next two
+  first_token_ms INTEGER CHECK (first_token_ms >= 0),
+  duration_ms INTEGER CHECK (duration_ms >= 0),
+  error_code TEXT,                      -- why it failed
+  request_id TEXT,                      -- the idempotency key of its requests; null: nobody lived to say
   PRIMARY KEY (run_id, attempt, call_index)
 ) STRICT, WITHOUT ROWID;
 
+-- For rows from before there were these columns: a log was stored with the end of its attempt.
+UPDATE chat_segments SET ended = 1
+WHERE (SELECT max(version) FROM durable_schema_info) < 102 AND NOT EXISTS (
+  SELECT 1 FROM chat_segments AS s
+  WHERE s.run_id = chat_segments.run_id AND s.attempt = chat_segments.attempt
+    AND s.first_seq > chat_segments.first_seq);
+UPDATE chat_turns SET
+  manifest_hash = coalesce((SELECT r.manifest_hash FROM durable_runs AS r WHERE r.run_id = chat_turns.run_id), ''),
+  suspensions = (SELECT count(*) FROM chat_segments AS s
+                 WHERE s.run_id = chat_turns.run_id AND s.lines LIKE '%{"type":"session.run.suspended"%')
+WHERE (SELECT max(version) FROM durable_schema_info) < 102 AND EXISTS (
+  SELECT 1 FROM durable_runs AS r WHERE r.run_id = chat_turns.run_id AND r.status <> 'completed');
+UPDATE chat_turns SET
+  manifest_hash = coalesce((SELECT r.manifest_hash FROM durable_runs AS r WHERE r.run_id = chat_turns.run_id), '')
+WHERE (SELECT max(version) FROM durable_schema_info) < 102 AND manifest_hash = '';
+-- For a tenant's usage of a period.
+CREATE INDEX IF NOT EXISTS idx_chat_usage_tenant ON chat_usage (tenant_id, recorded_at);
+-- Whose it was, for rows from before that was kept.
+UPDATE chat_usage SET
+  tenant_id = (SELECT t.tenant_id FROM chat_turns AS t WHERE t.run_id = chat_usage.run_id),
+  session_id = (SELECT t.session_id FROM chat_turns AS t WHERE t.run_id = chat_usage.run_id)
+WHERE tenant_id = '' AND EXISTS (SELECT 1 FROM chat_turns AS t WHERE t.run_id = chat_usage.run_id);
+
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 102, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 103, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
-  AND EXISTS (SELECT 1 FROM pragma_table_info('chat_segments') WHERE name = 'ended');
+  AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome');

@@ -5,6 +5,7 @@ Every connection is kept and sends the next request when the last answer has end
 """
 
 import json
+import re
 import selectors
 import socket
 import time
@@ -15,6 +16,7 @@ from typing import Final
 __all__ = ["Answer", "Client", "Request"]
 
 _END: Final = b"\r\n0\r\n\r\n"
+_LENGTH: Final = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _TIMEOUT_S: Final = 120.0
 _IDLE_S: Final = 2.0  # wrangler closes connections after 5
 
@@ -36,10 +38,12 @@ class Answer:
 
     Attributes:
         reads: Each piece of the response and when it came, the head included.
+        length: How many bytes it has, if that is known beforehand.
     """
 
     sent_at: float
     reads: list[tuple[float, bytes]] = field(default_factory=list)
+    length: int | None = None
 
     @property
     def first_byte_ms(self) -> float:
@@ -135,9 +139,20 @@ def _has_ended(answer: Answer) -> bool:
     last = answer.reads[-1][1]
     if not last:
         raise ConnectionError(f"the connection was closed: {answer.raw[-500:]!r}")
+    if len(answer.reads) == 1:
+        answer.length = _announced_length(last)
+    if answer.length is not None:
+        return sum(len(piece) for _, piece in answer.reads) >= answer.length
     if len(last) >= len(_END):
         return last.endswith(_END)
     return b"".join(piece for _, piece in answer.reads[-4:]).endswith(_END)
+
+
+def _announced_length(start: bytes) -> int | None:
+    """Return the length of the whole response, if it begins with a head that tells; else it is in HTTP chunks."""
+    head, end, _ = start.partition(b"\r\n\r\n")
+    length = _LENGTH.search(head) if end else None
+    return None if length is None else len(head) + len(end) + int(length[1])
 
 
 def _checked(answer: Answer) -> Answer:

@@ -15,7 +15,7 @@ from bench import measures
 from bench.measures import Figures, Subjects
 from bench.report import Bar, Report, cells
 from bench.upstream import Script
-from bench.workers import NAMES, running_subjects
+from bench.workers import NAMES, least_worker, running_subjects
 
 _RESULTS: Final = Path(__file__).parent / "RESULTS.md"
 _OURS: Final = "chatturn"
@@ -69,6 +69,7 @@ def main(arguments: list[str]) -> int:
         _measure_turns(subjects, plan, report)
         _measure_streams(subjects, plan, report)
         _measure_lag(subjects, plan, report)
+        _measure_least(subjects, plan, report)
         _measure_concurrency(subjects, plan, report)
         _measure_memory(subjects, plan, report)
     print(report.text())
@@ -133,6 +134,22 @@ def _measure_lag(subjects: Subjects, plan: _Plan, report: Report) -> None:
     report.bars.append(Bar(what="delta lag at 20 ms between events", most=1.2, measured=_ratio(median)))
     rows = [["median", *cells(median)], ["95th percentile", *cells(high)]]
     report.add("Lag of a delta at 20 ms between events, ms", ["", *NAMES], rows)
+
+
+def _measure_least(subjects: Subjects, plan: _Plan, report: Report) -> None:
+    _say("the least that Python costs")
+    with least_worker() as least:
+        compared = {"floor": subjects["floor"], "least": least, _OURS: subjects[_OURS]}
+        measures.warm_up({"least": least}, plan.warm_up)
+        measures.empty_requests(compared, plan.replays)  # which the compilers have not seen yet
+        empty = measures.empty_requests(compared, plan.replays)
+        lag, _ = measures.delta_lag(compared, events=100, pause_ms=20, rounds=plan.lag_rounds)
+    rows = [
+        ["GET, total", *cells(empty.total)],
+        ["GET, CPU", *cells(empty.cpu)],
+        ["lag of a delta at 20 ms between events", *cells(lag)],
+    ]
+    report.add("The least that Python costs, ms", ["", *compared], rows)
 
 
 def _measure_concurrency(subjects: Subjects, plan: _Plan, report: Report) -> None:

@@ -20,7 +20,7 @@ from dev.config import Config
 from dev.server import Server
 from tests.support.worker import SECRET, Worker, running_worker
 
-__all__ = ["NAMES", "Subject", "counted_worker", "running_subjects"]
+__all__ = ["NAMES", "Subject", "counted_worker", "least_worker", "running_subjects"]
 
 NAMES: Final = ("pass", "floor", "chatturn")
 
@@ -74,11 +74,24 @@ def running_subjects() -> Iterator[dict[str, Subject]]:
 @contextmanager
 def counted_worker() -> Iterator[Subject]:
     """Run the Worker on a database that counts, and its model."""
+    with _other_entry("counted") as subject:
+        yield subject
+
+
+@contextmanager
+def least_worker() -> Iterator[Subject]:
+    """Run the Python Worker that does nothing, and its model."""
+    with _other_entry("least") as subject:
+        yield subject
+
+
+@contextmanager
+def _other_entry(name: str) -> Iterator[Subject]:
+    """Run the entry module *name* of this folder, beside the real one, and its model."""
     with ExitStack() as stack:
         variables = {**_VARIABLES, "OPENAI_BASE_URL": stack.enter_context(_running_upstream())}
-        mounts = {"counted.py": _HERE / "counted.py"}
-        worker = stack.enter_context(running_worker(variables=variables, entry="counted", mounts=mounts))
-        yield _subject("counted", worker)
+        mounts = {f"{name}.py": _HERE / f"{name}.py"}
+        yield _subject(name, stack.enter_context(running_worker(variables=variables, entry=name, mounts=mounts)))
 
 
 @contextmanager

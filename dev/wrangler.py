@@ -13,6 +13,7 @@ _QUIET: Final = {
     "WRANGLER_NO_SKILLS_UPDATE_PROMPTS": "true",
     "CLOUDFLARE_CF_FETCH_ENABLED": "false",  # Request.cf is a fixed value.
     "X_LOCAL_EXPLORER": "false",
+    "X_LOCAL_OBSERVABILITY": "false",  # It records every request for the explorer, in the same process.
     "DO_NOT_TRACK": "1",
     "CI": "1",
     "NO_COLOR": "1",

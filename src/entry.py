@@ -22,8 +22,9 @@ class Default(WorkerEntrypoint):
     async def fetch(self, request: Request) -> JsProxy:
         """Answer one request."""
         raw = request.js_object
-        response = await handle(from_js_request(raw), application(load_hooks, raw))
-        return to_response(response, raw, self.ctx.waitUntil)
+        http_request = from_js_request(raw)
+        app = application(load_hooks, raw, http_request.headers)
+        return to_response(await handle(http_request, app), raw, self.ctx)
 
     async def scheduled(self, controller: object, env: object, ctx: object) -> None:  # noqa: ARG002 - the platform's
         """Do what nobody came back for: see `chatturn.chat.sweep`."""
@@ -36,9 +37,10 @@ class Session(DurableObject):  # type: ignore[no-untyped-call]  # the SDK's own 
     async def fetch(self, request: Request) -> JsProxy:
         """Answer one request of the session."""
         raw = request.js_object
-        outlive(watch(load_hooks, self.ctx._ctx).keep(), self.ctx.waitUntil)  # noqa: SLF001 - the raw one
-        response = await handle(from_js_request(raw), application(load_hooks, raw, owned=True))
-        return to_response(response, raw, self.ctx.waitUntil)
+        outlive(watch(load_hooks, self.ctx._ctx).keep(), self.ctx)  # noqa: SLF001 - the raw one
+        http_request = from_js_request(raw)
+        app = application(load_hooks, raw, http_request.headers, owned=True)
+        return to_response(await handle(http_request, app), raw, self.ctx)
 
     async def alarm(self) -> None:
         """Take over what was lost."""

@@ -1,4 +1,4 @@
-# ruff: noqa: N802, N816 - the names are JavaScript's
+# ruff: noqa: N802, N803, N816 - the names are JavaScript's
 
 # JavaScript's globals that the Worker uses, as Pyodide shows them. What their methods return is JavaScript
 # again, so it is typed only where it is one thing: a name that is not here is a mistake or a new dependency.
@@ -24,14 +24,15 @@ class Array:
     def new(*items: Any) -> JsProxy: ...
     @staticmethod
     def of(*items: Any) -> JsProxy: ...
-
-class ArrayBuffer:
     @staticmethod
-    def isView(value: Any) -> bool: ...
+    def from_(items: JsProxy, function: JsProxy = ...) -> JsProxy: ...
 
 class Error:
     @staticmethod
     def new(message: str) -> JsException: ...
+
+class Function:
+    prototype: JsProxy
 
 class _TransformStream(JsProxy):
     readable: JsProxy
@@ -61,9 +62,33 @@ class Proxy:
     @staticmethod
     def new(target: JsProxy, handler: JsProxy) -> JsProxy: ...
 
+class Reflect:
+    # As a function to call, and as an object to bind.
+    apply: Any
+
 class Response:
     @staticmethod
     def new(body: Any = ..., init: JsProxy = ...) -> JsProxy: ...
+
+class Set:
+    @staticmethod
+    def new(items: JsProxy = ...) -> JsProxy: ...
+
+class String:
+    prototype: JsProxy
+
+class TextDecoder:
+    @staticmethod
+    def new(encoding: str = ..., *, ignoreBOM: bool = ...) -> JsProxy: ...
+
+class TextEncoder:
+    @staticmethod
+    def new() -> JsProxy: ...
+
+class Uint8Array:
+    prototype: JsProxy
+    @staticmethod
+    def fromHex(text: str) -> JsProxy: ...
 
 class WritableStream:
     @staticmethod
@@ -75,8 +100,7 @@ class URL:
 
 fetch: JsProxy
 
-def setTimeout(callback: Callable[..., Any] | JsProxy, ms: float) -> int: ...
-def queueMicrotask(callback: Callable[..., Any] | JsProxy) -> None: ...
+def setTimeout(callback: Callable[..., Any] | JsProxy, ms: float, *arguments: Any) -> int: ...
 def clearTimeout(timer: int | None) -> None: ...
 
 # What pyodide-http asks for by name; Workers have none of them until `workerd/sync_http.py` gives them.

@@ -1,25 +1,29 @@
 """
 What a turn says while it runs: chat events, their lines, and the text that they add up to.
 
-The vocabulary is the documents' (CONTRACT section 5).  A producer yields events, or lists of events that
+The vocabulary is the documents' (CONTRACT section 5).  A producer yields events, or sequences of events that
 arrived together; the engine turns each into one line of the turn's log, ``{"type", "data"?, "seq",
 "attempt"}``, LF-terminated.  Pure: no I/O, no clock.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, overload
 
 __all__ = [
     "EVENT_TYPES",
     "LIFECYCLE_PREFIX",
     "MESSAGE_PART",
+    "TOOL_OUTCOMES",
     "ChatStreamEvent",
     "EventBatch",
     "TextAssembly",
+    "TextDeltas",
     "encode_line",
+    "encode_lines",
+    "events_of",
     "is_answer",
     "pieces_of",
     "reasoning_delta",
@@ -79,16 +83,20 @@ _STORED_MEMBERS: Final[Mapping[str, frozenset[str] | None]] = {
 }
 """What of an event holds nothing of a user's or a model's: these members of its data; None stands for all."""
 
-EventBatch: TypeAlias = ChatStreamEvent | list[ChatStreamEvent]
+EventBatch: TypeAlias = ChatStreamEvent | Sequence[ChatStreamEvent]
 """What a producer yields: an event, or those that arrived together and may leave in one write."""
 
 _PIECE_CHARACTERS: Final = 100_000
 
 _TEXT_PART: Final[dict[str, str]] = {"id": "text", "type": "text"}
 _REASONING_PART: Final[dict[str, str]] = {"id": "reasoning", "type": "reasoning"}
-_TEXT_PART_JSON: Final = '{"id":"text","type":"text"}'
+TOOL_OUTCOMES: Final = frozenset({"tool.result", "tool.error"})
 MESSAGE_PART: Final = "message.part.updated"
 """The type of every piece of an answer or of its reasoning."""
+
+# The line of a piece of the answer: its text as JSON, and then its place in the log.
+_DELTA_START: Final = f'{{"type":"{MESSAGE_PART}","data":{{"delta":'
+_DELTA_END: Final = ',"part":{"id":"text","type":"text"}}'
 
 
 def text_delta(text: str) -> ChatStreamEvent:
@@ -164,6 +172,8 @@ def stored_event(event: ChatStreamEvent) -> ChatStreamEvent:
     members = _STORED_MEMBERS.get(event.type, frozenset())
     if members is None or event.data is None:
         return event
+    if event.type == "result":
+        return ChatStreamEvent(event.type, {"finalText": ""})
     data = {name: value for name, value in event.data.items() if name in members}
     return ChatStreamEvent(event.type, data or None)
 
@@ -187,11 +197,71 @@ def encode_line(event: ChatStreamEvent, seq: int | None, attempt: int) -> str:
         body = ""
     elif len(data) == 2 and data.get("part") is _TEXT_PART and event.type == MESSAGE_PART:  # noqa: PLR2004
         # Nearly every line of an answer: a template is five times faster than the encoder, and the same text.
-        delta = encode_basestring(data["delta"])
-        return f'{{"type":"{MESSAGE_PART}","data":{{"delta":{delta},"part":{_TEXT_PART_JSON}}}{place}}}\n'
+        return f"{_DELTA_START}{encode_basestring(data['delta'])}{_DELTA_END}{place}}}\n"
     else:
         body = ',"data":' + _encode(data)
     return f'{{"type":{encode_basestring(event.type)}{body}{place}}}\n'
+
+
+def events_of(batch: EventBatch) -> Sequence[ChatStreamEvent]:
+    """Return the events of what a producer yielded."""
+    return [batch] if isinstance(batch, ChatStreamEvent) else batch
+
+
+def encode_lines(events: Sequence[ChatStreamEvent], first_seq: int, attempt: int) -> list[str]:
+    """Encode *events*, which follow each other in the log, as their lines; see `encode_line`."""
+    if type(events) is TextDeltas:
+        return events.lines(first_seq, attempt)
+    return [encode_line(event, seq, attempt) for seq, event in enumerate(events, first_seq)]
+
+
+class TextDeltas(Sequence[ChatStreamEvent]):
+    """
+    `text_delta` events that arrived together.
+
+    A burst of an answer has hundreds of them, and mostly nobody wants more than their lines and their text.  So
+    the events themselves are made only when they are looked at.
+
+    Args:
+        bodies: The text of each as JSON without the quotes around it, written as `encode_line` writes it; an
+            empty one is no event.
+    """
+
+    __slots__ = ("_bodies",)
+
+    def __init__(self, bodies: list[str]) -> None:
+        self._bodies = bodies if all(bodies) else [body for body in bodies if body]
+
+    def __len__(self) -> int:
+        return len(self._bodies)
+
+    @overload
+    def __getitem__(self, index: int) -> ChatStreamEvent: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "TextDeltas": ...
+
+    def __getitem__(self, index: int | slice) -> "ChatStreamEvent | TextDeltas":
+        found = self._bodies[index]
+        return text_delta(_unquoted(found)) if isinstance(found, str) else TextDeltas(found)
+
+    def __iter__(self) -> Iterator[ChatStreamEvent]:
+        return (text_delta(_unquoted(body)) for body in self._bodies)
+
+    def text(self) -> str:
+        """Return the text of all of them."""
+        return _unquoted("".join(self._bodies))
+
+    def lines(self, first_seq: int, attempt: int) -> list[str]:
+        """Return their lines; see `encode_line`."""
+        start, middle, end = f'{_DELTA_START}"', f'"{_DELTA_END},"seq":', f',"attempt":{attempt}}}\n'
+        return [f"{start}{body}{middle}{seq}{end}" for seq, body in enumerate(self._bodies, first_seq)]
+
+
+def _unquoted(body: str) -> str:
+    """Decode the inside of a JSON string."""
+    text: str = json.loads(f'"{body}"') if "\\" in body else body
+    return text
 
 
 @dataclass(slots=True)
@@ -225,6 +295,9 @@ class TextAssembly:
 
     def add_all(self, events: Iterable[ChatStreamEvent]) -> None:
         """Take account of *events* in their order."""
+        if type(events) is TextDeltas:
+            self._add_delta("text", events.text())
+            return
         for event in events:
             self.add(event)
 

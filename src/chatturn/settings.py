@@ -55,6 +55,13 @@ class Settings:
     history_turns: int = _setting(20, "finished turns of the session that the model is shown, at most", least=0)
     history_characters: int = _setting(100_000, "characters of them, at most; turns stay whole", least=0)
     retention_days: int = _setting(0, "a run is deleted so long after it ended, messages and all; 0 keeps it", least=0)
+    usage_retention_days: int = _setting(
+        400, "what a model call consumed is deleted so long after it; 0 keeps it", least=0
+    )
+    prices: str = _setting("", "what models cost, in dollars per million tokens, as JSON; see Costs")
+    budget_turn_micro_usd: int = _setting(0, "no model call once a turn has cost so much; 0: no limit", least=0)
+    budget_session_micro_usd: int = _setting(0, "likewise, once its session has", least=0)
+    budget_tenant_day_micro_usd: int = _setting(0, "likewise, once its tenant has since midnight UTC", least=0)
     legacy_run_ids: Switch = _setting(
         "off",
         "`on`: a turn may be one of the TypeScript engine's in this database; for one tenant only",

@@ -34,6 +34,8 @@ _SPAN: Final = 16
 _STOPPED: Final = 0.06
 """The part of the processes that is stopped for longer than a lease before it is killed."""
 
+_PATIENCE_S: Final = 60.0
+
 _TERMINAL: Final = {f"session.run.{how}" for how in ("completed", "failed", "cancelled", "suspended")}
 
 _MISBEHAVIOUR: Final = (
@@ -105,11 +107,16 @@ def run(folder: Path, *, kills: int, seed: int, progress: Callable[[int], None] 
         running: list[BaseProcess] = []
         for number in range(kills):
             turns = (number // 2, number // 2 + _SPAN)
+            serving, says_so = CONTEXT.Pipe(duplex=False)
             child: BaseProcess = CONTEXT.Process(
-                target=worker.work, args=(folder, upstream.url, seed + number, turns), daemon=True
+                target=worker.work, args=(folder, upstream.url, seed + number, turns, says_so), daemon=True
             )
             child.start()
             running.append(child)
+            says_so.close()
+            assert serving.poll(_PATIENCE_S), "a worker does not start"
+            serving.recv_bytes()
+            serving.close()
             time.sleep(chance.uniform(0.01, 0.12))
             if len(running) == 2:
                 _end(running.pop(0), chance, report)
@@ -118,7 +125,7 @@ def run(folder: Path, *, kills: int, seed: int, progress: Callable[[int], None] 
             _end(child, chance, report)
         last = CONTEXT.Process(target=worker.finish, args=(folder, upstream.url, report.turns))
         last.start()
-        last.join(120)
+        last.join(120 + report.turns)
         if last.exitcode != 0:
             last.kill()
             report.broken.append(f"the turns could not be finished (exit code {last.exitcode})")
@@ -175,15 +182,13 @@ def _add_up(folder: Path, upstream: Upstream, texts: dict[int, str], report: Rep
         stored = answers.get(session, [])
         if stored != [text]:
             report.lost.append(f"{session}: {stored}")
-        if len(stored) > 1:
-            report.doubled.append(session)
         if fault := _fault_of(logs.get(session, [])):
             report.broken.append(f"{session}: {fault}")
-    told: dict[str, set[str]] = {}
+    told: dict[str, set[str]] = {}  # by run, which answers its hook was told: each has a key of its own
     for line in (folder / "journal").read_text().splitlines():
         key, digest = line.split(" ")
-        told.setdefault(key, set()).add(digest)
-    report.doubled += [key for key, digests in told.items() if len(digests) > 1]
+        told.setdefault(key.split("/")[0], set()).add(f"{key} {digest}")
+    report.doubled += [run_id for run_id, answers in told.items() if len(answers) > 1]
     calls = upstream.calls()
     report.calls = len(calls)
     begun = Counter(call.key for call in calls if call.script.status == 200 and call.chunks_sent > 0)

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,13 +104,14 @@ def _isolate(folder: Path, upstream: str, chance: random.Random, *, failures: fl
         _Failing(database, chance, folder / "failures", failures),
         _Product(folder / "journal"),
         backend,
+        {"TURN_ATTEMPTS": "1000000"},  # nobody is killed so often outside of this rig
         lease_ms=LEASE_MS,
         moment=lambda: "now",
     )
 
 
-def work(folder: Path, upstream: str, seed: int, turns: tuple[int, int]) -> None:
-    """Serve users of these turns until the process is killed."""
+def work(folder: Path, upstream: str, seed: int, turns: tuple[int, int], serving: Connection) -> None:
+    """Serve users of these turns until the process is killed; say when that begins."""
     chance = random.Random(seed)
 
     async def user(isolate: Isolate) -> None:
@@ -132,6 +134,7 @@ def work(folder: Path, upstream: str, seed: int, turns: tuple[int, int]) -> None
 
     async def main() -> None:
         isolate = _isolate(folder, upstream, chance, failures=0.02)
+        serving.send_bytes(b"serving")
         await asyncio.gather(cron(isolate), *(user(isolate) for _ in range(_USERS)))
 
     _quietly(main())

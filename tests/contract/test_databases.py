@@ -86,6 +86,16 @@ async def test_text_and_numbers_keep_their_kind(database: Database) -> None:
     assert [{"run_id": "5", "key": "007", "payload_json": "1.0", "n": 3}] == [dict(row) for row in read.rows]
 
 
+@pytest.mark.parametrize("length", [1, 100, 10_000])
+async def test_text_of_any_length_comes_back_as_it_went(database: Database, length: int) -> None:
+    """A mark of byte order, characters outside the plane, what JSON escapes: wherever long text goes another way."""
+    texts = [text * length for text in ("\ufeffa", "\U0001f600", '"\\\n\u2028\x7f', "é")]
+    statement = "SELECT ?1 AS a, ?2 AS b, ?3 AS c, ?4 AS d, ?5 AS e, ?6 AS f"
+    [read] = await database.batch([Statement(statement, (*texts, None, "short"))])
+
+    assert [[*texts, None, "short"]] == [[*row.values()] for row in read.rows]
+
+
 async def test_integers_are_bound_up_to_the_last_that_is_a_number_everywhere(database: Database) -> None:
     """What is larger is refused, and not rounded."""
     [read] = await database.batch([Statement("SELECT CAST(?1 AS INTEGER) AS n", (2**53 - 2,))])

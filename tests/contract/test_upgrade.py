@@ -111,7 +111,14 @@ async def version_101(database: Database, clock: Clock) -> None:
     await apply(database, "0002_chatturn.sql", "0003_lists_and_retention.sql")
 
 
-STARTS = {start.__name__: start for start in (nothing, version_1, version_2, half_way, version_100, version_101)}
+async def version_102(database: Database, clock: Clock) -> None:
+    """Ours, from when usage was of answers only, and nobody's."""
+    await version_101(database, clock)
+    await apply(database, "0004_logs.sql")
+
+
+_ALL = (nothing, version_1, version_2, half_way, version_100, version_101, version_102)
+STARTS = {start.__name__: start for start in _ALL}
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -141,7 +148,7 @@ async def test_the_numbered_migrations_end_there_too(database: Database, clock: 
     """What wrangler applies and what the code applies is the same."""
     expected = await structure(database)
     await version_1(database, clock)
-    await apply(database, "0002_chatturn.sql", "0003_lists_and_retention.sql", "0004_logs.sql")
+    await apply(database, "0002_chatturn.sql", "0003_lists_and_retention.sql", "0004_logs.sql", "0005_ledger.sql")
 
     assert expected == await structure(database)
     assert DURABLE_SCHEMA_VERSION == await read_version(database)
@@ -156,6 +163,27 @@ async def test_every_row_of_the_documents_stays_as_it_is(database: Database, clo
     assert [{**run, "epoch": 0} for run in runs] == (await rows_of(database, "durable_runs"))[0]
     assert [steps] == await rows_of(database, "durable_steps")
     assert len(runs) == 6
+
+
+async def test_usage_of_before_is_whose_turn_it_was(database: Database, clock: Clock) -> None:
+    """Rows from before the ledger get their tenant and session, if the turn is still there, and what they had stays."""
+    await version_102(database, clock)
+    turn = (
+        "INSERT INTO chat_turns (run_id, tenant_id, session_id, user_id, turn_index, user_message, attempt,"
+        " created_at, updated_at) VALUES ('r', 'acme', 'thread', 'ann', 0, 'hi', 1, ?1, ?1)"
+    )
+    usage = (
+        "INSERT INTO chat_usage (run_id, attempt, call_index, tokens_out, recorded_at)"
+        " VALUES ('r', 1, 0, 7, ?1), ('gone', 1, 0, 8, ?1)"
+    )
+    await database.batch([Statement(text, ("2026-01-01T00:00:00.000Z",)) for text in (turn, usage)])
+    await migrate(database)
+    [rows] = await rows_of(database, "chat_usage")
+    told = ("run_id", "tenant_id", "session_id", "tokens_out", "outcome", "wasted", "cost_micro_usd")
+
+    assert [("gone", "", "", 8, "completed", 0, None), ("r", "acme", "thread", 7, "completed", 0, None)] == sorted(
+        tuple(row[name] for name in told) for row in rows
+    )
 
 
 async def test_a_newer_schema_is_left_alone(database: Database) -> None:

@@ -23,6 +23,7 @@ from chatturn.http.application import Application
 from chatturn.http.auth import Principal
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.routes import handle
+from chatturn.prices import PriceTable
 from chatturn.settings import Settings
 from tests.support.turns import virtual_moment
 
@@ -53,11 +54,13 @@ class Reader:
     Attributes:
         text: What has arrived.
         ended: Whether the stream has ended.
+        broken_off: Whether it ended before its end.
     """
 
     def __init__(self) -> None:
         self.text = ""
         self.ended = False
+        self.broken_off = False
         self._lost: Any = None
 
     @property
@@ -96,6 +99,9 @@ class Reader:
 
     async def close(self) -> None:
         self.ended = True
+
+    def abort(self) -> None:
+        self.ended = self.broken_off = True
 
 
 @dataclass
@@ -156,6 +162,7 @@ class Isolate:
         settings: In place of the defaults.
         lease_ms: Shorter than a setting may be, for tests in real time.
         moment: The database's time.
+        prices: What models cost.
 
     Attributes:
         logged: What was logged.
@@ -167,6 +174,7 @@ class Isolate:
     settings: Mapping[str, str] = field(default_factory=dict)
     lease_ms: int | None = None
     moment: Callable[[], str] = virtual_moment
+    prices: PriceTable = field(default_factory=PriceTable)
     logged: list[tuple[str, Any]] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)
 
@@ -186,6 +194,7 @@ class Isolate:
             database=self.wire,
             log=lambda event, particulars: self.logged.append((event, particulars)),
             live=self._live,
+            prices=self.prices,
             moment=self.moment,
         )
 
@@ -238,8 +247,8 @@ class Isolate:
         self.wire.dead = True
         for reader in self.readers:
             reader.ended = True
-        for task in self._tasks:
+        for task in list(self._tasks):
             task.cancel()
-        for task in self._tasks:
+        for task in list(self._tasks):
             with suppress(asyncio.CancelledError):
                 await task

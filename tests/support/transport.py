@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 from chatturn.backends import TransportRequest
 
-__all__ = ["HANG", "Exchange", "Reply", "ScriptedTransport"]
+__all__ = ["HANG", "BodyPart", "Exchange", "Reply", "ScriptedTransport"]
 
 HANG: Final = "hang"
 

@@ -14,7 +14,7 @@ MODULES = sorted(path for path in SRC.rglob("*.py") if "__pycache__" not in path
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("chatturn.errors", "chatturn.json_depth"),
     ("chatturn.records",),
-    ("chatturn.canonical", "chatturn.events", "chatturn.money", "chatturn.settings"),
+    ("chatturn.canonical", "chatturn.events", "chatturn.money", "chatturn.prices", "chatturn.settings"),
     ("chatturn.runtime",),
     ("chatturn.databases", "chatturn.ledger", "chatturn.telemetry"),
     ("chatturn.backends", "chatturn.durable"),

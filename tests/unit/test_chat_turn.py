@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -15,6 +15,7 @@ from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.outbox import Outbox
 from chatturn.chat.sink import BufferSink
 from chatturn.chat.turn import ChatTurn
+from chatturn.databases import Row, Statement
 from chatturn.databases.sqlite import SqliteDatabase
 from chatturn.durable.sql import SqlRunStore
 from chatturn.errors import (
@@ -699,7 +700,7 @@ async def test_the_history_is_bounded(database: FaultyDatabase) -> None:
 
 
 async def test_a_zombie_turn_changes_no_table(database: FaultyDatabase) -> None:
-    """A worker that finishes after its successor has written nothing: no line, message, usage or hook call."""
+    """A worker that finishes after its successor has written nothing but what it has spent."""
     product = Recorded(text_delta("zombie"), usage_event(tokensIn=1), 100.0)
     desk = Desk(database, product, lease_ms=1_000)
     sink = BufferSink()
@@ -707,11 +708,16 @@ async def test_a_zombie_turn_changes_no_table(database: FaultyDatabase) -> None:
     await asyncio.sleep(50)
     successor = Desk(database, Recorded(text_delta("successor"), usage_event(tokensIn=2)))
     await successor.run()
+    forget = Statement("DELETE FROM chat_usage WHERE attempt = 1")
+    await desk.database.batch([forget])
     before = await everything(desk)
     product.script = []
     await zombie
     lines = events_of(sink.text())
+    spent = await desk.rows("SELECT attempt, tokens_in, wasted FROM chat_usage ORDER BY attempt")
+    await desk.database.batch([forget])
 
+    assert [(1, 1, 1), (2, 2, 0)] == spent
     assert before == await everything(desk)
     assert ("lease_lost", None) == (lines[-1]["data"]["code"], lines[-1].get("seq"))
     assert [] == product.persisted
@@ -723,9 +729,12 @@ class _StalledRenewals(SqlRunStore):
     def __init__(self, database: FaultyDatabase) -> None:
         super().__init__(database, moment=virtual_moment)
 
-    async def renew_lease(self, lease: Lease) -> Lease:
+    async def write(
+        self, lease: Lease, statements: Sequence[Statement], *, renew: bool, returning: str = ""
+    ) -> tuple[Lease, list[Sequence[Row]]]:
         """Believe it."""
-        return lease
+        del renew, returning
+        return lease, [[{"cancel_requested_at": None, "followed": 0}] for _ in [*statements, None]]
 
 
 async def test_a_turn_aborted_before_it_runs_does_not_run(database: FaultyDatabase) -> None:

@@ -9,8 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatturn.backends.completions import CompletionReader, WholeCompletionReader
+from chatturn.backends.template import FrameTemplate
 from chatturn.errors import BackendProtocolError, BackendReportedError
-from chatturn.events import ChatStreamEvent, TextAssembly, reasoning_delta, text_delta, tool_call, usage_event
+from chatturn.events import (
+    ChatStreamEvent,
+    TextAssembly,
+    TextDeltas,
+    reasoning_delta,
+    text_delta,
+    tool_call,
+    usage_event,
+)
 
 STOP = usage_event(model="m", finishReason="stop")
 
@@ -34,10 +43,15 @@ def reader() -> CompletionReader:
     return CompletionReader(model="asked", backend="openai")
 
 
+def fed(answer: CompletionReader, *chunks: bytes) -> list[ChatStreamEvent]:
+    """What these bytes say, in whatever batches."""
+    return [event for chunk in chunks if not answer.done for batch in answer.feed(chunk) for event in batch]
+
+
 def said(*chunks: bytes) -> list[ChatStreamEvent]:
     """Everything that an answer of these bytes says, its end included."""
     answer = reader()
-    return [event for chunk in chunks for event in answer.feed(chunk)] + answer.finish()
+    return fed(answer, *chunks) + answer.finish()
 
 
 def text_of(events: list[ChatStreamEvent]) -> str:
@@ -122,9 +136,63 @@ def test_a_frame_that_only_resembles_the_template_is_parsed() -> None:
         said(sse(*alike), b"event: error\n" + sse(alike[0]), sse("[DONE]"))
 
 
+ODD = (
+    ": a comment",
+    "id: 7",
+    "event: error",
+    "data:",
+    'data: {"choices":[{"index":0,"delta":{"content":"a\\u00e9\\ud83d"}}]}',
+    'data: {"choices":[{"index":0,"delta":{"content":"\\ude00"}}]}',
+    'data: {"choices":[{"index":1,"delta":{"content":"of another answer"}}]}',
+    "data: " + json.dumps(chunk({"content": "other", "role": "assistant"}), separators=(",", ":")),
+    "data: " + json.dumps(chunk({"content": "in two\nlines"}), separators=(",", ":")).replace(",", ",\ndata: "),
+    "data: " + json.dumps(chunk({"content": "spaced"})),
+    "data: " + json.dumps(chunk(finish="stop"), separators=(",", ":")),
+    "data: [DONE]",
+)
+
+
+@given(
+    st.lists(st.text(max_size=8) | st.sampled_from(ODD)),
+    st.booleans(),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.data(),
+)
+def test_a_burst_is_read_as_its_frames_one_by_one(
+    pieces: list[str], ensure_ascii: bool, newline: str, data: st.DataObject
+) -> None:
+    """However many frames arrive at once, whatever is between them, they say what each says by itself."""
+
+    def frame(text: str) -> str:
+        return "data: " + json.dumps(chunk({"content": text}), ensure_ascii=ensure_ascii, separators=(",", ":"))
+
+    frames = [*map(frame, "abc"), *(piece if piece in ODD else frame(piece) for piece in pieces)]
+    stream = "".join(f"{each}\n\n" for each in frames).replace("\n", newline).encode("utf-8", "replace")
+    places = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=4)))
+    parts = [stream[start:end] for start, end in zip([0, *places], [*places, len(stream)], strict=True)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FrameTemplate, "bodies_of", lambda _self, several: ([], several))
+        expected = fed(reader(), stream)
+
+    assert expected == fed(reader(), *parts)
+
+
+def test_a_burst_is_not_looked_at_piece_by_piece() -> None:
+    """Once the frames' make is known, those that arrive together stay together; what follows them does, too."""
+    answer = reader()
+    fed(answer, sse(*[chunk({"content": "a"})] * 3))
+    frames = [chunk({"content": text}) for text in ("b", "", 'c"/\\\n', "ü")]  # of which json.dumps escapes some
+
+    [deltas, rest] = answer.feed(sse(*frames, chunk({"content": "d"}, finish="stop")))
+
+    assert isinstance(deltas, TextDeltas)
+    assert list(deltas) == [text_delta(text) for text in ("b", 'c"/\\\n', "ü")]
+    assert rest == [text_delta("d")]
+
+
 def test_events_that_arrive_together_leave_together() -> None:
     """One network chunk becomes one list, in order."""
-    assert reader().feed(sse(*[chunk({"content": letter}) for letter in "abc"])) == [
+    assert fed(reader(), sse(*[chunk({"content": letter}) for letter in "abc"])) == [
         text_delta("a"),
         text_delta("b"),
         text_delta("c"),
@@ -193,7 +261,7 @@ def test_frames_of_unknown_shape_are_skipped(frame: object) -> None:
 def test_nothing_is_read_after_done() -> None:
     """What follows [DONE] is not part of the answer, not even in the same chunk."""
     answer = reader()
-    events = answer.feed(sse(chunk({"content": "a"}), "[DONE]", chunk({"content": "b"}), "junk"))
+    events = fed(answer, sse(chunk({"content": "a"}), "[DONE]", chunk({"content": "b"}), "junk"))
 
     assert answer.done
     assert events + answer.finish() == [text_delta("a")]
@@ -305,7 +373,7 @@ def test_many_brackets_are_not_deep() -> None:
 def test_what_came_before_a_failure_is_not_lost() -> None:
     """Text that arrives in the same chunk as an error is still said; the error follows at the end."""
     answer = reader()
-    events = answer.feed(sse(chunk({"content": "a"}), {"error": {"message": "overloaded"}}))
+    events = fed(answer, sse(chunk({"content": "a"}), {"error": {"message": "overloaded"}}))
 
     assert events == [text_delta("a")]
     with pytest.raises(BackendReportedError):

@@ -9,7 +9,7 @@ import pytest
 from chatturn.backends import AgentBackendContext, AgentBackendInput, AgentExecutionBackend
 from chatturn.backends.echo import create_echo_backend
 from chatturn.backends.iterable import create_iterable_backend
-from chatturn.events import ChatStreamEvent, EventBatch, TextAssembly, text_delta, tool_call
+from chatturn.events import ChatStreamEvent, EventBatch, TextAssembly, events_of, text_delta, tool_call
 
 CONTEXT = AgentBackendContext(request_id="r")
 
@@ -20,7 +20,7 @@ def asked(*contents: object) -> AgentBackendInput:
 
 async def answer(backend: AgentExecutionBackend, request: AgentBackendInput) -> list[ChatStreamEvent]:
     batches = [batch async for batch in backend.stream(request, CONTEXT)]
-    return [event for batch in batches for event in (batch if isinstance(batch, list) else [batch])]
+    return [event for batch in batches for event in events_of(batch)]
 
 
 def text_of(events: list[ChatStreamEvent]) -> str:

@@ -1,6 +1,7 @@
 """Chat events: their lines, and the text that they add up to."""
 
 import json
+from json.encoder import encode_basestring
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from chatturn.events import (
     ChatStreamEvent,
     TextAssembly,
+    TextDeltas,
     encode_line,
+    encode_lines,
     reasoning_delta,
     text_delta,
     tool_call,
@@ -43,6 +46,21 @@ def test_the_template_for_text_is_the_encoders_own_text(text: str) -> None:
     by_encoder = encode_line(ChatStreamEvent("message.part.updated", json.loads(by_hand)["data"]), 3, 1)
 
     assert by_encoder == by_hand
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"))), st.integers(0), st.integers(1))
+def test_deltas_are_the_events_that_they_stand_for(texts: list[str], seq: int, attempt: int) -> None:
+    """Pieces that are kept as JSON have the lines and the text of the events that they are when looked at."""
+    deltas = TextDeltas([encode_basestring(text)[1:-1] for text in texts])
+    events = [text_delta(text) for text in texts if text]
+
+    assert events == list(deltas)
+    assert len(events) == len(deltas)
+    assert events[1:] == list(deltas[1:])
+    assert [encode_line(event, seq + n, attempt) for n, event in enumerate(events)] == encode_lines(
+        deltas, seq, attempt
+    )
+    assert "".join(texts) == deltas.text() == assembled(*deltas)
 
 
 @given(

@@ -21,7 +21,7 @@ from chatturn.errors import (
     BackendTransportError,
     ConfigurationError,
 )
-from chatturn.events import ChatStreamEvent, EventBatch, TextAssembly, text_delta, usage_event
+from chatturn.events import ChatStreamEvent, EventBatch, TextAssembly, events_of, text_delta, usage_event
 from chatturn.telemetry.spans import SpanRecorder
 from tests.support.transport import HANG, Reply, ScriptedTransport
 
@@ -60,7 +60,7 @@ async def batches(
     context: AgentBackendContext = CONTEXT,
 ) -> list[list[ChatStreamEvent]]:
     found = [batch async for batch in answering.stream(request, context)]
-    return [batch if isinstance(batch, list) else [batch] for batch in found]
+    return [list(events_of(batch)) for batch in found]
 
 
 async def text_of(answering: AgentExecutionBackend) -> str:

@@ -15,6 +15,7 @@ from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.operations import MessagePage, MessageQuery, TurnPage, TurnQuery
 from chatturn.chat.request import TurnRequest, TurnView
 from chatturn.chat.sink import BufferSink, Sink
+from chatturn.chat.usage import UsagePage, UsageQuery
 from chatturn.errors import (
     ChatTurnError,
     ConfigurationError,
@@ -71,6 +72,7 @@ class FakeService:
         self.opened: list[tuple[ChatTurnIdentity, TurnRequest]] = []
         self.events: list[tuple[str, str, Any]] = []
         self.resumed: list[str] = []
+        self.usage_queries: list[UsageQuery] = []
 
     async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> FakeTurn:
         if self.error:
@@ -104,6 +106,12 @@ class FakeService:
         if self.error:
             raise self.error
         return TurnPage(turns=(), next=None)
+
+    async def usage(self, query: UsageQuery) -> UsagePage:
+        if self.error:
+            raise self.error
+        self.usage_queries.append(query)
+        return UsagePage(groups=(), total={}, first_day="2026-11-01", last_day="2026-11-30", next=None)
 
     async def emit(self, tenant_id: str, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
         if self.error:
@@ -200,6 +208,7 @@ def raised(cls: type[ChatTurnError], message: str) -> ChatTurnError:
         "hook": "produce",
         "retry_after_ms": 1,
         "run_id": "r",
+        "scope": "turn",
     }
     wanted = inspect.signature(cls.__init__).parameters
     return cls(message, **{name: value for name, value in particulars.items() if name in wanted})
@@ -348,6 +357,7 @@ def test_a_turn_can_be_looked_at() -> None:
         "completedAt": "2026-01-01T00:00:02.000Z",
         "outcome": None,
         "stream": TURN + "/stream",
+        "usage": None,
     }
 
 

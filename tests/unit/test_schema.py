@@ -5,9 +5,11 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from chatturn.chat.metering import Outcome
 from chatturn.chat.outbox import _HOOKS
 from chatturn.databases.schema import DURABLE_SCHEMA_SQL, DURABLE_SCHEMA_VERSION, schema_statements
 from chatturn.databases.sqlite import SqliteDatabase, split_statements
@@ -117,6 +119,7 @@ async def test_a_database_of_the_documents_own_is_upgraded_in_place() -> None:
         ("durable_runs", "status", list(RunStatus)),
         ("durable_steps", "status", list(StepStatus)),
         ("chat_outbox", "hook", list(_HOOKS)),
+        ("chat_usage", "outcome", list(get_args(Outcome))),
     ],
 )
 def test_closed_sets_are_the_codes(table: str, column: str, values: list[str]) -> None:
@@ -135,7 +138,7 @@ def test_every_table_of_ours_says_what_it_is_for() -> None:
     assert all(comment and "STRICT" in options for comment, _, options in tables)
 
 
-@pytest.mark.parametrize("script", [SCHEMA, *MIGRATIONS], ids=["schema", "0001", "0002", "0003", "0004"])
+@pytest.mark.parametrize("script", [SCHEMA, *MIGRATIONS], ids=["schema", *map(str, range(1, len(MIGRATIONS) + 1))])
 def test_a_script_splits_into_whole_statements(script: str) -> None:
     """Statement by statement is how D1 must be given it; nothing is lost or cut in the middle."""
     statements = split_statements(script)

@@ -46,7 +46,7 @@ def raw(upstream: Upstream) -> socket.socket:
 
 def events_of(stream: bytes) -> list[ChatStreamEvent]:
     reader = CompletionReader(model="m", backend="test")
-    return reader.feed(stream) + reader.finish()
+    return [event for batch in reader.feed(stream) for event in batch] + reader.finish()
 
 
 def text_of(events: list[ChatStreamEvent]) -> str:

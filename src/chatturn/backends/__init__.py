@@ -8,16 +8,20 @@ its connection on cancellation, at once, whatever it is waiting for.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, TypeAlias
 
-from chatturn.events import EventBatch
+from chatturn.events import ChatStreamEvent, EventBatch
 from chatturn.telemetry import NULL_TRACER, Tracer
 
 __all__ = [
+    "NULL_METER",
     "AgentBackendContext",
     "AgentBackendInput",
     "AgentExecutionBackend",
+    "CallMeter",
     "ChatMessage",
+    "Meter",
     "Transport",
     "TransportRequest",
     "TransportResponse",
@@ -46,6 +50,73 @@ class AgentBackendInput:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+class CallMeter(Protocol):
+    """Takes what one call of a model consumes.  Leaving its ``with`` block ends the call, well or not."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def tried(self) -> None:
+        """A request is sent; again for every further try."""
+
+    def answered(self) -> None:
+        """The headers of an answer have arrived."""
+
+    def said(self, events: Sequence[ChatStreamEvent]) -> None:
+        """Further pieces of the answer have arrived."""
+
+    def reported(self, usage: Mapping[str, Any]) -> None:
+        """
+        Take what the model says that it has consumed so far; the last report is the one that counts.
+
+        Args:
+            usage: The data of a ``usage`` event, and ``costUsd`` where the model says that; anything may be in it.
+        """
+
+
+class Meter(Protocol):
+    """Keeps account of the calls that are made for one attempt of a turn."""
+
+    def call(self, model: str | None, request_id: str) -> CallMeter:
+        """
+        Begin a call.
+
+        Args:
+            model: Who is asked, as far as that is known.
+            request_id: As in `AgentBackendContext`.
+
+        Raises:
+            BudgetExceeded: There may be none: what may be spent is spent.
+        """
+
+
+class _NullMeter:
+    """Keeps no account."""
+
+    def call(self, model: str | None, request_id: str) -> Self:
+        del model, request_id
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def tried(self) -> None: ...
+
+    def answered(self) -> None: ...
+
+    def said(self, events: Sequence[ChatStreamEvent]) -> None: ...
+
+    def reported(self, usage: Mapping[str, Any]) -> None: ...
+
+
+NULL_METER: Final[Meter] = _NullMeter()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentBackendContext:
     """
@@ -54,10 +125,12 @@ class AgentBackendContext:
     Attributes:
         request_id: Stable for all tries of one attempt of a turn; becomes the upstream's idempotency key.
         tracer: Takes the spans of the model's calls.
+        meter: Takes what they consume.
     """
 
     request_id: str
     tracer: Tracer = NULL_TRACER
+    meter: Meter = NULL_METER
 
 
 class AgentExecutionBackend(Protocol):
@@ -72,7 +145,7 @@ class AgentExecutionBackend(Protocol):
 
     def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
         """
-        Answer, event by event; events that arrive together come as one list.
+        Answer, event by event; events that arrive together come as one sequence.
 
         Raises:
             BackendError: One of its subclasses, for everything that goes wrong on the model's side.  Ending

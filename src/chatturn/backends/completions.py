@@ -5,11 +5,12 @@ What is understood is OpenAI's streaming format with the liberties that compatib
 counts as complete only if the model said so, by a finish reason or ``[DONE]``.  An error object in the stream
 fails it, and so does a frame that is not JSON, which is never shown as text.  Other frames are skipped.
 
-Nearly every frame is one piece of text, so that path is short: a `template` match, or one JSON parse.
+Nearly every frame is one piece of text, so that path is short: a `template` match, of many frames or of one, or
+one JSON parse.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from chatturn.backends.foreign_json import parse_frame
@@ -17,7 +18,7 @@ from chatturn.backends.sse import MAX_EVENT_BYTES, EventTooLong, ServerSentEvent
 from chatturn.backends.template import FrameTemplate
 from chatturn.backends.tool_calls import ToolCallAssembler
 from chatturn.errors import BackendError, BackendProtocolError, BackendReportedError
-from chatturn.events import ChatStreamEvent, reasoning_delta, text_delta, usage_event
+from chatturn.events import ChatStreamEvent, TextDeltas, reasoning_delta, text_delta, usage_event
 
 __all__ = ["MAX_DETAIL_BYTES", "CompletionReader", "WholeCompletionReader", "shortened"]
 
@@ -73,13 +74,19 @@ class CompletionReader:
         self._text, self._reasoning = _Mender(), _Mender()
         self._template = FrameTemplate(parse_frame)
         self._tools = ToolCallAssembler()
-        self._usage: Mapping[str, Any] = {}
+        self._usage: dict[str, Any] = {}
 
-    def feed(self, chunk: bytes) -> list[ChatStreamEvent]:
-        """Take the next bytes of the stream; return what they say.  A failure waits for `finish`."""
+    def feed(self, chunk: bytes) -> list[Sequence[ChatStreamEvent]]:
+        """Take the next bytes of the stream; return what they say, in batches.  A failure waits for `finish`."""
+        batches: list[Sequence[ChatStreamEvent]] = []
         events: list[ChatStreamEvent] = []
         try:
-            for frame in self._decoder.feed(chunk):
+            frames = self._decoder.complete(chunk)
+            if not self._text.held:
+                bodies, frames = self._template.bodies_of(frames)
+                if any(bodies):
+                    batches.append(TextDeltas(bodies))
+            for frame in self._decoder.events(frames):
                 self._read_frame(frame, events)
                 if self.done:
                     break
@@ -87,7 +94,9 @@ class CompletionReader:
             self._fail(BackendProtocolError(str(error), backend=self._backend))
         except BackendError as error:
             self._fail(error)
-        return events
+        if events:
+            batches.append(events)
+        return batches
 
     def finish(self) -> list[ChatStreamEvent]:
         """
@@ -109,8 +118,21 @@ class CompletionReader:
 
     def counts(self) -> dict[str, int]:
         """Return what the answer consumed, as far as the API said; a count that is no count is left out."""
-        found = {name: _first_count(self._usage, paths) for name, paths in _COUNTS.items()}
+        if not self._usage:
+            return {}
+        found = {name: _first(self._usage, paths, _is_count) for name, paths in _COUNTS.items()}
         return {name: count for name, count in found.items() if count is not None}
+
+    def usage(self) -> dict[str, Any]:
+        """
+        Return the same as the API gave it, with who answered, why it ended, and what it cost where the API says so.
+
+        What is no count is in it as well, for whoever keeps account of that.
+        """
+        given = {name: _first(self._usage, paths, _is_given) for name, paths in _COUNTS.items()}
+        cost = self._usage.get("cost")  # in dollars; where it is an object, it has parts that nobody has defined
+        known = {"costUsd": cost} if type(cost) in {int, float} else {}
+        return {"model": self.model, **given, **self.counts(), **known, "finishReason": self.finish_reason}
 
     def _fail(self, error: BackendError) -> None:
         self._failure = error
@@ -207,7 +229,7 @@ class WholeCompletionReader(CompletionReader):
         super().__init__(model=model, backend=backend)
         self._body = bytearray()
 
-    def feed(self, chunk: bytes) -> list[ChatStreamEvent]:
+    def feed(self, chunk: bytes) -> list[Sequence[ChatStreamEvent]]:
         """Take the next bytes of the body.  They say nothing before they are all there."""
         self._body += chunk
         if len(self._body) > MAX_EVENT_BYTES:
@@ -255,11 +277,20 @@ def _sendable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _first_count(usage: Mapping[str, Any], paths: tuple[tuple[str, ...], ...]) -> int | None:
+def _first(usage: Mapping[str, Any], paths: tuple[tuple[str, ...], ...], accept: Callable[[Any], bool]) -> Any:
+    """Return the first value at one of *paths* that is acceptable; None if there is none."""
     for path in paths:
         value: Any = usage
         for name in path:
-            value = value.get(name) if isinstance(value, Mapping) else None
-        if type(value) is int and 0 <= value <= _MAX_COUNT:
+            value = value.get(name) if type(value) is dict else None
+        if accept(value):
             return value
     return None
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_COUNT
+
+
+def _is_given(value: object) -> bool:
+    return value is not None

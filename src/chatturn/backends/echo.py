@@ -46,21 +46,30 @@ class EchoBackend:
     async def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
         """Answer, with one event per word and usage, in words, at the end."""
         attributes = {conventions.OPERATION_NAME: conventions.CHAT, conventions.REQUEST_MODEL: _MODEL}
-        with context.tracer.span(conventions.span_name(conventions.CHAT, _MODEL), attributes=attributes) as span:
+        span_name = conventions.span_name(conventions.CHAT, _MODEL)
+        with (
+            context.meter.call(_MODEL, context.request_id) as call,
+            context.tracer.span(span_name, attributes=attributes) as span,
+        ):
+            call.tried()
             order = _next_order(request) if request.options.get("tools") else None
             answer = "" if order is not None else _answer(request.messages).removeprefix(request.continue_from)
             words = _WORD.findall(answer)
             for position, word in enumerate(words):
                 if position and self.pace_ms:
                     await asyncio.sleep(self.pace_ms / 1000)
-                yield text_delta(word)
+                delta = text_delta(word)
+                call.said((delta,))
+                yield delta
             if order is not None:
                 yield order
             tokens_in = sum(len(_text(message).split()) for message in request.messages)
             span.set(conventions.USAGE_INPUT_TOKENS, tokens_in)
             span.set(conventions.USAGE_OUTPUT_TOKENS, len(words))
             reason = "stop" if order is None else "tool_calls"
-            yield usage_event(model=_MODEL, tokensIn=tokens_in, tokensOut=len(words), finishReason=reason)
+            usage = usage_event(model=_MODEL, tokensIn=tokens_in, tokensOut=len(words), finishReason=reason)
+            call.reported(usage.data or {})
+            yield usage
 
 
 def _next_order(request: AgentBackendInput) -> ChatStreamEvent | None:

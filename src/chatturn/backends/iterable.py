@@ -1,11 +1,11 @@
 """Any function that yields events, as a backend."""
 
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from chatturn.backends import AgentBackendContext, AgentBackendInput, AgentExecutionBackend
-from chatturn.events import EventBatch
+from chatturn.backends import NULL_METER, AgentBackendContext, AgentBackendInput, AgentExecutionBackend
+from chatturn.events import EventBatch, TextDeltas, events_of
 
 __all__ = ["StreamFunction", "create_iterable_backend"]
 
@@ -33,5 +33,19 @@ class _IterableBackend:
     def continues(self, _model: str | None) -> bool:
         return self.can_continue
 
-    def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
-        return self.function(request, context)
+    async def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
+        with context.meter.call(request.model, context.request_id) as call:
+            call.tried()
+            # It may ask another backend, whose calls are a part of this one.
+            stream = self.function(request, replace(context, meter=NULL_METER))
+            try:
+                async for batch in stream:
+                    events = events_of(batch)
+                    call.said(events)
+                    for event in () if isinstance(events, TextDeltas) else events:
+                        if event.type == "usage" and event.data is not None:
+                            call.reported(event.data)
+                    yield batch
+            finally:
+                if isinstance(stream, AsyncGenerator):
+                    await stream.aclose()

@@ -17,6 +17,7 @@ from chatturn.backends import (
     AgentBackendContext,
     AgentBackendInput,
     AgentExecutionBackend,
+    CallMeter,
     Transport,
     TransportRequest,
     TransportResponse,
@@ -119,7 +120,7 @@ class OpenAICompatibleBackend:
 
     async def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
         """
-        Answer, with one list of events per network chunk that says something.
+        Answer, with the events that arrived together in as few batches as can be.
 
         Raises:
             BackendRejected: The API refused the request; its reason is in ``detail``.
@@ -132,24 +133,30 @@ class OpenAICompatibleBackend:
         model = request.model or self.model
         if not model:
             raise ConfigurationError("MODEL", "is not set, and the request names none")
-        with closing(Watchdog(self.until_end, backend=self.kind)) as watchdog:
+        with (
+            context.meter.call(model, context.request_id) as call,
+            closing(Watchdog(self.until_end, backend=self.kind)) as watchdog,
+        ):
             exchange = await self.connector.connect(
                 self._http_request(model, request, context),
                 watchdog,
-                partial(self._span, context.tracer, model),
+                partial(self._try, context.tracer, call, model),
             )
+            call.answered()
             async with exchange.stack:
                 reader = _reader_class(exchange.response)(model=model, backend=self.kind)
-                exchange.stack.callback(_describe_answer, exchange.span, reader)
+                exchange.stack.callback(_describe_answer, exchange.span, call, reader)
                 chunks = exchange.response.chunks()
                 chunk = await self._next_chunk(chunks, reader, watchdog)
                 first_chunk_s = watchdog.elapsed_s() - exchange.began_s
                 exchange.span.set(conventions.RESPONSE_TIME_TO_FIRST_CHUNK, first_chunk_s)
                 while chunk is not None:
-                    if events := reader.feed(chunk):
-                        yield events
+                    for batch in reader.feed(chunk):
+                        call.said(batch)
+                        yield batch
                     chunk = None if reader.done else await self._next_chunk(chunks, reader, watchdog)
                 if events := reader.finish():
+                    call.said(events)
                     yield events
 
     def _http_request(self, model: str, request: AgentBackendInput, context: AgentBackendContext) -> TransportRequest:
@@ -189,7 +196,8 @@ class OpenAICompatibleBackend:
                 return None
             raise
 
-    def _span(self, tracer: Tracer, model: str, attempt: int) -> AbstractContextManager[Span]:
+    def _try(self, tracer: Tracer, call: CallMeter, model: str, attempt: int) -> AbstractContextManager[Span]:
+        call.tried()
         attributes: dict[str, AttributeValue | None] = {
             conventions.OPERATION_NAME: conventions.CHAT,
             conventions.PROVIDER_NAME: self.provider,
@@ -205,8 +213,9 @@ def _reader_class(response: TransportResponse) -> type[CompletionReader]:
     return WholeCompletionReader if media_type == "application/json" else CompletionReader
 
 
-def _describe_answer(span: Span, reader: CompletionReader) -> None:
+def _describe_answer(span: Span, call: CallMeter, reader: CompletionReader) -> None:
     counts = reader.counts()
+    call.reported(reader.usage())
     span.set(conventions.RESPONSE_ID, reader.response_id)
     span.set(conventions.RESPONSE_MODEL, reader.model)
     span.set(conventions.RESPONSE_FINISH_REASONS, reader.finish_reason and (reader.finish_reason,))

@@ -59,8 +59,12 @@ class SSEDecoder:
         self._after_cr = False
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
+        """Take the next bytes; return the events that they complete.  Raises what `complete` raises."""
+        return self.events(self.complete(chunk))
+
+    def complete(self, chunk: bytes) -> str:
         """
-        Take the next bytes; return the events that they complete.
+        Take the next bytes; return the frames that they complete, each ended by a blank line, newlines normalised.
 
         Raises:
             EventTooLong: The event that is arriving, or one of those in *chunk*, is over the limit.
@@ -76,10 +80,22 @@ class SSEDecoder:
             self._rest += chunk
             if len(self._rest) > self._limit + 1:  # its last LF may be the first of the blank line
                 raise EventTooLong(f"an event of more than {self._limit} bytes")
-            return []
+            return ""
         frames = bytes(self._rest) + chunk[:end] if self._rest else chunk[:end]
         self._rest = bytearray(chunk[end:])
-        return self._events(frames)
+        if len(frames) > self._limit and max(map(len, frames.split(b"\n\n"))) > self._limit:
+            raise EventTooLong(f"an event of more than {self._limit} bytes")
+        return frames.decode("utf-8", "replace")
+
+    def events(self, frames: str) -> list[ServerSentEvent]:
+        """Return the events of *frames*, which `complete` returned and whose order must be kept."""
+        events: list[ServerSentEvent] = []
+        for frame in frames[:-2].split("\n\n"):
+            if frame.startswith("data: ") and "\n" not in frame:
+                events.append(ServerSentEvent(frame[6:], "message", self.last_event_id))
+            elif frame:
+                self._add_frame(frame, events)
+        return events
 
     def finish(self) -> bool:
         """
@@ -109,17 +125,6 @@ class SSEDecoder:
             self._after_cr = False
         self._after_cr = self._after_cr or chunk.endswith(b"\r")
         return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-
-    def _events(self, frames: bytes) -> list[ServerSentEvent]:
-        if len(frames) > self._limit and max(map(len, frames.split(b"\n\n"))) > self._limit:
-            raise EventTooLong(f"an event of more than {self._limit} bytes")
-        events: list[ServerSentEvent] = []
-        for frame in frames[:-2].decode("utf-8", "replace").split("\n\n"):
-            if frame.startswith("data: ") and "\n" not in frame:
-                events.append(ServerSentEvent(frame[6:], "message", self.last_event_id))
-            elif frame:
-                self._add_frame(frame, events)
-        return events
 
     def _add_frame(self, frame: str, events: list[ServerSentEvent]) -> None:
         event, data = "", []

@@ -25,7 +25,16 @@ from chatturn.chat.hooks import TurnContext
 from chatturn.chat.tool_steps import Outcome, ToolCall, ToolSteps
 from chatturn.chat.tools import Tool
 from chatturn.errors import BackendError, EmptyAnswer
-from chatturn.events import ChatStreamEvent, EventBatch, TextAssembly, pieces_of, text_delta, tool_call
+from chatturn.events import (
+    ChatStreamEvent,
+    EventBatch,
+    TextAssembly,
+    TextDeltas,
+    events_of,
+    pieces_of,
+    text_delta,
+    tool_call,
+)
 from chatturn.records import StepKind
 
 __all__ = ["MAX_ROUNDS", "AgentProducer"]
@@ -57,16 +66,23 @@ class AgentProducer:
         self._instructions = instructions
         self._max_rounds = max_rounds
         self._answer: str | None = None
+        self._latest: _Round | None = None
         self.stream: AsyncGenerator[EventBatch, None] = self._run()
 
     def final_text(self) -> str | None:
         """Return what the model said in its last round: what it said before was on the way to its tools."""
         return self._answer
 
+    def said_so_far(self) -> str:
+        """Return what the model has said in its latest round."""
+        return "" if self._latest is None else self._latest.text
+
     async def _run(self) -> AsyncGenerator[EventBatch, None]:
         messages = self._conversation()
         for number in range(1, self._max_rounds + 1):
-            said = _Round(number=number, attempt=self._context.attempt)
+            self._latest = said = _Round(
+                number=number, attempt=self._context.attempt, request_id=self._request_id(number)
+            )
             async with aclosing(self._ask(said, messages)) as events:
                 async for batch in events:
                     yield batch
@@ -84,6 +100,9 @@ class AgentProducer:
                     async for event in events:
                         yield event
                 messages.append({"role": "tool", "tool_call_id": call.id, "content": outcome.text()})
+
+    def _request_id(self, number: int) -> str:
+        return canonical_hash([self._context.request_id, number])
 
     def _conversation(self) -> list[ChatMessage]:
         instructions: list[ChatMessage] = [{"role": "system", "content": self._instructions}]
@@ -107,7 +126,7 @@ class AgentProducer:
             options["tool_choice"] = "none"
         stream = context.backend.stream(
             AgentBackendInput(messages=list(messages), model=context.model, options=options),
-            AgentBackendContext(request_id=canonical_hash([context.request_id, said.number]), tracer=context.tracer),
+            AgentBackendContext(request_id=said.request_id, tracer=context.tracer),
         )
         try:
             async for batch in stream:
@@ -130,11 +149,13 @@ class _Round:
     Attributes:
         number: From 1.
         attempt: Which attempt of the turn made it.
+        request_id: Under which idempotency key.
         calls: The tools that it asked for, in its order.
     """
 
     number: int
     attempt: int
+    request_id: str
     calls: list[ToolCall] = field(default_factory=list)
     _assembly: TextAssembly = field(default_factory=TextAssembly)
     _usages: list[dict[str, Any]] = field(default_factory=list)
@@ -146,8 +167,9 @@ class _Round:
 
     def add(self, batch: EventBatch) -> None:
         """Take account of what the model says."""
-        for event in batch if isinstance(batch, list) else [batch]:
-            self._assembly.add(event)
+        events = events_of(batch)
+        self._assembly.add_all(events)
+        for event in () if isinstance(events, TextDeltas) else events:
             if event.data is None:
                 continue
             if event.type == "tool.call":
@@ -177,7 +199,8 @@ class _Round:
     def to_json(self) -> dict[str, Any]:
         """Return the step's result."""
         calls = [{"id": call.id, "name": call.name, "args": call.args} for call in self.calls]
-        return {"attempt": self.attempt, "text": self.text, "calls": calls, "usages": self._usages}
+        made = {"attempt": self.attempt, "requestId": self.request_id}
+        return {**made, "text": self.text, "calls": calls, "usages": self._usages}
 
     def replay(self, result: dict[str, Any]) -> list[ChatStreamEvent]:
         """Become the round on record; return its events: the text in one piece, the calls, and who paid."""

@@ -2,13 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
 
 from chatturn.settings import DisconnectPolicy
 
 __all__ = ["Attendance"]
-
-_NOT_KNOWN: Final = "not known yet"
 
 
 class Attendance:
@@ -16,7 +13,8 @@ class Attendance:
     Watches over one turn's readers.
 
     ``continue`` never ends a turn; ``cancel`` does so as soon as nobody reads it, ``grace`` after a while in which
-    nobody came back.  A turn that had no reader from the beginning has lost none.
+    nobody came back.  A turn that had no reader from the beginning has lost none.  Readers in other isolates are known
+    by the database only, so no turn is ended before that was asked.
 
     Args:
         policy: The product's.
@@ -33,25 +31,29 @@ class Attendance:
         self._followers = followers
         self._end = end
         self._unread_since: float | None = None
-        self._followed_at: object = _NOT_KNOWN
+        self._followed = False
+        self._told_at = float("-inf")
 
     def lost(self) -> None:
         """Take note that the reader is gone who asked for the turn."""
         self._unread_since = asyncio.get_running_loop().time()
-        self.look()
 
-    def look(self) -> None:
-        """End the turn if it has been without readers for too long."""
+    def told(self, asked_at: float, *, followed: bool) -> None:
+        """Take what the database said when it was asked: whether somebody reads the turn in another isolate."""
+        self._told_at, self._followed = asked_at, followed
+
+    def end_if_unread(self) -> bool:
+        """End the turn if it has been without readers for too long; return whether the database has to be asked."""
         if self._unread_since is None or self._policy == "continue":
-            return
+            return False
         now = asyncio.get_running_loop().time()
+        over_at = self._unread_since + self._grace_s
         if self._followers():
             self._unread_since = now
-        elif now - self._unread_since >= self._grace_s:
+        elif now >= over_at and self._told_at < over_at:
+            return True
+        elif now >= over_at and self._followed:
+            self._unread_since = now
+        elif now >= over_at:
             self._end()
-
-    def followed(self, followed_at: str | None) -> None:
-        """Take note of when a follower in another isolate last read the turn."""
-        if followed_at != self._followed_at and self._unread_since is not None and self._followed_at is not _NOT_KNOWN:
-            self._unread_since = asyncio.get_running_loop().time()
-        self._followed_at = followed_at
+        return False

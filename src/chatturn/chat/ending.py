@@ -1,7 +1,7 @@
 """How a turn ends: its last words, and what is written with them, in one transaction."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,13 +41,12 @@ class Ending:
     words: list[ChatStreamEvent] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
 
-    def statements(self, end: TurnEnd, usages: Sequence[dict[str, Any]], *, checkpoints: bool) -> list[Statement]:
+    def statements(self, end: TurnEnd, *, checkpoints: bool) -> list[Statement]:
         """
-        Make the last write's companions: the log with its terminal line, messages, usage, hook calls.
+        Make the last write's companions: the log with its terminal line, messages, hook calls.
 
         Args:
             end: How the turn ends.
-            usages: The data of its ``usage`` events.
             checkpoints: Whether it has steps on the way to its answer.
         """
         self.words = ending_words(self.identity, end)
@@ -57,8 +56,7 @@ class Ending:
         self.lines = self.log.preview(self.words)
         moment, attempt = self.moment(), self.log.attempt
         return [
-            *self.log.last_statements(self.lines),
-            *chat_sql.record_usage(attempt, usages, moment),
+            *self.log.last_statements(self.lines, moment),
             *chat_sql.end_turn(end, moment),
             *([] if end.text is None else [chat_sql.record_messages(end.text, moment)]),
             *(self.outbox.statements(attempt) if end.text else []),

@@ -15,7 +15,7 @@ Any number may follow a turn.  What each is shown is the same log, in its order,
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,6 +46,9 @@ _GATHER_S: Final = 0.01
 
 _NOTED_EVERY_S: Final = 5.0
 """How often a turn that would be given up without readers is told that it has one."""
+
+_SLACK_S: Final = 5.0
+"""How late it may be told so again."""
 
 TakeOver = Callable[[], Awaitable[ChatTurn]]
 """Claims the turn, as `DurableChatService.open` does."""
@@ -84,6 +87,7 @@ class FollowedTurn:
     _last: int = -1
     _began: float = 0.0
     _noted_again_at: float = 0.0
+    _done: bool = False
 
     @property
     def finished(self) -> bool:
@@ -93,13 +97,14 @@ class FollowedTurn:
     @property
     def nothing_left(self) -> bool:
         """Whether the reader has seen the whole log, and nobody is going to say more."""
-        return self.page.over and self.page.closed and not self.page.text
+        page = self.page
+        return page.over and not page.text and (page.closed or page.last >= page.furthest)
 
     async def run(self, sink: Sink) -> None:
         """
         Show the log to its end: every line goes to *sink*, which is closed.  Raises nothing but cancellation.
 
-        Where the database does not answer for long, the stream ends without a terminal line: the reader comes back.
+        Where the database does not answer, the stream breaks off without a terminal line: the reader comes back.
         """
         output = Output(sink, None, self.log)
         output.start_pings()
@@ -109,6 +114,8 @@ class FollowedTurn:
             taken = await self._follow(output, sink)
         except StoreError as error:
             self.log("log.not_read", {"run_id": self.run_id, "error": error})
+            if self.finished:  # whoever keeps what is finished must not take this for the whole
+                sink.abort()
         except ChatTurnError as error:
             # Nobody can go on with the turn, so there is nothing to wait for.
             self.log("turn.not_resumed", {"run_id": self.run_id, "error": error})
@@ -132,65 +139,83 @@ class FollowedTurn:
                 if page.over:
                     self._say_end(output, page)
                     return None
-                if (log := self.live.get(self.run_id)) is not None:
-                    if await self._follow_live(log, output, sink):
-                        return None
-                elif page.lease_left_ms == 0 and self.take_over is not None:
+                if page.lease_left_ms == 0 and self.take_over is not None and self.live.get(self.run_id) is None:
                     if (taken := await self._take()) is not None:
                         return taken
-                else:
+                elif not await self._follow_live(output, sink):
                     await self._pause()
+                if self._done:
+                    return None
             page = await load_page(self.database, self.run_id, self._last, self.moment())
         return None
 
-    async def _follow_live(self, log: TurnLog, output: Output, sink: Sink) -> bool:
-        """Show what is said in this isolate; return whether that was all, and else go on with the database."""
+    async def _follow_live(self, output: Output, sink: Sink) -> bool:
+        """Show what is said in this isolate, until there is no more of it; return whether there was anything."""
+        log = self.live.get(self.run_id)
+        if log is None:
+            return False
+        shown = False
         log.followers += 1
         try:
-            while not sink.closed:
-                ended, left = log.ended, log.left
-                behind = log.after(self._last)
-                if behind is None:
-                    return False
+            while not sink.closed and (behind := log.after(self._last)) is not None:
+                over = log.ended or log.left
                 text, self._last = behind
                 if text:
+                    shown = True
                     output.send(text, ())
                     await output.drain()
-                elif ended or left:
-                    return ended
+                elif over:
+                    self._done = log.ended
+                    break
                 else:
-                    alarm = self.alarm()
-                    log.watch(alarm.ring)
-                    await alarm.wait(_LOOK_EVERY_S)
-                    await asyncio.sleep(_GATHER_S)
-            return True
+                    await self._wait_for_more(log)
+            return shown
         finally:
             log.followers -= 1
 
+    async def _wait_for_more(self, log: TurnLog) -> None:
+        alarm = self.alarm()
+        log.watch(alarm.ring)
+        try:
+            await alarm.wait(_LOOK_EVERY_S)
+        finally:
+            log.unwatch(alarm.ring)
+        await asyncio.sleep(_GATHER_S)
+
     async def _take(self) -> ChatTurn | None:
-        """Claim the turn, whose worker is lost; None if somebody else was quicker."""
+        """Claim the turn, whose worker is lost; None if somebody else was quicker, or it was only slow."""
         assert self.take_over is not None  # noqa: S101 - asked before
         try:
-            return await self.take_over()
+            taken = await self.take_over()
         except DurableRunLeaseHeldError:
             return None
+        return None if taken.replayed else taken
 
     async def _pause(self) -> None:
         """Wait for another isolate to store more."""
         now = asyncio.get_running_loop().time()
+        interval_s = self.pace.interval_ms((now - self._began) * 1000) / 1000
         if self.announce and now >= self._noted_again_at:
-            self._noted_again_at = now + _NOTED_EVERY_S
-            await self.database.batch([note_follower(self.run_id, self.moment())])
-        await asyncio.sleep(self.pace.interval_ms((now - self._began) * 1000) / 1000)
+            every_s = max(_NOTED_EVERY_S, 2 * interval_s)
+            self._noted_again_at = now + every_s
+            for_ms = round((every_s + _SLACK_S) * 1000)
+            await self.database.batch([note_follower(self.run_id, self.moment(), for_ms)])
+        await asyncio.sleep(interval_s)
 
     def _say_end(self, output: Output, page: LogPage) -> None:
-        """Say how the turn ended where its log does not: its worker could end the run, but not write the log."""
-        if page.closed:
+        """
+        Say how the turn ended where its log does not: its worker could end the run, but not write the log.
+
+        It is numbered behind all that the worker may have said, so that a reader who comes back with it has all.
+        """
+        if page.closed or page.last >= page.furthest:
             return
         if page.status is RunStatus.FAILED:
-            self._say(output, failure_words(self.identity, error_class(page.outcome)))
+            words = failure_words(self.identity, error_class(page.outcome))
         else:
-            self._say(output, ending_words(self.identity, TurnEnd(text=""), replayed=True))
+            words = ending_words(self.identity, TurnEnd(text=""), replayed=True)
+        self._say(output, words, range(page.furthest - len(words) + 1, page.furthest + 1))
 
-    def _say(self, output: Output, events: list[ChatStreamEvent]) -> None:
-        output.send("".join(encode_line(event, None, self.page.attempt) for event in events), events)
+    def _say(self, output: Output, events: list[ChatStreamEvent], seqs: Sequence[int | None] = (None, None)) -> None:
+        attempt = self.page.attempt
+        output.send("".join(encode_line(event, seq, attempt) for event, seq in zip(events, seqs, strict=False)), events)

@@ -11,7 +11,7 @@ def recent(newest_first: Sequence[ChatMessage], most_characters: int) -> list[Ch
     """
     Return the latest messages, oldest first, of which together there are no more than so many characters.
 
-    Turns stay whole: an answer is never shown without its question.
+    Turns stay whole: an answer is never shown without its question, nor a question that has an empty answer.
 
     Args:
         newest_first: The messages, each turn's answer before its question.
@@ -20,6 +20,8 @@ def recent(newest_first: Sequence[ChatMessage], most_characters: int) -> list[Ch
     kept: list[ChatMessage] = []
     size = 0
     for answer, question in zip(newest_first[::2], newest_first[1::2], strict=False):
+        if not answer["content"]:
+            continue
         size += len(answer["content"]) + len(question["content"])
         if size > most_characters:
             break

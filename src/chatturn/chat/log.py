@@ -8,13 +8,15 @@ Lines are said before they are stored, but never more than `place.MAX_AHEAD` bef
 whose worker died leaves so many numbers out, and no two lines that anybody has seen have the same one.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Final
 
 from chatturn.chat.log_statements import append_segment
 from chatturn.chat.place import MAX_AHEAD, Place
 from chatturn.databases import Statement
-from chatturn.events import ChatStreamEvent, encode_line, stored_event
+from chatturn.events import ChatStreamEvent, encode_lines, stored_event
 
 __all__ = ["FLUSH_CHARACTERS", "MAX_LOG_CHARACTERS", "TurnLog"]
 
@@ -123,18 +125,17 @@ class TurnLog:
 
     def preview(self, events: Sequence[ChatStreamEvent]) -> list[str]:
         """Return the lines that *events* would be if they were said next; keep nothing."""
-        seq, attempt = self.next_seq, self.attempt
-        return [encode_line(event, seq + offset, attempt) for offset, event in enumerate(events)]
+        return encode_lines(events, self.next_seq, self.attempt)
 
     # Storing.
 
-    def unstored(self) -> tuple[Statement | None, int]:
+    def unstored(self, moment: str) -> tuple[Statement | None, int]:
         """Return the statement that stores what is next, None if all is stored, and the seq after its last line."""
         segments = self._segments(self._lines[self._stored_to - self._kept_from :])
         if not segments:
             return None, self._stored_to
         first, lines = segments[0]
-        return append_segment(first, self.attempt, lines), first + len(lines)
+        return append_segment(first, self.attempt, lines, moment), first + len(lines)
 
     def stored(self, to_seq: int) -> None:
         """Take note that all lines below *to_seq* are stored; forget those that no follower here needs."""
@@ -143,7 +144,7 @@ class TurnLog:
         self._stored_to = to_seq
         self._forget()
 
-    def last_statements(self, tail: Sequence[str]) -> list[Statement]:
+    def last_statements(self, tail: Sequence[str], moment: str) -> list[Statement]:
         """
         Return the statements that store all that is not stored yet, as companions of a settlement.
 
@@ -152,10 +153,11 @@ class TurnLog:
 
         Args:
             tail: The attempt's last lines, which are said once they are stored.
+            moment: Now, as SQLite takes it.
         """
         segments = self._segments([*self._lines[self._stored_to - self._kept_from :], *tail])
         return [
-            append_segment(first, self.attempt, lines, ended=number == len(segments))
+            append_segment(first, self.attempt, lines, moment, ended=number == len(segments))
             for number, (first, lines) in enumerate(segments, 1)
         ]
 
@@ -172,14 +174,13 @@ class TurnLog:
 
     def _segments(self, lines: Sequence[str]) -> list[tuple[int, list[str]]]:
         """Cut lines into rows, each as long as it may be: the same lines from the same place are cut the same."""
+        ends = list(accumulate(map(len, lines)))
         segments: list[tuple[int, list[str]]] = []
-        size = _SEGMENT_CHARACTERS
-        for offset, line in enumerate(lines):
-            if size + len(line) > _SEGMENT_CHARACTERS:
-                segments.append((self._stored_to + offset, []))
-                size = 0
-            segments[-1][1].append(line)
-            size += len(line)
+        start = size = 0
+        while start < len(lines):
+            stop = max(start + 1, bisect_right(ends, size + _SEGMENT_CHARACTERS))
+            segments.append((self._stored_to + start, list(lines[start:stop])))
+            start, size = stop, ends[stop - 1]
         return segments
 
     def _forget(self) -> None:
@@ -197,6 +198,11 @@ class TurnLog:
     def watch(self, ring: Callable[[], object]) -> None:
         """Call *ring*, once, when there is more to read, or will be none."""
         self._watchers.append(ring)
+
+    def unwatch(self, ring: Callable[[], object]) -> None:
+        """Do not call *ring* any more, if it was not called yet."""
+        if ring in self._watchers:
+            self._watchers.remove(ring)
 
     def _tell(self) -> None:
         watchers, self._watchers = self._watchers, []

@@ -50,15 +50,16 @@ WHERE t.run_id IN (SELECT value FROM json_each(?1))
 _UNDELIVERED: Final = """
 SELECT o.next_call_at, r.* FROM ({sources}) AS o
 JOIN durable_runs AS r ON r.run_id = o.run_id
-WHERE r.project_id = ?1 AND (?5 IS NULL OR EXISTS (
-  SELECT 1 FROM chat_turns AS t WHERE t.run_id = o.run_id AND t.tenant_id = ?5))
 ORDER BY o.next_call_at, o.run_id LIMIT ?4
 """
 
+# Each is filtered before it is cut off: what is another's must not take the place of one's own.
 _SOURCE: Final = """
-SELECT * FROM (SELECT run_id, next_call_at FROM chat_outbox
-  WHERE status = '{status}' AND failures > 0 AND next_call_at >= ?2 AND (next_call_at > ?2 OR run_id > ?3)
-  ORDER BY next_call_at, run_id LIMIT ?4)
+SELECT * FROM (SELECT o.run_id, o.next_call_at FROM chat_outbox AS o
+  CROSS JOIN durable_runs AS r ON r.run_id = o.run_id AND r.project_id = ?1
+  WHERE o.status = '{status}' AND o.failures > 0 AND o.next_call_at >= ?2 AND (o.next_call_at > ?2 OR o.run_id > ?3)
+    AND (?5 IS NULL OR EXISTS (SELECT 1 FROM chat_turns AS t WHERE t.run_id = o.run_id AND t.tenant_id = ?5))
+  ORDER BY o.next_call_at, o.run_id LIMIT ?4)
 """
 
 # A call that has not failed yet is on its way; one that waits behind another, or was given up with it, has not

@@ -8,7 +8,7 @@ from typing import Final
 
 from chatturn.settings import Plan
 
-__all__ = ["FOLLOW_PACES", "Pace", "log_pace"]
+__all__ = ["FOLLOW_PACES", "RENEWALS_PER_TERM", "RESUMED_AT_ONCE", "Pace", "log_pace"]
 
 _HORIZON_MS: Final = 900_000
 """A budget lasts for 15 minutes, which is what the platform gives work that nobody waits for."""
@@ -54,16 +54,34 @@ _NEVER_MS: Final = 10**12
 # Cloudflare allows 1,000 D1 queries in one invocation on the paid plan, and 50 on the free one.  The claim, the
 # finish, the renewals, the hooks and an agent's steps want their part of them.  (developers.cloudflare.com/d1/platform)
 
-_LOG_QUERIES: Final[Mapping[Plan, int]] = {"paid": 600, "free": 20}
+_LOG_QUERIES: Final[Mapping[Plan, int]] = {"paid": 500, "free": 8}
 
 FOLLOW_PACES: Final[Mapping[Plan, Pace]] = {
-    "paid": Pace(first_ms=100, queries=900),
-    "free": Pace(first_ms=250, queries=35),
+    "paid": Pace(first_ms=100, queries=400),
+    "free": Pace(first_ms=250, queries=25),
 }
-"""How often a follower asks the database for more of a log, by plan."""
+"""How often a follower asks the database for more of a log, by plan; it may take the turn over after that."""
+
+RENEWALS_PER_TERM: Final[Mapping[Plan, float]] = {"paid": 3.0, "free": 1.5}
+"""How often a lease is renewed, by plan."""
+
+RESUMED_AT_ONCE: Final[Mapping[Plan, int]] = {"paid": 5, "free": 1}
+"""
+How many turns one invocation runs that nobody asked for, by plan.
+
+Each may keep a connection to the model open, of which the platform gives an invocation six.
+"""
 
 
 @functools.cache
-def log_pace(plan: Plan, first_ms: int) -> Pace:
-    """Return how often the lines of a turn are stored; 0 for *first_ms*: only with its end."""
-    return Pace(first_ms=first_ms, queries=_LOG_QUERIES[plan]) if first_ms else Pace(first_ms=_NEVER_MS, queries=1)
+def log_pace(plan: Plan, first_ms: int, *, turns: int = 1) -> Pace:
+    """
+    Return how often the lines of a turn are stored.
+
+    Args:
+        plan: Whose limits are kept to.
+        first_ms: How often at first; 0 for only with the turn's end.
+        turns: How many run in one invocation.
+    """
+    queries = max(1, _LOG_QUERIES[plan] // turns)
+    return Pace(first_ms=first_ms, queries=queries) if first_ms else Pace(first_ms=_NEVER_MS, queries=1)

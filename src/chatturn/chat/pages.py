@@ -11,8 +11,6 @@ from chatturn.records import RunStatus
 
 __all__ = ["LogPage", "load_page"]
 
-_TERMINAL = tuple(f'{{"type":"session.run.{how}"' for how in ("completed", "failed", "cancelled", "suspended"))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogPage:
@@ -28,8 +26,8 @@ class LogPage:
         ends: The seq of the last stored line; -1 for none.
         furthest: The highest seq that anybody can have seen.
         text: The lines, whole.
-        last: The seq of their last line; the cursor, if there are none.
-        closed: Whether the last stored line is an attempt's terminal one.
+        last: The seq of their last line; without any, the cursor, or what is before the log.
+        closed: Whether the last stored line is the latest attempt's terminal one.
         outcome: What the run's outcome says, if it has one: of a failed run, the code of its error.
     """
 
@@ -73,9 +71,8 @@ class LogPage:
             ends=ends,
             furthest=ends + MAX_AHEAD * unstored_attempts(state, attempt),
             text=text,
-            last=int(rows[-1]["last_seq"] or 0) if texts else after,
-            # A log that was stored before there was a column for it shows it in its text only.
-            closed=bool(state["ended"]) or text[text.rfind("\n", 0, -1) + 1 :].startswith(_TERMINAL),
+            last=int(rows[-1]["last_seq"] or 0) if texts else max(after, begins - 1),
+            closed=bool(state["ended"]) and int(state["attempt"] or 0) == attempt,
             outcome=None if state["outcome"] is None else str(state["outcome"]),
         )
 

@@ -34,7 +34,7 @@ class Place:
         first_seq: Of its first line.
         follows: The seq of the last stored line before it; -1 for none.
         log_begins: Whether its lines are the first of this answer's log.
-        interrupted: Whether the attempt before it broke off, so that somebody may have seen a part of it.
+        interrupted: Whether the attempt before it at the same answer broke off, so that somebody may have seen a part.
         attempts: Attempts that came to nothing, and this one.
         cancel_requested: Whether somebody asked to stop the turn, and no attempt has heard of it yet.
     """
@@ -47,7 +47,7 @@ class Place:
     cancel_requested: bool = False
 
     @classmethod
-    def of(cls, rows: Sequence[Row], *, epoch: int, supersede: bool) -> Self:
+    def of(cls, rows: Sequence[Row], *, epoch: int) -> Self:
         """
         Read the row of `chatturn.chat.statements.read_place`, as it is after the claim.
 
@@ -63,7 +63,7 @@ class Place:
             first_seq=follows + 1 + MAX_AHEAD * broken_off,
             follows=follows,
             log_begins=follows < int(row["log_from"] or 0),
-            interrupted=broken_off > 0 and not supersede,
-            attempts=epoch - int(row["suspensions"] or 0),
+            interrupted=broken_off > 0 and int(row["first_attempt"] or 0) < epoch,
+            attempts=epoch - int(row["first_attempt"] or 0) + 1 - int(row["suspensions"] or 0),
             cancel_requested=row["cancel_requested_at"] is not None,
         )

@@ -5,14 +5,22 @@ A product's producer may relay a whole engine's stream, with its own lifecycle a
 lifecycle is this engine's to say, once, after it is true; and an in-band error is a failed turn.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from chatturn.chat.log import TurnLog
 from chatturn.durable.turn import DurableTurnProducer
 from chatturn.errors import BackendError, BackendReportedError, HookError
-from chatturn.events import LIFECYCLE_PREFIX, MESSAGE_PART, ChatStreamEvent, EventBatch, TextAssembly
+from chatturn.events import (
+    LIFECYCLE_PREFIX,
+    MESSAGE_PART,
+    ChatStreamEvent,
+    EventBatch,
+    TextAssembly,
+    TextDeltas,
+    events_of,
+)
 from chatturn.telemetry.logs import Log
 
 __all__ = ["MAX_ANSWER_BYTES", "ChatProducer", "Said", "StreamProducer"]
@@ -40,8 +48,16 @@ class StreamProducer:
 class Said(NamedTuple):
     """Events that were said together, and their lines."""
 
-    events: list[ChatStreamEvent]
+    events: Sequence[ChatStreamEvent]
     lines: str
+
+
+@runtime_checkable
+class SaysSoFar(Protocol):
+    """A producer that knows better than its events what of them is the answer."""
+
+    def said_so_far(self) -> str:
+        """Return the answer as far as it has come."""
 
 
 class ChatProducer:
@@ -52,7 +68,7 @@ class ChatProducer:
     it is.  So do the waits for a database or a reader that is behind: whoever stops the turn ends them, too.
 
     Args:
-        producer: The product's.
+        begin: Makes the product's producer.
         turn_log: Numbers the lines.
         log: Takes failures.
         room: Waits until so many further events may be said.
@@ -66,14 +82,15 @@ class ChatProducer:
 
     def __init__(
         self,
-        producer: DurableTurnProducer[EventBatch],
+        begin: Callable[[], Awaitable[DurableTurnProducer[EventBatch]]],
         turn_log: TurnLog,
         log: Log,
         *,
         room: Callable[[int], Awaitable[None]],
         drain: Callable[[], Awaitable[None]],
     ) -> None:
-        self._producer = producer
+        self._begin = begin
+        self._producer: DurableTurnProducer[EventBatch] | None = None
         self._turn_log = turn_log
         self._log = log
         self._room = room
@@ -86,7 +103,7 @@ class ChatProducer:
         """Return the producer's own text, or else the text of its events, which were delivered already."""
         assembled = self._assembly.text()
         try:
-            return self._producer.final_text() or assembled
+            return (self._producer.final_text() if self._producer is not None else None) or assembled
         except Exception as error:
             if not assembled:
                 raise
@@ -94,13 +111,16 @@ class ChatProducer:
             return assembled
 
     def said_so_far(self) -> str:
-        """Return the text of the events so far."""
+        """Return the answer so far: all text, or, where tools are used, what was said behind the last of them."""
+        if isinstance(self._producer, SaysSoFar):
+            return self._producer.said_so_far()
         return self._assembly.text()
 
     async def _filtered(self) -> AsyncGenerator[Said, None]:
+        self._producer = await self._begin()
         async with aclosing(self._producer.stream) as stream:
             async for batch in stream:
-                own, failure = self._take(batch if isinstance(batch, list) else [batch])
+                own, failure = self._take(events_of(batch))
                 for at in range(0, len(own), _SAID_AT_ONCE):
                     said = own[at : at + _SAID_AT_ONCE]
                     await self._room(len(said))
@@ -109,8 +129,11 @@ class ChatProducer:
                 if failure is not None:
                     raise _reported(failure)
 
-    def _take(self, events: list[ChatStreamEvent]) -> tuple[list[ChatStreamEvent], ChatStreamEvent | None]:
+    def _take(self, events: Sequence[ChatStreamEvent]) -> tuple[Sequence[ChatStreamEvent], ChatStreamEvent | None]:
         """Take account of *events*; return those to forward and, if one is a failure, which."""
+        if type(events) is TextDeltas:
+            self._assembly.add_all(events)
+            return events, None
         own: list[ChatStreamEvent] = []
         for event in events:
             kind = event.type
@@ -128,7 +151,7 @@ class ChatProducer:
             own.append(event)
         return own, None
 
-    def _lines(self, events: list[ChatStreamEvent]) -> str:
+    def _lines(self, events: Sequence[ChatStreamEvent]) -> str:
         if self._assembly.size > MAX_ANSWER_BYTES:
             raise BackendError(f"the answer has more than {MAX_ANSWER_BYTES} bytes", backend="producer")
         try:

@@ -1,20 +1,25 @@
 """What an attempt's answer is made of: the product's producer, its context, and what an earlier attempt had said."""
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from chatturn.backends import ChatMessage
 from chatturn.canonical import canonical_hash
+from chatturn.chat.account import Account
 from chatturn.chat.agent import AgentProducer
 from chatturn.chat.hooks import TurnContext
 from chatturn.chat.log import TurnLog
+from chatturn.chat.metering import MeteredBackend
 from chatturn.chat.outbox import overrides
 from chatturn.chat.place import Place
-from chatturn.chat.producer import ChatProducer
+from chatturn.chat.producer import ChatProducer, StreamProducer
 from chatturn.chat.recall import recall_text
 from chatturn.chat.request import RunChatTurnInput
 from chatturn.durable.context import DurableContext
+from chatturn.durable.turn import DurableTurnProducer
 from chatturn.errors import AttemptsExhausted
+from chatturn.events import EventBatch, text_so_far
 from chatturn.records import Claim
 
 __all__ = ["Production"]
@@ -31,8 +36,10 @@ class Production:
         turn: What is to be answered.
         run_id: The turn's run.
         log: Numbers what is said.
+        account: Counts what the model's calls consume.
         room: Waits until so many further events may be said.
         drain: Waits for a reader that is behind.
+        cancel: Stops the turn for good.
     """
 
     def __init__(
@@ -40,15 +47,19 @@ class Production:
         turn: RunChatTurnInput,
         run_id: str,
         log: TurnLog,
+        account: Account,
         *,
         room: Callable[[int], Awaitable[None]],
         drain: Callable[[], Awaitable[None]],
+        cancel: Callable[[], None],
     ) -> None:
         self._turn = turn
         self._run_id = run_id
         self._log = log
+        self._account = account
         self._room = room
         self._drain = drain
+        self._cancel = cancel
         self._claim: Claim | None = None
         self._place = Place()
         self._history: Sequence[ChatMessage] = ()
@@ -66,29 +77,18 @@ class Production:
         return () if self._producer is None else self._producer.usages
 
     @property
+    def went_on(self) -> bool:
+        """Whether the answer begins with what an attempt before had said."""
+        return bool(self._recalled)
+
+    @property
     def has_checkpoints(self) -> bool:
         """Whether steps on the way to the answer are on record."""
         return self._durable is not None and bool(self._durable.steps())
 
     def said_so_far(self) -> str:
-        """Return the text so far, or, before there is any, what an attempt before had said."""
-        said = "" if self._producer is None else self._producer.said_so_far()
-        return said or self._recalled
-
-    async def recall(self) -> str:
-        """
-        Return what an attempt that broke off had said, where it is kept: by a model that goes on, or a cancel.
-
-        Raises:
-            StoreError: The database does not answer, or refuses.
-        """
-        turn, place = self._turn, self._place
-        model = turn.model or turn.default_model
-        continues = place.interrupted and not turn.hooks.tools and turn.backend.continues(model)
-        redacting = overrides(turn.hooks, "transform_final_text")
-        if self._log.attempt > 1 and (continues or place.cancel_requested) and not redacting:
-            self._recalled = await recall_text(turn.database, self._run_id, self._log.attempt)
-        return self._recalled
+        """Return the text so far, as a reader has it."""
+        return "" if self._producer is None else self._producer.said_so_far()
 
     def produce(self) -> ChatProducer:
         """
@@ -96,30 +96,48 @@ class Production:
 
         Raises:
             AttemptsExhausted: The turn was tried as often as it may be.
-            Exception: What the product's hook raises.
         """
         turn, attempts = self._turn, self._place.attempts
-        if attempts > turn.most_attempts:
+        if attempts > turn.most_attempts and not self._place.cancel_requested:
             raise AttemptsExhausted(f"it has come to nothing {attempts - 1} times", run_id=self._run_id)
+        self._producer = ChatProducer(self._begin, self._log, turn.log, room=self._room, drain=self._drain)
+        return self._producer
+
+    async def _begin(self) -> DurableTurnProducer[EventBatch]:
+        """
+        Make the product's producer, which goes on with what an attempt before had said, if that is possible.
+
+        Raises:
+            StoreError: The database does not answer, or refuses.
+            Exception: What the product's hook raises.
+        """
+        turn, place = self._turn, self._place
+        model = turn.model or turn.default_model
+        continues = place.interrupted and not turn.hooks.tools and turn.backend.continues(model)
+        redacting = overrides(turn.hooks, "transform_final_text")
+        if place.interrupted and (continues or place.cancel_requested) and not redacting:
+            self._recalled = await recall_text(
+                turn.database, self._run_id, self._log.attempt, after_tools=bool(turn.hooks.tools)
+            )
+        if place.cancel_requested:
+            return StreamProducer(_say_again(self._recalled, self._cancel))
         self._durable = self._steps()
         context = TurnContext(
             identity=turn.identity,
             user_message=turn.user_message,
-            model=turn.model or turn.default_model,
+            model=model,
             history=self._history,
             metadata=turn.metadata,
             attempt=self._log.attempt,
             request_id=canonical_hash([self._run_id, self._log.attempt]),
-            backend=turn.backend,
+            backend=MeteredBackend(turn.backend, self._account),
             durable=self._durable,
             continue_from=self._recalled,
             tracer=turn.tracer,
             log=turn.log,
         )
         tools, instructions = turn.hooks.tools, turn.hooks.instructions
-        producer = AgentProducer(context, tools, instructions) if tools else turn.hooks.produce(context)
-        self._producer = ChatProducer(producer, self._log, turn.log, room=self._room, drain=self._drain)
-        return self._producer
+        return AgentProducer(context, tools, instructions) if tools else turn.hooks.produce(context)
 
     def _steps(self) -> DurableContext:
         """Return the run's steps after the turn itself."""
@@ -135,4 +153,13 @@ class Production:
             inline_wait_ms=_INLINE_WAIT_MS,
             log=turn.log,
             first_position=1,
+            beside=self._account.news,
         )
+
+
+async def _say_again(text: str, cancel: Callable[[], None]) -> AsyncGenerator[EventBatch, None]:
+    """Say what an attempt had said that broke off, and then be cancelled: somebody wants the turn stopped."""
+    if text:
+        yield text_so_far(text)
+    cancel()
+    await asyncio.sleep(0)

@@ -9,11 +9,15 @@ from chatturn.canonical import derive_worker_id
 from chatturn.chat.hooks import ChatTurnHooks
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.live import LiveLogs
+from chatturn.chat.metering import Budgets
 from chatturn.chat.pace import Pace, log_pace
+from chatturn.chat.usage import Sums
 from chatturn.databases import Database
 from chatturn.durable.context import ContextSources
+from chatturn.durable.heartbeat import RENEWALS_PER_TERM
 from chatturn.durable.runner import default_sources
 from chatturn.durable.store import DurableRunStore
+from chatturn.prices import PriceTable
 from chatturn.records import RunOutcome
 from chatturn.settings import DisconnectPolicy
 from chatturn.telemetry import NULL_TRACER, Tracer
@@ -48,7 +52,12 @@ CANCELLED: Final = "cancelled"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnView:
-    """A turn's run as its owner may see it; timestamps as in the records, the answer left out."""
+    """
+    A turn's run as its owner may see it; timestamps as in the records, the answer left out.
+
+    Attributes:
+        usage: What it consumed, where that was asked for.
+    """
 
     run_id: str
     status: str
@@ -58,6 +67,7 @@ class TurnView:
     completed_at: str | None
     model: str | None
     outcome: RunOutcome | None
+    usage: Sums | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +116,11 @@ class RunChatTurnInput:
         grace_ms: How long that is.
         most_attempts: How often the turn is tried; those that ended in a wait are not counted.
         lease_ms: How long the worker may be silent towards the store.
+        renewals_per_term: How often its lease is renewed in that time.
         live: The logs of this isolate, for followers.
         log_pace: How often the turn's log is stored.
+        prices: What models cost.
+        budgets: What may be spent.
         sources: Of undetermined values, for a producer's durable steps.
         moment: Returns the current time as SQLite takes it.
         tracer: Takes the turn's spans.
@@ -136,8 +149,11 @@ class RunChatTurnInput:
     grace_ms: int = 30_000
     most_attempts: int = 10
     lease_ms: int = 60_000
+    renewals_per_term: float = RENEWALS_PER_TERM
     live: LiveLogs = field(default_factory=LiveLogs)
     log_pace: Pace = field(default_factory=lambda: log_pace("paid", 250))
+    prices: PriceTable = field(default_factory=PriceTable)
+    budgets: Budgets = Budgets()
     sources: ContextSources = field(default_factory=default_sources)
     moment: Callable[[], str] = lambda: "now"
     tracer: Tracer = NULL_TRACER

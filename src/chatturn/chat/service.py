@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
@@ -15,20 +15,32 @@ from chatturn.chat.hooks import ChatTurnHooks
 from chatturn.chat.identity import ChatTurnIdentity, legacy_run_id, session_run_ids, turn_run_id
 from chatturn.chat.live import Alarm, EventAlarm, LiveLogs
 from chatturn.chat.log_statements import request_cancel
+from chatturn.chat.metering import Budgets
 from chatturn.chat.operations import MessagePage, MessageQuery, TurnPage, TurnQuery, list_messages, list_turns
 from chatturn.chat.operations_statements import read_running
-from chatturn.chat.pace import FOLLOW_PACES, log_pace
+from chatturn.chat.pace import FOLLOW_PACES, RENEWALS_PER_TERM, RESUMED_AT_ONCE, log_pace
 from chatturn.chat.pages import load_page
 from chatturn.chat.request import CANCELLED, Cancellation, RunChatTurnInput, TurnRequest, TurnView
 from chatturn.chat.sink import NoSink
 from chatturn.chat.turn import ChatTurn
+from chatturn.chat.usage import UsagePage, UsageQuery, list_usage, sums_of
+from chatturn.chat.usage_statements import read_usage_of_turn
 from chatturn.databases import Database, Row
 from chatturn.databases.migration import read_version
 from chatturn.databases.schema import DURABLE_SCHEMA_VERSION
 from chatturn.durable.rows import run_from_row
 from chatturn.durable.sql import SqlRunStore
-from chatturn.errors import ChatTurnError, DurableRunLeaseHeldError, InvalidField, RunNotFound, SchemaOutdated
-from chatturn.records import EventRecord, RunStatus
+from chatturn.errors import (
+    ChatTurnError,
+    DurableRunInputMismatchError,
+    DurableRunLeaseHeldError,
+    InvalidField,
+    RunNotFound,
+    SchemaOutdated,
+    StoreError,
+)
+from chatturn.prices import PriceTable
+from chatturn.records import EventRecord, RunOutcome, RunStatus
 from chatturn.settings import Settings
 from chatturn.telemetry import NULL_TRACER
 from chatturn.telemetry.logs import Log
@@ -70,6 +82,8 @@ class DurableChatService:
         log: Takes failures that no client is told.
         traces: The request's; None where traces go nowhere.
         live: The logs of this isolate, shared by its requests.
+        prices: What models cost.
+        turns_at_once: How many turns this invocation may run, which share its queries.
         alarm: Makes what wakes a follower in this isolate.
         moment: Returns the current time as SQLite takes it.
     """
@@ -81,6 +95,8 @@ class DurableChatService:
     log: Log
     traces: TurnTraces | None = None
     live: LiveLogs = field(default_factory=LiveLogs)
+    prices: PriceTable = field(default_factory=PriceTable)
+    turns_at_once: int = 1
     alarm: Callable[[], Alarm] = EventAlarm
     moment: Callable[[], str] = lambda: "now"
 
@@ -110,7 +126,14 @@ class DurableChatService:
                 most_attempts=settings.turn_attempts,
                 lease_ms=settings.lease_ms,
                 live=self.live,
-                log_pace=log_pace(settings.workers_plan, settings.log_every_ms),
+                renewals_per_term=RENEWALS_PER_TERM[settings.workers_plan],
+                log_pace=log_pace(settings.workers_plan, settings.log_every_ms, turns=self.turns_at_once),
+                prices=self.prices,
+                budgets=Budgets(
+                    turn=settings.budget_turn_micro_usd,
+                    session=settings.budget_session_micro_usd,
+                    tenant=settings.budget_tenant_day_micro_usd,
+                ),
                 moment=self.moment,
                 tracer=NULL_TRACER if traces is None else traces.recorder,
                 trace_id=None if traces is None else traces.recorder.trace_id,
@@ -122,8 +145,9 @@ class DurableChatService:
     async def show(self, identity: ChatTurnIdentity) -> TurnView | None:
         """Return the turn's run, or None if this tenant has none there."""
         legacy = legacy_run_id(identity) if self.settings.legacy_run_ids == "on" else None
-        [outcome] = await self.database.batch([chat_sql.read_turn(turn_run_id(identity), legacy)])
-        return _view(outcome.rows[0]) if outcome.rows else None
+        run_id = turn_run_id(identity)
+        found, usage = await self.database.batch([chat_sql.read_turn(run_id, legacy), read_usage_of_turn(run_id)])
+        return replace(_view(found.rows[0]), usage=sums_of(usage.rows[0])) if found.rows else None
 
     async def follow(
         self, identity: ChatTurnIdentity, after: int | None, *, may_take_over: bool
@@ -166,8 +190,9 @@ class DurableChatService:
         A turn that is over stays as it is.  One that nobody runs is left to `resume`, which ends it.
         """
         run_id = turn_run_id(identity)
-        requested, state = await self.database.batch(
-            [request_cancel(run_id, self.moment()), chat_sql.read_turn(run_id)]
+        moment = self.moment()
+        requested, _, state = await self.database.batch(
+            [request_cancel(run_id, moment), chat_sql.wake_cancelled(run_id, moment), chat_sql.read_turn(run_id)]
         )
         if not state.rows:
             return None
@@ -224,6 +249,15 @@ class DurableChatService:
         """
         return await list_turns(self.database, self.settings.project_id, query, self.moment())
 
+    async def usage(self, query: UsageQuery) -> UsagePage:
+        """
+        Add up what was consumed.
+
+        Raises:
+            InvalidField: The cursor is not one of this list's.
+        """
+        return await list_usage(self.database, query, self.moment())
+
     async def emit(self, tenant_id: str, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
         """
         Record an event of a run of this tenant's; the first under its key wins.
@@ -251,9 +285,13 @@ class DurableChatService:
         """
         try:
             return await self._resume(run_id)
+        except DurableRunInputMismatchError as error:
+            # What is asked now is not what was asked then: a setting has changed, and nobody can go on with the turn.
+            self.log("turn.not_resumed", {"run_id": run_id, "error": error})
+            await self._give_up(run_id, error)
         except ChatTurnError as error:
             self.log("turn.not_resumed", {"run_id": run_id, "error": error})
-            return False
+        return False
 
     async def look_after(self, tenant_id: str, session_id: str) -> bool:
         """
@@ -268,14 +306,16 @@ class DurableChatService:
         running = read_running(*session_run_ids(tenant_id, session_id), self.moment())
         [found] = await self.database.batch([running])
         lost = [str(row["run_id"]) for row in found.rows if row["orphaned"]]
-        await asyncio.gather(*(self.resume(run_id) for run_id in lost))
+        lost = lost[: RESUMED_AT_ONCE[self.settings.workers_plan]]
+        service = replace(self, turns_at_once=max(1, len(lost)))
+        await asyncio.gather(*(service.resume(run_id) for run_id in lost))
         return bool(found.rows)
 
     async def _resume(self, run_id: str) -> bool:
-        if self.live.get(run_id) is not None:
-            return False
         for pause_s in _RESUME_PAUSES_S:
             await asyncio.sleep(pause_s)
+            if self.live.get(run_id) is not None:
+                continue
             row = await self._asked(run_id)
             if row is None or row["status"] not in {RunStatus.SUSPENDED, RunStatus.RUNNING}:
                 return False
@@ -286,6 +326,12 @@ class DurableChatService:
             await turn.run(NoSink())
             return True
         return False
+
+    async def _give_up(self, run_id: str, error: ChatTurnError) -> None:
+        try:
+            await self._store().give_up(run_id, RunOutcome(passed=False, notes=error.code))
+        except StoreError as refusal:
+            self.log("turn.not_resumed", {"run_id": run_id, "error": refusal})
 
     def _store(self) -> SqlRunStore:
         return SqlRunStore(self.database, moment=self.moment)

@@ -40,6 +40,9 @@ class Sink(Protocol):
     async def close(self) -> None:
         """Deliver what is left and end the stream.  Never raises."""
 
+    def abort(self) -> None:
+        """Break the stream off, so that nobody takes what has been delivered for the whole."""
+
 
 class BufferSink:
     """A sink that keeps everything: for harnesses and tests, and wherever there is no live reader."""
@@ -68,6 +71,10 @@ class BufferSink:
         """End the stream."""
         self._closed = True
 
+    def abort(self) -> None:
+        """End the stream."""
+        self._closed = True
+
     def text(self) -> str:
         """Return everything written so far."""
         return "".join(self._texts)
@@ -88,6 +95,9 @@ class NoSink:
         """Do nothing: who was never there cannot go away."""
 
     async def close(self) -> None:
+        """Do nothing."""
+
+    def abort(self) -> None:
         """Do nothing."""
 
 
@@ -130,6 +140,11 @@ class PullSink:
 
     async def close(self) -> None:
         """End the stream after what is left."""
+        self._ended = True
+        self._changed.set()
+
+    def abort(self) -> None:
+        """End the stream after what is left; the reader asks the writer's task what went wrong."""
         self._ended = True
         self._changed.set()
 

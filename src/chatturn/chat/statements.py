@@ -5,9 +5,7 @@ In fenced ones ``?1`` to ``?3`` are the lease (see `chatturn.durable.statements`
 at ``?4``.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.databases import Statement
@@ -25,28 +23,33 @@ __all__ = [
     "read_turn",
     "read_turn_input",
     "record_messages",
-    "record_usage",
+    "wake_cancelled",
 ]
 
-# A log begins anew behind an attempt that has ended, and with another message: what was said before is history.
+# With another manifest than before, which only a claim that supersedes can bring about, another answer begins.
+_ANEW: Final = "chat_turns.manifest_hash <> excluded.manifest_hash"
+
+# A log begins anew behind an attempt that has ended, and with another answer: what was said before is history.
 _BEGIN_TURN: Final = f"""
 INSERT INTO chat_turns (run_id, tenant_id, session_id, user_id, turn_index, user_message, model, metadata_json,
-                        trace_id, attempt, created_at, updated_at)
-SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, epoch, updated_at, updated_at
+                        trace_id, attempt, first_attempt, manifest_hash, created_at, updated_at)
+SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, epoch, epoch, manifest_hash, updated_at, updated_at
 FROM durable_runs WHERE run_id = ?1 AND {HELD}
 ON CONFLICT (run_id) DO UPDATE SET
   user_id = excluded.user_id, user_message = excluded.user_message, model = excluded.model,
   metadata_json = excluded.metadata_json, trace_id = excluded.trace_id, attempt = excluded.attempt,
-  updated_at = excluded.updated_at, cancelled_at = NULL,
-  cancel_requested_at = CASE WHEN ?12 THEN NULL ELSE cancel_requested_at END,
+  updated_at = excluded.updated_at, cancelled_at = NULL, manifest_hash = excluded.manifest_hash,
+  first_attempt = CASE WHEN {_ANEW} THEN excluded.attempt ELSE first_attempt END,
+  suspensions = CASE WHEN {_ANEW} THEN 0 ELSE suspensions END,
+  cancel_requested_at = CASE WHEN {_ANEW} THEN NULL ELSE cancel_requested_at END,
   log_from = coalesce((
-    SELECT CASE WHEN ended OR ?12 THEN last_seq + 1 END FROM chat_segments
+    SELECT CASE WHEN ended OR {_ANEW} THEN last_seq + 1 END FROM chat_segments
     WHERE run_id = ?1 ORDER BY first_seq DESC LIMIT 1), log_from)
 """
 
 # Where the log ends, and what is known of the attempts before.
 _READ_PLACE: Final = """
-SELECT t.cancel_requested_at, t.suspensions, t.log_from, s.last_seq, s.attempt, s.ended
+SELECT t.cancel_requested_at, t.suspensions, t.first_attempt, t.log_from, s.last_seq, s.attempt, s.ended
 FROM chat_turns AS t LEFT JOIN (
   SELECT last_seq, attempt, ended FROM chat_segments WHERE run_id = ?1 ORDER BY first_seq DESC LIMIT 1) AS s
 WHERE t.run_id = ?1
@@ -54,8 +57,15 @@ WHERE t.run_id = ?1
 
 # With the attempt's last write: what it leaves for the next one, or for good.
 _END_CANCELLED: Final = f"UPDATE chat_turns SET cancelled_at = {MOMENT.format('?4')} WHERE run_id = ?1 AND {HELD}"
-_END_FAILED: Final = f"UPDATE chat_turns SET cancel_requested_at = NULL WHERE run_id = ?1 AND {HELD}"
 _END_SUSPENDED: Final = f"UPDATE chat_turns SET suspensions = suspensions + 1 WHERE run_id = ?1 AND {HELD}"
+
+# A wait that somebody wants stopped is over; so the sweep finds it, whoever dies.
+_WAKE: Final = f"""
+UPDATE durable_waits SET wake_at = {MOMENT.format("{moment}")} WHERE run_id = ?1
+AND EXISTS (SELECT 1 FROM chat_turns WHERE run_id = ?1 AND cancel_requested_at IS NOT NULL)
+"""
+_WAKE_SUSPENDED: Final = f"{_WAKE.format(moment='?4')} AND {HELD}"
+_WAKE_CANCELLED: Final = _WAKE.format(moment="?2")
 
 # Newest first, so that the limit keeps the latest; within a turn the assistant's row sorts before the user's.
 _HISTORY: Final = """
@@ -74,16 +84,6 @@ JOIN (SELECT 'user' AS role, user_message AS content FROM chat_turns WHERE run_i
 WHERE t.run_id = ?1 AND {HELD}
 ON CONFLICT (tenant_id, session_id, turn_index, role) DO UPDATE SET
   content = excluded.content, created_at = excluded.created_at
-"""
-
-_USAGE: Final = f"""
-INSERT INTO chat_usage (run_id, attempt, call_index, model, tokens_in, tokens_out, tokens_cached,
-                        tokens_reasoning, finish_reason, recorded_at)
-SELECT ?1, json_extract(value, '$[0]'), json_extract(value, '$[1]'),
-       json_extract(value, '$[2]'), json_extract(value, '$[3]'), json_extract(value, '$[4]'),
-       json_extract(value, '$[5]'), json_extract(value, '$[6]'), json_extract(value, '$[7]'), {MOMENT.format("?5")}
-FROM json_each(?4) WHERE {HELD}
-ON CONFLICT (run_id, attempt, call_index) DO NOTHING
 """
 
 _FORGET_MESSAGES: Final = f"""
@@ -112,7 +112,6 @@ def begin_turn(
     model: str | None,
     metadata_json: str | None,
     trace_id: str | None,
-    supersede: bool = False,
 ) -> Statement:
     """Record who asks what, with the claim."""
     return Statement(
@@ -126,7 +125,6 @@ def begin_turn(
             model,
             metadata_json,
             trace_id,
-            int(supersede),
         ),
     )
 
@@ -137,12 +135,17 @@ def read_place(run_id: str) -> Statement:
 
 
 def end_turn(end: TurnEnd, moment: str) -> list[Statement]:
-    """Note how an attempt ended, with its last write; nothing for one that answered."""
+    """Note how an attempt ended, with its last write; nothing for one that answered, or failed."""
     if end.cancelled is not None:
         return [Statement(_END_CANCELLED, (moment,))]
     if end.wait is not None:
-        return [Statement(_END_SUSPENDED)]
-    return [Statement(_END_FAILED)] if end.text is None else []
+        return [Statement(_END_SUSPENDED), Statement(_WAKE_SUSPENDED, (moment,))]
+    return []
+
+
+def wake_cancelled(run_id: str, moment: str) -> Statement:
+    """Let a suspended turn go on that somebody wants stopped."""
+    return Statement(_WAKE_CANCELLED, (run_id, moment))
 
 
 def read_history(identity: ChatTurnIdentity, run_id: str, turns: int) -> Statement:
@@ -153,25 +156,6 @@ def read_history(identity: ChatTurnIdentity, run_id: str, turns: int) -> Stateme
 def record_messages(final_text: str, moment: str) -> Statement:
     """Record the user's message and the answer, with the finish."""
     return Statement(_MESSAGES, (final_text, moment))
-
-
-def record_usage(attempt: int, usages: Sequence[Mapping[str, Any]], moment: str) -> list[Statement]:
-    """
-    Record what the attempt's model calls consumed: the data of its ``usage`` events; nothing for none.
-
-    What is no count, or no text where text belongs, is not known, and is left out.  A call that is replayed says
-    which attempt made it, and is recorded once, with that attempt.
-    """
-    if not usages:
-        return []
-    calls_of: dict[int, int] = {}
-    rows = []
-    for usage in usages:
-        paid = _count(usage, "attempt") or attempt
-        calls_of[paid] = calls_of.get(paid, -1) + 1
-        counts = (_count(usage, name) for name in _COUNTS)
-        rows.append([paid, calls_of[paid], _text(usage, "model"), *counts, _text(usage, "finishReason")])
-    return [Statement(_USAGE, (json.dumps(rows), moment))]
 
 
 def forget_messages() -> Statement:
@@ -192,17 +176,3 @@ def read_turn_input(run_id: str) -> Statement:
 def read_turn(run_id: str, legacy_run_id: str | None = None) -> Statement:
     """Read a run with what its chat turn adds; where there is none, the one that the documents' engine has."""
     return Statement(_READ_TURN, (run_id, legacy_run_id))
-
-
-_COUNTS: Final = ("tokensIn", "tokensOut", "tokensCached", "tokensReasoning")
-_LARGEST_COUNT: Final = 2**53 - 1
-
-
-def _count(usage: Mapping[str, Any], name: str) -> int | None:
-    value = usage.get(name)
-    return value if type(value) is int and 0 <= value <= _LARGEST_COUNT else None
-
-
-def _text(usage: Mapping[str, Any], name: str) -> str | None:
-    value = usage.get(name)
-    return value if isinstance(value, str) else None

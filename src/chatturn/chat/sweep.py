@@ -6,18 +6,17 @@ worker was lost, and deletes what is too old.  A turn that is being answered it 
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from chatturn.chat.outbox import Outbox
+from chatturn.chat.pace import RESUMED_AT_ONCE
 from chatturn.chat.service import DurableChatService
+from chatturn.chat.usage_statements import delete_usage
 from chatturn.durable.sql import SqlRunStore
 from chatturn.records import RunQuery
 
 __all__ = ["Sweep"]
-
-_RESUMED_AT_ONCE: Final = 5
-"""Turns: each may keep a connection to the model open, and the platform gives an invocation six."""
 
 _LOOKED_AT: Final = 20
 """More than are resumed, so that a few that cannot be resumed do not hold up the others."""
@@ -45,6 +44,8 @@ class Sweep:
         if service.settings.retention_days:
             age_ms = service.settings.retention_days * _DAY_MS
             await self._store().delete_finished_runs(older_than_ms=age_ms)
+        if service.settings.usage_retention_days:
+            await service.database.batch([delete_usage(service.settings.usage_retention_days, service.moment())])
         return called + resumed
 
     async def _due(self) -> list[str]:
@@ -59,15 +60,17 @@ class Sweep:
     async def _resume(self, run_ids: list[str]) -> int:
         """Go on with turns, some at the same time, until so many have run as fit one sweep."""
         waiting, resumed = iter(run_ids), 0
+        at_once = RESUMED_AT_ONCE[self.service.settings.workers_plan]
+        service = replace(self.service, turns_at_once=at_once)
 
         async def work() -> None:
             nonlocal resumed
             for run_id in waiting:
-                if await self.service.resume(run_id):
+                if await service.resume(run_id):
                     resumed += 1
                     return  # Its time is this worker's; the next sweep has others.
 
-        await asyncio.gather(*(work() for _ in range(_RESUMED_AT_ONCE)))
+        await asyncio.gather(*(work() for _ in range(at_once)))
         return resumed
 
     def _store(self) -> SqlRunStore:

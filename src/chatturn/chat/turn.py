@@ -26,11 +26,13 @@ from contextlib import aclosing
 from typing import Final
 
 from chatturn.chat import statements as chat_sql
+from chatturn.chat.account import Account
 from chatturn.chat.attendance import Attendance
 from chatturn.chat.ending import Ending, ending_words, failure_words, kind_of
 from chatturn.chat.history import recent
 from chatturn.chat.identity import legacy_run_id, turn_manifest, turn_run_id
 from chatturn.chat.log import TurnLog
+from chatturn.chat.log_statements import NEWS
 from chatturn.chat.outbox import Outbox, call_in_time, finished_turn, overrides
 from chatturn.chat.output import Output
 from chatturn.chat.place import Place
@@ -40,9 +42,10 @@ from chatturn.chat.request import RunChatTurnInput
 from chatturn.chat.sink import Sink
 from chatturn.chat.writer import LogWriter
 from chatturn.databases import Row, Statement
+from chatturn.durable.store import News
 from chatturn.durable.turn import RunDurableTurnOptions, TurnEnd, run_durable_turn
 from chatturn.errors import StoreError, TurnAborted
-from chatturn.events import ChatStreamEvent, encode_line, text_so_far
+from chatturn.events import ChatStreamEvent, encode_line
 from chatturn.records import Claim
 from chatturn.telemetry import AttributeValue
 from chatturn.telemetry import conventions as names
@@ -82,8 +85,34 @@ class ChatTurn:
         self._attendance = Attendance(
             turn.on_disconnect, turn.grace_ms, lambda: log.followers, lambda: self.cancel(DISCONNECTED)
         )
-        self._writer = LogWriter(self.run_id, log, write=self._write, pace=turn.log_pace, news=self, report=turn.log)
-        self._production = Production(turn, self.run_id, log, room=self._writer.room, drain=self._drain)
+        self._account = Account(
+            self.run_id,
+            turn.identity,
+            model=turn.model or turn.default_model,
+            prices=turn.prices,
+            budgets=turn.budgets,
+            moment=turn.moment,
+            log=turn.log,
+        )
+        self._writer = LogWriter(
+            self.run_id,
+            log,
+            self._account,
+            write=self._write,
+            pace=turn.log_pace,
+            moment=turn.moment,
+            news=self,
+            report=turn.log,
+        )
+        self._production = Production(
+            turn,
+            self.run_id,
+            log,
+            self._account,
+            room=self._writer.room,
+            drain=self._drain,
+            cancel=self.cancel,
+        )
         self._handle = run_durable_turn(
             RunDurableTurnOptions(
                 store=turn.store,
@@ -97,6 +126,8 @@ class ChatTurn:
                 ),
                 worker_id=turn.worker_id,
                 lease_ms=turn.lease_ms,
+                renewals_per_term=turn.renewals_per_term,
+                news=News(columns=NEWS, told=self.told),
                 intent=f"chat:turn-{turn.identity.turn_index}",
                 produce=self._production.produce,
                 replay_event=self._replay,
@@ -125,9 +156,11 @@ class ChatTurn:
         """Claim the turn; see `DurableTurnHandle.claim`."""
         claim = await self._handle.claim()
         epoch, (place, *history) = max(claim.run.epoch, 1), claim.rows
+        spent = history.pop(0) if self._input.budgets else ()
         self._claimed = claim
-        self._place = Place.of(place, epoch=epoch, supersede=self._input.supersede)
+        self._place = Place.of(place, epoch=epoch)
         self._log.begin(self._place, epoch)
+        self._account.begin(epoch, spent)
         messages = [dict(row) for rows in history for row in rows]
         self._production.begin(claim, self._place, recent(messages, self._input.history_characters))
 
@@ -142,20 +175,24 @@ class ChatTurn:
         """Stop the turn for good: what it has said is its answer, and it ends as cancelled."""
         self._handle.cancel(reason)
 
-    # What the log's writer tells, see `News`.
+    # What the log's writer tells, see `Listener`.
 
-    def looked(self) -> None:
+    def look(self) -> bool:
         """Look whether somebody in this isolate wants the turn stopped, or nobody reads it any more."""
         if self._log.cancel_requested:
             self.cancel()
-        self._attendance.look()
+        return self._attendance.end_if_unread()
 
-    def told(self, news: Row) -> None:
+    def told(self, news: Row, asked_at: float) -> None:
         """Learn from the database what others ask for."""
         if news["cancel_requested_at"] is not None:
             self.cancel()
-        followed_at = news["followed_at"]
-        self._attendance.followed(None if followed_at is None else str(followed_at))
+        self._attendance.told(asked_at, followed=bool(news["followed"]))
+        self._attendance.end_if_unread()
+
+    def _lost(self) -> None:
+        self._attendance.lost()
+        self._writer.look()
 
     # Running.
 
@@ -172,7 +209,7 @@ class ChatTurn:
         self._task = asyncio.current_task()
         self._output = output = Output(sink, self._observer(), self._input.log)
         if self._input.on_disconnect != "continue":
-            sink.when_lost(self._attendance.lost)
+            sink.when_lost(self._lost)
             output.ping_every(_PING_ATTENTIVELY_MS)
         marks: list[Statement] = []
         try:
@@ -196,9 +233,8 @@ class ChatTurn:
                 turn.live.add(self.run_id, log)
                 self._writer.start()
             self._say_first_words(output, joined=joined)
-            output.start_pings()
             if log is not None:
-                await self._look_back(output)
+                output.start_pings()
             await self._tell(output, marks)
         except asyncio.CancelledError:
             self._say_failure(output, TurnAborted("it was stopped", run_id=self.run_id))
@@ -228,15 +264,6 @@ class ChatTurn:
         if place.interrupted and not self.replayed:
             data = {"attempt": self.attempt, "reason": "lease_lapsed"}
             self._say(output, [ChatStreamEvent("session.run.restarted", data)])
-
-    async def _look_back(self, output: Output) -> None:
-        """Take account of what happened before there was anything to stop, and of an attempt that broke off."""
-        recalled = await self._production.recall()
-        self._attendance.look()
-        if self._place.cancel_requested:
-            self.cancel()
-            if recalled:
-                self._say(output, text_so_far(recalled))
 
     async def _tell(self, output: Output, marks: list[Statement]) -> None:
         """Say what the turn says; everything that goes wrong is raised."""
@@ -300,6 +327,8 @@ class ChatTurn:
         log, context = self._input.log, {"run_id": self.run_id}
         if await self._handle.settle_late():
             log("turn.settled_late", context)
+        if not self.replayed and self._handle.stored() is None:
+            await self._account.record_late(self._input.database, self._production.usages)
         await self._writer.over()
         try:
             await self._input.trace_flush()
@@ -332,13 +361,12 @@ class ChatTurn:
             model=turn.model,
             metadata_json=metadata,
             trace_id=turn.trace_id,
-            supersede=turn.supersede,
         )
         return [begin, *([*self._outbox.forget(), chat_sql.forget_messages()] if turn.supersede else [])]
 
     def _read_statements(self) -> list[Statement]:
         turn = self._input
-        reads = [chat_sql.read_place(self.run_id)]
+        reads = [chat_sql.read_place(self.run_id), *self._account.read_with()]
         if turn.history_turns and turn.identity.turn_index:
             reads.append(chat_sql.read_history(turn.identity, self.run_id, turn.history_turns))
         return reads
@@ -347,8 +375,11 @@ class ChatTurn:
         # From here on the last write has all lines from the first that is not known to be stored: a write of the next
         # ones that overtook it would store them twice.
         self._writer.stop()
-        production = self._production
-        return self._ending.statements(end, production.usages, checkpoints=production.has_checkpoints)
+        production, checkpoints = self._production, self._production.has_checkpoints
+        return [
+            *self._account.last_statements(end, production.usages, went_on=production.went_on, checkpoints=checkpoints),
+            *self._ending.statements(end, checkpoints=checkpoints),
+        ]
 
     def _observer(self) -> Callable[[ChatStreamEvent], None] | None:
         hooks = self._input.hooks

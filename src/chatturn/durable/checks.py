@@ -31,7 +31,8 @@ def claimed(row: Row, digest: str, holder: str, lease_ms: int, *, supersede: boo
         return None
     left_ms = int(row["lease_left_ms"] or 0)
     message = f"{row['lease_holder_id']!r} holds its lease until {row['lease_expires_at']}"
-    raise DurableRunLeaseHeldError(message, run_id=run_id, retry_after_ms=left_ms)
+    same_input = row["manifest_hash"] == digest
+    raise DurableRunLeaseHeldError(message, run_id=run_id, retry_after_ms=left_ms, same_input=same_input)
 
 
 def ended(lease: Lease, status: RunStatus, rows: Sequence[Row]) -> RunRecord:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
 
 from chatturn.canonical import step_id
+from chatturn.databases import Statement
 from chatturn.durable.moments import moment_after
 from chatturn.durable.statements import STEPS_PER_PAGE
 from chatturn.durable.steps import OpenStep, StepRetry, fingerprint, result_text
@@ -73,6 +74,7 @@ class DurableContext:
         inline_wait_ms: How long a wait may hold the worker before the run is suspended instead.
         log: Takes failures that must not mask another error.
         first_position: Of the first step.
+        beside: Returns what is written with each record of a step, as `Settlement.companions`.
     """
 
     store: DurableRunStore
@@ -85,6 +87,7 @@ class DurableContext:
     inline_wait_ms: int
     log: Log
     first_position: int = 0
+    beside: Callable[[], Sequence[Statement]] = lambda: ()
     _next: int = field(init=False)
     _steps: dict[int, StepRecord] = field(init=False, default_factory=dict)
     _pages_end: int = field(init=False, default=0)
@@ -289,10 +292,7 @@ class DurableContext:
 
     async def _complete(self, begin: Begin, attempts: int, value: Any, started: float | None = None) -> StepRecord:
         text = result_text(value, begin.intent, self.run_id)
-        elapsed_ms = 0 if started is None else _elapsed_ms(started)
-        await self.store.record_step(
-            self._require_lease(begin), begin, attempts=attempts, elapsed_ms=elapsed_ms, result_json=text
-        )
+        await self._record(begin, attempts, started, result_json=text)
         step = StepRecord(
             run_id=self.run_id,
             step_index=begin.step_index,
@@ -312,13 +312,19 @@ class DurableContext:
     async def _fail(self, begin: Begin, attempts: int, started: float, error: Exception) -> None:
         """Record a failed try; if that cannot be done, *error* still is what leaves."""
         code = error.code if isinstance(error, ChatTurnError) else None
-        failure = StepError(message=f"{type(error).__name__}: {error}", code=code)
         try:
-            await self.store.record_step(
-                self._require_lease(begin), begin, attempts=attempts, elapsed_ms=_elapsed_ms(started), error=failure
+            await self._record(
+                begin, attempts, started, error=StepError(message=f"{type(error).__name__}: {error}", code=code)
             )
         except StoreError as unrecorded:
             self.log("step.unrecorded", {"run_id": self.run_id, "step": begin.intent, "error": unrecorded})
+
+    async def _record(self, begin: Begin, attempts: int, started: float | None, **outcome: Any) -> None:
+        elapsed_ms = 0 if started is None else max(0, round((asyncio.get_running_loop().time() - started) * 1000))
+        lease, beside = self._require_lease(begin), self.beside()
+        await self.store.record_step(
+            lease, begin, attempts=attempts, elapsed_ms=elapsed_ms, companions=beside, **outcome
+        )
 
     async def _determined(self, name: str, source: Callable[[], T]) -> T:
         async def run() -> T:
@@ -391,7 +397,3 @@ class DurableContext:
 
 async def _not_run() -> None:
     """Do nothing: the caller of an opened step does it."""
-
-
-def _elapsed_ms(started: float) -> int:
-    return max(0, round((asyncio.get_running_loop().time() - started) * 1000))

@@ -13,14 +13,14 @@ from types import TracebackType
 from typing import Final, Self
 
 from chatturn.databases import Row, Statement
-from chatturn.durable.store import DurableRunStore
+from chatturn.durable.store import DurableRunStore, News
 from chatturn.errors import DurableRunError, LeaseLost
 from chatturn.records import Lease
 from chatturn.telemetry.logs import Log
 
-__all__ = ["Heartbeat"]
+__all__ = ["RENEWALS_PER_TERM", "Heartbeat"]
 
-_RENEWALS_PER_TERM: Final = 3
+RENEWALS_PER_TERM: Final = 3.0
 _TRIES_PER_TERM: Final = 12
 """Each try may take this part of the term, and the next one waits as long: one stalled reply costs no lease."""
 
@@ -30,7 +30,7 @@ _FRESH: Final = 6
 
 class Heartbeat:
     """
-    Renews *lease* every third of its term, from ``start`` to ``stop``.
+    Renews *lease* some times in its term, from ``start`` to ``stop``.
 
     Work that must not outlive the lease runs inside ``with heartbeat:``.  When the lease is lost, by being
     refused or because no renewal got through for a whole term, that work is cancelled and the ``with`` block
@@ -38,10 +38,19 @@ class Heartbeat:
     work in the same way for another reason, once.
     """
 
-    def __init__(self, store: DurableRunStore, lease: Lease, log: Log) -> None:
+    def __init__(
+        self,
+        store: DurableRunStore,
+        lease: Lease,
+        log: Log,
+        *,
+        renewals_per_term: float = RENEWALS_PER_TERM,
+        news: News | None = None,
+    ) -> None:
         self.lease = lease
         self._store = store
         self._log = log
+        self._news = news
         self._lost: LeaseLost | None = None
         self._interruption: DurableRunError | None = None
         self._worker: asyncio.Task[object] | None = None
@@ -50,7 +59,9 @@ class Heartbeat:
         self._timer: asyncio.TimerHandle | None = None
         self._renewal: asyncio.Task[None] | None = None
         self._stopped = False
+        self._interruptible = True
         self._term_s = lease.lease_ms / 1000
+        self._renewal_s = self._term_s / renewals_per_term
         self._renewed_at = 0.0
 
     def start(self, claimed_at: float) -> None:
@@ -61,7 +72,7 @@ class Heartbeat:
             claimed_at: When the claim was asked for, by the event loop's clock: the lease is no fresher.
         """
         self._renewed_at = claimed_at
-        self._beat_after(claimed_at + self._term_s / _RENEWALS_PER_TERM - asyncio.get_running_loop().time())
+        self._beat_after(claimed_at + self._renewal_s - asyncio.get_running_loop().time())
 
     def stop(self) -> None:
         """Stop renewing; a second time does nothing."""
@@ -73,8 +84,13 @@ class Heartbeat:
 
     def interrupt(self, error: DurableRunError) -> None:
         """End the work in the ``with`` block, or the next one, with *error*; the lease is kept."""
-        self._interruption = error
-        self._cancel_worker()
+        if self._interruptible:
+            self._interruption = error
+            self._cancel_worker()
+
+    def allow_no_interruption(self) -> None:
+        """From now on `interrupt` does nothing: the work is as good as done."""
+        self._interruptible, self._interruption = False, None
 
     def require_held(self) -> None:
         """Raise `LeaseLost` if the lease is known to be lost: a write needs not be tried to find out."""
@@ -98,8 +114,8 @@ class Heartbeat:
             raise
         if renew and not self._stopped:
             self._renew_from(lease, asked_at)
-            self._beat_after(self._term_s / _RENEWALS_PER_TERM)
-        return rows
+            self._beat_after(self._renewal_s)
+        return rows[: len(statements)]
 
     def __enter__(self) -> Self:
         self.require_held()
@@ -139,7 +155,8 @@ class Heartbeat:
         asked_at = loop.time()
         try:
             async with asyncio.timeout(self._term_s / _TRIES_PER_TERM):
-                lease = await self._store.renew_lease(self.lease)
+                columns = "" if self._news is None else self._news.columns
+                lease, rows = await self._store.write(self.lease, (), renew=True, returning=columns)
         except LeaseLost as error:
             self._lose(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, giving up renewing would be worse
@@ -151,7 +168,9 @@ class Heartbeat:
                 self._beat_after(min(self._term_s / _TRIES_PER_TERM, left_s))
         else:
             self._renew_from(lease, asked_at)
-            self._beat_after(self._term_s / _RENEWALS_PER_TERM)
+            if self._news is not None:
+                self._news.told(rows[-1][0], asked_at)
+            self._beat_after(self._renewal_s)
 
     def _renew_from(self, lease: Lease, asked_at: float) -> None:
         """Take note that the lease runs anew, from when that was asked for: it is no fresher."""

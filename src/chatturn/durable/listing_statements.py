@@ -98,7 +98,6 @@ DELETE_FINISHED: Final = (
             "chat_turns",
             "chat_segments",
             "chat_outbox",
-            "chat_usage",
             "durable_waits",
             "durable_events",
             "durable_steps",

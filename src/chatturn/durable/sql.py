@@ -129,18 +129,19 @@ class SqlRunStore:
         return renewed
 
     async def write(
-        self, lease: Lease, statements: Sequence[Statement], *, renew: bool
+        self, lease: Lease, statements: Sequence[Statement], *, renew: bool, returning: str = ""
     ) -> tuple[Lease, list[Sequence[Row]]]:
         """Run statements under the lease; see `DurableRunStore.write`."""
         fence = _fence(lease)
         batch = [Statement(extra.sql, (*fence, *extra.params)) for extra in statements]
         if renew:
-            batch.append(Statement(sql.RENEW_LEASE, (*fence, self._moment(), _term(lease.lease_ms))))
+            renewal = f"{sql.RENEW_LEASE}, {returning}" if returning else sql.RENEW_LEASE
+            batch.append(Statement(renewal, (*fence, self._moment(), _term(lease.lease_ms))))
         rows = [outcome.rows for outcome in await self.database.batch(batch)]
-        if not all(rows):
+        if not rows[0] or (renew and not rows[-1]):
             raise LeaseLost("the lease lapsed or was taken over", run_id=lease.run_id)
         if renew:
-            lease = replace(lease, expires_at=str(rows.pop()[0]["lease_expires_at"]))
+            lease = replace(lease, expires_at=str(rows[-1][0]["lease_expires_at"]))
         return lease, rows
 
     # Steps.
@@ -200,6 +201,7 @@ class SqlRunStore:
         elapsed_ms: int,
         result_json: str | None = None,
         error: StepError | None = None,
+        companions: Sequence[Statement] = (),
     ) -> None:
         """Record what a step came to; see `DurableRunStore.record_step`."""
         now, fence = self._moment(), _fence(lease)
@@ -209,7 +211,8 @@ class SqlRunStore:
         began = f"-{elapsed_ms / 1000:.3f} seconds"
         record = Statement(sql.RECORD_STEP, (*fence, *what, result_json, error_json, now, began))
         bump = Statement(sql.BUMP_STEP_COUNT, (*fence, begin.step_index, now))
-        step = await self._write_step(lease, begin.step_index, [record, bump])
+        beside = [Statement(extra.sql, (*fence, *extra.params)) for extra in companions]
+        step = await self._write_step(lease, begin.step_index, [record, bump, *beside])
         require_intent(step, begin)
 
     # Ending a run.
@@ -256,8 +259,10 @@ class SqlRunStore:
         text = None if outcome is None else json_text(outcome.to_json(), "the outcome")
         now = self._moment()
         end = Statement(sql.END_RUN, (*_fence(lease), status, text, now, step_index))
-        outcomes = await self._batch([*batch, end, Statement(sql.LOAD_RUN, (lease.run_id, now))], _SETTLE_DELAYS_S)
-        return ended(lease, status, outcomes[-1].rows)
+        rows = (await self._batch([*batch, end], _SETTLE_DELAYS_S))[-1].rows
+        if not rows:  # it has another holder, or an earlier try of this write has ended it, whose reply was lost
+            rows = (await self._batch([Statement(sql.LOAD_RUN, (lease.run_id, now))], _SETTLE_DELAYS_S))[-1].rows
+        return ended(lease, status, rows)
 
     async def suspend(self, lease: Lease, wait: Wait, companions: Sequence[Statement] = ()) -> RunRecord:
         """Release the lease until then; see `DurableRunStore.suspend`."""
@@ -269,6 +274,11 @@ class SqlRunStore:
             Statement(sql.LOAD_RUN, (lease.run_id, now)),
         ]
         return ended(lease, RunStatus.SUSPENDED, (await self._batch(batch, _SETTLE_DELAYS_S))[-1].rows)
+
+    async def give_up(self, run_id: str, outcome: RunOutcome) -> None:
+        """End a run as failed that nobody holds, because nobody can go on with it; one that somebody holds stays."""
+        text = json_text(outcome.to_json(), "the outcome")
+        await self._batch([Statement(sql.GIVE_UP_RUN, (run_id, self._moment(), text))])
 
     async def due_runs(self, limit: int) -> Sequence[str]:
         """Return suspended runs that may go on; see `DurableRunStore.due_runs`."""

@@ -19,6 +19,7 @@ __all__ = [
     "END_RUN",
     "FAIL_STEP",
     "FORGET_STEPS",
+    "GIVE_UP_RUN",
     "HELD",
     "LOAD_EVENT",
     "LOAD_RUN",
@@ -137,6 +138,14 @@ WHERE r.status = 'suspended' AND (
 ORDER BY w.wake_at LIMIT ?2
 """
 
+GIVE_UP_RUN: Final = f"""
+UPDATE durable_runs
+SET status = 'failed', updated_at = {MOMENT.format("?2")}, completed_at = {MOMENT.format("?2")}, outcome_json = ?3,
+    lease_holder_id = NULL, lease_expires_at = NULL
+WHERE run_id = ?1 AND status IN ('running', 'suspended')
+  AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= {MOMENT.format("?2")})
+"""
+
 POLL_EVENT: Final = f"""
 SELECT e.payload_json, e.emitted_at,
        CAST(round((julianday({MOMENT.format("?3")}) - julianday(?4)) * 86400000) AS INTEGER) AS waited_ms
@@ -149,6 +158,7 @@ SET status = ?4, outcome_json = ?5, completed_at = {MOMENT.format("?6")}, update
     lease_holder_id = NULL, lease_expires_at = NULL
 WHERE run_id = ?1 AND {HELD} AND (?7 IS NULL OR EXISTS (
   SELECT 1 FROM durable_steps WHERE run_id = ?1 AND step_index = ?7 AND status = ?4))
+RETURNING *
 """
 
 RENEW_LEASE: Final = f"""
@@ -156,6 +166,7 @@ UPDATE durable_runs SET lease_expires_at = {MOMENT.format("?4, ?5")}
 WHERE run_id = ?1 AND {HELD} AND lease_expires_at > {MOMENT.format("?4")}
 RETURNING lease_expires_at
 """
+"""More columns may follow; they may use its parameters, of which ``?4`` is the moment."""
 
 EMIT_EVENT: Final = f"""
 INSERT OR IGNORE INTO durable_events (run_id, key, payload_json, emitted_at)

@@ -14,7 +14,7 @@ What a store of durable runs promises: the documents' interface, every write und
 Timestamps and lease decisions are the database's clock, never a worker's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -83,6 +83,20 @@ class Settlement:
     companions: Sequence[Statement] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """
+    What a worker wants to hear with every renewal of its lease.
+
+    Attributes:
+        columns: SQL; see `DurableRunStore.write`.
+        told: Takes their row, and when it was asked for by the event loop's clock.
+    """
+
+    columns: str
+    told: Callable[[Row, float], None]
+
+
 class DurableRunStore(Protocol):
     """
     Durable runs.  Every method is one round trip and one transaction: it applies whole or not at all.
@@ -130,19 +144,20 @@ class DurableRunStore(Protocol):
         """Extend *lease* by its full term from now; refused, as `LeaseLost`, once it lapsed or was taken over."""
 
     async def write(
-        self, lease: Lease, statements: Sequence[Statement], *, renew: bool
+        self, lease: Lease, statements: Sequence[Statement], *, renew: bool, returning: str = ""
     ) -> tuple[Lease, list[Sequence[Row]]]:
         """
         Run further statements under the lease while the run goes on, and with *renew* extend the lease with them.
 
         Args:
             lease: The run's.
-            statements: As in `Settlement.companions`; in addition each returns at least one row while it is held,
-                and writes the same when it is run again.
+            statements: As in `Settlement.companions`; in addition each writes the same when it is run again, and the
+                first returns at least one row while the lease is held.
             renew: Whether to extend the lease as well.
+            returning: SQL of columns that extending it returns; ``?1`` is the run, ``?4`` the moment.
 
         Returns:
-            The lease, and the rows of each statement.
+            The lease, and the rows of each statement, extending the lease being the last.
 
         Raises:
             LeaseLost: It lapsed or was taken over.
@@ -182,6 +197,7 @@ class DurableRunStore(Protocol):
         elapsed_ms: int,
         result_json: str | None = None,
         error: StepError | None = None,
+        companions: Sequence[Statement] = (),
     ) -> None:
         """
         Record what a step came to, begun or not, in one write; a completed step stays as it is.
@@ -193,6 +209,7 @@ class DurableRunStore(Protocol):
             elapsed_ms: How long ago it began.
             result_json: Its result as JSON text; for a completed step.
             error: Why it failed; for a failed one.
+            companions: As in `Settlement.companions`.
 
         Raises:
             DurableRunDivergenceError: Another intent is recorded at this position.

@@ -26,9 +26,9 @@ from typing import Final, Generic, NoReturn, Protocol, TypeVar
 from chatturn.canonical import canonical_hash, derive_worker_id
 from chatturn.databases import Row, Statement
 from chatturn.durable.context import Suspended
-from chatturn.durable.heartbeat import Heartbeat
+from chatturn.durable.heartbeat import RENEWALS_PER_TERM, Heartbeat
 from chatturn.durable.settling import Settling, TurnEnd
-from chatturn.durable.store import Begin, DurableRunStore
+from chatturn.durable.store import Begin, DurableRunStore, News
 from chatturn.errors import DurableRunDivergenceError, EmptyAnswer, LeaseLost, TurnCancelled
 from chatturn.records import Claim, DurableRunManifest, Lease, RunOutcome, RunRecord, RunStatus, StepKind
 from chatturn.telemetry.logs import Log, print_log
@@ -72,6 +72,8 @@ class RunDurableTurnOptions(Generic[E]):
         replay_event: Makes the one event of a replay from the stored text.
         worker_id: Who runs it; a fresh one per turn by default.
         lease_ms: How long the turn may be silent towards the store before others may take it over.
+        renewals_per_term: How often the lease is renewed in that time.
+        news: What to hear with every renewal.
         intent: The step's label.
         accumulate: Sees each event and returns the text so far, or None to leave it; for producers that do
             not know their final text.
@@ -92,6 +94,8 @@ class RunDurableTurnOptions(Generic[E]):
     replay_event: Callable[[str], E]
     worker_id: str = field(default_factory=derive_worker_id)
     lease_ms: int = _DEFAULT_TURN_LEASE_MS
+    renewals_per_term: float = RENEWALS_PER_TERM
+    news: News | None = None
     intent: str = "turn"
     accumulate: Callable[[E, str], str | None] | None = None
     said_so_far: Callable[[], str] | None = None
@@ -180,7 +184,13 @@ class DurableTurnHandle(Generic[E]):
             )
             self._settling.record = self._claim.run
             if self._claim.lease is not None:
-                self._heartbeat = Heartbeat(options.store, self._claim.lease, options.log)
+                self._heartbeat = Heartbeat(
+                    options.store,
+                    self._claim.lease,
+                    options.log,
+                    renewals_per_term=options.renewals_per_term,
+                    news=options.news,
+                )
         return self._claim
 
     def cancel(self, reason: str) -> None:
@@ -255,6 +265,7 @@ class DurableTurnHandle(Generic[E]):
                         break
                 said.add(event)
                 yield event
+        heartbeat.allow_no_interruption()
         final = said.final(producer, options.log)
         with heartbeat:
             if final and options.transform is not None:

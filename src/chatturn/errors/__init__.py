@@ -24,6 +24,7 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
     + StepTooLarge                         413 step_too_large
     + StepTimeout                          504 step_timeout (r)
     + AttemptsExhausted                    500 attempts_exhausted
+    + BudgetExceeded                       402 budget_exceeded
     + LeaseLost                            409 lease_lost (r)
     + RunNotFound                          404 not_found
     + TurnAborted                          499 aborted (r)
@@ -70,6 +71,7 @@ from chatturn.errors.requests import (
 )
 from chatturn.errors.runs import (
     AttemptsExhausted,
+    BudgetExceeded,
     DurableAwaitEventTimeoutError,
     DurableRunDivergenceError,
     DurableRunError,
@@ -97,6 +99,7 @@ __all__ = [
     "BackendReportedError",
     "BackendTimeout",
     "BackendTransportError",
+    "BudgetExceeded",
     "ChatTurnError",
     "ConfigurationError",
     "DurableAwaitEventTimeoutError",

@@ -5,6 +5,7 @@ from chatturn.errors.requests import NotFound
 
 __all__ = [
     "AttemptsExhausted",
+    "BudgetExceeded",
     "DurableAwaitEventTimeoutError",
     "DurableRunDivergenceError",
     "DurableRunError",
@@ -43,15 +44,17 @@ class DurableRunLeaseHeldError(DurableRunError):
 
     Attributes:
         retry_after_ms: Until its lease ends if nobody renews it, by the database's clock.
+        same_input: Whether it is what was asked for, and not what that was to supersede.
     """
 
     code = "turn_in_flight"
     retryable = True
     public = "This turn is already being answered. Wait as Retry-After says, then send the same request again."
 
-    def __init__(self, message: str, *, run_id: str, retry_after_ms: int) -> None:
+    def __init__(self, message: str, *, run_id: str, retry_after_ms: int, same_input: bool = True) -> None:
         super().__init__(message, run_id=run_id)
         self.retry_after_ms = retry_after_ms
+        self.same_input = same_input
 
 
 class DurableRunInputMismatchError(DurableRunError):
@@ -106,6 +109,23 @@ class AttemptsExhausted(DurableRunError):
     code = "attempts_exhausted"
     status = 500
     public = "The turn failed too often and is not tried again. Start a new turn."
+
+
+class BudgetExceeded(DurableRunError):
+    """
+    What may be spent is spent; no further model call is made.
+
+    Attributes:
+        scope: Whose budget: the ``turn``'s, the ``session``'s or the ``tenant``'s.
+    """
+
+    code = "budget_exceeded"
+    status = 402
+    public = "The budget for this conversation is used up. Contact the operator."
+
+    def __init__(self, message: str, *, run_id: str, scope: str) -> None:
+        super().__init__(message, run_id=run_id)
+        self.scope = scope
 
 
 class LeaseLost(DurableRunError):

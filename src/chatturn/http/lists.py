@@ -18,7 +18,7 @@ from chatturn.http.limits import (
 )
 from chatturn.http.messages import HttpResponse
 from chatturn.http.problems import json_response
-from chatturn.http.queries import read_message_query, read_turn_query
+from chatturn.http.queries import check_no_query, read_message_query, read_turn_query
 
 __all__ = ["get_messages", "get_runs", "post_event", "session_of_run"]
 
@@ -45,6 +45,7 @@ async def get_runs(call: Call) -> HttpResponse:
 async def post_event(call: Call) -> HttpResponse:
     """Give a run an event that it waits for."""
     run_id, key = read_run_id(call.parameters["run_id"]), read_event_key(call.parameters["key"])
+    check_no_query(call.request)
     check_body_headers(call.request.headers)
     payload = read_event_payload(await call.request.read(MAX_BODY_BYTES), key)
     accepted, event = await call.service.emit(call.principal.tenant_id, run_id, key, payload)

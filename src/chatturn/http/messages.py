@@ -1,11 +1,15 @@
 """HTTP as values: what came in, what goes out.  Nothing here knows a server."""
 
-from collections.abc import Awaitable, Callable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from chatturn.chat.sink import Sink
 
-__all__ = ["HttpRequest", "HttpResponse"]
+__all__ = ["HttpRequest", "HttpResponse", "accepted_type"]
+
+_REFUSED: Final = re.compile(r"q=0(\.0*)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,3 +54,12 @@ class HttpResponse:
     stream: Callable[[Sink], Awaitable[None]] | None = field(default=None, compare=False)
     background: Callable[[], Awaitable[None]] | None = field(default=None, compare=False)
     passed_on: object = field(default=None, compare=False)
+
+
+def accepted_type(request: HttpRequest, offered: Sequence[str]) -> str:
+    """Return which of the *offered* media types the request asks for first; the first of them if it names none."""
+    for part in request.headers.get("accept", "").split(","):
+        name, *parameters = [text.strip().lower() for text in part.split(";")]
+        if name in offered and not any(_REFUSED.fullmatch(parameter) for parameter in parameters):
+            return name
+    return offered[0]

@@ -6,16 +6,26 @@ As in a body, a member that is not known is refused rather than ignored, and eac
 
 import re
 from collections.abc import Mapping
+from datetime import date
 from typing import Final
 from urllib.parse import parse_qsl
 
 from chatturn.chat.operations import RUN_STATUSES, MessageQuery, TurnQuery
+from chatturn.chat.usage import USAGE_KEYS, UsageQuery
 from chatturn.errors import InvalidField
 from chatturn.http.limits import MAX_ID_CHARACTERS, MAX_TURN_INDEX
 from chatturn.http.messages import HttpRequest
 from chatturn.http.problems import shortened, shown
 
-__all__ = ["MAX_CURSOR", "LogCursor", "read_cursor", "read_message_query", "read_turn_query"]
+__all__ = [
+    "MAX_CURSOR",
+    "LogCursor",
+    "check_no_query",
+    "read_cursor",
+    "read_message_query",
+    "read_turn_query",
+    "read_usage_query",
+]
 
 MAX_CURSOR: Final = 2**53 - 1
 """What JSON numbers carry exactly everywhere."""
@@ -24,6 +34,7 @@ MAX_LIST_CURSOR_CHARACTERS: Final = 1_000
 MAX_LISTED: Final = 200
 _LISTED: Final = 50
 
+_DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,15}")
 
 
@@ -41,6 +52,17 @@ class LogCursor:
     def __init__(self, after: int | None, attempt: int | None) -> None:
         self.after = after
         self.attempt = attempt
+
+
+def check_no_query(request: HttpRequest) -> None:
+    """
+    Refuse a query string where nothing is asked by one.
+
+    Raises:
+        InvalidField: There is one.
+    """
+    if request.query:
+        raise InvalidField("this address takes no query", field="query")
 
 
 def read_cursor(request: HttpRequest) -> LogCursor:
@@ -82,14 +104,34 @@ def read_turn_query(request: HttpRequest) -> TurnQuery:
         InvalidField: A member is unknown, or not what it should be.
     """
     members = _members(request.query, {"after", "limit", "status", "tenant"})
-    status, tenant, after = members.get("status"), members.get("tenant"), members.get("after")
+    status = members.get("status")
     if status is not None and status not in RUN_STATUSES:
         raise InvalidField(f"status is {shown(status)}, but must be one of {', '.join(RUN_STATUSES)}", field="status")
-    if tenant is not None and not (0 < len(tenant) <= MAX_ID_CHARACTERS and tenant.isprintable()):
-        raise InvalidField(f"tenant must be 1 to {MAX_ID_CHARACTERS} printable characters", field="tenant")
-    if after is not None and len(after) > MAX_LIST_CURSOR_CHARACTERS:
-        raise InvalidField("after is not a cursor of this list", field="after")
-    return TurnQuery(status=status, tenant_id=tenant, limit=_limit(members), after=after)
+    return TurnQuery(status=status, tenant_id=_tenant(members), limit=_limit(members), after=_list_cursor(members))
+
+
+def read_usage_query(request: HttpRequest) -> UsageQuery:
+    """
+    Read which usage is wanted: ``?by=&from=&to=&tenant=&limit=&after=``.
+
+    Raises:
+        InvalidField: A member is unknown, or not what it should be.
+    """
+    members = _members(request.query, {"after", "by", "from", "limit", "tenant", "to"})
+    by = members.get("by", "day")
+    if by not in USAGE_KEYS:
+        raise InvalidField(f"by is {shown(by)}, but must be one of {', '.join(USAGE_KEYS)}", field="by")
+    first_day, last_day = _day(members, "from"), _day(members, "to")
+    if first_day is not None and last_day is not None and first_day > last_day:
+        raise InvalidField(f"from is {first_day}, which is after to, {last_day}", field="from")
+    return UsageQuery(
+        by=by,
+        tenant_id=_tenant(members),
+        first_day=first_day,
+        last_day=last_day,
+        limit=_limit(members),
+        after=_list_cursor(members),
+    )
 
 
 def _members(query: str, known: set[str]) -> Mapping[str, str]:
@@ -105,6 +147,32 @@ def _members(query: str, known: set[str]) -> Mapping[str, str]:
     if len(members) != len(pairs):
         raise InvalidField("the query names a member twice", field="query")
     return members
+
+
+def _tenant(members: Mapping[str, str]) -> str | None:
+    tenant = members.get("tenant")
+    if tenant is not None and not (0 < len(tenant) <= MAX_ID_CHARACTERS and tenant.isprintable()):
+        raise InvalidField(f"tenant must be 1 to {MAX_ID_CHARACTERS} printable characters", field="tenant")
+    return tenant
+
+
+def _list_cursor(members: Mapping[str, str]) -> str | None:
+    after = members.get("after")
+    if after is not None and len(after) > MAX_LIST_CURSOR_CHARACTERS:
+        raise InvalidField("after is not a cursor of this list", field="after")
+    return after
+
+
+def _day(members: Mapping[str, str], name: str) -> str | None:
+    text = members.get(name)
+    if text is None:
+        return None
+    try:
+        if _DAY.fullmatch(text):
+            return date.fromisoformat(text).isoformat()
+    except ValueError:
+        pass
+    raise InvalidField(f"{name} is {shown(text)}, but must be a day, YYYY-MM-DD", field=name)
 
 
 def _limit(members: Mapping[str, str]) -> int:

@@ -19,6 +19,7 @@ from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import json_response, problem, shown
 from chatturn.http.readiness import check_readiness
 from chatturn.http.turns import TURN, get_stream, get_turn, post_cancel, post_turn, session_of
+from chatturn.http.usage import get_usage
 
 __all__ = ["ROUTES", "handle"]
 
@@ -48,6 +49,7 @@ ROUTES: Final[tuple[Route | PublicRoute, ...]] = (
     Route("POST", TURN + "/cancel", (RUN_TURNS,), post_cancel, session_of),
     Route("GET", "/v1/sessions/{session}/messages", _READERS, get_messages),
     Route("GET", "/v1/runs", (*_READERS, OPERATE), get_runs),
+    Route("GET", "/v1/usage", (OPERATE,), get_usage),
     Route("POST", "/v1/runs/{run_id}/events/{key}", (RUN_TURNS,), post_event, session_of_run),
 )
 

@@ -7,6 +7,7 @@ from chatturn.chat.operations import MessagePage, MessageQuery, TurnPage, TurnQu
 from chatturn.chat.pages import LogPage
 from chatturn.chat.request import Cancellation, TurnRequest, TurnView
 from chatturn.chat.sink import Sink
+from chatturn.chat.usage import UsagePage, UsageQuery
 from chatturn.errors import ConfigurationError
 from chatturn.http.messages import HttpResponse
 from chatturn.records import EventRecord
@@ -99,6 +100,14 @@ class ChatService(Protocol):
             InvalidField: The cursor is not one of this list's.
         """
 
+    async def usage(self, query: UsageQuery) -> UsagePage:
+        """
+        Add up what was consumed.
+
+        Raises:
+            InvalidField: The cursor is not one of this list's.
+        """
+
     async def emit(self, tenant_id: str, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
         """
         Record an event of a run of this tenant's; return whether it was the first under its key, and the first.
@@ -165,6 +174,11 @@ class UnconfiguredService:
         raise self._error.with_traceback(None)
 
     async def turns(self, query: TurnQuery) -> NoReturn:
+        """Refuse."""
+        del query
+        raise self._error.with_traceback(None)
+
+    async def usage(self, query: UsageQuery) -> NoReturn:
         """Refuse."""
         del query
         raise self._error.with_traceback(None)

@@ -9,7 +9,7 @@ from chatturn.chat.request import TurnView
 from chatturn.chat.sink import Sink
 from chatturn.errors import DurableRunLeaseHeldError, NotFound
 from chatturn.http.application import Call, Parameters
-from chatturn.http.auth import RUN_TURNS
+from chatturn.http.auth import OPERATE, RUN_TURNS
 from chatturn.http.limits import (
     MAX_BODY_BYTES,
     check_body_headers,
@@ -17,10 +17,11 @@ from chatturn.http.limits import (
     read_turn_index,
     read_turn_request,
 )
-from chatturn.http.messages import HttpRequest, HttpResponse
+from chatturn.http.messages import HttpRequest, HttpResponse, accepted_type
 from chatturn.http.problems import json_response, problem
-from chatturn.http.queries import LogCursor, read_cursor
+from chatturn.http.queries import LogCursor, check_no_query, read_cursor
 from chatturn.http.service import OpenLog
+from chatturn.http.usage import shown_usage
 from chatturn.wire.sse import CONTENT_TYPE as SSE
 from chatturn.wire.sse import SseSink
 
@@ -41,12 +42,13 @@ _ACCEPTED: Final = 202
 async def post_turn(call: Call) -> HttpResponse:
     """Run the turn, or replay it; or, where the request says so, follow whoever runs it."""
     identity = _identity(call)
+    check_no_query(call.request)
     check_body_headers(call.request.headers)
     turn_request = read_turn_request(await call.request.read(MAX_BODY_BYTES))
     try:
         turn = await call.service.open(identity, turn_request)
     except DurableRunLeaseHeldError as error:
-        if not turn_request.follow:
+        if not turn_request.follow or not error.same_input:
             return problem(error, stream=f"{_address(identity)}/stream")
         followed = await call.service.follow(identity, None, may_take_over=True)
         if followed is None:
@@ -74,15 +76,18 @@ async def get_stream(call: Call) -> HttpResponse:
 async def get_turn(call: Call) -> HttpResponse:
     """Show the turn's run, without its answer."""
     identity = _identity(call)
+    check_no_query(call.request)
     view = await call.service.show(identity)
     if view is None:
         raise NotFound("there is no such turn")
-    return json_response(_members(identity, view))
+    usage = None if view.usage is None else shown_usage(view.usage, money=OPERATE in call.principal.scopes)
+    return json_response({**_members(identity, view), "usage": usage})
 
 
 async def post_cancel(call: Call) -> HttpResponse:
     """Stop the turn for good; once it is over, change nothing."""
     identity = _identity(call)
+    check_no_query(call.request)
     cancellation = await call.service.cancel(identity)
     if cancellation is None:
         raise NotFound("there is no such turn")
@@ -120,7 +125,8 @@ def _log_response(call: Call, log: OpenLog, cursor: LogCursor) -> HttpResponse:
         headers["ETag"] = tag
         headers["Cache-Control"] = "private, no-cache" if cursor.attempt is None else _UNCHANGING
         headers["Vary"] = "Authorization, Accept, Last-Event-ID"
-        if tag in call.request.headers.get("if-none-match", ""):
+        known = call.request.headers.get("if-none-match", "")
+        if tag in known or known.strip() == "*":
             return HttpResponse(status=_NOT_MODIFIED, headers=headers)
     if log.nothing_left and _wants_sse(call.request):
         return HttpResponse(status=_NO_CONTENT, headers=headers)  # An EventSource then stops coming back.
@@ -139,8 +145,7 @@ def _stream(request: HttpRequest, headers: Mapping[str, str], run: Callable[[Sin
 
 
 def _wants_sse(request: HttpRequest) -> bool:
-    accepted = (part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(","))
-    return next((each == SSE for each in accepted if each in {SSE, _NDJSON}), False)
+    return accepted_type(request, (_NDJSON, SSE)) == SSE
 
 
 def _identity(call: Call) -> ChatTurnIdentity:

@@ -66,3 +66,7 @@ class SseSink:
     async def close(self) -> None:
         """Deliver what is left and end the stream."""
         await self._sink.close()
+
+    def abort(self) -> None:
+        """Break the stream off."""
+        self._sink.abort()

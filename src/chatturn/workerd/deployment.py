@@ -1,7 +1,8 @@
 """
 One deployment: what its settings come to, built once per isolate and used by every request.
 
-Only plain Python is kept between requests: JavaScript objects of one must not be touched by another.
+Only plain Python is kept between requests, and what the platform gives the isolate, its ``env``: JavaScript
+objects of one request must not be touched by another.
 """
 
 import functools
@@ -10,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from pyodide.ffi import JsProxy
 from workers import import_from_javascript
@@ -26,6 +27,7 @@ from chatturn.chat.sweep import Sweep
 from chatturn.errors import ChatTurnError, ConfigurationError
 from chatturn.http.application import Application
 from chatturn.http.auth import Authenticator, authenticator_for
+from chatturn.prices import PriceTable, parse_prices
 from chatturn.settings import Settings, setting_names
 from chatturn.telemetry.logs import print_log
 from chatturn.telemetry.otlp import Exporter, make_exporter
@@ -41,6 +43,8 @@ __all__ = ["application", "service", "sweep", "watch"]
 HooksLoader: TypeAlias = Callable[[str, Mapping[str, str]], ChatTurnHooks]
 """Returns a product's hooks, by its name and with its own vars and secrets."""
 
+_NO_HEADERS: Final[Mapping[str, str]] = {}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Deployment:
@@ -50,30 +54,37 @@ class _Deployment:
     backend: AgentExecutionBackend
     exporter: Exporter | None
     live: LiveLogs
+    prices: PriceTable
 
 
-def application(load_hooks: HooksLoader, request: JsProxy, *, owned: bool = False) -> Application:
+def application(
+    load_hooks: HooksLoader, request: JsProxy, headers: Mapping[str, str], *, owned: bool = False
+) -> Application:
     """
     Make what the routes work with, for one request.
 
     Args:
         load_hooks: Finds the product.
         request: The raw request.
+        headers: Its headers.
         owned: Whether this is the session's own object, which runs turns itself.
     """
-    traceparent = request.headers.get("traceparent")
     try:
         deployment = _deployment(load_hooks)
-        chat = service(load_hooks, traceparent or None)
+        chat = service(load_hooks, headers)
     except ConfigurationError as error:
         return Application.unconfigured(error, log=_log_failure)
     owner = None if owned else _owner(request)
     return Application(authenticator=deployment.authenticator, service=chat, log=_log_failure, owner=owner)
 
 
-def service(load_hooks: HooksLoader, traceparent: str | None = None) -> DurableChatService:
+def service(load_hooks: HooksLoader, headers: Mapping[str, str] = _NO_HEADERS) -> DurableChatService:
     """
     Make the chat service, for one request.
+
+    Args:
+        load_hooks: Finds the product.
+        headers: The request's, if there is one: ``traceparent`` says whose trace its spans belong to.
 
     Raises:
         ConfigurationError: A setting or the D1 binding is missing or wrong.
@@ -85,8 +96,9 @@ def service(load_hooks: HooksLoader, traceparent: str | None = None) -> DurableC
         backend=deployment.backend,
         database=_database(),
         log=print_log,
-        traces=_traces(deployment.exporter, traceparent),
+        traces=_traces(deployment.exporter, headers),
         live=deployment.live,
+        prices=deployment.prices,
         alarm=RequestAlarm,
     )
 
@@ -135,6 +147,7 @@ def _deployment(load_hooks: HooksLoader) -> _Deployment:
         backend=_backend(settings),
         exporter=exporter,
         live=LiveLogs(),
+        prices=PriceTable(parse_prices(settings.prices)),
     )
 
 
@@ -167,10 +180,10 @@ def _backend(settings: Settings) -> AgentExecutionBackend:
     )
 
 
-def _traces(exporter: Exporter | None, traceparent: str | None) -> TurnTraces | None:
+def _traces(exporter: Exporter | None, headers: Mapping[str, str]) -> TurnTraces | None:
     if exporter is None:
         return None
-    parent = parse_traceparent(traceparent)
+    parent = parse_traceparent(headers.get("traceparent"))
     recorder = SpanRecorder(now_ns=time.time_ns, new_id=lambda size: os.urandom(size).hex(), parent=parent)
     return TurnTraces(recorder=recorder, exporter=exporter)
 
@@ -180,6 +193,7 @@ def _owner(request: JsProxy) -> SessionObjects | None:
     return None if namespace is None else SessionObjects(namespace, request)
 
 
+@functools.cache
 def _database() -> D1Database:
     binding: JsProxy | None = getattr(_env(), "DB", None)
     if binding is None:

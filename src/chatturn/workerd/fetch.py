@@ -5,35 +5,50 @@ Cancelling a Python task does not stop its fetch, so every way out of a request 
 AbortController: an aborted signal closes the connection, whether headers or body were on their way.
 
 A body is pumped by the platform into a stream whose sink is ours (see `_Inbox`): a chunk that arrives costs a
-call into Python, 2 us, and no promise; whoever takes gets all that has arrived.
+call into Python and no promise, or no Python at all; whoever takes gets all that has arrived.
 """
 
+import math
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Final
 
 import js
-from pyodide.ffi import JsException, JsProxy, create_once_callable, create_proxy
+from pyodide.ffi import JsBuffer, JsException, JsProxy, create_proxy, to_js
 
 from chatturn.backends import TransportRequest, TransportResponse
 from chatturn.errors import BackendTransportError
-from chatturn.workerd.ffi import Bell, as_exception, js_error, js_object, settled, started
+from chatturn.workerd.ffi import Bell, Timer, as_exception, js_error, js_object, settled, started
 from chatturn.workerd.headers import LazyHeaders
 
 __all__ = ["FetchTransport"]
 
+_QUICK_S: Final = 0.005
+"""Chunks that follow each other in less than this are a burst, or an answer that was ready before."""
+
+_GATHER_S: Final = (0.002, 0.016)
+"""How long the chunks of a burst gather before they are taken together: at first, and while crowds come."""
+
+_CROWD: Final = 4
+"""More than any model says in so short a time: then few steps of Python count for more than a few milliseconds."""
+
 _ROOM_CHUNKS: Final = 256
 """How much may wait to be taken before the platform stops reading the connection."""
 
-_GATHER_MS: Final = (1, 8)
-"""
-While chunks keep coming: how long they gather before they are taken together, and how long at most.
-
-It doubles as long as a crowd has gathered, more than any model says in that time: a burst, or an answer that
-was ready before.  Then few steps of Python count for more than a few milliseconds.
-"""
-
-_CROWD: Final = 32
+# JavaScript's own, looked up once.
+_new_controller: Final = js.AbortController.new
+_fetch: Final = js.fetch
+_new_set: Final = js.Set.new
+_new_proxy: Final = js.Proxy.new
+_new_writable: Final = js.WritableStream.new
+_without_this: Final = js.Function.prototype.call
+_apply: Final = js.Reflect.apply
+_array_from: Final = js.Array.from_
+_array_of: Final = js.Array.of
+_from_hex: Final = js.Uint8Array.fromHex
+_with_resolvers: Final = js.Promise.withResolvers
 
 
 class FetchTransport:
@@ -42,22 +57,22 @@ class FetchTransport:
     @asynccontextmanager
     async def send(self, request: TransportRequest) -> AsyncIterator[TransportResponse]:
         """Send *request*; see `Transport.send`."""
-        controller = js.AbortController.new()
+        controller = _new_controller()
         options = {
             "method": request.method,
             "headers": dict(request.headers),
-            "body": request.body,
+            "body": to_js(request.body.encode()) if request.body else "",
             "redirect": "manual",
             "signal": controller.signal,
         }
         try:
             try:
-                response = await settled(started(js.fetch.bind(None, request.url, js_object(options))))
+                response = await settled(started(_fetch.bind(None, request.url, js_object(options))))
             except JsException as error:
                 raise BackendTransportError(str(error), backend="fetch") from error
             yield _FetchResponse(response)
         finally:
-            controller.abort(js_error("the request is over"))
+            controller.abort(_over())
 
 
 class _FetchResponse:
@@ -84,9 +99,9 @@ class _Inbox:
     """
     The sink of a WritableStream into which the platform pumps *body*.
 
-    Its ``write`` is a Proxy around the ``push`` of an array.  While the Proxy's trap is set, every chunk calls
-    into Python: when it has been quiet, so that the first chunk is taken at once, and when nobody takes, so
-    that there is an end to what waits.  Otherwise chunks gather without any Python, and a timer looks at them.
+    Its ``write`` is a Proxy around the ``add`` of a Set.  While the Proxy's trap is set, every chunk calls into
+    Python, which takes it at once.  In a burst it is not: then chunks gather without any Python, and a timer
+    looks at them, until it finds none or nobody waits for more.
 
     Args:
         body: What to pump.  Whoever aborts its fetch ends the pump.
@@ -94,22 +109,22 @@ class _Inbox:
 
     def __init__(self, body: JsProxy) -> None:
         self._bell = Bell()
-        self._arrived = js.Array.new()
+        self._taken: list[bytes] = []
+        self._came_at = -math.inf
+        self._gathered = _new_set()
+        self._gather_s = _GATHER_S[0]
+        self._timer: Timer | None = None
+        self._room: JsProxy | None = None
         self._ended = False
         self._closed = False
         self._error: BaseException | None = None
-        self._room: JsProxy | None = None
-        self._timer: int | None = None
-        self._gathered_ms = _GATHER_MS[0]
-        calls = (self._arrives, self._look, self._end, self._break)
-        self._proxies = [create_proxy(call) for call in calls]
-        self._trap, self._looker, end, break_ = self._proxies
+        self._arrives = create_proxy(self._arrive)
+        # A trap is called with what it guards, a `this` and a list of arguments, of which only those need cross.
+        self._trap = _without_this.bind(_apply.bind(None, self._arrives))
         self._handler = js_object({"apply": self._trap})
-        write = js.Proxy.new(self._arrived.push.bind(self._arrived), self._handler)
-        sink = js.WritableStream.new(js_object({"write": write, "close": end, "abort": break_}))
-        # Its outcome is told to the sink; nobody else needs it, but a rejection must be received.
-        outcome = create_once_callable(_ignore)
-        started(body.pipeTo.bind(body, sink)).then(outcome, outcome)
+        write = _new_proxy(self._gathered.add.bind(self._gathered), self._handler)
+        sink = _new_writable(js_object({"write": write}))
+        started(body.pipeTo.bind(body, sink)).then(self._end, self._break)
 
     async def take(self) -> bytes:
         """
@@ -119,17 +134,14 @@ class _Inbox:
             JsException: The connection broke, and everything before that was taken.
         """
         while True:
-            if not self._arrived.length and not self._ended:
+            if not self._taken and not self._ended:
                 await self._bell
-            if not self._arrived.length:
-                break
-            # `push` was given the stream's controller beside each chunk.
-            taken = self._arrived.splice(0).filter(js.ArrayBuffer.isView).to_py()
-            if self._room is not None:
-                self._room.resolve()
-                self._room = None
-            if data := b"".join(taken):
+            data, self._taken = b"".join(self._taken), []
+            self._make_room()
+            if data:
                 return data
+            if self._ended:
+                break
         if self._error is not None:
             raise self._error
         return b""
@@ -137,43 +149,70 @@ class _Inbox:
     def close(self) -> None:
         """Take nothing any more."""
         self._closed = True
+        self._make_room()  # or the pump would wait for ever, and never end
         self._release()
+
+    def _make_room(self) -> None:
+        if self._room is not None:
+            self._room.resolve()
+            self._room = None
 
     # What the platform calls.
 
-    def _arrives(self, push: JsProxy, _this: object, arguments: JsProxy) -> JsProxy | None:
-        """Take notice of a chunk; return a promise to wait for if there is no room for another."""
-        push(arguments[0])
-        if self._timer is None and self._bell.awaited:
-            self._gather(_GATHER_MS[0])
-            self._bell.ring()
-        if self._arrived.length < _ROOM_CHUNKS:
+    def _arrive(self, chunk: JsBuffer, _controller: object) -> JsProxy | None:
+        """Take a chunk; return a promise to wait for if there is no room for another."""
+        if self._closed:
             return None
-        self._room = js.Promise.withResolvers()
+        self._taken.append(chunk.to_bytes())
+        now = time.monotonic()
+        quick, self._came_at = now - self._came_at < _QUICK_S, now
+        if self._bell.awaited:
+            self._bell.ring()
+            if quick:
+                self._gather(_GATHER_S[0])
+            return None
+        if len(self._taken) < _ROOM_CHUNKS:
+            return None
+        self._room = _with_resolvers()
         return self._room.promise
 
+    def _gather(self, seconds: float) -> None:
+        """Let chunks arrive without Python for a while."""
+        if self._closed or self._ended:
+            return
+        self._gather_s = seconds
+        self._handler.apply = None
+        self._timer = Timer(seconds, self._look)
+
     def _look(self) -> None:
-        """Wake whoever waits for what has arrived, and look again soon; if nothing has, let the next chunk call."""
+        """Wake whoever waits for what has gathered, and look again soon; if nothing has, let the next chunk call."""
         self._timer = None
-        arrived = self._arrived.length
-        if arrived and self._bell.awaited:
-            shortest, longest = _GATHER_MS
-            self._gather(min(2 * self._gathered_ms, longest) if arrived >= _CROWD else shortest)
+        came = self._collect()
+        if came and self._bell.awaited:
             self._bell.ring()
+            shortest, longest = _GATHER_S
+            self._gather(min(2 * self._gather_s, longest) if came >= _CROWD else shortest)
         else:
             self._handler.apply = self._trap
 
-    def _gather(self, ms: int) -> None:
-        """Let chunks arrive without Python for a while."""
-        self._gathered_ms = ms
-        self._handler.apply = None
-        self._timer = js.setTimeout(self._looker, ms)
+    def _collect(self) -> int:
+        """Take what has gathered; return how many chunks that was."""
+        came: int = self._gathered.size
+        if came:
+            # JavaScript has nothing that puts bytes together in one call, but texts it can.
+            hexes = _array_from(self._gathered, _hex_function())
+            together: JsBuffer = _array_of(hexes).map(_concatenate_function()).map(_from_hex)[0]
+            self._taken.append(together.to_bytes())
+            self._gathered.clear()
+        return came
 
-    def _end(self) -> None:
+    def _end(self, _value: object = None) -> None:
         """Learn that nothing more comes."""
         self._ended = True
         if self._timer is not None:
-            js.clearTimeout(self._timer)
+            self._timer.cancel()
+        if not self._closed:
+            self._collect()
         self._bell.ring()
         self._release()
 
@@ -184,12 +223,28 @@ class _Inbox:
 
     def _release(self) -> None:
         """Give back what JavaScript called, once it will call no more."""
-        if not (self._ended and self._closed):
-            return
-        for proxy in self._proxies:
-            proxy.destroy()
-        self._proxies = []
+        if self._ended and self._closed:
+            self._arrives.destroy()
 
 
-def _ignore(_outcome: object) -> None:
-    """Receive what nobody needs."""
+# Made at the first request and kept: no JavaScript object may be made at import.
+
+
+@cache
+def _hex_function() -> JsProxy:
+    """Return a function that writes a Uint8Array as text, whatever else it is given."""
+    function: JsProxy = _without_this.bind(js.Uint8Array.prototype.toHex)
+    return function
+
+
+@cache
+def _concatenate_function() -> JsProxy:
+    """Return a function that puts the texts of its first argument together, whatever else it is given."""
+    function: JsProxy = js.Function.prototype.apply.bind(js.String.prototype.concat, "")
+    return function
+
+
+@cache
+def _over() -> JsException:
+    """Return why a request is aborted that is over.  An Error costs 50 us to make, for the stack that it records."""
+    return js_error("the request is over")

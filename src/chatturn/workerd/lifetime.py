@@ -1,10 +1,11 @@
 """Work that goes on when its request has been answered."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any, Final
 
 import js
+from pyodide.ffi import JsProxy
 
 from chatturn.workerd import ffi
 
@@ -13,26 +14,29 @@ __all__ = ["outlive"]
 _RUNNING: Final[set[asyncio.Task[Any] | None]] = set()
 """The event loop holds tasks weakly."""
 
+_with_resolvers: Final = js.Promise.withResolvers
 
-def outlive(work: Awaitable[None], wait_until: Callable[[Any], object]) -> None:
+
+def outlive(work: Awaitable[None], context: Any) -> None:
     """
     Run *work* to its end, whatever becomes of the request.
 
-    It begins within this call, unless synchronous HTTP is in use.  Given to ``waitUntil`` as it is, it would begin
-    two turns of the event loop later, and that of a Durable Object would forget it.
+    It begins within this call, unless synchronous HTTP is in use, and what does not wait has ended with it.  Given to
+    ``waitUntil`` as it is, it would begin two turns of the event loop later, and that of a Durable Object would
+    forget it.
 
     Args:
         work: Raises nothing.
-        wait_until: The platform's, which takes a promise.
+        context: The request's, whose ``waitUntil`` takes a promise.
     """
-    over = js.Promise.withResolvers()
-    wait_until(over.promise)
+    over: JsProxy | None = None
 
     async def run() -> None:
         try:
             await work
         finally:
-            over.resolve()
+            if over is not None:
+                over.resolve()
             _RUNNING.discard(asyncio.current_task())
 
     # Eager tasks came with Python 3.12; this is 3.13.  One that may call `run_sync` is begun by the event loop, on a
@@ -41,3 +45,5 @@ def outlive(work: Awaitable[None], wait_until: Callable[[Any], object]) -> None:
     task = asyncio.Task(run(), loop=asyncio.get_running_loop(), eager_start=eagerly)  # type: ignore[call-arg]
     if not task.done():
         _RUNNING.add(task)
+        over = _with_resolvers()
+        context.waitUntil(over.promise)

@@ -68,11 +68,10 @@ class SessionWatch:
         self._storage = state.storage
 
     async def keep(self) -> None:
-        """See to it that the alarm is set; to be done beside each request."""
-        if not await self._asked("getAlarm"):
-            if self._state.id.name:
-                await self._asked("put", _NAME, self._state.id.name)
-            await self._asked("setAlarm", _now_ms() + self._every_ms)
+        """Set the alarm, to be done beside each request; anew, so that one that looks just now leaves it."""
+        if self._state.id.name and not await self._asked("getAlarm"):
+            await self._asked("put", _NAME, self._state.id.name)
+        await self._asked("setAlarm", _now_ms() + self._every_ms)
 
     async def look(self) -> None:
         """
@@ -84,8 +83,9 @@ class SessionWatch:
         name = self._state.id.name or await self._asked("get", _NAME)
         tenant_id, session_id = json.loads(name)
         # Set before the look: it may take as long as a turn, and this object may die meanwhile.
-        await self._asked("setAlarm", _now_ms() + self._every_ms)
-        if not await self._look_after(tenant_id, session_id):
+        at_ms = _now_ms() + self._every_ms
+        await self._asked("setAlarm", at_ms)
+        if not await self._look_after(tenant_id, session_id) and await self._asked("getAlarm") == at_ms:
             await self._asked("deleteAlarm")
 
     async def _asked(self, method: str, *arguments: Any) -> Any:

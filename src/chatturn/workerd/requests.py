@@ -1,7 +1,8 @@
 """HTTP across the border: the platform's Request as our value, our response as the platform's."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import js
@@ -16,27 +17,25 @@ from chatturn.workerd.streams import ResponseSink
 
 __all__ = ["from_js_request", "to_response"]
 
+_new_response: Final = js.Response.new
+
 
 def from_js_request(request: JsProxy) -> HttpRequest:
     """Make our value of the raw *request*; its body is not read yet."""
-    url = urlsplit(request.url)
-
-    async def read(most_bytes: int) -> bytes:
-        return await _read(request, most_bytes)
-
-    return HttpRequest(
-        method=request.method, path=url.path, query=url.query, headers=LazyHeaders(request.headers), read=read
-    )
+    url, headers = urlsplit(request.url), LazyHeaders(request.headers)
+    read = partial(_read, request, headers)
+    return HttpRequest(method=request.method, path=url.path, query=url.query, headers=headers, read=read)
 
 
-async def _read(request: JsProxy, most_bytes: int) -> bytes:
+async def _read(request: JsProxy, headers: Mapping[str, str], most_bytes: int) -> bytes:
     """Read the body, chunk by chunk, so that one without a length cannot fill the memory."""
+    announced = headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) <= most_bytes:
+        content: bytes = (await settled(started(request.arrayBuffer.bind(request)))).to_bytes()
+        return content
     body = request.body
     if not body:
         return b""
-    announced = request.headers.get("content-length")
-    if isinstance(announced, str) and announced.isdecimal() and int(announced) <= most_bytes:
-        return bytes((await settled(started(request.arrayBuffer.bind(request)))).to_bytes())
     reader = body.getReader()
     chunks: list[bytes] = []
     size = 0
@@ -49,22 +48,22 @@ async def _read(request: JsProxy, most_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
-def to_response(response: HttpResponse, request: JsProxy, wait_until: Callable[[Any], object]) -> JsProxy:
+def to_response(response: HttpResponse, request: JsProxy, context: Any) -> JsProxy:
     """
     Make the platform's response of *response*: its own class, since the SDK's takes five times as long.
 
     Args:
         response: Ours; its stream is begun, not awaited: it outlives the request's handler.
         request: The raw one that it answers.
-        wait_until: The platform's; keeps the stream running to its end, whatever the client does.
+        context: The request's; keeps the stream running to its end, whatever the client does.
     """
     if isinstance(response.passed_on, JsProxy):
         return response.passed_on
     if response.background is not None:
-        outlive(response.background(), wait_until)
+        outlive(response.background(), context)
     options = js_object({"status": response.status, "headers": dict(response.headers)})
     if response.stream is None:
-        return js.Response.new(to_js(response.body) if response.body else None, options)
-    sink = ResponseSink(request.signal)
-    outlive(response.stream(sink), wait_until)
-    return js.Response.new(sink.readable, options)
+        return _new_response(to_js(response.body) if response.body else None, options)
+    sink = ResponseSink(request)
+    outlive(response.stream(sink), context)
+    return _new_response(sink.body(), options)

@@ -14,6 +14,8 @@ from typing import Any, Final
 import js
 from pyodide.ffi import create_once_callable
 
+from chatturn.workerd import ffi
+
 __all__ = ["use_cancellable_timers"]
 
 _IMMEDIATE_S: Final = 0.002
@@ -30,7 +32,8 @@ def use_cancellable_timers() -> None:
     ) -> asyncio.Handle:
         if delay <= _IMMEDIATE_S:
             return immediately(delay, callback, *args, context=context)
-        return _Timer(delay, callback, args, loop, context)
+        kind = _SyncTimer if ffi.run_sync_is_allowed() else _Timer
+        return kind(delay, callback, args, loop, context)
 
     loop.call_later = call_later  # type: ignore[assignment]  # the loop of Pyodide returns plain handles, too
 
@@ -45,7 +48,26 @@ class _Timer(asyncio.Handle):
         context: Context | None,
     ) -> None:
         super().__init__(callback, args, loop, context)
-        # As the loop does it: on a stack that `run_sync` can set aside.
+        self._timer = ffi.Timer(delay, self._run)
+
+    def cancel(self) -> None:
+        """Take the timer back; a second time does nothing."""
+        self._timer.cancel()
+        super().cancel()
+
+
+class _SyncTimer(asyncio.Handle):
+    """Calls as the loop does: on a stack that `run_sync` can set aside.  It costs more."""
+
+    def __init__(
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        context: Context | None,
+    ) -> None:
+        super().__init__(callback, args, loop, context)
         self._proxy = create_once_callable(self._fire, _may_syncify=True)
         self._timer: int | None = js.setTimeout(self._proxy, delay * 1000)
 

@@ -1,0 +1,148 @@
+"""
+What models cost, as data with its source, and how a call's cost is worked out: in whole micro-dollars.
+
+A model that is not in the table has no known price: its cost is unknown, never zero, and never that of a model whose
+name is similar.  A deployment adds its own prices, or replaces these, with the setting ``PRICES``.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Any, Final
+
+from chatturn.errors import ConfigurationError
+
+__all__ = ["PRICES", "PRICES_AS_OF", "PRICES_SOURCE", "Price", "PriceTable", "parse_prices"]
+
+PRICES_SOURCE: Final = "https://platform.openai.com/docs/pricing"
+PRICES_AS_OF: Final = "2026-11-05"
+"""
+Where the table's list prices are from, and the day that it stands for; it was put down without access to that page.
+
+So it is a beginning and no authority: list prices change, and contracts, regions, batches and service tiers have their
+own.  Whoever bills by the ledger, or sets budgets, sets ``PRICES`` to what is really paid.
+"""
+
+_SETTING: Final = "PRICES"
+_MICRO: Final = 1_000_000
+_PER_TOKENS: Final = 1_000_000
+_FINEST: Final = Decimal("0.000001")
+_MOST_DOLLARS: Final = 1_000_000
+_MOST_TOLD: Final = 1_000
+_SNAPSHOT: Final = re.compile(r"-\d{4}-\d{2}-\d{2}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """
+    What a million tokens cost, in micro-dollars.
+
+    Attributes:
+        tokens_in: Of the conversation.
+        tokens_out: Of the answer, its reasoning included.
+        tokens_cached: Of the conversation, where the model has it from its cache; as the others if None.
+        most_tokens_in: A longer conversation has another price, which is not known; None for no such end.
+    """
+
+    tokens_in: int
+    tokens_out: int
+    tokens_cached: int | None = None
+    most_tokens_in: int | None = None
+
+    def of(self, tokens_in: int, tokens_out: int, tokens_cached: int) -> int | None:
+        """Return what a call costs, in micro-dollars, halves rounded up; None if that is not known."""
+        if self.most_tokens_in is not None and tokens_in > self.most_tokens_in:
+            return None
+        cached = min(tokens_cached, tokens_in)
+        cached_price = self.tokens_in if self.tokens_cached is None else self.tokens_cached
+        total = (tokens_in - cached) * self.tokens_in + cached * cached_price + tokens_out * self.tokens_out
+        return (total + _PER_TOKENS // 2) // _PER_TOKENS
+
+
+PRICES: Final[Mapping[str, Price]] = MappingProxyType(
+    {
+        "echo": Price(0, 0),  # ours, and free
+        "gpt-4.1": Price(2_000_000, 8_000_000, 500_000),
+        "gpt-4.1-mini": Price(400_000, 1_600_000, 100_000),
+        "gpt-4.1-nano": Price(100_000, 400_000, 25_000),
+        "gpt-4o": Price(2_500_000, 10_000_000, 1_250_000),
+        "gpt-4o-2024-05-13": Price(5_000_000, 15_000_000),
+        "gpt-4o-mini": Price(150_000, 600_000, 75_000),
+        "gpt-5": Price(1_250_000, 10_000_000, 125_000),
+        "gpt-5-mini": Price(250_000, 2_000_000, 25_000),
+        "gpt-5-nano": Price(50_000, 400_000, 5_000),
+        "gpt-5.2": Price(1_750_000, 14_000_000, 175_000),
+        "gpt-5.4": Price(2_500_000, 15_000_000, 250_000, most_tokens_in=272_000),
+        "gpt-5.4-mini": Price(750_000, 4_500_000, 75_000),
+        "o3": Price(2_000_000, 8_000_000, 500_000),
+        "o4-mini": Price(1_100_000, 4_400_000, 275_000),
+    }
+)
+"""By the model's name; a dated snapshot costs what its model costs, unless it stands here itself."""
+
+
+class PriceTable:
+    """
+    The prices of one deployment.
+
+    Args:
+        own: The deployment's, which come before those of the table.
+    """
+
+    def __init__(self, own: Mapping[str, Price] = MappingProxyType({})) -> None:
+        self._own = own
+        self._told: set[tuple[str, str]] = set()
+
+    def is_news(self, what: str, model: str) -> bool:
+        """Say whether nobody was told so far that *what* is not known of *model*; from now on somebody was."""
+        news = (what, model) not in self._told and len(self._told) < _MOST_TOLD
+        if news:
+            self._told.add((what, model))
+        return news
+
+    def price(self, model: str) -> Price | None:
+        """Return what a model costs; None if nobody has said."""
+        for name in (model, _SNAPSHOT.sub("", model)):
+            price = self._own.get(name) or PRICES.get(name)
+            if price is not None:
+                return price
+        return None
+
+
+def parse_prices(text: str) -> dict[str, Price]:
+    """
+    Read the setting: ``{"model": {"in": 2.5, "out": 10, "cached": 1.25}}``, dollars per million tokens.
+
+    Raises:
+        ConfigurationError: It is not of that form, or a price is negative, or finer than a micro-dollar.
+    """
+    if not text:
+        return {}
+    try:
+        found = json.loads(text, parse_float=Decimal, parse_int=Decimal, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise ConfigurationError(_SETTING, "is not JSON") from None
+    if not isinstance(found, dict):
+        raise ConfigurationError(_SETTING, "must be an object: a price for each model")
+    return {model: _read(model, members) for model, members in found.items()}
+
+
+def _read(model: str, members: Any) -> Price:
+    if not isinstance(members, dict) or not {"in", "out"} <= set(members) <= {"in", "out", "cached"}:
+        raise ConfigurationError(_SETTING, f'{model!r} must have "in" and "out", may have "cached", and nothing else')
+    amounts = {name: _micro(model, amount) for name, amount in members.items()}
+    return Price(amounts["in"], amounts["out"], amounts.get("cached"))
+
+
+def _micro(model: str, amount: Any) -> int:
+    # The bounds come first: a comparison is exact, arithmetic with an exponent of a million digits is not.
+    if isinstance(amount, Decimal) and 0 <= amount <= _MOST_DOLLARS and amount == amount.quantize(_FINEST):
+        return int(amount * _MICRO)
+    raise ConfigurationError(_SETTING, f"{model!r} has a price that is no amount of dollars in whole millionths")
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(constant)
