@@ -22,7 +22,7 @@ from typing import Final
 
 from chatturn.durable.local import FileSystemDurableRunStore
 from tests.chaos import worker
-from tests.support.children import CONTEXT
+from tests.support.children import CONTEXT, start
 from tests.support.upstream import Upstream
 from tests.support.upstream_script import Script
 
@@ -108,11 +108,7 @@ def run(folder: Path, *, kills: int, seed: int, progress: Callable[[int], None] 
         for number in range(kills):
             turns = (number // 2, number // 2 + _SPAN)
             serving, says_so = CONTEXT.Pipe(duplex=False)
-            child: BaseProcess = CONTEXT.Process(
-                target=worker.work, args=(folder, upstream.url, seed + number, turns, says_so), daemon=True
-            )
-            child.start()
-            running.append(child)
+            running.append(start(worker.work, folder, upstream.url, seed + number, turns, says_so))
             says_so.close()
             assert serving.poll(_PATIENCE_S), "a worker does not start"
             serving.recv_bytes()
@@ -123,8 +119,7 @@ def run(folder: Path, *, kills: int, seed: int, progress: Callable[[int], None] 
             progress(number + 1)
         for child in running:
             _end(child, chance, report)
-        last = CONTEXT.Process(target=worker.finish, args=(folder, upstream.url, report.turns))
-        last.start()
+        last = start(worker.finish, folder, upstream.url, report.turns)
         last.join(120 + report.turns)
         if last.exitcode != 0:
             last.kill()

@@ -8,9 +8,12 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -36,6 +39,7 @@ __all__ = [
     "open_store",
     "process",
     "run_task",
+    "start",
     "stopped",
     "task_with_effects",
     "work_until",
@@ -56,11 +60,32 @@ _INSTRUCTIONS: Final = 7
 _PATIENCE_S: Final = 120.0
 
 
+@cache
+def _run_server() -> None:
+    # Before Python 3.12 the server imports by its own path, and takes what it cannot import for nothing.
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def start(target: Callable[..., None], *arguments: Any) -> multiprocessing.process.BaseProcess:
+    """Start a process, forked off the server; it ends with this one at the latest."""
+    _run_server()
+    child = CONTEXT.Process(target=target, args=arguments, daemon=True)
+    child.start()
+    return child
+
+
 @contextmanager
 def process(target: Callable[..., None], *arguments: Any) -> Iterator[multiprocessing.process.BaseProcess]:
     """Run *target* in a process of its own, which is gone when the block is left."""
-    child = CONTEXT.Process(target=target, args=arguments)
-    child.start()
+    child = start(target, *arguments)
     try:
         yield child
     finally:
