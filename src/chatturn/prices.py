@@ -18,12 +18,12 @@ from chatturn.errors import ConfigurationError
 __all__ = ["PRICES", "PRICES_AS_OF", "PRICES_SOURCE", "Price", "PriceTable", "parse_prices"]
 
 PRICES_SOURCE: Final = "https://platform.openai.com/docs/pricing"
-PRICES_AS_OF: Final = "2026-11-05"
+PRICES_AS_OF: Final = "2026-06-22"
 """
-Where the table's list prices are from, and the day that it stands for; it was put down without access to that page.
+Where the table's list prices are from, and the day that they are of: they were taken from copies of that page.
 
-So it is a beginning and no authority: list prices change, and contracts, regions, batches and service tiers have their
-own.  Whoever bills by the ledger, or sets budgets, sets ``PRICES`` to what is really paid.
+So the table is a beginning and no authority: list prices change, and contracts, regions, batches and service tiers
+have their own.  Whoever bills by the ledger, or sets budgets, sets ``PRICES`` to what is really paid.
 """
 
 _SETTING: Final = "PRICES"

@@ -1,7 +1,7 @@
 """
 The ledger: every model call of every attempt is on record, once, with all that is known of it, whoever dies.
 
-The models here are scripted transports and functions, in virtual time; `tests/chaos/test_ledger.py` adds up what a
+The models here are scripted transports and functions, in virtual time; `tests/unit/test_billing.py` adds up what a
 real server has billed.
 """
 

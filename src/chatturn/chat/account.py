@@ -106,7 +106,7 @@ class Account:
                 message = f"the {scope} has spent {spent} micro-dollars of {limit}"
                 raise BudgetExceeded(message, run_id=self._run_id, scope=scope)
 
-    def _all_calls(self, said: Sequence[Mapping[str, Any]]) -> list[ModelCall]:
+    def all_calls(self, said: Sequence[Mapping[str, Any]]) -> list[ModelCall]:
         """
         Return all calls that the attempt knows of.
 
@@ -156,7 +156,7 @@ class Account:
             checkpoints: Whether it rests on steps, of this attempt or others; they are still there.
         """
         delivered = bool(end.text) or end.wait is not None
-        calls = self._all_calls(said)
+        calls = self.all_calls(said)
         self._tell(calls)
         return [
             *self._losses(),
@@ -167,7 +167,7 @@ class Account:
 
     async def record_late(self, database: Database, said: Sequence[Mapping[str, Any]]) -> None:
         """Put on record what no write of the turn could: the lease is another worker's, or the database was away."""
-        calls = self._all_calls(said)
+        calls = self.all_calls(said)
         if not calls:
             return
         self._tell(calls)

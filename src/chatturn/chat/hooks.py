@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from chatturn.backends import AgentExecutionBackend, ChatMessage
 from chatturn.chat.identity import ChatTurnIdentity
@@ -13,6 +13,9 @@ from chatturn.events import ChatStreamEvent, EventBatch
 from chatturn.records import RunRecord
 from chatturn.telemetry import NULL_TRACER, Tracer
 from chatturn.telemetry.logs import Log, print_log
+
+if TYPE_CHECKING:
+    from chatturn.runtime.runs import RuntimeRunPersistenceAdapter
 
 __all__ = ["ChatTurnHooks", "FinishedTurn", "TurnContext"]
 
@@ -88,6 +91,8 @@ class ChatTurnHooks:
         tools: What the model may do.  With tools, `chatturn.chat.agent.AgentProducer` answers in place of
             `produce`, and each model call and each tool call is a durable step.
         instructions: Said to the model before the conversation, by that producer.
+        runtime_runs: Takes a row of the documents' run ledger for each attempt, after the reader has everything; what
+            it raises is logged.
         sync_http: Whether hooks use `urllib.request` or `requests`, which need `fetch` put underneath; that
             costs the first request of an isolate 0.1 s, or half a second where `requests` is vendored.
     """
@@ -95,6 +100,7 @@ class ChatTurnHooks:
     sync_http: ClassVar[bool] = False
     tools: Sequence[Tool] = ()
     instructions: str = ""
+    runtime_runs: "RuntimeRunPersistenceAdapter | None" = None
 
     def __init__(self, variables: Mapping[str, str] | None = None) -> None:
         self.variables: Mapping[str, str] = {} if variables is None else variables

@@ -100,6 +100,11 @@ class ModelCall:
         """Where `tokens_out` is not known: the pieces of the answer that have come, if any has."""
         return self.pieces or None if self.tokens_out is None else None
 
+    @property
+    def in_vain(self) -> bool:
+        """Whether no answer can have anything of it: it failed, or was stopped before it had said anything."""
+        return self.outcome == "failed" or (self.outcome == "cancelled" and not self.pieces)
+
     def said_as(self) -> tuple[object, ...]:
         """Return what the call's ``usage`` event says of it."""
         counts = (self.tokens_in, self.tokens_out, self.tokens_cached, self.tokens_reasoning)

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from chatturn.backends import ChatMessage
 from chatturn.canonical import canonical_hash
 from chatturn.chat.account import Account
 from chatturn.chat.agent import AgentProducer
 from chatturn.chat.hooks import TurnContext
+from chatturn.chat.identity import turn_manifest
 from chatturn.chat.log import TurnLog
 from chatturn.chat.metering import MeteredBackend
 from chatturn.chat.outbox import overrides
@@ -17,10 +18,15 @@ from chatturn.chat.producer import ChatProducer, StreamProducer
 from chatturn.chat.recall import recall_text
 from chatturn.chat.request import RunChatTurnInput
 from chatturn.durable.context import DurableContext
+from chatturn.durable.settling import TurnEnd
 from chatturn.durable.turn import DurableTurnProducer
 from chatturn.errors import AttemptsExhausted
 from chatturn.events import EventBatch, text_so_far
 from chatturn.records import Claim
+
+if TYPE_CHECKING:
+    from chatturn.chat.runtime_run import AttemptRun
+    from chatturn.runtime.runs import RuntimeRunPersistenceAdapter
 
 __all__ = ["Production"]
 
@@ -66,10 +72,36 @@ class Production:
         self._recalled = ""
         self._durable: DurableContext | None = None
         self._producer: ChatProducer | None = None
+        self._kept: AttemptRun | None = None
 
     def begin(self, claim: Claim, place: Place, history: Sequence[ChatMessage]) -> None:
         """Take what the claim found."""
         self._claim, self._place, self._history = claim, place, history
+        if self._turn.hooks.runtime_runs is not None and claim.lease is not None:
+            self._begin_run(self._turn.hooks.runtime_runs)
+
+    def _begin_run(self, adapter: "RuntimeRunPersistenceAdapter") -> None:
+        from chatturn.chat.runtime_run import AttemptRun  # noqa: PLC0415 - costs nothing where nobody wants it
+
+        turn = self._turn
+        manifest = turn_manifest(
+            turn.identity,
+            project_id=turn.project_id,
+            domain=turn.domain,
+            user_message=turn.user_message,
+            model=turn.model,
+        )
+        attempt = self._log.attempt
+        self._kept = AttemptRun(adapter, manifest, run_id=self._run_id, attempt=attempt, now=turn.sources.now)
+
+    async def keep_run(self, end: TurnEnd | None) -> None:
+        """Have the attempt's row stored, if the product keeps those; a failure is logged."""
+        if self._kept is None:
+            return
+        try:
+            await self._kept.end(end, self._account.all_calls(self.usages))
+        except Exception as error:  # noqa: BLE001 - a product's code, and the turn is over
+            self._turn.log("hook.failed", {"run_id": self._run_id, "hook": "runtime_runs", "error": error})
 
     @property
     def usages(self) -> Sequence[dict[str, Any]]:

@@ -330,6 +330,7 @@ class ChatTurn:
         if not self.replayed and self._handle.stored() is None:
             await self._account.record_late(self._input.database, self._production.usages)
         await self._writer.over()
+        await self._production.keep_run(self._handle.stored())
         try:
             await self._input.trace_flush()
         except Exception as error:  # noqa: BLE001 - telemetry must never fail a turn

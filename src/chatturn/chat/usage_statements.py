@@ -272,11 +272,11 @@ def read_usage(
 
 
 def _rows(calls: Sequence[ModelCall], *, delivered: bool) -> str:
-    """Return the rows of `_COLUMNS` as JSON; what failed is in no answer."""
+    """Return the rows of `_COLUMNS` as JSON."""
     return json.dumps(
         [
             [
-                call.attempt, call.index, int(not delivered or call.outcome == "failed"), call.model,
+                call.attempt, call.index, int(not delivered or call.in_vain), call.model,
                 call.request_id, call.outcome, call.tokens_in, call.tokens_out, call.tokens_cached,
                 call.tokens_reasoning, call.estimated_tokens_out, call.cost_micro_usd, call.tries, call.headers_ms,
                 call.first_token_ms, call.duration_ms, call.finish_reason, call.error_code,
