@@ -1,6 +1,7 @@
 """Turns over HTTP, in the real workerd on real D1, against a model that misbehaves on purpose."""
 
 import concurrent.futures
+import csv
 import json
 import time
 from collections.abc import Iterator
@@ -100,6 +101,28 @@ def test_usage_is_told_and_on_record(client: Client, worker: Worker) -> None:
         (line["data"]["tokensIn"], line["data"]["tokensOut"]) for line in lines if line["type"] == "usage"
     ]
     assert ("scripted-1", 11, 5) == (row["model"], row["tokens_in"], row["tokens_out"])
+
+
+def test_what_was_used_adds_up(worker: Worker, upstream: Upstream) -> None:
+    """A call that broke off and the one after it, as JSON and as a table, for who may see it."""
+    upstream.on("used", Script(stop_after=2, ending="cut"), Script())
+    client = Client(worker.url, tenant="meter")
+    assert "session.run.failed" == client.post("used", "used?")[-1]["type"]
+    assert "session.run.completed" == client.post("used", "used?")[-1]["type"]
+    allowed = Client(worker.url, tenant="meter", scope="operate").headers
+    url = f"{worker.url}/v1/usage?by=model&tenant=meter"
+    refused, found = http.get(url, headers=client.headers), http.get(url, headers=allowed).json()
+    table = http.get(url, headers={**allowed, "Accept": "text/csv"})
+    [group] = found["usage"]
+
+    assert (403, "forbidden") == (refused.status_code, refused.json()["code"])
+    assert {"scripted-1"} == {group["model"]}
+    assert (1, 2) == (group["turns"], group["attempts"])
+    assert (1, 11, 5) == tuple(group["delivered"][name] for name in ("calls", "tokensIn", "tokensOut"))
+    assert (1, None, 1) == tuple(group["wasted"][name] for name in ("calls", "tokensIn", "unknownCalls"))
+    assert {name: value for name, value in group.items() if name != "model"} == found["total"]
+    [row] = csv.DictReader(table.text.splitlines())
+    assert ("scripted-1", "11", "") == tuple(row[name] for name in ("model", "delivered.tokensIn", "wasted.tokensIn"))
 
 
 def test_tool_calls_come_whole(client: Client, upstream: Upstream) -> None:
