@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,16 @@ import pytest
 from chatturn.backends.iterable import create_iterable_backend
 from chatturn.canonical import manifest_hash
 from chatturn.chat.identity import ChatTurnIdentity, turn_manifest
+from chatturn.chat.pace import FOLLOW_PACES
 from chatturn.databases import Statement
 from chatturn.databases.migration import migrate
 from chatturn.databases.sqlite import SqliteDatabase
 from chatturn.errors import BackendTransportError, StoreError, StoreUnavailable
 from chatturn.events import text_delta, usage_event
-from chatturn.settings import Settings
+from chatturn.settings import Plan, Settings
 from products.assistant import Hooks as Assistant
 from tests.support.isolates import TURN, Isolate
-from tests.support.turns import Product, Step, open_sqlite
+from tests.support.turns import Product, Step, open_sqlite, virtual_moment
 from tests.support.whole_turns import WORDS, cancel, echoing, kinds, rows, text_of, wrap
 
 
@@ -131,6 +133,28 @@ async def test_what_a_failed_attempt_said_is_not_continued(database: SqliteDatab
     await (await third.post("q")).lines()
 
     assert ["", "", ""] == [continued for _, continued in asked]
+
+
+@pytest.mark.parametrize(("lease_s", "plan"), [(2, "paid"), (60, "paid"), (60, "free")])
+async def test_a_follower_takes_over_one_poll_after_the_lease(
+    database: SqliteDatabase, lease_s: int, plan: Plan
+) -> None:
+    """However it follows, it looks when the lease has lapsed, and at the latest one of its intervals later."""
+    settings = {"LEASE_MS": str(1_000 * lease_s), "WORKERS_PLAN": plan}
+    owner, other = (Isolate(database, Product(text_delta("a"), 300.0), settings=settings) for _ in range(2))
+    posted = await owner.post()
+    await asyncio.sleep(0.9 * lease_s)
+    following = await other.follow()
+    await owner.kill()
+    [(lapses_at,)] = await rows(database, "SELECT lease_expires_at FROM durable_runs")
+    while [2] != [epoch for (epoch,) in await rows(database, "SELECT epoch FROM durable_runs")]:  # noqa: ASYNC110 - a database tells nobody
+        await asyncio.sleep(0.01)
+    late_s = (datetime.fromisoformat(virtual_moment()) - datetime.fromisoformat(lapses_at)).total_seconds()
+    following.reader.leave()
+    await other.kill()
+
+    assert not posted.reader.broken_off
+    assert 0 <= late_s <= FOLLOW_PACES[plan].interval_ms(1_000 * lease_s) / 1000 + 0.05
 
 
 async def test_a_turn_that_could_not_look_back_does_not_keep_its_lease(database: SqliteDatabase) -> None:
