@@ -20,6 +20,7 @@ __all__ = [
     "Subjects",
     "concurrency",
     "counts",
+    "counts_of",
     "delta_lag",
     "empty_requests",
     "fresh_turns",
@@ -144,6 +145,15 @@ def counts() -> dict[str, dict[str, int]]:
     return found
 
 
+def counts_of(script: Script) -> dict[str, int]:
+    """Return D1's round trips, statements and rows of one fresh turn."""
+    with counted_worker() as subject:
+        _read_counts(subject)
+        subject.client.ask(_fresh(script))
+        time.sleep(0.3)
+        return _read_counts(subject)
+
+
 def _read_counts(subject: Subject) -> dict[str, int]:
     connection = http.client.HTTPConnection("127.0.0.1", subject.worker.server.port, timeout=10)
     try:
@@ -156,8 +166,10 @@ def _read_counts(subject: Subject) -> dict[str, int]:
 
 def _alternate(subjects: Subjects, rounds: int, request_of: Callable[[], Request]) -> Sample:
     measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in subjects}
+    order = list(subjects.items())
     for _ in range(rounds):
-        for name, subject in subjects.items():
+        order.reverse()  # none is always the one that finds the machine as another has left it
+        for name, subject in order:
             request, used = request_of(), subject.cpu_s()
             answer = subject.client.ask(request)
             time.sleep(_SETTLING_S)

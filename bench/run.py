@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench import measures
+from bench import logs, measures
 from bench.measures import Figures, Subjects
 from bench.report import Bar, Report, cells
 from bench.upstream import Script
@@ -19,6 +19,7 @@ from bench.workers import NAMES, least_worker, running_subjects
 
 _RESULTS: Final = Path(__file__).parent / "RESULTS.md"
 _OURS: Final = "chatturn"
+_FIELDS: Final = {"first_byte": "time to first byte", "total": "total", "cpu": "CPU"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class _Plan:
     turns_at_once: int
     memory_turns: int
     lag_rounds: int
+    log_rounds: int
+    followed_turns: int
 
 
 _FULL: Final = _Plan(
@@ -42,6 +45,8 @@ _FULL: Final = _Plan(
     turns_at_once=192,
     memory_turns=2_000,
     lag_rounds=2,
+    log_rounds=25,
+    followed_turns=5,
 )
 _QUICK: Final = _Plan(
     warm_up=20,
@@ -51,6 +56,8 @@ _QUICK: Final = _Plan(
     turns_at_once=64,
     memory_turns=200,
     lag_rounds=1,
+    log_rounds=6,
+    followed_turns=2,
 )
 
 
@@ -63,6 +70,7 @@ def main(arguments: list[str]) -> int:
     began = time.monotonic()
     report = Report(command="make bench" + (" ARGS=--quick" if quick else ""))
     _count(report)
+    _measure_log(plan, report)
     with running_subjects() as subjects:
         _say("warming up")
         measures.warm_up(subjects, plan.warm_up)
@@ -89,6 +97,29 @@ def _count(report: Report) -> None:
     ]
     rows = [[what, *(str(count) for count in counts.values())] for what, counts in found.items()]
     report.add("D1, counted", ["turn of 20 chunks", "round trips", "statements", "rows written", "rows read"], rows)
+
+
+def _measure_log(plan: _Plan, report: Report) -> None:
+    _say("the log, stored meanwhile or with the end")
+    rows = []
+    for what, sample in logs.log_cost(plan.log_rounds).items():
+        for field in ("first_byte", "total", "cpu"):
+            stored, at_end = getattr(sample, field).values()
+            rows.append([f"{what}, {_FIELDS[field]}", f"{at_end:.1f}", f"{stored:.1f} ({stored / at_end:.2f}x)"])
+            if field != "cpu":
+                report.bars.append(
+                    Bar(what=f"log on to off: {what}, {_FIELDS[field]}", most=1.05, measured=stored / at_end)
+                )
+    report.add("What storing the log costs its stream, ms", ["", "stored with the end", "stored every 250 ms"], rows)
+    _say("rows of a turn of 20 s")
+    counts = logs.rows_of_a_long_turn()
+    report.bars.append(Bar(what="rows written, 2,000 events in 20 s", most=120, measured=counts["rows_written"]))
+    _say("followers")
+    behind = logs.followers(plan.followed_turns)
+    for (where, lag), most in zip(behind.items(), (50, 400), strict=True):
+        report.bars.append(Bar(what=f"a follower's lag {where}, 99th percentile, ms", most=most, measured=lag.high))
+    figures = [[where, f"{lag.median:.1f}", f"{lag.high:.1f}"] for where, lag in behind.items()]
+    report.add("A follower's lag behind the turn's own reader, ms", ["", "median", "99th percentile"], figures)
 
 
 def _measure_turns(subjects: Subjects, plan: _Plan, report: Report) -> None:

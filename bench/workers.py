@@ -18,9 +18,18 @@ from bench.client import Client
 from dev import paths
 from dev.config import Config
 from dev.server import Server
+from tests.support.pair import running_pair
 from tests.support.worker import SECRET, Worker, running_worker
 
-__all__ = ["NAMES", "Subject", "counted_worker", "least_worker", "running_subjects"]
+__all__ = [
+    "NAMES",
+    "Subject",
+    "counted_worker",
+    "least_worker",
+    "running_pair_subject",
+    "running_subjects",
+    "running_with",
+]
 
 NAMES: Final = ("pass", "floor", "chatturn")
 
@@ -45,6 +54,7 @@ class Subject:
     name: str
     worker: Worker
     client: Client
+    token: str
     pid: int
 
     def cpu_s(self) -> float:
@@ -69,6 +79,25 @@ def running_subjects() -> Iterator[dict[str, Subject]]:
             "chatturn": stack.enter_context(running_worker(variables=variables)),
         }
         yield {name: _subject(name, worker) for name, worker in workers.items()}
+
+
+@contextmanager
+def running_with(settings: Mapping[str, Mapping[str, str]]) -> Iterator[dict[str, Subject]]:
+    """Run the Worker once with each of some settings, and their model."""
+    with ExitStack() as stack:
+        variables = {**_VARIABLES, "OPENAI_BASE_URL": stack.enter_context(_running_upstream())}
+        yield {
+            name: _subject(name, stack.enter_context(running_worker(variables={**variables, **each})))
+            for name, each in settings.items()
+        }
+
+
+@contextmanager
+def running_pair_subject() -> Iterator[Subject]:
+    """Run two isolates of the Worker on one database, and their model."""
+    with ExitStack() as stack:
+        variables = {**_VARIABLES, "OPENAI_BASE_URL": stack.enter_context(_running_upstream())}
+        yield _subject("pair", stack.enter_context(running_pair(variables=variables)))
 
 
 @contextmanager
@@ -128,8 +157,9 @@ def _javascript_worker(module: Path, variables: Mapping[str, str]) -> Iterator[W
 
 def _subject(name: str, worker: Worker) -> Subject:
     claims = {"tenant": "bench", "sub": "bench", "scope": "turns", "exp": int(time.time()) + 86_400}
-    client = Client(worker.server.port, jwt.encode(claims, SECRET, algorithm="HS256"))
-    return Subject(name=name, worker=worker, client=client, pid=_runtime_pid(worker))
+    token = jwt.encode(claims, SECRET, algorithm="HS256")
+    client = Client(worker.server.port, token)
+    return Subject(name=name, worker=worker, client=client, token=token, pid=_runtime_pid(worker))
 
 
 def _runtime_pid(worker: Worker) -> int:
