@@ -1,4 +1,5 @@
 -- The ledger: what became of each model call, what it cost, how long it took, and whether anybody had it.
+-- And a turn's trace, which all its attempts share.
 
 ALTER TABLE chat_usage ADD COLUMN tenant_id TEXT NOT NULL DEFAULT '';
 ALTER TABLE chat_usage ADD COLUMN session_id TEXT NOT NULL DEFAULT '';
@@ -12,6 +13,9 @@ ALTER TABLE chat_usage ADD COLUMN first_token_ms INTEGER CHECK (first_token_ms >
 ALTER TABLE chat_usage ADD COLUMN duration_ms INTEGER CHECK (duration_ms >= 0);
 ALTER TABLE chat_usage ADD COLUMN error_code TEXT;
 ALTER TABLE chat_usage ADD COLUMN request_id TEXT;
+ALTER TABLE chat_turns ADD COLUMN traceparent TEXT CHECK (length(traceparent) = 55);
+ALTER TABLE chat_turns ADD COLUMN caller_span_id TEXT CHECK (length(caller_span_id) = 16);
+ALTER TABLE chat_turns ADD COLUMN traced_by INTEGER CHECK (traced_by >= 1);
 CREATE INDEX IF NOT EXISTS idx_chat_usage_tenant ON chat_usage (tenant_id, recorded_at);
 UPDATE chat_usage SET
   tenant_id = (SELECT t.tenant_id FROM chat_turns AS t WHERE t.run_id = chat_usage.run_id),

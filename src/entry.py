@@ -8,7 +8,7 @@ from pyodide.ffi import JsProxy
 from workers import DurableObject, Request, WorkerEntrypoint
 
 from chatturn.http.routes import handle
-from chatturn.workerd.deployment import application, sweep, watch
+from chatturn.workerd.deployment import application, flush_logs, sweep, watch
 from chatturn.workerd.lifetime import outlive
 from chatturn.workerd.requests import from_js_request, to_response
 from products import load_hooks
@@ -24,11 +24,16 @@ class Default(WorkerEntrypoint):
         raw = request.js_object
         http_request = from_js_request(raw)
         app = application(load_hooks, raw, http_request.headers)
-        return to_response(await handle(http_request, app), raw, self.ctx)
+        response = await handle(http_request, app)
+        flush_logs(load_hooks, self.ctx)
+        return to_response(response, raw, self.ctx)
 
     async def scheduled(self, controller: object, env: object, ctx: object) -> None:  # noqa: ARG002 - the platform's
         """Do what nobody came back for: see `chatturn.chat.sweep`."""
-        await sweep(load_hooks)
+        try:
+            await sweep(load_hooks)
+        finally:
+            flush_logs(load_hooks, self.ctx)
 
 
 class Session(DurableObject):  # type: ignore[no-untyped-call]  # the SDK's own __init_subclass__
@@ -40,7 +45,9 @@ class Session(DurableObject):  # type: ignore[no-untyped-call]  # the SDK's own 
         outlive(watch(load_hooks, self.ctx._ctx).keep(), self.ctx)  # noqa: SLF001 - the raw one
         http_request = from_js_request(raw)
         app = application(load_hooks, raw, http_request.headers, owned=True)
-        return to_response(await handle(http_request, app), raw, self.ctx)
+        response = await handle(http_request, app)
+        flush_logs(load_hooks, self.ctx)
+        return to_response(response, raw, self.ctx)
 
     async def alarm(self) -> None:
         """Take over what was lost."""

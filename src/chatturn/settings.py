@@ -12,13 +12,14 @@ from typing import Any, Final, Literal, Self, cast, get_args
 
 from chatturn.errors import ConfigurationError
 
-__all__ = ["AuthMode", "BackendName", "DisconnectPolicy", "Plan", "Settings", "Switch", "setting_names"]
+__all__ = ["AuthMode", "BackendName", "DisconnectPolicy", "Flag", "Plan", "Settings", "Switch", "setting_names"]
 
 BackendName = Literal["echo", "openai"]
 DisconnectPolicy = Literal["continue", "cancel", "grace"]
 Plan = Literal["paid", "free"]
 AuthMode = Literal["jwt", "off"]
 Switch = Literal["off", "on"]
+Flag = Literal["false", "true"]
 
 
 def _setting(default: Any, help_: str, **limits: Any) -> Any:
@@ -69,9 +70,15 @@ class Settings:
     )
     auth: AuthMode = _setting("jwt", "`off` lets everyone in: local development only", choices=get_args(AuthMode))
     auth_jwt_secret: str = _setting("", "the HS256 key of bearer tokens, at least 32 bytes; a secret", secret=True)
-    otel_exporter_otlp_endpoint: str = _setting("", "where traces go; none, no traces")
+    otel_exporter_otlp_endpoint: str = _setting("", "where traces, metrics and logs go; none: nowhere")
     otel_exporter_otlp_headers: str = _setting("", "`name=value,…` sent with them; a secret", secret=True)
-    otel_service_name: str = _setting("chatturn", "this service's name in traces")
+    otel_service_name: str = _setting("chatturn", "this service's name in telemetry")
+    otel_traces_sampler_arg: str = _setting(
+        "1", "the share of traces that is kept, from 0 to 1; a caller's own decision comes first, failures always stay"
+    )
+    otel_instrumentation_genai_capture_message_content: Flag = _setting(
+        "false", "`true`: traces show what users, models and tools say", choices=get_args(Flag)
+    )
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Self:

@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("chatturn.runtime",),
     ("chatturn.databases", "chatturn.ledger", "chatturn.telemetry"),
     ("chatturn.backends", "chatturn.durable"),
-    ("chatturn.telemetry.otlp",),  # traces leave over the backends' transport
+    ("chatturn.telemetry.otlp",),  # it leaves over the backends' transport
     ("chatturn.chat",),
     ("chatturn.wire",),
     ("chatturn.http",),

@@ -12,7 +12,7 @@ the key bills them once.
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager, AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from chatturn.backends import Transport, TransportRequest, TransportResponse
@@ -95,7 +95,7 @@ class Connector:
             span = stack.enter_context(span_of_try(attempt))
             try:
                 with watchdog.limit(self._until_headers()):
-                    response = await stack.enter_async_context(self.transport.send(request))
+                    response = await stack.enter_async_context(self.transport.send(_below(span, request)))
             except (BackendTransportError, BackendTimeout) as error:
                 wait_s = self._wait_s(attempt, NO_HINT, watchdog)
                 if wait_s is None:
@@ -140,3 +140,11 @@ class Connector:
                 if len(body) >= MAX_DETAIL_BYTES:
                     break
         return bytes(body)
+
+
+def _below(span: Span, request: TransportRequest) -> TransportRequest:
+    """Return *request*, which says whose trace it belongs to, if it does to any."""
+    traceparent = span.traceparent()
+    if traceparent is None:
+        return request
+    return replace(request, headers={**request.headers, "traceparent": traceparent})

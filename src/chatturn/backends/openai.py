@@ -7,7 +7,7 @@ the span of each try.  Whatever ends the call, a cancellation above all, closes 
 """
 
 import json
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +18,7 @@ from chatturn.backends import (
     AgentBackendInput,
     AgentExecutionBackend,
     CallMeter,
+    ChatMessage,
     Transport,
     TransportRequest,
     TransportResponse,
@@ -140,7 +141,7 @@ class OpenAICompatibleBackend:
             exchange = await self.connector.connect(
                 self._http_request(model, request, context),
                 watchdog,
-                partial(self._try, context.tracer, call, model),
+                partial(self._try, context.tracer, call, model, request.messages),
             )
             call.answered()
             async with exchange.stack:
@@ -196,7 +197,9 @@ class OpenAICompatibleBackend:
                 return None
             raise
 
-    def _try(self, tracer: Tracer, call: CallMeter, model: str, attempt: int) -> AbstractContextManager[Span]:
+    def _try(
+        self, tracer: Tracer, call: CallMeter, model: str, messages: Sequence[ChatMessage], attempt: int
+    ) -> AbstractContextManager[Span]:
         call.tried()
         attributes: dict[str, AttributeValue | None] = {
             conventions.OPERATION_NAME: conventions.CHAT,
@@ -204,6 +207,7 @@ class OpenAICompatibleBackend:
             conventions.REQUEST_MODEL: model,
             conventions.REQUEST_STREAM: True,
             conventions.HTTP_RESEND_COUNT: attempt - 1 or None,
+            conventions.INPUT_MESSAGES: tracer.content(messages),
         }
         return tracer.span(conventions.span_name(conventions.CHAT, model), kind="client", attributes=attributes)
 

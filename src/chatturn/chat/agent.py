@@ -117,10 +117,21 @@ class AgentProducer:
         an earlier attempt, but what was said then was said, and paid for.
         """
         context = self._context
-        step = await context.durable.open_step(f"model:{said.number}", kind=StepKind.LLM)
-        if step.replayed:
-            yield said.replay(step.result)
-            return
+        intent = f"model:{said.number}"
+        step = await context.durable.open_step(intent, kind=StepKind.LLM)
+        with context.durable.step_span(intent, StepKind.LLM, replayed=step.replayed):
+            if step.replayed:
+                yield said.replay(step.result)
+                return
+            async with aclosing(self._answer_of_model(said, messages)) as batches:
+                async for batch in batches:
+                    yield batch
+            await step.complete(said.to_json())
+
+    async def _answer_of_model(
+        self, said: "_Round", messages: Sequence[ChatMessage]
+    ) -> AsyncGenerator[EventBatch, None]:
+        context = self._context
         options: dict[str, Any] = dict(self._options)
         if options and said.number == self._max_rounds:
             options["tool_choice"] = "none"
@@ -138,7 +149,6 @@ class AgentProducer:
         if not said.calls and not said.text:
             # Not recorded: the next attempt shall ask again.
             raise EmptyAnswer("the model ended without text and without a tool call", backend=context.backend.kind)
-        await step.complete(said.to_json())
 
 
 @dataclass(slots=True, kw_only=True)

@@ -54,6 +54,11 @@ class TurnContext:
     tracer: Tracer = NULL_TRACER
     log: Log = print_log
 
+    @property
+    def traceparent(self) -> str | None:
+        """The W3C header that puts what others do for this turn below its innermost span; None: nobody traces it."""
+        return self.tracer.traceparent()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedTurn:

@@ -57,6 +57,7 @@ class ModelCall:
         attempt: Which attempt of the turn made it.
         index: Which of the attempt's calls it is, from 0.
         model: Who answered; until that is known, who was asked.
+        asked: Who was asked.
         request_id: The idempotency key of its requests.
         outcome: What became of it.
         tokens_in: Of the conversation, those from the model's cache included.
@@ -94,6 +95,10 @@ class ModelCall:
     error_code: str | None = None
     unusable: Sequence[str] = ()
     began_s: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    asked: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.asked = self.model
 
     @property
     def estimated_tokens_out(self) -> int | None:

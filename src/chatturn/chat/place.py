@@ -37,6 +37,7 @@ class Place:
         interrupted: Whether the attempt before it at the same answer broke off, so that somebody may have seen a part.
         attempts: Attempts that came to nothing, and this one.
         cancel_requested: Whether somebody asked to stop the turn, and no attempt has heard of it yet.
+        broken_off: How many attempts right before it broke off, at whatever was asked then.
     """
 
     first_seq: int = 0
@@ -45,6 +46,7 @@ class Place:
     interrupted: bool = False
     attempts: int = 1
     cancel_requested: bool = False
+    broken_off: int = 0
 
     @classmethod
     def of(cls, rows: Sequence[Row], *, epoch: int) -> Self:
@@ -66,4 +68,5 @@ class Place:
             interrupted=broken_off > 0 and int(row["first_attempt"] or 0) < epoch,
             attempts=epoch - int(row["first_attempt"] or 0) + 1 - int(row["suspensions"] or 0),
             cancel_requested=row["cancel_requested_at"] is not None,
+            broken_off=broken_off,
         )

@@ -17,6 +17,7 @@ from chatturn.chat.place import Place
 from chatturn.chat.producer import ChatProducer, StreamProducer
 from chatturn.chat.recall import recall_text
 from chatturn.chat.request import RunChatTurnInput
+from chatturn.chat.tracing import tracer_of
 from chatturn.durable.context import DurableContext
 from chatturn.durable.settling import TurnEnd
 from chatturn.durable.turn import DurableTurnProducer
@@ -165,7 +166,7 @@ class Production:
             backend=MeteredBackend(turn.backend, self._account),
             durable=self._durable,
             continue_from=self._recalled,
-            tracer=turn.tracer,
+            tracer=tracer_of(turn.tracing),
             log=turn.log,
         )
         tools, instructions = turn.hooks.tools, turn.hooks.instructions
@@ -186,6 +187,7 @@ class Production:
             log=turn.log,
             first_position=1,
             beside=self._account.news,
+            tracer=tracer_of(turn.tracing),
         )
 
 

@@ -1,6 +1,6 @@
 """What a chat turn is run from: values, resolved by whoever owns the request."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.live import LiveLogs
 from chatturn.chat.metering import Budgets
 from chatturn.chat.pace import Pace, log_pace
+from chatturn.chat.tracing import TurnTracing
 from chatturn.chat.usage import Sums
 from chatturn.databases import Database
 from chatturn.durable.context import ContextSources
@@ -20,7 +21,6 @@ from chatturn.durable.store import DurableRunStore
 from chatturn.prices import PriceTable
 from chatturn.records import RunOutcome
 from chatturn.settings import DisconnectPolicy
-from chatturn.telemetry import NULL_TRACER, Tracer
 from chatturn.telemetry.logs import Log, print_log
 
 __all__ = ["CANCELLED", "Cancellation", "RunChatTurnInput", "TurnRequest", "TurnView"]
@@ -84,10 +84,6 @@ class Cancellation:
     turn: TurnView
 
 
-async def _no_flush() -> None:
-    """Flush nothing."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunChatTurnInput:
     """
@@ -123,9 +119,7 @@ class RunChatTurnInput:
         budgets: What may be spent.
         sources: Of undetermined values, for a producer's durable steps.
         moment: Returns the current time as SQLite takes it.
-        tracer: Takes the turn's spans.
-        trace_id: Theirs, or None.
-        trace_flush: Sends them; awaited after the reader has everything, its failures are logged.
+        tracing: Its telemetry; None: nobody listens.
         log: Takes failures that the reader is not told.
     """
 
@@ -156,7 +150,5 @@ class RunChatTurnInput:
     budgets: Budgets = Budgets()
     sources: ContextSources = field(default_factory=default_sources)
     moment: Callable[[], str] = lambda: "now"
-    tracer: Tracer = NULL_TRACER
-    trace_id: str | None = None
-    trace_flush: Callable[[], Awaitable[None]] = _no_flush
+    tracing: TurnTracing | None = None
     log: Log = print_log

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
@@ -22,6 +22,7 @@ from chatturn.chat.pace import FOLLOW_PACES, RENEWALS_PER_TERM, RESUMED_AT_ONCE,
 from chatturn.chat.pages import load_page
 from chatturn.chat.request import CANCELLED, Cancellation, RunChatTurnInput, TurnRequest, TurnView
 from chatturn.chat.sink import NoSink
+from chatturn.chat.tracing import RequestTracing, TurnTracing, attributes_of_turn
 from chatturn.chat.turn import ChatTurn
 from chatturn.chat.usage import UsagePage, UsageQuery, list_usage, sums_of
 from chatturn.chat.usage_statements import read_usage_of_turn
@@ -42,31 +43,12 @@ from chatturn.errors import (
 from chatturn.prices import PriceTable
 from chatturn.records import EventRecord, RunOutcome, RunStatus
 from chatturn.settings import Settings
-from chatturn.telemetry import NULL_TRACER
 from chatturn.telemetry.logs import Log
-from chatturn.telemetry.otlp import Exporter
-from chatturn.telemetry.spans import SpanRecorder
 
-__all__ = ["DurableChatService", "TurnTraces"]
+__all__ = ["DurableChatService"]
 
 _RESUME_PAUSES_S: Final = (0.0, 1.0, 3.0)
 """A turn that is just being suspended has a lease for a moment longer, and may have missed the event."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnTraces:
-    """Where one request's spans gather, and where they go."""
-
-    recorder: SpanRecorder
-    exporter: Exporter
-
-    async def flush(self) -> None:
-        """Send what has gathered; never raises."""
-        await self.exporter.flush(self.recorder)
-
-
-async def _no_flush() -> None:
-    """Flush nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +62,7 @@ class DurableChatService:
         backend: Its model.
         database: Its database.
         log: Takes failures that no client is told.
-        traces: The request's; None where traces go nowhere.
+        tracing: The request's telemetry; None where it goes nowhere.
         live: The logs of this isolate, shared by its requests.
         prices: What models cost.
         turns_at_once: How many turns this invocation may run, which share its queries.
@@ -93,7 +75,7 @@ class DurableChatService:
     backend: AgentExecutionBackend
     database: Database
     log: Log
-    traces: TurnTraces | None = None
+    tracing: RequestTracing | None = None
     live: LiveLogs = field(default_factory=LiveLogs)
     prices: PriceTable = field(default_factory=PriceTable)
     turns_at_once: int = 1
@@ -102,8 +84,9 @@ class DurableChatService:
 
     async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> ChatTurn:
         """Claim a turn, ready to run; see `DurableChatTurnEngine.open`."""
-        settings, traces = self.settings, self.traces
-        flush: Callable[[], Awaitable[None]] = _no_flush if traces is None else traces.flush
+        settings = self.settings
+        tracing = self._traced(identity)
+        database = self.database if tracing is None else tracing.around(self.database)
         return await durable_chat_turn_engine.open(
             RunChatTurnInput(
                 identity=identity,
@@ -112,8 +95,8 @@ class DurableChatService:
                 default_model=settings.model or None,
                 project_id=settings.project_id,
                 domain=settings.domain,
-                database=self.database,
-                store=self._store(),
+                database=database,
+                store=SqlRunStore(database, moment=self.moment),
                 hooks=self.hooks,
                 backend=self.backend,
                 metadata=request.metadata,
@@ -135,11 +118,14 @@ class DurableChatService:
                     tenant=settings.budget_tenant_day_micro_usd,
                 ),
                 moment=self.moment,
-                tracer=NULL_TRACER if traces is None else traces.recorder,
-                trace_id=None if traces is None else traces.recorder.trace_id,
-                trace_flush=flush,
-                log=self.log,
+                tracing=tracing,
+                log=self.log if tracing is None else tracing.log,
             )
+        )
+
+    def _traced(self, identity: ChatTurnIdentity) -> TurnTracing | None:
+        return (
+            None if self.tracing is None else self.tracing.turn(attributes_of_turn(identity, self.settings.project_id))
         )
 
     async def show(self, identity: ChatTurnIdentity) -> TurnView | None:

@@ -32,12 +32,12 @@ _ANEW: Final = "chat_turns.manifest_hash <> excluded.manifest_hash"
 # A log begins anew behind an attempt that has ended, and with another answer: what was said before is history.
 _BEGIN_TURN: Final = f"""
 INSERT INTO chat_turns (run_id, tenant_id, session_id, user_id, turn_index, user_message, model, metadata_json,
-                        trace_id, attempt, first_attempt, manifest_hash, created_at, updated_at)
-SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, epoch, epoch, manifest_hash, updated_at, updated_at
+                        attempt, first_attempt, manifest_hash, created_at, updated_at)
+SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, epoch, epoch, manifest_hash, updated_at, updated_at
 FROM durable_runs WHERE run_id = ?1 AND {HELD}
 ON CONFLICT (run_id) DO UPDATE SET
   user_id = excluded.user_id, user_message = excluded.user_message, model = excluded.model,
-  metadata_json = excluded.metadata_json, trace_id = excluded.trace_id, attempt = excluded.attempt,
+  metadata_json = excluded.metadata_json, attempt = excluded.attempt,
   updated_at = excluded.updated_at, cancelled_at = NULL, manifest_hash = excluded.manifest_hash,
   first_attempt = CASE WHEN {_ANEW} THEN excluded.attempt ELSE first_attempt END,
   suspensions = CASE WHEN {_ANEW} THEN 0 ELSE suspensions END,
@@ -111,7 +111,6 @@ def begin_turn(
     user_message: str,
     model: str | None,
     metadata_json: str | None,
-    trace_id: str | None,
 ) -> Statement:
     """Record who asks what, with the claim."""
     return Statement(
@@ -124,7 +123,6 @@ def begin_turn(
             user_message,
             model,
             metadata_json,
-            trace_id,
         ),
     )
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from chatturn.chat.hooks import TurnContext
@@ -144,18 +144,20 @@ class ToolSteps:
             conventions.OPERATION_NAME: conventions.EXECUTE_TOOL,
             conventions.TOOL_NAME: tool.name,
             conventions.TOOL_CALL_ID: call.id,
+            conventions.TOOL_CALL_ARGUMENTS: self._context.tracer.content(call.args),
         }
         name = conventions.span_name(conventions.EXECUTE_TOOL, tool.name)
-        with self._context.tracer.span(name, attributes=attributes):
+        with self._context.tracer.span(name, attributes=attributes) as span:
             # A copy: what the tool does to its arguments must not change what is on record.
             args = json.loads(json_text(call.args, "the arguments"))
             try:
                 async with asyncio.timeout(tool.timeout_ms / 1000 or None) as deadline:
-                    result = await tool.run(args, tool_context)
+                    result = await tool.run(args, replace(tool_context, traceparent=span.traceparent()))
             except TimeoutError as error:
                 if not deadline.expired():
                     raise  # the tool's own
                 raise ToolError(f"it took longer than {tool.timeout_ms} ms") from error
+            span.set(conventions.TOOL_CALL_RESULT, self._context.tracer.content(result))
         return _checked(result, tool, self._context.durable.run_id)
 
 

@@ -49,11 +49,13 @@ class ToolContext:
         tool_call_id: The model's name for the call; not unique.
         step_key: Names this call among all of all runs, the same at every try on every attempt: an idempotency
             key for the tool's effect.
+        traceparent: The W3C header that puts what the tool calls below its own span; None: nobody traces it.
     """
 
     identity: ChatTurnIdentity
     tool_call_id: str
     step_key: str
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

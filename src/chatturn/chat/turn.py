@@ -26,6 +26,7 @@ from contextlib import aclosing
 from typing import Final
 
 from chatturn.chat import statements as chat_sql
+from chatturn.chat import tracing
 from chatturn.chat.account import Account
 from chatturn.chat.attendance import Attendance
 from chatturn.chat.ending import Ending, ending_words, failure_words, kind_of
@@ -40,6 +41,7 @@ from chatturn.chat.producer import Said
 from chatturn.chat.production import Production
 from chatturn.chat.request import RunChatTurnInput
 from chatturn.chat.sink import Sink
+from chatturn.chat.tracing_statements import read_trace
 from chatturn.chat.writer import LogWriter
 from chatturn.databases import Row, Statement
 from chatturn.durable.store import News
@@ -47,8 +49,6 @@ from chatturn.durable.turn import RunDurableTurnOptions, TurnEnd, run_durable_tu
 from chatturn.errors import StoreError, TurnAborted
 from chatturn.events import ChatStreamEvent, encode_line
 from chatturn.records import Claim
-from chatturn.telemetry import AttributeValue
-from chatturn.telemetry import conventions as names
 
 __all__ = ["CANCEL_REQUESTED", "DISCONNECTED", "ChatTurn"]
 
@@ -78,6 +78,7 @@ class ChatTurn:
         self._output: Output | None = None
         self._task: asyncio.Task[object] | None = None
         self._aborted = False
+        self._failure: Exception | None = None
         self._log = log = TurnLog(redacting=self._redacting)
         self._ending = Ending(
             identity=turn.identity, log=log, outbox=self._outbox, moment=turn.moment, redacting=self._redacting
@@ -159,6 +160,9 @@ class ChatTurn:
         spent = history.pop(0) if self._input.budgets else ()
         self._claimed = claim
         self._place = Place.of(place, epoch=epoch)
+        if self._input.tracing is not None:
+            trace = history.pop(0)
+            self._input.tracing.claimed(tracing.found(trace, self._place, attempt=epoch, replayed=claim.lease is None))
         self._log.begin(self._place, epoch)
         self._account.begin(epoch, spent)
         messages = [dict(row) for rows in history for row in rows]
@@ -237,10 +241,12 @@ class ChatTurn:
                 output.start_pings()
             await self._tell(output, marks)
         except asyncio.CancelledError:
-            self._say_failure(output, TurnAborted("it was stopped", run_id=self.run_id))
+            self._failure = TurnAborted("it was stopped", run_id=self.run_id)
+            self._say_failure(output, self._failure)
             if not self._aborted:
                 raise
         except Exception as error:  # noqa: BLE001 - the boundary: the reader gets a terminal line for everything
+            self._failure = error
             turn.log("turn.failed", {"run_id": self.run_id, "attempt": self.attempt, "error": error})
             self._say_failure(output, error)
         finally:
@@ -267,23 +273,11 @@ class ChatTurn:
 
     async def _tell(self, output: Output, marks: list[Statement]) -> None:
         """Say what the turn says; everything that goes wrong is raised."""
-        tracer, identity = self._input.tracer, self._input.identity
-        attributes: dict[str, AttributeValue] = {
-            names.OPERATION_NAME: names.INVOKE_AGENT,
-            names.AGENT_NAME: self._input.project_id,
-            names.CONVERSATION_ID: identity.session_id,
-            names.TURN_TENANT_ID: identity.tenant_id,
-            names.TURN_RUN_ID: self.run_id,
-            names.TURN_INDEX: identity.turn_index,
-            names.TURN_ATTEMPT: self.attempt,
-            names.TURN_REPLAYED: self.replayed,
-        }
-        with tracer.span(f"{names.INVOKE_AGENT} {self._input.project_id}", attributes=attributes):
-            async with aclosing(self._handle.stream) as stream:
-                async for said in stream:
-                    output.send(said.lines, said.events)
-                    self._writer.said()
-        handle = self._handle
+        identity, handle = self._input.identity, self._handle
+        async with aclosing(handle.stream) as stream:
+            async for said in stream:
+                output.send(said.lines, said.events)
+                self._writer.said()
         if handle.replayed():
             end = TurnEnd(text=handle.final_text(), cancelled=handle.cancelled())
             words = ending_words(identity, end, replayed=True)
@@ -331,10 +325,24 @@ class ChatTurn:
             await self._account.record_late(self._input.database, self._production.usages)
         await self._writer.over()
         await self._production.keep_run(self._handle.stored())
-        try:
-            await self._input.trace_flush()
-        except Exception as error:  # noqa: BLE001 - telemetry must never fail a turn
-            log("traces.unflushed", {**context, "error": error})
+        if self._input.tracing is not None:
+            try:
+                self._tell_end(self._input.tracing)
+                await self._input.tracing.flush()
+            except Exception as error:  # noqa: BLE001 - telemetry must never fail a turn
+                log("telemetry.failed", {**context, "error": error})
+
+    def _tell_end(self, listener: tracing.TurnTracing) -> None:
+        turn = self._input
+        tracing.tell_end(
+            listener,
+            self._handle.stored(),
+            self._failure,
+            self._account.calls,
+            replayed=self.replayed,
+            provider=turn.backend.kind,
+            question=turn.user_message,
+        )
 
     # What the durable turn asks of the chat turn.
 
@@ -357,17 +365,16 @@ class ChatTurn:
         turn = self._input
         metadata = json.dumps(dict(turn.metadata), ensure_ascii=False) if turn.metadata else None
         begin = chat_sql.begin_turn(
-            turn.identity,
-            user_message=turn.user_message,
-            model=turn.model,
-            metadata_json=metadata,
-            trace_id=turn.trace_id,
+            turn.identity, user_message=turn.user_message, model=turn.model, metadata_json=metadata
         )
-        return [begin, *([*self._outbox.forget(), chat_sql.forget_messages()] if turn.supersede else [])]
+        traced = tracing.begin_with(turn.tracing)
+        return [begin, *traced, *([*self._outbox.forget(), chat_sql.forget_messages()] if turn.supersede else [])]
 
     def _read_statements(self) -> list[Statement]:
         turn = self._input
         reads = [chat_sql.read_place(self.run_id), *self._account.read_with()]
+        if turn.tracing is not None:
+            reads.append(read_trace(self.run_id))
         if turn.history_turns and turn.identity.turn_index:
             reads.append(chat_sql.read_history(turn.identity, self.run_id, turn.history_turns))
         return reads
@@ -380,6 +387,7 @@ class ChatTurn:
         return [
             *self._account.last_statements(end, production.usages, went_on=production.went_on, checkpoints=checkpoints),
             *self._ending.statements(end, checkpoints=checkpoints),
+            *tracing.end_with(self._input.tracing, end),
         ]
 
     def _observer(self) -> Callable[[ChatStreamEvent], None] | None:

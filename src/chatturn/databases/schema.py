@@ -20,6 +20,9 @@ ADDED_COLUMNS: Final = (
     ("chat_turns", "followed_until", "TEXT CHECK (length(followed_until) = 24)"),
     ("chat_turns", "first_attempt", "INTEGER NOT NULL DEFAULT 1 CHECK (first_attempt >= 1)"),
     ("chat_turns", "manifest_hash", "TEXT NOT NULL DEFAULT ''"),
+    ("chat_turns", "traceparent", "TEXT CHECK (length(traceparent) = 55)"),
+    ("chat_turns", "caller_span_id", "TEXT CHECK (length(caller_span_id) = 16)"),
+    ("chat_turns", "traced_by", "INTEGER CHECK (traced_by >= 1)"),
     ("chat_segments", "ended", "INTEGER NOT NULL DEFAULT 0 CHECK (ended IN (0, 1))"),
     ("chat_usage", "tenant_id", "TEXT NOT NULL DEFAULT ''"),
     ("chat_usage", "session_id", "TEXT NOT NULL DEFAULT ''"),
@@ -130,7 +133,7 @@ CREATE TABLE IF NOT EXISTS chat_turns (
   metadata_json TEXT,                   -- the request's metadata, JSON
   attempt INTEGER NOT NULL CHECK (attempt >= 1),        -- the latest attempt, equal to the run's epoch
   cancel_requested_at TEXT CHECK (length(cancel_requested_at) = 24),  -- when somebody asked to stop it
-  trace_id TEXT,                        -- of the latest attempt, 32 hex digits
+  trace_id TEXT,                        -- of all attempts at what is asked now, 32 hex digits; null: not traced
   created_at TEXT NOT NULL CHECK (length(created_at) = 24),           -- UTC, YYYY-MM-DDTHH:MM:SS.mmmZ
   updated_at TEXT NOT NULL CHECK (length(updated_at) = 24),           -- the latest claim
   log_from INTEGER NOT NULL DEFAULT 0 CHECK (log_from >= 0),          -- seq from which on the log is this answer's
@@ -138,7 +141,10 @@ CREATE TABLE IF NOT EXISTS chat_turns (
   cancelled_at TEXT CHECK (length(cancelled_at) = 24),                -- when it ended as cancelled; null: it did not
   followed_until TEXT CHECK (length(followed_until) = 24),            -- until when a reader in another isolate counts
   first_attempt INTEGER NOT NULL DEFAULT 1 CHECK (first_attempt >= 1),  -- the first at what is asked now
-  manifest_hash TEXT NOT NULL DEFAULT ''                              -- what is asked now, as its run has it
+  manifest_hash TEXT NOT NULL DEFAULT '',                             -- what is asked now, as its run has it
+  traceparent TEXT CHECK (length(traceparent) = 55),                  -- the turn's span, as W3C Trace Context writes it
+  caller_span_id TEXT CHECK (length(caller_span_id) = 16),            -- the span around it; null: it is the first
+  traced_by INTEGER CHECK (traced_by >= 1)                            -- the attempt that sent it; null: none yet
 ) STRICT, WITHOUT ROWID;
 -- For lists of one tenant's turns, the latest first.
 CREATE INDEX IF NOT EXISTS idx_chat_turns_tenant ON chat_turns (tenant_id, created_at, run_id);

@@ -13,6 +13,7 @@ before it, and the step runs again.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -22,17 +23,18 @@ from chatturn.durable.moments import moment_after
 from chatturn.durable.statements import STEPS_PER_PAGE
 from chatturn.durable.steps import OpenStep, StepRetry, fingerprint, result_text
 from chatturn.durable.store import Begin, DurableRunStore
-from chatturn.durable.tasks import DEFAULT_EVENT_TIMEOUT_MS, NO_INPUT, ContextSources, StepCall
+from chatturn.durable.tasks import DEFAULT_EVENT_TIMEOUT_MS, NO_INPUT, ContextSources, StepCall, run_once
 from chatturn.errors import (
     AttemptsExhausted,
     ChatTurnError,
     DurableAwaitEventTimeoutError,
     DurableRunDivergenceError,
     StepInputMismatch,
-    StepTimeout,
     StoreError,
 )
 from chatturn.records import EventRecord, Lease, StepError, StepKind, StepRecord, StepStatus, Wait
+from chatturn.telemetry import NULL_TRACER, AttributeValue, Span, Tracer
+from chatturn.telemetry.conventions import STEP_INTENT, STEP_KIND, STEP_REPLAYED
 from chatturn.telemetry.logs import Log
 
 __all__ = ["ContextSources", "DurableContext", "StepCall", "Suspended"]
@@ -75,6 +77,7 @@ class DurableContext:
         log: Takes failures that must not mask another error.
         first_position: Of the first step.
         beside: Returns what is written with each record of a step, as `Settlement.companions`.
+        tracer: Takes a span for each step.
     """
 
     store: DurableRunStore
@@ -88,6 +91,7 @@ class DurableContext:
     log: Log
     first_position: int = 0
     beside: Callable[[], Sequence[Statement]] = lambda: ()
+    tracer: Tracer = NULL_TRACER
     _next: int = field(init=False)
     _steps: dict[int, StepRecord] = field(init=False, default_factory=dict)
     _pages_end: int = field(init=False, default=0)
@@ -160,6 +164,11 @@ class DurableContext:
     def step_key(self, intent: str) -> str:
         """Return the next step's key if it is *intent*: the same on every attempt, for others to deduplicate by."""
         return step_id(self.run_id, self._next, intent)
+
+    def step_span(self, intent: str, kind: str, *, replayed: bool) -> AbstractContextManager[Span]:
+        """Begin the span of a step."""
+        noted: dict[str, AttributeValue] = {STEP_INTENT: intent, STEP_KIND: str(kind), STEP_REPLAYED: replayed}
+        return self.tracer.span(f"step {intent}", attributes=noted)
 
     async def now(self) -> str:
         """Return the time, as it was when this step first ran."""
@@ -258,15 +267,18 @@ class DurableContext:
     async def _step(self, position: int, call: StepCall) -> Any:
         begin = self._begin(position, call)
         recorded = await self._recorded(begin)
-        if recorded is not None and recorded.status is StepStatus.COMPLETED:
-            return recorded.result
+        replayed = recorded is not None and recorded.status is StepStatus.COMPLETED
+        with self.step_span(call.intent, call.kind, replayed=replayed):
+            return recorded.result if recorded is not None and replayed else await self._do(begin, call, recorded)
+
+    async def _do(self, begin: Begin, call: StepCall, recorded: StepRecord | None) -> Any:
         before = 0 if recorded is None else recorded.attempts
         retry = call.retry or _ONCE
         for attempt in range(1, retry.max_attempts + 1):
             self._require_attempt(before + attempt, call.intent, retry)
             started = asyncio.get_running_loop().time()
             try:
-                value = await self._run(call)
+                value = await run_once(call, self.run_id)
             except Exception as error:
                 delay_ms = retry.delay_ms(attempt, error)
                 await self._fail(begin, before + attempt, started, error)
@@ -277,18 +289,6 @@ class DurableContext:
                 # Outside the try: a result that cannot be recorded must not run the step again.
                 return (await self._complete(begin, before + attempt, value, started)).result
         raise AssertionError("the last attempt returns or raises")
-
-    async def _run(self, call: StepCall) -> Any:
-        if not call.timeout_ms:
-            return await call.run()
-        try:
-            async with asyncio.timeout(call.timeout_ms / 1000) as deadline:
-                return await call.run()
-        except TimeoutError as error:
-            if not deadline.expired():
-                raise
-            message = f"step {call.intent!r} took longer than {call.timeout_ms} ms"
-            raise StepTimeout(message, run_id=self.run_id) from error
 
     async def _complete(self, begin: Begin, attempts: int, value: Any, started: float | None = None) -> StepRecord:
         text = result_text(value, begin.intent, self.run_id)

@@ -5,14 +5,16 @@ A task is an ``async def task(context: TaskContext)``.  It must be deterministic
 `chatturn.durable.context`.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from chatturn.durable.steps import StepRetry
+from chatturn.errors import StepTimeout
 from chatturn.records import EventRecord, StepKind
 
-__all__ = ["DEFAULT_EVENT_TIMEOUT_MS", "NO_INPUT", "ContextSources", "StepCall", "TaskContext"]
+__all__ = ["DEFAULT_EVENT_TIMEOUT_MS", "NO_INPUT", "ContextSources", "StepCall", "TaskContext", "run_once"]
 
 T = TypeVar("T")
 
@@ -42,6 +44,25 @@ class StepCall:
     input: Any = NO_INPUT
     retry: StepRetry | None = None
     timeout_ms: int = 0
+
+
+async def run_once(call: StepCall, run_id: str) -> Any:
+    """
+    Try a step once.
+
+    Raises:
+        StepTimeout: It took too long.
+        Exception: What it raises.
+    """
+    if not call.timeout_ms:
+        return await call.run()
+    try:
+        async with asyncio.timeout(call.timeout_ms / 1000) as deadline:
+            return await call.run()
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        raise StepTimeout(f"step {call.intent!r} took longer than {call.timeout_ms} ms", run_id=run_id) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

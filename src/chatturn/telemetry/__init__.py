@@ -7,7 +7,7 @@ told for `otlp` to encode after the response; `NULL_TRACER` forgets it.
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 __all__ = ["NULL_SPAN", "NULL_TRACER", "AttributeValue", "Span", "SpanKind", "Tracer"]
 
@@ -24,6 +24,9 @@ class Span(Protocol):
     def fail(self, error_type: str) -> None:
         """Mark it failed, with the stable code of the error; never its message."""
 
+    def traceparent(self) -> str | None:
+        """Return the W3C header that puts another service's spans below it; None where nobody traces."""
+
 
 class Tracer(Protocol):
     """Collects the spans of one turn."""
@@ -37,6 +40,12 @@ class Tracer(Protocol):
     ) -> AbstractContextManager[Span]:
         """Begin a span that ends with the ``with`` block, below the innermost one still open."""
 
+    def traceparent(self) -> str | None:
+        """Return the W3C header of the innermost span that is open here; None where nobody traces."""
+
+    def content(self, said: Any) -> str | None:
+        """Return what users, models or tools say, JSON, as an attribute may have it; None where none may."""
+
 
 class _NullSpan:
     def set(self, name: str, value: AttributeValue | None) -> None:
@@ -44,6 +53,10 @@ class _NullSpan:
 
     def fail(self, error_type: str) -> None:
         """Forget it."""
+
+    def traceparent(self) -> str | None:
+        """Be nobody's parent."""
+        return None
 
 
 NULL_SPAN: Final[Span] = _NullSpan()
@@ -59,6 +72,14 @@ class _NullTracer:
     ) -> AbstractContextManager[Span]:
         """Forget it."""
         return nullcontext(NULL_SPAN)
+
+    def traceparent(self) -> str | None:
+        """Be nobody's parent."""
+        return None
+
+    def content(self, said: Any) -> str | None:  # noqa: ARG002
+        """Show nothing."""
+        return None
 
 
 NULL_TRACER: Final[Tracer] = _NullTracer()

@@ -1,7 +1,7 @@
 """
 The names of spans and of what is noted on them.
 
-Message content is never noted: not the user's words, not the model's.
+Message content is noted only where the deployment asks for it.
 
 Source:
     OpenTelemetry semantic conventions for generative AI (development status), agent and inference spans; for
@@ -15,12 +15,19 @@ __all__ = [
     "AGENT_NAME",
     "CHAT",
     "CONVERSATION_ID",
+    "D1_BATCHES",
+    "DB_BATCH_SIZE",
+    "DB_OPERATION_NAME",
+    "DB_SYSTEM_NAME",
     "ERROR_TYPE",
     "EXECUTE_TOOL",
     "HTTP_RESEND_COUNT",
     "HTTP_STATUS",
+    "INPUT_MESSAGES",
     "INVOKE_AGENT",
+    "LINK_REASON",
     "OPERATION_NAME",
+    "OUTPUT_MESSAGES",
     "PROVIDER_NAME",
     "REQUEST_MODEL",
     "REQUEST_STREAM",
@@ -30,10 +37,17 @@ __all__ = [
     "RESPONSE_TIME_TO_FIRST_CHUNK",
     "SERVER_ADDRESS",
     "SERVICE_NAME",
+    "STEP_INTENT",
+    "STEP_KIND",
+    "STEP_REPLAYED",
+    "TOOL_CALL_ARGUMENTS",
     "TOOL_CALL_ID",
+    "TOOL_CALL_RESULT",
     "TOOL_NAME",
     "TURN_ATTEMPT",
     "TURN_INDEX",
+    "TURN_LOST_ATTEMPTS",
+    "TURN_OUTCOME",
     "TURN_REPLAYED",
     "TURN_RUN_ID",
     "TURN_TENANT_ID",
@@ -81,6 +95,24 @@ HTTP_RESEND_COUNT: Final = "http.request.resend_count"  # 0 is not noted
 HTTP_STATUS: Final = "http.response.status_code"
 SERVER_ADDRESS: Final = "server.address"
 SERVICE_NAME: Final = "service.name"
+
+DB_SYSTEM_NAME: Final = "db.system.name"
+DB_OPERATION_NAME: Final = "db.operation.name"
+DB_BATCH_SIZE: Final = "db.operation.batch.size"  # statements
+
+# What is said; only where it is asked for, as text, JSON where it has parts.
+INPUT_MESSAGES: Final = "gen_ai.input.messages"
+OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
+TOOL_CALL_ARGUMENTS: Final = "gen_ai.tool.call.arguments"
+TOOL_CALL_RESULT: Final = "gen_ai.tool.call.result"
+
+STEP_INTENT: Final = "chatturn.step.intent"
+STEP_KIND: Final = "chatturn.step.kind"
+STEP_REPLAYED: Final = "chatturn.step.replayed"  # from the record; nobody was called
+D1_BATCHES: Final = "chatturn.d1.batches"  # of one attempt, those without a span of their own included
+LINK_REASON: Final = "chatturn.link.reason"
+TURN_OUTCOME: Final = "chatturn.turn.outcome"
+TURN_LOST_ATTEMPTS: Final = "chatturn.turn.lost_attempts"  # before this one, without another in between
 
 TURN_TENANT_ID: Final = "chatturn.tenant.id"
 TURN_RUN_ID: Final = "chatturn.run.id"

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 from chatturn.errors import BackendError, ChatTurnError
 from chatturn.telemetry.redaction import REDACTED, is_secret_name, without_secrets
 
-__all__ = ["Log", "json_line_log", "print_log"]
+__all__ = ["Log", "json_line_log", "log_record", "print_log"]
 
 Log: TypeAlias = Callable[[str, Mapping[str, object]], None]
 """
@@ -42,19 +42,19 @@ def json_line_log(write: Callable[[str], object]) -> Log:
     def log(event: str, particulars: Mapping[str, object]) -> None:
         # Nobody can be told that the log itself is broken, and the turn goes on.
         with suppress(Exception):
-            write(_line(event, particulars))
+            write(json.dumps(log_record(event, particulars), separators=(",", ":")))
 
     return log
 
 
-def _line(event: str, particulars: Mapping[str, object]) -> str:
+def log_record(event: str, particulars: Mapping[str, object]) -> dict[str, object]:
+    """Return what is told of *event*, JSON: level and event first, secrets replaced, long texts cut."""
     failed = any(isinstance(value, BaseException) for value in particulars.values())
     try:
         members = _members(particulars, 0)
     except Exception as error:  # noqa: BLE001  an exception whose own `__str__` fails, for instance
         failed, members = True, {"unreadable": type(error).__name__}
-    record = {"level": "error" if failed else "info", "event": event} | members | {"event": event}
-    return json.dumps(record, separators=(",", ":"))
+    return {"level": "error" if failed else "info", "event": event} | members | {"event": event}
 
 
 def _members(members: Mapping[Any, object], depth: int) -> dict[str, object]:

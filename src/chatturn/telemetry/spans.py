@@ -1,64 +1,39 @@
 """
-Spans as values: what one turn did, when, and inside what, kept until `otlp` sends it.
+Spans as values: what one attempt did, when, and inside what, kept until `otlp` sends it.
 
-The spans of a recorder share one trace, the caller's where a valid ``traceparent`` came in.  They nest by a
-stack, so they are opened and closed in the order of one task.  Nothing here waits, sends or raises.
+The spans of a recorder share one trace.  Each belongs to the innermost one that its own task has open, or, if that has
+none, to the one that was opened first.  Nothing here waits, sends or raises.
 """
 
-import re
+import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from chatturn.errors import ChatTurnError
 from chatturn.telemetry import NULL_SPAN, AttributeValue, Span, SpanKind
+from chatturn.telemetry.content import content_text
+from chatturn.telemetry.w3c import SAMPLED, TraceParent, parse_traceparent
 
-__all__ = ["MAX_SPANS", "FinishedSpan", "SpanRecorder", "TraceParent", "parse_traceparent"]
+__all__ = ["MAX_SPANS", "FinishedSpan", "SpanLink", "SpanRecorder", "TraceParent", "parse_traceparent"]
 
 MAX_SPANS: Final = 512
-"""What one turn may record; a turn that makes more has a loop, and its first spans show it."""
-
-_TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-_SAMPLED: Final = 0x01
-_RANDOM_TRACE_ID: Final = 0x02
+"""What one attempt may record; one that makes more has a loop, and its first spans show it."""
 
 
-class TraceParent(NamedTuple):
+class SpanLink(NamedTuple):
     """
-    The span of somebody else's that ours belong under.
+    Another span that has to do with this one without being around it.
 
     Attributes:
-        trace_id: 32 lower-case hex digits.
-        span_id: 16 of them.
-        flags: The eight bits of the header's last field.
+        reason: In what way, for ``chatturn.link.reason``.
     """
 
     trace_id: str
     span_id: str
-    flags: int
-
-    def header(self) -> str:
-        """Return the ``traceparent`` header that names this span: recorded, whatever the flags say."""
-        return f"00-{self.trace_id}-{self.span_id}-{self.flags & _RANDOM_TRACE_ID | _SAMPLED:02x}"
-
-
-def parse_traceparent(header: str | None) -> TraceParent | None:
-    """
-    Read a ``traceparent`` header; None if there is none or it is not valid, for then a new trace begins.
-
-    Source:
-        W3C Trace Context, section 3.2: lower case only, no zero ids, version ff is none, and only a version
-        after 00 may have further fields.
-    """
-    match = _TRACEPARENT.fullmatch((header or "").strip(" \t"))
-    if match is None:
-        return None
-    version, trace_id, span_id, flags, further = match.groups()
-    if version == "ff" or (version == "00" and further) or not int(trace_id, 16) or not int(span_id, 16):
-        return None
-    return TraceParent(trace_id, span_id, int(flags, 16))
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +46,7 @@ class FinishedSpan:
         start_ns: Since the epoch, as is `end_ns`, which is never before it.
         error_type: The stable code of what it failed with, or the class where there is no code; None if it
             did not fail.
+        links: To other spans.
     """
 
     trace_id: str
@@ -82,6 +58,7 @@ class FinishedSpan:
     end_ns: int
     attributes: Mapping[str, AttributeValue]
     error_type: str | None
+    links: tuple[SpanLink, ...] = ()
 
 
 class SpanRecorder:
@@ -95,8 +72,9 @@ class SpanRecorder:
     Args:
         now_ns: Nanoseconds since the epoch.
         new_id: Gives so many random bytes, in lower-case hex.
-        parent: The caller's span.  Whether the caller samples it is its own affair: ours are recorded.
+        parent: The span around all of these, which is not recorded here.
         limit: Spans, at most.
+        shows_content: Whether what is said may be noted.
     """
 
     def __init__(
@@ -106,16 +84,18 @@ class SpanRecorder:
         new_id: Callable[[int], str],
         parent: TraceParent | None = None,
         limit: int = MAX_SPANS,
+        shows_content: bool = False,
     ) -> None:
         self._now_ns = now_ns
         self._new_id = new_id
         self._parent = parent
         self._limit = limit
+        self._shows_content = shows_content
         self._trace_id = parent.trace_id if parent else new_id(16)
         self._begun = 0
         self._dropped = 0
         self._open: list[_OpenSpan] = []
-        self._finished: list[FinishedSpan] = []
+        self._finished: list[_OpenSpan] = []
 
     @property
     def trace_id(self) -> str:
@@ -127,6 +107,13 @@ class SpanRecorder:
         """How many spans were forgotten because of the limit."""
         return self._dropped
 
+    def join(self, parent: TraceParent) -> None:
+        """Put the spans below another one: those around which there is none here, and those to come."""
+        for span in (*self._open, *self._finished):
+            if span.parent_span_id == (self._parent.span_id if self._parent else None):
+                span.parent_span_id = parent.span_id
+        self._parent, self._trace_id = parent, parent.trace_id
+
     def span(
         self,
         name: str,
@@ -134,7 +121,7 @@ class SpanRecorder:
         kind: SpanKind = "internal",
         attributes: Mapping[str, AttributeValue | None] | None = None,
     ) -> AbstractContextManager[Span]:
-        """Begin a span that ends with the ``with`` block, below the innermost one still open."""
+        """Begin a span that ends with the ``with`` block, below the innermost one that its task has open."""
         if self._begun == self._limit:
             self._dropped += 1
             return nullcontext(NULL_SPAN)
@@ -143,53 +130,60 @@ class SpanRecorder:
 
     def traceparent(self) -> str | None:
         """Return the header that puts another service's spans below the current one; None outside any."""
-        if self._open:
-            flags = self._parent.flags if self._parent else 0
-            return TraceParent(self._trace_id, self._open[-1].span_id, flags).header()
-        return self._parent.header() if self._parent else None
+        around = self._around()
+        return None if around is None else self._header(around)
+
+    def content(self, said: Any) -> str | None:
+        """Return what is said as an attribute may have it; None where none may."""
+        return content_text(said) if self._shows_content else None
 
     def take(self) -> tuple[FinishedSpan, ...]:
         """Hand over the spans that have ended since the last time, in the order of their ends."""
-        taken = tuple(self._finished)
+        taken = tuple(span.finished(self._trace_id) for span in self._finished)
         self._finished.clear()
         return taken
 
     # What an open span tells its recorder
 
+    def _header(self, span_id: str) -> str:
+        flags = SAMPLED if self._parent is None else self._parent.flags
+        return TraceParent(self._trace_id, span_id, flags).header()
+
+    def _around(self) -> str | None:
+        task = _current_task()
+        for span in reversed(self._open):
+            if span.task is task:
+                return span.span_id
+        if self._open:
+            return self._open[0].span_id
+        return self._parent.span_id if self._parent else None
+
     def _enter(self, span: "_OpenSpan") -> None:
-        around = self._open[-1].span_id if self._open else self._parent.span_id if self._parent else None
-        span.parent_span_id = around
+        span.parent_span_id = self._around()
         span.span_id = self._new_id(8)
+        span.task = _current_task()
         span.start_ns = self._now_ns()
         self._open.append(span)
 
     def _exit(self, span: "_OpenSpan") -> None:
         self._open.remove(span)
-        self._finished.append(
-            FinishedSpan(
-                trace_id=self._trace_id,
-                span_id=span.span_id,
-                parent_span_id=span.parent_span_id,
-                name=span.name,
-                kind=span.kind,
-                start_ns=span.start_ns,
-                end_ns=max(span.start_ns, self._now_ns()),
-                attributes=dict(span.attributes),
-                error_type=span.error_type,
-            )
-        )
+        span.end_ns = max(span.start_ns, self._now_ns())
+        span.task = None
+        self._finished.append(span)
 
 
 class _OpenSpan:
     __slots__ = (
         "_recorder",
         "attributes",
+        "end_ns",
         "error_type",
         "kind",
         "name",
         "parent_span_id",
         "span_id",
         "start_ns",
+        "task",
     )
 
     def __init__(
@@ -207,18 +201,39 @@ class _OpenSpan:
         self.parent_span_id: str | None = None
         self.span_id = ""
         self.start_ns = 0
+        self.end_ns = 0
+        self.task: object = None
 
     def set(self, name: str, value: AttributeValue | None) -> None:
         """Note a fact; None is not noted, and nothing is once the span has ended."""
-        if value is not None:
+        if value is not None and not self.end_ns:
             self.attributes[name] = value
 
     def fail(self, error_type: str) -> None:
         """Mark it failed; the first mark stays, being the nearest to the cause."""
-        self.error_type = self.error_type or error_type
+        if not self.end_ns:
+            self.error_type = self.error_type or error_type
+
+    def traceparent(self) -> str | None:
+        """Return the header that puts another service's spans below it."""
+        return self._recorder._header(self.span_id)  # noqa: SLF001  the two classes are one mechanism
+
+    def finished(self, trace_id: str) -> FinishedSpan:
+        """Return it as a value."""
+        return FinishedSpan(
+            trace_id=trace_id,
+            span_id=self.span_id,
+            parent_span_id=self.parent_span_id,
+            name=self.name,
+            kind=self.kind,
+            start_ns=self.start_ns,
+            end_ns=self.end_ns,
+            attributes=self.attributes,
+            error_type=self.error_type,
+        )
 
     def __enter__(self) -> Self:
-        self._recorder._enter(self)  # noqa: SLF001  the two classes are one mechanism
+        self._recorder._enter(self)  # noqa: SLF001  likewise
         return self
 
     def __exit__(
@@ -226,4 +241,11 @@ class _OpenSpan:
     ) -> None:
         if error is not None and not isinstance(error, GeneratorExit):
             self.fail(error.code if isinstance(error, ChatTurnError) else type(error).__name__)
-        self._recorder._exit(self)  # noqa: SLF001
+        self._recorder._exit(self)  # noqa: SLF001  likewise
+
+
+def _current_task() -> object:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop
+        return None

@@ -10,8 +10,9 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from pyodide.ffi import JsProxy
 from workers import import_from_javascript
@@ -22,23 +23,25 @@ from chatturn.backends.openai import create_openai_compatible_backend
 from chatturn.backends.retry import BackendRetryPolicy
 from chatturn.chat.hooks import ChatTurnHooks
 from chatturn.chat.live import LiveLogs
-from chatturn.chat.service import DurableChatService, TurnTraces
+from chatturn.chat.service import DurableChatService
 from chatturn.chat.sweep import Sweep
 from chatturn.errors import ChatTurnError, ConfigurationError
 from chatturn.http.application import Application
 from chatturn.http.auth import Authenticator, authenticator_for
 from chatturn.prices import PriceTable, parse_prices
 from chatturn.settings import Settings, setting_names
-from chatturn.telemetry.logs import print_log
-from chatturn.telemetry.otlp import Exporter, make_exporter
-from chatturn.telemetry.spans import SpanRecorder, parse_traceparent
+from chatturn.telemetry.logs import Log, print_log
 from chatturn.workerd.d1 import D1Database
 from chatturn.workerd.fetch import FetchTransport
 from chatturn.workerd.ffi import RequestAlarm, read_env, read_other_env
+from chatturn.workerd.lifetime import outlive
 from chatturn.workerd.owner import SessionObjects, SessionWatch
 from chatturn.workerd.timers import use_cancellable_timers
 
-__all__ = ["application", "service", "sweep", "watch"]
+if TYPE_CHECKING:
+    from chatturn.telemetry.otlp.setup import Telemetry
+
+__all__ = ["application", "flush_logs", "service", "sweep", "watch"]
 
 HooksLoader: TypeAlias = Callable[[str, Mapping[str, str]], ChatTurnHooks]
 """Returns a product's hooks, by its name and with its own vars and secrets."""
@@ -52,7 +55,7 @@ class _Deployment:
     authenticator: Authenticator
     hooks: ChatTurnHooks
     backend: AgentExecutionBackend
-    exporter: Exporter | None
+    telemetry: "Telemetry | None"
     live: LiveLogs
     prices: PriceTable
 
@@ -73,9 +76,10 @@ def application(
         deployment = _deployment(load_hooks)
         chat = service(load_hooks, headers)
     except ConfigurationError as error:
-        return Application.unconfigured(error, log=_log_failure)
+        return Application.unconfigured(error, log=functools.partial(_log_failure, print_log))
     owner = None if owned else _owner(request)
-    return Application(authenticator=deployment.authenticator, service=chat, log=_log_failure, owner=owner)
+    log = functools.partial(_log_failure, _log(deployment))
+    return Application(authenticator=deployment.authenticator, service=chat, log=log, owner=owner)
 
 
 def service(load_hooks: HooksLoader, headers: Mapping[str, str] = _NO_HEADERS) -> DurableChatService:
@@ -90,13 +94,14 @@ def service(load_hooks: HooksLoader, headers: Mapping[str, str] = _NO_HEADERS) -
         ConfigurationError: A setting or the D1 binding is missing or wrong.
     """
     deployment = _deployment(load_hooks)
+    telemetry = deployment.telemetry
     return DurableChatService(
         settings=deployment.settings,
         hooks=deployment.hooks,
         backend=deployment.backend,
         database=_database(),
-        log=print_log,
-        traces=_traces(deployment.exporter, headers),
+        log=_log(deployment),
+        tracing=None if telemetry is None else telemetry.request(headers.get("traceparent")),
         live=deployment.live,
         prices=deployment.prices,
         alarm=RequestAlarm,
@@ -129,23 +134,30 @@ async def sweep(load_hooks: HooksLoader) -> None:
     await Sweep(service=service(load_hooks)).run()
 
 
+def flush_logs(load_hooks: HooksLoader, context: Any) -> None:
+    """
+    Let log records be sent that no turn takes along.
+
+    Args:
+        load_hooks: Finds the product.
+        context: The request's.
+    """
+    with suppress(ConfigurationError):
+        telemetry = _deployment(load_hooks).telemetry
+        if telemetry is not None and telemetry.outbound.has_records:
+            outlive(telemetry.outbound.flush(), context)
+
+
 @functools.cache
 def _deployment(load_hooks: HooksLoader) -> _Deployment:
     use_cancellable_timers()
     settings = Settings.from_env(read_env(_env(), setting_names()))
-    exporter = make_exporter(
-        FetchTransport(),
-        endpoint=settings.otel_exporter_otlp_endpoint,
-        headers=settings.otel_exporter_otlp_headers,
-        service_name=settings.otel_service_name,
-        log=print_log,
-    )
     return _Deployment(
         settings=settings,
         authenticator=authenticator_for(settings, now=time.time),
         hooks=_hooks(load_hooks, settings.product),
         backend=_backend(settings),
-        exporter=exporter,
+        telemetry=_telemetry(settings),
         live=LiveLogs(),
         prices=PriceTable(parse_prices(settings.prices)),
     )
@@ -180,12 +192,23 @@ def _backend(settings: Settings) -> AgentExecutionBackend:
     )
 
 
-def _traces(exporter: Exporter | None, headers: Mapping[str, str]) -> TurnTraces | None:
-    if exporter is None:
+def _telemetry(settings: Settings) -> "Telemetry | None":
+    if not settings.otel_exporter_otlp_endpoint:
         return None
-    parent = parse_traceparent(headers.get("traceparent"))
-    recorder = SpanRecorder(now_ns=time.time_ns, new_id=lambda size: os.urandom(size).hex(), parent=parent)
-    return TurnTraces(recorder=recorder, exporter=exporter)
+    # Imported here, so that deployments without it do not pay for it.
+    from chatturn.telemetry.otlp.setup import make_telemetry  # noqa: PLC0415
+
+    return make_telemetry(
+        FetchTransport(),
+        settings,
+        console=print_log,
+        now_ns=time.time_ns,
+        new_id=lambda size: os.urandom(size).hex(),
+    )
+
+
+def _log(deployment: _Deployment) -> Log:
+    return print_log if deployment.telemetry is None else deployment.telemetry.log
 
 
 def _owner(request: JsProxy) -> SessionObjects | None:
@@ -205,6 +228,6 @@ def _env() -> Any:
     return import_from_javascript("cloudflare:workers").env
 
 
-def _log_failure(what: str, error: BaseException) -> None:
+def _log_failure(log: Log, what: str, error: BaseException) -> None:
     event = "request.failed" if isinstance(error, ChatTurnError) else "request.crashed"
-    print_log(event, {"request": what, "error": error})
+    log(event, {"request": what, "error": error})

@@ -1,0 +1,106 @@
+"""
+What waits to be sent, of one isolate: spans, log records and metrics, bounded.
+
+Only plain Python is kept between requests.  Whoever flushes takes all that has gathered, and sends it with its own
+request's means; what cannot be delivered is counted, and each reason is logged once.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Final
+
+from chatturn.telemetry.logs import Log, log_record
+from chatturn.telemetry.otlp.encoding import SIGNALS, Signal, encode_log
+from chatturn.telemetry.otlp.metrics import Metrics
+from chatturn.telemetry.otlp.sending import Loss, Sender
+
+__all__ = ["MAX_WAITING_CHARACTERS", "MAX_WAITING_ITEMS", "Outbound"]
+
+MAX_WAITING_ITEMS: Final = 4_096
+MAX_WAITING_CHARACTERS: Final = 2_000_000
+"""Of spans, and of log records, each."""
+
+_DEADLINE_S: Final = 10.0
+"""For one flush, its tries included."""
+
+_MAX_ITEM_CHARACTERS: Final = 250_000
+
+
+class Outbound:
+    """
+    Gathers and flushes.
+
+    Args:
+        sender: Sends.
+        console: Where log lines go in any case.
+        now_ns: Nanoseconds since the epoch.
+
+    Attributes:
+        metrics: Of this isolate.
+    """
+
+    def __init__(self, sender: Sender, *, console: Log, now_ns: Callable[[], int]) -> None:
+        self.metrics = Metrics(now_ns)
+        self._sender = sender
+        self._console = console
+        self._now_ns = now_ns
+        self._waiting: dict[Signal, list[str]] = {"traces": [], "logs": []}
+        self._characters: dict[Signal, int] = {"traces": 0, "logs": 0}
+        self._told: set[tuple[Signal, str]] = set()
+
+    @property
+    def has_records(self) -> bool:
+        """Whether log records wait that no turn may come to take along."""
+        return bool(self._waiting["logs"])
+
+    def add(self, signal: Signal, item: str) -> None:
+        """Let *item* wait to be sent."""
+        waiting = self._waiting[signal]
+        if len(item) > _MAX_ITEM_CHARACTERS:
+            self.lose(Loss(signal, "too_large", 1))
+        elif len(waiting) >= MAX_WAITING_ITEMS or self._characters[signal] + len(item) > MAX_WAITING_CHARACTERS:
+            self.lose(Loss(signal, "queue_full", 1))
+        else:
+            waiting.append(item)
+            self._characters[signal] += len(item)
+
+    def log(self, event: str, particulars: Mapping[str, object]) -> None:
+        """Log outside any turn; see `Log`."""
+        self.log_in(event, particulars, None, None)
+
+    def log_in(self, event: str, particulars: Mapping[str, object], trace_id: str | None, span_id: str | None) -> None:
+        """Write a line to the console, and let the same wait to be sent, with the span that it belongs to."""
+        self._console(event, particulars)
+        # Nobody can be told that the log itself is broken, and the turn goes on.
+        with suppress(Exception):
+            self.add("logs", encode_log(log_record(event, particulars), self._now_ns(), trace_id, span_id))
+
+    def lose(self, loss: Loss) -> None:
+        """Count what is not delivered; say so, the first time that it happens for this reason."""
+        attributes = {"chatturn.telemetry.signal": loss.signal, "chatturn.telemetry.reason": loss.reason}
+        self.metrics.count("chatturn.telemetry.dropped", loss.items, attributes)
+        if (loss.signal, loss.reason) in self._told:
+            return
+        self._told.add((loss.signal, loss.reason))
+        # To the console only: a record of it would be the next to be lost.
+        particulars = {"signal": loss.signal, "reason": loss.reason, "items": loss.items, **loss.detail}
+        self._console("telemetry.dropped", {"level": "warning", **particulars})
+
+    async def flush(self) -> None:
+        """Send what has gathered.  Raises nothing but cancellation."""
+        metrics = self.metrics.take()
+        if self.metrics.dropped:
+            self.lose(Loss("metrics", "too_many_series", self.metrics.dropped))
+            self.metrics.dropped = 0
+        batches = {"traces": self._take("traces"), "metrics": metrics, "logs": self._take("logs")}
+        until_s = asyncio.get_running_loop().time() + _DEADLINE_S
+        # One after the other: a request may have few connections that wait for an answer.
+        for signal in SIGNALS:
+            if batches[signal]:
+                for loss in await self._sender.send(signal, batches[signal], until_s):
+                    self.lose(loss)
+
+    def _take(self, signal: Signal) -> list[str]:
+        taken, self._waiting[signal], self._characters[signal] = self._waiting[signal], [], 0
+        return taken

@@ -1,0 +1,153 @@
+"""The telemetry that the settings describe: made once per isolate, and bound to each request."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote
+
+from chatturn.backends import Transport
+from chatturn.errors import ConfigurationError
+from chatturn.settings import Settings
+from chatturn.telemetry import AttributeValue, conventions
+from chatturn.telemetry.logs import Log
+from chatturn.telemetry.otlp.outbound import Outbound
+from chatturn.telemetry.otlp.sending import Sender
+from chatturn.telemetry.otlp.turns import TurnTrace
+from chatturn.telemetry.w3c import TraceParent, parse_ratio, parse_traceparent
+
+__all__ = ["RequestTelemetry", "Telemetry", "make_telemetry", "parse_headers"]
+
+_ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
+_HEADERS: Final = "OTEL_EXPORTER_OTLP_HEADERS"
+_RATIO: Final = "OTEL_TRACES_SAMPLER_ARG"
+
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestTelemetry:
+    """The telemetry of one request: makes that of its turns."""
+
+    outbound: Outbound
+    ratio: float
+    shows_content: bool
+    caller: TraceParent | None
+    now_ns: Callable[[], int]
+    new_id: Callable[[int], str]
+
+    def turn(self, about: Mapping[str, AttributeValue]) -> TurnTrace:
+        """Begin an attempt at the turn that has these attributes."""
+        return TurnTrace(
+            self.outbound,
+            about=about,
+            caller=self.caller,
+            ratio=self.ratio,
+            shows_content=self.shows_content,
+            now_ns=self.now_ns,
+            new_id=self.new_id,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """
+    The telemetry of one isolate.
+
+    Attributes:
+        outbound: What waits to be sent.
+        ratio: Which share of traces is kept.
+        shows_content: Whether what is said is noted.
+        now_ns: Nanoseconds since the epoch.
+        new_id: Gives so many random bytes, in lower-case hex.
+    """
+
+    outbound: Outbound
+    ratio: float
+    shows_content: bool
+    now_ns: Callable[[], int]
+    new_id: Callable[[int], str]
+
+    @property
+    def log(self) -> Log:
+        """Logs outside any turn."""
+        return self.outbound.log
+
+    def request(self, traceparent: str | None) -> RequestTelemetry:
+        """Bind it to a request, which may say whose trace it belongs to."""
+        return RequestTelemetry(
+            outbound=self.outbound,
+            ratio=self.ratio,
+            shows_content=self.shows_content,
+            caller=parse_traceparent(traceparent),
+            now_ns=self.now_ns,
+            new_id=self.new_id,
+        )
+
+
+def make_telemetry(
+    transport: Transport,
+    settings: Settings,
+    *,
+    console: Log,
+    now_ns: Callable[[], int],
+    new_id: Callable[[int], str],
+) -> Telemetry:
+    """
+    Make what the settings describe.
+
+    Args:
+        transport: Reaches the collector.
+        settings: With an endpoint.
+        console: Where log lines go in any case.
+        now_ns: Nanoseconds since the epoch.
+        new_id: Gives so many random bytes, in lower-case hex.
+
+    Raises:
+        ConfigurationError: A setting cannot be read.
+    """
+    endpoint = settings.otel_exporter_otlp_endpoint
+    if not endpoint.startswith(("http://", "https://")):
+        raise ConfigurationError(_ENDPOINT, "must begin with http:// or https://")
+    sender = Sender(
+        transport,
+        endpoint=endpoint,
+        headers=parse_headers(settings.otel_exporter_otlp_headers),
+        resource={conventions.SERVICE_NAME: settings.otel_service_name},
+        now=lambda: now_ns() / 1e9,
+    )
+    return Telemetry(
+        outbound=Outbound(sender, console=console, now_ns=now_ns),
+        ratio=parse_ratio(_RATIO, settings.otel_traces_sampler_arg),
+        shows_content=settings.otel_instrumentation_genai_capture_message_content == "true",
+        now_ns=now_ns,
+        new_id=new_id,
+    )
+
+
+def parse_headers(text: str) -> dict[str, str]:
+    """
+    Read ``name=value,name2=value2``, the values percent-encoded.
+
+    Names come out in lower case; of two entries with one name the last counts.
+
+    Raises:
+        ConfigurationError: An entry is not of that form, or could not be sent.  The values are secrets, so
+            the message counts entries and quotes none.
+
+    Source:
+        OpenTelemetry protocol exporter, "Specifying headers via environment variables".
+    """
+    headers: dict[str, str] = {}
+    for position, entry in enumerate(text.split(","), 1):
+        if not entry.strip():
+            continue
+        name, equals, encoded = entry.partition("=")
+        name, value = name.strip().lower(), unquote(encoded.strip())
+        if not equals or not _HEADER_NAME.fullmatch(name):
+            raise ConfigurationError(_HEADERS, f"entry {position} is not `name=value`")
+        if not _HEADER_VALUE.fullmatch(value):
+            raise ConfigurationError(_HEADERS, f"entry {position} has a value that no header can carry")
+        headers[name] = value
+    return headers

@@ -1,0 +1,233 @@
+"""
+`TurnTrace`: one attempt's part of its turn's trace, or one replay's.
+
+::
+
+    (caller's span)
+      └─ invoke_agent <project>      the turn: one span, sent by the first attempt whose end is on record
+           ├─ attempt 1              its worker was lost: sent by the attempt that took over
+           ├─ attempt 2 ──link──▶ attempt 1
+           │    ├─ batch D1, step …, chat <model>, execute_tool <tool>
+           └─ replay ──link──▶ attempt 2
+
+Trace and turn's span are stored with the turn, so whoever goes on with it, anywhere, goes on with its trace.  An
+attempt's span id follows from the turn's, so the attempt after it knows it.  Whether a trace is kept is decided when an
+attempt has ended: those that failed, or followed on one that was lost, always are.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final
+
+from chatturn.databases import Database
+from chatturn.telemetry import AttributeValue, conventions
+from chatturn.telemetry.facts import AttemptEnd, AttemptStart
+from chatturn.telemetry.otlp.database import TracedDatabase
+from chatturn.telemetry.otlp.encoding import encode_span
+from chatturn.telemetry.otlp.measuring import measure
+from chatturn.telemetry.otlp.outbound import Outbound
+from chatturn.telemetry.otlp.sending import Loss
+from chatturn.telemetry.spans import FinishedSpan, SpanLink, SpanRecorder
+from chatturn.telemetry.w3c import SAMPLED, TraceParent, parse_traceparent, sampled_at
+
+__all__ = ["LEASE_LAPSED", "TurnTrace", "attempt_span_id"]
+
+LEASE_LAPSED: Final = "lease_lapsed"
+"""The error of an attempt whose worker was lost."""
+
+_RANDOM: Final = 0x02
+
+
+def attempt_span_id(turn: TraceParent, attempt: int) -> str:
+    """Return the id of an attempt's span: the same for everybody who knows the turn's."""
+    return hashlib.sha256(f"{turn.trace_id}-{turn.span_id}-{attempt}".encode()).hexdigest()[:16]
+
+
+class TurnTrace:
+    """
+    The telemetry of one attempt.
+
+    Args:
+        outbound: Where it goes.
+        about: Attributes of the turn.
+        caller: The span of the request; None: it has none.
+        ratio: Which share of the traces that begin here is kept.
+        shows_content: Whether what is said is noted.
+        now_ns: Nanoseconds since the epoch.
+        new_id: Gives so many random bytes, in lower-case hex.
+
+    Attributes:
+        tracer: Takes the spans below the attempt's.
+        turn: The turn's span, as it is to be stored if the turn has none yet.
+        caller_span_id: The span around that one, if there is one.
+    """
+
+    def __init__(
+        self,
+        outbound: Outbound,
+        *,
+        about: Mapping[str, AttributeValue],
+        caller: TraceParent | None,
+        ratio: float,
+        shows_content: bool,
+        now_ns: Callable[[], int],
+        new_id: Callable[[int], str],
+    ) -> None:
+        trace_id = new_id(16) if caller is None else caller.trace_id
+        sampled = sampled_at(ratio, trace_id) if caller is None else caller.sampled
+        flags = (SAMPLED if sampled else 0) | (_RANDOM if caller is None else caller.flags & _RANDOM)
+        self.turn = TraceParent(trace_id, new_id(8), flags)
+        self.caller_span_id = None if caller is None else caller.span_id
+        self._outbound = outbound
+        self._about = about
+        self._caller = caller
+        self._now_ns = now_ns
+        self._span_id = new_id(8)
+        self._parent_id: str | None = self.caller_span_id
+        self._start_ns = now_ns()
+        self._start = AttemptStart(attempt=1)
+        self._sends_turn = False
+        self._databases: list[TracedDatabase] = []
+        self.tracer = SpanRecorder(
+            now_ns=now_ns,
+            new_id=new_id,
+            parent=TraceParent(trace_id, self._span_id, flags),
+            shows_content=shows_content,
+        )
+
+    def log(self, event: str, particulars: Mapping[str, object]) -> None:
+        """Log what belongs to this attempt; see `Log`."""
+        self._outbound.log_in(event, particulars, self.turn.trace_id, self._span_id)
+
+    def around(self, database: Database) -> Database:
+        """Return *database*, its batches told to the tracer."""
+        traced = TracedDatabase(database, self.tracer)
+        self._databases.append(traced)
+        return traced
+
+    def claimed(self, start: AttemptStart) -> None:
+        """Take what the claim found: from now on it is known whose trace this is."""
+        self._start = start
+        stored = parse_traceparent(start.on_record.traceparent)
+        if stored is None:
+            return  # nobody has traced the turn: its replay stands by itself
+        self.turn = stored
+        self._parent_id = stored.span_id
+        if not start.replayed:
+            self._span_id = attempt_span_id(stored, start.attempt)
+        self.tracer.join(TraceParent(stored.trace_id, self._span_id, stored.flags))
+
+    def sends_turn(self, *, failed: bool) -> bool:
+        """Say, before the attempt's end is stored, whether it sends the turn's span: then that is to be stored, too."""
+        self._sends_turn = self._start.on_record.traced_by is None and self._keeps(failed=failed)
+        return self._sends_turn
+
+    def ended(self, end: AttemptEnd) -> None:
+        """Take how it ended: what is kept goes out with the next flush."""
+        measure(self._outbound.metrics, self._start, end, (self._now_ns() - self._start_ns) / 1e9, self._about)
+        if not self._keeps(failed=end.failed):
+            return
+        spans = list(self.tracer.take())
+        if end.outcome != "lost":
+            # Who lost its lease leaves its own span to who took it over: only one of them may send it.
+            spans += self._attempts(end)
+        for span in spans:
+            self._outbound.add("traces", encode_span(span))
+        if self.tracer.dropped:
+            self._outbound.lose(Loss("traces", "too_many_spans", self.tracer.dropped))
+
+    async def flush(self) -> None:
+        """Send what has gathered, of this turn and others."""
+        await self._outbound.flush()
+
+    def _keeps(self, *, failed: bool) -> bool:
+        start = self._start
+        if start.replayed:
+            return self.turn.sampled
+        return self.turn.sampled or failed or start.lost > 0 or start.on_record.traced_by is not None
+
+    def _attempts(self, end: AttemptEnd) -> list[FinishedSpan]:
+        """Return the spans of this attempt, of those before it that were lost, and of the turn."""
+        start = self._start
+        made = partial(FinishedSpan, trace_id=self.turn.trace_id, kind="internal", end_ns=self._now_ns())
+        attributes: dict[str, AttributeValue] = {
+            **self._about,
+            conventions.TURN_ATTEMPT: start.attempt,
+            conventions.TURN_OUTCOME: end.outcome,
+            conventions.TURN_REPLAYED: start.replayed,
+        }
+        own = made(
+            span_id=self._span_id,
+            parent_span_id=self._parent_id,
+            name="replay" if start.replayed else f"attempt {start.attempt}",
+            start_ns=self._start_ns,
+            attributes={**attributes, **_usage(end), **self._counts()},
+            error_type=end.error_type,
+            links=tuple(self._links()),
+        )
+        if start.replayed:
+            return [own]
+        began_ns = self._start_ns
+        if start.attempt > start.first_attempt == 1:
+            began_ns = min(began_ns, start.on_record.began_ns)  # the database's clock, which may be ahead
+        lost = [
+            made(
+                span_id=attempt_span_id(self.turn, attempt),
+                parent_span_id=self._parent_id,
+                name=f"attempt {attempt}",
+                start_ns=began_ns,
+                attributes={**self._about, conventions.TURN_ATTEMPT: attempt, conventions.TURN_OUTCOME: "lost"},
+                error_type=LEASE_LAPSED,
+            )
+            for attempt in range(start.attempt - start.lost, start.attempt)
+        ]
+        if not self._sends_turn:
+            return [*lost, own]
+        turn = made(
+            span_id=self.turn.span_id,
+            parent_span_id=start.on_record.caller_span_id,
+            name=f"{conventions.INVOKE_AGENT} {self._about[conventions.AGENT_NAME]}",
+            start_ns=began_ns,
+            attributes={conventions.OPERATION_NAME: conventions.INVOKE_AGENT, **attributes, **self._said(end)},
+            error_type=end.error_type,
+        )
+        return [*lost, own, turn]
+
+    def _counts(self) -> Mapping[str, AttributeValue]:
+        batches = sum(database.batches for database in self._databases)
+        lost = self._start.lost
+        return {conventions.D1_BATCHES: batches, **({conventions.TURN_LOST_ATTEMPTS: lost} if lost else {})}
+
+    def _links(self) -> list[SpanLink]:
+        start, caller, links = self._start, self._caller, []
+        if start.on_record.traceparent is not None and (start.replayed or start.attempt > start.first_attempt):
+            before = start.attempt if start.replayed else start.attempt - 1
+            reason = "replay" if start.replayed else "takeover" if start.lost else "follows"
+            links.append(SpanLink(self.turn.trace_id, attempt_span_id(self.turn, before), reason))
+        known = {start.on_record.caller_span_id, self._parent_id}
+        if caller is not None and (caller.trace_id != self.turn.trace_id or caller.span_id not in known):
+            links.append(SpanLink(caller.trace_id, caller.span_id, "caller"))
+        return links
+
+    def _said(self, end: AttemptEnd) -> Mapping[str, AttributeValue]:
+        messages = [
+            (conventions.INPUT_MESSAGES, "user", end.question),
+            (conventions.OUTPUT_MESSAGES, "assistant", end.answer),
+        ]
+        said = {
+            name: self.tracer.content([{"role": role, "content": content}])
+            for name, role, content in messages
+            if content
+        }
+        return {name: text for name, text in said.items() if text is not None}
+
+
+def _usage(end: AttemptEnd) -> Mapping[str, AttributeValue]:
+    """Return what the attempt's calls consumed, as far as that is known of all of them."""
+    counts = {
+        conventions.USAGE_INPUT_TOKENS: [call.tokens_in for call in end.calls],
+        conventions.USAGE_OUTPUT_TOKENS: [call.tokens_out for call in end.calls],
+    }
+    known = {name: [count for count in all_ if count is not None] for name, all_ in counts.items()}
+    return {name: sum(found) for name, found in known.items() if found and found == counts[name]}
