@@ -25,7 +25,7 @@ def other_project() -> DurableRunManifest:
 async def turn_of(store: SqlRunStore, tenant_id: str, turn_index: int, **options: Any) -> str:
     """Claim a chat turn and return its run id."""
     identity = ChatTurnIdentity(tenant_id=tenant_id, session_id="thread", user_id="ann", turn_index=turn_index)
-    begin = begin_turn(identity, user_message="hi", model=None, metadata_json=None, trace_id=None)
+    begin = begin_turn(identity, user_message="hi", model=None, metadata_json=None)
     run_id = turn_run_id(identity)
     await claim(store, run_id, companions=[begin], **options)
     return run_id

@@ -25,6 +25,7 @@ from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.routes import handle
 from chatturn.prices import PriceTable
 from chatturn.settings import Settings
+from chatturn.telemetry.otlp.setup import Telemetry
 from tests.support.turns import virtual_moment
 
 __all__ = ["TURN", "Isolate", "Reader", "Reply"]
@@ -163,6 +164,7 @@ class Isolate:
         lease_ms: Shorter than a setting may be, for tests in real time.
         moment: The database's time.
         prices: What models cost.
+        telemetry: Of the isolate.
 
     Attributes:
         logged: What was logged.
@@ -175,6 +177,7 @@ class Isolate:
     lease_ms: int | None = None
     moment: Callable[[], str] = virtual_moment
     prices: PriceTable = field(default_factory=PriceTable)
+    telemetry: Telemetry | None = None
     logged: list[tuple[str, Any]] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)
 
@@ -186,6 +189,9 @@ class Isolate:
     @property
     def service(self) -> DurableChatService:
         """The chat, for one request."""
+        return self._service(None)
+
+    def _service(self, traceparent: str | None) -> DurableChatService:
         settings = Settings.from_env(dict(self.settings))
         return DurableChatService(
             settings=settings if self.lease_ms is None else replace(settings, lease_ms=self.lease_ms),
@@ -195,6 +201,7 @@ class Isolate:
             log=lambda event, particulars: self.logged.append((event, particulars)),
             live=self._live,
             prices=self.prices,
+            tracing=None if self.telemetry is None else self.telemetry.request(traceparent),
             moment=self.moment,
         )
 
@@ -212,7 +219,9 @@ class Isolate:
             method=method, path=path, query=query, headers={"content-type": "application/json", **named}, read=read
         )
         app = Application(
-            authenticator=_Scopes(), service=self.service, log=lambda what, error: self.logged.append((what, error))
+            authenticator=_Scopes(),
+            service=self._service(named.get("traceparent")),
+            log=lambda what, error: self.logged.append((what, error)),
         )
         reply = Reply(await handle(request, app), reader or Reader())
         if reply.response.stream is not None:

@@ -14,6 +14,7 @@ from chatturn.chat.hooks import FinishedTurn
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.outbox import Outbox
 from chatturn.chat.sink import BufferSink
+from chatturn.chat.tracing import attributes_of_turn
 from chatturn.chat.turn import ChatTurn
 from chatturn.databases import Row, Statement
 from chatturn.databases.sqlite import SqliteDatabase
@@ -26,7 +27,9 @@ from chatturn.errors import (
 )
 from chatturn.events import ChatStreamEvent, reasoning_delta, text_delta, tool_call, usage_event
 from chatturn.records import Lease
+from chatturn.telemetry.otlp.turns import TurnTrace
 from tests.support.faults import FaultyDatabase
+from tests.support.telemetry import Collected, fixed_telemetry
 from tests.support.turns import IDENTITY, Desk, Product, Recorded, events_of, open_sqlite, virtual_moment
 
 SECRET = "sk-secret at db.internal:5432 SELECT * FROM users"
@@ -48,6 +51,11 @@ async def everything(desk: Desk) -> str:
     """Return every row of every table as one text."""
     tables = [name for (name,) in await desk.rows("SELECT name FROM sqlite_master WHERE type = 'table'")]
     return "".join([str(await desk.rows(f"SELECT * FROM {table}")) for table in tables])  # noqa: S608 - ours
+
+
+def traced_turn() -> TurnTrace:
+    """Return the telemetry of a turn."""
+    return fixed_telemetry(Collected()).request(None).turn(attributes_of_turn(IDENTITY, "legal-agent"))
 
 
 class GoneSink(BufferSink):
@@ -426,7 +434,9 @@ async def test_c9_there_is_exactly_one_terminal_line(database: FaultyDatabase) -
 
 
 @pytest.mark.parametrize("asynchronously", [False, True])
-async def test_c10_a_failing_trace_flush_changes_nothing(database: FaultyDatabase, asynchronously: bool) -> None:
+async def test_c10_a_failing_trace_flush_changes_nothing(
+    database: FaultyDatabase, asynchronously: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whether it raises at once or later, the stream has ended and the failure is logged."""
 
     def raises() -> Any:
@@ -438,22 +448,27 @@ async def test_c10_a_failing_trace_flush_changes_nothing(database: FaultyDatabas
             return later()
         raise RuntimeError("collector")
 
+    tracing = traced_turn()
+    monkeypatch.setattr(tracing, "flush", raises)
     desk = Desk(database)
-    lines = await desk.run(trace_flush=raises)
+    lines = await desk.run(tracing=tracing)
 
     assert "session.run.completed" == kinds(lines)[-1]
-    assert ["traces.unflushed"] == [event for event, _ in desk.logged]
+    assert ["telemetry.failed"] == [event for event, _ in desk.logged]
 
 
-async def test_c10_the_reader_does_not_wait_for_the_trace_flush(database: FaultyDatabase) -> None:
+async def test_c10_the_reader_does_not_wait_for_the_trace_flush(
+    database: FaultyDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The stream is closed before the flush begins."""
-    sink = BufferSink()
+    sink, tracing = BufferSink(), traced_turn()
     closed_at_flush: list[bool] = []
 
     async def flush() -> None:
         closed_at_flush.append(sink.closed)
 
-    await Desk(database).run(sink, trace_flush=flush)
+    monkeypatch.setattr(tracing, "flush", flush)
+    await Desk(database).run(sink, tracing=tracing)
 
     assert [True] == closed_at_flush
 

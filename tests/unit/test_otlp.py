@@ -1,11 +1,9 @@
 """Traces on their way out: the payload as OpenTelemetry's schema reads it, collectors that misbehave."""
 
 import asyncio
-import base64
 import json
 import math
 import re
-from collections.abc import Mapping
 from itertools import count, pairwise
 from typing import Any, Final
 from urllib.parse import quote
@@ -16,9 +14,17 @@ from hypothesis import strategies as st
 
 from chatturn.backends import Transport
 from chatturn.errors import BackendTransportError, ConfigurationError
+from chatturn.settings import Settings
 from chatturn.telemetry import AttributeValue
-from chatturn.telemetry.otlp import Exporter, encode_trace, make_exporter, parse_headers
-from chatturn.telemetry.spans import FinishedSpan, SpanRecorder
+from chatturn.telemetry.logs import log_record
+from chatturn.telemetry.otlp import outbound, sending
+from chatturn.telemetry.otlp.encoding import Signal, encode_log, encode_span, wrapped
+from chatturn.telemetry.otlp.metrics import MAX_SERIES, Metrics
+from chatturn.telemetry.otlp.outbound import Outbound
+from chatturn.telemetry.otlp.sending import Loss
+from chatturn.telemetry.otlp.setup import make_telemetry, parse_headers
+from chatturn.telemetry.spans import FinishedSpan, SpanLink
+from tests.support.telemetry import Collected, Logged, fixed_telemetry, read_strictly
 from tests.support.transport import HANG, Reply, ScriptedTransport
 
 TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -43,28 +49,13 @@ def span(**members: Any) -> FinishedSpan:
 
 def sent(*spans: FinishedSpan) -> list[dict[str, Any]]:
     """The spans as they stand in the payload."""
-    [resource] = json.loads(encode_trace(spans, {}))["resourceSpans"]
+    [resource] = json.loads(wrapped("traces", list(map(encode_span, spans)), {}))["resourceSpans"]
     [scope] = resource["scopeSpans"]
     found: list[dict[str, Any]] = scope["spans"]
     return found
 
 
 # Encoding
-
-
-def read_strictly(payload: str) -> Any:
-    """Parse with OpenTelemetry's schema, where unknown members and wrong types are errors."""
-    service = pytest.importorskip(
-        "opentelemetry.proto.collector.trace.v1.trace_service_pb2", reason="needs opentelemetry-proto"
-    )
-    json_format = pytest.importorskip("google.protobuf.json_format", reason="needs protobuf")
-    # The one place where OTLP leaves protobuf's JSON: its ids are hex, not base64.
-    in_base64 = re.sub(
-        r'("(?:traceId|spanId|parentSpanId)":)"([0-9a-f]+)"',
-        lambda found: f'{found[1]}"{base64.b64encode(bytes.fromhex(found[2])).decode()}"',
-        payload,
-    )
-    return json_format.Parse(in_base64, service.ExportTraceServiceRequest())
 
 
 attribute_values: st.SearchStrategy[AttributeValue] = (
@@ -81,8 +72,9 @@ def test_opentelemetry_reads_whatever_was_noted(
     attributes: dict[str, AttributeValue], name: str, error_type: str | None
 ) -> None:
     """No attribute makes a payload that a collector refuses."""
-    spans = [span(name=name, attributes=attributes, error_type=error_type, parent_span_id="1" * 16)]
-    request = read_strictly(encode_trace(spans, {"service.name": "chatturn"}))
+    links = (SpanLink("2" * 32, "3" * 16, "takeover"),)
+    made = span(name=name, attributes=attributes, error_type=error_type, parent_span_id="1" * 16, links=links)
+    request = read_strictly("traces", wrapped("traces", [encode_span(made)], {"service.name": "chatturn"}))
 
     read = request.resource_spans[0].scope_spans[0].spans[0]
     assert (read.trace_id.hex(), read.span_id.hex(), read.parent_span_id.hex()) == (TRACE, SPAN, "1" * 16)
@@ -195,6 +187,69 @@ def test_a_header_that_cannot_be_sent_names_the_setting_and_not_the_value(text: 
     assert "sk-secret" not in str(caught.value)
 
 
+# Log records and metrics
+
+
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(particulars=st.dictionaries(st.text(min_size=1), json_values))
+def test_opentelemetry_reads_whatever_was_logged(particulars: dict[str, Any]) -> None:
+    """Whatever a line of the console can say, a record can."""
+    record = log_record("turn.failed", particulars)
+    request = read_strictly("logs", wrapped("logs", [encode_log(record, 5, TRACE, SPAN)], {}))
+    [read] = request.resource_logs[0].scope_logs[0].log_records
+
+    assert ("turn.failed", 5, TRACE, SPAN) == (
+        read.event_name,
+        read.time_unix_nano,
+        read.trace_id.hex(),
+        read.span_id.hex(),
+    )
+
+
+def test_metrics_are_deltas_with_the_conventions_buckets() -> None:
+    """What was taken is not taken again, and OpenTelemetry reads it."""
+    clock = count(100)
+    metrics = Metrics(lambda: next(clock))
+    for value in (0.005, 3.0, 1e9):
+        metrics.record("gen_ai.client.operation.duration", value, {"gen_ai.operation.name": "chat", "error.type": None})
+    metrics.record("gen_ai.client.operation.duration", None, {})
+    metrics.count("chatturn.turns", 1, {"chatturn.turn.outcome": "completed"})
+    metrics.count("chatturn.turns", 2, {"chatturn.turn.outcome": "completed"})
+    metrics.count("chatturn.takeovers", 0, {})
+    request = read_strictly("metrics", wrapped("metrics", metrics.take(), {}))
+    turns, duration = request.resource_metrics[0].scope_metrics[0].metrics
+    [point], [distribution] = turns.sum.data_points, duration.histogram.data_points
+
+    assert (1, True, 3) == (turns.sum.aggregation_temporality, turns.sum.is_monotonic, point.as_int)
+    assert (3, 0.005, 1e9) == (distribution.count, distribution.min, distribution.max)
+    assert (1, 1, 15) == (
+        distribution.bucket_counts[0],
+        distribution.bucket_counts[-1],
+        len(distribution.bucket_counts),
+    )
+    assert 0.01 == distribution.explicit_bounds[0]
+    assert 0 < distribution.start_time_unix_nano < distribution.time_unix_nano
+    assert [] == metrics.take()
+
+
+def test_made_up_names_do_not_fill_the_memory() -> None:
+    """Series beyond the limit are left out, and counted."""
+    metrics = Metrics(lambda: 1)
+    for number in range(MAX_SERIES + 7):
+        metrics.count("chatturn.turns", 1, {"model": str(number)})
+    metrics.count("chatturn.turns", 1, {"model": "0"})
+    [turns] = metrics.take()
+
+    assert MAX_SERIES == len(json.loads(turns)["sum"]["dataPoints"])
+    assert 7 == metrics.dropped
+
+
 # Sending
 
 
@@ -215,44 +270,27 @@ def still_open(collector: ScriptedTransport) -> int:
     return sum(exchange.closed_at is None for exchange in collector.exchanges)
 
 
-class Logged(list[tuple[str, dict[str, object]]]):
-    """A log that remembers."""
-
-    def __call__(self, event: str, particulars: Mapping[str, object]) -> None:
-        """Remember a record."""
-        self.append((event, dict(particulars)))
-
-
-def exporter(collector: Transport, log: Logged, *, timeout_ms: int = 10_000) -> Exporter:
-    """An exporter on 2026-01-01T00:00:00Z."""
-    return Exporter(
-        collector,
-        endpoint="https://otel.example/base/",
-        headers={"authorization": "Bearer t"},
-        service_name="legal",
-        log=log,
-        timeout_ms=timeout_ms,
-        now=lambda: 1_767_225_600.0,
-    )
-
-
-def recorded(*names: str, limit: int = 512) -> SpanRecorder:
-    """A recorder in which spans of these names have ended."""
-    ids = count(1)
-    spans = SpanRecorder(now_ns=lambda: 1, new_id=lambda size: f"{next(ids):0{2 * size}x}", limit=limit)
+def waiting(collector: Transport, log: Logged, *names: str) -> Outbound:
+    """What sends to *collector*, with spans of these names waiting."""
+    headers = {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20t", "OTEL_SERVICE_NAME": "legal"}
+    made = fixed_telemetry(collector, log, **headers).outbound
     for name in names:
-        with spans.span(name):
-            pass
-    return spans
+        made.add("traces", encode_span(span(name=name)))
+    return made
 
 
-async def test_a_turns_spans_leave_in_one_request() -> None:
+def dropped(log: Logged) -> list[tuple[object, object]]:
+    """The reasons in the log, with how many items each."""
+    assert {"telemetry.dropped"} >= {event for event, _ in log}
+    return [(particulars["reason"], particulars["items"]) for _, particulars in log]
+
+
+async def test_what_waits_leaves_in_one_request() -> None:
     """One POST with the configured headers; a second flush has nothing left to send."""
     collector, log = ScriptedTransport([reply(200)]), Logged()
-    spans = recorded("claim", "turn")
-    sending = exporter(collector, log)
-    await sending.flush(spans)
-    await sending.flush(spans)
+    sends = waiting(collector, log, "claim", "turn")
+    await sends.flush()
+    await sends.flush()
 
     [exchange] = collector.exchanges
     request = exchange.request
@@ -264,19 +302,22 @@ async def test_a_turns_spans_leave_in_one_request() -> None:
     assert log == []
 
 
-async def test_without_spans_there_is_no_request() -> None:
-    """A turn that recorded nothing costs nothing."""
-    collector, log = ScriptedTransport([]), Logged()
-    await exporter(collector, log).flush(recorded())
+async def test_each_signal_has_its_address() -> None:
+    """Spans, metrics and records, one request each, one after the other."""
+    collector = Collected()
+    sends = waiting(collector, Logged(), "turn")
+    sends.metrics.count("chatturn.turns", 1, {})
+    sends.log("turn.failed", {"run_id": "r"})
+    await sends.flush()
 
-    assert (collector.exchanges, log) == ([], [])
+    assert ["traces", "metrics", "logs"] == [request.url.rpartition("/")[2] for request in collector.requests]
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 async def test_a_busy_collector_is_asked_again(status: int) -> None:
     """With a growing pause; what then succeeds is not logged."""
     collector, log = ScriptedTransport([reply(status), reply(status), reply(200)]), Logged()
-    await exporter(collector, log).flush(recorded("turn"))
+    await waiting(collector, log, "turn").flush()
 
     assert waits(collector) == [1.0, 2.0]
     assert len({exchange.request.body for exchange in collector.exchanges}) == 1
@@ -286,76 +327,96 @@ async def test_a_busy_collector_is_asked_again(status: int) -> None:
 @pytest.mark.parametrize(
     ("retry_after", "seconds"),
     [
-        ("5", [5.0]),
-        ("Thu, 01 Jan 2026 00:00:04 GMT", [4.0]),
-        ("0", [1.0]),
-        ("Thu, 01 Jan 1970 00:00:00 GMT", [1.0]),
-        ("soon", [1.0]),
+        ("5", 5.0),
+        ("Thu, 01 Jan 2026 00:00:04 GMT", 4.0),
+        ("0", 1.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 1.0),
+        ("soon", 1.0),
     ],
 )
-async def test_the_collector_says_how_long_to_wait(retry_after: str, seconds: list[float]) -> None:
+async def test_the_collector_says_how_long_to_wait(retry_after: str, seconds: float) -> None:
     """Seconds or a date; never less than our own pause."""
     collector, log = ScriptedTransport([reply(503, retry_after=retry_after), reply(200)]), Logged()
-    await exporter(collector, log).flush(recorded("turn"))
+    await waiting(collector, log, "turn").flush()
 
-    assert waits(collector) == seconds
+    assert waits(collector) == [pytest.approx(seconds, abs=0.1)]
     assert log == []
 
 
 async def test_a_pause_that_would_outlast_the_deadline_is_not_begun() -> None:
     """Giving up at once frees the worker."""
     collector, log = ScriptedTransport([reply(429, b"slow down", retry_after="10")]), Logged()
-    await exporter(collector, log, timeout_ms=10_000).flush(recorded("turn"))
+    await waiting(collector, log, "turn").flush()
 
     assert asyncio.get_running_loop().time() - collector.exchanges[0].sent_at < 0.001
-    assert log == [
-        (
-            "telemetry.export_failed",
-            {"level": "error", "spans": 1, "status": 429, "reply": "slow down", "tries": 1},
-        )
-    ]
+    assert [("status_429", 1)] == dropped(log)
+    assert ("slow down", 1) == (log[0][1]["reply"], log[0][1]["tries"])
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 404, 408, 413, 500])
-async def test_a_refusal_is_logged_once_and_not_repeated(status: int) -> None:
+async def test_a_refusal_is_not_repeated(status: int) -> None:
     """The same request would be refused again."""
     collector, log = ScriptedTransport([reply(status, b"no")]), Logged()
-    await exporter(collector, log).flush(recorded("turn"))
+    await waiting(collector, log, "turn").flush()
 
     assert len(collector.exchanges) == 1
-    assert log == [
-        (
-            "telemetry.export_failed",
-            {"level": "error", "spans": 1, "status": status, "reply": "no", "tries": 1},
-        )
-    ]
+    assert [(f"status_{status}", 1)] == dropped(log)
+
+
+async def test_what_is_too_large_is_sent_in_halves_once() -> None:
+    """What is then still too large is dropped."""
+    collector, log = ScriptedTransport([reply(413), reply(200), reply(413)]), Logged()
+    await waiting(collector, log, "a", "b", "c", "d", "e").flush()
+    sizes = [len(json.loads(e.request.body)["resourceSpans"][0]["scopeSpans"][0]["spans"]) for e in collector.exchanges]
+
+    assert [5, 2, 3] == sizes
+    assert [("status_413", 3)] == dropped(log)
+
+
+async def test_each_reason_is_counted_always_and_logged_once() -> None:
+    """A collector that refuses everything does not fill the log; the next flush says how much was lost."""
+    collector, log = ScriptedTransport([reply(status) for status in (500, 500, 200, 500, 200, 200)]), Logged()
+    sends = waiting(collector, log, "a", "b")
+    await sends.flush()
+    for _ in range(2):
+        sends.add("traces", encode_span(span()))
+        await sends.flush()
+    await sends.flush()
+    bodies = [e.request.body for e in collector.exchanges if e.request.url.endswith("metrics")]
+    lost = [json.loads(b)["resourceMetrics"][0]["scopeMetrics"][0]["metrics"][0]["sum"]["dataPoints"] for b in bodies]
+
+    assert [("status_500", 2)] == dropped(log)
+    assert ["2", "1", "1"] == [point["asInt"] for points in lost for point in points]
 
 
 async def test_an_unreachable_collector_is_logged_once() -> None:
     """Nothing is raised, nothing is sent again."""
     error = BackendTransportError("refused", backend="fetch")
     collector, log = ScriptedTransport([error]), Logged()
-    await exporter(collector, log).flush(recorded("turn"))
+    await waiting(collector, log, "turn").flush()
 
-    assert log == [("telemetry.export_failed", {"level": "error", "spans": 1, "error": error})]
+    assert [("unreachable", 1)] == dropped(log)
+    assert error is log[0][1]["error"]
 
 
 async def test_a_collector_that_never_answers_is_left_at_the_deadline() -> None:
-    """The connection is closed, the loss is logged."""
-    collector, log = ScriptedTransport([HANG]), Logged()
-    await exporter(collector, log, timeout_ms=3_000).flush(recorded("turn"))
+    """Its connection is closed; what else waits does not take longer."""
+    collector, log = ScriptedTransport([HANG, HANG]), Logged()
+    sends = waiting(collector, log, "turn")
+    sends.log("turn.failed", {})
+    log.clear()
+    began = asyncio.get_running_loop().time()
+    await sends.flush()
 
-    [(event, particulars)] = log
-    assert event == "telemetry.export_failed"
-    assert isinstance(particulars["error"], TimeoutError)
-    assert asyncio.get_running_loop().time() - collector.exchanges[0].sent_at == pytest.approx(3.0, abs=0.01)
+    assert [("timeout", 1), ("timeout", 1)] == dropped(log)
+    assert asyncio.get_running_loop().time() - began == pytest.approx(10.0, abs=0.01)
     assert still_open(collector) == 0
 
 
 async def test_a_flush_can_be_cancelled() -> None:
     """Whoever stops the worker is not held up."""
     collector, log = ScriptedTransport([HANG]), Logged()
-    flushing = asyncio.create_task(exporter(collector, log).flush(recorded("turn")))
+    flushing = asyncio.create_task(waiting(collector, log, "turn").flush())
     await asyncio.sleep(1)
     flushing.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -364,14 +425,19 @@ async def test_a_flush_can_be_cancelled() -> None:
     assert (still_open(collector), log) == (0, [])
 
 
-async def test_what_the_collector_threw_away_is_logged_and_not_sent_again() -> None:
+@pytest.mark.parametrize(
+    ("signal", "member"),
+    [("traces", "rejectedSpans"), ("metrics", "rejectedDataPoints"), ("logs", "rejectedLogRecords")],
+)
+async def test_what_the_collector_threw_away_is_counted_and_not_sent_again(signal: Signal, member: str) -> None:
     """A partial success is the end of it."""
-    partial = reply(200, b'{"partialSuccess":{"rejectedSpans":"2","errorMessage":"too old"}}')
-    collector, log = ScriptedTransport([partial]), Logged()
-    await exporter(collector, log).flush(recorded("turn", "chat"))
+    body = json.dumps({"partialSuccess": {member: "2", "errorMessage": "too old"}}).encode()
+    collector = ScriptedTransport([reply(200, body)])
+    sender = waiting(collector, Logged())._sender
+    losses = await sender.send(signal, ["{}", "{}"], asyncio.get_running_loop().time() + 10)
 
     assert len(collector.exchanges) == 1
-    assert log == [("telemetry.export_failed", {"level": "error", "spans": 2, "rejected_spans": 2, "reply": "too old"})]
+    assert [Loss(signal, "rejected", 2, {"reply": "too old"})] == losses
 
 
 @pytest.mark.parametrize(
@@ -384,63 +450,70 @@ async def test_what_the_collector_threw_away_is_logged_and_not_sent_again() -> N
         b"null",
         b'{"partialSuccess":{}}',
         b'{"partialSuccess":null}',
+        b'{"partialSuccess":{"rejectedSpans":"many"}}',
+        b'{"partialSuccess":{"rejectedSpans":1e999}}',
+        b"[" * 4_000,
         b"x" * 10_000,
         b"\xff",
     ],
 )
 async def test_any_other_answer_to_a_success_is_a_success(body: bytes) -> None:
-    """Collectors say nothing in many ways."""
+    """Collectors say nothing in many ways, and some say garbage."""
     log = Logged()
-    await exporter(ScriptedTransport([reply(200, body)]), log).flush(recorded("turn"))
+    await waiting(ScriptedTransport([reply(200, body)]), log, "turn").flush()
 
     assert log == []
 
 
-async def test_only_the_start_of_a_reply_is_kept() -> None:
-    """A collector that answers with a web page does not fill the log."""
+# What waits is bounded
+
+
+async def test_a_large_crowd_leaves_in_batches() -> None:
+    """By number and by size."""
+    collector, log = Collected(), Logged()
+    sends = waiting(collector, log, *("turn" for _ in range(sending.MAX_BATCH_ITEMS + 1)))
+    for _ in range(3):
+        sends.add("traces", encode_span(span(attributes={"a": "x" * 200_000})))
+    await sends.flush()
+
+    assert [sending.MAX_BATCH_ITEMS, 3, 1] == [request.body.count('"traceId"') for request in collector.requests]
+    assert log == []
+
+
+async def test_what_finds_no_room_is_dropped_and_counted() -> None:
+    """A collector that is away for long does not fill the memory; nor does one huge span."""
     log = Logged()
-    await exporter(ScriptedTransport([reply(500, b"x" * 10_000)]), log).flush(recorded("turn"))
+    sends = waiting(ScriptedTransport([]), log)
+    for _ in range(outbound.MAX_WAITING_ITEMS + 5):
+        sends.add("traces", "{}")
+    sends.add("logs", "x" * 300_000)
 
-    assert log[0][1]["reply"] == "x" * 4_096
-
-
-async def test_forgotten_spans_are_told_of() -> None:
-    """A trace that was cut says so in the log."""
-    log = Logged()
-    await exporter(ScriptedTransport([reply(200)]), log).flush(recorded("a", "b", "c", limit=1))
-
-    assert log == [("telemetry.spans_dropped", {"level": "warning", "spans": 2})]
+    assert [("queue_full", 1), ("too_large", 1)] == dropped(log)
+    assert ["5", "1"] == re.findall(r'"asInt":"(\d+)"', sends.metrics.take()[0])
 
 
 # The settings together
 
 
-def test_without_an_endpoint_there_is_no_exporter() -> None:
-    """No endpoint, no cost, whatever the other settings are."""
-    made = make_exporter(
-        ScriptedTransport([]), endpoint="", headers="not even read", service_name="legal", log=Logged()
-    )
-
-    assert made is None
-
-
-async def test_the_settings_make_an_exporter() -> None:
-    """The endpoint and the headers are those of the settings."""
-    collector = ScriptedTransport([reply(200)])
-    made = make_exporter(
-        collector, endpoint="http://localhost:4318", headers="x-key=k", service_name="legal", log=Logged()
-    )
-    assert made is not None
-    await made.flush(recorded("turn"))
-
-    [exchange] = collector.exchanges
-    request = exchange.request
-    assert request.url == "http://localhost:4318/v1/traces"
-    assert request.headers["x-key"] == "k"
-
-
-@pytest.mark.parametrize("endpoint", ["otel.example", "ftp://otel.example", "//otel.example"])
-def test_an_endpoint_that_is_no_address_names_the_setting(endpoint: str) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "otel.example"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "ftp://otel.example"},
+        {"OTEL_TRACES_SAMPLER_ARG": "half"},
+        {"OTEL_TRACES_SAMPLER_ARG": "nan"},
+        {"OTEL_TRACES_SAMPLER_ARG": "1.5"},
+        {"OTEL_TRACES_SAMPLER_ARG": "-0.1"},
+    ],
+)
+def test_a_setting_that_cannot_be_read_is_named(settings: dict[str, str]) -> None:
     """The operator learns it at the start, not from missing traces."""
-    with pytest.raises(ConfigurationError, match="OTEL_EXPORTER_OTLP_ENDPOINT"):
-        make_exporter(ScriptedTransport([]), endpoint=endpoint, headers="", service_name="legal", log=Logged())
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://otel.example", **settings}
+    with pytest.raises(ConfigurationError, match=next(iter(settings))):
+        make_telemetry(
+            ScriptedTransport([]),
+            Settings.from_env(env),
+            console=Logged(),
+            now_ns=lambda: 1,
+            new_id=lambda size: "1" * 2 * size,
+        )
