@@ -2,11 +2,8 @@
 
 import json
 import sqlite3
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,71 +11,18 @@ import pytest
 
 from tests.e2e.conftest import StartWorker
 from tests.support.client import Client, answer_of, lines_of
+from tests.support.collector import Collector
 from tests.support.http import http
 from tests.support.upstream import Upstream
 from tests.support.upstream_script import Script
 from tests.support.worker import SECRET, Worker, running_worker
 
 
-class Collector(ThreadingHTTPServer):
-    """
-    An OTLP receiver that keeps what it is sent.
-
-    Attributes:
-        received: Every request so far.
-        status: What it answers.
-        answering: Cleared to keep senders waiting.
-    """
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Receive)
-        self.received: list[dict[str, Any]] = []
-        self.status = 200
-        self.answering = threading.Event()
-        self.answering.set()
-
-    @property
-    def url(self) -> str:
-        """The endpoint."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def about(self, text: str) -> dict[str, Any]:
-        """Wait for the one trace that has *text* in it; return the request."""
-        deadline = time.monotonic() + 20
-        while not (found := [request for request in self.received if text in json.dumps(request["body"])]):
-            assert time.monotonic() < deadline, f"no trace has {text}"
-            time.sleep(0.02)
-        [request] = found
-        return request
-
-
-class _Receive(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.received.append({"path": self.path, "headers": headers, "body": json.loads(body)})
-        self.server.answering.wait()
-        with suppress(OSError):  # The sender has given up.
-            self.send_response(self.server.status)
-            self.send_header("content-length", "2")
-            self.end_headers()
-            self.wfile.write(b"{}")
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
     """Whoever gets the traces."""
     with Collector() as collector:
-        threading.Thread(target=collector.serve_forever, args=(0.05,), daemon=True).start()
         yield collector
-        collector.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +68,7 @@ def test_on_disconnect_cancel_closes_the_model_at_once(worker: Worker, upstream:
 
 
 def test_a_turns_trace_goes_out_after_its_response(worker: Worker, upstream: Upstream, collector: Collector) -> None:
-    """One POST of one trace: the turn's span, and below it one for every try of the model."""
+    """One POST of one trace: the turn, its attempt, and below it every try of the model, which is told of it."""
     trace = "0af7651916cd43dd8448eb211c80319c"
     upstream.on("traced", Script(status=500, body="SECRET"), Script(text="hello"))
     client = Client(worker.url)
@@ -135,27 +79,47 @@ def test_a_turns_trace_goes_out_after_its_response(worker: Worker, upstream: Ups
     by_name: dict[str, list[dict[str, Any]]] = {}
     for span in spans:
         by_name.setdefault(span["name"].split()[0], []).append(span)
-    [turn] = by_name["invoke_agent"]
-    tries = by_name["chat"]
+    [turn], [attempt], tries = by_name["invoke_agent"], by_name["attempt"], by_name["chat"]
 
     assert ("/v1/traces", "chat") == (sent["path"], sent["headers"]["x-team"])
     assert "chat-tests" in json.dumps(sent["body"]["resourceSpans"][0]["resource"])
     assert {trace} == {span["traceId"] for span in spans}
     assert "b7ad6b7169203331" == turn["parentSpanId"]
-    assert [turn["spanId"]] * 2 == [span["parentSpanId"] for span in tries]
+    assert turn["spanId"] == attempt["parentSpanId"]
+    assert [attempt["spanId"]] * 2 == [span["parentSpanId"] for span in tries]
     assert 2 == next(span for span in tries if span["status"].get("code"))["status"]["code"]
     assert "gen_ai.usage.output_tokens" in json.dumps(tries)
+    assert [f"00-{trace}-{span['spanId']}-01" for span in tries] == [
+        call.headers["traceparent"] for call in upstream.calls("traced")
+    ]
     assert "SECRET" not in json.dumps(sent["body"])
 
 
-def test_a_failing_collector_changes_nothing_for_the_client(worker: Worker, collector: Collector) -> None:
-    """What becomes of the trace is not the client's business."""
-    collector.status = 500
-    lines = Client(worker.url).post("untouched")
-    collector.about(":untouched:")
-    collector.status = 200
+@pytest.mark.parametrize(
+    ("status", "headers", "reply"),
+    [
+        (429, {"retry-after": "3600"}, b"slow down"),
+        (413, {}, b"too large"),
+        (500, {}, b"<html>"),
+        (200, {}, b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too old"}}'),
+        (200, {"content-encoding": "gzip"}, b"\x00garbage"),
+    ],
+    ids=["429", "413", "500", "partial", "garbage"],
+)
+def test_a_failing_collector_changes_nothing_for_the_client(
+    worker: Worker, collector: Collector, status: int, headers: dict[str, str], reply: bytes
+) -> None:
+    """What becomes of the trace is not the client's business, and the log says it once."""
+    collector.status, collector.headers, collector.reply = status, headers, reply
+    session = f"untouched-{status}-{len(reply)}"
+    lines = Client(worker.url).post(session)
+    collector.about(f":{session}:")
+    collector.status, collector.headers, collector.reply = 200, {}, b"{}"
 
     assert "session.run.completed" == lines[-1]["type"]
+    if "content-encoding" not in headers:
+        reason = "rejected" if status == 200 else f"status_{status}"
+        assert '"level":"warning"' in worker.logged('"event":"telemetry.dropped"', f'"reason":"{reason}"')
 
 
 def test_a_hanging_collector_changes_nothing_for_the_client(worker: Worker, collector: Collector) -> None:

@@ -1,43 +1,27 @@
 """A collector for tests without a network: what it is sent is read strictly, with OpenTelemetry's own schema."""
 
 import asyncio
-import base64
-import importlib
 import json
-import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any, Final
 
-from google.protobuf import json_format  # type: ignore[import-untyped]  # it has no types
-
 from chatturn.backends import TransportRequest
 from chatturn.settings import Settings
 from chatturn.telemetry.otlp.setup import Telemetry, make_telemetry
+from dev.otlp_relay import message_of
 from tests.support.transport import Exchange, Reply, ScriptedResponse
 
-__all__ = ["Collected", "Logged", "fixed_telemetry", "read_strictly"]
+__all__ = ["Collected", "Logged", "fixed_telemetry", "plain", "read_strictly"]
 
 _EPOCH_NS: Final = 1_767_225_600_000_000_000  # 2026-01-01, as `tests.support.turns.virtual_moment`
 _IDS: Final = count(1)
-_SERVICES: Final = {"traces": "Trace", "metrics": "Metrics", "logs": "Logs"}
 
 
 def read_strictly(signal: str, payload: str) -> Any:
     """Parse an export request, where unknown members and wrong types are errors."""
-    service = _SERVICES[signal]
-    module = importlib.import_module(
-        f"opentelemetry.proto.collector.{signal.removesuffix('s') if signal == 'traces' else signal}.v1."
-        f"{service.lower()}_service_pb2"
-    )
-    # The one place where OTLP leaves protobuf's JSON: its ids are hex, not base64.
-    in_base64 = re.sub(
-        r'("(?:traceId|spanId|parentSpanId)":)"([0-9a-f]+)"',
-        lambda found: f'{found[1]}"{base64.b64encode(bytes.fromhex(found[2])).decode()}"',
-        payload,
-    )
-    return json_format.Parse(in_base64, getattr(module, f"Export{service}ServiceRequest")())
+    return message_of(signal, payload)
 
 
 class Logged(list[tuple[str, dict[str, object]]]):
