@@ -84,15 +84,16 @@ class _Receive(BaseHTTPRequestHandler):
         text = self.rfile.read(int(self.headers["content-length"])).decode()
         read_strictly(self.path.rpartition("/")[2], text)
         headers = {name.lower(): value for name, value in self.headers.items()}
+        status, answer, reply = self.server.status, self.server.headers, self.server.reply  # as it was when this came
         self.server.received.append({"path": self.path, "headers": headers, "body": json.loads(text)})
         self.server.answering.wait()
         with suppress(OSError):  # The sender has given up.
-            self.send_response(self.server.status)
-            for name, value in self.server.headers.items():
+            self.send_response(status)
+            for name, value in answer.items():
                 self.send_header(name, value)
-            self.send_header("content-length", str(len(self.server.reply)))
+            self.send_header("content-length", str(len(reply)))
             self.end_headers()
-            self.wfile.write(self.server.reply)
+            self.wfile.write(reply)
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

@@ -61,6 +61,24 @@ def test_spans_nest_and_end_in_order() -> None:
     assert turn.start_ns < claim.start_ns < claim.end_ns < turn.end_ns < following.start_ns
 
 
+async def test_what_another_task_does_is_beside_what_this_one_does() -> None:
+    """A write that goes on in the background is no part of the model call that happens to be open."""
+    spans = recorder(parent=TraceParent(TRACE, CALLER, 1))
+
+    async def write() -> None:
+        with spans.span("write"):
+            await asyncio.sleep(0)
+
+    with spans.span("chat"):
+        await asyncio.create_task(write())
+        with spans.span("below"):
+            pass
+    parents = {span.name: span.parent_span_id for span in spans.take()}
+
+    assert CALLER == parents["write"] == parents["chat"]
+    assert parents["below"] not in {None, CALLER}
+
+
 def test_the_first_span_belongs_under_the_callers() -> None:
     """With a caller's traceparent, its trace goes on."""
     spans = recorder(parent=TraceParent(TRACE, CALLER, 1))

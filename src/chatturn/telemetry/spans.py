@@ -2,7 +2,7 @@
 Spans as values: what one attempt did, when, and inside what, kept until `otlp` sends it.
 
 The spans of a recorder share one trace.  Each belongs to the innermost one that its own task has open, or, if that has
-none, to the one that was opened first.  Nothing here waits, sends or raises.
+none, to the one around them all.  Nothing here waits, sends or raises.
 """
 
 import asyncio
@@ -154,9 +154,9 @@ class SpanRecorder:
         for span in reversed(self._open):
             if span.task is task:
                 return span.span_id
-        if self._open:
-            return self._open[0].span_id
-        return self._parent.span_id if self._parent else None
+        if self._parent is not None:
+            return self._parent.span_id
+        return self._open[0].span_id if self._open else None
 
     def _enter(self, span: "_OpenSpan") -> None:
         span.parent_span_id = self._around()

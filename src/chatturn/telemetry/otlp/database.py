@@ -8,7 +8,7 @@ from chatturn.telemetry import AttributeValue, Tracer, conventions
 
 __all__ = ["MAX_BATCH_SPANS", "TracedDatabase"]
 
-MAX_BATCH_SPANS: Final = 128
+MAX_BATCH_SPANS: Final = 32
 """Of one attempt: a long answer is stored piece by piece, and its spans must not take the room of all others."""
 
 _ATTRIBUTES: Final = {conventions.DB_SYSTEM_NAME: "cloudflare-d1", conventions.DB_OPERATION_NAME: "batch"}
