@@ -26,6 +26,7 @@ __all__ = [
     "fresh_turns",
     "memory",
     "replays",
+    "turns_in_a_row",
     "warm_up",
 ]
 
@@ -50,9 +51,22 @@ class Sample:
     cpu: Figures
 
 
-def fresh_turns(subjects: Subjects, script: Script, rounds: int) -> Sample:
-    """Run one fresh turn after the other, each Worker in its turn."""
-    return _alternate(subjects, rounds, lambda: _fresh(script))
+def fresh_turns(subjects: Subjects, script: Script, rounds: int, settling_s: float = _SETTLING_S) -> Sample:
+    """Run one fresh turn after the other, each Worker in its turn; what it does within *settling_s* is counted."""
+    return _alternate(subjects, rounds, lambda: _fresh(script), settling_s)
+
+
+def turns_in_a_row(subjects: Subjects, script: Script, rounds: int, turns: int, settling_s: float) -> Figures:
+    """Return the median CPU of a turn, in milliseconds, of so many one after the other and what is done after them."""
+    measured: dict[str, list[float]] = {name: [] for name in subjects}
+    for _ in range(rounds):
+        for name, subject in subjects.items():
+            used = subject.cpu_s()
+            for _ in range(turns):
+                subject.client.ask(_fresh(script))
+            time.sleep(settling_s)
+            measured[name].append((subject.cpu_s() - used) * 1000 / turns)
+    return {name: statistics.median(values) for name, values in measured.items()}
 
 
 def replays(subjects: Subjects, rounds: int) -> Sample:
@@ -164,7 +178,9 @@ def _read_counts(subject: Subject) -> dict[str, int]:
     return found
 
 
-def _alternate(subjects: Subjects, rounds: int, request_of: Callable[[], Request]) -> Sample:
+def _alternate(
+    subjects: Subjects, rounds: int, request_of: Callable[[], Request], settling_s: float = _SETTLING_S
+) -> Sample:
     measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in subjects}
     order = list(subjects.items())
     for _ in range(rounds):
@@ -172,7 +188,7 @@ def _alternate(subjects: Subjects, rounds: int, request_of: Callable[[], Request
         for name, subject in order:
             request, used = request_of(), subject.cpu_s()
             answer = subject.client.ask(request)
-            time.sleep(_SETTLING_S)
+            time.sleep(settling_s)
             cpu_ms = (subject.cpu_s() - used) * 1000
             measured[name].append((answer.first_byte_ms, answer.total_ms, cpu_ms))
     columns = {name: list(zip(*rows, strict=True)) for name, rows in measured.items()}

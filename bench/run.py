@@ -15,9 +15,14 @@ from bench import logs, measures
 from bench.measures import Figures, Subjects
 from bench.report import Bar, Report, cells
 from bench.upstream import Script
-from bench.workers import NAMES, least_worker, running_subjects
+from bench.workers import NAMES, least_worker, running_subjects, traced_workers
 
 _RESULTS: Final = Path(__file__).parent / "RESULTS.md"
+_TELEMETRY_BARS: Final = {"time to first byte": 1.02, "CPU, of ten in a row": 1.1}
+
+_FLUSHED_S: Final = 0.6
+"""After an answer, until its telemetry has been sent."""
+
 _OURS: Final = "chatturn"
 _FIELDS: Final = {"first_byte": "time to first byte", "total": "total", "cpu": "CPU"}
 
@@ -35,6 +40,7 @@ class _Plan:
     lag_rounds: int
     log_rounds: int
     followed_turns: int
+    traced_rounds: int
 
 
 _FULL: Final = _Plan(
@@ -47,6 +53,7 @@ _FULL: Final = _Plan(
     lag_rounds=2,
     log_rounds=25,
     followed_turns=5,
+    traced_rounds=100,
 )
 _QUICK: Final = _Plan(
     warm_up=20,
@@ -58,6 +65,7 @@ _QUICK: Final = _Plan(
     lag_rounds=1,
     log_rounds=6,
     followed_turns=2,
+    traced_rounds=20,
 )
 
 
@@ -80,6 +88,7 @@ def main(arguments: list[str]) -> int:
         _measure_least(subjects, plan, report)
         _measure_concurrency(subjects, plan, report)
         _measure_memory(subjects, plan, report)
+    _measure_telemetry(plan, report)
     print(report.text())
     if not quick:
         _RESULTS.write_text(report.text(), "utf-8")
@@ -200,6 +209,29 @@ def _measure_memory(subjects: Subjects, plan: _Plan, report: Report) -> None:
         rows.append([name, *(f"{size:.0f}" for size in sizes)])
     parts = [f"after {plan.memory_turns * part // 4:,}" for part in range(1, 5)]
     report.add("Resident memory over turns of 20 chunks, MB", ["", "before", *parts], rows)
+
+
+def _measure_telemetry(plan: _Plan, report: Report) -> None:
+    rows = []
+    with traced_workers() as subjects:
+        measures.warm_up(subjects, plan.warm_up)
+        for events in (20, 200):
+            _say(f"telemetry, turns of {events} chunks")
+            sample = measures.fresh_turns(subjects, Script(events), plan.traced_rounds, _FLUSHED_S)
+            in_a_row = measures.turns_in_a_row(subjects, Script(events), plan.traced_rounds // 5, 10, _FLUSHED_S)
+            figures = {
+                "time to first byte": sample.first_byte,
+                "total": sample.total,
+                "CPU, one turn alone": sample.cpu,
+                "CPU, of ten in a row": in_a_row,
+            }
+            for what, measured in figures.items():
+                ratio = measured["on"] / measured["off"]
+                rows.append([f"{events} chunks, {what}", *(f"{ms:.2f}" for ms in measured.values()), f"{ratio:.3f}"])
+                if what in _TELEMETRY_BARS:
+                    name = f"{what}, {events} chunks, telemetry on and off"
+                    report.bars.append(Bar(what=name, most=_TELEMETRY_BARS[what], measured=ratio))
+    report.add("Telemetry off and on, ms", ["", "off", "on", "ratio"], rows)
 
 
 def _ratio(figures: Figures) -> float:

@@ -29,6 +29,7 @@ __all__ = [
     "running_pair_subject",
     "running_subjects",
     "running_with",
+    "traced_workers",
 ]
 
 NAMES: Final = ("pass", "floor", "chatturn")
@@ -115,6 +116,18 @@ def least_worker() -> Iterator[Subject]:
 
 
 @contextmanager
+def traced_workers() -> Iterator[dict[str, Subject]]:
+    """Run the Worker without telemetry and with all of it, their model, and a collector that takes everything."""
+    with ExitStack() as stack:
+        variables = {**_VARIABLES, "OPENAI_BASE_URL": f"{stack.enter_context(_running('bench.upstream'))}/v1"}
+        traced = {**variables, "OTEL_EXPORTER_OTLP_ENDPOINT": stack.enter_context(_running("bench.collector"))}
+        yield {
+            "off": _subject("off", stack.enter_context(running_worker(variables=variables))),
+            "on": _subject("on", stack.enter_context(running_worker(variables=traced))),
+        }
+
+
+@contextmanager
 def _other_entry(name: str) -> Iterator[Subject]:
     """Run the entry module *name* of this folder, beside the real one, and its model."""
     with ExitStack() as stack:
@@ -125,12 +138,17 @@ def _other_entry(name: str) -> Iterator[Subject]:
 
 @contextmanager
 def _running_upstream() -> Iterator[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.upstream"], cwd=paths.ROOT, stdout=subprocess.PIPE, text=True
-    )
+    with _running("bench.upstream") as address:
+        yield f"{address}/v1"
+
+
+@contextmanager
+def _running(module: str) -> Iterator[str]:
+    """Run a server that prints its port; yield its address."""
+    process = subprocess.Popen([sys.executable, "-m", module], cwd=paths.ROOT, stdout=subprocess.PIPE, text=True)
     try:
         port = int(process.stdout.readline()) if process.stdout is not None else 0
-        yield f"http://127.0.0.1:{port}/v1"
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
         process.wait()

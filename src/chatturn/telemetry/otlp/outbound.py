@@ -43,7 +43,7 @@ class Outbound:
     def __init__(self, sender: Sender, *, console: Log, now_ns: Callable[[], int]) -> None:
         self.metrics = Metrics(now_ns)
         self._sender = sender
-        self._console = console
+        self._log = console
         self._now_ns = now_ns
         self._waiting: dict[Signal, list[str]] = {"traces": [], "logs": []}
         self._characters: dict[Signal, int] = {"traces": 0, "logs": 0}
@@ -71,7 +71,7 @@ class Outbound:
 
     def log_in(self, event: str, particulars: Mapping[str, object], trace_id: str | None, span_id: str | None) -> None:
         """Write a line to the console, and let the same wait to be sent, with the span that it belongs to."""
-        self._console(event, particulars)
+        self._log(event, particulars)
         # Nobody can be told that the log itself is broken, and the turn goes on.
         with suppress(Exception):
             self.add("logs", encode_log(log_record(event, particulars), self._now_ns(), trace_id, span_id))
@@ -85,7 +85,7 @@ class Outbound:
         self._told.add((loss.signal, loss.reason))
         # To the console only: a record of it would be the next to be lost.
         particulars = {"signal": loss.signal, "reason": loss.reason, "items": loss.items, **loss.detail}
-        self._console("telemetry.dropped", {"level": "warning", **particulars})
+        self._log("telemetry.dropped", {"level": "warning", **particulars})
 
     async def flush(self) -> None:
         """Send what has gathered.  Raises nothing but cancellation."""

@@ -15,6 +15,7 @@ attempt's span id follows from the turn's, so the attempt after it knows it.  Wh
 attempt has ended: those that failed, or followed on one that was lost, always are.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -31,10 +32,13 @@ from chatturn.telemetry.otlp.sending import Loss
 from chatturn.telemetry.spans import FinishedSpan, SpanLink, SpanRecorder
 from chatturn.telemetry.w3c import SAMPLED, TraceParent, parse_traceparent, sampled_at
 
-__all__ = ["LEASE_LAPSED", "TurnTrace", "attempt_span_id"]
+__all__ = ["LEASE_LAPSED", "LINGER_S", "TurnTrace", "attempt_span_id"]
 
 LEASE_LAPSED: Final = "lease_lapsed"
 """The error of an attempt whose worker was lost."""
+
+LINGER_S: Final = 0.5
+"""Between the end of a turn and the flush."""
 
 _RANDOM: Final = 0x02
 
@@ -88,6 +92,8 @@ class TurnTrace:
         self._start_ns = now_ns()
         self._start = AttemptStart(attempt=1)
         self._sends_turn = False
+        self._end: AttemptEnd | None = None
+        self._end_ns = 0
         self._databases: list[TracedDatabase] = []
         self.tracer = SpanRecorder(
             now_ns=now_ns,
@@ -124,8 +130,25 @@ class TurnTrace:
         return self._sends_turn
 
     def ended(self, end: AttemptEnd) -> None:
-        """Take how it ended: what is kept goes out with the next flush."""
-        measure(self._outbound.metrics, self._start, end, (self._now_ns() - self._start_ns) / 1e9, self._about)
+        """Take how it ended."""
+        self._end, self._end_ns = end, self._now_ns()
+
+    async def flush(self) -> None:
+        """
+        Send what has gathered, of this turn and others.
+
+        After a while: nothing is encoded while the last bytes of the answer are on their way, and turns that end at
+        about the same time leave together.
+        """
+        await asyncio.sleep(LINGER_S)
+        if self._end is not None:
+            end, self._end = self._end, None
+            self._gather(end)
+        await self._outbound.flush()
+
+    def _gather(self, end: AttemptEnd) -> None:
+        duration_s = (self._end_ns - self._start_ns) / 1e9
+        measure(self._outbound.metrics, self._start, end, duration_s, self._about)
         if not self._keeps(failed=end.failed):
             return
         spans = list(self.tracer.take())
@@ -137,10 +160,6 @@ class TurnTrace:
         if self.tracer.dropped:
             self._outbound.lose(Loss("traces", "too_many_spans", self.tracer.dropped))
 
-    async def flush(self) -> None:
-        """Send what has gathered, of this turn and others."""
-        await self._outbound.flush()
-
     def _keeps(self, *, failed: bool) -> bool:
         start = self._start
         if start.replayed:
@@ -150,7 +169,7 @@ class TurnTrace:
     def _attempts(self, end: AttemptEnd) -> list[FinishedSpan]:
         """Return the spans of this attempt, of those before it that were lost, and of the turn."""
         start = self._start
-        made = partial(FinishedSpan, trace_id=self.turn.trace_id, kind="internal", end_ns=self._now_ns())
+        made = partial(FinishedSpan, trace_id=self.turn.trace_id, kind="internal", end_ns=self._end_ns)
         attributes: dict[str, AttributeValue] = {
             **self._about,
             conventions.TURN_ATTEMPT: start.attempt,
