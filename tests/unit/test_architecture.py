@@ -131,6 +131,23 @@ def test_only_the_border_knows_the_platform(name: str) -> None:
     assert {root for root in roots & set(ONLY_IN) if not is_in_any(name, ONLY_IN[root])} == set()
 
 
+def test_telemetry_costs_no_start_where_nobody_listens() -> None:
+    """What records, encodes and sends is imported by the isolate that has an endpoint, and at no other's start."""
+    reached, found = set[str](), {"entry"}
+    while found:
+        reached |= found
+        heads = [
+            ast.Module([n for n in TREES[name].body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+            for name in found
+        ]
+        found = {each for head in heads for each in imported(head) if each in TREES} - reached
+
+    assert "chatturn.workerd.deployment" in reached
+    assert set() == {
+        name for name in reached if is_in_any(name, ("chatturn.telemetry.otlp", "chatturn.telemetry.spans"))
+    }
+
+
 def test_the_worker_never_comes_across_sqlite3() -> None:
     """Pyodide lacks it: nothing that the entry point or a product reaches imports it."""
     reached, found = set[str](), {name for name in TREES if is_in(name, "products")} | {"entry"}
