@@ -50,9 +50,9 @@ class Collector(ThreadingHTTPServer):
         self.server_close()
 
     def about(self, text: str) -> dict[str, Any]:
-        """Wait for the one request with spans that has *text* in it, and return it."""
+        """Wait for a request with spans that has *text* in it, and return the first."""
         request: dict[str, Any]
-        [request] = self.wait_for(lambda: [r for r in self._of("traces") if text in json.dumps(r["body"])], text)
+        [request, *_] = self.wait_for(lambda: [r for r in self._of("traces") if text in json.dumps(r["body"])], text)
         return request
 
     def spans(self, trace_id: str) -> list[dict[str, Any]]:
