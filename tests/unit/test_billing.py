@@ -23,6 +23,7 @@ from chatturn.databases import Database, Outcome, Statement
 from chatturn.prices import Price, PriceTable
 from products.assistant import Hooks as Assistant
 from tests.support.isolates import Isolate
+from tests.support.telemetry import Collected, fixed_telemetry
 from tests.support.turns import open_sqlite
 from tests.unit.test_openai import DONE, backend, frame
 
@@ -32,6 +33,12 @@ LIVES: Final = 6
 
 COUNTS: Final = ("tokensIn", "tokensOut", "tokensCached", "tokensReasoning")
 MODELS: Final = ("m-large", "m-small")
+
+TRACED: Final = """
+SELECT session_id, turn_index, traceparent, traced_by, attempt,
+  (SELECT group_concat(attempt) FROM chat_segments AS s WHERE s.run_id = t.run_id AND ended) AS ends
+FROM chat_turns AS t
+"""
 
 
 @dataclass
@@ -188,6 +195,8 @@ class World:
     Attributes:
         fates: What befell workers, and how often.
         never_made: Attempts that died before their call, or after it was on record: who follows cannot know.
+        collector: Where the telemetry of all workers goes.
+        unsent: By turn, the attempts whose end is on record, but whose worker died before it had sent their spans.
     """
 
     def __init__(self, database: Database, seed: int) -> None:
@@ -197,6 +206,8 @@ class World:
         self.chance = random.Random(seed)
         self.fates: Counter[str] = Counter()
         self.never_made = 0
+        self.collector = Collected()
+        self.unsent: dict[int, set[int]] = {}
 
     def isolate(self, line: Line, database: Database, number: int = 0) -> Isolate:
         """Return a worker."""
@@ -206,6 +217,7 @@ class World:
             backend(line, continue_models=("*",)),  # type: ignore[arg-type]  # as good as a `ScriptedTransport`
             {"LEASE_MS": "3000"},
             prices=PriceTable({model: Price(10**6, 10**6) for model in MODELS}),
+            telemetry=fixed_telemetry(self.collector),
         )
 
     async def turn(self, number: int) -> None:
@@ -259,6 +271,8 @@ class World:
             number // 37,
             attempt,
         )
+        if ended and attempt != before:
+            self.unsent.setdefault(number, set()).add(attempt)
         if attempt == before or ended:
             return
         unheard = line.made[database.heard :]
@@ -322,6 +336,7 @@ async def test_the_ledger_adds_up_to_what_the_api_has_counted() -> None:
         columns = "request_id, tokens_in, tokens_out, tokens_cached, tokens_reasoning, cost_micro_usd, wasted"
         ledger = await rows(database, f"SELECT {columns} FROM chat_usage WHERE outcome <> 'lost'")  # noqa: S608
         [(lost,)] = await rows(database, "SELECT count(*) FROM chat_usage WHERE outcome = 'lost'")
+        traced = await rows(database, TRACED)
         alone = world.isolate(Line(api), database)
         usages = {by: await shown(alone, by) for by in ("tenant", "session", "model", "day")}
         tables = {
@@ -351,3 +366,26 @@ async def test_the_ledger_adds_up_to_what_the_api_has_counted() -> None:
             for name in (*COUNTS, "calls", "costMicroUsd", "unknownCalls"):
                 assert total[kind][name] == sum(group[kind][name] or 0 for group in groups)
                 assert total[kind][name] == sum(int(line[f"{kind}.{name}"] or 0) for line in table)
+    assert_whole(world, traced)
+
+
+def assert_whole(world: World, turns: Sequence[tuple[Any, ...]]) -> None:
+    """Every turn is one trace, with a span for each attempt, however it ended; but for what died with its worker."""
+    traces: dict[str, list[dict[str, Any]]] = {}
+    for span in world.collector.spans:
+        traces.setdefault(span["traceId"], []).append(span)
+    assert TURNS == len(turns) == len(traces)
+    for session, index, traceparent, traced_by, attempts, ends in turns:
+        unsent = world.unsent.get(int(session[1:]) + 37 * index, set())
+        _, trace_id, turn_id, _ = traceparent.split("-")
+        spans = traces[trace_id]
+        ids = {span["spanId"] for span in spans}
+        assert len(ids) == len(spans), "a span was sent twice"
+        assert (traced_by not in unsent) == (turn_id in ids)
+        assert {span.get("parentSpanId") for span in spans} <= ids | {turn_id, None}
+        assert all((span["spanId"] == turn_id) == ("parentSpanId" not in span) for span in spans)
+        sent = {int(span["name"].split()[1]) for span in spans if span["name"].startswith("attempt ")}
+        # Who is lost is told of by the next whose end is on record, unless that one died before it could.
+        tellers = {int(attempt) for attempt in ends.split(",")}
+        told = {attempt for attempt in range(1, attempts + 1) if min(tellers - set(range(attempt))) not in unsent}
+        assert told == sent

@@ -5,6 +5,7 @@ In fenced ones ``?1`` to ``?3`` are the lease (see `chatturn.durable.statements`
 at ``?4``.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from chatturn.chat.identity import ChatTurnIdentity
@@ -29,11 +30,15 @@ __all__ = [
 # With another manifest than before, which only a claim that supersedes can bring about, another answer begins.
 _ANEW: Final = "chat_turns.manifest_hash <> excluded.manifest_hash"
 
+# All attempts at one answer share a trace; where nobody has traced it yet, it begins with this one.
+_TRACED_HERE: Final = f"chat_turns.traceparent IS NULL OR {_ANEW}"
+
 # A log begins anew behind an attempt that has ended, and with another answer: what was said before is history.
 _BEGIN_TURN: Final = f"""
 INSERT INTO chat_turns (run_id, tenant_id, session_id, user_id, turn_index, user_message, model, metadata_json,
-                        attempt, first_attempt, manifest_hash, created_at, updated_at)
-SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, epoch, epoch, manifest_hash, updated_at, updated_at
+                        trace_id, traceparent, caller_span_id, attempt, first_attempt, manifest_hash, created_at,
+                        updated_at)
+SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, epoch, epoch, manifest_hash, updated_at, updated_at
 FROM durable_runs WHERE run_id = ?1 AND {HELD}
 ON CONFLICT (run_id) DO UPDATE SET
   user_id = excluded.user_id, user_message = excluded.user_message, model = excluded.model,
@@ -41,15 +46,22 @@ ON CONFLICT (run_id) DO UPDATE SET
   updated_at = excluded.updated_at, cancelled_at = NULL, manifest_hash = excluded.manifest_hash,
   first_attempt = CASE WHEN {_ANEW} THEN excluded.attempt ELSE first_attempt END,
   suspensions = CASE WHEN {_ANEW} THEN 0 ELSE suspensions END,
+  trace_id = CASE WHEN {_TRACED_HERE} THEN excluded.trace_id ELSE trace_id END,
+  traceparent = CASE WHEN {_TRACED_HERE} THEN excluded.traceparent ELSE traceparent END,
+  caller_span_id = CASE WHEN {_TRACED_HERE} THEN excluded.caller_span_id ELSE caller_span_id END,
+  traced_by = CASE WHEN {_TRACED_HERE} THEN NULL ELSE traced_by END,
   cancel_requested_at = CASE WHEN {_ANEW} THEN NULL ELSE cancel_requested_at END,
   log_from = coalesce((
     SELECT CASE WHEN ended OR {_ANEW} THEN last_seq + 1 END FROM chat_segments
     WHERE run_id = ?1 ORDER BY first_seq DESC LIMIT 1), log_from)
 """
 
-# Where the log ends, and what is known of the attempts before.
+# Where the log ends, what is known of the attempts before, and of the turn's trace.
 _READ_PLACE: Final = """
-SELECT t.cancel_requested_at, t.suspensions, t.first_attempt, t.log_from, s.last_seq, s.attempt, s.ended
+SELECT t.cancel_requested_at, t.suspensions, t.first_attempt, t.log_from, s.last_seq, s.attempt, s.ended,
+  t.traceparent, t.caller_span_id, t.traced_by, t.created_at,
+  CASE WHEN s.ended THEN s.attempt
+       ELSE (SELECT max(attempt) FROM chat_segments WHERE run_id = ?1 AND ended) END AS last_ended
 FROM chat_turns AS t LEFT JOIN (
   SELECT last_seq, attempt, ended FROM chat_segments WHERE run_id = ?1 ORDER BY first_seq DESC LIMIT 1) AS s
 WHERE t.run_id = ?1
@@ -111,8 +123,18 @@ def begin_turn(
     user_message: str,
     model: str | None,
     metadata_json: str | None,
+    trace: Sequence[str | None] = (None, None, None),
 ) -> Statement:
-    """Record who asks what, with the claim."""
+    """
+    Record who asks what, with the claim.
+
+    Args:
+        identity: Whose turn.
+        user_message: What is asked.
+        model: Of whom, if the request says so.
+        metadata_json: The caller's own.
+        trace: The trace, the turn's span as a ``traceparent``, and the span around it, for a turn that has none yet.
+    """
     return Statement(
         _BEGIN_TURN,
         (
@@ -123,12 +145,13 @@ def begin_turn(
             user_message,
             model,
             metadata_json,
+            *trace,
         ),
     )
 
 
 def read_place(run_id: str) -> Statement:
-    """Read where the turn stands: where its log ends, and whether somebody asked to stop it."""
+    """Read where the turn stands: where its log ends, whether somebody asked to stop it, and what its trace is."""
     return Statement(_READ_PLACE, (run_id,))
 
 

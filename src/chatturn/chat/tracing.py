@@ -5,12 +5,12 @@ Where nobody listens there is none of this: no ids, no spans, no statements.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Protocol
 
 from chatturn.chat import tracing_statements as sql
 from chatturn.chat.identity import ChatTurnIdentity, turn_run_id
 from chatturn.chat.metering import ModelCall
-from chatturn.chat.place import Place
 from chatturn.databases import Database, Row, Statement
 from chatturn.durable.settling import TurnEnd, code_of
 from chatturn.telemetry import NULL_TRACER, AttributeValue, Tracer
@@ -87,27 +87,27 @@ def tracer_of(tracing: TurnTracing | None) -> Tracer:
     return NULL_TRACER if tracing is None else tracing.tracer
 
 
-def begin_with(tracing: TurnTracing | None) -> list[Statement]:
-    """Return what joins the claim's writes."""
+def begin_with(tracing: TurnTracing | None) -> Sequence[str | None]:
+    """Return what the claim records of the trace, see `chatturn.chat.statements.begin_turn`."""
     if tracing is None:
-        return []
-    return [sql.record_trace(tracing.turn.trace_id, tracing.turn.header(), tracing.caller_span_id)]
+        return (None, None, None)
+    return (tracing.turn.trace_id, tracing.turn.header(), tracing.caller_span_id)
 
 
-def found(rows: Sequence[Row], place: Place, *, attempt: int, replayed: bool) -> AttemptStart:
+def found(rows: Sequence[Row], *, attempt: int, replayed: bool) -> AttemptStart:
     """
     Return what the claim found.
 
     Args:
-        rows: Of `chatturn.chat.tracing_statements.read_trace`.
-        place: Where the turn stands.
+        rows: Of `chatturn.chat.statements.read_place`.
         attempt: Which one this is.
         replayed: Whether the turn had finished before.
     """
     row = rows[0] if rows else None
     on_record = UNTRACED if row is None else _on_record(row)
     first = 1 if row is None else int(row["first_attempt"] or 1)
-    lost = min(place.broken_off, attempt - first)
+    # Of attempts that were lost one after another, none has told of those before it.
+    lost = 0 if row is None or replayed else attempt - max(first, int(row["last_ended"] or 0) + 1)
     return AttemptStart(attempt=attempt, first_attempt=first, lost=lost, replayed=replayed, on_record=on_record)
 
 
@@ -157,7 +157,7 @@ def _on_record(row: Row) -> TraceOnRecord:
         traceparent=row["traceparent"],  # type: ignore[arg-type]  # the column's
         caller_span_id=row["caller_span_id"],  # type: ignore[arg-type]  # likewise
         traced_by=row["traced_by"],  # type: ignore[arg-type]  # likewise
-        began_ns=int(row["began_ms"] or 0) * 1_000_000,
+        began_ns=round(datetime.fromisoformat(str(row["created_at"])).timestamp() * 1_000) * 1_000_000,
     )
 
 

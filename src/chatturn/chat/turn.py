@@ -41,7 +41,6 @@ from chatturn.chat.producer import Said
 from chatturn.chat.production import Production
 from chatturn.chat.request import RunChatTurnInput
 from chatturn.chat.sink import Sink
-from chatturn.chat.tracing_statements import read_trace
 from chatturn.chat.writer import LogWriter
 from chatturn.databases import Row, Statement
 from chatturn.durable.store import News
@@ -161,8 +160,7 @@ class ChatTurn:
         self._claimed = claim
         self._place = Place.of(place, epoch=epoch)
         if self._input.tracing is not None:
-            trace = history.pop(0)
-            self._input.tracing.claimed(tracing.found(trace, self._place, attempt=epoch, replayed=claim.lease is None))
+            self._input.tracing.claimed(tracing.found(place, attempt=epoch, replayed=claim.lease is None))
         self._log.begin(self._place, epoch)
         self._account.begin(epoch, spent)
         messages = [dict(row) for rows in history for row in rows]
@@ -365,16 +363,17 @@ class ChatTurn:
         turn = self._input
         metadata = json.dumps(dict(turn.metadata), ensure_ascii=False) if turn.metadata else None
         begin = chat_sql.begin_turn(
-            turn.identity, user_message=turn.user_message, model=turn.model, metadata_json=metadata
+            turn.identity,
+            user_message=turn.user_message,
+            model=turn.model,
+            metadata_json=metadata,
+            trace=tracing.begin_with(turn.tracing),
         )
-        traced = tracing.begin_with(turn.tracing)
-        return [begin, *traced, *([*self._outbox.forget(), chat_sql.forget_messages()] if turn.supersede else [])]
+        return [begin, *([*self._outbox.forget(), chat_sql.forget_messages()] if turn.supersede else [])]
 
     def _read_statements(self) -> list[Statement]:
         turn = self._input
         reads = [chat_sql.read_place(self.run_id), *self._account.read_with()]
-        if turn.tracing is not None:
-            reads.append(read_trace(self.run_id))
         if turn.history_turns and turn.identity.turn_index:
             reads.append(chat_sql.read_history(turn.identity, self.run_id, turn.history_turns))
         return reads

@@ -47,6 +47,7 @@ HooksLoader: TypeAlias = Callable[[str, Mapping[str, str]], ChatTurnHooks]
 """Returns a product's hooks, by its name and with its own vars and secrets."""
 
 _NO_HEADERS: Final[Mapping[str, str]] = {}
+_RANDOM_BYTES: Final = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,8 +204,22 @@ def _telemetry(settings: Settings) -> "Telemetry | None":
         settings,
         console=print_log,
         now_ns=time.time_ns,
-        new_id=lambda size: os.urandom(size).hex(),
+        new_id=_Ids().take,
     )
+
+
+class _Ids:
+    """Random ids, of which many are made at once: each look at the platform's randomness is a call of JavaScript."""
+
+    def __init__(self) -> None:
+        self._left = ""
+
+    def take(self, size: int) -> str:
+        """Return so many random bytes, in lower-case hex."""
+        if len(self._left) < 2 * size:
+            self._left = os.urandom(_RANDOM_BYTES).hex()
+        taken, self._left = self._left[: 2 * size], self._left[2 * size :]
+        return taken
 
 
 def _log(deployment: _Deployment) -> Log:

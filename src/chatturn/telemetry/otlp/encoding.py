@@ -103,6 +103,8 @@ def wrapped(signal: Signal, items: Sequence[str], resource: Mapping[str, Attribu
 
 
 def _value(value: Any, depth: int = 0) -> dict[str, Any]:  # noqa: PLR0911 - one for each wrapper
+    if type(value) is str:  # which most are
+        return {"stringValue": value}
     match value:
         case bool():  # before int, which it is too
             return {"boolValue": value}

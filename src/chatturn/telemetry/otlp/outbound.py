@@ -21,6 +21,9 @@ MAX_WAITING_ITEMS: Final = 4_096
 MAX_WAITING_CHARACTERS: Final = 2_000_000
 """Of spans, and of log records, each."""
 
+_MAX_PENDING: Final = 64
+"""Attempts that have ended and are not encoded yet; of one more, the oldest is."""
+
 _DEADLINE_S: Final = 10.0
 """For one flush, its tries included."""
 
@@ -48,6 +51,7 @@ class Outbound:
         self._waiting: dict[Signal, list[str]] = {"traces": [], "logs": []}
         self._characters: dict[Signal, int] = {"traces": 0, "logs": 0}
         self._told: set[tuple[Signal, str]] = set()
+        self._pending: list[Callable[[], None]] = []
 
     @property
     def has_records(self) -> bool:
@@ -64,6 +68,12 @@ class Outbound:
         else:
             waiting.append(item)
             self._characters[signal] += len(item)
+
+    def before_flush(self, gather: Callable[[], None]) -> None:
+        """Let *gather* add what it has before the next flush, whichever turn makes it."""
+        self._pending.append(gather)
+        if len(self._pending) > _MAX_PENDING:
+            self._gather(self._pending.pop(0))
 
     def log(self, event: str, particulars: Mapping[str, object]) -> None:
         """Log outside any turn; see `Log`."""
@@ -89,6 +99,9 @@ class Outbound:
 
     async def flush(self) -> None:
         """Send what has gathered.  Raises nothing but cancellation."""
+        pending, self._pending = self._pending, []
+        for gather in pending:
+            self._gather(gather)
         metrics = self.metrics.take()
         if self.metrics.dropped:
             self.lose(Loss("metrics", "too_many_series", self.metrics.dropped))
@@ -100,6 +113,12 @@ class Outbound:
             if batches[signal]:
                 for loss in await self._sender.send(signal, batches[signal], until_s):
                     self.lose(loss)
+
+    def _gather(self, gather: Callable[[], None]) -> None:
+        try:
+            gather()
+        except Exception as error:  # noqa: BLE001 - one turn's telemetry must not cost another its own
+            self.lose(Loss("traces", "error", 1, {"error": error}))
 
     def _take(self, signal: Signal) -> list[str]:
         taken, self._waiting[signal], self._characters[signal] = self._waiting[signal], [], 0

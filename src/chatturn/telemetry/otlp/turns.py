@@ -92,7 +92,6 @@ class TurnTrace:
         self._start_ns = now_ns()
         self._start = AttemptStart(attempt=1)
         self._sends_turn = False
-        self._end: AttemptEnd | None = None
         self._end_ns = 0
         self._databases: list[TracedDatabase] = []
         self.tracer = SpanRecorder(
@@ -131,7 +130,8 @@ class TurnTrace:
 
     def ended(self, end: AttemptEnd) -> None:
         """Take how it ended."""
-        self._end, self._end_ns = end, self._now_ns()
+        self._end_ns = self._now_ns()
+        self._outbound.before_flush(partial(self._gather, end))
 
     async def flush(self) -> None:
         """
@@ -141,9 +141,6 @@ class TurnTrace:
         about the same time leave together.
         """
         await asyncio.sleep(LINGER_S)
-        if self._end is not None:
-            end, self._end = self._end, None
-            self._gather(end)
         await self._outbound.flush()
 
     def _gather(self, end: AttemptEnd) -> None:
