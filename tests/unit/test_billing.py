@@ -324,7 +324,7 @@ async def shown(alone: Isolate, by: str) -> tuple[list[dict[str, Any]], dict[str
     return groups, totals[0]
 
 
-async def test_the_ledger_adds_up_to_what_the_api_has_counted() -> None:
+async def test_a_thousand_turns_add_up_and_are_traced_whole() -> None:
     """By call, in all, delivered and wasted apart; what nobody lived to hear is lost, and is counted."""
     with open_sqlite() as database:
         world = World(database, seed=5)
