@@ -287,6 +287,20 @@ async def test_c3_a_failing_transform_fails_the_turn_and_leaks_nothing(database:
     assert 2 == len(product.calls)
 
 
+@pytest.mark.parametrize("returned", [None, b"text", 5])
+async def test_c3_a_transform_that_returns_no_text_is_a_failed_hook(database: FaultyDatabase, returned: Any) -> None:
+    """Not an empty answer, which clients are told to ask for again, at a model call each time."""
+
+    class Forgetful(Recorded):
+        async def transform_final_text(self, text: str) -> str:
+            del text
+            return returned  # type: ignore[no-any-return]  # a product's code may not be checked
+
+    lines = await Desk(database, Forgetful()).run()
+
+    assert ("hook_failed", False) == (lines[-1]["data"]["code"], lines[-1]["data"]["retryable"])
+
+
 async def test_c4_tenants_never_meet(database: FaultyDatabase) -> None:
     """The same session, index and message of another tenant is another run with its own answer."""
     desk = Desk(database, Product(text_delta("acme's answer")))

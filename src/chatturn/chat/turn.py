@@ -45,7 +45,7 @@ from chatturn.chat.writer import LogWriter
 from chatturn.databases import Row, Statement
 from chatturn.durable.store import News
 from chatturn.durable.turn import RunDurableTurnOptions, TurnEnd, run_durable_turn
-from chatturn.errors import StoreError, TurnAborted
+from chatturn.errors import HookError, StoreError, TurnAborted
 from chatturn.events import ChatStreamEvent, encode_line
 from chatturn.records import Claim
 
@@ -356,7 +356,9 @@ class ChatTurn:
         return Said(events, self._unlogged(events))
 
     async def _transform(self, text: str) -> str:
-        transformed: str = await call_in_time(self._input.hooks, "transform_final_text", text)
+        transformed = await call_in_time(self._input.hooks, "transform_final_text", text)
+        if not isinstance(transformed, str):  # a `return` that was forgotten must not look like an empty answer
+            raise HookError(f"returned {type(transformed).__name__}, not text", hook="transform_final_text")
         return transformed
 
     def _begin_statements(self) -> list[Statement]:
