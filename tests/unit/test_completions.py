@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from chatturn.backends.completions import CompletionReader, WholeCompletionReader
 from chatturn.backends.template import FrameTemplate
+from chatturn.backends.tool_calls import parse_arguments
+from chatturn.durable.steps import result_text
 from chatturn.errors import BackendProtocolError, BackendReportedError
 from chatturn.events import (
     ChatStreamEvent,
@@ -360,6 +362,15 @@ def test_endless_and_bottomless_frames_fail_the_answer(bytes_: bytes) -> None:
     """A frame over 8 MB, or nested so deep that parsing it would end the Worker, is a protocol error."""
     with pytest.raises(BackendProtocolError):
         said(bytes_)
+
+
+def test_arguments_fit_into_what_they_are_kept_in() -> None:
+    """The record of a model call has them three levels down, and may have 64; deeper ones count as malformed."""
+    fits, deep = ("[" * levels + "]" * levels for levels in (60, 61))
+
+    assert json.loads(fits) == parse_arguments(fits)
+    assert deep == parse_arguments(deep)
+    assert result_text({"calls": [{"args": parse_arguments(fits)}]}, "model:1", "run-1")
 
 
 def test_many_brackets_are_not_deep() -> None:
