@@ -90,8 +90,8 @@ async def test_b13_an_input_that_was_not_said_is_not_compared(store: SqlRunStore
 
 @pytest.mark.parametrize(
     "value",
-    [float("nan"), float("inf"), {1, 2}, b"x", object(), CYCLE],
-    ids=["nan", "inf", "set", "bytes", "object", "cycle"],
+    [float("nan"), float("inf"), {1, 2}, b"x", object(), CYCLE, {1: "a"}, [({"b": {None: 1}},)]],
+    ids=["nan", "inf", "set", "bytes", "object", "cycle", "int's name", "None's name"],
 )
 async def test_b12_what_json_cannot_carry_is_a_type_error(store: SqlRunStore, value: Any) -> None:
     """It is refused before anything is written, on every database alike."""

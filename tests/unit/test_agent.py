@@ -200,8 +200,28 @@ async def test_a_tool_that_fails_is_told_to_the_model(database: SqliteDatabase, 
     assert ["tool.failed"] == [event for event, _ in shop.desk.logged if not event.startswith("usage.")]
 
 
+async def test_a_tool_whose_failure_cannot_be_written_down_is_tried_again(database: SqliteDatabase) -> None:
+    """What a foreign exception says may be anything, and ends no turn."""
+    shop = Shop(database, Model(("flaky", {}), "sorry"))
+    shop.agent.error = ValueError("half a pair: \ud800")
+    lines = await shop.desk.run()
+    [key] = shop.agent.effects
+
+    assert ["it failed"] == [each["message"] for each in data(lines, "tool.error")]
+    assert (3, "session.run.completed") == (len(shop.agent.effects[key]), lines[-1]["type"])
+
+
+async def test_an_id_of_more_digits_than_javascript_keeps_reaches_the_tool(database: SqliteDatabase) -> None:
+    """Models hand on what they were given, and 64 bits are usual for ids."""
+    shop = Shop(database, Model(("note", {"text": "a", "id": 1_234_567_890_123_456_789}), "done"))
+    lines = await shop.desk.run()
+
+    assert [1_234_567_890_123_456_789] == [each["args"]["id"] for each in data(lines, "tool.call")]
+    assert (["a"], "session.run.completed") == (shop.agent.done, lines[-1]["type"])
+
+
 @pytest.mark.parametrize(
-    "result", [float("nan"), {1, 2}, "x" * 300_000, "\ud800"], ids=lambda each: type(each).__name__
+    "result", [float("nan"), {1, 2}, {1: "a"}, "x" * 300_000, "\ud800"], ids=lambda each: type(each).__name__
 )
 async def test_a_result_that_cannot_be_told_is_an_error(database: SqliteDatabase, result: Any) -> None:
     """The effect is not repeated for it."""

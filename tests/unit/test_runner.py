@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from chatturn.databases import Statement
 from chatturn.durable.context import ContextSources, DurableContext, StepCall
 from chatturn.durable.runner import RunDurableInput, RunDurableResult, run_durable
 from chatturn.durable.sql import SqlRunStore
@@ -299,6 +300,39 @@ async def test_r4_a_failing_store_does_not_mask_the_tasks_error(bench: Bench) ->
     assert ["step.unrecorded", "run.unsettled"] == [event for event in bench.logged if event != "lease.renewal_failed"]
 
 
+class Wordless(Exception):
+    """An exception that cannot be asked."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize("error", [ValueError("half a pair: \ud800"), Wordless()], ids=["surrogate", "wordless"])
+async def test_r4_words_that_cannot_be_stored_do_not_mask_the_error(bench: Bench, error: Exception) -> None:
+    """The step is recorded as failed, tried again, and its own exception leaves."""
+    retry = StepRetry(max_attempts=2)
+    with pytest.raises(type(error)) as caught:
+        await bench.run(lambda context: context.step("first", bench.effect("a", error=error), retry=retry))
+    step = await bench.store.load_step("run-1", 0)
+
+    assert caught.value is error
+    assert ["a", "a"] == bench.effects
+    assert step is not None
+    assert step.error is not None
+    assert step.error.message.startswith(type(error).__name__)
+
+
+async def test_r4_a_run_that_was_deleted_does_not_mask_the_tasks_error(bench: Bench) -> None:
+    """There is nothing left to settle."""
+
+    async def task(_context: DurableContext) -> None:
+        await bench.database.batch([Statement("DELETE FROM durable_runs")])
+        raise OSError("the first")
+
+    with pytest.raises(OSError, match="the first"):
+        await bench.run(task)
+
+
 async def test_r5_parallel_steps_keep_their_positions(bench: Bench) -> None:
     """Whichever ends first, each has the position at which it was asked for, on every attempt."""
     delays = {"a": 3, "b": 1, "c": 2}
@@ -423,6 +457,57 @@ async def test_a_short_sleep_is_waited_for_and_a_long_one_suspends(bench: Bench)
     assert (["run-1"], "awake") == (list(due), done.result)
 
 
+async def test_a_wait_in_a_task_group_suspends_the_run(bench: Bench) -> None:
+    """Of several, for the one that is over first; what was recorded beside them stays."""
+
+    async def task(context: DurableContext) -> str:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(context.step("beside", bench.effect("a")))
+            group.create_task(context.sleep(7_200_000))
+            group.create_task(context.sleep(3_600_000))
+        return "done"
+
+    suspended = await bench.run(task)
+    await asyncio.sleep(3_600)
+    due = await bench.store.due_runs(10)
+    await asyncio.sleep(3_600)
+
+    assert (True, None, ["run-1"]) == (suspended.suspended, suspended.record.lease_holder_id, due)
+    assert ("done", ["a"]) == ((await bench.run(task)).result, bench.effects)
+
+
+async def test_what_fails_beside_a_wait_fails_the_run(bench: Bench) -> None:
+    """The next call may begin at once, and nobody waits for the wait."""
+
+    async def fail() -> None:
+        try:
+            await asyncio.sleep(100)
+        finally:
+            raise OSError("broken")
+
+    async def task(context: DurableContext) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+            group.create_task(context.sleep(3_600_000))
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await bench.run(task)
+    record = await bench.store.load_run("run-1")
+
+    assert [OSError] == [type(error) for error in caught.value.exceptions]
+    assert record is not None
+    assert (RunStatus.FAILED, None) == (record.status, record.lease_holder_id)
+
+
+async def test_a_wait_may_be_for_longer_than_there_are_dates(bench: Bench) -> None:
+    """As somebody writes who means for ever."""
+    for_ever = 2**53 - 1
+    assert (await bench.run(lambda context: context.await_event("never", timeout_ms=for_ever))).suspended
+    await bench.store.emit_event("run-1", "never", "yet")
+
+    assert "yet" == (await bench.run(lambda context: context.await_event("never", timeout_ms=for_ever))).result
+
+
 async def test_r7_nothing_a_task_says_in_its_error_is_in_the_outcome(bench: Bench) -> None:
     """The outcome has a code; what went wrong is with the step."""
 
@@ -531,6 +616,32 @@ async def test_what_cannot_be_stored_is_refused_by_name(bench: Bench, value: Any
         await bench.run(lambda context: context.step("poison", bench.effect("a"), input=value))
 
     assert await bench.store.load_step("run-1", 0) is None
+
+
+@pytest.mark.parametrize("value", [{1: "a"}, {"deep": [{None: 1}]}], ids=["int", "None"])
+async def test_members_are_named_by_text(bench: Bench, value: Any) -> None:
+    """JSON would rename them, and two might become one; the refusal names the step."""
+    with pytest.raises(TypeError, match="poison"):
+        await bench.run(lambda context: context.step("poison", bench.effect("a", value)))
+    with pytest.raises(TypeError, match="poison"):
+        await bench.run(lambda context: context.step("poison", bench.effect("a"), input=value))
+
+
+async def test_an_input_that_cannot_be_compared_is_refused_by_name(bench: Bench) -> None:
+    """The canonical text knows no subclasses: they may hold more than their JSON."""
+    with pytest.raises(TypeError, match="poison"):
+        await bench.run(lambda context: context.step("poison", bench.effect("a"), input=[StepKind.TOOL]))
+
+
+async def test_every_digit_of_an_input_counts(bench: Bench) -> None:
+    """Also of an int that JavaScript would round."""
+
+    def task(number: int) -> Task:
+        return lambda context: context.step("first", bench.effect("a"), input={"id": number})
+
+    assert "a" == (await bench.run(task(2**60 + 1))).result == (await bench.run(task(2**60 + 1))).result
+    with pytest.raises(StepInputMismatch):
+        await bench.run(task(2**60))
 
 
 async def test_results_are_copies(bench: Bench) -> None:

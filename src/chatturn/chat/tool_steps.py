@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from chatturn.chat.hooks import TurnContext
 from chatturn.chat.tools import Tool, ToolContext, ToolError
-from chatturn.durable.sql import json_text
+from chatturn.durable.json_text import json_text
 from chatturn.durable.steps import result_text
 from chatturn.errors import AttemptsExhausted, DurableAwaitEventTimeoutError, StepTooLarge
 from chatturn.events import ChatStreamEvent, tool_approval, tool_error, tool_result

@@ -21,9 +21,10 @@ from chatturn.canonical import step_id
 from chatturn.databases import Statement
 from chatturn.durable.moments import moment_after
 from chatturn.durable.statements import STEPS_PER_PAGE
-from chatturn.durable.steps import OpenStep, StepRetry, fingerprint, result_text
+from chatturn.durable.steps import OpenStep, StepRetry, fingerprint, result_text, words_of
 from chatturn.durable.store import Begin, DurableRunStore
 from chatturn.durable.tasks import DEFAULT_EVENT_TIMEOUT_MS, NO_INPUT, ContextSources, StepCall, run_once
+from chatturn.durable.waits import Suspended
 from chatturn.errors import (
     AttemptsExhausted,
     ChatTurnError,
@@ -37,7 +38,7 @@ from chatturn.telemetry import NULL_TRACER, AttributeValue, Span, Tracer
 from chatturn.telemetry.conventions import STEP_INTENT, STEP_KIND, STEP_REPLAYED
 from chatturn.telemetry.logs import Log
 
-__all__ = ["ContextSources", "DurableContext", "StepCall", "Suspended"]
+__all__ = ["ContextSources", "DurableContext", "StepCall"]
 
 T = TypeVar("T")
 
@@ -45,19 +46,6 @@ Opening: TypeAlias = Coroutine[Any, Any, OpenStep]
 
 _POLL_MS: Final = 250
 _ONCE: Final = StepRetry()
-
-
-class Suspended(BaseException):
-    """
-    The task waits for longer than a worker should; not an Exception, so that no task's handler swallows it.
-
-    Attributes:
-        wait: For what.
-    """
-
-    def __init__(self, wait: Wait) -> None:
-        super().__init__(wait)
-        self.wait = wait
 
 
 @dataclass(slots=True, kw_only=True)
@@ -313,9 +301,7 @@ class DurableContext:
         """Record a failed try; if that cannot be done, *error* still is what leaves."""
         code = error.code if isinstance(error, ChatTurnError) else None
         try:
-            await self._record(
-                begin, attempts, started, error=StepError(message=f"{type(error).__name__}: {error}", code=code)
-            )
+            await self._record(begin, attempts, started, error=StepError(message=words_of(error), code=code))
         except StoreError as unrecorded:
             self.log("step.unrecorded", {"run_id": self.run_id, "step": begin.intent, "error": unrecorded})
 

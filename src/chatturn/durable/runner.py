@@ -25,12 +25,13 @@ from datetime import UTC, datetime
 from typing import Final, Generic, TypeVar
 
 from chatturn.canonical import derive_worker_id
-from chatturn.durable.context import ContextSources, DurableContext, Suspended
+from chatturn.durable.context import ContextSources, DurableContext
 from chatturn.durable.heartbeat import Heartbeat
 from chatturn.durable.moments import timestamp
 from chatturn.durable.settling import code_of
 from chatturn.durable.store import DEFAULT_LEASE_MS, DurableRunStore
-from chatturn.errors import AttemptsExhausted, LeaseLost, StoreError
+from chatturn.durable.waits import Suspended, ungrouped_waits
+from chatturn.errors import AttemptsExhausted, LeaseLost, RunNotFound, StoreError
 from chatturn.records import Claim, DurableRunManifest, Lease, RunOutcome, RunRecord, RunStatus, StepRecord
 from chatturn.telemetry.logs import Log, print_log
 
@@ -134,7 +135,7 @@ async def run_durable(run: RunDurableInput[T]) -> RunDurableResult[T]:
 async def _run_leased(run: RunDurableInput[T], context: DurableContext, heartbeat: Heartbeat) -> RunDurableResult[T]:
     lease = heartbeat.lease
     try:
-        with heartbeat:
+        with heartbeat, ungrouped_waits():
             _require_attempt(run, lease)
             result = await run.task_fn(context)
             context.require_all_consumed()
@@ -175,5 +176,5 @@ async def _give_up(run: RunDurableInput[T], lease: Lease, error: BaseException) 
         await run.store.end_run(lease, RunStatus.FAILED, RunOutcome(passed=False, notes=code_of(error)))
     except StoreError as failure:
         run.log("run.unsettled", {"run_id": lease.run_id, "cause": error, "error": failure})
-    except LeaseLost:
-        pass  # Somebody else runs it by now, which is as good as settled.
+    except (LeaseLost, RunNotFound):
+        pass  # Somebody else runs it by now, or has deleted it, which is as good as settled.

@@ -6,7 +6,6 @@ construction (CONTRACT 4.1 lists what separate stores cost).
 """
 
 import asyncio
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from chatturn.databases.migration import read_version
 from chatturn.durable import legacy_statements as legacy
 from chatturn.durable import statements as sql
 from chatturn.durable.checks import claimed, ended, require_begun, require_intent, require_status
+from chatturn.durable.json_text import json_text
 from chatturn.durable.listing import delete_finished_runs, list_runs
 from chatturn.durable.rows import event_from_row, run_from_row, step_from_row
 from chatturn.durable.store import DEFAULT_LEASE_MS, DELETED_AT_ONCE, Begin, EndStatus, Settlement
@@ -43,7 +43,7 @@ from chatturn.records import (
     Wait,
 )
 
-__all__ = ["SqlRunStore", "json_text"]
+__all__ = ["SqlRunStore"]
 
 # How long to wait before trying a batch again whose reply was lost.  A claim may have a client waiting for
 # its status code; a finish holds an answer that somebody paid for.
@@ -340,24 +340,6 @@ class SqlRunStore:
         return await self.database.batch(batch)
 
 
-def json_text(value: Any, what: str) -> str:
-    """
-    Encode *value* as JSON.
-
-    Raises:
-        TypeError: It is not JSON: NaN, an infinity, a cycle, or a type that JSON does not have; or half a surrogate
-            pair is in it, for which the database's UTF-8 has no place.  Names *what*.
-    """
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        if not text.isascii():
-            text.encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        message = f"{what} is not JSON: {error}"
-        raise TypeError(message) from error
-    return text
-
-
 def _fence(lease: Lease) -> tuple[str, str, int]:
     return (lease.run_id, lease.holder, lease.epoch)
 
@@ -388,5 +370,6 @@ def _first_step(outcomes: Sequence[Outcome]) -> StepRecord | None:
 
 
 def _error_text(error: StepError) -> str:
-    members = {"message": error.message[:_ERROR_CHARACTERS], "code": error.code}
+    message = error.message[:_ERROR_CHARACTERS].encode("utf-8", "replace").decode()
+    members = {"message": message, "code": error.code}
     return json_text({name: value for name, value in members.items() if value is not None}, "the error")

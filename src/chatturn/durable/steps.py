@@ -5,17 +5,19 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from chatturn.canonical import canonical_hash
-from chatturn.durable.sql import json_text
+from chatturn.durable.json_text import json_text
 from chatturn.errors import StepTooLarge
 from chatturn.json_depth import nests_deeper
 
-__all__ = ["MAX_STEP_BYTES", "MAX_STEP_DEPTH", "OpenStep", "StepRetry", "fingerprint", "result_text"]
+__all__ = ["MAX_STEP_BYTES", "MAX_STEP_DEPTH", "OpenStep", "StepRetry", "fingerprint", "result_text", "words_of"]
 
 MAX_STEP_BYTES: Final = 1_000_000
 """Of a step's result or input as JSON in UTF-8: half of what a row may hold."""
 
 MAX_STEP_DEPTH: Final = 64
 """Levels of arrays and objects in a step's result or input."""
+
+_MAX_SAFE_INTEGER: Final = 2**53 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +88,36 @@ def fingerprint(value: Any, intent: str, run_id: str) -> str:
     Hash a step's input, so that a later attempt that gives another one is found out.
 
     Raises:
-        TypeError, StepTooLarge: As for a result.
+        TypeError, StepTooLarge: As for a result; also a TypeError for what has no canonical text.
     """
-    _check_size(json_text(value, f"the input of step {intent!r}"), f"the input of step {intent!r}", run_id)
-    return canonical_hash(value)
+    what = f"the input of step {intent!r}"
+    _check_size(json_text(value, what), what, run_id)
+    try:
+        return canonical_hash(_spelled(value))
+    except TypeError as error:
+        message = f"{what} cannot be compared: {error}"
+        raise TypeError(message) from error
+
+
+def words_of(error: Exception) -> str:
+    """Say what went wrong, for a step's record; an exception that has no words must not hide itself."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - whatever a foreign exception does when it is asked
+        return type(error).__name__
+
+
+def _spelled(value: Any) -> Any:
+    """
+    Write the ints that JavaScript would round as the documents' engine writes them, so that every digit counts.
+
+    Models pass such ids to their tools, and JSON carries them; only the canonical text does not.
+    """
+    if isinstance(value, dict):
+        return {name: _spelled(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelled(item) for item in value]
+    return {"__bigint": str(value)} if type(value) is int and abs(value) > _MAX_SAFE_INTEGER else value
 
 
 def _check_size(text: str, what: str, run_id: str) -> None:

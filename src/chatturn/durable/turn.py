@@ -25,10 +25,10 @@ from typing import Final, Generic, NoReturn, Protocol, TypeVar
 
 from chatturn.canonical import canonical_hash, derive_worker_id
 from chatturn.databases import Row, Statement
-from chatturn.durable.context import Suspended
 from chatturn.durable.heartbeat import RENEWALS_PER_TERM, Heartbeat
 from chatturn.durable.settling import Settling, TurnEnd
 from chatturn.durable.store import Begin, DurableRunStore, News
+from chatturn.durable.waits import Suspended, ungrouped_waits
 from chatturn.errors import DurableRunDivergenceError, EmptyAnswer, LeaseLost, TurnCancelled
 from chatturn.records import Claim, DurableRunManifest, Lease, RunOutcome, RunRecord, RunStatus, StepKind
 from chatturn.telemetry.logs import Log, print_log
@@ -228,9 +228,10 @@ class DurableTurnHandle(Generic[E]):
         heartbeat.start(self._claimed_at)
         try:
             try:
-                async with aclosing(self._produced(heartbeat)) as events:
-                    async for event in events:
-                        yield event
+                with ungrouped_waits():
+                    async with aclosing(self._produced(heartbeat)) as events:
+                        async for event in events:
+                            yield event
             except Suspended as suspended:
                 # The next claim goes on after the producer's last step.
                 await self._settling.suspend(heartbeat.lease, suspended.wait)

@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
 from chatturn.canonical import canonical_json, step_id
+from chatturn.durable.json_text import json_text
 from chatturn.durable.runner import default_sources
-from chatturn.durable.sql import json_text
 from chatturn.durable.steps import StepRetry, fingerprint, result_text
 from chatturn.durable.tasks import DEFAULT_EVENT_TIMEOUT_MS, NO_INPUT, ContextSources, StepCall, TaskContext
 from chatturn.durable.workflow_step import (
