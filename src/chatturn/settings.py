@@ -27,6 +27,10 @@ def _setting(default: Any, help_: str, **limits: Any) -> Any:
     return field(default=default, metadata={"help": help_, **limits})
 
 
+_LONGEST_MS: Final = 2**31 - 1
+"""25 days: JavaScript's timers take no more, and far beyond that a lease's end is no date and holds nobody off."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """One deployment's settings."""
@@ -109,6 +113,8 @@ def _read(name: str, text: str, default: Any, limits: Mapping[str, Any]) -> str 
     least = limits["least"]
     if number < least:
         raise ConfigurationError(name, f"is {number}, but must be at least {least}")
+    if name.endswith("_MS") and number > _LONGEST_MS:
+        raise ConfigurationError(name, f"is {number}, but must be at most {_LONGEST_MS}")
     return number
 
 

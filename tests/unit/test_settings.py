@@ -58,6 +58,16 @@ def test_the_least_value_is_allowed_and_one_below_is_not(item: Field[Any]) -> No
         Settings.from_env({name.upper(): str(least - 1)})
 
 
+@pytest.mark.parametrize("name", [item.name for item in NUMBERS if item.name.endswith("_ms")])
+def test_a_time_beyond_what_timers_take_is_refused(name: str) -> None:
+    """It would be over at once; and a lease that ends after the last date holds nobody off."""
+    longest = 2**31 - 1
+
+    assert longest == getattr(Settings.from_env({name.upper(): str(longest)}), name)
+    with pytest.raises(ConfigurationError, match=f"^{name.upper()}: .*at most {longest}"):
+        Settings.from_env({name.upper(): str(longest + 1)})
+
+
 @pytest.mark.parametrize("item", CHOICES, ids=lambda item: item.name)
 def test_a_choice_that_there_is_not_is_answered_with_those_there_are(item: Field[Any]) -> None:
     """The message lists what may be said."""
