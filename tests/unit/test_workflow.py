@@ -365,6 +365,23 @@ async def test_a_step_that_failed_for_good_fails_in_every_life(engine: Engine) -
     assert ["p", "p"] == engine.effects
 
 
+async def test_an_exception_that_cannot_be_asked_fails_its_step_as_any_other(engine: Engine) -> None:
+    """Its class is told, and no other error takes its place."""
+
+    class Wordless(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    def task(context: TaskContext) -> Awaitable[Any]:
+        retry = StepRetry(max_attempts=5, retryable=lambda _error: False)
+        return context.step("poison", engine.effect("p", error=Wordless()), retry=retry)
+
+    for _ in range(2):
+        with pytest.raises(AttemptsExhausted, match="'poison' failed for good: Wordless"):
+            await engine.live(task)
+    assert ["p"] == engine.effects
+
+
 async def test_a_failure_not_worth_another_try_is_on_record(engine: Engine) -> None:
     """It is not tried again, in a later life neither."""
 

@@ -27,7 +27,7 @@ from typing import Any, Final, Generic, TypeVar
 from chatturn.canonical import canonical_json, step_id
 from chatturn.durable.json_text import json_text
 from chatturn.durable.runner import default_sources
-from chatturn.durable.steps import StepRetry, fingerprint, result_text
+from chatturn.durable.steps import StepRetry, fingerprint, result_text, words_of
 from chatturn.durable.tasks import DEFAULT_EVENT_TIMEOUT_MS, NO_INPUT, ContextSources, StepCall, TaskContext
 from chatturn.durable.workflow_step import (
     WorkflowStepConfig,
@@ -244,7 +244,7 @@ class WorkflowContext:
         except TimeoutError as error:
             raise StepTimeout(f"step {call.intent!r} took too long", run_id=self.run_id) from error
         except WorkflowStepFailed as error:
-            reason = str(error) if tries.failure is None else _described(tries.failure)
+            reason = str(error) if tries.failure is None else words_of(tries.failure)
             raise self._exhausted(call, reason) from tries.failure or error
         record = json.loads(text)
         if tries.digest and record.get("input", tries.digest) != tries.digest:
@@ -305,7 +305,7 @@ class _Tries:
             self.failure = error
             if self._call.retry is None or self._call.retry.retryable(error):
                 raise
-            return self._record("failed", _described(error))
+            return self._record("failed", words_of(error))
         try:
             text = result_text(value, self._call.intent, self._run_id)
         except StepTooLarge as error:
@@ -324,7 +324,3 @@ class _Tries:
 
     def _record_text(self, name: str, text: str) -> str:
         return f'{{"input":"{self.digest}","{name}":{text}}}' if self.digest else f'{{"{name}":{text}}}'
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
