@@ -356,8 +356,8 @@ class DurableContext:
 
     def _keep(self, page: Sequence[StepRecord]) -> None:
         self._steps.update({step.step_index: step for step in page if step.step_index >= self.first_position})
-        full = len(page) == STEPS_PER_PAGE
-        self._pages_end = page[-1].step_index + 1 if full else -1
+        goes_on = len(page) > STEPS_PER_PAGE
+        self._pages_end = page[-1].step_index if goes_on else -1
 
     async def _recorded(self, begin: Begin) -> StepRecord | None:
         """Return what is on record at a position, after checking that it is the same step."""

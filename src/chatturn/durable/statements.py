@@ -184,8 +184,9 @@ LOAD_STEP: Final = "SELECT * FROM durable_steps WHERE run_id = ?1 AND step_index
 
 STEPS_PER_PAGE: Final = 500
 
-LOAD_STEPS: Final = (
-    f"SELECT * FROM durable_steps WHERE run_id = ?1 AND step_index >= ?2 ORDER BY step_index LIMIT {STEPS_PER_PAGE}"
-)
+# One more than a page: so a task that ends with a page knows of the step behind it that it did not come to.
+LOAD_STEPS: Final = f"""
+SELECT * FROM durable_steps WHERE run_id = ?1 AND step_index >= ?2 ORDER BY step_index LIMIT {STEPS_PER_PAGE + 1}
+"""
 
 LOAD_EVENT: Final = "SELECT * FROM durable_events WHERE run_id = ?1 AND key = ?2"

@@ -186,7 +186,7 @@ class DurableRunStore(Protocol):
         """End the run and release the lease."""
 
     async def load_steps(self, run_id: str, first_index: int) -> Sequence[StepRecord]:
-        """Read the next page of a run's steps, from a position on."""
+        """Read the next page of a run's steps, from a position on, and the first step of the page after it."""
 
     async def record_step(
         self,
