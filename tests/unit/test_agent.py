@@ -211,6 +211,22 @@ async def test_a_tool_whose_failure_cannot_be_written_down_is_tried_again(databa
     assert (3, "session.run.completed") == (len(shop.agent.effects[key]), lines[-1]["type"])
 
 
+async def test_a_tool_that_cancels_itself_has_failed(database: SqliteDatabase) -> None:
+    """As code does that awaits a task which it has cancelled; the turn was not stopped."""
+
+    async def cancelled(_args: Mapping[str, Any], _call: ToolContext) -> None:
+        task = asyncio.create_task(asyncio.sleep(1))
+        task.cancel()
+        await task
+
+    shop = Shop(database, Model(("odd", {}), "sorry"))
+    shop.agent.tools = (Tool(name="odd", description="", parameters={}, run=cancelled),)
+    lines = await shop.desk.run()
+
+    assert ["it failed"] == [each["message"] for each in data(lines, "tool.error")]
+    assert "session.run.completed" == lines[-1]["type"]
+
+
 async def test_an_id_of_more_digits_than_javascript_keeps_reaches_the_tool(database: SqliteDatabase) -> None:
     """Models hand on what they were given, and 64 bits are usual for ids."""
     shop = Shop(database, Model(("note", {"text": "a", "id": 1_234_567_890_123_456_789}), "done"))

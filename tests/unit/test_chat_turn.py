@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -25,7 +25,7 @@ from chatturn.errors import (
     DurableRunLeaseHeldError,
     error_classes,
 )
-from chatturn.events import ChatStreamEvent, reasoning_delta, text_delta, tool_call, usage_event
+from chatturn.events import ChatStreamEvent, EventBatch, reasoning_delta, text_delta, tool_call, usage_event
 from chatturn.records import Lease
 from chatturn.telemetry.otlp.turns import TurnTrace
 from tests.support.faults import FaultyDatabase
@@ -299,6 +299,68 @@ async def test_c3_a_transform_that_returns_no_text_is_a_failed_hook(database: Fa
     lines = await Desk(database, Forgetful()).run()
 
     assert ("hook_failed", False) == (lines[-1]["data"]["code"], lines[-1]["data"]["retryable"])
+
+
+async def test_a_hook_that_cancels_itself_is_called_again_and_holds_up_no_other(database: FaultyDatabase) -> None:
+    """As code does that awaits a task which it has cancelled."""
+
+    class Cancelled(Recorded):
+        async def persist_assistant_message(self, turn: FinishedTurn) -> None:
+            self.persisted.append(turn)
+            task = asyncio.create_task(asyncio.sleep(1))
+            task.cancel()
+            await task
+
+    hooks = Cancelled()
+    desk = Desk(database, hooks)
+    lines = await desk.run()
+    outbox = Outbox(database=database, hooks=hooks, log=desk.input().log, moment=virtual_moment)
+    await asyncio.sleep(60)
+
+    assert "session.run.completed" == lines[-1]["type"]
+    assert 0 == await outbox.sweep()
+    assert [(2,)] == await desk.rows("SELECT failures FROM chat_outbox WHERE hook = 'persist_assistant_message'")
+    assert 1 == len({turn.idempotency_key for turn in hooks.persisted})
+
+
+async def test_a_hooks_own_timeout_is_not_taken_for_ours(database: FaultyDatabase) -> None:
+    """The operator is told what happened: it was not late."""
+
+    class Impatient(Recorded):
+        async def persist_assistant_message(self, turn: FinishedTurn) -> None:
+            raise TimeoutError(turn.final_text)
+
+    desk = Desk(database, Impatient())
+    await desk.run()
+
+    assert [("persist_assistant_message: raised TimeoutError",)] == await desk.rows(
+        "SELECT last_error FROM chat_outbox WHERE failures > 0"
+    )
+
+
+async def test_a_producer_that_hangs_in_its_clean_up_ends_with_its_turn(database: FaultyDatabase) -> None:
+    """Or a cancel would keep it, its lease and its reader for ever."""
+
+    class Hanging(Product):
+        async def _play(self) -> AsyncGenerator[EventBatch, None]:
+            try:
+                yield text_delta("a")
+                await asyncio.sleep(1_000)
+            finally:
+                await asyncio.sleep(1_000_000)
+
+    desk, sink = Desk(database, Hanging()), BufferSink()
+    turn = ChatTurn(desk.input())
+    running = asyncio.create_task(turn.run(sink))
+    await asyncio.sleep(1)
+    turn.cancel()
+    await asyncio.sleep(11)
+
+    assert running.done()
+    assert ("session.run.cancelled", [("completed", None)]) == (
+        events_of(sink.text())[-1]["type"],
+        await desk.rows("SELECT status, lease_holder_id FROM durable_runs"),
+    )
 
 
 async def test_c4_tenants_never_meet(database: FaultyDatabase) -> None:

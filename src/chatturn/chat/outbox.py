@@ -6,12 +6,12 @@ hook gets the same idempotency key every time.  It is made at once; what fails i
 later and later, until it succeeds or is given up for an operator to see.
 """
 
-import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from chatturn.chat.foreign import Late, awaited
 from chatturn.chat.hooks import ChatTurnHooks, FinishedTurn
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.databases import Database, Row, Statement
@@ -102,9 +102,8 @@ async def call_in_time(hooks: ChatTurnHooks, name: str, argument: Any) -> Any:
         HookError: It raised, or took longer; from what it raised.
     """
     try:
-        async with asyncio.timeout(HOOK_TIMEOUT_MS / 1000):
-            return await getattr(hooks, name)(argument)
-    except TimeoutError as error:
+        return await awaited(getattr(hooks, name)(argument), HOOK_TIMEOUT_MS)
+    except Late as error:
         raise HookError(f"no result within {HOOK_TIMEOUT_MS} ms", hook=name) from error
     except Exception as error:
         # A product's code may raise anything; here it becomes ours.  What it says stays out of the database.

@@ -1,11 +1,11 @@
 """One tool call of a model: checked, approved, done once, and told: to the reader and to the model."""
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from chatturn.chat.foreign import Late, awaited
 from chatturn.chat.hooks import TurnContext
 from chatturn.chat.tools import Tool, ToolContext, ToolError
 from chatturn.durable.json_text import json_text
@@ -151,11 +151,10 @@ class ToolSteps:
             # A copy: what the tool does to its arguments must not change what is on record.
             args = json.loads(json_text(call.args, "the arguments"))
             try:
-                async with asyncio.timeout(tool.timeout_ms / 1000 or None) as deadline:
-                    result = await tool.run(args, replace(tool_context, traceparent=span.traceparent()))
-            except TimeoutError as error:
-                if not deadline.expired():
-                    raise  # the tool's own
+                result = await awaited(
+                    tool.run(args, replace(tool_context, traceparent=span.traceparent())), tool.timeout_ms
+                )
+            except Late as error:
                 raise ToolError(f"it took longer than {tool.timeout_ms} ms") from error
             span.set(conventions.TOOL_CALL_RESULT, self._context.tracer.content(result))
         return _checked(result, tool, self._context.durable.run_id)

@@ -24,6 +24,9 @@ RENEWALS_PER_TERM: Final = 3.0
 _TRIES_PER_TERM: Final = 12
 """Each try may take this part of the term, and the next one waits as long: one stalled reply costs no lease."""
 
+_CLEAN_UP_S: Final = 10.0
+"""How long work that was ended may take to close what it holds open, before it is cancelled again."""
+
 _FRESH: Final = 6
 """A write renews a lease whose latest renewal is longer ago than this part of the term; a younger one is fresh."""
 
@@ -55,7 +58,8 @@ class Heartbeat:
         self._interruption: DurableRunError | None = None
         self._worker: asyncio.Task[object] | None = None
         self._cancelling = 0
-        self._cancelled = False
+        self._cancels = 0
+        self._again: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._renewal: asyncio.Task[None] | None = None
         self._stopped = False
@@ -128,11 +132,15 @@ class Heartbeat:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         worker, self._worker = self._worker, None
-        if not self._cancelled or worker is None:
+        if worker is None or self._again is None:
             return
+        self._again.cancel()
+        self._again = None
         # As asyncio.timeout does: our cancellation is taken back, and somebody else's beside it stays one.
-        self._cancelled = False
-        if worker.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+        while self._cancels:
+            self._cancels -= 1
+            worker.uncancel()
+        if worker.cancelling() <= self._cancelling and kind is asyncio.CancelledError:
             if self._lost is not None:
                 raise self._lost from error
             self._raise_interruption()
@@ -182,6 +190,11 @@ class Heartbeat:
         self._cancel_worker()
 
     def _cancel_worker(self) -> None:
-        if self._worker is not None and not self._cancelled:
-            self._cancelled = True
-            self._worker.cancel()
+        if self._worker is not None and not self._cancels:
+            self._cancel(self._worker)
+
+    def _cancel(self, worker: asyncio.Task[object]) -> None:
+        """Cancel the work, and again while it is not over: a clean-up that hangs must not keep its turn for ever."""
+        self._cancels += 1
+        worker.cancel()
+        self._again = asyncio.get_running_loop().call_later(_CLEAN_UP_S, self._cancel, worker)

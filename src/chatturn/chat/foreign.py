@@ -1,0 +1,41 @@
+"""Awaiting code that is not ours: it may be late, and it may cancel itself."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+__all__ = ["Late", "awaited"]
+
+T = TypeVar("T")
+
+
+class Late(Exception):
+    """It took longer than it was given."""
+
+
+async def awaited(call: Awaitable[T], timeout_ms: int) -> T:
+    """
+    Return what *call* returns.
+
+    Args:
+        call: A hook's or a tool's.
+        timeout_ms: How long it may take; 0 for no end.
+
+    Raises:
+        Late: It took longer.
+        RuntimeError: It was cancelled by itself, as code is that awaits a task which it has cancelled.  A cancellation
+            from outside is passed on as it came.
+        Exception: Whatever it raises, a `TimeoutError` of its own, too.
+    """
+    task = asyncio.current_task()
+    try:
+        async with asyncio.timeout(timeout_ms / 1000 or None) as deadline:
+            return await call
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        raise Late from error
+    except asyncio.CancelledError as error:
+        if task is None or task.cancelling():
+            raise
+        raise RuntimeError("it was cancelled by itself") from error
