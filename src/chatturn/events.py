@@ -105,7 +105,7 @@ def text_delta(text: str) -> ChatStreamEvent:
 
 
 def pieces_of(text: str) -> list[str]:
-    """Cut a text that is said again, so that each of its lines can be stored."""
+    """Cut a text that is said at once, so that each of its lines can be stored; there is no piece of an empty one."""
     return [text[at : at + _PIECE_CHARACTERS] for at in range(0, len(text), _PIECE_CHARACTERS)]
 
 

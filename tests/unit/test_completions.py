@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from chatturn.backends.completions import CompletionReader, WholeCompletionReader
 from chatturn.backends.template import FrameTemplate
 from chatturn.backends.tool_calls import parse_arguments
+from chatturn.chat.log import TurnLog
 from chatturn.durable.steps import result_text
 from chatturn.errors import BackendProtocolError, BackendReportedError
 from chatturn.events import (
@@ -437,6 +438,17 @@ def test_a_completion_that_is_not_streamed_is_read_whole() -> None:
         tool_call(tool_call_id="a", tool_name="f", args={}),
         usage_event(model="m", tokensIn=1, finishReason="stop"),
     ]
+
+
+def test_a_long_completion_is_said_in_pieces_that_can_be_stored() -> None:
+    """Each is a line of the turn's log, and a line has its limit."""
+    message = {"content": "é" * 450_000, "reasoning_content": "r" * 450_000}
+    events = whole({"choices": [{"message": message}]})
+    assembly = TextAssembly()
+    assembly.add_all(events)
+
+    assert message["content"] == assembly.text()
+    assert len(TurnLog().extend(events)) > 900_000
 
 
 def test_a_whole_completion_needs_no_finish_reason() -> None:

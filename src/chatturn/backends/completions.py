@@ -18,7 +18,7 @@ from chatturn.backends.sse import MAX_EVENT_BYTES, EventTooLong, ServerSentEvent
 from chatturn.backends.template import FrameTemplate
 from chatturn.backends.tool_calls import ToolCallAssembler
 from chatturn.errors import BackendError, BackendProtocolError, BackendReportedError
-from chatturn.events import ChatStreamEvent, TextDeltas, reasoning_delta, text_delta, usage_event
+from chatturn.events import ChatStreamEvent, TextDeltas, pieces_of, reasoning_delta, text_delta, usage_event
 
 __all__ = ["MAX_DETAIL_BYTES", "CompletionReader", "WholeCompletionReader", "shortened"]
 
@@ -195,7 +195,7 @@ class CompletionReader:
             self._say(content, events)
             return True
         if reasoning := self._reasoning.mended(_plain(delta.get("reasoning_content") or delta.get("reasoning"))):
-            events.append(reasoning_delta(reasoning))
+            events.extend(map(reasoning_delta, pieces_of(reasoning)))
         self._say(_plain(content or delta.get("refusal")), events)
         if pieces := delta.get("tool_calls"):
             self._tools.add(pieces)
@@ -204,8 +204,7 @@ class CompletionReader:
     def _say(self, text: str, events: list[ChatStreamEvent]) -> None:
         if not text.isascii() or self._text.held:
             text = self._text.mended(text)
-        if text:
-            events.append(text_delta(text))
+        events.extend(map(text_delta, pieces_of(text)))
 
     def _read_finish(self, reason: object, events: list[ChatStreamEvent]) -> None:
         self.finish_reason = _sendable(str(reason))
