@@ -286,3 +286,17 @@ async def test_a_worker_that_lost_its_turn_leaves_its_span_to_the_other(database
     assert {"completed", "lost"} == {
         p["attributes"]["chatturn.turn.outcome"] for p in collector.points["chatturn.turns"]
     }
+
+
+async def test_turns_that_end_at_about_the_same_time_leave_together(database: Any, collector: Collected) -> None:
+    """One of them sends for all: a busy isolate makes two requests each half second, however many turns it has."""
+    alone = isolate(database, Product(text_delta("a")), collector)
+    turns = []
+    for number in range(40):
+        turns.append(await alone.ask("POST", f"/v1/sessions/s{number}/turns/0", {"message": "hi"}))
+        await asyncio.sleep(0.03)
+    for turn in turns:
+        await turn.lines()
+
+    assert 40 == len([span for span in collector.spans if span["name"] == "attempt 1"])
+    assert 2 <= len(collector.requests) <= 2 * 3

@@ -75,6 +75,10 @@ class Outbound:
         if len(self._pending) > _MAX_PENDING:
             self._gather(self._pending.pop(0))
 
+    def awaits(self, gather: Callable[[], None]) -> bool:
+        """Say whether *gather* is still to be called."""
+        return gather in self._pending
+
     def log(self, event: str, particulars: Mapping[str, object]) -> None:
         """Log outside any turn; see `Log`."""
         self.log_in(event, particulars, None, None)

@@ -93,6 +93,7 @@ class TurnTrace:
         self._start = AttemptStart(attempt=1)
         self._sends_turn = False
         self._end_ns = 0
+        self._gathering: Callable[[], None] | None = None
         self._databases: list[TracedDatabase] = []
         self.tracer = SpanRecorder(
             now_ns=now_ns,
@@ -131,17 +132,19 @@ class TurnTrace:
     def ended(self, end: AttemptEnd) -> None:
         """Take how it ended."""
         self._end_ns = self._now_ns()
-        self._outbound.before_flush(partial(self._gather, end))
+        self._gathering = partial(self._gather, end)
+        self._outbound.before_flush(self._gathering)
 
     async def flush(self) -> None:
         """
-        Send what has gathered, of this turn and others.
+        Send what has gathered, of this turn and others, unless another turn has.
 
         After a while: nothing is encoded while the last bytes of the answer are on their way, and turns that end at
         about the same time leave together.
         """
         await asyncio.sleep(LINGER_S)
-        await self._outbound.flush()
+        if self._gathering is None or self._outbound.awaits(self._gathering):
+            await self._outbound.flush()
 
     def _gather(self, end: AttemptEnd) -> None:
         duration_s = (self._end_ns - self._start_ns) / 1e9
