@@ -36,6 +36,8 @@ _INT64: Final = range(-(2**63), 2**63)
 _NOT_FINITE: Final = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 _MAX_DEPTH: Final = 8
 
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 
 def encode_span(span: FinishedSpan) -> str:
     """Return one span."""
@@ -90,8 +92,8 @@ def attributes_of(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def text_of(encoded: Mapping[str, Any]) -> str:
     """Return JSON without line ends."""
-    text = json.dumps(encoded, ensure_ascii=False, separators=(",", ":"))
-    return text.encode(errors="replace").decode()
+    text = _encode(encoded)
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def wrapped(signal: Signal, items: Sequence[str], resource: Mapping[str, AttributeValue]) -> str:
