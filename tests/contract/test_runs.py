@@ -184,6 +184,15 @@ async def test_b6_leases_go_by_the_databases_own_clock(database: Database) -> No
     assert lease.expires_at == row["text"]
 
 
+async def test_a_lease_for_ever_is_a_lease(store: SqlRunStore) -> None:
+    """Its end would be no date, and what has no end is free."""
+    lease = await lease_of(store, lease_ms=2**53 - 1)
+    await store.renew_lease(lease)
+
+    with pytest.raises(DurableRunLeaseHeldError):
+        await claim(store, worker_id="worker-2")
+
+
 async def test_b7_the_same_worker_cannot_claim_twice(store: SqlRunStore) -> None:
     """Two requests of one isolate that share a worker id are two claims: the second is refused."""
     await lease_of(store, worker_id="isolate-1")

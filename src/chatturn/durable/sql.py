@@ -52,6 +52,9 @@ _SETTLE_DELAYS_S: Final = (0.1, 0.5, 2.0, 5.0)
 
 _ERROR_CHARACTERS: Final = 2_000
 
+_LONGEST_LEASE_MS: Final = 10**12
+"""Some thirty years.  An end beyond the last date would be none, and a lease without an end is a free one."""
+
 
 class SqlRunStore:
     """
@@ -346,7 +349,7 @@ def _fence(lease: Lease) -> tuple[str, str, int]:
 
 def _term(lease_ms: int) -> str:
     """Return the lease's term as a modifier of SQLite's time functions."""
-    return f"+{lease_ms / 1000:.3f} seconds"
+    return f"+{min(lease_ms, _LONGEST_LEASE_MS) / 1000:.3f} seconds"
 
 
 def _or_legacy(
