@@ -351,6 +351,34 @@ async def test_r5_parallel_steps_keep_their_positions(bench: Bench) -> None:
     assert ["a", "b", "c", "more a", "more b", "more c"] == [step.intent for step in done.steps]
 
 
+async def test_r5_a_step_inside_a_step_is_refused_at_once(bench: Bench) -> None:
+    """On a replay nobody would ask for it, and the steps behind it would be taken for others."""
+
+    async def task(context: DurableContext) -> None:
+        async def outer() -> None:
+            await context.step("inner", bench.effect("i"))
+
+        await context.step("outer", outer)
+
+    with pytest.raises(DurableRunDivergenceError, match="inside step 'outer'"):
+        await bench.run(task)
+    assert [] == bench.effects
+
+
+async def test_r5_a_run_inside_a_step_has_steps_of_its_own(bench: Bench) -> None:
+    """Another run is claimed and recorded by itself; behind it the outer one goes on."""
+
+    async def task(context: DurableContext) -> list[str]:
+        async def outer() -> str:
+            done = await bench.run(lambda inner: inner.step("inner", bench.effect("i")), run_id="run-2")
+            return str(done.result)
+
+        return [await context.step("outer", outer), await context.step("after", bench.effect("a"))]
+
+    assert ["i", "a"] == (await bench.run(task)).result == (await bench.run(task)).result
+    assert ["i", "a"] == bench.effects
+
+
 async def test_r5_a_failing_parallel_step_cancels_the_others(bench: Bench) -> None:
     """Its error leaves as it is; what was recorded by then is not run again."""
 

@@ -365,6 +365,20 @@ async def test_a_step_that_failed_for_good_fails_in_every_life(engine: Engine) -
     assert ["p", "p"] == engine.effects
 
 
+async def test_a_step_inside_a_step_is_refused_at_once(engine: Engine) -> None:
+    """In a later life nobody would ask for it, and the steps behind it would be taken for others."""
+
+    def task(context: TaskContext) -> Awaitable[Any]:
+        async def outer() -> None:
+            await context.step("inner", engine.effect("i"))
+
+        return context.step("outer", outer, retry=StepRetry(max_attempts=1))
+
+    with pytest.raises(AttemptsExhausted, match="inside step 'outer'"):
+        await engine.live(task)
+    assert [] == engine.effects
+
+
 async def test_an_exception_that_cannot_be_asked_fails_its_step_as_any_other(engine: Engine) -> None:
     """Its class is told, and no other error takes its place."""
 

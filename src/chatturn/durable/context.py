@@ -20,6 +20,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from chatturn.canonical import step_id
 from chatturn.databases import Statement
 from chatturn.durable.moments import moment_after
+from chatturn.durable.nesting import inside_step, require_outside_steps
 from chatturn.durable.statements import STEPS_PER_PAGE
 from chatturn.durable.steps import OpenStep, StepRetry, fingerprint, result_text, words_of
 from chatturn.durable.store import Begin, DurableRunStore
@@ -116,7 +117,7 @@ class DurableContext:
 
         Raises:
             DurableRunDivergenceError: Another intent is on record at this position, or (`StepInputMismatch`)
-                another input.
+                another input; or it is asked for inside another step.
             TypeError, StepTooLarge: The input or the result cannot be stored; the run is as it was.
             AttemptsExhausted: It has failed as often as it may.
             StepTimeout: A try took too long.
@@ -266,7 +267,8 @@ class DurableContext:
             self._require_attempt(before + attempt, call.intent, retry)
             started = asyncio.get_running_loop().time()
             try:
-                value = await run_once(call, self.run_id)
+                with inside_step(self, call.intent):
+                    value = await run_once(call, self.run_id)
             except Exception as error:
                 delay_ms = retry.delay_ms(attempt, error)
                 await self._fail(begin, before + attempt, started, error)
@@ -351,6 +353,7 @@ class DurableContext:
     # Positions and records.
 
     def _take(self) -> int:
+        require_outside_steps(self, self.run_id)
         position, self._next = self._next, self._next + 1
         return position
 

@@ -26,6 +26,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from chatturn.canonical import canonical_json, step_id
 from chatturn.durable.json_text import json_text
+from chatturn.durable.nesting import inside_step, require_outside_steps
 from chatturn.durable.runner import default_sources
 from chatturn.durable.steps import StepRetry, fingerprint, result_text, words_of
 from chatturn.durable.tasks import DEFAULT_EVENT_TIMEOUT_MS, NO_INPUT, ContextSources, StepCall, TaskContext
@@ -238,7 +239,7 @@ class WorkflowContext:
     # One step.
 
     async def _step(self, position: int, call: StepCall) -> Any:
-        tries = _Tries(call, self.run_id)
+        tries = _Tries(call, self)
         try:
             text = await self._platform.do(self._name(position, call.intent), self._config(call), tries.run)
         except TimeoutError as error:
@@ -276,6 +277,7 @@ class WorkflowContext:
         return config
 
     def _take(self) -> int:
+        require_outside_steps(self, self.run_id)
         position, self._next = self._next, self._next + 1
         return position
 
@@ -286,11 +288,12 @@ class WorkflowContext:
 class _Tries:
     """The tries of one step in this life of the instance; the platform decides how many there are."""
 
-    def __init__(self, call: StepCall, run_id: str) -> None:
-        self.digest = "" if call.input is NO_INPUT else fingerprint(call.input, call.intent, run_id)
+    def __init__(self, call: StepCall, context: WorkflowContext) -> None:
+        self.digest = "" if call.input is NO_INPUT else fingerprint(call.input, call.intent, context.run_id)
         self.failure: Exception | None = None
         self._call = call
-        self._run_id = run_id
+        self._run_id = context.run_id
+        self._context = context
 
     async def run(self) -> str:
         """
@@ -317,7 +320,8 @@ class _Tries:
     async def _value(self) -> Any:
         timeout_ms = self._call.timeout_ms
         async with asyncio.timeout(timeout_ms / 1000 + _STOP_AFTER_S if timeout_ms else None):
-            return await self._call.run()
+            with inside_step(self._context, self._call.intent):
+                return await self._call.run()
 
     def _record(self, name: str, message: str) -> str:
         return self._record_text(name, json.dumps(message))
