@@ -623,12 +623,15 @@ async def test_superseding_forgets_the_hook_calls_of_the_old_answer(database: Fa
     ]
 
 
-async def test_c13_a_failing_or_slow_observer_changes_nothing(database: FaultyDatabase) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
+async def test_c13_a_failing_or_slow_observer_changes_nothing(
+    database: FaultyDatabase, error: type[BaseException]
+) -> None:
     """`on_event` sees every line; its failures are logged, and it cannot delay."""
 
     class Failing(Product):
         def on_event(self, _identity: ChatTurnIdentity, event: ChatStreamEvent) -> None:
-            raise RuntimeError(event.type)
+            raise error(event.type)
 
     desk = Desk(database, Failing(text_delta("a")))
     lines = await desk.run()

@@ -479,3 +479,13 @@ def test_a_whole_body_has_a_limit() -> None:
     assert answer.done
     with pytest.raises(BackendProtocolError):
         answer.finish()
+
+
+@pytest.mark.parametrize("filling", ["a", "\x01", "\U0001f600"])
+def test_arguments_that_no_line_can_hold_are_malformed(filling: str) -> None:
+    """The model is told so, instead of the turn failing."""
+    fits, longer = (json.dumps({"a": filling * count}, ensure_ascii=False) for count in (20_000, 200_001))
+
+    assert {"a": filling * 20_000} == parse_arguments(fits)
+    assert isinstance(parse_arguments(longer), str)
+    assert len(parse_arguments(longer)) < 2_000

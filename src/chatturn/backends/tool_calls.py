@@ -16,6 +16,9 @@ from chatturn.events import ChatStreamEvent, tool_call
 
 __all__ = ["ToolCallAssembler", "parse_arguments"]
 
+_MOST_CHARACTERS: Final = 200_000
+_MOST_SHOWN: Final = 1_000
+
 _UNNAMED: Final = "tool"
 
 
@@ -83,9 +86,12 @@ def parse_arguments(arguments: Any) -> Any:
     """
     Return *arguments* as JSON that can be sent on: parsed, ``{}`` if empty, or their raw text if malformed.
 
-    NaN, infinities and halves of surrogate pairs count as malformed, because no line of a log can carry them.
+    NaN, infinities, halves of surrogate pairs and what is longer than 200,000 characters count as malformed, because
+    no line of a log can carry them; of what is so long, the beginning is returned.
     """
     text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    if len(text) > _MOST_CHARACTERS:
+        return _text(text[:_MOST_SHOWN] + "…")
     if not text.strip():
         return {}
     try:

@@ -43,7 +43,7 @@ class Output:
         for event in events:
             try:
                 self._observe(event)
-            except Exception as error:  # noqa: BLE001 - an observer must not be able to break a turn
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - an observer must not break a turn
                 self._report("hook.on_event_failed", {"event_type": event.type, "error": error})
 
     async def drain(self) -> None:
