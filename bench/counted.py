@@ -17,7 +17,7 @@ from chatturn.databases import Outcome, Statement
 from chatturn.workerd import d1, deployment, ffi
 from entry import Default as Real
 
-__all__ = ["Default"]
+__all__ = ["CountingDatabase", "Default"]
 
 _COUNTED: Final = ("round_trips", "statements", "rows_written", "rows_read")
 _COUNTS: Final = dict.fromkeys(_COUNTED, 0)
@@ -35,7 +35,9 @@ class Default(Real):
         return Response(text)
 
 
-class _CountingDatabase(d1.D1Database):
+class CountingDatabase(d1.D1Database):
+    """D1, and how often it was asked."""
+
     async def batch(self, statements: Sequence[Statement]) -> list[Outcome]:
         """Run *statements*, and count them as one round trip."""
         _COUNTS["round_trips"] += 1
@@ -52,5 +54,5 @@ def _counting_parse(results: JsProxy) -> Any:
     return parsed
 
 
-vars(deployment)["D1Database"] = _CountingDatabase
+vars(deployment)["D1Database"] = CountingDatabase
 vars(d1)["parse_js"] = _counting_parse

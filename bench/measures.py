@@ -12,7 +12,7 @@ from typing import Final
 
 from bench.client import Answer, Request
 from bench.upstream import Script
-from bench.workers import Subject, counted_worker
+from bench.workers import Subject, counted_worker, stepped_worker
 
 __all__ = [
     "Figures",
@@ -26,6 +26,7 @@ __all__ = [
     "fresh_turns",
     "memory",
     "replays",
+    "steps",
     "turns_in_a_row",
     "warm_up",
 ]
@@ -166,6 +167,32 @@ def counts_of(script: Script) -> dict[str, int]:
         subject.client.ask(_fresh(script))
         time.sleep(0.3)
         return _read_counts(subject)
+
+
+def steps(number: int) -> dict[str, tuple[float, dict[str, int]]]:
+    """Run so many durable steps, and as many of a naive loop; then replay both.  Return milliseconds and counts."""
+    with stepped_worker() as subject:
+        for how in ("durable", "naive"):
+            _timed_steps(subject, how, "warm-up", number)
+        found = {}
+        for what in ("fresh", "replay"):
+            for how in ("durable", "naive"):
+                _read_counts(subject)
+                found[f"{how}, {what}"] = (_timed_steps(subject, how, "measured", number), _read_counts(subject))
+        return found
+
+
+def _timed_steps(subject: Subject, how: str, run_id: str, number: int) -> float:
+    connection = http.client.HTTPConnection("127.0.0.1", subject.worker.server.port, timeout=300)
+    try:
+        began = time.monotonic()
+        connection.request("POST", f"/bench/steps/{how}/{run_id}?steps={number}")
+        said = connection.getresponse().read()
+        if said != str(number).encode():
+            raise RuntimeError(f"not {number} steps: {said[:200]!r}")
+        return (time.monotonic() - began) * 1000
+    finally:
+        connection.close()
 
 
 def _read_counts(subject: Subject) -> dict[str, int]:

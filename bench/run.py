@@ -41,6 +41,7 @@ class _Plan:
     log_rounds: int
     followed_turns: int
     traced_rounds: int
+    steps: int
 
 
 _FULL: Final = _Plan(
@@ -54,6 +55,7 @@ _FULL: Final = _Plan(
     log_rounds=25,
     followed_turns=5,
     traced_rounds=100,
+    steps=1_000,
 )
 _QUICK: Final = _Plan(
     warm_up=20,
@@ -66,6 +68,7 @@ _QUICK: Final = _Plan(
     log_rounds=6,
     followed_turns=2,
     traced_rounds=20,
+    steps=200,
 )
 
 
@@ -79,6 +82,7 @@ def main(arguments: list[str]) -> int:
     report = Report(command="make bench" + (" ARGS=--quick" if quick else ""))
     _count(report)
     _measure_log(plan, report)
+    _measure_steps(plan, report)
     with running_subjects() as subjects:
         _say("warming up")
         measures.warm_up(subjects, plan.warm_up)
@@ -129,6 +133,17 @@ def _measure_log(plan: _Plan, report: Report) -> None:
         report.bars.append(Bar(what=f"a follower's lag {where}, 99th percentile, ms", most=most, measured=lag.high))
     figures = [[where, f"{lag.median:.1f}", f"{lag.high:.1f}"] for where, lag in behind.items()]
     report.add("A follower's lag behind the turn's own reader, ms", ["", "median", "99th percentile"], figures)
+
+
+def _measure_steps(plan: _Plan, report: Report) -> None:
+    _say("durable steps")
+    found = measures.steps(plan.steps)
+    rows = [
+        [what, f"{ms / plan.steps:.2f}", f"{counts['round_trips'] / plan.steps:.3f}", *map(str, counts.values())]
+        for what, (ms, counts) in found.items()
+    ]
+    header = ["", "ms a step", "round trips a step", "round trips", "statements", "rows written", "rows read"]
+    report.add(f"{plan.steps:,} durable steps on D1, beside a naive loop", header, rows)
 
 
 def _measure_turns(subjects: Subjects, plan: _Plan, report: Report) -> None:

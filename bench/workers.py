@@ -29,6 +29,7 @@ __all__ = [
     "running_pair_subject",
     "running_subjects",
     "running_with",
+    "stepped_worker",
     "traced_workers",
 ]
 
@@ -109,6 +110,13 @@ def counted_worker() -> Iterator[Subject]:
 
 
 @contextmanager
+def stepped_worker() -> Iterator[Subject]:
+    """Run the Worker that runs steps, on a database that counts."""
+    with _other_entry("stepped", "counted") as subject:
+        yield subject
+
+
+@contextmanager
 def least_worker() -> Iterator[Subject]:
     """Run the Python Worker that does nothing, and its model."""
     with _other_entry("least") as subject:
@@ -128,11 +136,11 @@ def traced_workers() -> Iterator[dict[str, Subject]]:
 
 
 @contextmanager
-def _other_entry(name: str) -> Iterator[Subject]:
-    """Run the entry module *name* of this folder, beside the real one, and its model."""
+def _other_entry(name: str, *others: str) -> Iterator[Subject]:
+    """Run the entry module *name* of this folder, beside the real one, *others* that it needs, and its model."""
     with ExitStack() as stack:
         variables = {**_VARIABLES, "OPENAI_BASE_URL": stack.enter_context(_running_upstream())}
-        mounts = {f"{name}.py": _HERE / f"{name}.py"}
+        mounts = {f"{name}.py": _HERE / f"{name}.py", **{f"bench/{each}.py": _HERE / f"{each}.py" for each in others}}
         yield _subject(name, stack.enter_context(running_worker(variables=variables, entry=name, mounts=mounts)))
 
 
