@@ -1,6 +1,7 @@
 """One trace a turn, over all who run it, and what is counted of it: real turns over SQLite, in virtual time."""
 
 import asyncio
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from chatturn.databases.sqlite import SqliteDatabase
 from chatturn.errors import BackendRejected
 from chatturn.events import text_delta
+from chatturn.telemetry.content import content_text
+from chatturn.telemetry.redaction import REDACTED
 from chatturn.telemetry.w3c import parse_traceparent, sampled_at
 from tests.support.faults import FaultyDatabase
 from tests.support.isolates import Isolate
@@ -225,6 +228,25 @@ async def test_content_is_shown_where_it_is_asked_for(database: Any, collector: 
     assert "Done." in turn["attributes"]["gen_ai.output.messages"]
     assert '{"text": "milk [redacted]"}' == tool["attributes"]["gen_ai.tool.call.arguments"]
     assert "sk-abcdefghijklmn" not in str([request.body for request in collector.requests])
+
+
+@pytest.mark.parametrize("text", ["milk", '"milk"', "[" * 100_000, '{"a": [1, null]}'])
+def test_what_is_called_secret_is_not_shown_inside_a_text(text: str) -> None:
+    """Models and tools say JSON as text; what is none is shown as it is, and nothing that is said is an error."""
+    function = {"name": "login", "arguments": json.dumps({"password": "hunter2"})}
+    said = [
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": function}]},
+        {"role": "tool", "tool_call_id": "c", "content": json.dumps({"result": {"access_token": "hunter3"}})},
+    ]
+    shown = json.loads(content_text(said))
+
+    assert {"type": "tool_call", "id": "c", "name": "login", "arguments": {"password": REDACTED}} == (
+        shown[0]["parts"][0]
+    )
+    assert {"type": "tool_call_response", "id": "c", "response": {"result": {"access_token": REDACTED}}} == (
+        shown[1]["parts"][0]
+    )
+    assert content_text([{"role": "tool", "tool_call_id": "c", "content": text}])
 
 
 async def test_what_a_turn_logs_names_its_span(database: Any, collector: Collected) -> None:

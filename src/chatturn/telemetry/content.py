@@ -21,9 +21,20 @@ def content_text(said: Any) -> str:
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     content, calls = message.get("content"), message.get("tool_calls")
+    if message["role"] == "tool":
+        result = {"type": "tool_call_response", "id": message.get("tool_call_id"), "response": _parsed(content)}
+        return {"role": "tool", "parts": [result]}
     parts: list[dict[str, Any]] = [{"type": "text", "content": content}] if content is not None else []
     for call in calls or ():
         function = call.get("function", {})
         part = {"type": "tool_call", "id": call.get("id"), "name": function.get("name")}
-        parts.append({**part, "arguments": function.get("arguments")})
+        parts.append({**part, "arguments": _parsed(function.get("arguments"))})
     return {"role": message["role"], "parts": parts}
+
+
+def _parsed(said: Any) -> Any:
+    """Return the JSON in a text, so that what is called secret in it is found; any other text as it is."""
+    try:
+        return json.loads(said)
+    except (TypeError, ValueError, RecursionError):
+        return said
