@@ -440,6 +440,29 @@ async def test_what_the_collector_threw_away_is_counted_and_not_sent_again(signa
     assert [Loss(signal, "rejected", 2, {"reply": "too old"})] == losses
 
 
+@pytest.mark.parametrize("rejected", ["7", 1e30, 10**26])
+async def test_no_collector_throws_away_more_than_it_was_sent(rejected: Any) -> None:
+    """What it says beyond that would be no count that the next one could read, and cost all metrics."""
+    body = json.dumps({"partialSuccess": {"rejectedSpans": rejected}}).encode()
+    collector, log = ScriptedTransport([Reply(body=[body]), reply(200)]), Logged()
+    sends = waiting(collector, log, "a", "b")
+    await sends.flush()
+    await sends.flush()
+
+    assert [("rejected", 2)] == dropped(log)
+    read_strictly("metrics", collector.exchanges[1].request.body)
+
+
+async def test_a_collector_may_say_at_length_what_it_threw_away() -> None:
+    """It is counted all the same."""
+    told = {"rejectedSpans": "1", "errorMessage": "too old. " * 5_000}
+    log = Logged()
+    transport = ScriptedTransport([Reply(body=[json.dumps({"partialSuccess": told}).encode()])])
+    await waiting(transport, log, "a").flush()
+
+    assert [("rejected", 1)] == dropped(log)
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -27,7 +27,7 @@ _TAKEN: Final = range(200, 300)
 _TOO_LARGE: Final = 413
 _RETRYABLE: Final = frozenset({429, 502, 503, 504})
 _FIRST_PAUSE_S: Final = 1.0
-_REPLY_BYTES: Final = 4_096  # what is read of a collector's answer
+_REPLY_BYTES: Final = 65_536  # what is read of a collector's answer: a partial success may name every item
 _SECONDS: Final = re.compile(r"[0-9]{1,9}")
 
 _REJECTED: Final[Mapping[Signal, str]] = {
@@ -117,7 +117,7 @@ class Sender:
             async with self._transport.send(request) as response:
                 status, headers, reply = response.status, response.headers, await _start_of_body(response)
             if status in _TAKEN:
-                return _partial_success(signal, reply)
+                return _partial_success(signal, reply, len(batch))
             if status == _TOO_LARGE and split and len(batch) > 1:
                 half = len(batch) // 2
                 return [
@@ -157,7 +157,7 @@ def _batches(items: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 async def _start_of_body(response: TransportResponse) -> str:
-    body = b""
+    body = bytearray()
     async for chunk in response.chunks():
         body += chunk
         if len(body) >= _REPLY_BYTES:
@@ -165,11 +165,11 @@ async def _start_of_body(response: TransportResponse) -> str:
     return body[:_REPLY_BYTES].decode(errors="replace")
 
 
-def _partial_success(signal: Signal, reply: str) -> list[Loss]:
-    """Return what a collector says that it threw away: sending it again would not help."""
+def _partial_success(signal: Signal, reply: str, sent: int) -> list[Loss]:
+    """Return what a collector says that it threw away, of what was sent: sending it again would not help."""
     try:
         told = json.loads(reply)["partialSuccess"]
         rejected, message = int(told.get(_REJECTED[signal], 0)), str(told.get("errorMessage", ""))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return []  # mostly `{}` or nothing, which is how a collector says that all is well
-    return [Loss(signal, "rejected", max(0, rejected), {"reply": message})] if rejected or message else []
+    return [Loss(signal, "rejected", min(max(0, rejected), sent), {"reply": message})] if rejected or message else []
