@@ -1,5 +1,6 @@
 """The documents' run ledger, fed by chat turns: a row for each attempt, and the sums of `chat_usage`."""
 
+import asyncio
 import sys
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ import pytest
 from chatturn.databases.sqlite import SqliteDatabase
 from chatturn.runtime.runs import RuntimeRunRow, RuntimeRunStatus
 from products.assistant import Hooks as Assistant
+from tests.support.telemetry import Collected, Logged, fixed_telemetry
 from tests.support.turns import open_sqlite
 from tests.unit.test_account import COUNTED, CUT, isolate, ledger
 
@@ -31,6 +33,12 @@ def database() -> Iterator[SqliteDatabase]:
     """An empty database."""
     with open_sqlite() as database:
         yield database
+
+
+@pytest.fixture
+def collector() -> Collected:
+    """Whoever gets the telemetry."""
+    return Collected()
 
 
 async def test_each_attempt_is_a_run_that_costs_what_its_calls_cost(database: SqliteDatabase) -> None:
@@ -66,6 +74,25 @@ async def test_an_adapter_that_fails_fails_no_turn(database: SqliteDatabase) -> 
 
     assert "session.run.completed" == lines[-1]["type"]
     assert ["runtime_runs"] == [what["hook"] for event, what in alone.logged if event == "hook.failed"]
+
+
+async def test_an_adapter_that_hangs_holds_up_no_turn(database: SqliteDatabase, collector: Collected) -> None:
+    """It is left after as long as a hook may take, and what is to be done behind it is done."""
+
+    class Hanging(Rows):
+        async def upsert(self, row: RuntimeRunRow) -> None:
+            await super().upsert(row)
+            await asyncio.Event().wait()
+
+    alone, log = isolate(database, COUNTED), Logged()
+    alone.hooks, alone.telemetry = Assistant(), fixed_telemetry(collector, log)
+    alone.hooks.runtime_runs = kept = Hanging()
+    lines = await (await alone.post()).lines()
+
+    assert "session.run.completed" == lines[-1]["type"]
+    assert 1 == len(kept.rows)
+    assert ["runtime_runs"] == [what["hook"] for event, what in log if event == "hook.failed"]
+    assert collector.spans
 
 
 async def test_who_keeps_no_runs_does_not_pay_for_them(

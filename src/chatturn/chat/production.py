@@ -12,7 +12,7 @@ from chatturn.chat.hooks import TurnContext
 from chatturn.chat.identity import turn_manifest
 from chatturn.chat.log import TurnLog
 from chatturn.chat.metering import MeteredBackend
-from chatturn.chat.outbox import overrides
+from chatturn.chat.outbox import HOOK_TIMEOUT_MS, overrides
 from chatturn.chat.place import Place
 from chatturn.chat.producer import ChatProducer, StreamProducer
 from chatturn.chat.recall import recall_text
@@ -100,7 +100,8 @@ class Production:
         if self._kept is None:
             return
         try:
-            await self._kept.end(end, self._account.all_calls(self.usages))
+            async with asyncio.timeout(HOOK_TIMEOUT_MS / 1000):
+                await self._kept.end(end, self._account.all_calls(self.usages))
         except Exception as error:  # noqa: BLE001 - a product's code, and the turn is over
             self._turn.log("hook.failed", {"run_id": self._run_id, "hook": "runtime_runs", "error": error})
 
