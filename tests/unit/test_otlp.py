@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import re
+from functools import partial
 from itertools import count, pairwise
 from typing import Any, Final
 from urllib.parse import quote
@@ -25,7 +26,7 @@ from chatturn.telemetry.otlp.sending import Loss
 from chatturn.telemetry.otlp.setup import make_telemetry, parse_headers
 from chatturn.telemetry.spans import FinishedSpan, SpanLink
 from tests.support.telemetry import Collected, Logged, fixed_telemetry, read_strictly
-from tests.support.transport import HANG, Reply, ScriptedTransport
+from tests.support.transport import HANG, BodyPart, Reply, ScriptedTransport
 
 TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN: Final = "00f067aa0ba902b7"
@@ -413,6 +414,19 @@ async def test_a_collector_that_never_answers_is_left_at_the_deadline() -> None:
     assert still_open(collector) == 0
 
 
+@pytest.mark.parametrize("end", [HANG, 1_000.0, BackendTransportError("reset", backend="fetch")])
+async def test_a_collector_that_does_not_end_its_answer_has_taken_what_it_was_sent(end: BodyPart) -> None:
+    """It is not waited for beyond a second, so what waits behind is sent."""
+    collector, log = ScriptedTransport([Reply(body=[b"{", end]), reply(200)]), Logged()
+    sends = waiting(collector, log, "turn")
+    sends.log("turn.failed", {})
+    log.clear()
+    await sends.flush()
+
+    assert ["traces", "logs"] == [exchange.request.url.rpartition("/")[2] for exchange in collector.exchanges]
+    assert (still_open(collector), log) == (0, [])
+
+
 async def test_a_flush_can_be_cancelled() -> None:
     """Whoever stops the worker is not held up."""
     collector, log = ScriptedTransport([HANG]), Logged()
@@ -513,6 +527,27 @@ async def test_what_finds_no_room_is_dropped_and_counted() -> None:
 
     assert [("queue_full", 1), ("too_large", 1)] == dropped(log)
     assert ["5", "1"] == re.findall(r'"asInt":"(\d+)"', sends.metrics.take()[0])
+
+
+async def test_attempts_that_wait_to_be_encoded_are_bounded_and_none_costs_another_its_own() -> None:
+    """The oldest make room; one that cannot be encoded is counted, wherever it stands."""
+    log, encoded = Logged(), list[int]()
+    sends = waiting(ScriptedTransport([reply(200)]), log)
+
+    def broken() -> None:
+        raise KeyError("gone")
+
+    for n in range(200):
+        sends.before_flush(partial(encoded.append, n))
+        if n in {0, 199}:
+            sends.before_flush(broken)
+    before = len(encoded)
+    await sends.flush()
+
+    assert 200 - before < 100
+    assert list(range(200)) == encoded
+    assert [("error", 1)] == dropped(log)
+    assert '"asInt":"2"' in sends._sender._transport.exchanges[0].request.body  # type: ignore[attr-defined]
 
 
 # The settings together

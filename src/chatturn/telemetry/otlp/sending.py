@@ -9,6 +9,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -28,6 +29,7 @@ _TOO_LARGE: Final = 413
 _RETRYABLE: Final = frozenset({429, 502, 503, 504})
 _FIRST_PAUSE_S: Final = 1.0
 _REPLY_BYTES: Final = 65_536  # what is read of a collector's answer: a partial success may name every item
+_REPLY_S: Final = 1.0  # how long that may take, or what waits behind it would not be sent
 _SECONDS: Final = re.compile(r"[0-9]{1,9}")
 
 _REJECTED: Final[Mapping[Signal, str]] = {
@@ -157,11 +159,14 @@ def _batches(items: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 async def _start_of_body(response: TransportResponse) -> str:
+    """Read what a collector says of its status, as far as it comes: it is the status that decides."""
     body = bytearray()
-    async for chunk in response.chunks():
-        body += chunk
-        if len(body) >= _REPLY_BYTES:
-            break
+    with suppress(TimeoutError, BackendTransportError):
+        async with asyncio.timeout(_REPLY_S):
+            async for chunk in response.chunks():
+                body += chunk
+                if len(body) >= _REPLY_BYTES:
+                    break
     return body[:_REPLY_BYTES].decode(errors="replace")
 
 
