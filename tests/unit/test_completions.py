@@ -417,6 +417,16 @@ def test_an_error_as_finish_reason_fails_the_answer() -> None:
         said(sse(chunk({"content": "a"}, finish="error"), "[DONE]"))
 
 
+def test_a_name_that_is_a_text_is_cut() -> None:
+    """Whatever a server says in place of a model, an id or a reason, a trace has a name and not the answer."""
+    answer = reader()
+    fed(answer, sse(chunk({"content": "a"}, finish="why " * 100_000, model="who " * 1_000, id="\ud800" * 1_000)))
+    [*_, usage] = answer.finish()
+
+    assert usage.data is not None
+    assert (200, 200, 200) == (len(answer.model), len(answer.response_id or ""), len(usage.data["finishReason"]))
+
+
 def whole(body: object, cut: Callable[[bytes], list[bytes]] = lambda body: [body]) -> list[ChatStreamEvent]:
     answer = WholeCompletionReader(model="asked", backend="openai")
     for part in cut(json.dumps(body).encode()):

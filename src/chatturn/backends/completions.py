@@ -24,6 +24,7 @@ __all__ = ["MAX_DETAIL_BYTES", "CompletionReader", "WholeCompletionReader", "sho
 
 MAX_DETAIL_BYTES: Final = 2_048
 _MAX_COUNT: Final = 2**53 - 1  # what JSON numbers carry exactly everywhere
+_MAX_NAME: Final = 200
 _DONE: Final = "[DONE]"
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
@@ -273,7 +274,8 @@ def _plain(content: object) -> str:
 
 
 def _sendable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
+    """Return a name as it can be sent: no API has longer ones, and telemetry shows names where it shows no text."""
+    return text[:_MAX_NAME].encode("utf-8", "replace").decode()
 
 
 def _first(usage: Mapping[str, Any], paths: tuple[tuple[str, ...], ...], accept: Callable[[Any], bool]) -> Any:
