@@ -110,13 +110,17 @@ async def test_days_are_a_period_that_includes_its_ends(database: SqliteDatabase
     """And one without usage is empty, with sums that are not known, not wrong."""
     alone = await several(database)
     inside = (await alone.ask("GET", "/v1/usage?from=2026-01-01&to=2026-01-01", x_scopes="operate")).body
+    ever = (await alone.ask("GET", "/v1/usage?from=0001-01-01&to=9999-12-31", x_scopes="operate")).body
     outside = (await alone.ask("GET", "/v1/usage?from=2026-01-02&to=2026-01-03", x_scopes="operate")).body
 
     assert [("2026-01-01", GROUPS + 1)] == [(group["day"], group["turns"]) for group in inside["usage"]]
+    assert (inside["usage"], inside["total"]) == (ever["usage"], ever["total"])
     assert ([], 0, None) == (outside["usage"], outside["total"]["turns"], outside["total"]["delivered"]["tokensIn"])
 
 
-@pytest.mark.parametrize("name", ['=HYPERLINK("http://evil")', "+1", "-1", "@SUM(A1)", "\tx", 'a"b,c\r\nd'])
+@pytest.mark.parametrize(
+    "name", ['=HYPERLINK("http://evil")', "+1", "-1", "@SUM(A1)", "\tx", "\n=1", "\uff1d1", 'a"b,c\r\nd']
+)
 async def test_no_name_is_a_formula_in_a_table(database: SqliteDatabase, name: str) -> None:
     """A model's name is anything that its API says; a spreadsheet must not run it, nor lose its place."""
     alone = isolate(database, reporting({"prompt_tokens": 7, "completion_tokens": 2}, model=name))

@@ -162,9 +162,10 @@ WITH RECURSIVE tenants (tenant_id) AS (
   FROM tenants WHERE tenants.tenant_id IS NOT NULL AND ?1 IS NULL
 ), period AS (SELECT coalesce(?2, date(coalesce(?3, ?4), '-29 days')) AS first_day, coalesce(?3, date(?4)) AS last_day)
 """
+# A moment is its day, then a T; of the calendar's last day there is no next one.
 _OF_PERIOD: Final = """
 FROM period CROSS JOIN tenants CROSS JOIN chat_usage AS u
-  ON u.tenant_id = tenants.tenant_id AND u.recorded_at >= first_day AND u.recorded_at < date(last_day, '+1 day')
+  ON u.tenant_id = tenants.tenant_id AND u.recorded_at >= first_day AND u.recorded_at < last_day || 'U'
 """
 
 # ?5 and ?6 the group after which the page begins, ?7 how many.

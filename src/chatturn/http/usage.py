@@ -21,7 +21,7 @@ _MONEY: Final = frozenset({"costMicroUsd", "unpricedCalls"})
 _KINDS: Final = ("delivered", "wasted")
 
 # What a spreadsheet would take for a formula.  Source: OWASP, "CSV Injection".
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 async def get_usage(call: Call) -> HttpResponse:
