@@ -623,6 +623,116 @@ async def test_a_worker_that_lost_its_turn_says_what_its_calls_cost(
     )
 
 
+@pytest.mark.parametrize(
+    ("calls", "wakes_s"),
+    # Of one that has called nobody nothing is on record, by which its successor could know that it was back before.
+    [(1, 3.5), (0, 5.0), (1, 5.0), (0, 30.0), (1, 30.0)],
+)
+async def test_a_worker_that_slept_between_its_calls_has_lost_none(
+    database: SqliteDatabase, calls: int, wakes_s: float
+) -> None:
+    """What it says is all that it had called, whether the takeover has taken a call for lost by then or not."""
+
+    class Sleepy(ChatTurnHooks):
+        def produce(self, context: TurnContext) -> StreamProducer:
+            return StreamProducer(self._say(context))
+
+        async def _say(self, context: TurnContext) -> AsyncGenerator[EventBatch, None]:
+            for _ in range(calls):
+                async for batch in answer(context):
+                    yield batch
+            await asyncio.sleep(wakes_s)
+            yield text_delta("x")
+
+    asleep = Desk(database, Sleepy(), backend=backend(ScriptedTransport([COUNTED])))
+    turn = asleep.input(
+        lease_ms=3_000,
+        renewals_per_term=0.001,
+        log_pace=Pace(first_ms=10**9, queries=2),
+        prices=micro_dollar_a_token(),
+    )
+    sleeper = asyncio.create_task(ChatTurn(turn).run(BufferSink()))
+    await asyncio.sleep(3.2)
+    slow = Reply(body=[frame("Hi"), 3.0, frame(finish="stop") + USAGE + DONE])
+    successor = Desk(
+        database, Assistant(), backend=backend(ScriptedTransport([slow])), log_pace=Pace(first_ms=1_000, queries=50)
+    )
+    await successor.run()
+    await sleeper
+
+    assert [*((1, n, "completed", 1, "lease_lost") for n in range(calls)), (2, 0, "completed", 0, None)] == (
+        await ledger(database, "attempt, call_index, outcome, wasted, error_code")
+    )
+
+
+@pytest.mark.parametrize("wakes_s", [3.5, 3.9])
+async def test_a_worker_may_say_what_it_called_before_its_successor_takes_that_for_lost(
+    database: SqliteDatabase, wakes_s: float
+) -> None:
+    """Then nothing was lost."""
+    body: list[BodyPart] = [frame("w"), wakes_s, frame(finish="stop") + USAGE + DONE]
+    asleep = Desk(database, Assistant(), backend=backend(ScriptedTransport([Reply(body=body)])))
+    turn = asleep.input(lease_ms=3_000, renewals_per_term=0.001, log_pace=Pace(first_ms=10**9, queries=2))
+    sleeper = asyncio.create_task(ChatTurn(turn).run(BufferSink()))
+    await asyncio.sleep(3.2)
+    slow = Reply(body=[frame("Hi"), 3.0, frame(finish="stop") + USAGE + DONE])
+    successor = Desk(
+        database, Assistant(), backend=backend(ScriptedTransport([slow])), log_pace=Pace(first_ms=1_000, queries=50)
+    )
+    running = asyncio.create_task(successor.run())
+    await sleeper
+    first = await ledger(database, "attempt, call_index, outcome, tokens_out, wasted")
+    await running
+
+    assert [(1, 0, "completed", 2, 1)] == first
+    assert [(1, 0, "completed", 2, 1), (2, 0, "completed", 2, 0)] == await ledger(
+        database, "attempt, call_index, outcome, tokens_out, wasted"
+    )
+
+
+async def test_a_call_that_reported_while_it_ran_is_lost_with_its_worker(database: SqliteDatabase) -> None:
+    """What it said by then is known; it does not run for ever."""
+
+    async def say(_request: AgentBackendInput, _context: AgentBackendContext) -> AsyncIterator[EventBatch]:
+        yield text_delta("x")
+        yield usage_event(model="m", tokensIn=3, tokensOut=1)
+        await asyncio.sleep(100)
+
+    dying = isolate(database)
+    dying.backend = create_iterable_backend("scripted", say)
+    await takeover(database, dying, 1.0, COUNTED)
+
+    assert [(1, "lost", 3, 1, None, 1), (2, "completed", 7, 2, None, 0)] == await ledger(
+        database, "attempt, outcome, tokens_in, tokens_out, estimated_tokens_out, wasted"
+    )
+
+
+async def test_a_call_that_failed_is_wasted_though_another_goes_on_with_its_attempt(database: SqliteDatabase) -> None:
+    """What is gone on with is what the attempt's other call had said."""
+    dying = isolate(database, Reply(status=400), Reply(body=words(100)), continue_models=("m",))
+    dying.hooks = Fallback()
+    await takeover(database, dying, 1.0, COUNTED, continue_models=("m",))
+
+    assert [(1, 0, "failed", 1), (1, 1, "lost", 0), (2, 0, "completed", 0)] == await ledger(
+        database, "attempt, call_index, outcome, wasted"
+    )
+
+
+async def test_a_turn_that_is_run_again_after_its_deletion_is_on_record_as_well(database: SqliteDatabase) -> None:
+    """Its attempts count from 1 again, but what it had consumed before is not theirs."""
+    alone = isolate(database, COUNTED, COUNTED, COUNTED, settings={"RETENTION_DAYS": "1"})
+    for _ in range(3):
+        await (await alone.post()).lines()
+        shown = (await alone.ask("GET", TURN)).body["usage"]
+        await asyncio.sleep(2 * 86_400)
+        await alone.sweep()
+    total = (await alone.ask("GET", "/v1/usage?by=session", x_scopes="operate")).body["total"]
+
+    assert [(1, 0, "completed", 0, 7)] * 3 == await ledger(database, "attempt, call_index, outcome, wasted, tokens_in")
+    assert 7 == shown["delivered"]["tokensIn"]
+    assert (3, 21) == (total["turns"], total["delivered"]["tokensIn"])
+
+
 # The last write
 
 
@@ -706,6 +816,41 @@ async def test_a_checkpoint_pays_off_when_its_turn_is_answered(database: SqliteD
     assert [(1, 0, "completed", 1, None), (1, 1, "completed", 1, 2), (1, 2, "completed", 1, 3)] == before
     assert [(1, 0, 0, None), (1, 1, 0, 2), (1, 2, 1, 3), (2, 0, 0, 3)] == await ledger(
         database, "attempt, call_index, wasted, tokens_out"
+    )
+
+
+async def test_a_checkpoint_pays_off_when_its_lost_turn_is_stopped(database: SqliteDatabase) -> None:
+    """What was said behind it is the answer, so it rests on it, whichever attempt paid for it."""
+
+    class Slow(agents.Model):
+        pause_s = 0.0
+
+        async def _stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
+            async for batch in super()._stream(request, context):
+                yield batch
+                await asyncio.sleep(self.pause_s)
+
+    model = Slow(("note", {"text": "a"}), "")
+
+    def agent() -> Isolate:
+        return Isolate(database, agents.Agent(), model.backend(), {"LEASE_MS": "3000"})
+
+    await (await agent().post()).lines()
+    before = await ledger(database, "attempt, call_index, outcome, wasted")
+    model.replies, model.pause_s = (model.replies[0], "half of"), 100.0
+    dying = agent()
+    await dying.post()
+    await asyncio.sleep(1.5)
+    await dying.kill()
+    heir = agent()
+    await heir.ask("POST", f"{TURN}/cancel")
+    await asyncio.sleep(4)
+    await heir.sweep()
+    await asyncio.sleep(1)
+
+    assert [(1, 0, "completed", 1), (1, 1, "completed", 1)] == before
+    assert [(1, 0, "completed", 0), (1, 1, "completed", 1), (2, 0, "lost", 0)] == await ledger(
+        database, "attempt, call_index, outcome, wasted"
     )
 
 

@@ -168,11 +168,10 @@ class Account:
     async def record_late(self, database: Database, said: Sequence[Mapping[str, Any]]) -> None:
         """Put on record what no write of the turn could: the lease is another worker's, or the database was away."""
         calls = self.all_calls(said)
-        if not calls:
-            return
         self._tell(calls)
+        moment = self._moment()
         try:
-            await database.batch([sql.record_calls_late(self._run_id, calls, self._identity, self._moment())])
+            await database.batch(sql.record_calls_late(self._run_id, self._attempt, calls, self._identity, moment))
         except StoreError as error:
             self._log("usage.unrecorded", {"run_id": self._run_id, "calls": list(map(_shown, calls)), "error": error})
 

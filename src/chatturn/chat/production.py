@@ -153,9 +153,9 @@ class Production:
             self._recalled = await recall_text(
                 turn.database, self._run_id, self._log.attempt, after_tools=bool(turn.hooks.tools)
             )
+        self._durable = self._steps()
         if place.cancel_requested:
             return StreamProducer(_say_again(self._recalled, self._cancel))
-        self._durable = self._steps()
         context = TurnContext(
             identity=turn.identity,
             user_message=turn.user_message,

@@ -319,7 +319,7 @@ class ChatTurn:
         log, context = self._input.log, {"run_id": self.run_id}
         if await self._handle.settle_late():
             log("turn.settled_late", context)
-        if not self.replayed and self._handle.stored() is None:
+        if self._claimed is not None and not self.replayed and self._handle.stored() is None:
             await self._account.record_late(self._input.database, self._production.usages)
         await self._writer.over()
         await self._production.keep_run(self._handle.stored())

@@ -12,6 +12,7 @@ from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.metering import ModelCall
 from chatturn.databases import Statement
 from chatturn.durable.statements import HELD, MOMENT
+from chatturn.errors import LeaseLost
 
 __all__ = [
     "KEYS",
@@ -54,6 +55,16 @@ _RECORD_LATE: Final = _RECORD.format(
     fence="EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1)",
 )
 
+# What the worker of attempt ?2 knows is all of its ?3 calls: none of them is lost, and it has paid for no further one.
+# Those that no write of the turn delivers have that as their error, by which whoever follows knows the same.
+_SETTLE_LOST: Final = """
+DELETE FROM chat_usage WHERE run_id = ?1 AND attempt = ?2 AND call_index >= ?3 AND outcome = 'lost'
+"""
+_SETTLE_LATE: Final = f"""
+UPDATE chat_usage SET error_code = coalesce(error_code, '{LeaseLost.code}')
+WHERE run_id = ?1 AND attempt = ?2 AND wasted = 1
+"""
+
 # What attempts before this one, ?4, have left.  Those before the latest that is on record were seen to by it.
 # ?5 the model, ?6 and ?7 tenant and session, ?8 now.
 _LOSE_UNKNOWN: Final = f"""
@@ -68,21 +79,24 @@ SELECT ?1, b.attempt,
 FROM before AS b WHERE {HELD}
   AND NOT EXISTS (SELECT 1 FROM chat_segments WHERE run_id = ?1 AND attempt = b.attempt AND ended)
   AND NOT EXISTS (
-    SELECT 1 FROM chat_usage WHERE run_id = ?1 AND attempt = b.attempt AND outcome IN ('running', 'lost'))
+    SELECT 1 FROM chat_usage WHERE run_id = ?1 AND attempt = b.attempt
+      AND (outcome IN ('running', 'lost') OR error_code = '{LeaseLost.code}'))
 """
 
 # Of an attempt's only call all that the attempt said is known to be; the line that begins the attempt is none of it.
+# One that has reported while it ran is lost as well: it may have used more since.
 _LOSE_RUNNING: Final = f"""
-UPDATE chat_usage AS u SET outcome = 'lost', estimated_tokens_out = CASE WHEN call_index = 0 THEN nullif((
+UPDATE chat_usage AS u SET outcome = 'lost',
+  estimated_tokens_out = CASE WHEN call_index = 0 AND tokens_out IS NULL THEN nullif((
   SELECT sum(last_seq - first_seq + 1) - 1 FROM chat_segments AS s
   WHERE s.run_id = ?1 AND s.attempt = u.attempt), 0) ELSE estimated_tokens_out END
-WHERE run_id = ?1 AND attempt < ?4 AND outcome IN ('running', 'lost') AND tokens_out IS NULL AND {HELD}
+WHERE run_id = ?1 AND attempt < ?4 AND outcome IN ('running', 'lost') AND {HELD}
 """
 
 # An attempt that went on with what others had said delivers theirs: of those in its log that broke off.
 _DELIVER_CONTINUED: Final = f"""
 UPDATE chat_usage SET wasted = 0
-WHERE run_id = ?1 AND attempt < ?4 AND {HELD} AND attempt IN (
+WHERE run_id = ?1 AND attempt < ?4 AND outcome <> 'failed' AND {HELD} AND attempt IN (
   SELECT s.attempt FROM chat_segments AS s JOIN chat_turns AS t ON t.run_id = s.run_id
   WHERE s.run_id = ?1 AND s.first_seq >= t.log_from GROUP BY s.attempt HAVING max(s.ended) = 0)
 """
@@ -196,10 +210,16 @@ def record_calls(
     return [Statement(_RECORD_FENCED, (rows, identity.tenant_id, identity.session_id, moment))]
 
 
-def record_calls_late(run_id: str, calls: Sequence[ModelCall], identity: ChatTurnIdentity, moment: str) -> Statement:
-    """Record calls of a turn that is another worker's by now: whatever came of them was in vain."""
+def record_calls_late(
+    run_id: str, attempt: int, calls: Sequence[ModelCall], identity: ChatTurnIdentity, moment: str
+) -> list[Statement]:
+    """Record all calls of an attempt whose turn is another worker's by now: whatever came of them was in vain."""
     rows = _rows(calls, delivered=False)
-    return Statement(_RECORD_LATE, (run_id, rows, identity.tenant_id, identity.session_id, moment))
+    return [
+        Statement(_RECORD_LATE, (run_id, rows, identity.tenant_id, identity.session_id, moment)),
+        Statement(_SETTLE_LOST, (run_id, attempt, len(calls))),
+        Statement(_SETTLE_LATE, (run_id, attempt)),
+    ]
 
 
 def lose_calls(attempt: int, model: str | None, identity: ChatTurnIdentity, moment: str) -> list[Statement]:

@@ -88,10 +88,12 @@ WHERE completed_at < {MOMENT.format("?1, ?2")} AND +status IN ('completed', 'fai
 ORDER BY completed_at, rowid LIMIT ?3
 """
 
-# What is last decides for all: while the runs are there, each statement finds the same ones.
+# What is last decides for all: while the runs are there, each statement finds the same ones.  What they consumed stays
+# on record, under ids that no other run has: the same turn may be run again, and its attempts then count from 1.
 DELETE_FINISHED: Final = (
     f"""DELETE FROM chat_messages WHERE (tenant_id, session_id, turn_index) IN (
       SELECT tenant_id, session_id, turn_index FROM chat_turns WHERE run_id IN ({_FINISHED}))""",
+    f"""UPDATE chat_usage SET run_id = run_id || '@' || {MOMENT.format("?1")} WHERE run_id IN ({_FINISHED})""",
     *(
         f"DELETE FROM {table} WHERE run_id IN ({_FINISHED})"
         for table in (
