@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from chatturn.errors import BackendRejected, LeaseLost
 from chatturn.telemetry.logs import json_line_log
+from chatturn.telemetry.redaction import without_secrets
 
 
 def logged(event: str, **particulars: object) -> dict[str, Any]:
@@ -136,6 +138,9 @@ def test_values_with_harmless_names_are_written(name: str) -> None:
         "ghp_abcdefghijklmnopqrstuvwxyz0123456789",
         "xoxb-1234567890-abcdef",
         "AIzaSyA-abcdefghijklmnopqrstuvwxyz01234",
+        "AKIAABCDEFGHIJKLMNOP",
+        "sk_live_abcdefghijklmnop",
+        "glpat-abcdefghijklmnopqrst",
     ],
 )
 @pytest.mark.parametrize("wrap", [str, ValueError, lambda text: {text: 1}], ids=["text", "error", "name"])
@@ -158,6 +163,18 @@ def test_tokens_and_keys_inside_texts_are_not_written(secret: str, wrap: Callabl
 def test_passwords_and_private_keys_inside_texts_are_not_written(text: str, shown: str) -> None:
     """An address keeps its host, and one without a password stays as it is."""
     assert shown == logged("chat.failed", said=text)["said"]
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["eyJ-", "eyJ", "eyJa.", "-eyJ.a-", "eyJ0123456789.", "sk-", "bearer ", "://a:", "-----BEGIN ", "ghp_-", "xoxb-"],
+)
+def test_no_text_makes_the_search_for_secrets_take_long(unit: str) -> None:
+    """What a user may send, 200,000 characters, is looked through in no time, whatever it is made of."""
+    began_s = time.process_time()
+    without_secrets(unit * (200_000 // len(unit)))
+
+    assert time.process_time() - began_s < 3
 
 
 def test_long_texts_are_cut() -> None:

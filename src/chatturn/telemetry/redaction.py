@@ -19,11 +19,14 @@ _MAX_DEPTH: Final = 64
 _SECRET_NAME: Final = re.compile(
     r"authorization|api[-_]?key|secret|passw|cookie|credential|private[-_]?key|jwt|token$", re.IGNORECASE
 )
+# Each alternative takes all that it has looked at, or looks at a bounded part: else a text could be made on which the
+# search takes minutes.
 _SECRET_TEXT: Final = re.compile(
     r"(?i:\bbearer\s+)[\w.~+/=-]{8,}"
     r"|\bsk-[\w*-]{8,}"  # a key of the chat completions API, which quotes it when it refuses it
-    r"|\beyJ[\w-]+\.[\w-]+\.[\w-]*"  # a JSON Web Token
-    r"|\b(?:gh[pousr]_\w{20,}|github_pat_\w{20,}|xox[abeprs]-[\w-]{10,}|AIza[\w-]{30,})"  # GitHub, Slack, Google
+    r"|\beyJ[\w-]{10,}(?:\.[\w-]+\.[\w-]*)?"  # a JSON Web Token, or the beginning of one
+    r"|\b(?:gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|xox[abeprs]-[\w-]{10,})"  # GitHub, GitLab, Slack
+    r"|\b(?:AIza[\w-]{30,}|A[KS]IA[0-9A-Z]{16}|[rs]k_(?:live|test)_\w{10,})"  # Google, Amazon, Stripe
     r"|(?<=://)[^\s/@:]*:[^\s/@]+(?=@)"  # the name and the password of an address
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?"
 )
