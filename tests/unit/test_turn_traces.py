@@ -13,6 +13,7 @@ from chatturn.errors import BackendRejected
 from chatturn.events import text_delta
 from chatturn.telemetry.content import content_text
 from chatturn.telemetry.redaction import REDACTED
+from chatturn.telemetry.spans import SpanRecorder
 from chatturn.telemetry.w3c import parse_traceparent, sampled_at
 from tests.support.faults import FaultyDatabase
 from tests.support.isolates import Isolate
@@ -247,6 +248,22 @@ def test_what_is_called_secret_is_not_shown_inside_a_text(text: str) -> None:
         shown[1]["parts"][0]
     )
     assert content_text([{"role": "tool", "tool_call_id": "c", "content": text}])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [{"role": "assistant", "tool_calls": "abc"}],
+        [{"role": "assistant", "tool_calls": [{"function": None}]}],
+        [{"role": object(), "content": object()}],
+        {"a": 10**5_000},
+        float("nan"),
+    ],
+    ids=["no calls", "no function", "no text", "no number of JSON's", "no number"],
+)
+def test_nothing_that_a_product_says_to_its_model_fails_in_a_span(said: Any) -> None:
+    """It may be of any form that the model takes."""
+    assert SpanRecorder(now_ns=lambda: 0, new_id=lambda size: "0" * 2 * size, shows_content=True).content(said)
 
 
 async def test_what_a_turn_logs_names_its_span(database: Any, collector: Collected) -> None:

@@ -135,7 +135,12 @@ class SpanRecorder:
 
     def content(self, said: Any) -> str | None:
         """Return what is said as an attribute may have it; None where none may."""
-        return content_text(said) if self._shows_content else None
+        if not self._shows_content:
+            return None
+        try:
+            return content_text(said)
+        except Exception as error:  # noqa: BLE001 - a product may say anything to its model, in any form
+            return f"<unreadable: {type(error).__name__}>"
 
     def take(self) -> tuple[FinishedSpan, ...]:
         """Hand over the spans that have ended since the last time, in the order of their ends."""
