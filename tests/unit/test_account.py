@@ -443,6 +443,17 @@ async def test_a_function_that_reports_several_calls_has_made_several(database: 
     assert [("b", 2, 1), ("a", 1, None)] == await ledger(database, "model, tokens_in, tries")
 
 
+async def test_a_function_that_reports_without_end_costs_no_answer(database: SqliteDatabase) -> None:
+    """What it reports is stored with the answer, so there is an end to it; that is logged, once."""
+    reports = [usage_event(model="m", tokensOut=n) for n in range(20_000)]
+    desk = Desk(database, Assistant(), backend=scripted(text_delta("x"), reports))
+    lines = await desk.run()
+
+    assert "session.run.completed" == lines[-1]["type"]
+    assert 1_000 <= len(await ledger(database, "attempt")) <= 1_001
+    assert ["usage.unrecorded"] == [event for event in told(desk) if event == "usage.unrecorded"]
+
+
 async def test_a_backend_that_asks_another_is_one_call(database: SqliteDatabase) -> None:
     """What a router passes on is not paid twice."""
     inner = backend(ScriptedTransport([COUNTED]))

@@ -23,10 +23,13 @@ from chatturn.events import (
 )
 from chatturn.telemetry.logs import Log
 
-__all__ = ["MAX_ANSWER_BYTES", "ChatProducer", "Said", "StreamProducer"]
+__all__ = ["MAX_ANSWER_BYTES", "MAX_USAGES", "ChatProducer", "Said", "StreamProducer"]
 
 MAX_ANSWER_BYTES: Final = 1_500_000
 """In UTF-8: with its escapes as JSON, an answer up to here fits a row of 2,000,000 bytes."""
+
+MAX_USAGES: Final = 1_000
+"""What a producer may report for the ledger: all of it is stored with the answer, in one row of a statement."""
 
 _SAID_AT_ONCE: Final = 1_000
 """Events, so that a large batch is not further ahead of the stored log than it may be."""
@@ -77,7 +80,7 @@ class ChatProducer:
     Attributes:
         stream: What it says; raises `BackendReportedError` where it reported an error, and `HookError` where
             it says what no line can carry.
-        usages: The data of every ``usage`` event so far.
+        usages: The data of every ``usage`` event so far, of the first `MAX_USAGES`.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class ChatProducer:
         self._drain = drain
         self._assembly = TextAssembly()
         self.usages: list[dict[str, Any]] = []
+        self._uncounted = False
         self.stream: AsyncGenerator[Said, None] = self._filtered()
 
     def final_text(self) -> str | None:
@@ -146,10 +150,17 @@ class ChatProducer:
             if kind.startswith(LIFECYCLE_PREFIX):
                 continue
             if kind == "usage" and isinstance(event.data, dict):
-                self.usages.append(event.data)
+                self._keep_account(event.data)
             self._assembly.add(event)
             own.append(event)
         return own, None
+
+    def _keep_account(self, usage: dict[str, Any]) -> None:
+        if len(self.usages) < MAX_USAGES:
+            self.usages.append(usage)
+        elif not self._uncounted:
+            self._uncounted = True
+            self._log("usage.unrecorded", {"level": "warning", "most": MAX_USAGES})
 
     def _lines(self, events: Sequence[ChatStreamEvent]) -> str:
         if self._assembly.size > MAX_ANSWER_BYTES:
