@@ -28,7 +28,7 @@ __all__ = ["MAX_ANSWER_BYTES", "MAX_USAGES", "ChatProducer", "Said", "StreamProd
 MAX_ANSWER_BYTES: Final = 1_500_000
 """In UTF-8: with its escapes as JSON, an answer up to here fits a row of 2,000,000 bytes."""
 
-MAX_USAGES: Final = 1_000
+MAX_USAGES: Final = 2_000
 """What a producer may report for the ledger: all of it is stored with the answer, in one row of a statement."""
 
 _SAID_AT_ONCE: Final = 1_000
