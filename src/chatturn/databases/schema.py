@@ -212,7 +212,7 @@ CREATE TABLE IF NOT EXISTS chat_usage (
   headers_ms INTEGER CHECK (headers_ms >= 0),           -- from the call's beginning, as the next two
   first_token_ms INTEGER CHECK (first_token_ms >= 0),
   duration_ms INTEGER CHECK (duration_ms >= 0),
-  error_code TEXT,                      -- why it failed
+  error_code TEXT,                      -- why it failed, or that its worker had lost the turn
   request_id TEXT,                      -- the idempotency key of its requests; null: nobody lived to say
   PRIMARY KEY (run_id, attempt, call_index)
 ) STRICT, WITHOUT ROWID;
