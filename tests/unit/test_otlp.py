@@ -427,6 +427,22 @@ async def test_a_collector_that_does_not_end_its_answer_has_taken_what_it_was_se
     assert (still_open(collector), log) == (0, [])
 
 
+async def test_whoever_was_to_flush_for_all_may_be_ended() -> None:
+    """What waited leaves with the next that comes after that one's time; until then nobody else flushes."""
+    collector = Collected()
+    waiting = fixed_telemetry(collector).outbound
+    waiting.add("traces", encode_span(span()))
+    doomed = asyncio.ensure_future(waiting.flush_within(0.5))
+    await asyncio.sleep(0.1)
+    await waiting.flush_within(0.5)
+    doomed.cancel()
+    await asyncio.sleep(0.5)
+    assert not collector.requests
+    await waiting.flush_within(0.5)
+
+    assert 1 == len(collector.requests)
+
+
 async def test_a_flush_can_be_cancelled() -> None:
     """Whoever stops the worker is not held up."""
     collector, log = ScriptedTransport([HANG]), Logged()

@@ -8,6 +8,7 @@ Source:
     OTLP specification 1.x, "JSON Protobuf Encoding".
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from chatturn.telemetry import AttributeValue, SpanKind
 from chatturn.telemetry.conventions import ERROR_TYPE, LINK_REASON
-from chatturn.telemetry.spans import FinishedSpan
+from chatturn.telemetry.spans import FinishedSpan, SpanLink
 
 __all__ = ["SIGNALS", "Signal", "attributes_of", "encode_log", "encode_span", "text_of", "wrapped"]
 
@@ -35,36 +36,29 @@ _STATUS_ERROR: Final = 2
 _INT64: Final = range(-(2**63), 2**63)
 _NOT_FINITE: Final = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 _MAX_DEPTH: Final = 8
+_KEPT: Final = {str, int, bool}
+_MOST_KEPT: Final = 100
+"""Characters of a value that is kept as it is encoded."""
 
 _encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def encode_span(span: FinishedSpan) -> str:
-    """Return one span."""
+    """Return one span; put together as text, since each turn has several and most of what they say is said often."""
     attributes = {**span.attributes, ERROR_TYPE: span.error_type} if span.error_type is not None else span.attributes
-    encoded: dict[str, Any] = {
-        "traceId": span.trace_id,
-        "spanId": span.span_id,
-        "name": span.name,
-        "kind": _KINDS[span.kind],
-        "startTimeUnixNano": str(span.start_ns),
-        "endTimeUnixNano": str(span.end_ns),
-        "attributes": attributes_of(attributes),
-    }
-    if span.parent_span_id is not None:
-        encoded["parentSpanId"] = span.parent_span_id
-    if span.error_type is not None:
-        encoded["status"] = {"code": _STATUS_ERROR}
-    if span.links:
-        encoded["links"] = [
-            {
-                "traceId": link.trace_id,
-                "spanId": link.span_id,
-                "attributes": attributes_of({LINK_REASON: link.reason}),
-            }
-            for link in span.links
-        ]
-    return text_of(encoded)
+    parent = "" if span.parent_span_id is None else f',"parentSpanId":"{span.parent_span_id}"'
+    status = "" if span.error_type is None else f',"status":{{"code":{_STATUS_ERROR}}}'
+    links = f',"links":[{",".join(map(_link, span.links))}]' if span.links else ""
+    return _sendable(
+        f'{{"traceId":"{span.trace_id}","spanId":"{span.span_id}"{parent},"name":{_encode(span.name)},'
+        f'"kind":{_KINDS[span.kind]},"startTimeUnixNano":"{span.start_ns}","endTimeUnixNano":"{span.end_ns}",'
+        f'"attributes":[{_pairs(attributes)}]{status}{links}}}'
+    )
+
+
+def _link(link: SpanLink) -> str:
+    about = _pairs({LINK_REASON: link.reason})
+    return f'{{"traceId":"{link.trace_id}","spanId":"{link.span_id}","attributes":[{about}]}}'
 
 
 def encode_log(record: Mapping[str, Any], at_ns: int, trace_id: str | None, span_id: str | None) -> str:
@@ -92,8 +86,7 @@ def attributes_of(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def text_of(encoded: Mapping[str, Any]) -> str:
     """Return JSON without line ends."""
-    text = _encode(encoded)
-    return text if text.isascii() else text.encode(errors="replace").decode()
+    return _sendable(_encode(encoded))
 
 
 def wrapped(signal: Signal, items: Sequence[str], resource: Mapping[str, AttributeValue]) -> str:
@@ -102,6 +95,26 @@ def wrapped(signal: Signal, items: Sequence[str], resource: Mapping[str, Attribu
     described = text_of({"attributes": attributes_of(resource)})
     scoped = f'{{"scope":{{"name":"{_SCOPE}"}},"{members}":[{",".join(items)}]}}'
     return f'{{"{resources}":[{{"resource":{described},"{scopes}":[{scoped}]}}]}}'
+
+
+def _sendable(text: str) -> str:
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
+def _pairs(attributes: Mapping[str, AttributeValue]) -> str:
+    return ",".join(
+        [
+            _kept_pair(key, value) if type(value) in _KEPT and len(str(value)) <= _MOST_KEPT else _pair(key, value)
+            for key, value in attributes.items()
+        ]
+    )
+
+
+def _pair(key: str, value: AttributeValue) -> str:
+    return _encode({"key": key, "value": _value(value)})
+
+
+_kept_pair: Final = functools.lru_cache(maxsize=1_024, typed=True)(_pair)
 
 
 def _value(value: Any, depth: int = 0) -> dict[str, Any]:  # noqa: PLR0911 - one for each wrapper

@@ -52,6 +52,7 @@ class Outbound:
         self._characters: dict[Signal, int] = {"traces": 0, "logs": 0}
         self._told: set[tuple[Signal, str]] = set()
         self._pending: list[Callable[[], None]] = []
+        self._flushes_at_s = 0.0
 
     @property
     def has_records(self) -> bool:
@@ -75,10 +76,6 @@ class Outbound:
         if len(self._pending) > _MAX_PENDING:
             self._gather(self._pending.pop(0))
 
-    def awaits(self, gather: Callable[[], None]) -> bool:
-        """Say whether *gather* is still to be called."""
-        return gather in self._pending
-
     def log(self, event: str, particulars: Mapping[str, object]) -> None:
         """Log outside any turn; see `Log`."""
         self.log_in(event, particulars, None, None)
@@ -100,6 +97,16 @@ class Outbound:
         # To the console only: a record of it would be the next to be lost.
         particulars = {"signal": loss.signal, "reason": loss.reason, "items": loss.items, **loss.detail}
         self._log("telemetry.dropped", {"level": "warning", **particulars})
+
+    async def flush_within(self, seconds: float) -> None:
+        """Flush after so long, unless somebody does before: one of those that come at about the same time does."""
+        now_s = asyncio.get_running_loop().time()
+        # A time, not a mark: whoever was to flush may have been ended by the platform without a word.
+        if now_s < self._flushes_at_s <= now_s + seconds:
+            return
+        self._flushes_at_s = now_s + seconds
+        await asyncio.sleep(seconds)
+        await self.flush()
 
     async def flush(self) -> None:
         """Send what has gathered.  Raises nothing but cancellation."""

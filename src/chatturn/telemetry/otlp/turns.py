@@ -15,7 +15,6 @@ attempt's span id follows from the turn's, so the attempt after it knows it.  Wh
 attempt has ended: those that failed, or followed on one that was lost, always are.
 """
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -93,7 +92,6 @@ class TurnTrace:
         self._start = AttemptStart(attempt=1)
         self._sends_turn = False
         self._end_ns = 0
-        self._gathering: Callable[[], None] | None = None
         self._databases: list[TracedDatabase] = []
         self.tracer = SpanRecorder(
             now_ns=now_ns,
@@ -132,8 +130,7 @@ class TurnTrace:
     def ended(self, end: AttemptEnd) -> None:
         """Take how it ended."""
         self._end_ns = self._now_ns()
-        self._gathering = partial(self._gather, end)
-        self._outbound.before_flush(self._gathering)
+        self._outbound.before_flush(partial(self._gather, end))
 
     async def flush(self) -> None:
         """
@@ -142,9 +139,7 @@ class TurnTrace:
         After a while: nothing is encoded while the last bytes of the answer are on their way, and turns that end at
         about the same time leave together.
         """
-        await asyncio.sleep(LINGER_S)
-        if self._gathering is None or self._outbound.awaits(self._gathering):
-            await self._outbound.flush()
+        await self._outbound.flush_within(LINGER_S)
 
     def _gather(self, end: AttemptEnd) -> None:
         duration_s = (self._end_ns - self._start_ns) / 1e9
