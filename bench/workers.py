@@ -126,13 +126,11 @@ def least_worker() -> Iterator[Subject]:
 @contextmanager
 def traced_workers() -> Iterator[dict[str, Subject]]:
     """Run the Worker without telemetry and with all of it, their model, and a collector that takes everything."""
-    with ExitStack() as stack:
-        variables = {**_VARIABLES, "OPENAI_BASE_URL": f"{stack.enter_context(_running('bench.upstream'))}/v1"}
-        traced = {**variables, "OTEL_EXPORTER_OTLP_ENDPOINT": stack.enter_context(_running("bench.collector"))}
-        yield {
-            "off": _subject("off", stack.enter_context(running_worker(variables=variables))),
-            "on": _subject("on", stack.enter_context(running_worker(variables=traced))),
-        }
+    with (
+        _running("bench.collector") as endpoint,
+        running_with({"off": {}, "on": {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}}) as subjects,
+    ):
+        yield subjects
 
 
 @contextmanager
