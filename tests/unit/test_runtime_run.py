@@ -95,6 +95,24 @@ async def test_an_adapter_that_hangs_holds_up_no_turn(database: SqliteDatabase, 
     assert collector.spans
 
 
+async def test_an_adapter_that_cancels_itself_has_failed(database: SqliteDatabase, collector: Collected) -> None:
+    """As any other code of a product's: what is to be done behind it is done."""
+
+    class Cancelling(Rows):
+        async def upsert(self, row: RuntimeRunRow) -> None:
+            await super().upsert(row)
+            raise asyncio.CancelledError
+
+    alone, log = isolate(database, COUNTED), Logged()
+    alone.hooks, alone.telemetry = Assistant(), fixed_telemetry(collector, log)
+    alone.hooks.runtime_runs = Cancelling()
+    lines = await (await alone.post()).lines()
+
+    assert "session.run.completed" == lines[-1]["type"]
+    assert ["runtime_runs"] == [what["hook"] for event, what in log if event == "hook.failed"]
+    assert collector.spans
+
+
 async def test_who_keeps_no_runs_does_not_pay_for_them(
     database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

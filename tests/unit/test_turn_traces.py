@@ -10,7 +10,7 @@ import pytest
 
 from chatturn.databases.sqlite import SqliteDatabase
 from chatturn.errors import BackendRejected
-from chatturn.events import text_delta
+from chatturn.events import text_delta, usage_event
 from chatturn.telemetry.content import content_text
 from chatturn.telemetry.redaction import REDACTED
 from chatturn.telemetry.spans import SpanRecorder
@@ -339,3 +339,15 @@ async def test_turns_that_end_at_about_the_same_time_leave_together(database: An
 
     assert 40 == len([span for span in collector.spans if span["name"] == "attempt 1"])
     assert 2 <= len(collector.requests) <= 2 * 3
+
+
+async def test_what_a_products_own_producer_consumes_is_measured(database: Any, collector: Collected) -> None:
+    """The metrics count the calls that the ledger has, whoever made them."""
+    usage = usage_event(model="their-own", tokensIn=30, tokensOut=4)
+    await (await isolate(database, Product(text_delta("a"), usage), collector).post()).lines()
+    points = collector.points["gen_ai.client.token.usage"]
+
+    assert {("input", "their-own", 30.0), ("output", "their-own", 4.0)} == {
+        (point["attributes"]["gen_ai.token.type"], point["attributes"]["gen_ai.response.model"], point["sum"])
+        for point in points
+    }

@@ -8,8 +8,8 @@ from chatturn.backends import ChatMessage
 from chatturn.canonical import canonical_hash
 from chatturn.chat.account import Account
 from chatturn.chat.agent import AgentProducer
+from chatturn.chat.foreign import awaited
 from chatturn.chat.hooks import TurnContext
-from chatturn.chat.identity import turn_manifest
 from chatturn.chat.log import TurnLog
 from chatturn.chat.metering import MeteredBackend
 from chatturn.chat.outbox import HOOK_TIMEOUT_MS, overrides
@@ -84,24 +84,15 @@ class Production:
     def _begin_run(self, adapter: "RuntimeRunPersistenceAdapter") -> None:
         from chatturn.chat.runtime_run import AttemptRun  # noqa: PLC0415 - costs nothing where nobody wants it
 
-        turn = self._turn
-        manifest = turn_manifest(
-            turn.identity,
-            project_id=turn.project_id,
-            domain=turn.domain,
-            user_message=turn.user_message,
-            model=turn.model,
-        )
-        attempt = self._log.attempt
-        self._kept = AttemptRun(adapter, manifest, run_id=self._run_id, attempt=attempt, now=turn.sources.now)
+        turn, attempt = self._turn, self._log.attempt
+        self._kept = AttemptRun(adapter, turn.manifest, run_id=self._run_id, attempt=attempt, now=turn.sources.now)
 
     async def keep_run(self, end: TurnEnd | None) -> None:
         """Have the attempt's row stored, if the product keeps those; a failure is logged."""
         if self._kept is None:
             return
         try:
-            async with asyncio.timeout(HOOK_TIMEOUT_MS / 1000):
-                await self._kept.end(end, self._account.all_calls(self.usages))
+            await awaited(self._kept.end(end, self._account.all_calls(self.usages)), HOOK_TIMEOUT_MS)
         except Exception as error:  # noqa: BLE001 - a product's code, and the turn is over
             self._turn.log("hook.failed", {"run_id": self._run_id, "hook": "runtime_runs", "error": error})
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 from chatturn.backends import AgentExecutionBackend
 from chatturn.canonical import derive_worker_id
 from chatturn.chat.hooks import ChatTurnHooks
-from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.identity import ChatTurnIdentity, turn_manifest
 from chatturn.chat.live import LiveLogs
 from chatturn.chat.metering import Budgets
 from chatturn.chat.pace import Pace, log_pace
@@ -19,7 +19,7 @@ from chatturn.durable.heartbeat import RENEWALS_PER_TERM
 from chatturn.durable.runner import default_sources
 from chatturn.durable.store import DurableRunStore
 from chatturn.prices import PriceTable
-from chatturn.records import RunOutcome
+from chatturn.records import DurableRunManifest, RunOutcome
 from chatturn.settings import DisconnectPolicy
 from chatturn.telemetry.logs import Log, print_log
 
@@ -152,3 +152,14 @@ class RunChatTurnInput:
     moment: Callable[[], str] = lambda: "now"
     tracing: TurnTracing | None = None
     log: Log = print_log
+
+    @property
+    def manifest(self) -> DurableRunManifest:
+        """What makes it this turn: another one at its place is refused."""
+        return turn_manifest(
+            self.identity,
+            project_id=self.project_id,
+            domain=self.domain,
+            user_message=self.user_message,
+            model=self.model,
+        )

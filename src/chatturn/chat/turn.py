@@ -31,7 +31,7 @@ from chatturn.chat.account import Account
 from chatturn.chat.attendance import Attendance
 from chatturn.chat.ending import Ending, ending_words, failure_words, kind_of
 from chatturn.chat.history import recent
-from chatturn.chat.identity import legacy_run_id, turn_manifest, turn_run_id
+from chatturn.chat.identity import legacy_run_id, turn_run_id
 from chatturn.chat.log import TurnLog
 from chatturn.chat.log_statements import NEWS
 from chatturn.chat.outbox import Outbox, call_in_time, finished_turn, overrides
@@ -117,13 +117,7 @@ class ChatTurn:
             RunDurableTurnOptions(
                 store=turn.store,
                 run_id=self.run_id,
-                manifest=turn_manifest(
-                    turn.identity,
-                    project_id=turn.project_id,
-                    domain=turn.domain,
-                    user_message=turn.user_message,
-                    model=turn.model,
-                ),
+                manifest=turn.manifest,
                 worker_id=turn.worker_id,
                 lease_ms=turn.lease_ms,
                 renewals_per_term=turn.renewals_per_term,
@@ -336,7 +330,7 @@ class ChatTurn:
             listener,
             self._handle.stored(),
             self._failure,
-            self._account.calls,
+            self._account.all_calls(self._production.usages),
             replayed=self.replayed,
             provider=turn.backend.kind,
             question=turn.user_message,
