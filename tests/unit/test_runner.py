@@ -810,3 +810,23 @@ def _after(seconds: float, value: str) -> Callable[[], Awaitable[str]]:
         return value
 
     return run
+
+
+async def test_a_step_that_cancels_itself_has_failed(bench: Bench) -> None:
+    """It is tried again as any other: only a cancellation from outside ends the run."""
+    tries = 0
+
+    async def step() -> str:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            task = asyncio.ensure_future(asyncio.sleep(1))
+            task.cancel()
+            await task
+        return "done"
+
+    async def task(context: DurableContext) -> Any:
+        return await context.step("once more", step, retry=StepRetry(max_attempts=2))
+
+    assert "done" == (await bench.run(task)).result
+    assert 2 == tries

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from chatturn.chat.foreign import Late, awaited
 from chatturn.chat.hooks import ChatTurnHooks, FinishedTurn
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.databases import Database, Row, Statement
+from chatturn.durable.foreign import Late, awaited
 from chatturn.durable.rows import run_from_row
 from chatturn.durable.statements import HELD, MOMENT
 from chatturn.errors import HookError, StoreError

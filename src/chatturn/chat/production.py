@@ -8,7 +8,6 @@ from chatturn.backends import ChatMessage
 from chatturn.canonical import canonical_hash
 from chatturn.chat.account import Account
 from chatturn.chat.agent import AgentProducer
-from chatturn.chat.foreign import awaited
 from chatturn.chat.hooks import TurnContext
 from chatturn.chat.log import TurnLog
 from chatturn.chat.metering import MeteredBackend
@@ -19,6 +18,7 @@ from chatturn.chat.recall import recall_text
 from chatturn.chat.request import RunChatTurnInput
 from chatturn.chat.tracing import tracer_of
 from chatturn.durable.context import DurableContext
+from chatturn.durable.foreign import awaited
 from chatturn.durable.settling import TurnEnd
 from chatturn.durable.turn import DurableTurnProducer
 from chatturn.errors import AttemptsExhausted

@@ -5,9 +5,9 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from chatturn.chat.foreign import Late, awaited
 from chatturn.chat.hooks import TurnContext
 from chatturn.chat.tools import Tool, ToolContext, ToolError
+from chatturn.durable.foreign import Late, awaited
 from chatturn.durable.json_text import json_text
 from chatturn.durable.steps import result_text
 from chatturn.errors import AttemptsExhausted, DurableAwaitEventTimeoutError, StepTooLarge

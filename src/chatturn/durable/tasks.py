@@ -5,11 +5,11 @@ A task is an ``async def task(context: TaskContext)``.  It must be deterministic
 `chatturn.durable.context`.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
+from chatturn.durable.foreign import Late, awaited
 from chatturn.durable.steps import StepRetry
 from chatturn.errors import StepTimeout
 from chatturn.records import EventRecord, StepKind
@@ -54,14 +54,9 @@ async def run_once(call: StepCall, run_id: str) -> Any:
         StepTimeout: It took too long.
         Exception: What it raises.
     """
-    if not call.timeout_ms:
-        return await call.run()
     try:
-        async with asyncio.timeout(call.timeout_ms / 1000) as deadline:
-            return await call.run()
-    except TimeoutError as error:
-        if not deadline.expired():
-            raise
+        return await awaited(call.run(), call.timeout_ms)
+    except Late as error:
         raise StepTimeout(f"step {call.intent!r} took longer than {call.timeout_ms} ms", run_id=run_id) from error
 
 

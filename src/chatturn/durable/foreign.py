@@ -18,7 +18,7 @@ async def awaited(call: Awaitable[T], timeout_ms: int) -> T:
     Return what *call* returns.
 
     Args:
-        call: A hook's or a tool's.
+        call: A hook's, a tool's or a step's.
         timeout_ms: How long it may take; 0 for no end.
 
     Raises:
