@@ -43,7 +43,7 @@ reset:
 	rm -rf .wrangler/state
 	@echo "the local database is empty; make run creates it again"
 
-# The copy that people read; its source is src/chatturn/databases/schema.py.
+# The copy that people read; its source is src/chatturn/database/schema.py.
 schema: $(READY)
 	@$(BIN)/python -m dev.schema
 

@@ -8,10 +8,10 @@
 -- The durable_* tables are the documents' version 1 exactly, plus durable_runs.epoch.
 -- All timestamps are UTC text of 24 characters, YYYY-MM-DDTHH:MM:SS.mmmZ, from the database's own clock.
 --
--- An existing database is brought here by chatturn.databases.migration, which adds the columns that it lacks and
+-- An existing database is brought here by chatturn.database.migration, which adds the columns that it lacks and
 -- then applies this; or by the numbered steps in migrations/, which end in this same schema.
 -- Apply it statement by statement: D1's exec() splits on newlines.
--- Its source is src/chatturn/databases/schema.py; `make schema` writes schema.sql from there.
+-- Its source is src/chatturn/database/schema.py; `make schema` writes schema.sql from there.
 
 CREATE TABLE IF NOT EXISTS durable_schema_info (
   version INTEGER PRIMARY KEY,

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pyodide.ffi import JsProxy
 from workers import Request, Response
 
-from chatturn.databases import Outcome, Statement
+from chatturn.database.api import Result, Statement
 from chatturn.workerd import d1, deployment, ffi
 from entry import Default as Real
 
@@ -38,7 +38,7 @@ class Default(Real):
 class CountingDatabase(d1.D1Database):
     """D1, and how often it was asked."""
 
-    async def batch(self, statements: Sequence[Statement]) -> list[Outcome]:
+    async def batch(self, statements: Sequence[Statement]) -> list[Result]:
         """Run *statements*, and count them as one round trip."""
         _COUNTS["round_trips"] += 1
         _COUNTS["statements"] += len(statements)

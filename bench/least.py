@@ -10,9 +10,9 @@ from typing import Any
 
 from workers import Request, Response, WorkerEntrypoint, import_from_javascript
 
-from chatturn.backends import TransportRequest
-from chatturn.chat.sink import Sink
+from chatturn.chat.turn.sinks import Sink
 from chatturn.http.messages import HttpResponse
+from chatturn.transport import TransportRequest
 from chatturn.workerd.fetch import FetchTransport
 from chatturn.workerd.requests import to_response
 

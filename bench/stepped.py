@@ -12,11 +12,11 @@ from workers import Request, Response, import_from_javascript
 
 from bench.counted import CountingDatabase
 from bench.counted import Default as Counted
-from chatturn.databases import Database, Statement
+from chatturn.database.api import Database, Statement
 from chatturn.durable.context import DurableContext
+from chatturn.durable.records import DurableRunManifest, TaskSpec
 from chatturn.durable.runner import RunDurableInput, run_durable
-from chatturn.durable.sql import SqlRunStore
-from chatturn.records import DurableRunManifest, TaskSpec
+from chatturn.durable.sql_store import SqlRunStore
 
 __all__ = ["Default"]
 

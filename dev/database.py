@@ -5,7 +5,7 @@ import hmac
 from pathlib import Path
 from typing import Final
 
-from chatturn.databases.sqlite import SqliteDatabase
+from chatturn.database.sqlite import SqliteDatabase
 from chatturn.errors import StoreError
 from dev import paths
 

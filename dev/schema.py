@@ -1,6 +1,6 @@
 """`make schema`: writes schema.sql, the copy of the schema for people and for the `sqlite3` shell."""
 
-from chatturn.databases.schema import DURABLE_SCHEMA_SQL
+from chatturn.database.schema import DURABLE_SCHEMA_SQL
 from dev import paths
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """
 `make test`: every rung, in groups beside each other.
 
-A file of `tests/e2e` is a group of its own, `tests/contract` is one, and the files of `tests/unit` are dealt out to
-two; a new file is found by itself. A group is a pytest of its own, so those that wait for a Worker or a lease leave
+A file of `tests/e2e` is a group of its own, `tests/contract` is one, and the files of `tests/unit` and of
+`tests/turns` are dealt out to two each; a new file is found by itself. A group is a pytest of its own, so those that wait for a Worker or a lease leave
 the processor to those that compute. The longest of last time start first, that the end waits for none of them.
 With arguments it is pytest with those arguments.
 """
@@ -99,7 +99,7 @@ def _groups(tests: Path) -> dict[str, list[Path]]:
         name = f"{tests.name}/{rung.name}"
         if rung.name == "e2e":
             groups |= {f"{name}/{file.name}": [file] for file in files}
-        elif rung.name == "unit":
+        elif rung.name in {"unit", "turns"}:
             groups |= {f"{name}, {hand + 1} of {_HANDS}": files[hand::_HANDS] for hand in range(_HANDS)}
         else:
             groups[name] = files

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from chatturn.databases import Database
-from chatturn.databases.sqlite import SqliteDatabase
-from chatturn.durable.local import InMemoryDurableRunStore
-from chatturn.durable.sql import SqlRunStore
+from chatturn.database.api import Database
+from chatturn.database.sqlite import SqliteDatabase
+from chatturn.durable.local_stores import InMemoryDurableRunStore
+from chatturn.durable.sql_store import SqlRunStore
 
 __all__ = ["open_database", "open_store"]
 

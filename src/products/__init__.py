@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from importlib import import_module
 
-from chatturn.chat.hooks import ChatTurnHooks
+from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.errors import ConfigurationError
 
 __all__ = ["load_hooks"]

@@ -2,9 +2,9 @@
 
 from collections.abc import AsyncGenerator
 
-from chatturn.backends import AgentBackendContext, AgentBackendInput, ChatMessage
-from chatturn.chat.hooks import ChatTurnHooks, TurnContext
-from chatturn.chat.producer import StreamProducer
+from chatturn.backends.api import AgentBackendContext, AgentBackendInput, ChatMessage
+from chatturn.chat.hooks.hooks import ChatTurnHooks, TurnContext
+from chatturn.chat.turn.stream import StreamProducer
 from chatturn.events import EventBatch, text_so_far
 
 __all__ = ["Hooks", "answer"]

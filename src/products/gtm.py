@@ -3,9 +3,9 @@
 import re
 from typing import Final
 
-from chatturn.chat.hooks import ChatTurnHooks, FinishedTurn, TurnContext
-from chatturn.chat.producer import StreamProducer
-from chatturn.telemetry.logs import print_log
+from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn, TurnContext
+from chatturn.chat.turn.stream import StreamProducer
+from chatturn.telemetry.operator_log import print_log
 from products.assistant import answer
 
 __all__ = ["Hooks", "proposals"]

@@ -3,8 +3,8 @@
 import re
 from typing import Final
 
-from chatturn.chat.hooks import ChatTurnHooks, TurnContext
-from chatturn.chat.producer import StreamProducer
+from chatturn.chat.hooks.hooks import ChatTurnHooks, TurnContext
+from chatturn.chat.turn.stream import StreamProducer
 from products.assistant import answer
 
 __all__ = ["Hooks"]

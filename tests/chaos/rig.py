@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
-from chatturn.durable.local import FileSystemDurableRunStore
+from chatturn.durable.local_stores import FileSystemDurableRunStore
 from tests.chaos import worker
 from tests.support.children import CONTEXT, start
 from tests.support.upstream import Upstream

@@ -10,11 +10,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
-from chatturn.backends.openai import create_openai_compatible_backend
-from chatturn.backends.retry import BackendRetryPolicy
-from chatturn.chat.hooks import FinishedTurn
-from chatturn.databases import Outcome, Statement
-from chatturn.databases.sqlite import SqliteDatabase
+from chatturn.backends.openai.backend import create_openai_compatible_backend
+from chatturn.backends.openai.retry import BackendRetryPolicy
+from chatturn.chat.hooks.hooks import FinishedTurn
+from chatturn.database.api import Result, Statement
+from chatturn.database.sqlite import SqliteDatabase
 from chatturn.errors import StoreUnavailable
 from products.assistant import Hooks as Assistant
 from tests.support.http_transport import HttpTransport
@@ -49,7 +49,7 @@ class _Failing:
     def __init__(self, database: SqliteDatabase, chance: random.Random, counter: Path, rate: float) -> None:
         self._database, self._chance, self._counter, self._rate = database, chance, counter, rate
 
-    async def batch(self, statements: Sequence[Statement]) -> list[Outcome]:
+    async def batch(self, statements: Sequence[Statement]) -> list[Result]:
         await asyncio.sleep(self._chance.uniform(0, 0.004))
         dice = self._chance.random()
         if dice < self._rate:

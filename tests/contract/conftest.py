@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from chatturn.databases import Database
-from chatturn.durable.sql import SqlRunStore
+from chatturn.database.api import Database
+from chatturn.durable.sql_store import SqlRunStore
 from tests.contract_database import open_store
 from tests.support.clock import Clock
 

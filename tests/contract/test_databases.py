@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from chatturn.databases import Database, Statement
+from chatturn.database.api import Database, Statement
 from chatturn.errors import SchemaOutdated, StoreError, StoreUnavailable
 from tests.contract_database import open_database
 

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from chatturn.chat.identity import ChatTurnIdentity, turn_run_id
-from chatturn.chat.statements import begin_turn
-from chatturn.databases import Database, Statement
-from chatturn.durable import listing_statements as sql
-from chatturn.durable.sql import SqlRunStore
+from chatturn.chat.turn.sql import begin_turn
+from chatturn.database.api import Database, Statement
+from chatturn.durable.records import MAX_RUNS_PER_PAGE, DurableRunManifest, RunQuery, RunStatus, Wait
+from chatturn.durable.sql import run_lists as sql
+from chatturn.durable.sql_store import SqlRunStore
 from chatturn.errors import InvalidField
-from chatturn.records import MAX_RUNS_PER_PAGE, DurableRunManifest, RunQuery, RunStatus, Wait
 from tests.support.clock import Clock
 from tests.support.runs import LEASE_MS, claim, lease_of, manifest
 
@@ -27,7 +27,7 @@ async def turn_of(store: SqlRunStore, tenant_id: str, turn_index: int, **options
     identity = ChatTurnIdentity(tenant_id=tenant_id, session_id="thread", user_id="ann", turn_index=turn_index)
     begin = begin_turn(identity, user_message="hi", model=None, metadata_json=None)
     run_id = turn_run_id(identity)
-    await claim(store, run_id, companions=[begin], **options)
+    await claim(store, run_id, with_statements=[begin], **options)
     return run_id
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from chatturn.databases import Database, Statement
-from chatturn.durable.sql import SqlRunStore
+from chatturn.database.api import Database, Statement
+from chatturn.durable.records import RunStatus, Wait
+from chatturn.durable.sql_store import SqlRunStore
 from chatturn.durable.store import Begin
-from chatturn.records import RunStatus, Wait
 from tests.contract.test_listing import turn_of
 from tests.support.clock import Clock
 from tests.support.runs import LEASE_MS, STEP, claim, lease_of

@@ -4,10 +4,11 @@ import re
 
 import pytest
 
-from chatturn.databases import Database, Statement
-from chatturn.databases.schema import DURABLE_SCHEMA_VERSION
-from chatturn.durable.sql import SqlRunStore
-from chatturn.durable.statements import HELD
+from chatturn.database.api import Database, Statement
+from chatturn.database.schema import DURABLE_SCHEMA_VERSION
+from chatturn.durable.records import Lease, RunOutcome, RunStatus, StepError, StepStatus
+from chatturn.durable.sql.runs import HELD
+from chatturn.durable.sql_store import SqlRunStore
 from chatturn.durable.store import Settlement
 from chatturn.errors import (
     DurableRunDivergenceError,
@@ -15,7 +16,6 @@ from chatturn.errors import (
     DurableRunLeaseHeldError,
     LeaseLost,
 )
-from chatturn.records import Lease, RunOutcome, RunStatus, StepError, StepStatus
 from tests.support.clock import Clock
 from tests.support.runs import LEASE_MS, STEP, claim, lease_of, manifest
 
@@ -94,7 +94,7 @@ async def test_b2_a_worker_that_was_taken_over_changes_nothing(
         store.complete_step(stale, 0, "stale"),
         store.fail_step(stale, 0, StepError(message="stale")),
         store.end_run(stale, RunStatus.FAILED),
-        store.settle(stale, Settlement(step_index=0, result="stale", companions=[Statement(NOTE, ("k",))])),
+        store.settle(stale, Settlement(step_index=0, result="stale", with_statements=[Statement(NOTE, ("k",))])),
         store.renew_lease(stale),
     ):
         with pytest.raises(LeaseLost):
@@ -128,14 +128,14 @@ async def test_b5_a_claim_and_its_step_are_one_write(store: SqlRunStore, databas
     broken = Statement("INSERT INTO durable_events (run_id, key, emitted_at) VALUES (?1 || ?2 || ?3, NULL, NULL)")
 
     with pytest.raises(Exception, match=r"NULL|NOT NULL|constraint"):
-        await claim(store, begin=STEP, companions=[broken])
+        await claim(store, begin=STEP, with_statements=[broken])
 
     assert [(0,)] == await rows(database, "SELECT count(*) FROM durable_runs")
     assert [(0,)] == await rows(database, "SELECT count(*) FROM durable_steps")
 
 
 async def test_b5_a_finish_is_one_write(store: SqlRunStore, database: Database) -> None:
-    """Step, run and companions end together, and the lease is released with them."""
+    """Step, run and what is written with them end together, and the lease is released with them."""
     lease = await lease_of(store, begin=STEP)
     record = await store.settle(
         lease,
@@ -143,7 +143,7 @@ async def test_b5_a_finish_is_one_write(store: SqlRunStore, database: Database) 
             step_index=0,
             result={"finalText": "hi"},
             outcome=RunOutcome(notes="n"),
-            companions=[Statement(NOTE, ("k",))],
+            with_statements=[Statement(NOTE, ("k",))],
         ),
     )
     step = await store.load_step("run-1", 0)
@@ -159,7 +159,7 @@ async def test_b5_a_finish_whose_companion_fails_leaves_the_run_as_it_was(store:
     lease = await lease_of(store, begin=STEP)
     broken = Statement("INSERT INTO durable_events (run_id, key, emitted_at) VALUES (?1 || ?2 || ?3, NULL, NULL)")
     with pytest.raises(Exception, match=r"NULL|NOT NULL|constraint"):
-        await store.settle(lease, Settlement(step_index=0, result="x", companions=[broken]))
+        await store.settle(lease, Settlement(step_index=0, result="x", with_statements=[broken]))
     run, step = await store.load_run("run-1"), await store.load_step("run-1", 0)
 
     assert run is not None

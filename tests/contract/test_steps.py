@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from chatturn.databases import Statement
-from chatturn.durable.sql import SqlRunStore
-from chatturn.durable.statements import HELD
+from chatturn.database.api import Statement
+from chatturn.durable.records import RunStatus, StepError, StepStatus, Wait
+from chatturn.durable.sql.runs import HELD
+from chatturn.durable.sql_store import SqlRunStore
 from chatturn.durable.store import Begin, Settlement
 from chatturn.errors import DurableRunDivergenceError, LeaseLost, RunNotFound, StepInputMismatch
-from chatturn.records import RunStatus, StepError, StepStatus, Wait
 from tests.support.clock import Clock
 from tests.support.runs import STEP, claim, lease_of
 

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from chatturn.chat.identity import turn_run_id
-from chatturn.databases import Database, Outcome, Statement
-from chatturn.databases.migration import migrate, read_version
-from chatturn.databases.schema import DURABLE_SCHEMA_VERSION
-from chatturn.durable.sql import SqlRunStore
+from chatturn.database.api import Database, Result, Statement
+from chatturn.database.migration import migrate, read_version
+from chatturn.database.schema import DURABLE_SCHEMA_VERSION
+from chatturn.durable.records import Claim, RunStatus, StepStatus
+from chatturn.durable.sql_store import SqlRunStore
 from chatturn.durable.store import Begin, Settlement
 from chatturn.errors import DurableRunLeaseHeldError, LeaseLost, StoreUnavailable
-from chatturn.records import Claim, RunStatus, StepStatus
 from tests.support.clock import Clock
 from tests.support.documents import (
     ANSWER,
@@ -216,7 +216,7 @@ class Overtaken:
         self._database = database
         self._left = batch
 
-    async def batch(self, statements: Sequence[Statement]) -> list[Outcome]:
+    async def batch(self, statements: Sequence[Statement]) -> list[Result]:
         """Run *statements*, perhaps after the other's migration."""
         self._left -= 1
         if self._left == -1:

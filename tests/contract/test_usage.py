@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from chatturn.chat import usage_statements as sql
 from chatturn.chat.identity import ChatTurnIdentity, turn_run_id
-from chatturn.chat.metering import ModelCall, Outcome
-from chatturn.chat.usage import UsageQuery, list_usage
-from chatturn.databases import Database, Statement
-from chatturn.durable.sql import SqlRunStore
-from chatturn.durable.statements import HELD
-from chatturn.prices import PriceTable
+from chatturn.chat.usage import sql
+from chatturn.chat.usage.calls import CallOutcome, ModelCall
+from chatturn.chat.usage.totals import UsageQuery, list_usage
+from chatturn.database.api import Database, Statement
+from chatturn.durable.sql.runs import HELD
+from chatturn.durable.sql_store import SqlRunStore
+from chatturn.usage.prices import PriceTable
 from tests.support.clock import Clock
 from tests.support.runs import lease_of
 
@@ -19,7 +19,7 @@ DAY_MS = 86_400_000
 WHO = ChatTurnIdentity(tenant_id="acme", session_id="a", user_id="ann", turn_index=0)
 
 
-def call(index: int, outcome: Outcome = "completed", **known: Any) -> ModelCall:
+def call(index: int, outcome: CallOutcome = "completed", **known: Any) -> ModelCall:
     """Return a call of the first attempt."""
     return ModelCall(attempt=1, index=index, prices=PriceTable(), outcome=outcome, began_s=0.0, **known)
 

@@ -19,11 +19,11 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, Final
 
-from chatturn.databases.sqlite import SqliteDatabase
+from chatturn.database.sqlite import SqliteDatabase
 from chatturn.durable.context import DurableContext
-from chatturn.durable.local import FileSystemDurableRunStore
+from chatturn.durable.local_stores import FileSystemDurableRunStore
 from chatturn.durable.runner import RunDurableInput, RunDurableResult, run_durable
-from chatturn.durable.sql import SqlRunStore
+from chatturn.durable.sql_store import SqlRunStore
 from chatturn.errors import DurableRunLeaseHeldError, LeaseLost
 from tests.support.processes import state_of
 from tests.support.runs import manifest

@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from chatturn.canonical import canonical_hash
 from chatturn.chat.identity import ChatTurnIdentity, turn_manifest
-from chatturn.databases import Database, Statement
-from chatturn.records import DurableRunManifest
+from chatturn.database.api import Database, Statement
+from chatturn.durable.records import DurableRunManifest
+from chatturn.jsontext.canonical import canonical_hash
 from tests.support.clock import Clock
 
 __all__ = ["ANSWER", "COMPLETED", "FAILED", "INTERRUPTED", "LIVE", "PROJECT", "RETRIED", "UNENDED",

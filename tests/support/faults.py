@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
 
-from chatturn.databases import Database, Outcome, Statement
+from chatturn.database.api import Database, Result, Statement
 from chatturn.errors import StoreUnavailable
 
 __all__ = ["Crash", "FaultyDatabase", "Fuse", "MortalDatabase"]
@@ -42,7 +42,7 @@ class FaultyDatabase:
         self.down = False
         self.statements: list[Sequence[Statement]] = []
 
-    async def batch(self, statements: Sequence[Statement]) -> list[Outcome]:
+    async def batch(self, statements: Sequence[Statement]) -> list[Result]:
         """Run *statements*, or fail as told."""
         number = self.batches
         fault = self.faults.get(number)
@@ -99,7 +99,7 @@ class MortalDatabase:
         self._database = database
         self._fuse = fuse
 
-    async def batch(self, statements: Sequence[Statement]) -> list[Outcome]:
+    async def batch(self, statements: Sequence[Statement]) -> list[Result]:
         """Run *statements*, unless the worker dies before; it may die before it hears of the outcome."""
         self._fuse.pass_by("before a batch")
         outcomes = await self._database.batch(statements)

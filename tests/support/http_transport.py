@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 import httpx
 
-from chatturn.backends import TransportRequest
 from chatturn.errors import BackendTransportError
+from chatturn.transport import TransportRequest
 
 __all__ = ["HttpTransport"]
 

@@ -12,20 +12,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from chatturn.backends import AgentExecutionBackend
+from chatturn.backends.api import AgentExecutionBackend
 from chatturn.backends.echo import create_echo_backend
-from chatturn.chat.hooks import ChatTurnHooks
-from chatturn.chat.live import LiveLogs
+from chatturn.chat.hooks.hooks import ChatTurnHooks
+from chatturn.chat.log.live import LiveLogs
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.sweep import Sweep
-from chatturn.databases import Database, Outcome, Statement
+from chatturn.database.api import Database, Result, Statement
 from chatturn.http.application import Application
 from chatturn.http.auth import Principal
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.routes import handle
-from chatturn.prices import PriceTable
 from chatturn.settings import Settings
 from chatturn.telemetry.otlp.setup import Telemetry
+from chatturn.usage.prices import PriceTable
 from tests.support.turns import virtual_moment
 
 __all__ = ["TURN", "Isolate", "Reader", "Reply"]
@@ -41,7 +41,7 @@ class _Wire:
         self.dead = False
         self.batches = 0
 
-    async def batch(self, statements: Sequence[Statement]) -> list[Outcome]:
+    async def batch(self, statements: Sequence[Statement]) -> list[Result]:
         if self.dead:
             raise asyncio.CancelledError  # whoever asks is gone as well
         self.batches += 1

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from chatturn.durable.sql import SqlRunStore
+from chatturn.durable.records import Claim, DurableRunManifest, Lease, TaskSpec
+from chatturn.durable.sql_store import SqlRunStore
 from chatturn.durable.store import Begin
-from chatturn.records import Claim, DurableRunManifest, Lease, TaskSpec
 
 __all__ = ["LEASE_MS", "STEP", "claim", "lease_of", "manifest"]
 

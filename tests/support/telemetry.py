@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any, Final
 
-from chatturn.backends import TransportRequest
 from chatturn.settings import Settings
 from chatturn.telemetry.otlp.setup import Telemetry, make_telemetry
+from chatturn.transport import TransportRequest
 from dev.otlp_relay import message_of
 from tests.support.transport import Exchange, Reply, ScriptedResponse
 

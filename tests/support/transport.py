@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
-from chatturn.backends import TransportRequest
+from chatturn.transport import TransportRequest
 
 __all__ = ["HANG", "BodyPart", "Exchange", "Reply", "ScriptedTransport"]
 

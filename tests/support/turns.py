@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from chatturn.backends.echo import create_echo_backend
-from chatturn.chat.hooks import ChatTurnHooks, FinishedTurn, TurnContext
+from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn, TurnContext
 from chatturn.chat.identity import ChatTurnIdentity
-from chatturn.chat.pace import Pace
-from chatturn.chat.producer import StreamProducer
-from chatturn.chat.request import RunChatTurnInput
-from chatturn.chat.sink import BufferSink
-from chatturn.chat.turn import ChatTurn
-from chatturn.databases import Database, Statement
-from chatturn.databases.sqlite import SqliteDatabase
-from chatturn.durable.sql import SqlRunStore
+from chatturn.chat.log.query_budget import Pace
+from chatturn.chat.requests import RunChatTurnInput
+from chatturn.chat.turn.sinks import BufferSink
+from chatturn.chat.turn.stream import StreamProducer
+from chatturn.chat.turn.turn import ChatTurn
+from chatturn.database.api import Database, Statement
+from chatturn.database.sqlite import SqliteDatabase
+from chatturn.durable.sql_store import SqlRunStore
 from chatturn.events import ChatStreamEvent, EventBatch, text_delta
 
 __all__ = ["IDENTITY", "UNHURRIED", "Desk", "Product", "Recorded", "Step", "events_of", "open_sqlite", "virtual_moment"]

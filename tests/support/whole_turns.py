@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from chatturn.backends.iterable import create_iterable_backend
-from chatturn.databases import Database, Outcome, Statement
-from chatturn.databases.sqlite import SqliteDatabase
+from chatturn.database.api import Database, Result, Statement
+from chatturn.database.sqlite import SqliteDatabase
 from chatturn.events import text_delta
 from tests.support.isolates import TURN, Isolate
 from tests.support.turns import Step
@@ -54,7 +54,7 @@ class Wrapped:
         self.spun = False
         self.last_at = -1.0
 
-    async def batch(self, statements: Sequence[Statement]) -> list[Outcome]:
+    async def batch(self, statements: Sequence[Statement]) -> list[Result]:
         now = asyncio.get_running_loop().time()
         self.at_once = self.at_once + 1 if now == self.last_at else 0
         self.last_at = now

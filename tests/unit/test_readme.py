@@ -17,7 +17,11 @@ from urllib.request import Request
 
 import pytest
 
-from chatturn.chat.request import TurnView
+from chatturn.agent_runtime.events import EVENT_CLASSES
+from chatturn.agent_runtime.mapping import RuntimeEventMapper
+from chatturn.agent_runtime.sanitize import RuntimeTelemetryOptions
+from chatturn.agent_runtime.tasks import AgentTaskSpec
+from chatturn.chat.requests import TurnView
 from chatturn.errors import ConfigurationError, DurableRunLeaseHeldError, error_classes
 from chatturn.events import EVENT_TYPES, ChatStreamEvent, reasoning_delta, text_delta, tool_call, usage_event
 from chatturn.http import limits, queries
@@ -29,17 +33,13 @@ from chatturn.http.routes import ROUTES
 from chatturn.http.service import UnconfiguredService
 from chatturn.http.strict_json import MAX_JSON_DEPTH
 from chatturn.http.turns import _members
-from chatturn.runtime.events import EVENT_CLASSES
-from chatturn.runtime.mapping import RuntimeEventMapper
-from chatturn.runtime.tasks import AgentTaskSpec
 from chatturn.settings import Settings
-from chatturn.telemetry.sanitize import RuntimeTelemetryOptions
 from products.assistant import Hooks as Assistant
 from tests.support.isolates import TURN, Isolate
 from tests.support.transport import Reply, ScriptedTransport
 from tests.support.turns import IDENTITY, Desk, Product, open_sqlite
-from tests.unit.test_agent import Agent, Model
-from tests.unit.test_openai import DONE, backend, frame
+from tests.turns.test_agent import Agent, Model
+from tests.unit.backends.openai.test_backend import DONE, backend, frame
 
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "chatturn"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chatturn.backends.completions import CompletionReader
+from chatturn.backends.openai.completions import CompletionReader
 from chatturn.errors import BackendError
 from chatturn.events import ChatStreamEvent, TextAssembly
 from tests.support.upstream import Upstream

@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from chatturn.backends import AgentBackendContext, AgentBackendInput, AgentExecutionBackend, ChatMessage
-from chatturn.backends.tool_calls import parse_arguments
+from chatturn.backends.api import AgentBackendContext, AgentBackendInput, AgentExecutionBackend, ChatMessage
+from chatturn.backends.openai.tool_calls import parse_arguments
 from chatturn.events import ChatStreamEvent, EventBatch, text_delta, tool_call, usage_event
 from chatturn.telemetry import conventions
 

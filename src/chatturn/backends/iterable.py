@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from chatturn.backends import NULL_METER, AgentBackendContext, AgentBackendInput, AgentExecutionBackend
+from chatturn.backends.api import NULL_METER, AgentBackendContext, AgentBackendInput, AgentExecutionBackend
 from chatturn.events import EventBatch, TextDeltas, events_of
 
 __all__ = ["StreamFunction", "create_iterable_backend"]

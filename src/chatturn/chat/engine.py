@@ -1,12 +1,12 @@
-"""`DurableChatTurnEngine`: opens chat turns; the turn itself is `chatturn.chat.turn`."""
+"""`DurableChatTurnEngine`: opens chat turns; the turn itself is `chatturn.chat.turn.turn`."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
-from chatturn.chat.request import RunChatTurnInput
-from chatturn.chat.sink import PullSink
-from chatturn.chat.turn import ChatTurn
+from chatturn.chat.requests import RunChatTurnInput
+from chatturn.chat.turn.sinks import PullSink
+from chatturn.chat.turn.turn import ChatTurn
 
 __all__ = ["CONTENT_TYPE", "ChatTurnResult", "DurableChatTurnEngine", "durable_chat_turn_engine"]
 

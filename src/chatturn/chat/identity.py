@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from chatturn.records import DurableRunManifest, TaskSpec
+from chatturn.durable.records import DurableRunManifest, TaskSpec
 
 __all__ = ["ChatTurnIdentity", "legacy_run_id", "session_id_of", "session_run_ids", "turn_manifest", "turn_run_id"]
 

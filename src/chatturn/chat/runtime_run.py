@@ -6,21 +6,21 @@ Its calls are those of the attempt's account, so that both ledgers add up to the
 
 from collections.abc import Callable, Sequence
 
-from chatturn.chat.metering import ModelCall
-from chatturn.durable.settling import TurnEnd, code_of
-from chatturn.errors import LeaseLost
-from chatturn.ledger import start_runtime_run
-from chatturn.money import usd
-from chatturn.records import DurableRunManifest
-from chatturn.runtime.events import LlmCallEvent
-from chatturn.runtime.moments import epoch_ms
-from chatturn.runtime.runs import (
+from chatturn.agent_runtime.events import LlmCallEvent
+from chatturn.agent_runtime.run_ledger import start_runtime_run
+from chatturn.agent_runtime.runs import (
     RuntimeRunCompleteInput,
     RuntimeRunOptions,
     RuntimeRunPersistenceAdapter,
     RuntimeRunStatus,
 )
-from chatturn.runtime.tasks import AgentTaskSpec
+from chatturn.agent_runtime.tasks import AgentTaskSpec
+from chatturn.chat.usage.calls import ModelCall
+from chatturn.durable.records import DurableRunManifest
+from chatturn.durable.settling import TurnEnd, code_of
+from chatturn.errors import LeaseLost
+from chatturn.timestamps import epoch_ms
+from chatturn.usage.money import usd
 
 __all__ = ["AttemptRun"]
 

@@ -7,30 +7,31 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
-from chatturn.backends import AgentExecutionBackend
-from chatturn.chat import statements as chat_sql
+from chatturn.backends.api import AgentExecutionBackend
 from chatturn.chat.engine import durable_chat_turn_engine
-from chatturn.chat.follow import FollowedTurn
-from chatturn.chat.hooks import ChatTurnHooks
+from chatturn.chat.following import FollowedTurn
+from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.identity import ChatTurnIdentity, legacy_run_id, session_run_ids, turn_run_id
-from chatturn.chat.live import Alarm, EventAlarm, LiveLogs
-from chatturn.chat.log_statements import request_cancel
-from chatturn.chat.metering import Budgets
-from chatturn.chat.operations import MessagePage, MessageQuery, TurnPage, TurnQuery, list_messages, list_turns
-from chatturn.chat.operations_statements import read_running
-from chatturn.chat.pace import FOLLOW_PACES, RENEWALS_PER_TERM, RESUMED_AT_ONCE, log_pace
-from chatturn.chat.pages import load_page
-from chatturn.chat.request import CANCELLED, Cancellation, RunChatTurnInput, TurnRequest, TurnView
-from chatturn.chat.sink import NoSink
-from chatturn.chat.tracing import RequestTracing, TurnTracing, attributes_of_turn
-from chatturn.chat.turn import ChatTurn
-from chatturn.chat.usage import UsagePage, UsageQuery, list_usage, sums_of
-from chatturn.chat.usage_statements import read_usage_of_turn
-from chatturn.databases import Database, Row
-from chatturn.databases.migration import read_version
-from chatturn.databases.schema import DURABLE_SCHEMA_VERSION
+from chatturn.chat.lists.lists import MessagePage, MessageQuery, TurnPage, TurnQuery, list_messages, list_turns
+from chatturn.chat.lists.sql import read_running
+from chatturn.chat.log.live import Alarm, EventAlarm, LiveLogs
+from chatturn.chat.log.pages import load_page
+from chatturn.chat.log.query_budget import FOLLOW_PACES, RENEWALS_PER_TERM, RESUMED_AT_ONCE, log_pace
+from chatturn.chat.log.sql import request_cancel
+from chatturn.chat.requests import CANCELLED, Cancellation, RunChatTurnInput, TurnRequest, TurnView
+from chatturn.chat.turn import sql as chat_sql
+from chatturn.chat.turn.sinks import NoSink
+from chatturn.chat.turn.tracing import RequestTracing, TurnTracing, attributes_of_turn
+from chatturn.chat.turn.turn import ChatTurn
+from chatturn.chat.usage.calls import Budgets
+from chatturn.chat.usage.sql import read_usage_of_turn
+from chatturn.chat.usage.totals import UsagePage, UsageQuery, list_usage, sums_of
+from chatturn.database.api import Database, Row
+from chatturn.database.migration import read_version
+from chatturn.database.schema import DURABLE_SCHEMA_VERSION
+from chatturn.durable.records import EventRecord, RunOutcome, RunStatus
 from chatturn.durable.rows import run_from_row
-from chatturn.durable.sql import SqlRunStore
+from chatturn.durable.sql_store import SqlRunStore
 from chatturn.errors import (
     ChatTurnError,
     DurableRunInputMismatchError,
@@ -40,10 +41,9 @@ from chatturn.errors import (
     SchemaOutdated,
     StoreError,
 )
-from chatturn.prices import PriceTable
-from chatturn.records import EventRecord, RunOutcome, RunStatus
 from chatturn.settings import Settings
-from chatturn.telemetry.logs import Log
+from chatturn.telemetry.operator_log import OperatorLog
+from chatturn.usage.prices import PriceTable
 
 __all__ = ["DurableChatService"]
 
@@ -74,7 +74,7 @@ class DurableChatService:
     hooks: ChatTurnHooks
     backend: AgentExecutionBackend
     database: Database
-    log: Log
+    log: OperatorLog
     tracing: RequestTracing | None = None
     live: LiveLogs = field(default_factory=LiveLogs)
     prices: PriceTable = field(default_factory=PriceTable)

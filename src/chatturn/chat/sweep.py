@@ -9,12 +9,12 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import Final
 
-from chatturn.chat.outbox import Outbox
-from chatturn.chat.pace import RESUMED_AT_ONCE
+from chatturn.chat.hooks.outbox import Outbox
+from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.service import DurableChatService
-from chatturn.chat.usage_statements import delete_usage
-from chatturn.durable.sql import SqlRunStore
-from chatturn.records import RunQuery
+from chatturn.chat.usage.sql import delete_usage
+from chatturn.durable.records import RunQuery
+from chatturn.durable.sql_store import SqlRunStore
 
 __all__ = ["Sweep"]
 

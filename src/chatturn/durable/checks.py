@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from chatturn.databases import Row
+from chatturn.database.api import Row
+from chatturn.durable.records import Lease, RunRecord, RunStatus, StepRecord, StepStatus
 from chatturn.durable.rows import run_from_row
 from chatturn.durable.store import Begin
 from chatturn.errors import (
@@ -13,7 +14,6 @@ from chatturn.errors import (
     RunNotFound,
     StepInputMismatch,
 )
-from chatturn.records import Lease, RunRecord, RunStatus, StepRecord, StepStatus
 
 __all__ = ["claimed", "ended", "require_begun", "require_intent", "require_status"]
 

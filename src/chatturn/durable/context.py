@@ -17,15 +17,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
 
-from chatturn.canonical import step_id
-from chatturn.databases import Statement
-from chatturn.durable.moments import moment_after
+from chatturn.database.api import Statement
 from chatturn.durable.nesting import inside_step, require_outside_steps
-from chatturn.durable.statements import STEPS_PER_PAGE
+from chatturn.durable.records import EventRecord, Lease, StepError, StepKind, StepRecord, StepStatus, Wait
+from chatturn.durable.sql.runs import STEPS_PER_PAGE
 from chatturn.durable.steps import OpenStep, StepRetry, fingerprint, result_text, words_of
 from chatturn.durable.store import Begin, DurableRunStore
+from chatturn.durable.suspension import Suspended
 from chatturn.durable.tasks import DEFAULT_EVENT_TIMEOUT_MS, NO_INPUT, ContextSources, StepCall, run_once
-from chatturn.durable.waits import Suspended
 from chatturn.errors import (
     AttemptsExhausted,
     ChatTurnError,
@@ -34,10 +33,11 @@ from chatturn.errors import (
     StepInputMismatch,
     StoreError,
 )
-from chatturn.records import EventRecord, Lease, StepError, StepKind, StepRecord, StepStatus, Wait
-from chatturn.telemetry import NULL_TRACER, AttributeValue, Span, Tracer
+from chatturn.jsontext.canonical import step_id
 from chatturn.telemetry.conventions import STEP_INTENT, STEP_KIND, STEP_REPLAYED
-from chatturn.telemetry.logs import Log
+from chatturn.telemetry.operator_log import OperatorLog
+from chatturn.telemetry.tracer import NULL_TRACER, AttributeValue, Span, Tracer
+from chatturn.timestamps import moment_after
 
 __all__ = ["ContextSources", "DurableContext", "StepCall"]
 
@@ -65,7 +65,7 @@ class DurableContext:
         inline_wait_ms: How long a wait may hold the worker before the run is suspended instead.
         log: Takes failures that must not mask another error.
         first_position: Of the first step.
-        beside: Returns what is written with each record of a step, as `Settlement.companions`.
+        with_statements: Returns what is written with each record of a step, as `Settlement.with_statements`.
         tracer: Takes a span for each step.
     """
 
@@ -77,9 +77,9 @@ class DurableContext:
     recorded: Sequence[StepRecord]
     sources: ContextSources
     inline_wait_ms: int
-    log: Log
+    log: OperatorLog
     first_position: int = 0
-    beside: Callable[[], Sequence[Statement]] = lambda: ()
+    with_statements: Callable[[], Sequence[Statement]] = lambda: ()
     tracer: Tracer = NULL_TRACER
     _next: int = field(init=False)
     _steps: dict[int, StepRecord] = field(init=False, default_factory=dict)
@@ -309,9 +309,9 @@ class DurableContext:
 
     async def _record(self, begin: Begin, attempts: int, started: float | None, **outcome: Any) -> None:
         elapsed_ms = 0 if started is None else max(0, round((asyncio.get_running_loop().time() - started) * 1000))
-        lease, beside = self._require_lease(begin), self.beside()
+        lease, extra = self._require_lease(begin), self.with_statements()
         await self.store.record_step(
-            lease, begin, attempts=attempts, elapsed_ms=elapsed_ms, companions=beside, **outcome
+            lease, begin, attempts=attempts, elapsed_ms=elapsed_ms, with_statements=extra, **outcome
         )
 
     async def _determined(self, name: str, source: Callable[[], T]) -> T:

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
-from chatturn.databases import Row, Statement
+from chatturn.database.api import Row, Statement
+from chatturn.durable.records import Lease
 from chatturn.durable.store import DurableRunStore, News
 from chatturn.errors import DurableRunError, LeaseLost
-from chatturn.records import Lease
-from chatturn.telemetry.logs import Log
+from chatturn.telemetry.operator_log import OperatorLog
 
 __all__ = ["RENEWALS_PER_TERM", "Heartbeat"]
 
@@ -45,7 +45,7 @@ class Heartbeat:
         self,
         store: DurableRunStore,
         lease: Lease,
-        log: Log,
+        log: OperatorLog,
         *,
         renewals_per_term: float = RENEWALS_PER_TERM,
         news: News | None = None,

@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from chatturn.databases import Row, Value
-from chatturn.records import EventRecord, RunOutcome, RunRecord, RunStatus, StepError, StepRecord, StepStatus
+from chatturn.database.api import Row, Value
+from chatturn.durable.records import EventRecord, RunOutcome, RunRecord, RunStatus, StepError, StepRecord, StepStatus
 
 __all__ = ["event_from_row", "run_from_row", "step_from_row"]
 

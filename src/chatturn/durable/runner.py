@@ -24,16 +24,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Generic, TypeVar
 
-from chatturn.canonical import derive_worker_id
 from chatturn.durable.context import ContextSources, DurableContext
 from chatturn.durable.heartbeat import Heartbeat
-from chatturn.durable.moments import timestamp
+from chatturn.durable.records import Claim, DurableRunManifest, Lease, RunOutcome, RunRecord, RunStatus, StepRecord
 from chatturn.durable.settling import code_of
 from chatturn.durable.store import DEFAULT_LEASE_MS, DurableRunStore
-from chatturn.durable.waits import Suspended, ungrouped_waits
+from chatturn.durable.suspension import Suspended, ungrouped_waits
 from chatturn.errors import AttemptsExhausted, LeaseLost, RunNotFound, StoreError
-from chatturn.records import Claim, DurableRunManifest, Lease, RunOutcome, RunRecord, RunStatus, StepRecord
-from chatturn.telemetry.logs import Log, print_log
+from chatturn.jsontext.canonical import derive_worker_id
+from chatturn.telemetry.operator_log import OperatorLog, print_log
+from chatturn.timestamps import timestamp
 
 __all__ = ["RunDurableInput", "RunDurableResult", "default_sources", "run_durable"]
 
@@ -78,7 +78,7 @@ class RunDurableInput(Generic[T]):
     max_attempts: int | None = None
     inline_wait_ms: int = DEFAULT_INLINE_WAIT_MS
     sources: ContextSources = field(default_factory=default_sources)
-    log: Log = print_log
+    log: OperatorLog = print_log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from chatturn.databases import Statement
+from chatturn.database.api import Statement
+from chatturn.durable.records import Lease, RunOutcome, RunRecord, RunStatus, StepError, Wait
 from chatturn.durable.store import DurableRunStore, Settlement
 from chatturn.errors import ChatTurnError, LeaseLost, StoreUnavailable, TurnAborted
-from chatturn.records import Lease, RunOutcome, RunRecord, RunStatus, StepError, Wait
-from chatturn.telemetry.logs import Log
+from chatturn.telemetry.operator_log import OperatorLog
 
 __all__ = ["Settling", "TurnEnd", "code_of"]
 
@@ -48,7 +48,7 @@ class Settling:
         store: Where the run is.
         step_index: The step whose result is the answer.
         intent: The step's.
-        end_with: Makes the further statements of the last write, as in `Settlement.companions`.
+        end_with: Makes the further statements of the last write, as in `Settlement.with_statements`.
         log: Takes failures that must not mask another error.
 
     Attributes:
@@ -63,7 +63,7 @@ class Settling:
         step_index: int,
         intent: str,
         end_with: Callable[[TurnEnd], Sequence[Statement]],
-        log: Log,
+        log: OperatorLog,
     ) -> None:
         self.stored: TurnEnd | None = None
         self.record: RunRecord | None = None
@@ -91,7 +91,7 @@ class Settling:
             outcome=RunOutcome(notes=self._intent, metadata=metadata)
             if cancelled is None
             else RunOutcome(passed=False, notes="cancelled", metadata=metadata),
-            companions=self._end_with(end),
+            with_statements=self._end_with(end),
         )
         try:
             self.record = await self._store.settle(lease, settlement)
@@ -125,7 +125,7 @@ class Settling:
         try:
             failure = StepError(message=_storable(error), code=code_of(error))
             settlement = Settlement(
-                step_index=self._step_index, error=failure, outcome=outcome, companions=self._end_with(end)
+                step_index=self._step_index, error=failure, outcome=outcome, with_statements=self._end_with(end)
             )
             self.record = await self._store.settle(lease, settlement)
             self.stored = end

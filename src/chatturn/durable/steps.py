@@ -4,10 +4,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from chatturn.canonical import canonical_hash
-from chatturn.durable.json_text import json_text
 from chatturn.errors import StepTooLarge
-from chatturn.json_depth import nests_deeper
+from chatturn.jsontext.canonical import canonical_hash
+from chatturn.jsontext.depth import nests_deeper
+from chatturn.jsontext.stored import json_text
 
 __all__ = ["MAX_STEP_BYTES", "MAX_STEP_DEPTH", "OpenStep", "StepRetry", "fingerprint", "result_text", "words_of"]
 

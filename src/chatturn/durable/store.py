@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from chatturn.databases import Row, Statement
-from chatturn.records import (
+from chatturn.database.api import Row, Statement
+from chatturn.durable.records import (
     Claim,
     DurableRunManifest,
     EventRecord,
@@ -72,15 +72,15 @@ class Settlement:
         result: Its result, JSON; for a completed run.
         error: Why it failed; makes the run failed.
         outcome: The run's.
-        companions: Further statements of the same transaction.  Their parameters start at ``?4``; the store
-            puts the lease's run id, holder and epoch before them, and each carries the guard `sql.HELD`.
+        with_statements: Further statements of the same transaction.  Their parameters start at ``?4``; the store
+            puts the lease's run id, holder and epoch before them, and each carries the guard `sql.runs.HELD`.
     """
 
     step_index: int
     result: Any = None
     error: StepError | None = None
     outcome: RunOutcome | None = None
-    companions: Sequence[Statement] = ()
+    with_statements: Sequence[Statement] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +113,7 @@ class DurableRunStore(Protocol):
         worker_id: str,
         lease_ms: int = DEFAULT_LEASE_MS,
         begin: Begin | None = None,
-        companions: Sequence[Statement] = (),
+        with_statements: Sequence[Statement] = (),
         reads: Sequence[Statement] = (),
         supersede: bool = False,
         legacy_run_id: str | None = None,
@@ -127,7 +127,7 @@ class DurableRunStore(Protocol):
             worker_id: Who claims; the same worker claiming twice is two claims.
             lease_ms: Until anybody may take the run over, unless it is renewed.
             begin: A step to begin in the same write.
-            companions: As in `Settlement.companions`, but ``?3``, the epoch, is not known yet and null.
+            with_statements: As in `Settlement.with_statements`, but ``?3``, the epoch, is not known yet and null.
             reads: Further statements to read with; their rows are in `Claim.rows`.
             supersede: Give a run that has another manifest this one, and start it anew, instead of refusing;
                 a live lease still stands.
@@ -151,8 +151,8 @@ class DurableRunStore(Protocol):
 
         Args:
             lease: The run's.
-            statements: As in `Settlement.companions`; in addition each writes the same when it is run again, and the
-                first returns at least one row while the lease is held.
+            statements: As in `Settlement.with_statements`; in addition each writes the same when it is run again, and
+                the first returns at least one row while the lease is held.
             renew: Whether to extend the lease as well.
             returning: SQL of columns that extending it returns; ``?1`` is the run, ``?4`` the moment.
 
@@ -197,7 +197,7 @@ class DurableRunStore(Protocol):
         elapsed_ms: int,
         result_json: str | None = None,
         error: StepError | None = None,
-        companions: Sequence[Statement] = (),
+        with_statements: Sequence[Statement] = (),
     ) -> None:
         """
         Record what a step came to, begun or not, in one write; a completed step stays as it is.
@@ -209,17 +209,17 @@ class DurableRunStore(Protocol):
             elapsed_ms: How long ago it began.
             result_json: Its result as JSON text; for a completed step.
             error: Why it failed; for a failed one.
-            companions: As in `Settlement.companions`.
+            with_statements: As in `Settlement.with_statements`.
 
         Raises:
             DurableRunDivergenceError: Another intent is recorded at this position.
         """
 
-    async def suspend(self, lease: Lease, wait: Wait, companions: Sequence[Statement] = ()) -> RunRecord:
+    async def suspend(self, lease: Lease, wait: Wait, with_statements: Sequence[Statement] = ()) -> RunRecord:
         """
         Release the lease until an event comes or a moment has come; the run is claimed again like any other.
 
-        *companions* join the transaction, as in `Settlement.companions`.
+        *with_statements* join the transaction, as in `Settlement.with_statements`.
         """
 
     async def due_runs(self, limit: int) -> Sequence[str]:
@@ -230,7 +230,7 @@ class DurableRunStore(Protocol):
 
     async def settle(self, lease: Lease, settlement: Settlement) -> RunRecord:
         """
-        End a step, end the run and write the companions, all in one transaction.
+        End a step, end the run and run its `with_statements`, all in one transaction.
 
         A reply that was lost is recognised: settling again after it reports success.
         """

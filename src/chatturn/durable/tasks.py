@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-from chatturn.durable.foreign import Late, awaited
+from chatturn.durable.records import EventRecord, StepKind
 from chatturn.durable.steps import StepRetry
 from chatturn.errors import StepTimeout
-from chatturn.records import EventRecord, StepKind
+from chatturn.product_calls import Late, awaited
 
 __all__ = ["DEFAULT_EVENT_TIMEOUT_MS", "NO_INPUT", "ContextSources", "StepCall", "TaskContext", "run_once"]
 

@@ -6,7 +6,7 @@ A turn is a run whose first step's result is the final text; a producer may add 
     claim ──▶ completed before? ──yes──▶ replay: one event made from the stored text; nothing is written
                     │ no
                     ▼
-              produce ──▶ forward every event ──▶ transform ──▶ settle: step, run and companions in one write
+              produce ──▶ forward every event ──▶ transform ──▶ settle: step, run and more in one write
                     │ error, abandonment, cancellation                     │ reply lost
                     ▼                                                      ▼
               settle as failed: the next request may claim at once      tried again, recognised by epoch
@@ -23,15 +23,15 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final, Generic, NoReturn, Protocol, TypeVar
 
-from chatturn.canonical import canonical_hash, derive_worker_id
-from chatturn.databases import Row, Statement
+from chatturn.database.api import Row, Statement
 from chatturn.durable.heartbeat import RENEWALS_PER_TERM, Heartbeat
+from chatturn.durable.records import Claim, DurableRunManifest, Lease, RunOutcome, RunRecord, RunStatus, StepKind
 from chatturn.durable.settling import Settling, TurnEnd
 from chatturn.durable.store import Begin, DurableRunStore, News
-from chatturn.durable.waits import Suspended, ungrouped_waits
+from chatturn.durable.suspension import Suspended, ungrouped_waits
 from chatturn.errors import DurableRunDivergenceError, EmptyAnswer, LeaseLost, TurnCancelled
-from chatturn.records import Claim, DurableRunManifest, Lease, RunOutcome, RunRecord, RunStatus, StepKind
-from chatturn.telemetry.logs import Log, print_log
+from chatturn.jsontext.canonical import canonical_hash, derive_worker_id
+from chatturn.telemetry.operator_log import OperatorLog, print_log
 
 __all__ = [
     "DurableTurnHandle",
@@ -83,7 +83,7 @@ class RunDurableTurnOptions(Generic[E]):
         read_with: Reads of the claim's transaction; their rows are in the claim.
         supersede: Start a turn that has another manifest anew instead of refusing it.
         legacy_run_id: What the documents' engine calls the run, as in `DurableRunStore.start_or_resume`; or None.
-        end_with: Makes the statements of the last write's transaction, as in `Settlement.companions`.
+        end_with: Makes the statements of the last write's transaction, as in `Settlement.with_statements`.
         log: Takes failures that must not mask another error.
     """
 
@@ -105,7 +105,7 @@ class RunDurableTurnOptions(Generic[E]):
     supersede: bool = False
     legacy_run_id: str | None = None
     end_with: Callable[[TurnEnd], Sequence[Statement]] = lambda _end: ()
-    log: Log = print_log
+    log: OperatorLog = print_log
 
 
 class DurableTurnHandle(Generic[E]):
@@ -177,7 +177,7 @@ class DurableTurnHandle(Generic[E]):
                     kind=StepKind.LLM,
                     input_hash=canonical_hash(options.manifest.input),
                 ),
-                companions=options.begin_with,
+                with_statements=options.begin_with,
                 reads=options.read_with,
                 supersede=options.supersede,
                 legacy_run_id=options.legacy_run_id,
@@ -326,7 +326,7 @@ class _Text(Generic[E]):
         else:
             self.text = self.text if text is None else text
 
-    def final(self, producer: DurableTurnProducer[E], log: Log) -> str:
+    def final(self, producer: DurableTurnProducer[E], log: OperatorLog) -> str:
         """Return the answer; one source that fails is made up for by the other, as everything was delivered."""
         try:
             text = producer.final_text()

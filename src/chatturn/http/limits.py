@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
-from chatturn.chat.request import TurnRequest
-from chatturn.chat.tool_steps import APPROVAL_PREFIX
+from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
+from chatturn.chat.requests import TurnRequest
 from chatturn.errors import InvalidField, PayloadTooLarge, UnsupportedMediaType
 from chatturn.http.problems import shortened, shown
 from chatturn.http.strict_json import read_json_object

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from chatturn.chat.identity import session_id_of
-from chatturn.chat.operations import TurnRow
+from chatturn.chat.lists.lists import TurnRow
 from chatturn.errors import Forbidden
 from chatturn.http.application import Call, Parameters
 from chatturn.http.auth import OPERATE

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from chatturn.chat.sink import Sink
+from chatturn.chat.turn.sinks import Sink
 
 __all__ = ["HttpRequest", "HttpResponse", "accepted_type"]
 

@@ -10,8 +10,8 @@ from datetime import date
 from typing import Final
 from urllib.parse import parse_qsl
 
-from chatturn.chat.operations import RUN_STATUSES, MessageQuery, TurnQuery
-from chatturn.chat.usage import USAGE_KEYS, UsageQuery
+from chatturn.chat.lists.lists import RUN_STATUSES, MessageQuery, TurnQuery
+from chatturn.chat.usage.totals import USAGE_KEYS, UsageQuery
 from chatturn.errors import InvalidField
 from chatturn.http.limits import MAX_ID_CHARACTERS, MAX_TURN_INDEX
 from chatturn.http.messages import HttpRequest

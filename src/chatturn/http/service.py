@@ -3,14 +3,14 @@
 from typing import Any, NoReturn, Protocol
 
 from chatturn.chat.identity import ChatTurnIdentity
-from chatturn.chat.operations import MessagePage, MessageQuery, TurnPage, TurnQuery
-from chatturn.chat.pages import LogPage
-from chatturn.chat.request import Cancellation, TurnRequest, TurnView
-from chatturn.chat.sink import Sink
-from chatturn.chat.usage import UsagePage, UsageQuery
+from chatturn.chat.lists.lists import MessagePage, MessageQuery, TurnPage, TurnQuery
+from chatturn.chat.log.pages import LogPage
+from chatturn.chat.requests import Cancellation, TurnRequest, TurnView
+from chatturn.chat.turn.sinks import Sink
+from chatturn.chat.usage.totals import UsagePage, UsageQuery
+from chatturn.durable.records import EventRecord
 from chatturn.errors import ConfigurationError
 from chatturn.http.messages import HttpResponse
-from chatturn.records import EventRecord
 
 __all__ = ["ChatService", "OpenLog", "OpenTurn", "SessionOwner", "UnconfiguredService"]
 

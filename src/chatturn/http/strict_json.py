@@ -5,7 +5,7 @@ from typing import Any, Final, NoReturn
 
 from chatturn.errors import MalformedRequest
 from chatturn.http.problems import shown
-from chatturn.json_depth import nests_deeper
+from chatturn.jsontext.depth import nests_deeper
 
 __all__ = ["MAX_JSON_DEPTH", "read_json_object"]
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from chatturn.chat.identity import ChatTurnIdentity
-from chatturn.chat.request import TurnView
-from chatturn.chat.sink import Sink
+from chatturn.chat.requests import TurnView
+from chatturn.chat.turn.sinks import Sink
 from chatturn.errors import DurableRunLeaseHeldError, NotFound
 from chatturn.http.application import Call, Parameters
 from chatturn.http.auth import OPERATE, RUN_TURNS
@@ -21,9 +21,9 @@ from chatturn.http.messages import HttpRequest, HttpResponse, accepted_type
 from chatturn.http.problems import json_response, problem
 from chatturn.http.queries import LogCursor, check_no_query, read_cursor
 from chatturn.http.service import OpenLog
+from chatturn.http.sse import CONTENT_TYPE as SSE
+from chatturn.http.sse import SseSink
 from chatturn.http.usage import shown_usage
-from chatturn.wire.sse import CONTENT_TYPE as SSE
-from chatturn.wire.sse import SseSink
 
 __all__ = ["TURN", "get_stream", "get_turn", "post_cancel", "post_turn", "session_of"]
 

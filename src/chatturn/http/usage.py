@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
-from chatturn.chat.usage import GROUP_NAMES, Sums, UsageGroup, UsagePage
+from chatturn.chat.usage.totals import GROUP_NAMES, Sums, UsageGroup, UsagePage
 from chatturn.http.application import Call
 from chatturn.http.messages import HttpResponse, accepted_type
 from chatturn.http.problems import json_response

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from chatturn.errors import ChatTurnError
-from chatturn.telemetry import NULL_SPAN, AttributeValue, Span, SpanKind
 from chatturn.telemetry.content import content_text
+from chatturn.telemetry.tracer import NULL_SPAN, AttributeValue, Span, SpanKind
 from chatturn.telemetry.w3c import SAMPLED, TraceParent, parse_traceparent
 
 __all__ = ["MAX_SPANS", "FinishedSpan", "SpanLink", "SpanRecorder", "TraceParent", "parse_traceparent"]

@@ -6,7 +6,7 @@ from typing import Any, Final
 import js
 from pyodide.ffi import JsException, JsProxy, to_js
 
-from chatturn.databases import Outcome, Statement
+from chatturn.database.api import Result, Statement
 from chatturn.errors import SchemaOutdated, StoreError, StoreUnavailable
 from chatturn.workerd.ffi import js_arguments, js_texts, parse_js, settled, started
 
@@ -46,7 +46,7 @@ class D1Database:
         self._run: JsProxy = self._binding.batch.bind(self._binding)
         self._prepared: dict[str, tuple[JsProxy, Callable[..., JsProxy]]] = {}
 
-    async def batch(self, statements: Sequence[Statement]) -> list[Outcome]:
+    async def batch(self, statements: Sequence[Statement]) -> list[Result]:
         """Run *statements* as `Database.batch` promises."""
         try:
             results = await settled(started(self._run, to_js([*map(self._bound, statements)])), within_s=_DEADLINE_S)
@@ -56,7 +56,7 @@ class D1Database:
             message = f"no reply within {_DEADLINE_S:.0f} s"
             raise StoreUnavailable(message) from error
         return [
-            Outcome(rows=result.get("results") or (), changes=result["meta"].get("changes", 0))
+            Result(rows=result.get("results") or (), changes=result["meta"].get("changes", 0))
             for result in parse_js(results)
         ]
 

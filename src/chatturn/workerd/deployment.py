@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from pyodide.ffi import JsProxy
 from workers import import_from_javascript
 
-from chatturn.backends import AgentExecutionBackend
+from chatturn.backends.api import AgentExecutionBackend
 from chatturn.backends.echo import create_echo_backend
-from chatturn.backends.openai import create_openai_compatible_backend
-from chatturn.backends.retry import BackendRetryPolicy
-from chatturn.chat.hooks import ChatTurnHooks
-from chatturn.chat.live import LiveLogs
+from chatturn.backends.openai.backend import create_openai_compatible_backend
+from chatturn.backends.openai.retry import BackendRetryPolicy
+from chatturn.chat.hooks.hooks import ChatTurnHooks
+from chatturn.chat.log.live import LiveLogs
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.sweep import Sweep
 from chatturn.errors import ChatTurnError, ConfigurationError
 from chatturn.http.application import Application
 from chatturn.http.auth import Authenticator, authenticator_for
-from chatturn.prices import PriceTable, parse_prices
 from chatturn.settings import Settings, setting_names
-from chatturn.telemetry.logs import Log, print_log
+from chatturn.telemetry.operator_log import OperatorLog, print_log
+from chatturn.usage.prices import PriceTable, parse_prices
 from chatturn.workerd.d1 import D1Database
 from chatturn.workerd.fetch import FetchTransport
 from chatturn.workerd.ffi import RequestAlarm, read_env, read_other_env
@@ -222,7 +222,7 @@ class _Ids:
         return taken
 
 
-def _log(deployment: _Deployment) -> Log:
+def _log(deployment: _Deployment) -> OperatorLog:
     return print_log if deployment.telemetry is None else deployment.telemetry.log
 
 
@@ -243,6 +243,6 @@ def _env() -> Any:
     return import_from_javascript("cloudflare:workers").env
 
 
-def _log_failure(log: Log, what: str, error: BaseException) -> None:
+def _log_failure(log: OperatorLog, what: str, error: BaseException) -> None:
     event = "request.failed" if isinstance(error, ChatTurnError) else "request.crashed"
     log(event, {"request": what, "error": error})

@@ -18,8 +18,8 @@ from typing import Final
 import js
 from pyodide.ffi import JsBuffer, JsException, JsProxy, create_proxy, to_js
 
-from chatturn.backends import TransportRequest, TransportResponse
 from chatturn.errors import BackendTransportError
+from chatturn.transport import TransportRequest, TransportResponse
 from chatturn.workerd.ffi import Bell, Timer, as_exception, js_error, js_object, settled, started
 from chatturn.workerd.headers import LazyHeaders
 

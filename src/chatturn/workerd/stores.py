@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from chatturn.databases.migration import migrate
-from chatturn.durable.sql import SqlRunStore
+from chatturn.database.migration import migrate
+from chatturn.durable.sql_store import SqlRunStore
 from chatturn.workerd.d1 import D1Database
 
 __all__ = ["D1DurableRunStore"]
@@ -25,5 +25,5 @@ class D1DurableRunStore(SqlRunStore):
         super().__init__(D1Database(binding), moment=moment)
 
     async def migrate(self) -> int:
-        """Bring the database to the schema, and return its version; see `chatturn.databases.migration.migrate`."""
+        """Bring the database to the schema, and return its version; see `chatturn.database.migration.migrate`."""
         return await migrate(self.database)

@@ -27,10 +27,10 @@ from typing import Any, Final
 import js
 from pyodide.ffi import JsException, JsProxy
 
-from chatturn.canonical import canonical_json
-from chatturn.durable.moments import timestamp
-from chatturn.durable.workflow_step import ReceivedEvent, WorkflowStepConfig, WorkflowStepFailed, event_type
+from chatturn.durable.workflows.step import ReceivedEvent, WorkflowStepConfig, WorkflowStepFailed, event_type
 from chatturn.errors import DurableRunError, RunNotFound, StoreUnavailable
+from chatturn.jsontext.canonical import canonical_json
+from chatturn.timestamps import timestamp
 from chatturn.workerd.ffi import js_object
 
 __all__ = ["WorkflowInstance", "emit_workflow_event"]

@@ -12,8 +12,8 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from chatturn.chat.hooks import ChatTurnHooks, FinishedTurn, TurnContext
-from chatturn.chat.producer import StreamProducer
+from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn, TurnContext
+from chatturn.chat.turn.stream import StreamProducer
 from chatturn.events import EventBatch, text_delta
 
 __all__ = ["Hooks"]

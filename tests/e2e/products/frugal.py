@@ -4,8 +4,8 @@ import json
 import sys
 from collections.abc import AsyncGenerator
 
-from chatturn.chat.hooks import ChatTurnHooks, TurnContext
-from chatturn.chat.producer import StreamProducer
+from chatturn.chat.hooks.hooks import ChatTurnHooks, TurnContext
+from chatturn.chat.turn.stream import StreamProducer
 from chatturn.events import EventBatch, text_delta
 
 __all__ = ["Hooks"]

@@ -8,8 +8,8 @@ import workers
 from pyodide.ffi import run_sync, to_js
 from workers import import_from_javascript
 
-from chatturn.databases import Database
-from chatturn.durable.sql import SqlRunStore
+from chatturn.database.api import Database
+from chatturn.durable.sql_store import SqlRunStore
 from chatturn.workerd.d1 import D1Database
 from chatturn.workerd.stores import D1DurableRunStore
 

@@ -10,14 +10,14 @@ from urllib.parse import unquote
 import js
 from workers import Request, Response, WorkerEntrypoint, WorkflowEntrypoint, import_from_javascript
 
-from chatturn.databases import Statement
+from chatturn.database.api import Statement
+from chatturn.durable.records import DurableRunManifest, TaskSpec
 from chatturn.durable.runner import RunDurableInput, run_durable
-from chatturn.durable.sql import SqlRunStore
+from chatturn.durable.sql_store import SqlRunStore
 from chatturn.durable.steps import StepRetry
 from chatturn.durable.tasks import StepCall, TaskContext
-from chatturn.durable.workflow import RunOnWorkflowStepInput, run_on_workflow_step
+from chatturn.durable.workflows.context import RunOnWorkflowStepInput, run_on_workflow_step
 from chatturn.errors import AttemptsExhausted, ChatTurnError, DurableAwaitEventTimeoutError, StepTimeout
-from chatturn.records import DurableRunManifest, TaskSpec
 from chatturn.workerd.d1 import D1Database
 from chatturn.workerd.ffi import js_object, parse_js
 from chatturn.workerd.workflows import WorkflowInstance, emit_workflow_event

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Final
 
-from chatturn.databases import Database, Outcome, Statement
-from chatturn.telemetry import AttributeValue, Tracer, conventions
+from chatturn.database.api import Database, Result, Statement
+from chatturn.telemetry import conventions
+from chatturn.telemetry.tracer import AttributeValue, Tracer
 
 __all__ = ["MAX_BATCH_SPANS", "TracedDatabase"]
 
@@ -27,7 +28,7 @@ class TracedDatabase:
         self._database = database
         self._tracer = tracer
 
-    async def batch(self, statements: Sequence[Statement]) -> list[Outcome]:
+    async def batch(self, statements: Sequence[Statement]) -> list[Result]:
         """Run *statements* as `Database.batch` promises."""
         self.batches += 1
         if self.batches > MAX_BATCH_SPANS:

@@ -14,9 +14,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
-from chatturn.telemetry import AttributeValue, SpanKind
 from chatturn.telemetry.conventions import ERROR_TYPE, LINK_REASON
 from chatturn.telemetry.spans import FinishedSpan, SpanLink
+from chatturn.telemetry.tracer import AttributeValue, SpanKind
 
 __all__ = ["SIGNALS", "Signal", "attributes_of", "encode_log", "encode_span", "text_of", "wrapped"]
 
@@ -62,7 +62,7 @@ def _link(link: SpanLink) -> str:
 
 
 def encode_log(record: Mapping[str, Any], at_ns: int, trace_id: str | None, span_id: str | None) -> str:
-    """Return one log record; *record* is `chatturn.telemetry.logs.log_record`'s."""
+    """Return one log record; *record* is `chatturn.telemetry.operator_log.log_record`'s."""
     level, event = str(record["level"]), str(record["event"])
     particulars = {name: value for name, value in record.items() if name not in {"level", "event"}}
     encoded: dict[str, Any] = {

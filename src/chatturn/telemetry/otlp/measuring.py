@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
-from chatturn.telemetry import AttributeValue, conventions
-from chatturn.telemetry.facts import AttemptEnd, AttemptStart, CallFacts
+from chatturn.telemetry import conventions
+from chatturn.telemetry.attempt_facts import AttemptEnd, AttemptStart, CallFacts
 from chatturn.telemetry.otlp.metrics import Metrics
+from chatturn.telemetry.tracer import AttributeValue
 
 __all__ = ["measure"]
 

@@ -12,8 +12,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from chatturn.telemetry import AttributeValue
 from chatturn.telemetry.otlp.encoding import attributes_of, text_of
+from chatturn.telemetry.tracer import AttributeValue
 
 __all__ = ["INSTRUMENTS", "MAX_SERIES", "Instrument", "Metrics"]
 
@@ -70,7 +70,7 @@ INSTRUMENTS: Final[Mapping[str, Instrument]] = {
     "chatturn.replays": Instrument("{request}", "Requests for turns that had finished."),
     "chatturn.takeovers": Instrument("{attempt}", "Attempts that followed on one whose worker was lost."),
     "chatturn.tokens.wasted": Instrument("{token}", "Tokens of attempts that delivered nothing."),
-    "chatturn.telemetry.dropped": Instrument("{item}", "Spans, points and records that were not delivered."),
+    "chatturn.telemetry.tracer.dropped": Instrument("{item}", "Spans, points and records that were not delivered."),
 }
 
 _Key = tuple[tuple[str, AttributeValue], ...]

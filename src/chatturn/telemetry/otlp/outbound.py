@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
-from chatturn.telemetry.logs import Log, log_record
+from chatturn.telemetry.operator_log import OperatorLog, log_record
 from chatturn.telemetry.otlp.encoding import SIGNALS, Signal, encode_log
 from chatturn.telemetry.otlp.metrics import Metrics
 from chatturn.telemetry.otlp.sending import Loss, Sender
@@ -43,7 +43,7 @@ class Outbound:
         metrics: Of this isolate.
     """
 
-    def __init__(self, sender: Sender, *, console: Log, now_ns: Callable[[], int]) -> None:
+    def __init__(self, sender: Sender, *, console: OperatorLog, now_ns: Callable[[], int]) -> None:
         self.metrics = Metrics(now_ns)
         self._sender = sender
         self._log = console
@@ -77,7 +77,7 @@ class Outbound:
             self._gather(self._pending.pop(0))
 
     def log(self, event: str, particulars: Mapping[str, object]) -> None:
-        """Log outside any turn; see `Log`."""
+        """Log outside any turn; see `OperatorLog`."""
         self.log_in(event, particulars, None, None)
 
     def log_in(self, event: str, particulars: Mapping[str, object], trace_id: str | None, span_id: str | None) -> None:
@@ -89,8 +89,8 @@ class Outbound:
 
     def lose(self, loss: Loss) -> None:
         """Count what is not delivered; say so, the first time that it happens for this reason."""
-        attributes = {"chatturn.telemetry.signal": loss.signal, "chatturn.telemetry.reason": loss.reason}
-        self.metrics.count("chatturn.telemetry.dropped", loss.items, attributes)
+        attributes = {"chatturn.telemetry.tracer.signal": loss.signal, "chatturn.telemetry.tracer.reason": loss.reason}
+        self.metrics.count("chatturn.telemetry.tracer.dropped", loss.items, attributes)
         if (loss.signal, loss.reason) in self._told:
             return
         self._told.add((loss.signal, loss.reason))

@@ -13,10 +13,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from chatturn.backends import Transport, TransportRequest, TransportResponse
 from chatturn.errors import BackendTransportError
-from chatturn.telemetry import AttributeValue
 from chatturn.telemetry.otlp.encoding import Signal, wrapped
+from chatturn.telemetry.tracer import AttributeValue
+from chatturn.transport import Transport, TransportRequest, TransportResponse
 
 __all__ = ["MAX_BATCH_CHARACTERS", "MAX_BATCH_ITEMS", "Loss", "Sender"]
 

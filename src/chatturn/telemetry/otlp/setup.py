@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
 
-from chatturn.backends import Transport
 from chatturn.errors import ConfigurationError
 from chatturn.settings import Settings
-from chatturn.telemetry import AttributeValue, conventions
-from chatturn.telemetry.logs import Log
+from chatturn.telemetry import conventions
+from chatturn.telemetry.operator_log import OperatorLog
 from chatturn.telemetry.otlp.outbound import Outbound
 from chatturn.telemetry.otlp.sending import Sender
 from chatturn.telemetry.otlp.turns import TurnTrace
+from chatturn.telemetry.tracer import AttributeValue
 from chatturn.telemetry.w3c import TraceParent, parse_ratio, parse_traceparent
+from chatturn.transport import Transport
 
 __all__ = ["RequestTelemetry", "Telemetry", "make_telemetry", "parse_headers"]
 
@@ -70,7 +71,7 @@ class Telemetry:
     new_id: Callable[[int], str]
 
     @property
-    def log(self) -> Log:
+    def log(self) -> OperatorLog:
         """Logs outside any turn."""
         return self.outbound.log
 
@@ -90,7 +91,7 @@ def make_telemetry(
     transport: Transport,
     settings: Settings,
     *,
-    console: Log,
+    console: OperatorLog,
     now_ns: Callable[[], int],
     new_id: Callable[[int], str],
 ) -> Telemetry:

@@ -20,15 +20,16 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
-from chatturn.databases import Database
-from chatturn.telemetry import AttributeValue, conventions
-from chatturn.telemetry.facts import AttemptEnd, AttemptStart
+from chatturn.database.api import Database
+from chatturn.telemetry import conventions
+from chatturn.telemetry.attempt_facts import AttemptEnd, AttemptStart
 from chatturn.telemetry.otlp.database import TracedDatabase
 from chatturn.telemetry.otlp.encoding import encode_span
 from chatturn.telemetry.otlp.measuring import measure
 from chatturn.telemetry.otlp.outbound import Outbound
 from chatturn.telemetry.otlp.sending import Loss
 from chatturn.telemetry.spans import FinishedSpan, SpanLink, SpanRecorder
+from chatturn.telemetry.tracer import AttributeValue
 from chatturn.telemetry.w3c import SAMPLED, TraceParent, parse_traceparent, sampled_at
 
 __all__ = ["LEASE_LAPSED", "LINGER_S", "TurnTrace", "attempt_span_id"]
@@ -101,7 +102,7 @@ class TurnTrace:
         )
 
     def log(self, event: str, particulars: Mapping[str, object]) -> None:
-        """Log what belongs to this attempt; see `Log`."""
+        """Log what belongs to this attempt; see `OperatorLog`."""
         self._outbound.log_in(event, particulars, self.turn.trace_id, self._span_id)
 
     def around(self, database: Database) -> Database:

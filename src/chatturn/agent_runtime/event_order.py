@@ -1,0 +1,99 @@
+"""
+Which event may follow which: the order in which the documents' runtime says them.
+
+::
+
+    task_start ─▶ readiness_start ─▶ (questions_*) ─▶ (acquisition_*) ─▶ (readiness_start) ─▶ readiness_end
+        │ no gate                                                                         ready │    │ blocked
+        ▼                                                                                       │    │
+    session_* ◀─────────────────────────────────────────────────────────────────────────────────┘    │
+      │     ▲                                                                                        │
+      │     └──(another attempt)── backend_error ──────────────────┐                                 │
+      ▼                                 ▲ fails                    ▼                                 │
+    backend_start ─▶ what the backend says ─▶ backend_end ─▶ task_end ─▶ final                       │
+                                                                ▲                                    │
+                                                                └────────────────────────────────────┘
+
+A task without a readiness gate, as a chat turn is, leaves the gate's events out.  A turn whose worker is lost goes on
+in the same stream: `backend_error`, then `session_resumed`, and everything that the backend said before is void.
+
+Source:
+    CONTRACT section 6.5; the two liberties above are ours.
+"""
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Final
+
+from chatturn.agent_runtime.events import EVENT_CLASSES, BackendMadeEvent, RuntimeStreamEvent
+
+__all__ = ["PHASES", "Phase", "first_out_of_order"]
+
+
+class Phase(StrEnum):
+    """Where a task's stream stands: what was said last."""
+
+    NEW = "new"
+    BEGUN = "begun"
+    ASSESSING = "assessing"
+    ASKING = "asking"
+    ASKED = "asked"
+    ACQUIRING = "acquiring"
+    ACQUIRED = "acquired"
+    REASSESSING = "reassessing"
+    ASSESSED = "assessed"
+    OPEN = "open"
+    RUNNING = "running"
+    BROKEN = "broken"
+    STOPPED = "stopped"
+    ENDED = "ended"
+    OVER = "over"
+
+
+_SESSION: Final = {"session_created": Phase.OPEN, "session_resumed": Phase.OPEN}
+_SAID: Final = {kind: Phase.RUNNING for kind, cls in EVENT_CLASSES.items() if issubclass(cls, BackendMadeEvent)}
+
+PHASES: Final[Mapping[Phase, Mapping[str, Phase]]] = {
+    Phase.NEW: {"task_start": Phase.BEGUN},
+    Phase.BEGUN: {"readiness_start": Phase.ASSESSING, **_SESSION},
+    Phase.ASSESSING: {
+        "questions_start": Phase.ASKING,
+        "acquisition_start": Phase.ACQUIRING,
+        "readiness_end": Phase.ASSESSED,
+    },
+    Phase.ASKING: {"questions_end": Phase.ASKED},
+    Phase.ASKED: {
+        "acquisition_start": Phase.ACQUIRING,
+        "readiness_start": Phase.REASSESSING,
+        "readiness_end": Phase.ASSESSED,
+    },
+    Phase.ACQUIRING: {"acquisition_end": Phase.ACQUIRED},
+    Phase.ACQUIRED: {"readiness_start": Phase.REASSESSING, "readiness_end": Phase.ASSESSED},
+    Phase.REASSESSING: {"readiness_end": Phase.ASSESSED},
+    Phase.ASSESSED: {"task_end": Phase.ENDED, **_SESSION},
+    Phase.OPEN: {"backend_start": Phase.RUNNING},
+    Phase.RUNNING: {"backend_error": Phase.BROKEN, "backend_end": Phase.STOPPED, **_SAID},
+    # A backend may report an error and go on.
+    Phase.BROKEN: {
+        "backend_error": Phase.BROKEN,
+        "backend_end": Phase.STOPPED,
+        "session_resumed": Phase.OPEN,
+        "task_end": Phase.ENDED,
+        **_SAID,
+    },
+    Phase.STOPPED: {"task_end": Phase.ENDED},
+    Phase.ENDED: {"final": Phase.OVER},
+    Phase.OVER: {},
+}
+"""Every legal move: for each phase, the types that may come, and the phase that each leads to."""
+
+
+def first_out_of_order(events: Iterable[RuntimeStreamEvent]) -> RuntimeStreamEvent | None:
+    """Return the first of one task's *events* that may not stand where it does; None if all may."""
+    phase = Phase.NEW
+    for event in events:
+        following = PHASES[phase].get(event.type)
+        if following is None:
+            return event
+        phase = following
+    return None

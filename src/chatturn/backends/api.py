@@ -1,0 +1,149 @@
+"""
+The seams on the model's side: what a backend is, and what it may use to reach its model.
+
+Cancelling the task that iterates a backend's stream is how a caller aborts it: every implementation closes
+its connection on cancellation, at once, whatever it is waiting for.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, TypeAlias
+
+from chatturn.events import ChatStreamEvent, EventBatch
+from chatturn.telemetry.tracer import NULL_TRACER, Tracer
+
+__all__ = [
+    "NULL_METER",
+    "AgentBackendContext",
+    "AgentBackendInput",
+    "AgentExecutionBackend",
+    "CallMeter",
+    "ChatMessage",
+    "Meter",
+]
+
+ChatMessage: TypeAlias = Mapping[str, Any]
+"""``{"role", "content", …}`` in the shape of the chat completions API."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentBackendInput:
+    """
+    What to ask.
+
+    Attributes:
+        messages: The conversation so far, the user's message last.
+        continue_from: What the model has said to it already, in a call that broke off; it is to go on from there,
+            and says only what comes after.  "" for an answer from its beginning.
+        model: Which model, where the backend serves several; None for its default.
+        options: Further members of the request (tools, temperature …), sent as they are.
+    """
+
+    messages: Sequence[ChatMessage]
+    model: str | None = None
+    continue_from: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class CallMeter(Protocol):
+    """Takes what one call of a model consumes.  Leaving its ``with`` block ends the call, well or not."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def tried(self) -> None:
+        """A request is sent; again for every further try."""
+
+    def answered(self) -> None:
+        """The headers of an answer have arrived."""
+
+    def said(self, events: Sequence[ChatStreamEvent]) -> None:
+        """Further pieces of the answer have arrived."""
+
+    def reported(self, usage: Mapping[str, Any]) -> None:
+        """
+        Take what the model says that it has consumed so far; the last report is the one that counts.
+
+        Args:
+            usage: The data of a ``usage`` event, and ``costUsd`` where the model says that; anything may be in it.
+        """
+
+
+class Meter(Protocol):
+    """Keeps account of the calls that are made for one attempt of a turn."""
+
+    def call(self, model: str | None, request_id: str) -> CallMeter:
+        """
+        Begin a call.
+
+        Args:
+            model: Who is asked, as far as that is known.
+            request_id: As in `AgentBackendContext`.
+
+        Raises:
+            BudgetExceeded: There may be none: what may be spent is spent.
+        """
+
+
+class _NullMeter:
+    """Keeps no account."""
+
+    def call(self, model: str | None, request_id: str) -> Self:
+        del model, request_id
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def tried(self) -> None: ...
+
+    def answered(self) -> None: ...
+
+    def said(self, events: Sequence[ChatStreamEvent]) -> None: ...
+
+    def reported(self, usage: Mapping[str, Any]) -> None: ...
+
+
+NULL_METER: Final[Meter] = _NullMeter()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentBackendContext:
+    """
+    On whose behalf.
+
+    Attributes:
+        request_id: Stable for all tries of one attempt of a turn; becomes the upstream's idempotency key.
+        tracer: Takes the spans of the model's calls.
+        meter: Takes what they consume.
+    """
+
+    request_id: str
+    tracer: Tracer = NULL_TRACER
+    meter: Meter = NULL_METER
+
+
+class AgentExecutionBackend(Protocol):
+    """Something that answers: a model behind an API, a scripted one, an agent."""
+
+    @property
+    def kind(self) -> str:
+        """Its short name, for logs and spans."""
+
+    def continues(self, model: str | None) -> bool:
+        """Say whether `AgentBackendInput.continue_from` works with *model*."""
+
+    def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
+        """
+        Answer, event by event; events that arrive together come as one sequence.
+
+        Raises:
+            BackendError: One of its subclasses, for everything that goes wrong on the model's side.  Ending
+                without an error means that the model said it was done.
+        """

@@ -1,0 +1,1 @@
+"""Backends that speak the chat completions API."""

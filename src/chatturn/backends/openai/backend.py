@@ -1,0 +1,222 @@
+"""
+A model behind an OpenAI-compatible chat completions API.
+
+One call of `stream` is one model call: `connector` gets a response that can be read, `completions` reads it,
+`deadlines` bounds every wait.  Here they are put together: the request, the loop over the network's chunks,
+the span of each try.  Whatever ends the call, a cancellation above all, closes the connection at once.
+"""
+
+import json
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
+
+from chatturn.backends.api import AgentBackendContext, AgentBackendInput, AgentExecutionBackend, CallMeter, ChatMessage
+from chatturn.backends.openai.completions import CompletionReader, WholeCompletionReader
+from chatturn.backends.openai.connector import Connector
+from chatturn.backends.openai.deadlines import Deadline, Watchdog
+from chatturn.backends.openai.retry import BackendRetryPolicy
+from chatturn.errors import (
+    BackendProtocolError,
+    BackendTimeout,
+    BackendTransportError,
+    ConfigurationError,
+)
+from chatturn.events import EventBatch
+from chatturn.telemetry import conventions
+from chatturn.telemetry.tracer import AttributeValue, Span, Tracer
+from chatturn.transport import Transport, TransportRequest, TransportResponse
+
+__all__ = ["OpenAICompatibleBackend", "create_openai_compatible_backend"]
+
+_DEFAULT_RETRY: Final = BackendRetryPolicy()
+
+# How vLLM, SGLang and others are asked to go on with the last message instead of answering it.
+# Source: docs.vllm.ai, OpenAI-compatible server, extra parameters of the chat API.
+_CONTINUE: Final[Mapping[str, Any]] = {"continue_final_message": True, "add_generation_prompt": False}
+
+# Once the answer is whole, only usage and [DONE] are missing: nobody should wait long for those.
+_TRAILER: Final = Deadline("trailer_timeout_ms", 5_000, "usage or [DONE]")
+
+
+def create_openai_compatible_backend(
+    *,
+    transport: Transport,
+    base_url: str,
+    api_key: str,
+    model: str,
+    uniform: Callable[[float, float], float],
+    now: Callable[[], float],
+    kind: str = "openai",
+    provider: str = "openai",
+    retry: BackendRetryPolicy = _DEFAULT_RETRY,
+    idle_timeout_ms: int = 60_000,
+    total_timeout_ms: int = 600_000,
+    continue_models: Collection[str] = (),
+) -> AgentExecutionBackend:
+    """
+    Make the backend for a chat completions API.
+
+    Args:
+        transport: How to reach it.
+        base_url: Of the API, without ``/chat/completions``; one slash at its end is ignored.
+        api_key: Its key; "" sends none, as servers on one's own machine like it.
+        model: The model asked for when a request names none.
+        uniform: Like `random.uniform`, for the jitter between tries.
+        now: Seconds since the epoch, for a server's ``retry-after`` dates.
+        kind: The backend's name in logs and errors.
+        provider: Who runs the API, for ``gen_ai.provider.name``.
+        retry: How often and how patiently to try, and how long a try waits for headers.
+        idle_timeout_ms: Between two chunks of the answer; 0 for no end.
+        total_timeout_ms: For the whole call, tries and answer; 0 for no end.
+        continue_models: Models whose server continues an assistant's message; ``*`` for all.
+
+    Raises:
+        ConfigurationError: *base_url* is not one.
+        ValueError: A deadline is negative; the message begins with its name.
+    """
+    if not base_url.startswith(("http://", "https://")):
+        raise ConfigurationError("OPENAI_BASE_URL", f"is {base_url!r}, but must begin with http:// or https://")
+    authorization = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    return OpenAICompatibleBackend(
+        kind=kind,
+        connector=Connector(kind=kind, transport=transport, retry=retry, uniform=uniform, now=now),
+        endpoint=TransportRequest(
+            url=f"{base_url.removesuffix('/')}/chat/completions",
+            headers={**authorization, "content-type": "application/json", "accept": "text/event-stream"},
+        ),
+        model=model,
+        provider=provider,
+        until_bytes=Deadline("idle_timeout_ms", idle_timeout_ms, "further bytes of the answer"),
+        until_end=Deadline("total_timeout_ms", total_timeout_ms, "end of the answer"),
+        continue_models=frozenset(continue_models),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAICompatibleBackend:
+    """Answers by way of a chat completions API.  Make it with `create_openai_compatible_backend`."""
+
+    kind: str
+    connector: Connector
+    endpoint: TransportRequest
+    model: str
+    provider: str
+    until_bytes: Deadline
+    until_end: Deadline
+    continue_models: frozenset[str]
+
+    def continues(self, model: str | None) -> bool:
+        """Say whether the model's server was said to continue an answer."""
+        return "*" in self.continue_models or (model or self.model) in self.continue_models
+
+    async def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
+        """
+        Answer, with the events that arrived together in as few batches as can be.
+
+        Raises:
+            BackendRejected: The API refused the request; its reason is in ``detail``.
+            BackendTransportError: No try got an answer that could be read.
+            BackendTimeout: The deadline that the message names is over.
+            BackendProtocolError: The answer broke off, or is none.
+            BackendReportedError: The API reported an error inside the answer.
+            ConfigurationError: Neither the request nor the deployment names a model.
+        """
+        model = request.model or self.model
+        if not model:
+            raise ConfigurationError("MODEL", "is not set, and the request names none")
+        with (
+            context.meter.call(model, context.request_id) as call,
+            closing(Watchdog(self.until_end, backend=self.kind)) as watchdog,
+        ):
+            exchange = await self.connector.connect(
+                self._http_request(model, request, context),
+                watchdog,
+                partial(self._try, context.tracer, call, model, request.messages),
+            )
+            call.answered()
+            async with exchange.stack:
+                reader = _reader_class(exchange.response)(model=model, backend=self.kind)
+                exchange.stack.callback(_describe_answer, exchange.span, call, reader)
+                chunks = exchange.response.chunks()
+                chunk = await self._next_chunk(chunks, reader, watchdog)
+                first_chunk_s = watchdog.elapsed_s() - exchange.began_s
+                exchange.span.set(conventions.RESPONSE_TIME_TO_FIRST_CHUNK, first_chunk_s)
+                while chunk is not None:
+                    for batch in reader.feed(chunk):
+                        call.said(batch)
+                        yield batch
+                    chunk = None if reader.done else await self._next_chunk(chunks, reader, watchdog)
+                if events := reader.finish():
+                    call.said(events)
+                    yield events
+
+    def _http_request(self, model: str, request: AgentBackendInput, context: AgentBackendContext) -> TransportRequest:
+        messages = [dict(message) for message in request.messages]
+        continuation: Mapping[str, Any] = {}
+        if request.continue_from:
+            messages.append({"role": "assistant", "content": request.continue_from})
+            continuation = _CONTINUE
+        body = {
+            "stream_options": {"include_usage": True},  # which `options` may replace, for servers that refuse it
+            **continuation,
+            **request.options,
+            "model": model,
+            "stream": True,
+            "messages": messages,
+        }
+        return replace(
+            self.endpoint,
+            headers={**self.endpoint.headers, "idempotency-key": context.request_id},
+            body=json.dumps(body, separators=(",", ":"), allow_nan=False),
+        )
+
+    async def _next_chunk(
+        self, chunks: AsyncIterator[bytes], reader: CompletionReader, watchdog: Watchdog
+    ) -> bytes | None:
+        """Wait for more of the body; return None at its end, or when a whole answer says no more."""
+        answered = reader.finish_reason is not None
+        try:
+            with watchdog.limit(_TRAILER if answered else self.until_bytes):
+                return await anext(chunks, None)
+        except BackendTransportError as error:
+            if answered:
+                return None
+            raise BackendProtocolError("the connection broke inside the answer", backend=self.kind) from error
+        except BackendTimeout:
+            if answered:
+                return None
+            raise
+
+    def _try(
+        self, tracer: Tracer, call: CallMeter, model: str, messages: Sequence[ChatMessage], attempt: int
+    ) -> AbstractContextManager[Span]:
+        call.tried()
+        attributes: dict[str, AttributeValue | None] = {
+            conventions.OPERATION_NAME: conventions.CHAT,
+            conventions.PROVIDER_NAME: self.provider,
+            conventions.REQUEST_MODEL: model,
+            conventions.REQUEST_STREAM: True,
+            conventions.HTTP_RESEND_COUNT: attempt - 1 or None,
+            conventions.INPUT_MESSAGES: tracer.content(messages),
+        }
+        return tracer.span(conventions.span_name(conventions.CHAT, model), kind="client", attributes=attributes)
+
+
+def _reader_class(response: TransportResponse) -> type[CompletionReader]:
+    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return WholeCompletionReader if media_type == "application/json" else CompletionReader
+
+
+def _describe_answer(span: Span, call: CallMeter, reader: CompletionReader) -> None:
+    counts = reader.counts()
+    call.reported(reader.usage())
+    span.set(conventions.RESPONSE_ID, reader.response_id)
+    span.set(conventions.RESPONSE_MODEL, reader.model)
+    span.set(conventions.RESPONSE_FINISH_REASONS, reader.finish_reason and (reader.finish_reason,))
+    span.set(conventions.USAGE_INPUT_TOKENS, counts.get("tokensIn"))
+    span.set(conventions.USAGE_OUTPUT_TOKENS, counts.get("tokensOut"))
+    span.set(conventions.USAGE_CACHE_READ_INPUT_TOKENS, counts.get("tokensCached"))
+    span.set(conventions.USAGE_REASONING_OUTPUT_TOKENS, counts.get("tokensReasoning"))

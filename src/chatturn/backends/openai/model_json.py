@@ -1,0 +1,46 @@
+"""JSON from a model's API: read with the leniency that servers need, but never so deep that it kills us."""
+
+import json
+from typing import Any, Final
+
+from chatturn.jsontext.depth import nests_deeper
+
+__all__ = ["MAX_JSON_DEPTH", "parse_frame", "parse_sendable"]
+
+MAX_JSON_DEPTH: Final = 64
+"""Levels of arrays and objects."""
+
+_MAX_SENDABLE_DEPTH: Final = 60
+"""Somewhat less: what is sent on stands inside of something else, an event's line or a step's record."""
+
+_parse: Final = json.JSONDecoder(parse_constant=lambda _: None).decode
+
+
+def parse_frame(text: str) -> Any:
+    """
+    Parse *text*; NaN and the infinities, which are not JSON though some servers write them, become None.
+
+    Raises:
+        ValueError: It is not JSON, or nests deeper than `MAX_JSON_DEPTH`.
+    """
+    _check_depth(text, MAX_JSON_DEPTH)
+    return _parse(text)
+
+
+def parse_sendable(text: str) -> Any:
+    """
+    Parse *text*, which must be such that a line of a log can carry it.
+
+    Raises:
+        ValueError: It is not JSON, nests deeper than 60 levels, or holds a number that is no double, or half of a
+            surrogate pair.
+    """
+    _check_depth(text, _MAX_SENDABLE_DEPTH)
+    value = json.loads(text)
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # UnicodeEncodeError is a ValueError
+    return value
+
+
+def _check_depth(text: str, levels: int) -> None:
+    if nests_deeper(text, levels):
+        raise ValueError(f"JSON that nests deeper than {levels} levels")

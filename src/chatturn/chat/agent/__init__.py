@@ -1,0 +1,1 @@
+"""The loop of a turn in which the model uses tools."""

@@ -1,0 +1,231 @@
+"""
+`AgentProducer`: a turn in which the model uses tools, each of its steps a checkpoint.
+
+::
+
+    model:1 ──▶ text, no calls ──▶ the answer
+      │ calls
+      ▼
+    (approval ──▶) tool:… one after another ──▶ model:2 ──▶ …
+
+Every model call and every tool call is a step of the turn's own run, after step 0, which is the turn.  An attempt
+that follows on another replays the steps on record, without calling anybody, and goes on behind the last.  A
+model call is recorded when it is over and before any of its tools runs: so which tools run is decided once.
+"""
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from chatturn.backends.api import AgentBackendContext, AgentBackendInput, ChatMessage
+from chatturn.chat.agent.tool_calls import ToolCall, ToolOutcome, ToolSteps
+from chatturn.chat.hooks.hooks import TurnContext
+from chatturn.chat.hooks.tool import Tool
+from chatturn.durable.records import StepKind
+from chatturn.errors import BackendError, EmptyAnswer
+from chatturn.events import (
+    ChatStreamEvent,
+    EventBatch,
+    TextAssembly,
+    TextDeltas,
+    events_of,
+    pieces_of,
+    text_delta,
+    tool_call,
+)
+from chatturn.jsontext.canonical import canonical_hash
+
+__all__ = ["MAX_ROUNDS", "AgentProducer"]
+
+MAX_ROUNDS: Final = 10
+"""Model calls of one turn; in the last, the model is asked to answer without tools."""
+
+
+class AgentProducer:
+    """
+    A turn's producer that lets the model use tools.
+
+    Args:
+        context: The turn.
+        tools: What the model may do.
+        instructions: Said to the model before the conversation; "" for none.
+        max_rounds: Model calls, at most.
+
+    Attributes:
+        stream: What the model says as it says it, its tool calls and what came of them.
+    """
+
+    def __init__(
+        self, context: TurnContext, tools: Sequence[Tool], instructions: str = "", *, max_rounds: int = MAX_ROUNDS
+    ) -> None:
+        self._context = context
+        self._tools = ToolSteps(context, tools)
+        self._options = {"tools": [tool.definition() for tool in tools]} if tools else {}
+        self._instructions = instructions
+        self._max_rounds = max_rounds
+        self._answer: str | None = None
+        self._latest: _Round | None = None
+        self.stream: AsyncGenerator[EventBatch, None] = self._run()
+
+    def final_text(self) -> str | None:
+        """Return what the model said in its last round: what it said before was on the way to its tools."""
+        return self._answer
+
+    def said_so_far(self) -> str:
+        """Return what the model has said in its latest round."""
+        return "" if self._latest is None else self._latest.text
+
+    async def _run(self) -> AsyncGenerator[EventBatch, None]:
+        messages = self._conversation()
+        for number in range(1, self._max_rounds + 1):
+            self._latest = said = _Round(
+                number=number, attempt=self._context.attempt, request_id=self._request_id(number)
+            )
+            async with aclosing(self._ask(said, messages)) as events:
+                async for batch in events:
+                    yield batch
+            if not said.calls:
+                self._context.durable.require_all_consumed()
+                self._answer = said.text
+                return
+            if number == self._max_rounds:
+                # Before anything is done for it: nobody would hear of the results.
+                raise BackendError(f"asked for tools in {number} rounds", backend=self._context.backend.kind)
+            messages.append(said.message())
+            for call in said.calls:
+                outcome = ToolOutcome()
+                async with aclosing(self._tools.use(call, outcome)) as events:
+                    async for event in events:
+                        yield event
+                messages.append({"role": "tool", "tool_call_id": call.id, "content": outcome.text()})
+
+    def _request_id(self, number: int) -> str:
+        return canonical_hash([self._context.request_id, number])
+
+    def _conversation(self) -> list[ChatMessage]:
+        instructions: list[ChatMessage] = [{"role": "system", "content": self._instructions}]
+        question: ChatMessage = {"role": "user", "content": self._context.user_message}
+        return [*(instructions if self._instructions else []), *self._context.history, question]
+
+    async def _ask(self, said: "_Round", messages: Sequence[ChatMessage]) -> AsyncGenerator[EventBatch, None]:
+        """
+        Call the model, or replay what it said, and fill in *said*.
+
+        The step's input is not compared: instructions, history and the deployment's model may have changed since
+        an earlier attempt, but what was said then was said, and paid for.
+        """
+        context = self._context
+        intent = f"model:{said.number}"
+        step = await context.durable.open_step(intent, kind=StepKind.LLM)
+        with context.durable.step_span(intent, StepKind.LLM, replayed=step.replayed):
+            if step.replayed:
+                yield said.replay(step.result)
+                return
+            async with aclosing(self._answer_of_model(said, messages)) as batches:
+                async for batch in batches:
+                    yield batch
+            await step.complete(said.to_json())
+
+    async def _answer_of_model(
+        self, said: "_Round", messages: Sequence[ChatMessage]
+    ) -> AsyncGenerator[EventBatch, None]:
+        context = self._context
+        options: dict[str, Any] = dict(self._options)
+        if options and said.number == self._max_rounds:
+            options["tool_choice"] = "none"
+        stream = context.backend.stream(
+            AgentBackendInput(messages=list(messages), model=context.model, options=options),
+            AgentBackendContext(request_id=said.request_id, tracer=context.tracer),
+        )
+        try:
+            async for batch in stream:
+                said.add(batch)
+                yield batch
+        finally:
+            if isinstance(stream, AsyncGenerator):
+                await stream.aclose()
+        if not said.calls and not said.text:
+            # Not recorded: the next attempt shall ask again.
+            raise EmptyAnswer("the model ended without text and without a tool call", backend=context.backend.kind)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Round:
+    """
+    One model call.
+
+    Attributes:
+        number: From 1.
+        attempt: Which attempt of the turn made it.
+        request_id: Under which idempotency key.
+        calls: The tools that it asked for, in its order.
+    """
+
+    number: int
+    attempt: int
+    request_id: str
+    calls: list[ToolCall] = field(default_factory=list)
+    _assembly: TextAssembly = field(default_factory=TextAssembly)
+    _usages: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """What the model said, without its reasoning."""
+        return self._assembly.text()
+
+    def add(self, batch: EventBatch) -> None:
+        """Take account of what the model says."""
+        events = events_of(batch)
+        self._assembly.add_all(events)
+        for event in () if isinstance(events, TextDeltas) else events:
+            if event.data is None:
+                continue
+            if event.type == "tool.call":
+                data = event.data
+                self._add_call(str(data.get("toolCallId")), str(data.get("toolName")), data.get("args"))
+            elif event.type == "usage":
+                self._usages.append(event.data)
+
+    def _add_call(self, id_: str, name: str, args: Any) -> None:
+        # By attempt and round, since a model may use an id twice, and a superseded turn begins anew.
+        place = f"{self.attempt}.{self.number}.{len(self.calls)}"
+        self.calls.append(ToolCall(id=id_, name=name, args=args, place=place))
+
+    def message(self) -> ChatMessage:
+        """
+        Return what the model said as a part of the conversation.
+
+        Arguments that were no object become an empty one, since some servers refuse to read others back; the
+        tool's outcome says what was wrong with them.
+        """
+        calls = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _arguments(call.args)}}
+            for call in self.calls
+        ]
+        return {"role": "assistant", "content": self.text or None, "tool_calls": calls}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the step's result."""
+        calls = [{"id": call.id, "name": call.name, "args": call.args} for call in self.calls]
+        made = {"attempt": self.attempt, "requestId": self.request_id}
+        return {**made, "text": self.text, "calls": calls, "usages": self._usages}
+
+    def replay(self, result: dict[str, Any]) -> list[ChatStreamEvent]:
+        """Become the round on record; return its events: the text in one piece, the calls, and who paid."""
+        self.attempt = result["attempt"]
+        text = result["text"]
+        for call in result["calls"]:
+            self._add_call(call["id"], call["name"], call["args"])
+        events = list(map(text_delta, pieces_of(text)))
+        self._assembly.add_all(events)
+        return [
+            *events,
+            *(tool_call(tool_call_id=call.id, tool_name=call.name, args=call.args) for call in self.calls),
+            *(ChatStreamEvent("usage", {**usage, "attempt": self.attempt}) for usage in result["usages"]),
+        ]
+
+
+def _arguments(args: Any) -> str:
+    return json.dumps(args if isinstance(args, dict) else {}, ensure_ascii=False)

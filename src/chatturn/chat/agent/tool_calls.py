@@ -1,0 +1,192 @@
+"""One tool call of a model: checked, approved, done once, and told: to the reader and to the model."""
+
+import json
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from chatturn.chat.hooks.hooks import TurnContext
+from chatturn.chat.hooks.tool import Tool, ToolContext, ToolError
+from chatturn.durable.records import StepKind
+from chatturn.durable.steps import result_text
+from chatturn.errors import AttemptsExhausted, DurableAwaitEventTimeoutError, StepTooLarge
+from chatturn.events import ChatStreamEvent, tool_approval, tool_error, tool_result
+from chatturn.jsontext.stored import json_text
+from chatturn.product_calls import Late, awaited
+from chatturn.telemetry import conventions
+
+__all__ = ["APPROVAL_PREFIX", "MAX_CALLS", "ToolCall", "ToolOutcome", "ToolSteps"]
+
+APPROVAL_PREFIX: Final = "approve:"
+"""Begins the keys of approvals among the events of a run."""
+
+MAX_CALLS: Final = 32
+"""Tool calls of one round that are done; the model is told that the others are not."""
+
+_APPROVAL_TIMEOUT_MS: Final = 7 * 24 * 3_600_000
+_MOST_RESULT_CHARACTERS: Final = 200_000
+_MOST_ERROR_CHARACTERS: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """
+    What the model asks for.
+
+    Attributes:
+        id: The model's name for it; not unique.
+        name: Of the tool.
+        args: JSON; text where the model's words were none.
+        place: ``<attempt>.<round>.<position>`` of the model call on record: unique within the run.
+    """
+
+    id: str
+    name: str
+    args: Any
+    place: str
+
+
+class ToolOutcome:
+    """What became of one tool call."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, Any] = {}
+
+    def text(self) -> str:
+        """Return it as the model is told."""
+        return json_text(self._members.get("result", self._members), "an outcome")
+
+    def settle(self, members: dict[str, Any]) -> None:
+        """Take *members*: ``{"result"}``, or ``{"error", "code"}``."""
+        self._members = members
+
+    def event(self, call: ToolCall) -> ChatStreamEvent:
+        """Return it as the reader is told."""
+        members = self._members
+        if "result" in members:
+            return tool_result(tool_call_id=call.id, tool_name=call.name, result=members["result"])
+        return tool_error(tool_call_id=call.id, tool_name=call.name, code=members["code"], message=members["error"])
+
+
+class ToolSteps:
+    """
+    The tools of one attempt of a turn.
+
+    Args:
+        context: The turn.
+        tools: Each with a name of its own.
+    """
+
+    def __init__(self, context: TurnContext, tools: Sequence[Tool]) -> None:
+        self._context = context
+        self._tools = {tool.name: tool for tool in tools}
+        if len(self._tools) != len(tools):
+            raise ValueError("two tools have the same name")
+
+    async def use(self, call: ToolCall, outcome: ToolOutcome) -> AsyncGenerator[ChatStreamEvent, None]:
+        """Do what the model asks for, or find out why not, and fill in *outcome*."""
+        tool = self._tools.get(call.name)
+        objection = _failed("unknown_tool", "there is no such tool") if tool is None else _objection(tool, call)
+        if tool is None or objection is not None:
+            outcome.settle(objection or {})
+            yield outcome.event(call)
+            return
+        denial = None
+        if tool.needs_approval:
+            key = APPROVAL_PREFIX + call.place
+            yield tool_approval(tool_call_id=call.id, tool_name=call.name, args=call.args, key=key)
+            denial = await self._denial(key)
+        outcome.settle(denial or await self._done(tool, call))
+        yield outcome.event(call)
+
+    async def _denial(self, key: str) -> dict[str, Any] | None:
+        """Wait for an approval; return why there is none."""
+        try:
+            payload = await self._context.durable.await_event(key, timeout_ms=_APPROVAL_TIMEOUT_MS)
+        except DurableAwaitEventTimeoutError:
+            return _failed("not_approved", "nobody approved it in time")
+        # Whatever is not exactly an approval is none.
+        if isinstance(payload, Mapping) and payload.get("approved") is True:
+            return None
+        reason = payload.get("reason") if isinstance(payload, Mapping) else None
+        return _failed("denied", f"denied: {reason}" if isinstance(reason, str) and reason else "denied")
+
+    async def _done(self, tool: Tool, call: ToolCall) -> dict[str, Any]:
+        durable = self._context.durable
+        intent = f"tool:{tool.name}:{call.place}"
+        tool_context = ToolContext(
+            identity=self._context.identity, tool_call_id=call.id, step_key=durable.step_key(intent)
+        )
+        tries = 0
+
+        async def run() -> dict[str, Any]:
+            # The last failure is the step's result: the model is told, and every later attempt tells it the same.
+            nonlocal tries
+            tries += 1
+            try:
+                return await self._try(tool, call, tool_context)
+            except Exception as error:
+                if tool.retry.delay_ms(tries, error) is not None:
+                    raise
+                self._context.log("tool.failed", {"run_id": durable.run_id, "tool": tool.name, "error": error})
+                return _failed("failed", _words(error))
+
+        try:
+            done: dict[str, Any] = await durable.step(
+                intent, run, kind=StepKind.TOOL, input=call.args, retry=tool.retry
+            )
+        except AttemptsExhausted:
+            return _failed("failed", "it has failed too often")
+        return done
+
+    async def _try(self, tool: Tool, call: ToolCall, tool_context: ToolContext) -> dict[str, Any]:
+        attributes = {
+            conventions.OPERATION_NAME: conventions.EXECUTE_TOOL,
+            conventions.TOOL_NAME: tool.name,
+            conventions.TOOL_CALL_ID: call.id,
+            conventions.TOOL_CALL_ARGUMENTS: self._context.tracer.content(call.args),
+        }
+        name = conventions.span_name(conventions.EXECUTE_TOOL, tool.name)
+        with self._context.tracer.span(name, attributes=attributes) as span:
+            # A copy: what the tool does to its arguments must not change what is on record.
+            args = json.loads(json_text(call.args, "the arguments"))
+            try:
+                result = await awaited(
+                    tool.run(args, replace(tool_context, traceparent=span.traceparent())), tool.timeout_ms
+                )
+            except Late as error:
+                raise ToolError(f"it took longer than {tool.timeout_ms} ms") from error
+            span.set(conventions.TOOL_CALL_RESULT, self._context.tracer.content(result))
+        return _checked(result, tool, self._context.durable.run_id)
+
+
+def _objection(tool: Tool, call: ToolCall) -> dict[str, Any] | None:
+    if int(call.place.rpartition(".")[2]) >= MAX_CALLS:
+        return _failed("too_many_calls", f"more than {MAX_CALLS} calls at once; ask for the others again")
+    objection = tool.objection(call.args)
+    return None if objection is None else _failed("invalid_arguments", objection)
+
+
+def _checked(result: Any, tool: Tool, run_id: str) -> dict[str, Any]:
+    """Return the outcome of a tool that succeeded, if what it returned can be recorded and told."""
+    try:
+        text = result_text({"result": result}, tool.name, run_id)
+        text.encode()
+    except (TypeError, UnicodeEncodeError):
+        return _failed("invalid_result", "it was done, but its result is not JSON")
+    except StepTooLarge:
+        text = ""
+    if not text or len(text) > _MOST_RESULT_CHARACTERS:
+        return _failed("invalid_result", "it was done, but its result is too large")
+    return {"result": result}
+
+
+def _failed(code: str, message: str) -> dict[str, Any]:
+    return {"error": message, "code": code}
+
+
+def _words(error: Exception) -> str:
+    """Say why a tool failed; what a foreign exception says may be anything."""
+    if isinstance(error, ToolError):
+        return str(error)[:_MOST_ERROR_CHARACTERS].encode("utf-8", "replace").decode()
+    return "it failed"

@@ -1,0 +1,221 @@
+"""
+`FollowedTurn`: a turn's log from a cursor on, for a reader who did not start it.
+
+::
+
+    stored lines, a page at a time ──▶ over? ──▶ the end
+          ▲                             │ no
+          │          ┌──────────────────┼──────────────────────┐
+          │          ▼                  ▼                      ▼
+          │   it runs in this     it runs elsewhere:     its lease lapsed:
+          │   isolate: read       ask again, ever        take it over, if the
+          └── its log in memory   more rarely            reader may, and run it
+
+Any number may follow a turn.  What each is shown is the same log, in its order, without a gap.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.log.live import Alarm, LiveLogs
+from chatturn.chat.log.log import TurnLog
+from chatturn.chat.log.pages import LogPage, load_page
+from chatturn.chat.log.query_budget import Pace
+from chatturn.chat.log.sql import note_follower
+from chatturn.chat.turn.finish import ending_words, failure_words, kind_of
+from chatturn.chat.turn.reader import Output
+from chatturn.chat.turn.sinks import Sink
+from chatturn.chat.turn.turn import ChatTurn
+from chatturn.database.api import Database
+from chatturn.durable.records import RunStatus
+from chatturn.durable.settling import TurnEnd
+from chatturn.errors import ChatTurnError, DurableRunLeaseHeldError, StoreError, error_class
+from chatturn.events import ChatStreamEvent, encode_line
+from chatturn.telemetry.operator_log import OperatorLog
+
+__all__ = ["FollowedTurn", "TakeOver"]
+
+_LOOK_EVERY_S: Final = 1.0
+"""At a log in memory whose alarm has not rung, should a ring be lost."""
+
+_GATHER_S: Final = 0.01
+"""What is said within this leaves together: each waking costs the isolate a millisecond."""
+
+_NOTED_EVERY_S: Final = 5.0
+"""How often a turn that would be given up without readers is told that it has one."""
+
+_SLACK_S: Final = 5.0
+"""How late it may be told so again."""
+
+TakeOver = Callable[[], Awaitable[ChatTurn]]
+"""Claims the turn, as `DurableChatService.open` does."""
+
+
+@dataclass(slots=True, kw_only=True)
+class FollowedTurn:
+    """
+    One reader's way through a turn's log.
+
+    Attributes:
+        identity: Whose turn.
+        run_id: Its run.
+        page: The state of the turn and the first lines to show, read already.
+        database: Where the log is stored.
+        live: The logs of this isolate.
+        alarm: Makes what wakes this reader when there is more of them.
+        pace: How often to ask the database.
+        take_over: Claims the turn if its worker is lost; None for a reader who may not.
+        announce: Whether to tell the turn's worker that somebody reads it from elsewhere.
+        moment: Returns the current time as SQLite takes it.
+        log: Takes failures that the reader is not told.
+    """
+
+    identity: ChatTurnIdentity
+    run_id: str
+    page: LogPage
+    database: Database
+    live: LiveLogs
+    alarm: Callable[[], Alarm]
+    pace: Pace
+    take_over: TakeOver | None
+    announce: bool
+    moment: Callable[[], str]
+    log: OperatorLog
+    _last: int = -1
+    _began: float = 0.0
+    _noted_again_at: float = 0.0
+    _done: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the log is complete: nothing is ever added to it, unless the turn is superseded."""
+        return self.page.status is RunStatus.COMPLETED
+
+    @property
+    def nothing_left(self) -> bool:
+        """Whether the reader has seen the whole log, and nobody is going to say more."""
+        page = self.page
+        return page.over and not page.text and (page.closed or page.last >= page.furthest)
+
+    async def run(self, sink: Sink) -> None:
+        """
+        Show the log to its end: every line goes to *sink*, which is closed.  Raises nothing but cancellation.
+
+        Where the database does not answer, the stream breaks off without a terminal line: the reader comes back.
+        """
+        output = Output(sink, None, self.log)
+        output.start_pings()
+        self._began = asyncio.get_running_loop().time()
+        taken: ChatTurn | None = None
+        try:
+            taken = await self._follow(output, sink)
+        except StoreError as error:
+            self.log("log.not_read", {"run_id": self.run_id, "error": error})
+            if self.finished:  # whoever keeps what is finished must not take this for the whole
+                sink.abort()
+        except ChatTurnError as error:
+            # Nobody can go on with the turn, so there is nothing to wait for.
+            self.log("turn.not_resumed", {"run_id": self.run_id, "error": error})
+            self._say(output, failure_words(self.identity, kind_of(error)))
+        finally:
+            output.stop_pings()
+            if taken is None:
+                await sink.close()
+        if taken is not None:
+            await taken.run(sink, joined=True)
+
+    async def _follow(self, output: Output, sink: Sink) -> ChatTurn | None:
+        """Show lines until the turn is over or the reader gone; return the turn if this reader takes it over."""
+        page: LogPage | None = self.page
+        while page is not None and not sink.closed:
+            if page.text:
+                output.send(page.text, ())
+            self._last = page.last
+            await output.drain()
+            if not page.more:
+                if page.over:
+                    self._say_end(output, page)
+                    return None
+                if page.lease_left_ms == 0 and self.take_over is not None and self.live.get(self.run_id) is None:
+                    if (taken := await self._take()) is not None:
+                        return taken
+                elif not await self._follow_live(output, sink):
+                    await self._pause()
+                if self._done:
+                    return None
+            page = await load_page(self.database, self.run_id, self._last, self.moment())
+        return None
+
+    async def _follow_live(self, output: Output, sink: Sink) -> bool:
+        """Show what is said in this isolate, until there is no more of it; return whether there was anything."""
+        log = self.live.get(self.run_id)
+        if log is None:
+            return False
+        shown = False
+        log.followers += 1
+        try:
+            while not sink.closed and (behind := log.after(self._last)) is not None:
+                over = log.ended or log.left
+                text, self._last = behind
+                if text:
+                    shown = True
+                    output.send(text, ())
+                    await output.drain()
+                elif over:
+                    self._done = log.ended
+                    break
+                else:
+                    await self._wait_for_more(log)
+            return shown
+        finally:
+            log.followers -= 1
+
+    async def _wait_for_more(self, log: TurnLog) -> None:
+        alarm = self.alarm()
+        log.watch(alarm.ring)
+        try:
+            await alarm.wait(_LOOK_EVERY_S)
+        finally:
+            log.unwatch(alarm.ring)
+        await asyncio.sleep(_GATHER_S)
+
+    async def _take(self) -> ChatTurn | None:
+        """Claim the turn, whose worker is lost; None if somebody else was quicker, or it was only slow."""
+        assert self.take_over is not None  # noqa: S101 - asked before
+        try:
+            taken = await self.take_over()
+        except DurableRunLeaseHeldError:
+            return None
+        return None if taken.replayed else taken
+
+    async def _pause(self) -> None:
+        """Wait for another isolate to store more."""
+        now = asyncio.get_running_loop().time()
+        interval_s = self.pace.interval_ms((now - self._began) * 1000) / 1000
+        if self.announce and now >= self._noted_again_at:
+            every_s = max(_NOTED_EVERY_S, 2 * interval_s)
+            self._noted_again_at = now + every_s
+            for_ms = round((every_s + _SLACK_S) * 1000)
+            await self.database.batch([note_follower(self.run_id, self.moment(), for_ms)])
+        await asyncio.sleep(interval_s)
+
+    def _say_end(self, output: Output, page: LogPage) -> None:
+        """
+        Say how the turn ended where its log does not: its worker could end the run, but not write the log.
+
+        It is numbered behind all that the worker may have said, so that a reader who comes back with it has all.
+        """
+        if page.closed or page.last >= page.furthest:
+            return
+        if page.status is RunStatus.FAILED:
+            words = failure_words(self.identity, error_class(page.outcome))
+        else:
+            words = ending_words(self.identity, TurnEnd(text=""), replayed=True)
+        self._say(output, words, range(page.furthest - len(words) + 1, page.furthest + 1))
+
+    def _say(self, output: Output, events: list[ChatStreamEvent], seqs: Sequence[int | None] = (None, None)) -> None:
+        attempt = self.page.attempt
+        output.send("".join(encode_line(event, seq, attempt) for event, seq in zip(events, seqs, strict=False)), events)

@@ -1,0 +1,132 @@
+"""What a product adds to a turn: its model call, and what happens to the answer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from chatturn.backends.api import AgentExecutionBackend, ChatMessage
+from chatturn.chat.hooks.tool import Tool
+from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.durable.context import DurableContext
+from chatturn.durable.records import RunRecord
+from chatturn.durable.turn import DurableTurnProducer
+from chatturn.events import ChatStreamEvent, EventBatch
+from chatturn.telemetry.operator_log import OperatorLog, print_log
+from chatturn.telemetry.tracer import NULL_TRACER, Tracer
+
+if TYPE_CHECKING:
+    from chatturn.agent_runtime.runs import RuntimeRunPersistenceAdapter
+
+__all__ = ["ChatTurnHooks", "FinishedTurn", "TurnContext"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnContext:
+    """
+    What `ChatTurnHooks.produce` may use.
+
+    Attributes:
+        identity: Whose turn.
+        user_message: What the user said.
+        model: The model asked for, or the deployment's; None for the backend's default.
+        history: The session's finished turns before this one, oldest first, as user and assistant messages.
+        metadata: The request's.
+        attempt: From 1.
+        request_id: Stable for this attempt of this turn; an idempotency key for what the hook calls.
+        continue_from: What an attempt whose worker died had said, if the backend can go on from there; "" for a
+            turn that begins at its beginning.
+        backend: The deployment's backend.
+        durable: The turn's run, for steps of the producer's own: positions 1, 2, … after the turn itself.
+        tracer: Takes spans.
+        log: Takes failures that nobody else hears of.
+    """
+
+    identity: ChatTurnIdentity
+    user_message: str
+    model: str | None
+    history: Sequence[ChatMessage]
+    metadata: Mapping[str, Any]
+    attempt: int
+    request_id: str
+    backend: AgentExecutionBackend
+    durable: DurableContext
+    continue_from: str = ""
+    tracer: Tracer = NULL_TRACER
+    log: OperatorLog = print_log
+
+    @property
+    def traceparent(self) -> str | None:
+        """The W3C header that puts what others do for this turn below its innermost span; None: nobody traces it."""
+        return self.tracer.traceparent()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedTurn:
+    """
+    A turn whose answer is stored.
+
+    Attributes:
+        identity: Whose turn.
+        final_text: The answer as it is stored: after `ChatTurnHooks.transform_final_text`.
+        idempotency_key: The same at every call of one hook for one turn: a hook is called again until it
+            succeeds, and by then may have done its work already.
+        record: The run.
+        cancelled: Whether the turn was stopped, and the text is what it had said by then.
+    """
+
+    identity: ChatTurnIdentity
+    final_text: str
+    idempotency_key: str
+    cancelled: bool = False
+    record: RunRecord = field(compare=False)
+
+
+class ChatTurnHooks:
+    """
+    A product's hooks: subclass it, and override what the product needs.
+
+    A hook that is not overridden costs nothing.  Those that run after the answer is stored are recorded in
+    the same write as the answer and called until they succeed.
+
+    Args:
+        variables: The deployment's vars and secrets that are not chatturn's own settings.
+
+    Attributes:
+        variables: The same.
+        tools: What the model may do.  With tools, `chatturn.chat.agent.agent.AgentProducer` answers in place of
+            `produce`, and each model call and each tool call is a durable step.
+        instructions: Said to the model before the conversation, by that producer.
+        runtime_runs: Takes a row of the documents' run ledger for each attempt, after the reader has everything; what
+            it raises is logged.
+        sync_http: Whether hooks use `urllib.request` or `requests`, which need `fetch` put underneath; that
+            costs the first request of an isolate 0.1 s, or half a second where `requests` is vendored.
+    """
+
+    sync_http: ClassVar[bool] = False
+    tools: Sequence[Tool] = ()
+    instructions: str = ""
+    runtime_runs: "RuntimeRunPersistenceAdapter | None" = None
+
+    def __init__(self, variables: Mapping[str, str] | None = None) -> None:
+        self.variables: Mapping[str, str] = {} if variables is None else variables
+
+    def produce(self, context: TurnContext) -> DurableTurnProducer[EventBatch]:
+        """
+        Build the turn's producer.  Called once per attempt, never for a replay.
+
+        Must be overridden, except by a product with `tools`.
+        """
+        raise NotImplementedError
+
+    async def transform_final_text(self, text: str) -> str:
+        """Change the answer before anything is stored (redaction); the live stream is not altered."""
+        return text
+
+    async def persist_assistant_message(self, turn: FinishedTurn) -> None:
+        """Write the answer to the product's own store, after it is stored here."""
+
+    async def on_turn_complete(self, turn: FinishedTurn) -> None:
+        """Post-process: proposals, citations, metering.  Called after `persist_assistant_message` succeeded."""
+
+    def on_event(self, identity: ChatTurnIdentity, event: ChatStreamEvent) -> None:
+        """See every event as it goes out, the lifecycle's too; a failure is logged and changes nothing."""

@@ -1,0 +1,216 @@
+"""
+Hook calls that must still happen.
+
+A call is recorded in the same write that stores the answer, so a crash can repeat it but never lose it; the
+hook gets the same idempotency key every time.  It is made at once; what fails is tried again by `sweep`,
+later and later, until it succeeds or is given up for an operator to see.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn
+from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.database.api import Database, Row, Statement
+from chatturn.durable.records import RunRecord
+from chatturn.durable.rows import run_from_row
+from chatturn.durable.sql.runs import HELD, MOMENT
+from chatturn.errors import HookError, StoreError
+from chatturn.product_calls import Late, awaited
+from chatturn.telemetry.operator_log import OperatorLog
+
+__all__ = ["HOOK_TIMEOUT_MS", "Outbox", "call_in_time", "finished_turn", "overrides"]
+
+HOOK_TIMEOUT_MS: Final = 10_000
+"""How long one call of a hook may take; a client may be waiting for the terminal line."""
+
+_HOOKS: Final = ("persist_assistant_message", "on_turn_complete")
+"""In the order in which they are called: the second only after the first has succeeded."""
+
+_HELD_FOR: Final = "+60 seconds"
+"""How long a call is left to whoever recorded or took it: six times as long as it may take."""
+
+_MOST_FAILURES: Final = 10
+_SWEEP_AT_MOST: Final = 10
+"""Calls per sweep: with three queries each, they stay within the free plan's 50 per invocation."""
+
+_RECORD: Final = f"""
+INSERT INTO chat_outbox (run_id, hook, attempt, status, next_call_at, created_at)
+SELECT ?1, ?4, ?5, 'pending', {MOMENT.format("?6, ?7")}, {MOMENT.format("?6")} WHERE {HELD}
+ON CONFLICT (run_id, hook) DO UPDATE SET
+  attempt = excluded.attempt, status = 'pending', failures = 0, next_call_at = excluded.next_call_at, last_error = NULL
+"""
+
+_FORGET: Final = f"DELETE FROM chat_outbox WHERE run_id = ?1 AND {HELD}"
+
+# By attempt: a call about an answer that is superseded meanwhile says nothing about the new one's.
+_DONE: Final = """
+UPDATE chat_outbox SET status = 'done', last_error = NULL
+WHERE run_id = ?1 AND hook = ?2 AND attempt = ?3 AND status = 'pending'
+RETURNING status
+"""
+
+_FAILED: Final = f"""
+UPDATE chat_outbox
+SET failures = failures + 1, last_error = ?4,
+    status = CASE WHEN failures + 1 >= {_MOST_FAILURES} THEN 'given_up' ELSE 'pending' END,
+    next_call_at = strftime('%Y-%m-%dT%H:%M:%fZ', ?5, '+' || (30 << min(failures, 10)) || ' seconds')
+WHERE run_id = ?1 AND hook = ?2 AND attempt = ?3 AND status = 'pending'
+RETURNING status
+"""
+
+# What was to come after a call that is given up can never come.
+_GIVE_UP_FOLLOWERS: Final = """
+UPDATE chat_outbox SET status = 'given_up', last_error = 'persist_assistant_message was given up'
+WHERE run_id = ?1 AND hook = 'on_turn_complete' AND status = 'pending' AND EXISTS (
+  SELECT 1 FROM chat_outbox WHERE run_id = ?1 AND hook = 'persist_assistant_message' AND status = 'given_up')
+"""
+
+# One at a time, so that each is held from when it is called and not from when the sweep began.
+_TAKE_DUE: Final = f"""
+UPDATE chat_outbox SET next_call_at = {MOMENT.format("?1, ?2")}
+WHERE (run_id, hook) IN (
+  SELECT o.run_id, o.hook FROM chat_outbox AS o
+  JOIN durable_runs AS r ON r.run_id = o.run_id AND r.status = 'completed'
+  WHERE o.status = 'pending' AND o.next_call_at <= {MOMENT.format("?1")}
+    AND NOT EXISTS (SELECT 1 FROM chat_outbox AS p WHERE p.run_id = o.run_id AND p.status <> 'done'
+                    AND o.hook = 'on_turn_complete' AND p.hook = 'persist_assistant_message')
+  ORDER BY o.next_call_at LIMIT 1)
+RETURNING run_id, hook
+"""
+
+_READ_FINISHED: Final = """
+SELECT r.*, t.tenant_id, t.session_id, t.user_id, t.turn_index, s.result_json
+FROM durable_runs AS r JOIN chat_turns AS t ON t.run_id = r.run_id
+JOIN durable_steps AS s ON s.run_id = r.run_id AND s.step_index = 0
+WHERE r.run_id = ?1 AND r.status = 'completed'
+"""
+
+
+def overrides(hooks: ChatTurnHooks, name: str) -> bool:
+    """Say whether the product has its own hook *name*."""
+    return getattr(type(hooks), name) is not getattr(ChatTurnHooks, name)
+
+
+async def call_in_time(hooks: ChatTurnHooks, name: str, argument: Any) -> Any:
+    """
+    Call one asynchronous hook under the deadline.
+
+    Raises:
+        HookError: It raised, or took longer; from what it raised.
+    """
+    try:
+        return await awaited(getattr(hooks, name)(argument), HOOK_TIMEOUT_MS)
+    except Late as error:
+        raise HookError(f"no result within {HOOK_TIMEOUT_MS} ms", hook=name) from error
+    except Exception as error:
+        # A product's code may raise anything; here it becomes ours.  What it says stays out of the database.
+        raise HookError(f"raised {type(error).__name__}", hook=name) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outbox:
+    """
+    The hook calls of one product.
+
+    Attributes:
+        database: Where they are recorded.
+        hooks: Whose they are.
+        log: Takes their failures.
+        moment: Returns the current time as SQLite takes it.
+    """
+
+    database: Database
+    hooks: ChatTurnHooks
+    log: OperatorLog
+    moment: Callable[[], str] = lambda: "now"
+
+    def statements(self, attempt: int) -> list[Statement]:
+        """Record the calls that the product wants in the finish's batch; none, if it has no such hook."""
+        return [Statement(_RECORD, (hook, attempt, self.moment(), _HELD_FOR)) for hook in self._wanted()]
+
+    async def deliver(self, turn: FinishedTurn, marks: list[Statement]) -> None:
+        """
+        Call the hooks of a turn whose answer has just been stored, in their order, until one fails.
+
+        Args:
+            turn: The turn.
+            marks: Takes what is to be written about each call as it ends.  Until it is written, a sweep may
+                call again.
+        """
+        for hook in self._wanted():
+            mark, succeeded = await self._call(hook, turn)
+            marks.append(mark)
+            if not succeeded:
+                break
+
+    def forget(self) -> list[Statement]:
+        """Forget the calls of an answer that is superseded, as statements of the claim's batch."""
+        return [Statement(_FORGET)]
+
+    async def sweep(self) -> int:
+        """
+        Call what is due, a bounded number, and return how many calls succeeded.
+
+        One that cannot be recorded is logged, and leaves the others alone.
+        """
+        succeeded = 0
+        for _ in range(_SWEEP_AT_MOST):
+            [taken] = await self.database.batch([Statement(_TAKE_DUE, (self.moment(), _HELD_FOR))])
+            if not taken.rows:
+                break
+            run_id, hook = str(taken.rows[0]["run_id"]), str(taken.rows[0]["hook"])
+            try:
+                succeeded += await self._retry(run_id, hook)
+            except StoreError as error:
+                self.log("outbox.unmarked", {"run_id": run_id, "hook": hook, "error": error})
+        return succeeded
+
+    async def _retry(self, run_id: str, hook: str) -> bool:
+        [found] = await self.database.batch([Statement(_READ_FINISHED, (run_id,))])
+        if not found.rows:  # superseded since it was taken
+            return False
+        mark, succeeded = await self._call(hook, _finished_turn(found.rows[0]))
+        marked, _ = await self.database.batch([mark, Statement(_GIVE_UP_FOLLOWERS, (run_id,))])
+        if any(row["status"] == "given_up" for row in marked.rows):
+            self.log("hook.given_up", {"level": "error", "run_id": run_id, "hook": hook, "calls": _MOST_FAILURES})
+        return succeeded
+
+    def _wanted(self) -> Sequence[str]:
+        return [hook for hook in _HOOKS if overrides(self.hooks, hook)]
+
+    async def _call(self, hook: str, turn: FinishedTurn) -> tuple[Statement, bool]:
+        run_id, attempt = turn.record.run_id, turn.record.epoch
+        try:
+            await call_in_time(self.hooks, hook, replace(turn, idempotency_key=f"{turn.idempotency_key}/{hook}"))
+        except HookError as error:
+            self.log("hook.failed", {"run_id": run_id, "hook": hook, "error": error})
+            return Statement(_FAILED, (run_id, hook, attempt, str(error), self.moment())), False
+        return Statement(_DONE, (run_id, hook, attempt)), True
+
+
+def finished_turn(
+    identity: ChatTurnIdentity, final_text: str, record: RunRecord, *, cancelled: bool = False
+) -> FinishedTurn:
+    """
+    Describe a finished turn for its hooks.
+
+    The key is of the answer, not of the turn: one that supersedes another is news to whoever gets it.
+    """
+    key = f"{record.run_id}/{record.epoch}"
+    return FinishedTurn(
+        identity=identity, final_text=final_text, idempotency_key=key, record=record, cancelled=cancelled
+    )
+
+
+def _finished_turn(row: Row) -> FinishedTurn:
+    identity = ChatTurnIdentity(
+        tenant_id=str(row["tenant_id"]),
+        session_id=str(row["session_id"]),
+        user_id=str(row["user_id"]),
+        turn_index=int(row["turn_index"] or 0),
+    )
+    result = json.loads(str(row["result_json"]))
+    return finished_turn(identity, result["finalText"], run_from_row(row), cancelled="cancelled" in result)

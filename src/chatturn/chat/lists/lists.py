@@ -1,0 +1,200 @@
+"""Lists for people: the messages of a session, and where its turns and those of a whole tenant stand."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from chatturn.chat.identity import session_run_ids
+from chatturn.chat.lists import sql
+from chatturn.chat.requests import CANCELLED
+from chatturn.database.api import Database, Row
+from chatturn.durable.records import RunPage, RunQuery, RunRecord, RunStatus
+from chatturn.durable.rows import run_from_row
+from chatturn.durable.run_lists import decode_cursor, encode_cursor, list_runs
+
+__all__ = [
+    "RUN_STATUSES",
+    "MessagePage",
+    "MessageQuery",
+    "TurnPage",
+    "TurnQuery",
+    "TurnRow",
+    "list_messages",
+    "list_turns",
+]
+
+ORPHANED: Final = "orphaned"
+UNDELIVERED: Final = "undelivered"
+
+RUN_STATUSES: Final = ("running", ORPHANED, "suspended", "completed", CANCELLED, "failed", UNDELIVERED)
+"""
+What turns may be listed by.
+
+A turn is orphaned if it is running but its worker's lease lapsed, and undelivered if a hook call that must still
+happen has failed, or was given up.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageQuery:
+    """
+    Which of a session's messages.
+
+    Attributes:
+        before: Of turns before this index; None for the latest.
+        limit: Of so many turns.
+    """
+
+    before: int | None
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessagePage:
+    """
+    A stretch of a session.
+
+    Attributes:
+        messages: Of finished turns, in their order.
+        open_turns: Turns that have no answer yet, in their order; on the latest page only.
+        next: What `MessageQuery.before` is for the page before; None if there is none.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    open_turns: Sequence[Mapping[str, Any]]
+    next: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnQuery:
+    """
+    Which turns.
+
+    Attributes:
+        status: One of `RUN_STATUSES`, or None for any.
+        tenant_id: Whose; None for every tenant's.
+        limit: At most so many on a page.
+        after: The `next` of the page before.
+    """
+
+    status: str | None
+    tenant_id: str | None
+    limit: int
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnRow:
+    """
+    A turn as an operator sees it.
+
+    Attributes:
+        run: Its run.
+        turn: Its row, and its hook calls that have not succeeded; None for a run that is no chat turn.
+    """
+
+    run: RunRecord
+    turn: Row | None
+
+    @property
+    def undelivered(self) -> Sequence[Mapping[str, Any]]:
+        """Its hook calls that have not succeeded: which, how often they failed, when they are made again."""
+        calls: list[dict[str, Any]] = [] if self.turn is None else json.loads(str(self.turn["hooks_json"]))
+        return calls
+
+    @property
+    def status(self) -> str:
+        """Where it stands, as in `RUN_STATUSES`."""
+        if self.turn is not None and self.turn["cancelled_at"] is not None:
+            return CANCELLED
+        return ORPHANED if self.turn is not None and self.turn["orphaned"] else str(self.run.status)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnPage:
+    """
+    One page of a list of turns.
+
+    Attributes:
+        turns: They may be fewer than asked for, or none, before the list's end.
+        next: Where the next page begins, or None at the list's end.
+    """
+
+    turns: Sequence[TurnRow]
+    next: str | None
+
+
+async def list_messages(database: Database, tenant_id: str, session_id: str, query: MessageQuery) -> MessagePage:
+    """Return a stretch of a session's messages, in one round trip."""
+    read = [sql.read_messages(tenant_id, session_id, query.before, query.limit)]
+    if query.before is None:
+        read.append(sql.read_open_turns(*session_run_ids(tenant_id, session_id)))
+    found, *unanswered = [outcome.rows for outcome in await database.batch(read)]
+    turns = sorted({int(row["turn_index"] or 0) for row in found})
+    kept = turns[-query.limit :]
+    return MessagePage(
+        messages=[_message(row) for row in reversed(found) if int(row["turn_index"] or 0) in kept],
+        open_turns=[_open_turn(row) for rows in unanswered for row in reversed(rows)],
+        next=kept[0] if len(turns) > len(kept) else None,
+    )
+
+
+async def list_turns(database: Database, project_id: str, query: TurnQuery, moment: str) -> TurnPage:
+    """
+    Return one page of a project's turns, the latest created first, in two round trips.
+
+    Raises:
+        InvalidField: The cursor is not one of this list's.
+    """
+    if query.status == UNDELIVERED:
+        page = await _undelivered(database, project_id, query)
+    else:
+        page = await list_runs(database, _run_query(project_id, query), moment)
+    [found] = await database.batch([sql.read_turns([run.run_id for run in page.runs], moment)])
+    rows = {row["run_id"]: row for row in found.rows}
+    turns = [TurnRow(run=run, turn=rows.get(run.run_id)) for run in page.runs]
+    return TurnPage(turns=[turn for turn in turns if query.status in {None, UNDELIVERED, turn.status}], next=page.next)
+
+
+def _run_query(project_id: str, query: TurnQuery) -> RunQuery:
+    """Return the runs among which the turns are: a cancelled turn's is completed, an orphaned one's is stale."""
+    run_status = {None: None, CANCELLED: RunStatus.COMPLETED, ORPHANED: RunStatus.RUNNING}.get(query.status)
+    if query.status is not None and run_status is None:
+        run_status = RunStatus(query.status)
+    return RunQuery(
+        project_id=project_id,
+        status=run_status,
+        tenant_id=query.tenant_id,
+        stale=query.status == ORPHANED,
+        limit=query.limit,
+        after=query.after,
+    )
+
+
+async def _undelivered(database: Database, project_id: str, query: TurnQuery) -> RunPage:
+    moment, run_id = decode_cursor(query.after, "u", ["", ""])
+    read = sql.read_undelivered(project_id, str(moment), str(run_id), query.limit + 1, query.tenant_id)
+    [found] = await database.batch([read])
+    wanted = found.rows[: query.limit]
+    last = [wanted[-1]["next_call_at"], wanted[-1]["run_id"]] if len(found.rows) > query.limit else None
+    return RunPage(runs=[run_from_row(row) for row in wanted], next=None if last is None else encode_cursor("u", last))
+
+
+def _message(row: Row) -> Mapping[str, Any]:
+    members = {
+        "turnIndex": row["turn_index"],
+        "role": row["role"],
+        "content": row["content"],
+        "createdAt": row["created_at"],
+    }
+    return {**members, "cancelled": True} if row["cancelled"] and row["role"] == "assistant" else members
+
+
+def _open_turn(row: Row) -> Mapping[str, Any]:
+    return {
+        "turnIndex": row["turn_index"],
+        "message": row["user_message"],
+        "status": row["status"],
+        "createdAt": row["created_at"],
+    }

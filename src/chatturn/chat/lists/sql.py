@@ -1,0 +1,94 @@
+"""The SQL of lists for people; each page is read off an index, so that it costs the same however much there is."""
+
+from collections.abc import Sequence
+from json import dumps
+from typing import Final
+
+from chatturn.database.api import Statement
+from chatturn.durable.sql.runs import MOMENT
+
+__all__ = ["read_messages", "read_open_turns", "read_running", "read_turns", "read_undelivered"]
+
+_END: Final = 2**31
+
+# One turn more than wanted, which tells whether there is a page before.
+_MESSAGES: Final = """
+SELECT m.turn_index, m.role, m.content, m.created_at, t.cancelled_at IS NOT NULL AS cancelled
+FROM chat_messages AS m LEFT JOIN chat_turns AS t ON t.run_id = m.run_id
+WHERE m.tenant_id = ?1 AND m.session_id = ?2 AND m.turn_index < ?3
+ORDER BY m.turn_index DESC, m.role ASC LIMIT ?4
+"""
+
+_MOST_OPEN: Final = 20
+
+# A session's runs are neighbours in the table: their ids begin alike.  A turn that was superseded and has no new
+# answer yet is among them, one that is cancelled is not.
+_OPEN_TURNS: Final = f"""
+SELECT t.turn_index, t.user_message, r.status, t.created_at
+FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id
+WHERE t.run_id > ?1 AND t.run_id < ?2 AND r.status <> 'completed'
+ORDER BY t.turn_index DESC LIMIT {_MOST_OPEN}
+"""
+
+_RUNNING: Final = f"""
+SELECT run_id, lease_expires_at <= {MOMENT.format("?3")} AS orphaned FROM durable_runs
+WHERE run_id > ?1 AND run_id < ?2 AND status = 'running'
+"""
+
+_TURNS: Final = f"""
+SELECT t.run_id, t.tenant_id, t.session_id, t.user_id, t.turn_index, t.model, t.cancelled_at, t.trace_id,
+  r.status = 'running' AND r.lease_expires_at <= {MOMENT.format("?2")} AS orphaned,
+  (SELECT json_group_array(json_object('hook', o.hook, 'status', o.status, 'failures', o.failures,
+                                       'nextCallAt', o.next_call_at, 'lastError', o.last_error))
+   FROM (SELECT * FROM chat_outbox WHERE run_id = t.run_id AND status <> 'done' ORDER BY hook DESC) AS o)
+    AS hooks_json
+FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id
+WHERE t.run_id IN (SELECT value FROM json_each(?1))
+"""
+
+# ?1 the project, ?2 and ?3 the moment and the run after which the page begins, ?4 how many, ?5 the tenant or null.
+_UNDELIVERED: Final = """
+SELECT o.next_call_at, r.* FROM ({sources}) AS o
+JOIN durable_runs AS r ON r.run_id = o.run_id
+ORDER BY o.next_call_at, o.run_id LIMIT ?4
+"""
+
+# Each is filtered before it is cut off: what is another's must not take the place of one's own.
+_SOURCE: Final = """
+SELECT * FROM (SELECT o.run_id, o.next_call_at FROM chat_outbox AS o
+  CROSS JOIN durable_runs AS r ON r.run_id = o.run_id AND r.project_id = ?1
+  WHERE o.status = '{status}' AND o.failures > 0 AND o.next_call_at >= ?2 AND (o.next_call_at > ?2 OR o.run_id > ?3)
+    AND (?5 IS NULL OR EXISTS (SELECT 1 FROM chat_turns AS t WHERE t.run_id = o.run_id AND t.tenant_id = ?5))
+  ORDER BY o.next_call_at, o.run_id LIMIT ?4)
+"""
+
+# A call that has not failed yet is on its way; one that waits behind another, or was given up with it, has not
+# failed itself, so each run is here once.
+_READ_UNDELIVERED: Final = _UNDELIVERED.format(
+    sources=" UNION ALL ".join(_SOURCE.format(status=status) for status in ("pending", "given_up"))
+)
+
+
+def read_messages(tenant_id: str, session_id: str, before: int | None, turns: int) -> Statement:
+    """Read the messages of so many turns and one more, newest first."""
+    return Statement(_MESSAGES, (tenant_id, session_id, _END if before is None else before, 2 * turns + 2))
+
+
+def read_open_turns(first_run_id: str, last_run_id: str) -> Statement:
+    """Read the turns without an answer among the runs whose ids are between two, newest first."""
+    return Statement(_OPEN_TURNS, (first_run_id, last_run_id))
+
+
+def read_running(first_run_id: str, last_run_id: str, moment: str) -> Statement:
+    """Read the runs that are being answered whose ids are between two, and whether their worker is lost."""
+    return Statement(_RUNNING, (first_run_id, last_run_id, moment))
+
+
+def read_turns(run_ids: Sequence[str], moment: str) -> Statement:
+    """Read the turns of runs, with their hook calls that have not succeeded."""
+    return Statement(_TURNS, (dumps(list(run_ids)), moment))
+
+
+def read_undelivered(project_id: str, moment: str, run_id: str, limit: int, tenant_id: str | None) -> Statement:
+    """Read runs whose hook calls have failed and must still be made, or were given up."""
+    return Statement(_READ_UNDELIVERED, (project_id, moment, run_id, limit, tenant_id))

@@ -1,0 +1,1 @@
+"""A turn's log: numbered, stored, read back and followed."""

@@ -1,0 +1,62 @@
+"""The logs of the turns that run in this isolate, for whoever follows them here."""
+
+import asyncio
+from contextlib import suppress
+from typing import Protocol
+
+from chatturn.chat.log.log import TurnLog
+
+__all__ = ["Alarm", "EventAlarm", "LiveLogs"]
+
+
+class Alarm(Protocol):
+    """Wakes the request that made it, whichever request rings."""
+
+    def ring(self) -> None:
+        """Let `wait` return; a second time does nothing."""
+
+    async def wait(self, within_s: float) -> None:
+        """Wait until it rings, or the time is over."""
+
+
+class EventAlarm:
+    """An alarm where all requests share one event loop: on CPython."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def ring(self) -> None:
+        """Let `wait` return."""
+        self._event.set()
+
+    async def wait(self, within_s: float) -> None:
+        """Wait until it rings, or the time is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._event.wait()
+
+
+class LiveLogs:
+    """
+    Logs by their run.
+
+    It is shared by requests that must not touch each other's tasks and connections, so there is only plain data in
+    it, and what wakes a follower is for the follower to provide: an `Alarm` that may be rung from another request.
+    """
+
+    def __init__(self) -> None:
+        self._logs: dict[str, TurnLog] = {}
+
+    def add(self, run_id: str, log: TurnLog) -> None:
+        """Show *log*, in place of an earlier attempt's, if there is one."""
+        self._logs[run_id] = log
+
+    def get(self, run_id: str) -> TurnLog | None:
+        """Return the log of a turn that runs here."""
+        return self._logs.get(run_id)
+
+    def remove(self, run_id: str, log: TurnLog) -> None:
+        """Show *log* no longer; whoever reads it sees by itself that it has ended, or was left."""
+        log.leave()
+        if self._logs.get(run_id) is log:
+            del self._logs[run_id]

@@ -1,0 +1,72 @@
+"""Where a turn stands when an attempt of it begins.  Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Self
+
+from chatturn.database.api import Row
+
+__all__ = ["MAX_AHEAD", "Place", "unstored_attempts"]
+
+MAX_AHEAD: Final = 10_000
+"""Lines that an attempt may say before they are stored."""
+
+
+def unstored_attempts(row: Row, epoch: int) -> int:
+    """
+    Return how many attempts up to the latest may have said lines that are not stored.
+
+    Args:
+        row: The last stored segment's ``attempt`` and ``ended``, both null if there is none.
+        epoch: The latest attempt.
+    """
+    if row["attempt"] is None:
+        return epoch
+    return epoch - int(row["attempt"]) + (0 if row["ended"] else 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """
+    What an attempt finds.
+
+    Attributes:
+        first_seq: Of its first line.
+        follows: The seq of the last stored line before it; -1 for none.
+        log_begins: Whether its lines are the first of this answer's log.
+        interrupted: Whether the attempt before it at the same answer broke off, so that somebody may have seen a part.
+        attempts: Attempts that came to nothing, and this one.
+        cancel_requested: Whether somebody asked to stop the turn, and no attempt has heard of it yet.
+        broken_off: How many attempts right before it broke off, at whatever was asked then.
+    """
+
+    first_seq: int = 0
+    follows: int = -1
+    log_begins: bool = True
+    interrupted: bool = False
+    attempts: int = 1
+    cancel_requested: bool = False
+    broken_off: int = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], *, epoch: int) -> Self:
+        """
+        Read the row of `chatturn.chat.turn.sql.read_place`, as it is after the claim.
+
+        Behind attempts that broke off, as many numbers are left out as they may have said lines that were not
+        stored: what their readers have seen is not said again under the same ones.
+        """
+        if not rows:
+            return cls()
+        [row] = rows
+        follows = -1 if row["last_seq"] is None else int(row["last_seq"])
+        broken_off = unstored_attempts(row, epoch) - 1  # this one has said nothing yet
+        return cls(
+            first_seq=follows + 1 + MAX_AHEAD * broken_off,
+            follows=follows,
+            log_begins=follows < int(row["log_from"] or 0),
+            interrupted=broken_off > 0 and int(row["first_attempt"] or 0) < epoch,
+            attempts=epoch - int(row["first_attempt"] or 0) + 1 - int(row["suspensions"] or 0),
+            cancel_requested=row["cancel_requested_at"] is not None,
+            broken_off=broken_off,
+        )

@@ -1,0 +1,116 @@
+"""
+The SQL of the log: segments written under the lease of their turn, and read back a page at a time.
+
+In fenced ones ``?1`` to ``?3`` are the lease (see `chatturn.durable.sql.runs`); their own parameters start
+at ``?4``.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from chatturn.database.api import Statement
+from chatturn.durable.sql.runs import HELD, MOMENT
+
+__all__ = ["NEWS", "append_segment", "note_follower", "read_attempt", "read_page", "request_cancel", "watch"]
+
+# What the turn's worker is told with every write: that somebody wants it stopped, and whether somebody elsewhere reads.
+NEWS: Final = f"""
+(SELECT cancel_requested_at FROM chat_turns WHERE run_id = ?1) AS cancel_requested_at,
+coalesce((SELECT followed_until FROM chat_turns WHERE run_id = ?1) > {MOMENT.format("?4")}, 0) AS followed
+"""
+"""Columns for `chatturn.durable.store.News`."""
+
+# Written again with more lines, a segment is replaced: the reply to an earlier try was lost, or has not come yet.
+_APPEND: Final = f"""
+INSERT INTO chat_segments (run_id, first_seq, last_seq, attempt, lines, ended)
+SELECT ?1, ?5, ?6, ?7, ?8, ?9 WHERE {HELD}
+ON CONFLICT (run_id, first_seq) DO UPDATE SET
+  last_seq = excluded.last_seq, lines = excluded.lines, ended = excluded.ended
+RETURNING {NEWS}
+"""
+
+_WATCH: Final = f"SELECT {NEWS} WHERE {HELD}"
+
+_PAGE_SEGMENTS: Final = 1_000
+_RECALLED_SEGMENTS: Final = 16
+_PAGE_CHARACTERS: Final = 1_000_000
+"""Of a page, unless its first segment alone is longer; what one reader has in memory at a time."""
+
+# One row per segment, each with the run's state beside it; one row without a segment if there is none.  All in one
+# statement, so that the state and the lines are of one moment; segment by segment, so that no more is read than shown.
+# ?1 the run, ?2 the seq after which to read, ?3 now.
+_READ_PAGE: Final = f"""
+WITH RECURSIVE turn AS (
+  SELECT r.run_id, r.status, r.epoch, r.outcome_json ->> '$.notes' AS outcome, t.log_from, t.cancelled_at,
+         max(?2 + 1, t.log_from) AS start, e.last_seq AS log_end, e.attempt, e.ended,
+         CAST((julianday(r.lease_expires_at) - julianday({MOMENT.format("?3")})) * 86400000 AS INTEGER)
+           AS lease_left_ms
+  FROM durable_runs AS r JOIN chat_turns AS t ON t.run_id = r.run_id LEFT JOIN (
+    SELECT last_seq, attempt, ended FROM chat_segments WHERE run_id = ?1 ORDER BY first_seq DESC LIMIT 1) AS e
+  WHERE r.run_id = ?1
+), page (first_seq, before) AS (
+  SELECT min(first_seq), 0 FROM chat_segments
+  WHERE run_id = ?1 AND last_seq >= (SELECT start FROM turn) AND first_seq >= coalesce(
+    (SELECT max(first_seq) FROM chat_segments WHERE run_id = ?1 AND first_seq <= (SELECT start FROM turn)), 0)
+  UNION ALL
+  SELECT (SELECT min(n.first_seq) FROM chat_segments AS n WHERE n.run_id = ?1 AND n.first_seq > page.first_seq),
+         page.before + length(s.lines)
+  FROM page JOIN chat_segments AS s ON s.run_id = ?1 AND s.first_seq = page.first_seq
+  WHERE page.before < {_PAGE_CHARACTERS} LIMIT {_PAGE_SEGMENTS}
+)
+SELECT turn.*, s.first_seq AS first_seq, s.last_seq AS last_seq, s.lines AS lines
+FROM turn LEFT JOIN (page JOIN chat_segments AS s ON s.run_id = ?1 AND s.first_seq = page.first_seq)
+  ON page.before < {_PAGE_CHARACTERS} ORDER BY s.first_seq
+"""
+
+# Of this answer's log only: an attempt that has ended is history.  ?1 the run, ?2 the attempt before which, ?3 the seq
+# from which on.
+_READ_ATTEMPT: Final = f"""
+SELECT last_seq, lines FROM chat_segments
+WHERE run_id = ?1 AND first_seq >= max(?3, (SELECT log_from FROM chat_turns WHERE run_id = ?1))
+  AND attempt = (SELECT max(attempt) FROM chat_segments WHERE run_id = ?1 AND attempt < ?2)
+ORDER BY first_seq LIMIT {_RECALLED_SEGMENTS}
+"""
+
+# Only of a turn that is not over: what is finished stays as it is.  The first request is the one that counts.
+_REQUEST_CANCEL: Final = f"""
+UPDATE chat_turns SET cancel_requested_at = coalesce(cancel_requested_at, {MOMENT.format("?2")})
+WHERE run_id = ?1 AND EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND status IN ('running', 'suspended'))
+RETURNING cancel_requested_at
+"""
+
+_NOTE_FOLLOWER: Final = f"""
+UPDATE chat_turns SET followed_until = max(coalesce(followed_until, ''), {MOMENT.format("?2, ?3")}) WHERE run_id = ?1
+"""
+
+
+def append_segment(
+    first_seq: int, attempt: int, lines: Sequence[str], moment: str, *, ended: bool = False
+) -> Statement:
+    """Store consecutive lines, under the lease; returns the news for the turn's worker."""
+    return Statement(_APPEND, (moment, first_seq, first_seq + len(lines) - 1, attempt, "".join(lines), int(ended)))
+
+
+def watch(moment: str) -> Statement:
+    """Store nothing, and return the same news."""
+    return Statement(_WATCH, (moment,))
+
+
+def read_page(run_id: str, after: int, moment: str) -> Statement:
+    """Read the state of a turn and the next page of its log."""
+    return Statement(_READ_PAGE, (run_id, after, moment))
+
+
+def read_attempt(run_id: str, before_attempt: int, first_seq: int) -> Statement:
+    """Read the next page of what the latest attempt before another said, if it broke off."""
+    return Statement(_READ_ATTEMPT, (run_id, before_attempt, first_seq))
+
+
+def request_cancel(run_id: str, moment: str) -> Statement:
+    """Ask whoever runs the turn to stop it; returns a row unless it is over."""
+    return Statement(_REQUEST_CANCEL, (run_id, moment))
+
+
+def note_follower(run_id: str, moment: str, for_ms: int) -> Statement:
+    """Note that somebody reads the turn from elsewhere, and will say so again within so long if that is still so."""
+    return Statement(_NOTE_FOLLOWER, (run_id, moment, f"+{for_ms / 1000:.3f} seconds"))

@@ -1,0 +1,179 @@
+"""
+Storing a turn's log while the turn runs, off everybody's way.
+
+A timer looks every few hundred milliseconds what was said, and stores it in one write, which renews the lease as
+well; where nothing was said it only asks for news.  The stream never waits for it, unless it is so far ahead that
+what it says next could not be made up for.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
+
+from chatturn.chat.log.log import FLUSH_CHARACTERS, TurnLog
+from chatturn.chat.log.query_budget import Pace
+from chatturn.chat.log.sql import watch
+from chatturn.database.api import Row, Statement
+from chatturn.errors import LeaseLost, StoreError, StoreUnavailable
+from chatturn.telemetry.operator_log import OperatorLog
+
+__all__ = ["Companion", "Listener", "LogWriter"]
+
+_LOOK_EVERY_S: Final = 0.25
+"""At notes in the log itself, which cost nothing to look at."""
+
+_MUCH_CHARACTERS: Final = 400_000
+"""So many do not wait in any case; it is about what one row holds."""
+
+_EARLY_MS: Final = 10.0
+"""A timer may come a little before the interval is over; waiting for the next one would double it."""
+
+
+class Listener(Protocol):
+    """Takes what a worker learns about its turn while it runs."""
+
+    def look(self) -> bool:
+        """Look at the log itself, where others in this isolate leave notes; return whether to ask the database now."""
+
+    def told(self, news: Row, asked_at: float) -> None:
+        """Take what the database said when it was asked: whether the turn is to be stopped, and is read elsewhere."""
+
+
+class Companion(Protocol):
+    """What is stored beside the log, in the same writes."""
+
+    def unrecorded(self) -> Sequence[Statement]:
+        """Return the statements for what is new; fenced, and harmless when they are run again."""
+
+    def recorded(self) -> None:
+        """Take note that they were run."""
+
+
+class LogWriter:
+    """
+    Stores one attempt's log, from `start` to `stop`.
+
+    Args:
+        run_id: The turn's run.
+        log: What is said.
+        companion: What is stored with it.
+        write: Writes under the lease, as `DurableTurnHandle.write`.
+        pace: How often that may be done.
+        moment: Returns the current time as SQLite takes it.
+        news: Takes what comes back.
+        report: Takes failures.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        log: TurnLog,
+        companion: Companion,
+        *,
+        write: Callable[[Sequence[Statement]], Awaitable[list[Sequence[Row]]]],
+        pace: Pace,
+        moment: Callable[[], str],
+        news: Listener,
+        report: OperatorLog,
+    ) -> None:
+        self._run_id = run_id
+        self._log = log
+        self._companion = companion
+        self._write = write
+        self._pace = pace
+        self._moment = moment
+        self._news = news
+        self._report = report
+        self._began = 0.0
+        self._wrote = 0.0
+        self._writes = 0
+        self._refusal: StoreError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._began = self._wrote = asyncio.get_running_loop().time()
+        self._look_again()
+
+    def stop(self) -> None:
+        """Look no more; a write that is on its way goes on, and is harmless."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def over(self) -> None:
+        """Wait for a write that is on its way, so that it is not left behind when the request ends."""
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+
+    def look(self) -> None:
+        """Look now, not only when it is time: a reader has gone."""
+        if self._timer is not None and self._news.look():
+            self._store()
+
+    def said(self) -> None:
+        """Take note that something was said: much of it does not wait for the timer, as long as queries are left."""
+        most = FLUSH_CHARACTERS if self._writes < self._pace.queries // 2 else _MUCH_CHARACTERS
+        if self._log.unstored_characters >= most and self._timer is not None:
+            self._store()
+
+    async def room(self, lines: int) -> None:
+        """
+        Wait until so many further lines may be said; immediate, unless the database has stalled for long.
+
+        Raises:
+            StoreError: It refuses what was said so far.
+        """
+        while not self._log.has_room(lines) and self._timer is not None:
+            self._store()
+            if self._writing is not None:
+                await asyncio.wait([self._writing])
+            if not self._log.has_room(lines):
+                if self._refusal is not None:
+                    raise self._refusal
+                await asyncio.sleep(_LOOK_EVERY_S)
+
+    def _look_again(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
+
+    def _look(self) -> None:
+        self._look_again()
+        urgent = self._news.look()
+        now = asyncio.get_running_loop().time()
+        due = (now - self._wrote) * 1000 + _EARLY_MS >= self._pace.interval_ms((now - self._began) * 1000)
+        if (urgent or due) and self._timer is not None:
+            self._store()
+
+    def _store(self) -> None:
+        if self._writing is None:
+            self._wrote = asyncio.get_running_loop().time()
+            self._writes += 1
+            self._writing = asyncio.get_running_loop().create_task(self._store_next())
+
+    async def _store_next(self) -> None:
+        try:
+            stored = await self._try_to_store()
+        finally:
+            self._writing = None
+        if stored:
+            self.said()
+
+    async def _try_to_store(self) -> bool:
+        moment, asked_at = self._moment(), self._wrote
+        statement, to_seq = self._log.unstored(moment)
+        try:
+            [[row], *_] = await self._write([statement or watch(moment), *self._companion.unrecorded()])
+        except LeaseLost:
+            self.stop()  # The turn was told by its heartbeat, or has just ended.
+            return False
+        except StoreError as error:
+            self._refusal = None if isinstance(error, StoreUnavailable) else error
+            self._report("log.not_stored", {"run_id": self._run_id, "error": error})
+            return False
+        self._refusal = None
+        if statement is not None:
+            self._log.stored(to_seq)
+        self._companion.recorded()
+        self._news.told(row, asked_at)
+        return True

@@ -1,0 +1,46 @@
+"""What an earlier attempt of a turn had said, read back from its log."""
+
+import json
+from typing import Final
+
+from chatturn.chat.log.sql import read_attempt
+from chatturn.database.api import Database
+from chatturn.events import MESSAGE_PART, TOOL_OUTCOMES, ChatStreamEvent, TextAssembly
+
+__all__ = ["recall_text"]
+
+_TEXT: Final = (f'{{"type":"{MESSAGE_PART}"', '{"type":"result"')
+"""How the lines begin that may hold text; the others are not parsed."""
+
+_OUTCOME: Final = tuple(f'{{"type":"{kind}"' for kind in TOOL_OUTCOMES)
+
+
+async def recall_text(database: Database, run_id: str, before_attempt: int, *, after_tools: bool) -> str:
+    """
+    Return the text of the latest attempt before an attempt, if it broke off, as far as it was stored; "" for none.
+
+    One page of its log is in memory at a time.
+
+    Args:
+        database: Where the log is.
+        run_id: The turn's run.
+        before_attempt: The attempt.
+        after_tools: Whether only what was said behind the last tool's outcome is a part of the answer.
+
+    Raises:
+        StoreError: The database does not answer, or refuses.
+    """
+    assembly = TextAssembly()
+    first_seq = 0
+    while True:
+        [page] = await database.batch([read_attempt(run_id, before_attempt, first_seq)])
+        for row in page.rows:
+            first_seq = int(row["last_seq"] or 0) + 1
+            for line in str(row["lines"]).split("\n"):
+                if after_tools and line.startswith(_OUTCOME):
+                    assembly = TextAssembly()
+                elif line.startswith(_TEXT):
+                    said = json.loads(line)
+                    assembly.add(ChatStreamEvent(said["type"], said.get("data")))
+        if not page.rows:
+            return assembly.text()

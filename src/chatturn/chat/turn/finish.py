@@ -1,0 +1,96 @@
+"""How a turn ends: its last words, and what is written with them, in one transaction."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from chatturn.chat.hooks.outbox import Outbox
+from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.log.log import TurnLog
+from chatturn.chat.turn import sql as chat_sql
+from chatturn.database.api import Statement
+from chatturn.durable.records import Wait
+from chatturn.durable.settling import TurnEnd
+from chatturn.errors import ChatTurnError, TurnAborted
+from chatturn.events import ChatStreamEvent
+
+__all__ = ["Ending", "ending_words", "failure_words", "kind_of"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Ending:
+    """
+    The end of one attempt.
+
+    Attributes:
+        identity: Whose turn.
+        log: What it has said.
+        outbox: Where its hook calls are recorded.
+        moment: Returns the current time as SQLite takes it.
+        redacting: Whether the product redacts.
+        words: The attempt's last events, once it is known how it ends.
+        lines: Their lines.
+    """
+
+    identity: ChatTurnIdentity
+    log: TurnLog
+    outbox: Outbox
+    moment: Callable[[], str]
+    redacting: bool
+    words: list[ChatStreamEvent] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+    def statements(self, end: TurnEnd, *, checkpoints: bool) -> list[Statement]:
+        """
+        Make the statements of the last write: the log with its terminal line, messages, hook calls.
+
+        Args:
+            end: How the turn ends.
+            checkpoints: Whether it has steps on the way to its answer.
+        """
+        self.words = ending_words(self.identity, end)
+        if self.redacting and end.text is not None:
+            # The log has no other text: what was said before no redactor had seen.
+            self.words.insert(0, ChatStreamEvent("result", {"finalText": end.text}))
+        self.lines = self.log.preview(self.words)
+        moment, attempt = self.moment(), self.log.attempt
+        return [
+            *self.log.last_statements(self.lines, moment),
+            *chat_sql.end_turn(end, moment),
+            *([] if end.text is None else [chat_sql.record_messages(end.text, moment)]),
+            *(self.outbox.statements(attempt) if end.text else []),
+            *([chat_sql.forget_checkpoints()] if checkpoints and self.redacting and end.text is not None else []),
+        ]
+
+
+def ending_words(identity: ChatTurnIdentity, end: TurnEnd, *, replayed: bool = False) -> list[ChatStreamEvent]:
+    """Return the last words of a turn that ends, or ended, like this."""
+    if end.cancelled is not None:
+        return [_last("cancelled", identity, {"reason": end.cancelled, "replayed": replayed})]
+    if end.wait is not None:
+        return [_suspended(identity, end.wait)]
+    if end.text is None:
+        return failure_words(identity, kind_of(end.error))
+    return [_last("completed", identity, {"replayed": replayed})]
+
+
+def failure_words(identity: ChatTurnIdentity, kind: type[ChatTurnError]) -> list[ChatStreamEvent]:
+    """Return the last words of a turn that failed with this kind of error: its code and fixed sentence."""
+    reason = {"code": kind.code, "message": kind.public, "retryable": kind.retryable}
+    return [ChatStreamEvent("error", reason), _last("failed", identity, reason)]
+
+
+def kind_of(error: BaseException | None) -> type[ChatTurnError]:
+    """Return the kind that clients are told: never what a foreign error is or says."""
+    if isinstance(error, ChatTurnError):
+        return type(error)
+    return TurnAborted if isinstance(error, asyncio.CancelledError | GeneratorExit) else ChatTurnError
+
+
+def _suspended(identity: ChatTurnIdentity, wait: Wait) -> ChatStreamEvent:
+    return _last("suspended", identity, {"key": wait.key, "wakeAt": wait.wake_at})
+
+
+def _last(how: str, identity: ChatTurnIdentity, members: dict[str, Any]) -> ChatStreamEvent:
+    return ChatStreamEvent(f"session.run.{how}", {"sessionId": identity.session_id, **members})

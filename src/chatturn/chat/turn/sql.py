@@ -1,0 +1,199 @@
+"""
+The SQL of the chat tables, as statements that join the claim's and the finish's transactions.
+
+In fenced ones ``?1`` to ``?3`` are the lease (see `chatturn.durable.sql.runs`); their own parameters start
+at ``?4``.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.database.api import Statement
+from chatturn.durable.settling import TurnEnd
+from chatturn.durable.sql.adoption import either
+from chatturn.durable.sql.runs import HELD, MOMENT
+
+__all__ = [
+    "begin_turn",
+    "end_turn",
+    "forget_checkpoints",
+    "forget_messages",
+    "read_history",
+    "read_place",
+    "read_turn",
+    "read_turn_input",
+    "record_messages",
+    "wake_cancelled",
+]
+
+# With another manifest than before, which only a claim that supersedes can bring about, another answer begins.
+_ANEW: Final = "chat_turns.manifest_hash <> excluded.manifest_hash"
+
+# All attempts at one answer share a trace; where nobody has traced it yet, it begins with this one.
+_TRACED_HERE: Final = f"chat_turns.traceparent IS NULL OR {_ANEW}"
+
+# A log begins anew behind an attempt that has ended, and with another answer: what was said before is history.
+_BEGIN_TURN: Final = f"""
+INSERT INTO chat_turns (run_id, tenant_id, session_id, user_id, turn_index, user_message, model, metadata_json,
+                        trace_id, traceparent, caller_span_id, attempt, first_attempt, manifest_hash, created_at,
+                        updated_at)
+SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, epoch, epoch, manifest_hash, updated_at, updated_at
+FROM durable_runs WHERE run_id = ?1 AND {HELD}
+ON CONFLICT (run_id) DO UPDATE SET
+  user_id = excluded.user_id, user_message = excluded.user_message, model = excluded.model,
+  metadata_json = excluded.metadata_json, attempt = excluded.attempt,
+  updated_at = excluded.updated_at, cancelled_at = NULL, manifest_hash = excluded.manifest_hash,
+  first_attempt = CASE WHEN {_ANEW} THEN excluded.attempt ELSE first_attempt END,
+  suspensions = CASE WHEN {_ANEW} THEN 0 ELSE suspensions END,
+  trace_id = CASE WHEN {_TRACED_HERE} THEN excluded.trace_id ELSE trace_id END,
+  traceparent = CASE WHEN {_TRACED_HERE} THEN excluded.traceparent ELSE traceparent END,
+  caller_span_id = CASE WHEN {_TRACED_HERE} THEN excluded.caller_span_id ELSE caller_span_id END,
+  traced_by = CASE WHEN {_TRACED_HERE} THEN NULL ELSE traced_by END,
+  cancel_requested_at = CASE WHEN {_ANEW} THEN NULL ELSE cancel_requested_at END,
+  log_from = coalesce((
+    SELECT CASE WHEN ended OR {_ANEW} THEN last_seq + 1 END FROM chat_segments
+    WHERE run_id = ?1 ORDER BY first_seq DESC LIMIT 1), log_from)
+"""
+
+# Where the log ends, what is known of the attempts before, and of the turn's trace.
+_READ_PLACE: Final = """
+SELECT t.cancel_requested_at, t.suspensions, t.first_attempt, t.log_from, s.last_seq, s.attempt, s.ended,
+  t.traceparent, t.caller_span_id, t.traced_by, t.created_at,
+  CASE WHEN s.ended THEN s.attempt
+       ELSE (SELECT max(attempt) FROM chat_segments WHERE run_id = ?1 AND ended) END AS last_ended
+FROM chat_turns AS t LEFT JOIN (
+  SELECT last_seq, attempt, ended FROM chat_segments WHERE run_id = ?1 ORDER BY first_seq DESC LIMIT 1) AS s
+WHERE t.run_id = ?1
+"""
+
+# With the attempt's last write: what it leaves for the next one, or for good.
+_END_CANCELLED: Final = f"UPDATE chat_turns SET cancelled_at = {MOMENT.format('?4')} WHERE run_id = ?1 AND {HELD}"
+_END_SUSPENDED: Final = f"UPDATE chat_turns SET suspensions = suspensions + 1 WHERE run_id = ?1 AND {HELD}"
+
+# A wait that somebody wants stopped is over; so the sweep finds it, whoever dies.
+_WAKE: Final = f"""
+UPDATE durable_waits SET wake_at = {MOMENT.format("{moment}")} WHERE run_id = ?1
+AND EXISTS (SELECT 1 FROM chat_turns WHERE run_id = ?1 AND cancel_requested_at IS NOT NULL)
+"""
+_WAKE_SUSPENDED: Final = f"{_WAKE.format(moment='?4')} AND {HELD}"
+_WAKE_CANCELLED: Final = _WAKE.format(moment="?2")
+
+# Newest first, so that the limit keeps the latest; within a turn the assistant's row sorts before the user's.
+_HISTORY: Final = """
+SELECT role, content FROM chat_messages
+WHERE tenant_id = ?1 AND session_id = ?2 AND turn_index < ?3
+  AND NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?4 AND status = 'completed')
+ORDER BY turn_index DESC, role ASC LIMIT ?5
+"""
+
+_MESSAGES: Final = f"""
+INSERT INTO chat_messages (tenant_id, session_id, turn_index, role, content, run_id, created_at)
+SELECT t.tenant_id, t.session_id, t.turn_index, m.role, m.content, t.run_id, {MOMENT.format("?5")}
+FROM chat_turns AS t
+JOIN (SELECT 'user' AS role, user_message AS content FROM chat_turns WHERE run_id = ?1
+      UNION ALL SELECT 'assistant', ?4) AS m
+WHERE t.run_id = ?1 AND {HELD}
+ON CONFLICT (tenant_id, session_id, turn_index, role) DO UPDATE SET
+  content = excluded.content, created_at = excluded.created_at
+"""
+
+_FORGET_MESSAGES: Final = f"""
+DELETE FROM chat_messages WHERE (tenant_id, session_id, turn_index) IN (
+  SELECT tenant_id, session_id, turn_index FROM chat_turns WHERE run_id = ?1) AND {HELD}
+"""
+
+# The checkpoints on the way to an answer; step 0 is the turn itself, and holds the answer.
+_FORGET_CHECKPOINTS: Final = f"DELETE FROM durable_steps WHERE run_id = ?1 AND step_index > 0 AND {HELD}"
+
+_READ_TURN_INPUT: Final = """
+SELECT t.tenant_id, t.session_id, t.user_id, t.turn_index, t.user_message, t.model, t.metadata_json, r.status
+FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id WHERE t.run_id = ?1
+"""
+
+_READ_TURN: Final = f"""
+SELECT r.*, t.model, t.cancelled_at FROM durable_runs AS r LEFT JOIN chat_turns AS t ON t.run_id = r.run_id
+WHERE r.run_id = {either("?2")}
+"""
+
+
+def begin_turn(
+    identity: ChatTurnIdentity,
+    *,
+    user_message: str,
+    model: str | None,
+    metadata_json: str | None,
+    trace: Sequence[str | None] = (None, None, None),
+) -> Statement:
+    """
+    Record who asks what, with the claim.
+
+    Args:
+        identity: Whose turn.
+        user_message: What is asked.
+        model: Of whom, if the request says so.
+        metadata_json: The caller's own.
+        trace: The trace, the turn's span as a ``traceparent``, and the span around it, for a turn that has none yet.
+    """
+    return Statement(
+        _BEGIN_TURN,
+        (
+            identity.tenant_id,
+            identity.session_id,
+            identity.user_id,
+            identity.turn_index,
+            user_message,
+            model,
+            metadata_json,
+            *trace,
+        ),
+    )
+
+
+def read_place(run_id: str) -> Statement:
+    """Read where the turn stands: where its log ends, whether somebody asked to stop it, and what its trace is."""
+    return Statement(_READ_PLACE, (run_id,))
+
+
+def end_turn(end: TurnEnd, moment: str) -> list[Statement]:
+    """Note how an attempt ended, with its last write; nothing for one that answered, or failed."""
+    if end.cancelled is not None:
+        return [Statement(_END_CANCELLED, (moment,))]
+    if end.wait is not None:
+        return [Statement(_END_SUSPENDED), Statement(_WAKE_SUSPENDED, (moment,))]
+    return []
+
+
+def wake_cancelled(run_id: str, moment: str) -> Statement:
+    """Let a suspended turn go on that somebody wants stopped."""
+    return Statement(_WAKE_CANCELLED, (run_id, moment))
+
+
+def read_history(identity: ChatTurnIdentity, run_id: str, turns: int) -> Statement:
+    """Read the session's latest finished *turns* before this one, newest message first; nothing for a replay."""
+    return Statement(_HISTORY, (identity.tenant_id, identity.session_id, identity.turn_index, run_id, 2 * turns))
+
+
+def record_messages(final_text: str, moment: str) -> Statement:
+    """Record the user's message and the answer, with the finish."""
+    return Statement(_MESSAGES, (final_text, moment))
+
+
+def forget_messages() -> Statement:
+    """Forget the messages of an answer that is superseded, with the claim."""
+    return Statement(_FORGET_MESSAGES)
+
+
+def forget_checkpoints() -> Statement:
+    """Forget a turn's steps on the way to its answer, with the finish."""
+    return Statement(_FORGET_CHECKPOINTS)
+
+
+def read_turn_input(run_id: str) -> Statement:
+    """Read what a turn was asked, and its run's status."""
+    return Statement(_READ_TURN_INPUT, (run_id,))
+
+
+def read_turn(run_id: str, legacy_run_id: str | None = None) -> Statement:
+    """Read a run with what its chat turn adds; where there is none, the one that the documents' engine has."""
+    return Statement(_READ_TURN, (run_id, legacy_run_id))

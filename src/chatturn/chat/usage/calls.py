@@ -1,0 +1,200 @@
+"""
+What one model call consumes, counted while it runs.
+
+Whatever becomes of a call, it was paid for: so one that failed, or was stopped, is on record like one that answered.
+What is not known is None, never zero; what is only estimated stands apart.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TypeAlias
+
+from chatturn.backends.api import AgentBackendContext, AgentBackendInput, AgentExecutionBackend, Meter
+from chatturn.durable.settling import code_of
+from chatturn.events import ChatStreamEvent, EventBatch, TextDeltas
+from chatturn.usage.money import micro_usd
+from chatturn.usage.prices import PriceTable
+
+__all__ = ["Budgets", "CallOutcome", "MeteredBackend", "ModelCall", "count"]
+
+CallOutcome: TypeAlias = Literal["running", "completed", "failed", "cancelled", "lost"]
+
+_MOST_TOKENS: Final = 1_000_000_000
+_MOST_MICRO_USD: Final = 10**12
+"""No call has more: what says so is wrong, and would make every sum wrong."""
+
+_MOST_CHARACTERS: Final = 200
+_COUNTS: Final = ("tokensIn", "tokensOut", "tokensCached", "tokensReasoning")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budgets:
+    """
+    What may be spent, in micro-dollars; 0 is no limit.
+
+    Attributes:
+        turn: By all attempts of a turn.
+        session: By all turns of a session.
+        tenant: By all of a tenant's sessions, from midnight to midnight UTC.
+    """
+
+    turn: int = 0
+    session: int = 0
+    tenant: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.turn or self.session or self.tenant)
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelCall:
+    """
+    One call of a model, as far as it is known: the `CallMeter` that its backend fills in.
+
+    Attributes:
+        attempt: Which attempt of the turn made it.
+        index: Which of the attempt's calls it is, from 0.
+        model: Who answered; until that is known, who was asked.
+        asked: Who was asked.
+        request_id: The idempotency key of its requests.
+        outcome: What became of it.
+        tokens_in: Of the conversation, those from the model's cache included.
+        tokens_out: Of the answer, its reasoning included.
+        tokens_cached: Of the conversation, from the model's cache.
+        tokens_reasoning: Of the answer, reasoning.
+        cost_micro_usd: What it cost.
+        pieces: Of the answer that have come.
+        tries: Requests that were sent for it.
+        headers_ms: Until the headers of an answer had come, all tries included.
+        first_token_ms: Until the first piece of it.
+        duration_ms: Until its end.
+        finish_reason: Why the answer ended.
+        error_code: Why the call failed.
+        unusable: The counts that the model gave and that are none.
+    """
+
+    attempt: int
+    index: int
+    prices: PriceTable = field(repr=False)
+    model: str | None = None
+    request_id: str | None = None
+    outcome: CallOutcome = "running"
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    tokens_cached: int | None = None
+    tokens_reasoning: int | None = None
+    cost_micro_usd: int | None = None
+    pieces: int = 0
+    tries: int | None = None
+    headers_ms: int | None = None
+    first_token_ms: int | None = None
+    duration_ms: int | None = None
+    finish_reason: str | None = None
+    error_code: str | None = None
+    unusable: Sequence[str] = ()
+    began_s: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    asked: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.asked = self.model
+
+    @property
+    def estimated_tokens_out(self) -> int | None:
+        """Where `tokens_out` is not known: the pieces of the answer that have come, if any has."""
+        return self.pieces or None if self.tokens_out is None else None
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether no answer can have anything of it: it failed, or was stopped before it had said anything."""
+        return self.outcome == "failed" or (self.outcome == "cancelled" and not self.pieces)
+
+    def said_as(self) -> tuple[object, ...]:
+        """Return what the call's ``usage`` event says of it."""
+        counts = (self.tokens_in, self.tokens_out, self.tokens_cached, self.tokens_reasoning)
+        return (self.model, *counts, self.finish_reason)
+
+    # What its backend tells, see `CallMeter`.
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.duration_ms = self._elapsed_ms()
+        if error is None:
+            self.outcome = "completed"
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+            self.outcome = "cancelled"
+        else:
+            self.outcome, self.error_code = "failed", code_of(error)
+
+    def tried(self) -> None:
+        """Count a request."""
+        self.tries = (self.tries or 0) + 1
+
+    def answered(self) -> None:
+        """Note when the headers came."""
+        self.headers_ms = self._elapsed_ms()
+
+    def said(self, events: Sequence[ChatStreamEvent]) -> None:
+        """Count pieces of the answer."""
+        pieces = len(events) if type(events) is TextDeltas else sum(event.type != "usage" for event in events)
+        if pieces and not self.pieces:
+            self.first_token_ms = self._elapsed_ms()
+        self.pieces += pieces
+
+    def reported(self, usage: Mapping[str, Any]) -> None:
+        """Take what the model says; what is no count, or no text, is not known."""
+        self.model = _text(usage, "model") or self.model
+        self.finish_reason = _text(usage, "finishReason")
+        counts = {name: count(usage, name) for name in _COUNTS}
+        self.tokens_in, self.tokens_out, self.tokens_cached, self.tokens_reasoning = counts.values()
+        self.unusable = [name for name, found in counts.items() if found is None and usage.get(name) is not None]
+        self.cost_micro_usd = self._cost(usage.get("costUsd"))
+
+    def _cost(self, told: object) -> int | None:
+        cost = micro_usd(told)
+        if cost is not None and cost <= _MOST_MICRO_USD:
+            return cost
+        price = None if self.model is None else self.prices.price(self.model)
+        if price is None or self.tokens_in is None or self.tokens_out is None:
+            return None
+        return price.of(self.tokens_in, self.tokens_out, self.tokens_cached or 0)
+
+    def _elapsed_ms(self) -> int:
+        return round((asyncio.get_running_loop().time() - self.began_s) * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class MeteredBackend:
+    """A backend whose calls are all metered, whoever makes them."""
+
+    backend: AgentExecutionBackend
+    meter: Meter
+
+    @property
+    def kind(self) -> str:
+        """Its short name."""
+        return self.backend.kind
+
+    def continues(self, model: str | None) -> bool:
+        """Say whether it can go on with an answer that broke off."""
+        return self.backend.continues(model)
+
+    def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
+        """Answer; see `AgentExecutionBackend.stream`."""
+        return self.backend.stream(request, replace(context, meter=self.meter))
+
+
+def count(usage: Mapping[str, Any], name: str) -> int | None:
+    """Return a count of a ``usage`` event; None for what is none."""
+    value = usage.get(name)
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
+
+
+def _text(usage: Mapping[str, Any], name: str) -> str | None:
+    value = usage.get(name)
+    return value[:_MOST_CHARACTERS].encode("utf-8", "replace").decode() if isinstance(value, str) else None

@@ -1,0 +1,1 @@
+"""The database seam, its schema and its drivers."""

@@ -1,0 +1,262 @@
+"""
+The whole schema, as text: where a database is new, and what it is compared with where it is not.
+
+It stands here and not in a ``.sql`` file because only Python is uploaded to the Worker.  The ``schema.sql`` at
+the project's root is a copy for people and for the ``sqlite3`` shell; a test holds the two together.
+"""
+
+from typing import Final
+
+__all__ = ["ADDED_COLUMNS", "DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION", "schema_statements"]
+
+DURABLE_SCHEMA_VERSION: Final = 103
+"""The version in ``durable_schema_info`` that this code needs; below 100 are the documents' own."""
+
+ADDED_COLUMNS: Final = (
+    ("durable_runs", "epoch", "INTEGER NOT NULL DEFAULT 0"),
+    ("chat_turns", "log_from", "INTEGER NOT NULL DEFAULT 0 CHECK (log_from >= 0)"),
+    ("chat_turns", "suspensions", "INTEGER NOT NULL DEFAULT 0 CHECK (suspensions >= 0)"),
+    ("chat_turns", "cancelled_at", "TEXT CHECK (length(cancelled_at) = 24)"),
+    ("chat_turns", "followed_until", "TEXT CHECK (length(followed_until) = 24)"),
+    ("chat_turns", "first_attempt", "INTEGER NOT NULL DEFAULT 1 CHECK (first_attempt >= 1)"),
+    ("chat_turns", "manifest_hash", "TEXT NOT NULL DEFAULT ''"),
+    ("chat_turns", "traceparent", "TEXT CHECK (length(traceparent) = 55)"),
+    ("chat_turns", "caller_span_id", "TEXT CHECK (length(caller_span_id) = 16)"),
+    ("chat_turns", "traced_by", "INTEGER CHECK (traced_by >= 1)"),
+    ("chat_segments", "ended", "INTEGER NOT NULL DEFAULT 0 CHECK (ended IN (0, 1))"),
+    ("chat_usage", "tenant_id", "TEXT NOT NULL DEFAULT ''"),
+    ("chat_usage", "session_id", "TEXT NOT NULL DEFAULT ''"),
+    (
+        "chat_usage",
+        "outcome",
+        "TEXT NOT NULL DEFAULT 'completed' CHECK (outcome IN ('running', 'completed', 'failed', 'cancelled', 'lost'))",
+    ),
+    ("chat_usage", "wasted", "INTEGER NOT NULL DEFAULT 0 CHECK (wasted IN (0, 1))"),
+    ("chat_usage", "estimated_tokens_out", "INTEGER CHECK (estimated_tokens_out >= 0)"),
+    ("chat_usage", "cost_micro_usd", "INTEGER CHECK (cost_micro_usd >= 0)"),
+    ("chat_usage", "tries", "INTEGER CHECK (tries >= 0)"),
+    ("chat_usage", "headers_ms", "INTEGER CHECK (headers_ms >= 0)"),
+    ("chat_usage", "first_token_ms", "INTEGER CHECK (first_token_ms >= 0)"),
+    ("chat_usage", "duration_ms", "INTEGER CHECK (duration_ms >= 0)"),
+    ("chat_usage", "error_code", "TEXT"),
+    ("chat_usage", "request_id", "TEXT"),
+)
+"""Columns that a table did not have when it was first made: all that ``IF NOT EXISTS`` cannot bring about."""
+
+DURABLE_SCHEMA_SQL: Final = """\
+-- The whole schema of chatturn, for a new database; running it again does nothing.
+--
+-- It exists so that a chat turn survives whatever happens to the worker that runs it:
+--   durable_runs    one row a run: its identity, its status, and the lease that says who may write it
+--   durable_steps   one row a checkpoint of a run; a chat turn's first is the turn, its result the answer
+--   durable_events  what was emitted under a key of a run; the first emit wins
+--   chat_*          what a chat turn adds: who asked what, the log of lines, messages, hook calls, usage
+-- The durable_* tables are the documents' version 1 exactly, plus durable_runs.epoch.
+-- All timestamps are UTC text of 24 characters, YYYY-MM-DDTHH:MM:SS.mmmZ, from the database's own clock.
+--
+-- An existing database is brought here by chatturn.database.migration, which adds the columns that it lacks and
+-- then applies this; or by the numbered steps in migrations/, which end in this same schema.
+-- Apply it statement by statement: D1's exec() splits on newlines.
+-- Its source is src/chatturn/database/schema.py; `make schema` writes schema.sql from there.
+
+CREATE TABLE IF NOT EXISTS durable_schema_info (
+  version INTEGER PRIMARY KEY,
+  applied_at TEXT NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS durable_runs (
+  run_id TEXT PRIMARY KEY,
+  manifest_hash TEXT NOT NULL,          -- another manifest under the same id is refused
+  project_id TEXT NOT NULL,
+  scenario_id TEXT,
+  status TEXT NOT NULL CHECK (status IN ('pending', 'running', 'completed', 'failed', 'suspended')),
+  created_at TEXT NOT NULL,
+  updated_at TEXT NOT NULL,
+  completed_at TEXT,                    -- when it ended, well or not
+  lease_holder_id TEXT,                 -- one claim's holder; null: nobody
+  lease_expires_at TEXT,                -- from then on anybody may claim the run
+  outcome_json TEXT,                    -- {"pass"?, "score"?, "notes"?, "metadata"?}
+  step_count INTEGER NOT NULL DEFAULT 0,
+  epoch INTEGER NOT NULL DEFAULT 0      -- how often it was claimed: the fencing token of every write
+);
+
+CREATE TABLE IF NOT EXISTS durable_steps (
+  run_id TEXT NOT NULL,
+  step_index INTEGER NOT NULL,
+  intent TEXT NOT NULL,
+  kind TEXT NOT NULL,
+  input_hash TEXT NOT NULL DEFAULT '',  -- of what the step was given; '' where it was not said
+  status TEXT NOT NULL CHECK (status IN ('pending', 'running', 'completed', 'failed')),
+  attempts INTEGER NOT NULL DEFAULT 0,  -- how often it was begun
+  result_json TEXT,                     -- what it returned; a chat turn's: {"finalText", …}
+  error_json TEXT,
+  started_at TEXT,
+  completed_at TEXT,
+  PRIMARY KEY (run_id, step_index)
+);
+
+CREATE TABLE IF NOT EXISTS durable_events (
+  run_id TEXT NOT NULL,
+  key TEXT NOT NULL,
+  payload_json TEXT,
+  emitted_at TEXT NOT NULL,
+  PRIMARY KEY (run_id, key)
+);
+
+CREATE INDEX IF NOT EXISTS idx_durable_runs_project_status ON durable_runs (project_id, status);
+CREATE INDEX IF NOT EXISTS idx_durable_runs_lease_expires ON durable_runs (lease_expires_at);
+CREATE INDEX IF NOT EXISTS idx_durable_steps_status ON durable_steps (run_id, status);
+-- For retention: what ended first is deleted first.
+CREATE INDEX IF NOT EXISTS idx_durable_runs_completed ON durable_runs (completed_at) WHERE completed_at IS NOT NULL;
+
+INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
+VALUES (1, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'));
+
+-- What a suspended run waits for: an event, a moment, or whichever comes first.
+CREATE TABLE IF NOT EXISTS durable_waits (
+  run_id TEXT PRIMARY KEY,
+  step_index INTEGER NOT NULL CHECK (step_index >= 0),  -- the step that waits
+  event_key TEXT,                       -- the event's key; null: a moment only
+  wake_at TEXT NOT NULL CHECK (length(wake_at) = 24)    -- when the run goes on even if no event came
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS idx_durable_waits_wake ON durable_waits (wake_at);
+
+-- One turn of a thread: who asked what.  Its progress is its run's, in durable_runs.
+CREATE TABLE IF NOT EXISTS chat_turns (
+  run_id TEXT PRIMARY KEY,              -- chat:<tenant>:<session>:<turn_index>, parts percent-encoded
+  tenant_id TEXT NOT NULL,              -- from the token, never from the request
+  session_id TEXT NOT NULL,             -- the thread
+  user_id TEXT NOT NULL,                -- the token's subject at the latest attempt
+  turn_index INTEGER NOT NULL CHECK (turn_index >= 0),  -- 0-based position in the thread
+  user_message TEXT NOT NULL,           -- what the user said
+  model TEXT,                           -- the model asked for; null: the deployment's
+  metadata_json TEXT,                   -- the request's metadata, JSON
+  attempt INTEGER NOT NULL CHECK (attempt >= 1),        -- the latest attempt, equal to the run's epoch
+  cancel_requested_at TEXT CHECK (length(cancel_requested_at) = 24),  -- when somebody asked to stop it
+  trace_id TEXT,                        -- of all attempts at what is asked now, 32 hex digits; null: not traced
+  created_at TEXT NOT NULL CHECK (length(created_at) = 24),           -- UTC, YYYY-MM-DDTHH:MM:SS.mmmZ
+  updated_at TEXT NOT NULL CHECK (length(updated_at) = 24),           -- the latest claim
+  log_from INTEGER NOT NULL DEFAULT 0 CHECK (log_from >= 0),          -- seq from which on the log is this answer's
+  suspensions INTEGER NOT NULL DEFAULT 0 CHECK (suspensions >= 0),    -- attempts that ended in a wait, not in vain
+  cancelled_at TEXT CHECK (length(cancelled_at) = 24),                -- when it ended as cancelled; null: it did not
+  followed_until TEXT CHECK (length(followed_until) = 24),            -- until when a reader in another isolate counts
+  first_attempt INTEGER NOT NULL DEFAULT 1 CHECK (first_attempt >= 1),  -- the first at what is asked now
+  manifest_hash TEXT NOT NULL DEFAULT '',                             -- what is asked now, as its run has it
+  traceparent TEXT CHECK (length(traceparent) = 55),                  -- the turn's span, as W3C Trace Context writes it
+  caller_span_id TEXT CHECK (length(caller_span_id) = 16),            -- the span around it; null: it is the first
+  traced_by INTEGER CHECK (traced_by >= 1)                            -- the attempt that sent it; null: none yet
+) STRICT, WITHOUT ROWID;
+-- For lists of one tenant's turns, the latest first.
+CREATE INDEX IF NOT EXISTS idx_chat_turns_tenant ON chat_turns (tenant_id, created_at, run_id);
+
+-- The log of a turn: consecutive lines of NDJSON text as one row, so that reading it copies strings.
+CREATE TABLE IF NOT EXISTS chat_segments (
+  run_id TEXT NOT NULL,
+  first_seq INTEGER NOT NULL CHECK (first_seq >= 0),    -- seq of the first line
+  last_seq INTEGER NOT NULL,                            -- seq of the last line
+  attempt INTEGER NOT NULL CHECK (attempt >= 1),        -- which attempt said it
+  lines TEXT NOT NULL,                                  -- every line ends with LF
+  ended INTEGER NOT NULL DEFAULT 0 CHECK (ended IN (0, 1)),           -- 1: its last line is the attempt's terminal one
+  PRIMARY KEY (run_id, first_seq),
+  CHECK (last_seq >= first_seq)
+) STRICT, WITHOUT ROWID;
+
+-- The threads as the model and the user saw them; a turn's two rows are written with its finish.
+CREATE TABLE IF NOT EXISTS chat_messages (
+  tenant_id TEXT NOT NULL,
+  session_id TEXT NOT NULL,
+  turn_index INTEGER NOT NULL CHECK (turn_index >= 0),
+  role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
+  content TEXT NOT NULL,                -- the assistant's after transform_final_text
+  run_id TEXT NOT NULL,
+  created_at TEXT NOT NULL CHECK (length(created_at) = 24),
+  PRIMARY KEY (tenant_id, session_id, turn_index, role)
+) STRICT, WITHOUT ROWID;
+
+-- Hook calls that must still happen; written with the finish, so that no crash can lose one.
+CREATE TABLE IF NOT EXISTS chat_outbox (
+  run_id TEXT NOT NULL,
+  hook TEXT NOT NULL CHECK (hook IN ('persist_assistant_message', 'on_turn_complete')),
+  attempt INTEGER NOT NULL CHECK (attempt >= 1),        -- which attempt's answer it is about
+  status TEXT NOT NULL CHECK (status IN ('pending', 'done', 'given_up')),
+  failures INTEGER NOT NULL DEFAULT 0,  -- calls that have failed
+  next_call_at TEXT NOT NULL CHECK (length(next_call_at) = 24),  -- nobody else calls it before
+  last_error TEXT,                      -- why the latest call failed; for operators
+  created_at TEXT NOT NULL CHECK (length(created_at) = 24),
+  PRIMARY KEY (run_id, hook)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS idx_chat_outbox_due ON chat_outbox (next_call_at) WHERE status = 'pending';
+CREATE INDEX IF NOT EXISTS idx_chat_outbox_given_up ON chat_outbox (next_call_at) WHERE status = 'given_up';
+
+-- The ledger: what each model call consumed, as the model reported it; null is unknown, never zero.
+-- It outlives its turn.
+CREATE TABLE IF NOT EXISTS chat_usage (
+  run_id TEXT NOT NULL,
+  attempt INTEGER NOT NULL CHECK (attempt >= 1),
+  call_index INTEGER NOT NULL CHECK (call_index >= 0),  -- 0-based, within the attempt
+  model TEXT,                           -- who answered; until that is known, who was asked
+  tokens_in INTEGER CHECK (tokens_in >= 0),
+  tokens_out INTEGER CHECK (tokens_out >= 0),
+  tokens_cached INTEGER CHECK (tokens_cached >= 0),
+  tokens_reasoning INTEGER CHECK (tokens_reasoning >= 0),
+  finish_reason TEXT,
+  recorded_at TEXT NOT NULL CHECK (length(recorded_at) = 24),           -- when it was first on record
+  tenant_id TEXT NOT NULL DEFAULT '',
+  session_id TEXT NOT NULL DEFAULT '',
+  outcome TEXT NOT NULL DEFAULT 'completed'             -- lost: its worker was; it may even not have been made
+    CHECK (outcome IN ('running', 'completed', 'failed', 'cancelled', 'lost')),
+  wasted INTEGER NOT NULL DEFAULT 0 CHECK (wasted IN (0, 1)),           -- 1: in no answer, or not yet
+  estimated_tokens_out INTEGER CHECK (estimated_tokens_out >= 0),       -- pieces that came, where no count did
+  cost_micro_usd INTEGER CHECK (cost_micro_usd >= 0),   -- millionths of a dollar
+  tries INTEGER CHECK (tries >= 0),     -- requests sent for it
+  headers_ms INTEGER CHECK (headers_ms >= 0),           -- from the call's beginning, as the next two
+  first_token_ms INTEGER CHECK (first_token_ms >= 0),
+  duration_ms INTEGER CHECK (duration_ms >= 0),
+  error_code TEXT,                      -- why it failed, or that its worker had lost the turn
+  request_id TEXT,                      -- the idempotency key of its requests; null: nobody lived to say
+  PRIMARY KEY (run_id, attempt, call_index)
+) STRICT, WITHOUT ROWID;
+
+-- For rows from before there were these columns: a log was stored with the end of its attempt.
+UPDATE chat_segments SET ended = 1
+WHERE (SELECT max(version) FROM durable_schema_info) < 102 AND NOT EXISTS (
+  SELECT 1 FROM chat_segments AS s
+  WHERE s.run_id = chat_segments.run_id AND s.attempt = chat_segments.attempt
+    AND s.first_seq > chat_segments.first_seq);
+UPDATE chat_turns SET
+  manifest_hash = coalesce((SELECT r.manifest_hash FROM durable_runs AS r WHERE r.run_id = chat_turns.run_id), ''),
+  suspensions = (SELECT count(*) FROM chat_segments AS s
+                 WHERE s.run_id = chat_turns.run_id AND s.lines LIKE '%{"type":"session.run.suspended"%')
+WHERE (SELECT max(version) FROM durable_schema_info) < 102 AND EXISTS (
+  SELECT 1 FROM durable_runs AS r WHERE r.run_id = chat_turns.run_id AND r.status <> 'completed');
+UPDATE chat_turns SET
+  manifest_hash = coalesce((SELECT r.manifest_hash FROM durable_runs AS r WHERE r.run_id = chat_turns.run_id), '')
+WHERE (SELECT max(version) FROM durable_schema_info) < 102 AND manifest_hash = '';
+-- For a tenant's usage of a period.
+CREATE INDEX IF NOT EXISTS idx_chat_usage_tenant ON chat_usage (tenant_id, recorded_at);
+-- Whose it was, for rows from before that was kept.
+UPDATE chat_usage SET
+  tenant_id = (SELECT t.tenant_id FROM chat_turns AS t WHERE t.run_id = chat_usage.run_id),
+  session_id = (SELECT t.session_id FROM chat_turns AS t WHERE t.run_id = chat_usage.run_id)
+WHERE tenant_id = '' AND EXISTS (SELECT 1 FROM chat_turns AS t WHERE t.run_id = chat_usage.run_id);
+
+-- Not for a database that the migrations have not reached: it still lacks a column.
+INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
+SELECT 103, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
+  AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome');
+"""
+
+
+def schema_statements() -> list[str]:
+    """Return the schema's statements, in order, with the comments inside them."""
+    statements: list[str] = []
+    pending: list[str] = []
+    for line in DURABLE_SCHEMA_SQL.splitlines():
+        code = line.partition("--")[0].rstrip()
+        if code or pending:
+            pending.append(line)
+        if code.endswith(";"):
+            statements.append("\n".join(pending))
+            pending = []
+    return statements

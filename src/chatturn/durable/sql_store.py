@@ -1,0 +1,378 @@
+"""
+`SqlRunStore`: durable runs in a SQL database, over any `Database`.
+
+One class and several drivers, instead of several stores: so the semantics are the same everywhere by
+construction (CONTRACT 4.1 lists what separate stores cost).
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from chatturn.database.api import Database, Result, Row, Statement
+from chatturn.database.migration import read_version
+from chatturn.durable.checks import claimed, ended, require_begun, require_intent, require_status
+from chatturn.durable.records import (
+    Claim,
+    DurableRunManifest,
+    EventRecord,
+    Lease,
+    RunOutcome,
+    RunPage,
+    RunQuery,
+    RunRecord,
+    RunStatus,
+    StepError,
+    StepRecord,
+    StepStatus,
+    Wait,
+)
+from chatturn.durable.rows import event_from_row, run_from_row, step_from_row
+from chatturn.durable.run_lists import delete_finished_runs, list_runs
+from chatturn.durable.sql import adoption as legacy
+from chatturn.durable.sql import runs as sql
+from chatturn.durable.store import DEFAULT_LEASE_MS, DELETED_AT_ONCE, Begin, EndStatus, Settlement
+from chatturn.errors import (
+    DurableRunDivergenceError,
+    LeaseLost,
+    RunNotFound,
+    StoreUnavailable,
+)
+from chatturn.jsontext.canonical import manifest_hash
+from chatturn.jsontext.stored import json_text
+
+__all__ = ["SqlRunStore"]
+
+# How long to wait before trying a batch again whose reply was lost.  A claim may have a client waiting for
+# its status code; a finish holds an answer that somebody paid for.
+_CLAIM_DELAYS_S: Final = (0.05, 0.25)
+_SETTLE_DELAYS_S: Final = (0.1, 0.5, 2.0, 5.0)
+
+_ERROR_CHARACTERS: Final = 2_000
+
+_LONGEST_LEASE_MS: Final = 10**12
+"""Some thirty years.  An end beyond the last date would be none, and a lease without an end is a free one."""
+
+
+class SqlRunStore:
+    """
+    `DurableRunStore` over a database.
+
+    Args:
+        database: Where the tables of the schema are; an attribute, too, for what else is kept there.
+        moment: The current time as SQLite takes it; the default asks the database's own clock.
+        token: Makes a string that no other claim has.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        moment: Callable[[], str] = lambda: "now",
+        token: Callable[[], str] = lambda: os.urandom(8).hex(),
+    ) -> None:
+        self.database = database
+        self._moment = moment
+        self._token = token
+
+    # Claiming and keeping a run.
+
+    async def start_or_resume(
+        self,
+        *,
+        run_id: str,
+        manifest: DurableRunManifest,
+        worker_id: str,
+        lease_ms: int = DEFAULT_LEASE_MS,
+        begin: Begin | None = None,
+        with_statements: Sequence[Statement] = (),
+        reads: Sequence[Statement] = (),
+        supersede: bool = False,
+        legacy_run_id: str | None = None,
+    ) -> Claim:
+        """Claim the run; see `DurableRunStore.start_or_resume`."""
+        digest = manifest_hash(manifest)
+        holder = f"{worker_id}#{self._token()}"
+        now = self._moment()
+        step_count = 0 if begin is None else begin.step_index + 1
+        claim = (run_id, holder, digest, manifest.project_id, manifest.scenario_id, now, _term(lease_ms), step_count)
+        fence = (run_id, holder, None)
+        writes = [
+            *(_supersede(run_id, digest, now) if supersede else []),
+            *([] if legacy_run_id is None else legacy.adoption(run_id, digest, now, legacy_run_id)),
+            _or_legacy(sql.CLAIM_RUN, legacy.CLAIM_RUN_UNLESS_LEGACY, claim, legacy_run_id),
+            *([] if begin is None else [_begin(fence, begin, now)]),
+            *(Statement(extra.sql, (*fence, *extra.params)) for extra in with_statements),
+        ]
+        own_reads = [
+            _or_legacy(sql.LOAD_RUN, legacy.LOAD_RUN_OR_LEGACY, (run_id, now), legacy_run_id),
+            _or_legacy(sql.LOAD_STEPS, legacy.LOAD_STEPS_OR_LEGACY, (run_id, 0), legacy_run_id),
+        ]
+        outcomes = await self._batch([*writes, *own_reads, *reads], _CLAIM_DELAYS_S)
+        run, begun, *rest = [outcome.rows for outcome in outcomes[len(writes) :]]
+        lease = claimed(run[0], digest, holder, lease_ms, supersede=supersede)
+        steps = [step_from_row(step) for step in begun]
+        if begin is not None and lease is not None:
+            [step] = [step for step in steps if step.step_index == begin.step_index]
+            await self._require_begun_or_release(lease, step, begin)
+        return Claim(run=run_from_row(run[0]), steps=steps, lease=lease, rows=rest)
+
+    async def _require_begun_or_release(self, lease: Lease, step: StepRecord, begin: Begin) -> None:
+        try:
+            require_begun(step, begin)
+        except DurableRunDivergenceError:
+            await self.end_run(lease, RunStatus.FAILED)
+            raise
+
+    async def renew_lease(self, lease: Lease) -> Lease:
+        """Extend the lease; see `DurableRunStore.renew_lease`."""
+        renewed, _ = await self.write(lease, (), renew=True)
+        return renewed
+
+    async def write(
+        self, lease: Lease, statements: Sequence[Statement], *, renew: bool, returning: str = ""
+    ) -> tuple[Lease, list[Sequence[Row]]]:
+        """Run statements under the lease; see `DurableRunStore.write`."""
+        fence = _fence(lease)
+        batch = [Statement(extra.sql, (*fence, *extra.params)) for extra in statements]
+        if renew:
+            renewal = f"{sql.RENEW_LEASE}, {returning}" if returning else sql.RENEW_LEASE
+            batch.append(Statement(renewal, (*fence, self._moment(), _term(lease.lease_ms))))
+        rows = [outcome.rows for outcome in await self.database.batch(batch)]
+        if not rows[0] or (renew and not rows[-1]):
+            raise LeaseLost("the lease lapsed or was taken over", run_id=lease.run_id)
+        if renew:
+            lease = replace(lease, expires_at=str(rows[-1][0]["lease_expires_at"]))
+        return lease, rows
+
+    # Steps.
+
+    async def load_step(self, run_id: str, step_index: int) -> StepRecord | None:
+        """Read one step."""
+        return _first_step(await self._batch([Statement(sql.LOAD_STEP, (run_id, step_index))]))
+
+    async def begin_step(self, lease: Lease, begin: Begin) -> StepRecord:
+        """Begin a step; see `DurableRunStore.begin_step`."""
+        now = self._moment()
+        batch = [
+            _begin(_fence(lease), begin, now),
+            Statement(sql.BUMP_STEP_COUNT, (*_fence(lease), begin.step_index, now)),
+        ]
+        step = await self._write_step(lease, begin.step_index, batch)
+        require_begun(step, begin)
+        return require_status(step, StepStatus.RUNNING)
+
+    async def complete_step(self, lease: Lease, step_index: int, result: Any) -> StepRecord:
+        """Record a step's result; see `DurableRunStore.complete_step`."""
+        params = (*_fence(lease), step_index, json_text(result, "the step's result"), self._moment())
+        step = await self._write_step(lease, step_index, [Statement(sql.COMPLETE_STEP, params)])
+        return require_status(step, StepStatus.COMPLETED)
+
+    async def fail_step(self, lease: Lease, step_index: int, error: StepError) -> StepRecord:
+        """Record why a step failed; see `DurableRunStore.fail_step`."""
+        params = (*_fence(lease), step_index, _error_text(error), self._moment())
+        step = await self._write_step(lease, step_index, [Statement(sql.FAIL_STEP, params)])
+        return require_status(step, StepStatus.FAILED)
+
+    async def _write_step(self, lease: Lease, step_index: int, batch: list[Statement]) -> StepRecord:
+        """Run *batch*, which is fenced, and read the step that it wrote."""
+        reads = [
+            Statement(sql.LOAD_RUN, (lease.run_id, self._moment())),
+            Statement(sql.LOAD_STEP, (lease.run_id, step_index)),
+        ]
+        outcomes = await self._batch([*batch, *reads], _SETTLE_DELAYS_S)
+        run, step = outcomes[-2].rows, outcomes[-1].rows
+        if not run or run[0]["lease_holder_id"] != lease.holder or run[0]["epoch"] != lease.epoch:
+            raise LeaseLost("the run has another holder; nothing was written", run_id=lease.run_id)
+        if not step:
+            raise DurableRunDivergenceError(f"step {step_index} was never begun", run_id=lease.run_id)
+        return step_from_row(step[0])
+
+    async def load_steps(self, run_id: str, first_index: int) -> Sequence[StepRecord]:
+        """Read the next page of a run's steps; see `DurableRunStore.load_steps`."""
+        [outcome] = await self._batch([Statement(sql.LOAD_STEPS, (run_id, first_index))], _CLAIM_DELAYS_S)
+        return [step_from_row(row) for row in outcome.rows]
+
+    async def record_step(
+        self,
+        lease: Lease,
+        begin: Begin,
+        *,
+        attempts: int,
+        elapsed_ms: int,
+        result_json: str | None = None,
+        error: StepError | None = None,
+        with_statements: Sequence[Statement] = (),
+    ) -> None:
+        """Record what a step came to; see `DurableRunStore.record_step`."""
+        now, fence = self._moment(), _fence(lease)
+        status = StepStatus.COMPLETED if error is None else StepStatus.FAILED
+        what = (begin.step_index, begin.intent, begin.kind, begin.input_hash, status, attempts)
+        error_json = None if error is None else _error_text(error)
+        began = f"-{elapsed_ms / 1000:.3f} seconds"
+        record = Statement(sql.RECORD_STEP, (*fence, *what, result_json, error_json, now, began))
+        bump = Statement(sql.BUMP_STEP_COUNT, (*fence, begin.step_index, now))
+        beside = [Statement(extra.sql, (*fence, *extra.params)) for extra in with_statements]
+        step = await self._write_step(lease, begin.step_index, [record, bump, *beside])
+        require_intent(step, begin)
+
+    # Ending a run.
+
+    async def end_run(self, lease: Lease, status: EndStatus, outcome: RunOutcome | None = None) -> RunRecord:
+        """End the run; see `DurableRunStore.end_run`."""
+        return await self._end(lease, status, outcome, [], None)
+
+    async def settle(self, lease: Lease, settlement: Settlement) -> RunRecord:
+        """End a step and the run in one write; see `DurableRunStore.settle`."""
+        fence, error = _fence(lease), settlement.error
+        step: tuple[int, str, str]
+        status: EndStatus
+        if error is None:
+            text = json_text(settlement.result, "the turn's result")
+            step, write, status = (settlement.step_index, text, self._moment()), sql.COMPLETE_STEP, RunStatus.COMPLETED
+        else:
+            step = (settlement.step_index, _error_text(error), self._moment())
+            write, status = sql.FAIL_STEP, RunStatus.FAILED
+        batch = [
+            Statement(write, (*fence, *step)),
+            *(Statement(extra.sql, (*fence, *extra.params)) for extra in settlement.with_statements),
+        ]
+        return await self._end(lease, status, settlement.outcome, batch, settlement.step_index)
+
+    async def _end(
+        self,
+        lease: Lease,
+        status: EndStatus,
+        outcome: RunOutcome | None,
+        batch: list[Statement],
+        step_index: int | None,
+    ) -> RunRecord:
+        """
+        Run *batch* and, last because it releases the lease that fences the rest, end the run.
+
+        Args:
+            lease: The run's.
+            status: The run's.
+            outcome: The run's.
+            batch: Fenced, and first.
+            step_index: A step that must have the same status, if any.
+        """
+        text = None if outcome is None else json_text(outcome.to_json(), "the outcome")
+        now = self._moment()
+        end = Statement(sql.END_RUN, (*_fence(lease), status, text, now, step_index))
+        rows = (await self._batch([*batch, end], _SETTLE_DELAYS_S))[-1].rows
+        if not rows:  # it has another holder, or an earlier try of this write has ended it, whose reply was lost
+            rows = (await self._batch([Statement(sql.LOAD_RUN, (lease.run_id, now))], _SETTLE_DELAYS_S))[-1].rows
+        return ended(lease, status, rows)
+
+    async def suspend(self, lease: Lease, wait: Wait, with_statements: Sequence[Statement] = ()) -> RunRecord:
+        """Release the lease until then; see `DurableRunStore.suspend`."""
+        now, fence = self._moment(), _fence(lease)
+        batch = [
+            Statement(sql.RECORD_WAIT, (*fence, wait.step_index, wait.key, wait.wake_at)),
+            *(Statement(extra.sql, (*fence, *extra.params)) for extra in with_statements),
+            Statement(sql.SUSPEND_RUN, (*fence, now)),
+            Statement(sql.LOAD_RUN, (lease.run_id, now)),
+        ]
+        return ended(lease, RunStatus.SUSPENDED, (await self._batch(batch, _SETTLE_DELAYS_S))[-1].rows)
+
+    async def give_up(self, run_id: str, outcome: RunOutcome) -> None:
+        """End a run as failed that nobody holds, because nobody can go on with it; one that somebody holds stays."""
+        text = json_text(outcome.to_json(), "the outcome")
+        await self._batch([Statement(sql.GIVE_UP_RUN, (run_id, self._moment(), text))])
+
+    async def due_runs(self, limit: int) -> Sequence[str]:
+        """Return suspended runs that may go on; see `DurableRunStore.due_runs`."""
+        [outcome] = await self._batch([Statement(sql.DUE_WAITS, (self._moment(), limit))])
+        return [str(row["run_id"]) for row in outcome.rows]
+
+    # Reading, and events.
+
+    async def load_run(self, run_id: str) -> RunRecord | None:
+        """Read a run."""
+        [outcome] = await self._batch([Statement(sql.LOAD_RUN, (run_id, self._moment()))])
+        return run_from_row(outcome.rows[0]) if outcome.rows else None
+
+    async def emit_event(self, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
+        """Record an event; see `DurableRunStore.emit_event`."""
+        emit = Statement(sql.EMIT_EVENT, (run_id, key, json_text(payload, "the event's payload"), self._moment()))
+        # Tried once: after a lost reply nobody could tell whose emit was the first.
+        emitted, loaded = await self._batch([emit, Statement(sql.LOAD_EVENT, (run_id, key))])
+        if not loaded.rows:
+            raise RunNotFound("it does not exist; the event was not stored", run_id=run_id)
+        return emitted.changes > 0, event_from_row(loaded.rows[0])
+
+    async def load_event(self, run_id: str, key: str) -> EventRecord | None:
+        """Read an event."""
+        [outcome] = await self._batch([Statement(sql.LOAD_EVENT, (run_id, key))])
+        return event_from_row(outcome.rows[0]) if outcome.rows else None
+
+    async def poll_event(self, run_id: str, key: str, since: str) -> tuple[EventRecord | None, int]:
+        """Read an event and how long it has been waited for; see `DurableRunStore.poll_event`."""
+        [outcome] = await self._batch(
+            [Statement(sql.POLL_EVENT, (run_id, key, self._moment(), since))], _CLAIM_DELAYS_S
+        )
+        row = outcome.rows[0]
+        event = None if row["emitted_at"] is None else event_from_row({**row, "run_id": run_id, "key": key})
+        return event, int(row["waited_ms"] or 0)
+
+    async def list_runs(self, query: RunQuery) -> RunPage:
+        """Return one page of a list of runs; see `DurableRunStore.list_runs`."""
+        return await list_runs(self.database, query, self._moment())
+
+    async def delete_finished_runs(self, *, older_than_ms: int, limit: int = DELETED_AT_ONCE) -> int:
+        """Delete runs that ended long ago; see `DurableRunStore.delete_finished_runs`."""
+        return await delete_finished_runs(self.database, older_than_ms=older_than_ms, limit=limit, now=self._moment())
+
+    async def get_schema_version(self) -> int:
+        """Return the schema's version in the database; 0 for one that has none."""
+        return await read_version(self.database)
+
+    async def close(self) -> None:
+        """Do nothing: the database belongs to whoever opened it."""
+
+    async def _batch(self, batch: Sequence[Statement], delays_s: Sequence[float] = ()) -> list[Result]:
+        """Run *batch*, which is fenced or only reads, again after each of *delays_s* while there is no answer."""
+        for delay_s in delays_s:
+            try:
+                return await self.database.batch(batch)
+            except StoreUnavailable:
+                await asyncio.sleep(delay_s)
+        return await self.database.batch(batch)
+
+
+def _fence(lease: Lease) -> tuple[str, str, int]:
+    return (lease.run_id, lease.holder, lease.epoch)
+
+
+def _term(lease_ms: int) -> str:
+    """Return the lease's term as a modifier of SQLite's time functions."""
+    return f"+{min(lease_ms, _LONGEST_LEASE_MS) / 1000:.3f} seconds"
+
+
+def _or_legacy(
+    text: str, text_or_legacy: str, params: tuple[str | int | None, ...], legacy_run_id: str | None
+) -> Statement:
+    return Statement(text, params) if legacy_run_id is None else Statement(text_or_legacy, (*params, legacy_run_id))
+
+
+def _begin(fence: tuple[str, str, int | None], begin: Begin, now: str) -> Statement:
+    return Statement(sql.BEGIN_STEP, (*fence, begin.step_index, begin.intent, begin.kind, begin.input_hash, now))
+
+
+def _supersede(run_id: str, digest: str, now: str) -> list[Statement]:
+    """Make a run that has another manifest, and no live lease, look like a failed one with this manifest."""
+    return [Statement(sql.REPLACE_MANIFEST, (run_id, digest, now)), Statement(sql.FORGET_STEPS, (run_id,))]
+
+
+def _first_step(outcomes: Sequence[Result]) -> StepRecord | None:
+    rows = outcomes[0].rows
+    return step_from_row(rows[0]) if rows else None
+
+
+def _error_text(error: StepError) -> str:
+    message = error.message[:_ERROR_CHARACTERS].encode("utf-8", "replace").decode()
+    members = {"message": message, "code": error.code}
+    return json_text({name: value for name, value in members.items() if value is not None}, "the error")

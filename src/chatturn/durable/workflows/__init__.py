@@ -1,0 +1,1 @@
+"""Durable tasks on Cloudflare Workflows."""

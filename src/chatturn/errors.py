@@ -1,0 +1,510 @@
+"""
+Every error that chatturn raises on purpose.
+
+``(r)`` marks what may be tried again unchanged.  The message of an instance is for the log; what a client
+sees is its ``code`` and its class's fixed ``public`` sentence.
+
+* ChatTurnError                          500 internal
+  x RequestError                         the caller must change the request
+    + MalformedRequest                     400 malformed_request
+    + Unauthenticated                      401 unauthenticated
+    + Forbidden                            403 forbidden
+    + NotFound                             404 not_found
+    + MethodNotAllowed                     405 method_not_allowed
+    + PayloadTooLarge                      413 payload_too_large
+    + UnsupportedMediaType                 415 unsupported_media_type
+    + InvalidField                         422 invalid_field
+  x ConfigurationError                   503 misconfigured: the operator must change a setting
+  x DurableRunError                      the run is not this caller's to continue
+    + DurableRunLeaseHeldError             409 turn_in_flight (r)
+    + DurableRunInputMismatchError         422 input_mismatch
+    + DurableRunDivergenceError            409 step_divergence
+      - StepInputMismatch                    409 step_input_mismatch
+    + DurableAwaitEventTimeoutError        408 await_event_timeout
+    + StepTooLarge                         413 step_too_large
+    + StepTimeout                          504 step_timeout (r)
+    + AttemptsExhausted                    500 attempts_exhausted
+    + BudgetExceeded                       402 budget_exceeded
+    + LeaseLost                            409 lease_lost (r)
+    + RunNotFound                          404 not_found
+    + TurnAborted                          499 aborted (r)
+    + TurnCancelled                        409 cancelled: ends a turn, and is never told as an error
+  x StoreError                           500 store_rejected: the database refused a statement
+    + StoreUnavailable                     503 store_unavailable (r)
+    + SchemaOutdated                       503 schema_outdated
+  x BackendError                         502 backend_error: the model's side failed
+    + BackendTransportError                502 backend_unavailable (r)
+      - BackendRejected                      502 backend_rejected
+    + BackendTimeout                       504 backend_timeout (r)
+    + BackendProtocolError                 502 backend_protocol (r)
+    + BackendReportedError                 502 backend_reported (r)
+    + EmptyAnswer                          502 empty_answer (r)
+  x OwnerUnavailable                     503 owner_unavailable (r): the session's Durable Object
+  x HookError                            500 hook_failed: a product's hook raised
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "AttemptsExhausted",
+    "BackendError",
+    "BackendProtocolError",
+    "BackendRejected",
+    "BackendReportedError",
+    "BackendTimeout",
+    "BackendTransportError",
+    "BudgetExceeded",
+    "ChatTurnError",
+    "ConfigurationError",
+    "DurableAwaitEventTimeoutError",
+    "DurableRunDivergenceError",
+    "DurableRunError",
+    "DurableRunInputMismatchError",
+    "DurableRunLeaseHeldError",
+    "EmptyAnswer",
+    "Forbidden",
+    "HookError",
+    "InvalidField",
+    "LeaseLost",
+    "MalformedRequest",
+    "MethodNotAllowed",
+    "NotFound",
+    "OwnerUnavailable",
+    "PayloadTooLarge",
+    "RequestError",
+    "RunNotFound",
+    "SchemaOutdated",
+    "StepInputMismatch",
+    "StepTimeout",
+    "StepTooLarge",
+    "StoreError",
+    "StoreUnavailable",
+    "TurnAborted",
+    "TurnCancelled",
+    "Unauthenticated",
+    "UnsupportedMediaType",
+    "error_class",
+    "error_classes",
+]
+
+
+class ChatTurnError(Exception):
+    """
+    Base of all of them: catch this to catch everything the package raises on purpose.
+
+    Attributes:
+        code: Stable, for programs.
+        status: The HTTP status, where none was sent yet.
+        retryable: Whether the same request may succeed later.
+        public: The only sentence about it that a client is ever shown.
+    """
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+    public: ClassVar[str] = "Something went wrong on our side. Contact the operator if it happens again."
+
+
+class ConfigurationError(ChatTurnError):
+    """A setting is missing or wrong; ``setting`` is its name in the environment."""
+
+    code = "misconfigured"
+    status = 503
+    public = "The service is not configured. The operator finds the setting's name at /readyz."
+
+    def __init__(self, setting: str, message: str) -> None:
+        super().__init__(f"{setting}: {message}")
+        self.setting = setting
+
+
+class OwnerUnavailable(ChatTurnError):
+    """The object that owns the session did not answer, or was restarted: what it was doing is taken over."""
+
+    code = "owner_unavailable"
+    status = 503
+    retryable = True
+    public = "The session is not reachable at the moment. Send the same request again in a moment."
+
+
+class HookError(ChatTurnError):
+    """
+    A product's hook raised, or took longer than its deadline.
+
+    Attributes:
+        hook: Its name.
+    """
+
+    code = "hook_failed"
+    public = "The product's own code failed while it handled the answer. The operator finds the reason in the log."
+
+    def __init__(self, message: str, *, hook: str) -> None:
+        super().__init__(f"{hook}: {message}")
+        self.hook = hook
+
+
+# The caller must change the request.
+
+
+class RequestError(ChatTurnError):
+    """
+    The caller must change the request; nothing was written.
+
+    Unlike every other message in the tree, this one is made from the request alone, so clients see it as
+    the problem's ``detail``.
+
+    Attributes:
+        field: The member of the request that is wrong, or None where it is no single one.
+    """
+
+    code = "malformed_request"
+    status = 400
+    public = "The request is not valid. Correct it and send it again."
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class MalformedRequest(RequestError):
+    """The body is not JSON of the described shape."""
+
+    public = "The request could not be read. Send a JSON object encoded as UTF-8."
+
+
+class Unauthenticated(RequestError):
+    """No token, or one that is forged, expired or incomplete."""
+
+    code = "unauthenticated"
+    status = 401
+    public = "A valid bearer token is required. Send one in the Authorization header."
+
+
+class Forbidden(RequestError):
+    """The token is genuine but does not cover this."""
+
+    code = "forbidden"
+    status = 403
+    public = "The token does not allow this. Ask for one with the scope that is named."
+
+
+class NotFound(RequestError):
+    """No such route or resource, or one of another tenant: the two are not told apart."""
+
+    code = "not_found"
+    status = 404
+    public = "There is nothing at this address for you. Check the address."
+
+
+class MethodNotAllowed(RequestError):
+    """
+    The route exists, this method on it does not.
+
+    Attributes:
+        allow: The methods that do, for the ``Allow`` header.
+    """
+
+    code = "method_not_allowed"
+    status = 405
+    public = "This address does not take that method. See the Allow header."
+
+    def __init__(self, message: str, *, allow: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
+class PayloadTooLarge(RequestError):
+    """The body, or one member of it, is longer than its limit."""
+
+    code = "payload_too_large"
+    status = 413
+    public = "The request is too large. Shorten the member that is named."
+
+
+class UnsupportedMediaType(RequestError):
+    """The body is not ``application/json``."""
+
+    code = "unsupported_media_type"
+    status = 415
+    public = "Send the body as application/json."
+
+
+class InvalidField(RequestError):
+    """One member of the request has a wrong type or value; ``field`` names it."""
+
+    code = "invalid_field"
+    status = 422
+    public = "One member of the request is not valid. Correct the member that is named."
+
+
+# The database did not do as it was asked.
+
+
+class StoreError(ChatTurnError):
+    """The database refused a statement: a bug or a wrong schema, not bad luck.  Nothing was written."""
+
+    code = "store_rejected"
+    public = "The answer could not be stored. The operator finds the reason in the log."
+
+
+class StoreUnavailable(StoreError):
+    """The database did not answer.  Whether the write was applied is unknown, so every write is fenced."""
+
+    code = "store_unavailable"
+    status = 503
+    retryable = True
+    public = "The database is not answering. Send the same request again in a moment."
+
+
+class SchemaOutdated(StoreError):
+    """The database's tables are missing or older than this code."""
+
+    code = "schema_outdated"
+    status = 503
+    public = "The database is not set up for this version. The operator finds the command at /readyz."
+
+
+# The model's side failed.
+
+
+class BackendError(ChatTurnError):
+    """
+    The model's side failed.
+
+    Attributes:
+        backend: Which backend, by its kind.
+        detail: At most 2 KiB of what it said, for the log only.
+    """
+
+    code = "backend_error"
+    status = 502
+    public = "The model could not answer. Contact the operator if it happens again."
+
+    def __init__(self, message: str, *, backend: str, detail: str = "") -> None:
+        super().__init__(f"{backend}: {message}")
+        self.backend = backend
+        self.detail = detail
+
+
+class BackendTransportError(BackendError):
+    """
+    Unreachable, or answering with errors, until the attempts were used up.
+
+    Attributes:
+        upstream_status: The last HTTP status, 0 if there was no response at all.
+    """
+
+    code = "backend_unavailable"
+    retryable = True
+    public = "The model is not reachable at the moment. Send the same request again in a moment."
+
+    def __init__(self, message: str, *, backend: str, upstream_status: int = 0, detail: str = "") -> None:
+        super().__init__(message, backend=backend, detail=detail)
+        self.upstream_status = upstream_status
+
+
+class BackendRejected(BackendTransportError):
+    """The model's API refused the request, and would again: a wrong key, model or parameter."""
+
+    code = "backend_rejected"
+    retryable = False
+    public = "The model's API refused the request. The operator finds its reason in the log."
+
+
+class BackendTimeout(BackendError):
+    """No headers, no bytes or no end within the deadline that the message names."""
+
+    code = "backend_timeout"
+    status = 504
+    retryable = True
+    public = "The model took too long. Send the same request again."
+
+
+class BackendProtocolError(BackendError):
+    """The stream was cut before the model said that it was done, or is not what it claims to be."""
+
+    code = "backend_protocol"
+    retryable = True
+    public = "The model's answer broke off. Send the same request again."
+
+
+class BackendReportedError(BackendError):
+    """The producer reported an error inside its stream."""
+
+    code = "backend_reported"
+    retryable = True
+    public = "The model reported an error while it answered. Send the same request again."
+
+
+class EmptyAnswer(BackendError):
+    """The producer ended well but said nothing; that is never stored as an answer."""
+
+    code = "empty_answer"
+    retryable = True
+    public = "The model gave an empty answer. Send the same request again."
+
+
+# The run is not this caller's to continue.
+
+
+class DurableRunError(ChatTurnError):
+    """
+    The run is not this caller's to continue; it has been left as it was.
+
+    Attributes:
+        run_id: Which run.
+    """
+
+    code = "run_error"
+    status = 409
+    public = "The turn cannot be continued by this request."
+
+    def __init__(self, message: str, *, run_id: str) -> None:
+        super().__init__(f"run {run_id!r}: {message}")
+        self.run_id = run_id
+
+
+class DurableRunLeaseHeldError(DurableRunError):
+    """
+    Somebody else is running it.
+
+    Attributes:
+        retry_after_ms: Until its lease ends if nobody renews it, by the database's clock.
+        same_input: Whether it is what was asked for, and not what that was to supersede.
+    """
+
+    code = "turn_in_flight"
+    retryable = True
+    public = "This turn is already being answered. Wait as Retry-After says, then send the same request again."
+
+    def __init__(self, message: str, *, run_id: str, retry_after_ms: int, same_input: bool = True) -> None:
+        super().__init__(message, run_id=run_id)
+        self.retry_after_ms = retry_after_ms
+        self.same_input = same_input
+
+
+class DurableRunInputMismatchError(DurableRunError):
+    """The same run id came with another manifest: another message or another model."""
+
+    code = "input_mismatch"
+    status = 422
+    public = "This turn was started with another message or model. Use the next turn index for a new message."
+
+
+class DurableRunDivergenceError(DurableRunError):
+    """The code asks for another step than the one recorded at this position."""
+
+    code = "step_divergence"
+    public = "The service changed while this turn was running. Start a new turn."
+
+
+class StepInputMismatch(DurableRunDivergenceError):
+    """The step is recorded with another input than it is now given."""
+
+    code = "step_input_mismatch"
+
+
+class DurableAwaitEventTimeoutError(DurableRunError):
+    """The event did not come within its time, which runs from the first wait, not from each attempt's."""
+
+    code = "await_event_timeout"
+    status = 408
+    public = "What the turn waited for did not come in time. Start a new turn."
+
+
+class StepTooLarge(DurableRunError):
+    """A step's input or result is longer or deeper than can be stored; the run is as it was."""
+
+    code = "step_too_large"
+    status = 413
+    public = "A step of the turn produced more than can be stored."
+
+
+class StepTimeout(DurableRunError):
+    """A step took longer than it was given."""
+
+    code = "step_timeout"
+    status = 504
+    retryable = True
+    public = "A step of the turn took too long. Send the same request again."
+
+
+class AttemptsExhausted(DurableRunError):
+    """The run, or a step of it, was tried as often as it may be; further claims end the same way."""
+
+    code = "attempts_exhausted"
+    status = 500
+    public = "The turn failed too often and is not tried again. Start a new turn."
+
+
+class BudgetExceeded(DurableRunError):
+    """
+    What may be spent is spent; no further model call is made.
+
+    Attributes:
+        scope: Whose budget: the ``turn``'s, the ``session``'s or the ``tenant``'s.
+    """
+
+    code = "budget_exceeded"
+    status = 402
+    public = "The budget for this conversation is used up. Contact the operator."
+
+    def __init__(self, message: str, *, run_id: str, scope: str) -> None:
+        super().__init__(message, run_id=run_id)
+        self.scope = scope
+
+
+class LeaseLost(DurableRunError):
+    """The lease is another worker's by now; nothing was written."""
+
+    code = "lease_lost"
+    retryable = True
+    public = "Another worker has taken over this turn. Send the same request again to get its answer."
+
+
+class RunNotFound(DurableRunError):
+    """There is no such run."""
+
+    code = "not_found"
+    status = 404
+    public = NotFound.public
+
+
+class TurnAborted(DurableRunError):
+    """The turn was stopped on purpose before its answer was complete."""
+
+    code = "aborted"
+    status = 499
+    retryable = True
+    public = "The turn was stopped before its answer was complete. Send the same request again to restart it."
+
+
+class TurnCancelled(DurableRunError):
+    """
+    Somebody stopped the turn for good: what it had said by then is its answer.
+
+    Attributes:
+        reason: Why, for clients.
+    """
+
+    code = "cancelled"
+    public = "The turn was cancelled. What it had said by then is kept."
+
+    def __init__(self, reason: str, *, run_id: str) -> None:
+        super().__init__(f"it was cancelled: {reason}", run_id=run_id)
+        self.reason = reason
+
+
+# The tree as data.
+
+
+def error_classes() -> tuple[type[ChatTurnError], ...]:
+    """Return every class of the tree, parents first."""
+    found: list[type[ChatTurnError]] = [ChatTurnError]
+    for cls in found:
+        found.extend(cls.__subclasses__())
+    return tuple(found)
+
+
+def error_class(code: str | None) -> type[ChatTurnError]:
+    """Return the class that has *code*, the first of its branch; the root for a code of no class."""
+    return next((cls for cls in error_classes() if cls.code == code), ChatTurnError)

@@ -1,0 +1,72 @@
+"""
+The log as server-sent events: each line is one event, its ``seq`` the event's id.
+
+So an EventSource that lost its connection comes back with ``Last-Event-ID``, and goes on behind what it has seen.
+A line that is in no log has no id, and a ping is a comment.
+
+Source:
+    HTML Living Standard, section 9.2: event streams, their reconnection, and status 204 that ends it.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+from chatturn.chat.turn.sinks import Sink
+from chatturn.sse_frames import write_frame
+
+__all__ = ["CONTENT_TYPE", "SseSink", "to_sse"]
+
+CONTENT_TYPE: Final = "text/event-stream"
+
+_PLACE: Final = re.compile(r',"seq":([0-9]+),"attempt":[0-9]+\}$')
+_PING: Final = '{"type":"ping"}'
+
+
+def to_sse(text: str) -> str:
+    """Return whole lines as events."""
+    return "".join(map(_event, text.split("\n")[:-1]))
+
+
+def _event(line: str) -> str:
+    if line == _PING:
+        return ": ping\n\n"
+    place = _PLACE.search(line)
+    return write_frame(line, "" if place is None else place[1])
+
+
+class SseSink:
+    """
+    A sink whose reader is sent events.
+
+    Args:
+        sink: The reader's connection.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def write(self, text: str) -> None:
+        """Send *text*, whole lines, as events."""
+        self._sink.write(to_sse(text))
+
+    async def drain(self) -> None:
+        """Wait until the reader has room again, or is gone."""
+        await self._sink.drain()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the reader is gone."""
+        return self._sink.closed
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Call *callback*, once, if the reader goes away before the end."""
+        self._sink.when_lost(callback)
+
+    async def close(self) -> None:
+        """Deliver what is left and end the stream."""
+        await self._sink.close()
+
+    def abort(self) -> None:
+        """Break the stream off."""
+        self._sink.abort()

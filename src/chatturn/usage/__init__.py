@@ -1,0 +1,1 @@
+"""What model calls cost: prices and sums of money.  Pure."""

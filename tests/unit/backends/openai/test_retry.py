@@ -1,0 +1,155 @@
+"""Retry decisions: the documents' defaults and formula, and what servers may ask for."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatturn.backends.openai.retry import NO_HINT, BackendRetryPolicy, RetryHint
+
+NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
+POLICY = BackendRetryPolicy()
+
+
+def hint(**headers: str) -> RetryHint:
+    return RetryHint.from_headers({name.replace("_", "-"): text for name, text in headers.items()}, now=lambda: NOW)
+
+
+def always(u: float) -> Callable[[float, float], float]:
+    return lambda _low, _high: u
+
+
+def test_the_defaults_are_the_documents() -> None:
+    """A policy made without arguments is the documents' (CONTRACT 6.2)."""
+    assert (
+        BackendRetryPolicy(
+            max_attempts=5,
+            initial_backoff_ms=1_000,
+            max_backoff_ms=30_000,
+            jitter=0.25,
+            retry_statuses=frozenset({408, 425, 429, 500, 502, 503, 504}),
+            request_timeout_ms=120_000,
+            retry_after_max_ms=120_000,
+        )
+        == BackendRetryPolicy()
+    )
+
+
+@pytest.mark.parametrize(
+    ("attempt", "expected"), [(1, 1_000), (2, 2_000), (3, 4_000), (5, 16_000), (6, 30_000), (99, 30_000)]
+)
+def test_the_backoff_doubles_up_to_its_maximum(attempt: int, expected: int) -> None:
+    """Without jitter the wait is the initial one, doubled after every failure, up to the maximum."""
+    policy = BackendRetryPolicy(max_attempts=100)
+
+    assert expected == policy.delay_ms(attempt, NO_HINT, always(0.0))
+
+
+@given(st.integers(1, 4), st.floats(-1, 1, exclude_max=True))
+def test_jitter_follows_the_formula(attempt: int, u: float) -> None:
+    """The wait is max(0, round(c + c*jitter*u)), halves rounded up as JavaScript rounds them."""
+    c = 1_000 * 2 ** (attempt - 1)
+
+    assert max(0, math.floor(c + c * 0.25 * u + 0.5)) == POLICY.delay_ms(attempt, NO_HINT, always(u))
+
+
+def test_jitter_may_exceed_the_maximum() -> None:
+    """Jitter is added after the maximum, as in the documents."""
+    policy = BackendRetryPolicy(max_attempts=20)
+
+    assert policy.delay_ms(10, NO_HINT, always(1.0)) == 37_500
+
+
+def test_halves_round_up() -> None:
+    """A wait of 2.5 ms becomes 3, not Python's 2."""
+    policy = BackendRetryPolicy(initial_backoff_ms=2, jitter=0.25)
+
+    assert policy.delay_ms(1, NO_HINT, always(1.0)) == 3
+
+
+def test_the_jitter_is_drawn_from_minus_one_to_one() -> None:
+    """The generator is asked for numbers between -1 and 1."""
+    asked: list[tuple[float, float]] = []
+
+    def uniform(low: float, high: float) -> float:
+        asked.append((low, high))
+        return low
+
+    POLICY.delay_ms(1, NO_HINT, uniform)
+
+    assert asked == [(-1.0, 1.0)]
+
+
+def test_the_last_attempt_has_no_delay() -> None:
+    """After `max_attempts` tries the policy gives up, whatever the server asks for."""
+    assert POLICY.delay_ms(5, NO_HINT, always(0.0)) is None
+    assert POLICY.delay_ms(5, RetryHint(after_ms=1), always(0.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"retry_after_ms": "1500"}, 1_500),
+        ({"retry_after_ms": "12.5"}, 13),
+        ({"retry_after_ms": "7", "retry_after": "9"}, 7),
+        ({"retry_after": "2"}, 2_000),
+        ({"retry_after": " 0.25 "}, 250),
+        ({"retry_after": "0"}, 0),
+        ({"retry_after": "Tue, 14 Nov 2023 22:13:50 GMT"}, 30_000),
+        ({"retry_after": "Tue, 14 Nov 2023 22:13:50 GMT", "date": "Tue, 14 Nov 2023 22:13:49 GMT"}, 1_000),
+        ({"retry_after": "Tuesday, 14-Nov-23 22:13:50 GMT"}, 30_000),
+        ({"retry_after": "Tue Nov 14 22:13:50 2023"}, 30_000),
+        ({"retry_after": "Tue, 14 Nov 2023 22:13:00 GMT"}, 0),
+        ({"retry_after": "Tue, 14 Nov 2023 22:13:50 GMT", "date": "yesterday"}, 30_000),
+    ],
+)
+def test_what_the_server_asks_for_is_the_wait(headers: dict[str, str], expected: int) -> None:
+    """Milliseconds, seconds with decimals and every form of HTTP date are understood, without jitter."""
+    assert expected == POLICY.delay_ms(1, hint(**headers), always(1.0))
+
+
+@pytest.mark.parametrize(
+    "value", ["", "soon", "-5", "inf", "nan", "1e9", "٣", "9" * 400, "Tue, 99 Nov 2023 22:13:50 GMT"]
+)
+def test_nonsense_is_no_wish(value: str) -> None:
+    """A header that is no number and no date changes nothing about the wait."""
+    assert hint(retry_after=value, retry_after_ms=value) == NO_HINT
+
+
+def test_too_long_a_wish_ends_the_tries() -> None:
+    """Asked to wait longer than `retry_after_max_ms`, the call gives up instead of waiting less."""
+    assert POLICY.delay_ms(1, hint(retry_after="120"), always(0.0)) == 120_000
+    assert POLICY.delay_ms(1, hint(retry_after="121"), always(0.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict", "expected"),
+    [(503, "", True), (400, "", False), (503, "false", False), (400, "TRUE", True), (503, "maybe", True)],
+)
+def test_the_servers_verdict_overrides_the_list(status: int, verdict: str, *, expected: bool) -> None:
+    """`x-should-retry` decides where it is given; otherwise the list of statuses does."""
+    assert expected is POLICY.may_retry(status, hint(x_should_retry=verdict))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_attempts", 0),  # O7: never sends, and reports "undefined"
+        ("max_attempts", True),
+        ("max_attempts", 2.5),
+        ("initial_backoff_ms", -1),
+        ("max_backoff_ms", "30"),
+        ("jitter", 1.5),
+        ("jitter", math.nan),
+        ("retry_statuses", (500, 99)),
+        ("request_timeout_ms", -1),
+        ("retry_after_max_ms", None),
+    ],
+)
+def test_a_wrong_policy_is_refused_by_the_fields_name(field: str, value: Any) -> None:
+    """A value out of its range fails at construction, and the message says which."""
+    with pytest.raises(ValueError, match=f"^{field} "):
+        BackendRetryPolicy(**{field: value})

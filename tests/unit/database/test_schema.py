@@ -1,0 +1,158 @@
+"""schema.sql and migrations/: one schema, two ways to it, and every closed set the same as in the code."""
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from chatturn.chat.hooks.outbox import _HOOKS
+from chatturn.chat.usage.calls import CallOutcome
+from chatturn.database.schema import DURABLE_SCHEMA_SQL, DURABLE_SCHEMA_VERSION, schema_statements
+from chatturn.database.sqlite import SqliteDatabase, split_statements
+from chatturn.durable.records import RunStatus, StepStatus
+from chatturn.durable.sql_store import SqlRunStore
+from chatturn.errors import SchemaOutdated
+from tests.support.runs import claim
+
+ROOT = Path(__file__).parents[3]
+SCHEMA = (ROOT / "schema.sql").read_text()
+MIGRATIONS = [path.read_text() for path in sorted((ROOT / "migrations").glob("*.sql"))]
+
+
+@pytest.fixture
+def empty() -> Iterator[sqlite3.Connection]:
+    """An empty database."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        yield connection
+
+
+def structure(connection: sqlite3.Connection) -> dict[str, object]:
+    """Describe every table and index of a database."""
+    names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'")]
+    return {
+        name: [connection.execute(f"PRAGMA {pragma}({name})").fetchall() for pragma in ("table_info", "index_info")]
+        for name in names
+    }
+
+
+def test_the_copy_is_the_codes_schema() -> None:
+    """schema.sql is what the Worker has, byte for byte; if this fails, `make schema`."""
+    assert DURABLE_SCHEMA_SQL == SCHEMA
+
+
+def test_the_version_is_a_number_above_the_documents() -> None:
+    """Theirs are below 100."""
+    assert DURABLE_SCHEMA_VERSION > 100
+    assert int(DURABLE_SCHEMA_VERSION) == DURABLE_SCHEMA_VERSION
+
+
+def test_the_schema_splits_without_sqlite_as_with_it() -> None:
+    """The Worker has no SQLite to ask where a statement ends."""
+
+    def code(statement: str) -> str:
+        return " ".join(re.sub(r"--[^\n]*", "", statement).split())
+
+    assert [code(each) for each in split_statements(SCHEMA)] == [code(each) for each in schema_statements()]
+
+
+def test_the_migrations_end_in_the_schema(empty: sqlite3.Connection) -> None:
+    """A deployed database and a local one have the same tables, columns and indexes."""
+    for script in MIGRATIONS:
+        empty.executescript(script)
+    migrated = structure(empty)
+    with closing(sqlite3.connect(":memory:")) as other:
+        other.executescript(SCHEMA)
+
+        assert structure(other) == migrated
+    assert (DURABLE_SCHEMA_VERSION,) == empty.execute("SELECT max(version) FROM durable_schema_info").fetchone()
+
+
+def test_the_schema_may_be_applied_again(empty: sqlite3.Connection) -> None:
+    """The second time changes nothing."""
+    empty.executescript(SCHEMA)
+    before = structure(empty)
+    empty.executescript(SCHEMA)
+
+    assert before == structure(empty)
+    assert [(1,), (DURABLE_SCHEMA_VERSION,)] == empty.execute(
+        "SELECT version FROM durable_schema_info ORDER BY version"
+    ).fetchall()
+
+
+def test_the_code_needs_what_the_schema_says(empty: sqlite3.Connection) -> None:
+    """The version that the code asks for is the one that the schema records."""
+    empty.executescript(SCHEMA)
+
+    assert (DURABLE_SCHEMA_VERSION,) == empty.execute("SELECT max(version) FROM durable_schema_info").fetchone()
+
+
+async def test_a_database_of_the_documents_own_is_upgraded_in_place() -> None:
+    """Their version 1 is refused with the reason; after our migration it is claimed, its rows kept."""
+    with SqliteDatabase(":memory:") as database:
+        database.apply_schema(MIGRATIONS[0])
+        store = SqlRunStore(database)
+        assert await store.get_schema_version() == 1
+        with pytest.raises(SchemaOutdated):
+            await claim(store)
+        insert = (
+            "INSERT INTO durable_runs (run_id, manifest_hash, project_id, status, created_at, updated_at)"
+            " VALUES ('old', 'h', 'p', 'completed', '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z')"
+        )
+        database.apply_schema(insert + ";")
+        for script in MIGRATIONS[1:]:
+            database.apply_schema(script)
+        old = await store.load_run("old")
+
+        assert await store.get_schema_version() == DURABLE_SCHEMA_VERSION
+        assert old is not None
+        assert ("completed", 0) == (old.status, old.epoch)
+        assert (await claim(store)).lease is not None
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "values"),
+    [
+        ("durable_runs", "status", list(RunStatus)),
+        ("durable_steps", "status", list(StepStatus)),
+        ("chat_outbox", "hook", list(_HOOKS)),
+        ("chat_usage", "outcome", list(get_args(CallOutcome))),
+    ],
+)
+def test_closed_sets_are_the_codes(table: str, column: str, values: list[str]) -> None:
+    """What a CHECK allows is what the code knows."""
+    [body] = re.findall(rf"CREATE TABLE IF NOT EXISTS {table} \((.*?)\n\)", SCHEMA, re.DOTALL)
+    [allowed] = re.findall(rf"CHECK \({column} IN \((.*?)\)\)", body)
+
+    assert values == re.findall(r"'(\w+)'", allowed)
+
+
+def test_every_table_of_ours_says_what_it_is_for() -> None:
+    """Every chat table has a comment above it, and is strict."""
+    tables = re.findall(r"(-- [^\n]+\n)?CREATE TABLE IF NOT EXISTS (chat_\w+) \(.*?\n\) ([A-Z, ]+);", SCHEMA, re.DOTALL)
+
+    assert len(tables) == 5
+    assert all(comment and "STRICT" in options for comment, _, options in tables)
+
+
+@pytest.mark.parametrize("script", [SCHEMA, *MIGRATIONS], ids=["schema", *map(str, range(1, len(MIGRATIONS) + 1))])
+def test_a_script_splits_into_whole_statements(script: str) -> None:
+    """Statement by statement is how D1 must be given it; nothing is lost or cut in the middle."""
+    statements = split_statements(script)
+
+    assert all(sqlite3.complete_statement(statement) for statement in statements)
+    assert script.count(";\n") <= len(statements) + script.count("--")
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for earlier in MIGRATIONS[: MIGRATIONS.index(script)] if script in MIGRATIONS else MIGRATIONS[:1]:
+            connection.executescript(earlier)
+        for statement in statements:
+            connection.execute(statement)
+
+
+def test_a_script_that_ends_inside_a_statement_is_refused() -> None:
+    """Half a schema is not applied silently."""
+    with pytest.raises(ValueError, match="ends inside a statement"):
+        split_statements("CREATE TABLE a (x);\nCREATE TABLE b (")

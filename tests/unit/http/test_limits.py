@@ -1,0 +1,432 @@
+"""What a request may be: what is within the limits passes unchanged, the rest is refused by name."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from chatturn.chat.requests import TurnRequest
+from chatturn.errors import (
+    InvalidField,
+    MalformedRequest,
+    PayloadTooLarge,
+    RequestError,
+    UnsupportedMediaType,
+)
+from chatturn.http import limits
+from chatturn.http.limits import (
+    MAX_BODY_BYTES,
+    MAX_ID_CHARACTERS,
+    MAX_MESSAGE_CHARACTERS,
+    MAX_METADATA_BYTES,
+    MAX_MODEL_CHARACTERS,
+    MAX_TURN_INDEX,
+    check_body_headers,
+    read_session_id,
+    read_turn_index,
+    read_turn_request,
+)
+from chatturn.http.strict_json import MAX_JSON_DEPTH, read_json_object
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+def turn_body(**members: Any) -> bytes:
+    return json.dumps({"message": "hello", **members}).encode()
+
+
+def test_the_limits_are_what_the_documentation_says() -> None:
+    """A limit that changes is a change of the API."""
+    assert {name: value for name, value in vars(limits).items() if name.startswith("MAX_")} == {
+        "MAX_BODY_BYTES": 1_048_576,
+        "MAX_MESSAGE_CHARACTERS": 200_000,
+        "MAX_MODEL_CHARACTERS": 200,
+        "MAX_METADATA_BYTES": 16_384,
+        "MAX_ID_CHARACTERS": 200,
+        "MAX_TURN_INDEX": 1_000_000,
+        "MAX_EVENT_KEY_CHARACTERS": 200,
+        "MAX_EVENT_PAYLOAD_BYTES": 65_536,
+        "MAX_REASON_CHARACTERS": 2_000,
+        "MAX_TOKEN_CHARACTERS": 8_192,
+        "MAX_TOKEN_HEADER_CHARACTERS": 512,
+    }
+
+
+# The headers
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "application/json",
+        "Application/JSON",
+        "application/json; charset=utf-8",
+        'application/json;charset="UTF-8"',
+        "application/json ; charset=utf8",
+    ],
+)
+def test_json_in_utf8_is_accepted_however_it_is_spelled(media_type: str) -> None:
+    """Media types are case-insensitive, and UTF-8 may be said or not."""
+    check_body_headers({"content-type": media_type})
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "",
+        "text/plain",
+        "application/jsonp",
+        "application/x-ndjson",
+        "application/json, application/json",
+        "application/json; charset=latin-1",
+        "multipart/form-data; boundary=application/json",
+    ],
+)
+def test_anything_but_json_in_utf8_is_refused(media_type: str) -> None:
+    """A browser's form cannot start a turn."""
+    with pytest.raises(UnsupportedMediaType, match="must be application/json"):
+        check_body_headers({"content-type": media_type})
+
+
+def test_a_missing_content_type_is_refused() -> None:
+    """The body's type is never guessed."""
+    with pytest.raises(UnsupportedMediaType):
+        check_body_headers({})
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity"])
+def test_an_encoded_body_is_refused(encoding: str) -> None:
+    """Nothing is inflated here, so nothing can be a bomb."""
+    with pytest.raises(UnsupportedMediaType, match="Content-Encoding"):
+        check_body_headers({"content-type": "application/json", "content-encoding": encoding})
+
+
+@pytest.mark.parametrize("length", [str(MAX_BODY_BYTES + 1), "9" * 5000])
+def test_a_body_that_announces_too_much_is_refused_unread(length: str) -> None:
+    """Its length is enough."""
+    with pytest.raises(PayloadTooLarge, match=str(MAX_BODY_BYTES)):
+        check_body_headers({"content-type": "application/json", "content-length": length})
+
+
+@pytest.mark.parametrize("length", ["", "0", str(MAX_BODY_BYTES), "-5", "soon", "²"])
+def test_a_length_that_says_nothing_against_it_passes(length: str) -> None:
+    """What the header does not tell, reading the body does."""
+    check_body_headers({"content-type": "application/json", "content-length": length})
+
+
+# The path
+
+
+@pytest.mark.parametrize(
+    ("segment", "expected"),
+    [
+        ("thread-1", "thread-1"),
+        ("a" * MAX_ID_CHARACTERS, "a" * MAX_ID_CHARACTERS),
+        ("ann@example.org", "ann@example.org"),
+        ("ann%40example.org", "ann@example.org"),
+        ("%7Etilde_and...dots", "~tilde_and...dots"),
+        ("7d444840-9dc0-11d1-b245-5ffdce74fad2", "7d444840-9dc0-11d1-b245-5ffdce74fad2"),
+    ],
+)
+def test_an_ordinary_session_id_passes(segment: str, expected: str) -> None:
+    """Encoded or not, it is the same session."""
+    assert expected == read_session_id(segment)
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        "",
+        ".",
+        "..",
+        "%2e%2e",
+        "..%2f",
+        "a%2Fb",
+        "a\\b",
+        "a%00",
+        "a\0",
+        "a%0a",
+        "a b",
+        "a:b",
+        "a%3Ab",
+        "😀",
+        "%F0%9F%98%80",
+        "é",
+        "%ff",
+        "%zz",
+        "%",
+        "a" * (MAX_ID_CHARACTERS + 1),
+        "a" * 10_240,
+    ],
+)
+def test_an_absurd_session_id_is_refused_by_name(segment: str) -> None:
+    """The field and what it may hold are named, and the answer is short."""
+    with pytest.raises(InvalidField, match=r"^session ") as caught:
+        read_session_id(segment)
+
+    assert caught.value.field == "session"
+    assert len(str(caught.value)) < 300
+
+
+@given(st.text())
+def test_a_session_id_that_passes_is_the_same_in_every_url(segment: str) -> None:
+    """Nothing passes that would need encoding."""
+    try:
+        session_id = read_session_id(segment)
+    except InvalidField:
+        return
+
+    assert re.fullmatch(r"[\w.~@-]{1,200}", session_id, re.ASCII)
+    assert session_id not in {".", ".."}
+
+
+@pytest.mark.parametrize("index", [0, 1, 42, 999_999, MAX_TURN_INDEX])
+def test_a_turn_index_within_its_limits_passes(index: int) -> None:
+    """From zero to a million, both included."""
+    assert index == read_turn_index(str(index))
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        "",
+        "-1",
+        "+1",
+        "01",
+        "00",
+        "1.0",
+        "1e3",
+        "0x1",
+        "1_000",
+        " 1",
+        "1\n",
+        "\N{ARABIC-INDIC DIGIT ONE}",
+        "%C2%B2",
+        "1000001",
+        "9" * 5000,
+        "%ff",
+    ],
+)
+def test_any_other_turn_index_is_refused_by_name(segment: str) -> None:
+    """One spelling a number, so one address a turn."""
+    with pytest.raises(InvalidField, match=r"^turn_index ") as caught:
+        read_turn_index(segment)
+
+    assert caught.value.field == "turn_index"
+    assert len(str(caught.value)) < 300
+
+
+# The body
+
+
+def test_a_message_alone_is_a_request() -> None:
+    """Everything else is optional."""
+    expected = TurnRequest(message="hello", model=None, metadata={}, supersede=False)
+
+    assert expected == read_turn_request(b'{"message": "hello"}')
+    assert expected == read_turn_request(b'{"message": "hello", "model": null, "metadata": null}')
+
+
+@pytest.mark.parametrize(("said", "supersede"), [("refuse", False), ("supersede", True)])
+def test_a_mismatch_is_superseded_only_on_purpose(said: str, *, supersede: bool) -> None:
+    """Saying nothing is refusing."""
+    assert read_turn_request(turn_body(on_mismatch=said)).supersede is supersede
+
+
+def test_everything_at_its_limit_passes() -> None:
+    """Limits are inclusive."""
+    metadata = {"k": "v" * (MAX_METADATA_BYTES - len('{"k":""}'))}
+    members = {
+        "message": "\N{GRINNING FACE}" * MAX_MESSAGE_CHARACTERS,
+        "model": "m" * MAX_MODEL_CHARACTERS,
+        "metadata": metadata,
+    }
+    request = read_turn_request(json.dumps(members, ensure_ascii=False).encode())
+
+    assert len(request.message) == MAX_MESSAGE_CHARACTERS
+    assert metadata == request.metadata
+
+
+@given(message=st.text(min_size=1), metadata=st.dictionaries(st.text(), json_values, max_size=5))
+def test_what_passes_is_unchanged_and_can_be_stored(message: str, metadata: dict[str, Any]) -> None:
+    """No trimming, no normalising: the run's hash is of what the user said."""
+    try:
+        request = read_turn_request(turn_body(message=message, metadata=metadata))
+    except RequestError:
+        return
+
+    assert (message, metadata) == (request.message, request.metadata)
+    assert "\0" not in message
+    json.dumps([message, metadata], ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("members", "error", "field"),
+    [
+        ({"message": None}, InvalidField, "message"),
+        ({"message": 5}, InvalidField, "message"),
+        ({"message": ["hello"]}, InvalidField, "message"),
+        ({"message": ""}, InvalidField, "message"),
+        ({"message": " \n\t\u2003"}, InvalidField, "message"),
+        ({"message": "a\0b"}, InvalidField, "message"),
+        ({"message": "half \ud800"}, InvalidField, "message"),
+        ({"message": "x" * (MAX_MESSAGE_CHARACTERS + 1)}, PayloadTooLarge, "message"),
+        ({"model": ""}, InvalidField, "model"),
+        ({"model": 5}, InvalidField, "model"),
+        ({"model": "a\nb"}, InvalidField, "model"),
+        ({"model": "\udfff"}, InvalidField, "model"),
+        ({"model": "m" * (MAX_MODEL_CHARACTERS + 1)}, InvalidField, "model"),
+        ({"metadata": []}, InvalidField, "metadata"),
+        ({"metadata": "{}"}, InvalidField, "metadata"),
+        ({"metadata": {"a": ["\ud800"]}}, InvalidField, "metadata"),
+        ({"metadata": {"\ud800": 1}}, InvalidField, "metadata"),
+        ({"metadata": {"k": "v" * MAX_METADATA_BYTES}}, PayloadTooLarge, "metadata"),
+        ({"on_mismatch": "replace"}, InvalidField, "on_mismatch"),
+        ({"on_mismatch": None}, InvalidField, "on_mismatch"),
+        ({"on_mismatch": ["supersede"]}, InvalidField, "on_mismatch"),
+        ({"mesage": "typo"}, InvalidField, "mesage"),
+        ({"Message": "case"}, InvalidField, "Message"),
+    ],
+)
+def test_a_bad_member_is_refused_by_name(members: dict[str, Any], error: type[RequestError], field: str) -> None:
+    """One error, the member's name, and a message of sane length."""
+    with pytest.raises(error) as caught:
+        read_turn_request(turn_body(**members))
+
+    assert field == caught.value.field
+    assert field in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_request_without_message_is_refused_by_name() -> None:
+    """The one member that must be there."""
+    with pytest.raises(InvalidField, match=r"^message is required"):
+        read_turn_request(b"{}")
+
+
+def test_an_absurdly_long_unknown_member_is_not_repeated_whole() -> None:
+    """Neither the message nor the field's name grows with the request."""
+    with pytest.raises(InvalidField) as caught:
+        read_turn_request(turn_body(**{"x" * 10_000: 1}))
+
+    assert len(str(caught.value)) + len(str(caught.value.field)) < 300
+
+
+def test_a_body_that_was_longer_than_announced_is_refused() -> None:
+    """Whatever read it, the limit holds."""
+    with pytest.raises(PayloadTooLarge, match=str(MAX_BODY_BYTES)):
+        read_turn_request(b" " * (MAX_BODY_BYTES + 1))
+
+
+# JSON
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"hello",
+        b"{",
+        b'{"a": 1,}',
+        b"{'a': 1}",
+        b'{"a": 1} {}',
+        b"[]",
+        b'"text"',
+        b"null",
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b'{"a": -Infinity}',
+        b'{"a": 1e999}',
+        b'{"a": ' + b"9" * 5000 + b"}",
+        b'{"a": 1, "a": 1}',
+        b'{"a": {"b": 1, "b": 2}}',
+        b'{"a": "\xff"}',
+        b'{"a": "\xed\xa0\x80"}',
+        b'{"a": "line\nbreak"}',
+        '{"a": 1}'.encode("utf-16"),
+        '{"a": 1}'.encode("utf-8-sig"),
+        b"[" * 500_000,
+        b'{"a":' * 200_000,
+        b'{"a":"' + b"[" * 100 + b'","b":' + b"[" * 100,
+    ],
+)
+def test_what_is_not_exactly_one_json_object_is_malformed(body: bytes) -> None:
+    """No second reading is possible, and nothing is too deep to be read."""
+    with pytest.raises(MalformedRequest, match=r"^body ") as caught:
+        read_json_object(body)
+
+    assert len(str(caught.value)) < 300
+
+
+def test_an_unpaired_escape_is_json_and_left_to_its_member() -> None:
+    r"""``"\ud800"`` is well-formed JSON; whether it may be stored is the member's question."""
+    assert read_json_object(b'{"a": "\\ud800"}') == {"a": "\ud800"}
+
+
+def test_the_deepest_allowed_nesting_passes_and_one_more_does_not() -> None:
+    """The limit is inclusive, arrays and objects alike."""
+    inner = MAX_JSON_DEPTH - 1
+
+    read_json_object(b'{"a":' + b"[" * inner + b"]" * inner + b"}")
+    with pytest.raises(MalformedRequest, match=f"deeper than {MAX_JSON_DEPTH}"):
+        read_json_object(b'{"a":' + b"[" * (inner + 1) + b"]" * (inner + 1) + b"}")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 1000, "{" * 1000, '\\"[' * 1000, "\\" * 999 + '"[[' * 100, "[]" * 1000], ids=repr
+)
+def test_brackets_inside_text_are_no_nesting(text: str) -> None:
+    """A user may well send code."""
+    assert {"a": [text], "b": text} == read_json_object(json.dumps({"a": [text], "b": text}).encode())
+
+
+def depth(value: object) -> int:
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return 1 + max(map(depth, inner), default=0)
+    return 0
+
+
+@given(st.dictionaries(st.text(), json_values))
+@example({"a": [["\\"], '"[', [[]] * 40]})
+def test_whatever_is_not_too_deep_is_read_as_it_was_written(value: dict[str, Any]) -> None:
+    """The depth is counted, not guessed."""
+    text = json.dumps(value, ensure_ascii=False).encode()
+    if depth(value) <= MAX_JSON_DEPTH:
+        assert value == read_json_object(text)
+
+
+# Fragments whose every sequence is close to JSON, and most of which are not.
+fragments = st.lists(
+    st.sampled_from(["[" * 20, "{", "]" * 20, "}", '"', "\\", '\\"', '{"a":' * 20, ":", ",", "1", " ", "[]," * 20]),
+    max_size=60,
+)
+
+
+@given(fragments)
+def test_nothing_deeper_than_the_limit_ever_reaches_the_parser(pieces: list[str]) -> None:
+    """Where the scan of brackets and the parser could disagree, the parser had stopped before."""
+    try:
+        value = read_json_object("".join(pieces).encode())
+    except MalformedRequest:
+        return
+
+    assert depth(value) <= MAX_JSON_DEPTH
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_give_a_request_or_a_refusal(body: bytes) -> None:
+    """Nothing else is ever raised."""
+    try:
+        request = read_turn_request(body)
+    except RequestError:
+        return
+
+    assert request.message.strip()
