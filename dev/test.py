@@ -2,8 +2,9 @@
 `make test`: every rung, in groups beside each other.
 
 A file of `tests/e2e` is a group of its own, `tests/contract` is one, and the files of `tests/unit` and of
-`tests/turns` are dealt out to two each; a new file is found by itself. A group is a pytest of its own, so those that wait for a Worker or a lease leave
-the processor to those that compute. The longest of last time start first, that the end waits for none of them.
+`tests/turns` are dealt out to two each; a new file is found by itself. A group is a pytest of its own, so those that
+wait for a Worker or a lease leave the processor to those that compute. The longest of last time start first,
+that the end waits for none of them.
 With arguments it is pytest with those arguments.
 """
 

@@ -13,9 +13,9 @@ A turn's log in the documents' vocabulary: chat events in, `RuntimeStreamEvent`s
     error ───────────────────▶ backend_error
     session.run.completed, .failed, .cancelled, .suspended ─▶ (backend_end,) task_end, final
 
-`event_order` holds for what comes out, wherever in a log the feed begins.  A ``result`` says the whole answer once more: only
-what was not said before becomes a `text_delta`, so no answer is ever said twice (CONTRACT O6).  Where a product
-redacts, what was said cannot be taken back; the text of `final` is the answer.
+`event_order` holds for what comes out, wherever in a log the feed begins.  A ``result`` says the whole answer once
+more: only what was not said before becomes a `text_delta`, so no answer is ever said twice (CONTRACT O6).  Where a
+product redacts, what was said cannot be taken back; the text of `final` is the answer.
 """
 
 import json

@@ -4,8 +4,8 @@ The log of a turn: every line that it says, numbered, on its way to the reader a
 A line gets its ``seq`` when it is said.  Stored, consecutive lines are one row of NDJSON text, so that
 whoever reads the log later copies strings and parses nothing.
 
-Lines are said before they are stored, but never more than `position.MAX_AHEAD` before.  So an attempt that follows on one
-whose worker died leaves so many numbers out, and no two lines that anybody has seen have the same one.
+Lines are said before they are stored, but never more than `position.MAX_AHEAD` before.  So an attempt that follows
+on one whose worker died leaves so many numbers out, and no two lines that anybody has seen have the same one.
 """
 
 from bisect import bisect_right
