@@ -11,10 +11,7 @@ from http.client import HTTPException
 from typing import Any, Final
 from urllib.request import Request, urlopen
 
-from chatturn.chat.hooks.hooks import ChatTurnHooks
-from chatturn.chat.hooks.tool import Tool, ToolContext, ToolError
-from chatturn.durable.steps import StepRetry
-from chatturn.telemetry.operator_log import print_log
+from chatturn.product import ChatTurnHooks, StepRetry, Tool, ToolContext, ToolError, print_log
 
 __all__ = ["Hooks"]
 

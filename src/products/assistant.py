@@ -1,13 +1,8 @@
 """The default product: the deployment's model, the session's history, no hooks."""
 
-from collections.abc import AsyncGenerator
+from chatturn.product import ChatTurnHooks, StreamProducer, TurnContext, answer
 
-from chatturn.backends.api import AgentBackendContext, AgentBackendInput, ChatMessage
-from chatturn.chat.hooks.hooks import ChatTurnHooks, TurnContext
-from chatturn.chat.turn.stream import StreamProducer
-from chatturn.events import EventBatch, text_so_far
-
-__all__ = ["Hooks", "answer"]
+__all__ = ["Hooks"]
 
 
 class Hooks(ChatTurnHooks):
@@ -16,25 +11,3 @@ class Hooks(ChatTurnHooks):
     def produce(self, context: TurnContext) -> StreamProducer:
         """Stream the model's answer."""
         return StreamProducer(answer(context))
-
-
-async def answer(context: TurnContext, *, system: str | None = None) -> AsyncGenerator[EventBatch, None]:
-    """
-    Stream the answer of the deployment's backend to the conversation so far.
-
-    Where an attempt before broke off, and the model can go on from there, what it had said comes first, as one piece.
-
-    Args:
-        context: The turn.
-        system: Said to the model before the conversation.
-    """
-    instructions: list[ChatMessage] = [{"role": "system", "content": system}] if system else []
-    question: ChatMessage = {"role": "user", "content": context.user_message}
-    request = AgentBackendInput(
-        messages=[*instructions, *context.history, question], model=context.model, continue_from=context.continue_from
-    )
-    backend_context = AgentBackendContext(request_id=context.request_id, tracer=context.tracer)
-    if context.continue_from:
-        yield text_so_far(context.continue_from)
-    async for events in context.backend.stream(request, backend_context):
-        yield events

@@ -3,10 +3,7 @@
 import re
 from typing import Final
 
-from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn, TurnContext
-from chatturn.chat.turn.stream import StreamProducer
-from chatturn.telemetry.operator_log import print_log
-from products.assistant import answer
+from chatturn.product import ChatTurnHooks, FinishedTurn, StreamProducer, TurnContext, answer, print_log
 
 __all__ = ["Hooks", "proposals"]
 

@@ -3,9 +3,7 @@
 import re
 from typing import Final
 
-from chatturn.chat.hooks.hooks import ChatTurnHooks, TurnContext
-from chatturn.chat.turn.stream import StreamProducer
-from products.assistant import answer
+from chatturn.product import ChatTurnHooks, StreamProducer, TurnContext, answer
 
 __all__ = ["Hooks"]
 

@@ -27,9 +27,9 @@ from chatturn.database.api import Database, Statement
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.errors import BackendError, BackendTransportError
 from chatturn.events import ChatStreamEvent, EventBatch, text_delta, usage_event
+from chatturn.product import answer
 from chatturn.usage.prices import Price, PriceTable
 from products.assistant import Hooks as Assistant
-from products.assistant import answer
 from tests.support.faults import Crash, FaultyDatabase, Fuse, MortalDatabase
 from tests.support.isolates import TURN, Isolate
 from tests.support.transport import HANG, BodyPart, Reply, ScriptedTransport

@@ -1,6 +1,7 @@
 """The rules that no type checker knows: who may import whom, what may run at import, how long a module is."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("chatturn.backends", "chatturn.durable"),
     ("chatturn.telemetry.otlp",),  # it leaves over the backends' transport
     ("chatturn.chat",),
+    ("chatturn.product",),
     ("chatturn.wire",),
     ("chatturn.http",),
     ("chatturn.agent_runtime",),  # the TypeScript package's names: a wing on top
@@ -209,6 +211,25 @@ def test_nothing_at_import_asks_for_the_time_or_for_chance(name: str) -> None:
 def test_the_core_is_given_its_clock_and_its_chance(name: str) -> None:
     """Time, randomness and ids are arguments, so that a test decides them."""
     assert calls(TREES[name], ast.walk(TREES[name])) == DEFAULTS_THAT_CALL.get(name, set())
+
+
+@pytest.mark.parametrize("name", [name for name in TREES if is_in(name, "products") and name != "products"])
+def test_a_product_imports_its_public_face_only(name: str) -> None:
+    """What `chatturn.product` exports is all that a product's author has to know, and all that must not change."""
+    ours = {each.rpartition(".")[0] or each for each in imported(TREES[name]) if is_in(each, "chatturn")}
+
+    assert ours <= {"chatturn", "chatturn.product"}
+
+
+def test_the_public_face_only_hands_on() -> None:
+    """Each name has its docstring where it is defined, and the page's list has every name."""
+    tree = TREES["chatturn.product"]
+    page = ast.get_docstring(tree) or ""
+    exported = ast.literal_eval(next(node.value for node in tree.body if isinstance(node, ast.Assign)))
+
+    assert {ast.Expr, ast.ImportFrom, ast.Assign} == {type(node) for node in tree.body}
+    assert set(exported) == set(re.findall(r"(?<!`)`(\w+)`", page))
+    assert sorted(exported, key=str) == exported
 
 
 def test_no_top_level_name_shadows_the_standard_library() -> None:

@@ -12,9 +12,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn, TurnContext
-from chatturn.chat.turn.stream import StreamProducer
-from chatturn.events import EventBatch, text_delta
+from chatturn.product import ChatTurnHooks, EventBatch, FinishedTurn, StreamProducer, TurnContext, text_delta
 
 __all__ = ["Hooks"]
 

@@ -4,9 +4,7 @@ import json
 import sys
 from collections.abc import AsyncGenerator
 
-from chatturn.chat.hooks.hooks import ChatTurnHooks, TurnContext
-from chatturn.chat.turn.stream import StreamProducer
-from chatturn.events import EventBatch, text_delta
+from chatturn.product import ChatTurnHooks, EventBatch, StreamProducer, TurnContext, text_delta
 
 __all__ = ["Hooks"]
 
