@@ -11,13 +11,14 @@ STAMPS := $(VENV)/stamps
 READY := $(STAMPS)/python $(STAMPS)/worker $(STAMPS)/node
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run demo chaos test reset schema lint format types bench deploy-check clean FORCE
+.PHONY: help setup run demo chaos test docs reset schema lint format types bench deploy-check clean FORCE
 
 help:
 	@echo "make run           start the Worker at http://localhost:$(PORT) (PORT=, PRODUCT=legal)"
 	@echo "make demo          watch a Worker die in the middle of an answer, and the answer survive"
 	@echo "make test          run every test, those inside workerd too (ARGS='-k name')"
 	@echo "make chaos         kill 5,000 workers in the middle of turns, and add up (ARGS='--kills 200')"
+	@echo "make docs          build the manual into site/, strictly: a link that leads nowhere is an error"
 	@echo "make reset         forget the local database"
 	@echo "make schema        write schema.sql from the code"
 	@echo "make lint types    ruff, mypy --strict"
@@ -37,6 +38,10 @@ chaos: $(READY)
 
 test: $(READY)
 	@$(BIN)/python -m dev.test $(ARGS)
+
+# From an empty cache, so that a warning of an earlier build is a warning again.
+docs: $(READY)
+	@$(BIN)/zensical build --clean --strict
 
 # Only the local database; the secrets in .dev.vars stay.
 reset:
@@ -66,7 +71,7 @@ deploy-check: $(READY)
 
 # Everything the commands above made, the local database and the local secrets excepted.
 clean:
-	rm -rf $(VENV) python_modules dev/node_modules dev/.build
+	rm -rf $(VENV) python_modules dev/node_modules dev/.build site .cache
 
 $(STAMPS)/python: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

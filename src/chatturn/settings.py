@@ -23,7 +23,7 @@ Flag = Literal["false", "true"]
 
 
 def _setting(default: Any, help_: str, **limits: Any) -> Any:
-    """Declare one setting: its default, its meaning and its limits, for `Settings.from_env` and the README."""
+    """Declare one setting: its default, its meaning and its limits, for `Settings.from_env` and the manual."""
     return field(default=default, metadata={"help": help_, **limits})
 
 

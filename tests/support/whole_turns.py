@@ -26,7 +26,7 @@ def kinds(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def text_of(lines: list[dict[str, Any]]) -> str:
-    """Put the answer together by the README's rules of the wire."""
+    """Put the answer together by the manual's rules of the wire."""
     text, attempt = "", 0
     for line in lines:
         if line.get("attempt", 0) > attempt:

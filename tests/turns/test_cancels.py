@@ -94,7 +94,7 @@ async def test_a_cancel_is_not_lost_where_the_attempt_fails(database: SqliteData
     reply = await cancel(other)  # the owner would hear of it at 0.5 s
     lines = await posted.lines()
     owner.hooks = Product(*WORDS)
-    retry = await (await owner.post(follow=True)).lines()  # as the README's client does by itself
+    retry = await (await owner.post(follow=True)).lines()  # as the manual's client does by itself
 
     assert 202 == reply.status
     assert "session.run.cancelled" == (lines + retry)[-1]["type"], kinds(lines + retry)

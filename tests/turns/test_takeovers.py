@@ -200,7 +200,7 @@ async def test_a_turn_that_could_not_look_back_releases_its_run(database: Sqlite
     await (await other.post("q")).lines()
     await asyncio.sleep(1)
 
-    assert 200 == (await third.post("q")).status, "the README says: a failed attempt releases its lease"
+    assert 200 == (await third.post("q")).status, "the manual says: a failed attempt releases its lease"
 
 
 async def test_superseding_is_no_attempt_that_came_to_nothing(database: SqliteDatabase) -> None:

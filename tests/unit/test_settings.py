@@ -100,5 +100,5 @@ def test_no_message_can_repeat_a_secret() -> None:
 
 
 def test_every_setting_says_what_it_is_for() -> None:
-    """The README's table is made of these sentences."""
+    """The manual's table is made of these sentences."""
     assert all(item.metadata["help"] for item in fields(Settings))

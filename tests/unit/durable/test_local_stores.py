@@ -35,7 +35,7 @@ from tests.support.documents import PROJECT, legacy_id, make_version_1, write_tu
 from tests.support.runs import STEP, claim, lease_of, manifest
 from tests.support.turns import Desk
 
-README = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[3] / "docs/reference/schema.md").read_text("utf-8")
 
 # The contract, with the fixtures below.
 for _module in (test_listing, test_retention, test_runs, test_steps, test_upgrade):
@@ -317,18 +317,18 @@ async def test_chat_turns_run_on_a_file(path: Path) -> None:
 
 def test_the_store_in_the_manual_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """Its example, run as it stands."""
-    blocks: list[str] = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    blocks: list[str] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     [source] = [each for each in blocks if "FileSystemDurableRunStore" in each]
     monkeypatch.chdir(tmp_path)
-    exec(compile(source, "README.md", "exec"), {})  # noqa: S102 - that is the test
+    exec(compile(source, "schema.md", "exec"), {})  # noqa: S102 - that is the test
 
     assert f"schema {DURABLE_SCHEMA_VERSION}\n[] None\n" == capsys.readouterr().out
 
 
 def test_the_versions_in_the_manual_are_the_schemas() -> None:
     """The one that the code needs, and the last of the table."""
-    assert f"This code needs version {DURABLE_SCHEMA_VERSION} in" in README
-    assert f"\n| {DURABLE_SCHEMA_VERSION} | " in README
+    assert f"This code needs version {DURABLE_SCHEMA_VERSION} in" in PAGE
+    assert f"\n| {DURABLE_SCHEMA_VERSION} | " in PAGE
 
 
 @pytest.mark.parametrize(("days", "left"), [("0", 2), ("30", 1), ("20000", 2)])

@@ -1,4 +1,4 @@
-"""The README is the manual: what it says about the code is compared with the code, in both directions."""
+"""What the README and the pages of docs/ say about the code is compared with the code, in both directions."""
 
 import ast
 import asyncio
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import MISSING, fields, replace
 from functools import cache
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -43,35 +44,58 @@ from tests.unit.backends.openai.test_backend import DONE, backend, frame
 
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "chatturn"
-README = (ROOT / "README.md").read_text("utf-8")
-PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+DOCS = ROOT / "docs"
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text("utf-8")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")))
+}
 
 
-def section(heading: str) -> str:
-    """Return what stands below *heading*, its subsections included."""
-    [(level, start)] = [
-        (len(m[1]), m.end()) for m in re.finditer(rf"^(#+) {re.escape(heading)}$", README, re.MULTILINE)
-    ]
-    following = re.compile(rf"^#{{1,{level}}} ", re.MULTILINE).search(README, start)
-    return README[start : following.start() if following else None]
+def prose(page: str) -> str:
+    """Return *page* without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
 
 
-def tables(heading: str) -> list[list[list[str]]]:
-    """Return the tables below *heading* as rows of cells, without their heads."""
-    found = re.findall(r"(?:^\|.*\n)+", section(heading), re.MULTILINE)
+PROSE = "\n".join(map(prose, PAGES))
+
+
+def section(page: str, heading: str) -> str:
+    """Return what stands below *heading* of *page*, its subsections included."""
+    text = PAGES[page]
+    [(level, start)] = [(len(m[1]), m.end()) for m in re.finditer(rf"^(#+) {re.escape(heading)}$", text, re.MULTILINE)]
+    following = re.compile(rf"^#{{1,{level}}} ", re.MULTILINE).search(text, start)
+    return text[start : following.start() if following else None]
+
+
+def tables(page: str, heading: str) -> list[list[list[str]]]:
+    """Return the tables below *heading* of *page* as rows of cells, without their heads."""
+    found = re.findall(r"(?:^\|.*\n)+", section(page, heading), re.MULTILINE)
     return [
         [[cell.strip() for cell in row.strip("|\n").split("|")] for row in table.splitlines()[2:]] for table in found
     ]
 
 
-def table(heading: str) -> list[list[str]]:
-    """Return the first table below *heading*."""
-    return tables(heading)[0]
+def table(page: str, heading: str) -> list[list[str]]:
+    """Return the first table below *heading* of *page*."""
+    return tables(page, heading)[0]
 
 
 def blocks(language: str) -> list[str]:
-    """Return every fenced block of *language*."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    """Return every fenced block of *language*, of all pages."""
+    fence = re.compile(rf"^```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return [block for text in PAGES.values() for block in fence.findall(text)]
+
+
+def anchors(page: str) -> set[str]:
+    """Return the anchors of *page*'s headings."""
+    heads = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-") for head in heads}
+
+
+def sample(mark: str) -> str:
+    """Return the one Python block that has *mark* in it."""
+    [source] = [each for each in blocks("python") if mark in each]
+    return source
 
 
 def names(cell: str) -> list[str]:
@@ -88,7 +112,7 @@ def proven_by(path: str) -> frozenset[str]:
     return frozenset(n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
-@pytest.mark.parametrize("row", table("What it promises"), ids=lambda row: row[0][:40])
+@pytest.mark.parametrize("row", table("docs/explanation/promises.md", "Promises"), ids=lambda row: row[0][:40])
 def test_every_promise_has_a_test(row: list[str]) -> None:
     """A guarantee names the tests that prove it, and each of them exists."""
     proofs = [name.partition("::") for name in names(row[1])]
@@ -99,38 +123,74 @@ def test_every_promise_has_a_test(row: list[str]) -> None:
 
 
 def test_every_file_that_is_mentioned_exists() -> None:
-    """Paths of the project, links and headings; but a bench's results and the example are not always there."""
+    """Paths of the project; but a bench's results and the examples are not always there."""
     made = {"bench/RESULTS.md", "src/products/orders.py"}
-    named = {name for name in names(PROSE) if re.fullmatch(r"(src|tests|dev|bench|migrations|products)/[\w./]*", name)}
+    folders = r"(src|tests|dev|bench|migrations|products|docs)"
+    named = {name for name in names(PROSE) if re.fullmatch(rf"{folders}/[\w./-]*", name)}
     paths = {("src/" if name.startswith("products/") else "") + name for name in named if name not in made}
-    links = re.findall(r"\]\(([^)]+)\)", PROSE)
-    anchors = {
-        re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in re.findall(r"^#+ (.+)$", PROSE, re.MULTILINE)
-    }
 
     assert paths
     assert set() == {path for path in paths if not (ROOT / path).exists()}
-    assert set() == {link[1:] for link in links if link.startswith("#")} - anchors
-    assert {"LICENSE", "bench/RESULTS.md"} == {link for link in links if not link.startswith(("#", "https://"))}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    """To a file that is there, and to a heading on it, on whatever page the link stands."""
+    for link in re.findall(r"\]\(([^)]+)\)", prose(page)):
+        if link.startswith("https://"):
+            continue
+        target, _, anchor = link.partition("#")
+        path = (ROOT / page).parent.joinpath(target).resolve() if target else ROOT / page
+
+        assert path.is_file(), link
+        assert not anchor or anchor in anchors(path.relative_to(ROOT).as_posix()), link
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """And the navigation names no page that does not exist."""
+    listed = re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
+
+    assert sorted(listed) == [path.relative_to(DOCS).as_posix() for path in sorted(DOCS.rglob("*.md"))]
+
+
+def test_the_readme_is_short() -> None:
+    """Who arrives reads it to its end; the rest has pages of its own."""
+    assert len(PAGES["README.md"].splitlines()) <= 250
 
 
 def test_every_command_is_in_the_makefile() -> None:
-    """Each `make X` of the README is a target, and each target but two is explained."""
+    """Each `make X` of the manual is a target, and each target but one is explained."""
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    said = chain(re.findall(r"`make ([a-z-]+)", README), re.findall(r"^make ([a-z-]+)", README, re.MULTILINE))
+    pages = "\n".join(PAGES.values())
+    said = chain(re.findall(r"`make ([a-z-]+)", pages), re.findall(r"^make ([a-z-]+)", pages, re.MULTILINE))
 
     assert targets == set(said)
     assert targets - {"help"} == {
-        name for row in table("Development") for name in re.findall("^`make ([a-z-]+)`", row[0])
+        name for row in table("CONTRIBUTING.md", "Contributing") for name in re.findall("^`make ([a-z-]+)`", row[0])
     }
 
 
 def test_the_checks_of_a_change_are_those_that_are_run() -> None:
-    """What the README says of `.ci/run` is what stands in it, in that order."""
+    """What the manual says of `.ci/run` is what stands in it, in that order."""
     run = re.findall(r"^make ([a-z-]+)$", (ROOT / ".ci" / "run").read_text("utf-8"), re.MULTILINE)
-    [sentence] = re.findall(r"^`\.ci/run` is (.+)$", README, re.MULTILINE)
+    [sentence] = re.findall(r"^`\.ci/run` is (.+)$", PAGES["CONTRIBUTING.md"], re.MULTILINE)
 
     assert run == re.findall(r"`make ([a-z-]+)`", sentence)
+
+
+@pytest.mark.parametrize("source", blocks("python"))
+def test_every_python_sample_compiles_and_its_imports_exist(source: str) -> None:
+    """Also those that no test runs: each name that is imported from chatturn is there."""
+    tree = compile(source, "docs", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("chatturn.", "products.")):
+            module = import_module(str(node.module))
+            assert [] == [alias.name for alias in node.names if not hasattr(module, alias.name)], node.module
+
+
+@pytest.mark.parametrize("source", blocks("json"))
+def test_every_json_sample_is_json(source: str) -> None:
+    json.loads(source)
 
 
 # The wire
@@ -138,12 +198,14 @@ def test_the_checks_of_a_change_are_those_that_are_run() -> None:
 
 def test_every_event_type_is_explained() -> None:
     """The table has every type that the engine says, in its own words, and no other."""
-    assert [[f"`{kind}`", meaning] for kind, meaning in EVENT_TYPES.items()] == [row[:2] for row in table("Lines")]
+    assert [[f"`{kind}`", meaning] for kind, meaning in EVENT_TYPES.items()] == [
+        row[:2] for row in table("docs/reference/protocol.md", "Lines")
+    ]
 
 
 async def test_every_event_has_the_members_that_are_told() -> None:
     """What turns of every kind say has exactly the documented data; only optional members may be missing."""
-    told = {names(kind)[0]: names(members) for kind, _, members in table("Lines")}
+    told = {names(kind)[0]: names(members) for kind, _, members in table("docs/reference/protocol.md", "Lines")}
     said: dict[str, list[set[str]]] = {}
     with open_sqlite() as database:
         script = (reasoning_delta("r"), tool_call(tool_call_id="1", tool_name="t", args={}), 16.0, text_delta("a"))
@@ -199,20 +261,24 @@ def test_every_route_is_told_with_its_scope() -> None:
     """The table of routes is the code's, row by row."""
     routes = [[route.method, route.template, *(route.scopes if isinstance(route, Route) else ())] for route in ROUTES]
 
-    assert routes == [[*names(row[0]), *names(row[1]), *names(row[2])] for row in table("HTTP")]
+    assert routes == [
+        [*names(row[0]), *names(row[1]), *names(row[2])] for row in table("docs/reference/http.md", "Routes")
+    ]
     assert {scope for _, _, *scopes in routes for scope in scopes} == set(SCOPES)
 
 
 def test_every_member_of_a_request_is_told() -> None:
     """No member is accepted that the manual does not know."""
-    assert limits._MEMBERS == {names(row[0])[0] for row in table("POST a turn")}
+    assert limits._MEMBERS == {names(row[0])[0] for row in table("docs/reference/http.md", "POST a turn")}
 
 
 def test_every_header_of_our_own_is_told() -> None:
     """What begins with X- is explained in the table, and nothing else is."""
     sources = "".join(path.read_text("utf-8") for path in (SRC / "http").glob("*.py"))
 
-    assert set(re.findall(r'"(X-[A-Za-z-]+)"', sources)) == {names(row[0])[0] for row in tables("POST a turn")[1]}
+    assert set(re.findall(r'"(X-[A-Za-z-]+)"', sources)) == {
+        names(row[0])[0] for row in tables("docs/reference/http.md", "POST a turn")[1]
+    }
 
 
 def test_every_limit_is_told() -> None:
@@ -220,12 +286,14 @@ def test_every_limit_is_told() -> None:
     modules = (limits, queries)
     values = [value for module in modules for name, value in vars(module).items() if name.startswith("MAX_")]
 
-    assert sorted({*values, MAX_JSON_DEPTH}) == sorted({int(row[1].replace(",", "")) for row in table("Limits")})
+    assert sorted({*values, MAX_JSON_DEPTH}) == sorted(
+        {int(row[1].replace(",", "")) for row in table("docs/reference/limits.md", "Limits of a request")}
+    )
 
 
 def test_every_error_is_told_as_it_is() -> None:
     """Code, status, whether a retry can help, and the sentence that clients see; in both directions."""
-    rows = table("Errors")
+    rows = table("docs/reference/errors.md", "Every error")
     told = {names(code)[0]: (int(status), retryable == "yes") for code, status, retryable, *_ in rows}
     sentences = {cls.public for cls in error_classes()}
 
@@ -256,7 +324,7 @@ async def test_every_json_that_is_shown_is_what_is_sent() -> None:
 
 
 def settings_table() -> Iterator[list[str]]:
-    """Yield the rows that the README must have."""
+    """Yield the rows that the page must have."""
     for field in fields(Settings):
         assert field.default is not MISSING
         choices, least = field.metadata.get("choices", ()), field.metadata.get("least")
@@ -267,7 +335,7 @@ def settings_table() -> Iterator[list[str]]:
 
 def test_every_setting_is_told_as_it_is() -> None:
     """Name, default, values and meaning; in both directions."""
-    assert list(settings_table()) == table("Settings")
+    assert list(settings_table()) == table("docs/reference/settings.md", "Every setting")
 
 
 def test_no_other_setting_is_mentioned() -> None:
@@ -304,9 +372,9 @@ class Sent:
 
 async def test_the_product_in_the_manual_works() -> None:
     """It answers, redacts what is stored, and reports under the turn's key, as the text around it says."""
-    [source] = [each for each in blocks("python") if "urlopen" in each]
+    source = sample("urlopen")
     module, sent = ModuleType("products.orders"), Sent()
-    exec(compile(source, "README.md", "exec"), vars(module))  # noqa: S102 - that is the test
+    exec(compile(source, "docs", "exec"), vars(module))  # noqa: S102 - that is the test
     vars(module)["urlopen"] = sent
     with open_sqlite() as database:
         desk = Desk(database, module.Hooks())
@@ -321,11 +389,24 @@ async def test_the_product_in_the_manual_works() -> None:
     assert "chat:acme:thread-1:0/1/persist_assistant_message" == request.get_header("Idempotency-key")
 
 
+async def test_the_product_of_the_readme_works() -> None:
+    """It answers, and no address is in what is stored."""
+    module = ModuleType("products.contracts")
+    exec(compile(sample("You explain contracts."), "README.md", "exec"), vars(module))  # noqa: S102 - that is the test
+    with open_sqlite() as database:
+        desk = Desk(database, module.Hooks())
+        lines = await desk.run(user_message="write to ann@example.com")
+        [(content,)] = await desk.rows("SELECT content FROM chat_messages WHERE role = 'assistant'")
+
+    assert "session.run.completed" == lines[-1]["type"]
+    assert content.endswith("You said: “write to [e-mail]”")
+
+
 async def test_the_agent_in_the_manual_works() -> None:
     """It waits for an approval, pays back once it has it, and answers."""
-    [source] = [each for each in blocks("python") if "tools = (" in each]
+    source = sample("tools = (")
     module = ModuleType("products.refunds")
-    exec(compile(source, "README.md", "exec"), vars(module))  # noqa: S102 - that is the test
+    exec(compile(source, "docs", "exec"), vars(module))  # noqa: S102 - that is the test
     with open_sqlite() as database:
         desk = Desk(database, module.Hooks(), backend=Model(("refund", {"cents": 5}), "Done.").backend())
         [key] = [line["data"]["key"] for line in await desk.run() if line["type"] == "tool.approval"]
@@ -338,9 +419,9 @@ async def test_the_agent_in_the_manual_works() -> None:
 
 async def test_the_report_in_the_manual_works() -> None:
     """It says how a turn of the real engine ended and what it cost, and nothing of what it said."""
-    [source] = [each for each in blocks("python") if "feed_line" in each]
+    source = sample("feed_line")
     module = ModuleType("products.report")
-    exec(compile(source, "README.md", "exec"), vars(module))  # noqa: S102 - that is the test
+    exec(compile(source, "docs", "exec"), vars(module))  # noqa: S102 - that is the test
     with open_sqlite() as database:
         usage = usage_event(model="gpt-x", tokensIn=3, tokensOut=2)
         lines = await Desk(database, Product(text_delta("Ms. Miller"), usage)).run()
@@ -354,7 +435,7 @@ async def test_the_report_in_the_manual_works() -> None:
 
 def test_every_line_becomes_what_the_manual_says() -> None:
     """Each type of ours has a row with what a line of it becomes, or becomes nothing."""
-    _, rows, _ = tables("Events for the documents' tools")
+    _, rows, _ = tables("docs/how-to/agent-runtime-events.md", "Read a turn with agent-runtime's tools")
     data = {"delta": "a", "part": {"type": "text"}, "key": "k", "toolName": "t", "finalText": "a", "code": "internal"}
     before = {"session.run.started": (), "session.run.failed": ("session.run.started", "error")}
     for line, becomes in rows:
@@ -372,14 +453,14 @@ def test_every_line_becomes_what_the_manual_says() -> None:
 
 def test_every_option_of_telemetry_is_told() -> None:
     """None is missing, and none is told that does not exist."""
-    *_, rows = tables("Events for the documents' tools")
+    *_, rows = tables("docs/how-to/agent-runtime-events.md", "Read a turn with agent-runtime's tools")
 
     assert [item.name for item in fields(RuntimeTelemetryOptions)] == [names(option)[0] for option, _ in rows]
 
 
 def test_the_modules_of_the_documents_vocabulary_exist() -> None:
     """And the manual says how many types there are."""
-    [rows, *_] = tables("Events for the documents' tools")
+    [rows, *_] = tables("docs/how-to/agent-runtime-events.md", "Read a turn with agent-runtime's tools")
 
     for name in (name for row in rows for name in names(row[0])):
         assert (SRC.parent / (name.replace(".", "/") + ".py")).exists(), name
@@ -388,13 +469,15 @@ def test_the_modules_of_the_documents_vocabulary_exist() -> None:
 
 def test_the_token_in_the_manual_is_accepted() -> None:
     """Whoever follows the recipe is who the claims say."""
-    [source] = [each for each in blocks("python") if "jwt.encode" in each]
+    source = sample("jwt.encode")
     scope: dict[str, Any] = {"secret": "s" * 32}
-    exec(compile(source, "README.md", "exec"), scope)  # noqa: S102 - that is the test
+    exec(compile(source, "docs", "exec"), scope)  # noqa: S102 - that is the test
     principal = BearerAuth("s" * 32, now=time.time).authenticate({"authorization": f"Bearer {scope['token']}"})
 
     assert ("acme", "ann", frozenset({"turns"})) == (principal.tenant_id, principal.user_id, principal.scopes)
-    assert set(scope["claims"]) <= {name for row in table("Authentication") for name in names(row[0])}
+    assert set(scope["claims"]) <= {
+        name for row in table("docs/reference/http.md", "Authentication") for name in names(row[0])
+    }
 
 
 @pytest.mark.parametrize("query", blocks("sql"))
@@ -412,7 +495,7 @@ def test_every_table_of_the_schema_is_explained() -> None:
     with open_sqlite() as database:
         found = database._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
 
-    assert {str(name) for (name,) in found} == {names(row[0])[0] for row in table("Stores and schema")}
+    assert {str(name) for (name,) in found} == {names(row[0])[0] for row in table("docs/reference/schema.md", "Tables")}
 
 
 # The log
@@ -446,4 +529,4 @@ def test_every_log_event_is_explained() -> None:
     trees = [ast.parse(path.read_text("utf-8")) for path in SRC.rglob("*.py")]
     logged = {name for tree in trees for name in logged_names(tree) if re.fullmatch(r"[a-z]+\.[a-z_]+", name)}
 
-    assert logged == {names(row[0])[0] for row in table("Logs")}
+    assert logged == {names(row[0])[0] for row in table("docs/reference/log-events.md", "Every event")}
