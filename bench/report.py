@@ -15,7 +15,7 @@ __all__ = ["Bar", "Report", "cells"]
 _INTRODUCTION: Final = """\
 What a turn costs in the Worker, beside two small JavaScript Workers under the same wrangler:
 *pass* hands the model's body on as it is, *floor* (`bench/floor/worker.mjs`) is the least that an engine
-shaped like the documents' can cost in JavaScript. The model answers without a delay. All three are asked in
+shaped like agent-runtime's can cost in JavaScript. The model answers without a delay. All three are asked in
 turn, one request after the other, over kept connections; figures are medians. *chatturn* checks a token, the
 floor does not. *least* (`bench/least.py`) is a Python Worker that does nothing of its own: it answers with two
 letters, or hands each chunk of the model's on. CPU is the user and system time of the workerd that runs the Worker

@@ -1,4 +1,4 @@
-// *floor*: the least that an engine shaped like the documents' can cost in JavaScript.
+// *floor*: the least that an engine shaped like agent-runtime's can cost in JavaScript.
 //
 // It reads the model's stream chunk by chunk, parses SSE and JSON, and writes one NDJSON line per event,
 // each write awaited. Two D1 batches per fresh turn (claim, finish), one per replay, on the tables of

@@ -1,7 +1,7 @@
 """
 What a turn says while it runs: chat events, their lines, and the text that they add up to.
 
-The vocabulary is the documents' (CONTRACT section 5).  A producer yields events, or sequences of events that
+The vocabulary is agent-runtime's (CONTRACT section 5).  A producer yields events, or sequences of events that
 arrived together; the engine turns each into one line of the turn's log, ``{"type", "data"?, "seq",
 "attempt"}``, LF-terminated.  Pure: no I/O, no clock.
 """

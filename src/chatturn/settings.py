@@ -69,7 +69,7 @@ class Settings:
     budget_tenant_day_micro_usd: int = _setting(0, "likewise, once its tenant has since midnight UTC", least=0)
     legacy_run_ids: Switch = _setting(
         "off",
-        "`on`: a turn may be one of the TypeScript engine's in this database; for one tenant only",
+        "`on`: a turn may be one of agent-runtime's in this database; for one tenant only",
         choices=get_args(Switch),
     )
     auth: AuthMode = _setting("jwt", "`off` lets everyone in: local development only", choices=get_args(AuthMode))

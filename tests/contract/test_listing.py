@@ -122,7 +122,7 @@ async def test_a_cursor_keeps_its_place(store: SqlRunStore) -> None:
 
 async def test_stale_runs_are_those_whose_worker_died(store: SqlRunStore, clock: Clock) -> None:
     """The longest dead first; neither the living, nor the suspended, nor what has ended."""
-    await lease_of(store, "theirs")  # the documents' engine fails a run and leaves its lease
+    await lease_of(store, "theirs")  # agent-runtime fails a run and leaves its lease
     await store.database.batch([Statement("UPDATE durable_runs SET status = 'failed' WHERE run_id = 'theirs'")])
     for number in range(4):
         await lease_of(store, f"dead-{number}")

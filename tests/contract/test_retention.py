@@ -90,9 +90,7 @@ async def test_what_is_not_over_is_never_deleted(store: SqlRunStore, clock: Cloc
     assert before == await counts(database)
 
 
-async def test_a_run_that_the_documents_engine_tries_again_stays(
-    store: SqlRunStore, clock: Clock, database: Database
-) -> None:
+async def test_a_run_that_agent_runtime_tries_again_stays(store: SqlRunStore, clock: Clock, database: Database) -> None:
     """B8: theirs keeps status and completion while it runs again; its lease says that it is alive."""
     await store.end_run(await lease_of(store), RunStatus.FAILED)
     clock.advance(2 * DAY_MS)

@@ -81,7 +81,7 @@ async def test_b13_another_input_is_a_mismatch(store: SqlRunStore) -> None:
 
 
 async def test_b13_an_input_that_was_not_said_is_not_compared(store: SqlRunStore) -> None:
-    """Steps without a fingerprint, such as the documents' own, may be begun again."""
+    """Steps without a fingerprint, such as agent-runtime's own, may be begun again."""
     lease = await lease_of(store, begin=STEP)
     again = await store.begin_step(lease, Begin(step_index=0, intent="turn", kind="llm"))
 

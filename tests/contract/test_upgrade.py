@@ -1,4 +1,4 @@
-"""A database of the documents' engine, or an older one of ours: brought to the schema, and its turns taken over."""
+"""A database of agent-runtime, or an older one of ours: brought to the schema, and its turns taken over."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +13,7 @@ from chatturn.durable.records import Claim, RunStatus, StepStatus
 from chatturn.durable.sql_store import SqlRunStore
 from chatturn.durable.store import Begin, Settlement
 from chatturn.errors import DurableRunLeaseHeldError, LeaseLost, StoreUnavailable
-from tests.support.clock import Clock
-from tests.support.documents import (
+from tests.support.agent_runtime_database import (
     ANSWER,
     COMPLETED,
     FAILED,
@@ -31,6 +30,7 @@ from tests.support.documents import (
     start_empty,
     write_turns,
 )
+from tests.support.clock import Clock
 from tests.support.faults import FaultyDatabase
 
 INPUT_HASH = "b31e4d00b684d1380865e28c4cedbea845b8e9d11539305ad2349b5db787eac2"
@@ -61,7 +61,7 @@ async def apply(database: Database, *names: str) -> None:
 
 
 async def version_1(database: Database, clock: Clock) -> None:
-    """The documents' own, with turns."""
+    """agent-runtime's own, with turns."""
     await make_version_1(database)
     await write_turns(database, clock)
 
@@ -154,7 +154,7 @@ async def test_the_numbered_migrations_end_there_too(database: Database, clock: 
     assert DURABLE_SCHEMA_VERSION == await read_version(database)
 
 
-async def test_every_row_of_the_documents_stays_as_it_is(database: Database, clock: Clock) -> None:
+async def test_every_row_of_agent_runtime_stays_as_it_is(database: Database, clock: Clock) -> None:
     """Column by column; what is new has its default."""
     await version_1(database, clock)
     runs, steps = await rows_of(database, "durable_runs", "durable_steps")
@@ -233,7 +233,7 @@ async def test_two_migrations_at_once_end_in_one_schema(database: Database, cloc
     assert 6 == len((await rows_of(database, "durable_runs"))[0])
 
 
-# Turns of the documents' engine under ids of ours
+# Turns of agent-runtime under ids of ours
 
 
 async def migrated(store: SqlRunStore, clock: Clock) -> SqlRunStore:

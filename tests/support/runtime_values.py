@@ -1,4 +1,4 @@
-"""Any value of the documents' vocabulary, made from what its class declares: for tests of what holds for all."""
+"""Any value of agent-runtime's vocabulary, made from what its class declares: for tests of what holds for all."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass

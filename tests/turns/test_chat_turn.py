@@ -80,7 +80,7 @@ class GoneSink(BufferSink):
 
 
 async def test_a_fresh_turn_is_started_told_and_completed(database: FaultyDatabase) -> None:
-    """The documents' envelope, every line numbered without a gap."""
+    """agent-runtime's envelope, every line numbered without a gap."""
     lines = await Desk(database, Product(text_delta("a"), ChatStreamEvent("tool.x", {"n": 1}), text_delta("b"))).run()
 
     assert [
@@ -94,7 +94,7 @@ async def test_a_fresh_turn_is_started_told_and_completed(database: FaultyDataba
 
 
 async def test_a_replay_is_started_result_and_completed(database: FaultyDatabase) -> None:
-    """The documents' replay; its lines are in no log, so they have no seq."""
+    """agent-runtime's replay; its lines are in no log, so they have no seq."""
     desk = Desk(database)
     await desk.run()
     lines = await desk.run()
@@ -244,7 +244,7 @@ async def test_c2_a_hook_that_never_succeeds_is_given_up_loudly(database: Faulty
 
 
 async def test_c2_hooks_run_in_order_before_the_completed_line(database: FaultyDatabase) -> None:
-    """The documents' order: persist, post-process, completed; a replay calls neither."""
+    """agent-runtime's order: persist, post-process, completed; a replay calls neither."""
     order: list[str] = []
 
     class Ordered(Product):

@@ -20,8 +20,8 @@ from chatturn.durable.sql_store import SqlRunStore
 from chatturn.errors import DurableRunLeaseHeldError
 from chatturn.timestamps import timestamp
 from tests.support import children
+from tests.support.agent_runtime_database import make_version_1, rows_of, write_turns
 from tests.support.clock import Clock
-from tests.support.documents import make_version_1, rows_of, write_turns
 from tests.support.faults import FaultyDatabase
 from tests.support.runs import manifest
 from tests.support.turns import open_sqlite, virtual_moment
@@ -195,8 +195,8 @@ async def test_any_reply_may_be_lost() -> None:
 # Migrating
 
 
-def documents_database(path: Path) -> None:
-    """Make a database of the documents' engine, with turns."""
+def agent_runtime_database(path: Path) -> None:
+    """Make a database of agent-runtime, with turns."""
     with SqliteDatabase(path) as database:
         asyncio.run(make_version_1(database))
         asyncio.run(write_turns(database, Clock()))
@@ -215,7 +215,7 @@ def test_many_processes_may_open_one_file_at_once(tmp_path: Path, *, is_new: boo
     for round_ in range(3):
         path = tmp_path / f"{round_}.sqlite3"
         if not is_new:
-            documents_database(path)
+            agent_runtime_database(path)
         start = children.CONTEXT.Barrier(4)
         with ExitStack() as stack:
             all_ = [stack.enter_context(children.process(children.migrate_until, path, None, start)) for _ in range(4)]
@@ -229,13 +229,13 @@ def test_many_processes_may_open_one_file_at_once(tmp_path: Path, *, is_new: boo
 def test_a_migration_may_be_killed_between_any_two_statements(tmp_path: Path) -> None:
     """What it leaves is the old database or the new one, whole; the next one to open it ends the work."""
     walk = tmp_path / "walk.sqlite3"
-    documents_database(walk)
+    agent_runtime_database(walk)
     with SqliteDatabase(walk) as database, children.counted(database, "statement") as passed:
         database.migrate()
     found = Counter[int]()
     for place in spread("statement", passed[0], 1_000):
         path = tmp_path / f"{place[1]}.sqlite3"
-        documents_database(path)
+        agent_runtime_database(path)
         with children.process(children.migrate_until, path, place) as victim:
             victim.join(120)
         [(version, runs)] = migrated_runs(path)

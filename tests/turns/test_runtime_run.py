@@ -1,4 +1,4 @@
-"""The documents' run ledger, fed by chat turns: a row for each attempt, and the sums of `chat_usage`."""
+"""agent-runtime's run ledger, fed by chat turns: a row for each attempt, and the sums of `chat_usage`."""
 
 import asyncio
 import sys

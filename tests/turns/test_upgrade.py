@@ -1,4 +1,4 @@
-"""A deployment that takes over from the documents' engine: its local database, its finished and its broken turns."""
+"""A deployment that takes over from agent-runtime: its local database, its finished and its broken turns."""
 
 import asyncio
 import sqlite3
@@ -20,8 +20,7 @@ from chatturn.database.sqlite import SqliteDatabase
 from chatturn.settings import Settings
 from dev import paths
 from dev.database import apply_schema, database_file
-from tests.support.clock import Clock
-from tests.support.documents import (
+from tests.support.agent_runtime_database import (
     ANSWER,
     COMPLETED,
     FAILED,
@@ -36,6 +35,7 @@ from tests.support.documents import (
     rows_of,
     write_turns,
 )
+from tests.support.clock import Clock
 from tests.support.turns import Desk, Recorded
 
 OURS = "Hello, world."

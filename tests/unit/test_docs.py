@@ -458,7 +458,7 @@ def test_every_option_of_telemetry_is_told() -> None:
     assert [item.name for item in fields(RuntimeTelemetryOptions)] == [names(option)[0] for option, _ in rows]
 
 
-def test_the_modules_of_the_documents_vocabulary_exist() -> None:
+def test_the_modules_of_agent_runtimes_vocabulary_exist() -> None:
     """And the manual says how many types there are."""
     [rows, *_] = tables("docs/how-to/agent-runtime-events.md", "Read a turn with agent-runtime's tools")
 

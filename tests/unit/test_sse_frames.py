@@ -62,7 +62,7 @@ def test_any_json_is_one_event(value: Any) -> None:
     ],
 )
 def test_data_are_cut_where_a_reader_ends_a_line(data: str, lines: list[str]) -> None:
-    """At a lone CR as well, where the documents' encoder ends the event's data early."""
+    """At a lone CR as well, where agent-runtime's encoder ends the event's data early."""
     assert "".join(f"data: {line}\n" for line in lines) + "\n" == encode_server_sent_event(data)
 
 

@@ -1,5 +1,5 @@
 """
-What a turn says on the way to its answer, event by event, in the documents' vocabulary.
+What a turn says on the way to its answer, event by event, in agent-runtime's vocabulary.
 
 Each function takes the data of one chat event and returns what it is there, or None where the data are too little for
 it: a product's producer may say anything.  Pure, and without memory; `mapping` knows what was said before.
@@ -91,7 +91,7 @@ SAID: Final[Mapping[str, Callable[[Data], RuntimeStreamEvent | None]]] = {
     "tool.result": _tool_result,
     "tool.error": _tool_error,
     "tool.approval": _approval,
-    # Not ours: what the documents' own producers say.
+    # Not ours: what agent-runtime's own producers say.
     "artifact": _artifact,
     "proposal_created": _proposal,
     "proposal": _proposal,

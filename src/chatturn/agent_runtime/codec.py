@@ -1,5 +1,5 @@
 """
-Values to the documents' JSON, and back.
+Values to agent-runtime's JSON, and back.
 
 One rule for every class: a field is a member, named in camelCase; None is left out; a tuple is an array; an event has
 its ``type``.  Reading is strict about what it knows, member by member as the class declares it, and ignores members
@@ -43,7 +43,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=
 
 class InvalidRuntimeEvent(ValueError):
     """
-    The JSON is no event of the documents' vocabulary.
+    The JSON is no event of agent-runtime's vocabulary.
 
     Attributes:
         where: The member that is wrong, as a path: ``task.intent``.

@@ -1,5 +1,5 @@
 """
-`AgentRuntimeEvent`: what the documents' other runtime says, which runs a task as a loop of control.
+`AgentRuntimeEvent`: what agent-runtime says where it runs a task as a loop of control.
 
 It has no time and no session.  Up to the readiness gate its members are those of the stream's events; then come the
 loop's steps.  Values only: chatturn has no such loop, and reads these events to sanitize and collect them.

@@ -1,5 +1,5 @@
 """
-Which event may follow which: the order in which the documents' runtime says them.
+Which event may follow which: the order in which agent-runtime says them.
 
 ::
 

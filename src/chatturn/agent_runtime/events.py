@@ -1,7 +1,7 @@
 """
-`RuntimeStreamEvent`: what the documents' runtime says while it runs a task, one class for each type.
+`RuntimeStreamEvent`: what agent-runtime says while it runs a task, one class for each type.
 
-The members are the documents', in Python's naming; `codec` reads and writes their JSON, `event_order` knows which may
+The members are agent-runtime's, in Python's naming; `codec` reads and writes their JSON, `event_order` knows which may
 follow which.  Events that the runtime itself makes name their task and their time.  Those that a backend makes may
 leave them out, and whoever runs the backend fills them in (`filled_in`).
 
@@ -57,7 +57,7 @@ class RuntimeMadeEvent:
     What the runtime itself says.
 
     Attributes:
-        type: The documents' name for it.
+        type: agent-runtime's name for it.
         task: What it is about.
         timestamp: When: ``YYYY-MM-DDTHH:MM:SS.mmmZ``.
     """

@@ -11,7 +11,7 @@ from chatturn.errors import error_classes
 __all__ = ["BACKEND_COMPLETED", "SUSPENDED", "WORKER_LOST", "is_fixed"]
 
 BACKEND_COMPLETED: Final = "backend completed"
-"""The documents' reason of a task that succeeded."""
+"""agent-runtime's reason of a task that succeeded."""
 
 SUSPENDED: Final = "suspended"
 WORKER_LOST: Final = "The worker was lost, and another goes on."

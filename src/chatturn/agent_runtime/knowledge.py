@@ -1,7 +1,7 @@
 """
-What the documents' runtime asks before it starts: does the task know enough?
+What agent-runtime asks before it starts: does the task know enough?
 
-Values only.  Their names and closed sets are those of the documents' evaluation package, whose reports, questions
+Values only.  Their names and closed sets are those of agent-runtime's evaluation package, whose reports, questions
 and plans travel in `readiness_end`, `questions_*` and `acquisition_*`.
 """
 

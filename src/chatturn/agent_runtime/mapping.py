@@ -1,5 +1,5 @@
 """
-A turn's log in the documents' vocabulary: chat events in, `RuntimeStreamEvent`s out.
+A turn's log in agent-runtime's vocabulary: chat events in, `RuntimeStreamEvent`s out.
 
 ::
 
@@ -107,7 +107,7 @@ class RuntimeEventMapper:
 
     def feed(self, event: ChatStreamEvent, *, attempt: int | None = None) -> list[RuntimeStreamEvent]:
         """
-        Take the turn's next event; return what it is in the documents' vocabulary, nothing if it has no place there.
+        Take the turn's next event; return what it is in agent-runtime's vocabulary, nothing if it has no place there.
 
         Args:
             event: As the turn said it.

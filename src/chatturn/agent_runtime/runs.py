@@ -94,7 +94,7 @@ class RuntimeRunCost:
 
     def to_json(self) -> dict[str, Any]:
         """
-        Return the documents' shape.
+        Return agent-runtime's shape.
 
         Sums of which nothing is known are null; ``tokensKnown`` and ``usdKnown`` are there only where they are false,
         and an estimate only where there is one.
@@ -158,7 +158,7 @@ class RuntimeRunRow:
     metadata: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the documents' shape; what is None is left out."""
+        """Return agent-runtime's shape; what is None is left out."""
         members = {
             "id": self.id,
             "workspaceId": self.workspace_id,

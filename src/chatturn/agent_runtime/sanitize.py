@@ -1,5 +1,5 @@
 """
-Sanitizers: the documents' events as telemetry may keep them.
+Sanitizers: agent-runtime's events as telemetry may keep them.
 
 What is shown of each member is said in `sanitize_rules`; what is asked for, in `RuntimeTelemetryOptions`.  The default
 shows what happened, to whom it belongs and how much it was, and nothing of what anybody said.  What is shown holds no

@@ -1,5 +1,5 @@
 """
-What telemetry shows of each value of the documents' vocabulary: one rule for each member of each class.
+What telemetry shows of each value of agent-runtime's vocabulary: one rule for each member of each class.
 
 A member without a rule is not shown, so a new one is shown on purpose.  Identifiers, closed sets, numbers, times and a
 task's intent are shown; whatever may hold the words of a user, a model, a tool or an upstream is left out, or replaced

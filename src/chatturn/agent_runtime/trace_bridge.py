@@ -1,5 +1,5 @@
 """
-The trace bridge: runtime events as the trace events of the documents' evaluation package.
+The trace bridge: runtime events as the trace events of agent-runtime's evaluation package.
 
 One way only.  A trace event is a mark in time, not a record: its payload has ids and counts, never arguments, results,
 contents or text; the pieces of an answer are no marks at all.  Words that say why something ended or failed are masked,

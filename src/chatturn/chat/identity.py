@@ -54,7 +54,7 @@ def _session(tenant_id: str, session_id: str) -> str:
 
 def legacy_run_id(identity: ChatTurnIdentity) -> str:
     """
-    Return what the documents' engine calls the turn's run: ``chat:<session>:<turn_index>``.
+    Return what agent-runtime calls the turn's run: ``chat:<session>:<turn_index>``.
 
     It has no tenant: two tenants whose sessions have the same name share it.
     """
@@ -65,7 +65,7 @@ def turn_manifest(
     identity: ChatTurnIdentity, *, project_id: str, domain: str, user_message: str, model: str | None
 ) -> DurableRunManifest:
     """
-    Describe the turn for its run: the documents' manifest, so that their databases' hashes still match.
+    Describe the turn for its run: agent-runtime's manifest, so that their databases' hashes still match.
 
     Source:
         CONTRACT sections 2 and 5: the digest of the manifest and of its input are pinned there.

@@ -104,7 +104,7 @@ class RunChatTurnInput:
         history_turns: How many finished turns of the session `produce` is shown, at most.
         history_characters: How many characters of them, at most.
         supersede: Start the turn anew if it was started with another message or model.
-        legacy_run_ids: Take a turn that has no run for the documents' engine's, if that has one; for a database
+        legacy_run_ids: Take a turn that has no run for agent-runtime's, if that has one; for a database
             that it shares with that engine, and only of one tenant.
         worker_id: Who runs it; a fresh one by default.
         on_disconnect: What the reader's going away does to the turn: nothing, or it is cancelled, at once or after

@@ -1,5 +1,5 @@
 """
-Bringing a database to the schema, from wherever it is: new, the documents' own, or an older one of ours.
+Bringing a database to the schema, from wherever it is: new, agent-runtime's own, or an older one of ours.
 
 ``CREATE … IF NOT EXISTS`` brings about everything but a new column of an old table.  So a migration is one
 batch: the columns that are missing, then the whole schema.  It applies whole or not at all; where two run at

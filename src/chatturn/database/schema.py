@@ -10,7 +10,7 @@ from typing import Final
 __all__ = ["ADDED_COLUMNS", "DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION", "schema_statements"]
 
 DURABLE_SCHEMA_VERSION: Final = 103
-"""The version in ``durable_schema_info`` that this code needs; below 100 are the documents' own."""
+"""The version in ``durable_schema_info`` that this code needs; below 100 are agent-runtime's own."""
 
 ADDED_COLUMNS: Final = (
     ("durable_runs", "epoch", "INTEGER NOT NULL DEFAULT 0"),
@@ -51,7 +51,7 @@ DURABLE_SCHEMA_SQL: Final = """\
 --   durable_steps   one row a checkpoint of a run; a chat turn's first is the turn, its result the answer
 --   durable_events  what was emitted under a key of a run; the first emit wins
 --   chat_*          what a chat turn adds: who asked what, the log of lines, messages, hook calls, usage
--- The durable_* tables are the documents' version 1 exactly, plus durable_runs.epoch.
+-- The durable_* tables are agent-runtime's version 1 exactly, plus durable_runs.epoch.
 -- All timestamps are UTC text of 24 characters, YYYY-MM-DDTHH:MM:SS.mmmZ, from the database's own clock.
 --
 -- An existing database is brought here by chatturn.database.migration, which adds the columns that it lacks and

@@ -54,7 +54,7 @@ class FileSystemDurableRunStore(_LocalRunStore):
     """
     Durable runs in one SQLite file, which any number of processes on this machine may share.
 
-    A file of an older version, or of the documents' own, is brought to the schema when it is opened.  Beside
+    A file of an older version, or of agent-runtime's own, is brought to the schema when it is opened.  Beside
     it SQLite keeps ``-wal`` and ``-shm`` files while it is open.
 
     Args:

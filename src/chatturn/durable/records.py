@@ -1,7 +1,7 @@
 """
 What the store keeps, as values: manifests, runs, steps, events, leases.
 
-The names and the closed sets are the documents' (CONTRACT sections 1.1 and 3).  Timestamps are text,
+The names and the closed sets are agent-runtime's (CONTRACT sections 1.1 and 3).  Timestamps are text,
 ``YYYY-MM-DDTHH:MM:SS.mmmZ`` in UTC, so that the order of text is the order of time.
 """
 
@@ -102,13 +102,13 @@ class RunOutcome:
     metadata: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the documents' shape, absent members left out."""
+        """Return agent-runtime's shape, absent members left out."""
         members = {"pass": self.passed, "score": self.score, "notes": self.notes, "metadata": self.metadata}
         return {name: value for name, value in members.items() if value is not None}
 
     @classmethod
     def from_json(cls, members: Mapping[str, Any]) -> "RunOutcome":
-        """Read the documents' shape."""
+        """Read agent-runtime's shape."""
         return cls(
             passed=members.get("pass"),
             score=members.get("score"),
@@ -124,7 +124,7 @@ class RunRecord:
 
     Attributes:
         step_count: The highest step position begun, plus one.
-        epoch: How often it was claimed; 0 for a run of the documents' own engine.
+        epoch: How often it was claimed; 0 for a run of agent-runtime's own.
     """
 
     run_id: str

@@ -1,4 +1,4 @@
-"""Rows of the documents' tables as records: one function a table, and the only place that knows columns."""
+"""Rows of agent-runtime's tables as records: one function a table, and the only place that knows columns."""
 
 import json
 from typing import Any

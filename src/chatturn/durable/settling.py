@@ -190,5 +190,5 @@ def _storable(error: BaseException) -> str:
 
 
 def _utf16_length(text: Any) -> int:
-    """Count as the documents' engine does: JavaScript's code units."""
+    """Count as agent-runtime does: JavaScript's code units."""
     return len(text.encode("utf-16-le", "surrogatepass")) // 2

@@ -109,7 +109,7 @@ def words_of(error: Exception) -> str:
 
 def _spelled(value: Any) -> Any:
     """
-    Write the ints that JavaScript would round as the documents' engine writes them, so that every digit counts.
+    Write the ints that JavaScript would round as agent-runtime writes them, so that every digit counts.
 
     Models pass such ids to their tools, and JSON carries them; only the canonical text does not.
     """

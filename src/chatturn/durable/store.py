@@ -1,5 +1,5 @@
 """
-What a store of durable runs promises: the documents' interface, every write under a lease.
+What a store of durable runs promises: agent-runtime's interface, every write under a lease.
 
 ::
 
@@ -131,7 +131,7 @@ class DurableRunStore(Protocol):
             reads: Further statements to read with; their rows are in `Claim.rows`.
             supersede: Give a run that has another manifest this one, and start it anew, instead of refusing;
                 a live lease still stands.
-            legacy_run_id: What the documents' engine calls the run.  Where there is none of ours, theirs with the
+            legacy_run_id: What agent-runtime calls the run.  Where there is none of ours, theirs with the
                 same manifest is meant: completed, it is returned as it is; else it becomes ours.
 
         Raises:

@@ -101,7 +101,7 @@ class TaskContext(Protocol):
         run: Callable[[], Awaitable[T]],
         *,
         kind: str = StepKind.LOGIC,
-        input: Any = NO_INPUT,  # noqa: A002 - the documents' word
+        input: Any = NO_INPUT,  # noqa: A002 - agent-runtime's word
         retry: StepRetry | None = None,
         timeout_ms: int = 0,
     ) -> Coroutine[Any, Any, T]:

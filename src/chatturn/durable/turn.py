@@ -82,7 +82,7 @@ class RunDurableTurnOptions(Generic[E]):
         begin_with: Writes of the claim's transaction, as in `DurableRunStore.start_or_resume`.
         read_with: Reads of the claim's transaction; their rows are in the claim.
         supersede: Start a turn that has another manifest anew instead of refusing it.
-        legacy_run_id: What the documents' engine calls the run, as in `DurableRunStore.start_or_resume`; or None.
+        legacy_run_id: What agent-runtime calls the run, as in `DurableRunStore.start_or_resume`; or None.
         end_with: Makes the statements of the last write's transaction, as in `Settlement.with_statements`.
         log: Takes failures that must not mask another error.
     """
@@ -248,7 +248,7 @@ class DurableTurnHandle(Generic[E]):
             heartbeat.stop()
 
     async def _end_stored(self, lease: Lease) -> None:
-        """End a run whose worker died, as only the documents' engine can, between its step and its end."""
+        """End a run whose worker died, as only agent-runtime can, between its step and its end."""
         outcome = RunOutcome(notes=self._options.intent)
         self._settling.record = await self._options.store.end_run(lease, RunStatus.COMPLETED, outcome)
 

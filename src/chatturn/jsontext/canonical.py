@@ -1,7 +1,7 @@
 """
 One text for each JSON value, the same as JavaScript's, and the hashes made of it.
 
-Workers must agree on whether two requests are the same run, and databases of the documents' engine hold
+Workers must agree on whether two requests are the same run, and databases of agent-runtime hold
 hashes that JavaScript made.  So the text is `JSON.stringify`'s, to the byte: its numbers, its escapes, its
 order of members (integer-like names first, by number; then the others, by UTF-16 code unit).  Pure.
 

@@ -108,7 +108,7 @@ def test_what_is_kept_is_sanitized(seen: list[RuntimeStreamEvent]) -> None:
 
 
 def test_the_answer_is_not_in_a_summary_unless_it_is_asked_for() -> None:
-    """The documents' collector joins the text whatever is redacted; ours says only that there is one."""
+    """agent-runtime's collector joins the text whatever is redacted; ours says only that there is one."""
     collector = collected(*BEGUN, *SAID, final("Hello"), options=RuntimeTelemetryOptions(include_control_payloads=True))
 
     assert "[redacted]" == collector.summary().final_text

@@ -1,4 +1,4 @@
-"""The documents' vocabulary: its types and members, its JSON in both directions, and its order."""
+"""agent-runtime's vocabulary: its types and members, its JSON in both directions, and its order."""
 
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
@@ -76,7 +76,7 @@ def members(cls: Any) -> Iterator[str]:
 # The vocabulary
 
 
-def test_the_types_and_their_members_are_the_documents() -> None:
+def test_the_types_and_their_members_are_agent_runtimes() -> None:
     """No type and no member is missing, none is added, and each is optional where it is for them."""
     expected = {kind: set(names.split()) for kind, names in VOCABULARY.items()}
 
@@ -92,7 +92,7 @@ def test_what_a_backend_leaves_out_is_filled_in() -> None:
 
 
 def test_a_run_s_task_is_a_task() -> None:
-    """What a durable run is for, in the documents' shape."""
+    """What a durable run is for, in agent-runtime's shape."""
     spec = TaskSpec(id="t", intent="Answer.", domain="legal", metadata={"a": 1})
 
     assert AgentTaskSpec(id="t", intent="Answer.", domain="legal", metadata={"a": 1}) == AgentTaskSpec.of(spec)
@@ -110,11 +110,11 @@ def test_every_event_is_read_as_it_was_written(event: RuntimeStreamEvent) -> Non
 
 @given(values_of(AgentTaskSpec, lambda _: st.text()))
 def test_what_is_not_there_is_left_out(task: AgentTaskSpec) -> None:
-    """None never becomes null: it is not known, and the documents say undefined."""
+    """None never becomes null: it is not known, and agent-runtime says undefined."""
     assert None not in to_json(task).values()
 
 
-def test_the_json_is_the_documents() -> None:
+def test_the_json_is_agent_runtimes() -> None:
     """Names in camelCase, the type first, one line without spaces, text as it is."""
     event = ToolCallEvent(tool_name="find", tool_call_id="1", args={"q": "Käse\n", "n": None})
 
@@ -124,7 +124,7 @@ def test_the_json_is_the_documents() -> None:
 
 
 def test_members_that_are_not_known_are_ignored() -> None:
-    """A later version of the documents may say more."""
+    """A later version of agent-runtime may say more."""
     assert TextDeltaEvent(text="a") == event_from_json({"type": "text_delta", "text": "a", "later": {"x": 1}})
 
 
@@ -232,7 +232,7 @@ END = ("task_end", "final")
         ("task_start", *RUN, "backend_error", "session_resumed", "backend_start", "text_delta", "backend_end", *END),
     ],
 )
-def test_the_documents_streams_are_in_order(kinds: tuple[str, ...]) -> None:
+def test_agent_runtimes_streams_are_in_order(kinds: tuple[str, ...]) -> None:
     """Ready, blocked, asked, failed, mended; and a turn that was taken over."""
     assert Phase.OVER is run_through(*kinds)
 

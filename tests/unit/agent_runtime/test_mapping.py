@@ -1,4 +1,4 @@
-"""A turn's log in the documents' vocabulary: nothing is said twice, nothing out of order, and nothing made up."""
+"""A turn's log in agent-runtime's vocabulary: nothing is said twice, nothing out of order, and nothing made up."""
 
 import json
 from itertools import count
@@ -72,7 +72,7 @@ def kinds(events: list[RuntimeStreamEvent]) -> list[str]:
 
 
 def text(events: list[RuntimeStreamEvent]) -> str:
-    """What somebody has who joins the pieces, as the documents' runtime does."""
+    """What somebody has who joins the pieces, as agent-runtime does."""
     return "".join(event.text for event in events if isinstance(event, TextDeltaEvent))
 
 
@@ -281,7 +281,7 @@ pieces = st.one_of(
 
 @given(st.lists(pieces, max_size=20))
 def test_whatever_a_log_says_the_order_holds(said: list[ChatStreamEvent]) -> None:
-    """Every task's events are in the documents' order; the last one may not be over yet."""
+    """Every task's events are in agent-runtime's order; the last one may not be over yet."""
     tasks: list[list[RuntimeStreamEvent]] = []
     for event in mapped(*said):
         if event.type == "task_start":
@@ -336,7 +336,7 @@ def test_a_tool_that_was_not_done_has_a_result_that_says_so() -> None:
 
 @pytest.mark.parametrize("kind", ["proposal_created", "proposal", "filing"])
 def test_a_product_s_proposals_are_told(kind: str) -> None:
-    """Under each of the documents' names; a status that they do not have is none."""
+    """Under each of agent-runtime's names; a status that they do not have is none."""
     given_data = {"id": "p", "title": "Ads", "status": "approved", "content": {"a": 1}}
 
     proposal = only(ProposalCreatedEvent, mapped(ChatStreamEvent(kind, given_data)))

@@ -212,7 +212,7 @@ def test_a_reported_zero_is_known() -> None:
 
 @pytest.mark.parametrize("wrong", [-1, -0.5, math.nan, math.inf, -math.inf, 1.5, 2**60, 1e300, True, "7"])
 def test_a_count_that_is_none_subtracts_nothing(wrong: Any) -> None:
-    """A negative or a broken count is not known; the documents' ledger subtracts it."""
+    """A negative or a broken count is not known; agent-runtime's ledger subtracts it."""
     cost = cost_of(call(2, 2, 0.1), call(wrong, 3, 0.1))
 
     assert (2, 5, 200_000) == (cost.tokens_in, cost.tokens_out, cost.cost_micro_usd)
@@ -334,7 +334,7 @@ def test_a_cost_that_is_none_cannot_be_made(wrong: dict[str, Any]) -> None:
 # The row
 
 
-def test_a_row_is_the_documents() -> None:
+def test_a_row_is_agent_runtimes() -> None:
     """Their names, money in dollars, times as text; what is unknown is null, and flagged."""
     clock = Clock()
     handle = run(clock, session_id="s", agent_id="a", scenario_id="s")
@@ -378,7 +378,7 @@ def test_a_running_row_has_no_end() -> None:
 
 
 def test_unknown_sums_are_null_in_json() -> None:
-    """And not left out: the documents' reader expects the members."""
+    """And not left out: agent-runtime's reader expects the members."""
     assert {"tokensIn": None, "tokensOut": None, "costUsd": None, "tokensKnown": False, "usdKnown": False} == {
         name: value for name, value in cost_of(call()).to_json().items() if name not in {"wallMs", "llmCalls"}
     }

@@ -104,7 +104,7 @@ def stream(event: RuntimeStreamEvent, **asked: bool) -> dict[str, Any]:
 
 @pytest.mark.parametrize("cls", [TextDeltaEvent, ReasoningDeltaEvent])
 def test_text_does_not_pass_unless_it_is_asked_for(cls: type[TextDeltaEvent | ReasoningDeltaEvent]) -> None:
-    """The documents' sanitizer lets every piece of an answer through."""
+    """agent-runtime's sanitizer lets every piece of an answer through."""
     assert "[redacted]" == stream(cls(text=PRIVATE))["text"]
     assert PRIVATE == stream(cls(text=PRIVATE), include_text=True)["text"]
 
@@ -190,7 +190,7 @@ def answered(task: AgentTaskSpec, *questions: UserQuestion) -> QuestionsEndEvent
 
 
 def test_an_answer_that_is_a_credential_never_passes() -> None:
-    """The documents' flag for answers shows credentials too; so would an answer to a question that nobody knows."""
+    """agent-runtime's flag for answers shows credentials too; so would an answer to a question that nobody knows."""
     key = requirement(id="key", category="credential_or_secret")
     task = AgentTaskSpec(id="t", intent="i", required_knowledge=(key,))
     questions = (

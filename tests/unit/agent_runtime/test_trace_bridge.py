@@ -137,7 +137,7 @@ def test_payloads_have_ids_and_counts(event: RuntimeStreamEvent, payload: dict[s
 
 @given(events(private))
 def test_nothing_that_anybody_said_is_in_a_payload(event: RuntimeStreamEvent) -> None:
-    """Nor why it failed, which the documents' bridge lets through."""
+    """Nor why it failed, which agent-runtime's bridge lets through."""
     marks = bridge().drain([event])
 
     assert PRIVATE not in json.dumps([made.to_json() for made in marks])

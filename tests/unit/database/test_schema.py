@@ -44,7 +44,7 @@ def test_the_copy_is_the_codes_schema() -> None:
     assert DURABLE_SCHEMA_SQL == SCHEMA
 
 
-def test_the_version_is_a_number_above_the_documents() -> None:
+def test_the_version_is_a_number_above_agent_runtimes() -> None:
     """Theirs are below 100."""
     assert DURABLE_SCHEMA_VERSION > 100
     assert int(DURABLE_SCHEMA_VERSION) == DURABLE_SCHEMA_VERSION
@@ -90,7 +90,7 @@ def test_the_code_needs_what_the_schema_says(empty: sqlite3.Connection) -> None:
     assert (DURABLE_SCHEMA_VERSION,) == empty.execute("SELECT max(version) FROM durable_schema_info").fetchone()
 
 
-async def test_a_database_of_the_documents_own_is_upgraded_in_place() -> None:
+async def test_a_database_of_agent_runtime_is_upgraded_in_place() -> None:
     """Their version 1 is refused with the reason; after our migration it is claimed, its rows kept."""
     with SqliteDatabase(":memory:") as database:
         database.apply_schema(MIGRATIONS[0])

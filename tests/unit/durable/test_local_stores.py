@@ -30,8 +30,8 @@ from chatturn.durable.store import DurableRunStore
 from chatturn.errors import StoreError, StoreUnavailable
 from chatturn.settings import Settings
 from tests.contract import test_listing, test_retention, test_runs, test_steps, test_upgrade
+from tests.support.agent_runtime_database import PROJECT, legacy_id, make_version_1, write_turns
 from tests.support.clock import Clock
-from tests.support.documents import PROJECT, legacy_id, make_version_1, write_turns
 from tests.support.runs import STEP, claim, lease_of, manifest
 from tests.support.turns import Desk
 
@@ -139,7 +139,7 @@ async def test_folders_above_the_file_are_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "made"])
 def test_a_folder_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """The documents' store took one; this one says what it wants."""
+    """agent-runtime's store took one; this one says what it wants."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "made").mkdir()
 
@@ -292,7 +292,7 @@ async def test_a_damaged_file_is_an_error_of_ours(path: Path) -> None:
 
 
 async def test_an_older_file_is_upgraded_when_it_is_opened(path: Path, clock: Clock) -> None:
-    """One of the documents' engine, with its turns."""
+    """One of agent-runtime, with its turns."""
     with SqliteDatabase(path) as database:
         await make_version_1(database)
         await write_turns(database, clock)

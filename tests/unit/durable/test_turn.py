@@ -338,7 +338,7 @@ async def test_t8_without_any_good_source_the_error_leaves(bench: Bench) -> None
         await bench.run("a", text=None, accumulate=_raise)
 
 
-async def test_t9_defaults_are_the_documents(bench: Bench) -> None:
+async def test_t9_defaults_are_agent_runtimes(bench: Bench) -> None:
     """Worker id and lease are optional; the step is ``turn`` of kind ``llm``; chars count UTF-16."""
     handle = bench.turn("a", text="a🙂")
     _ = [event async for event in handle.stream]
@@ -484,7 +484,7 @@ async def test_an_answer_redacted_to_nothing_is_empty(bench: Bench) -> None:
 
 
 async def test_a_stored_answer_of_an_unfinished_run_is_replayed(bench: Bench) -> None:
-    """What the documents' engine leaves when it dies between its step and its end is finished, not paid for again."""
+    """What agent-runtime leaves when it dies between its step and its end is finished, not paid for again."""
     claim = await bench.turn().claim()
     assert claim.lease is not None
     await bench.store.complete_step(claim.lease, 0, {"finalText": "stored"})

@@ -69,7 +69,7 @@ def javascript() -> Iterator[Oracle]:
 
 
 def manifest(value: Any, *, scenario_id: str | None = "scenario-1", **task: Any) -> DurableRunManifest:
-    """The manifest of the documents' own test."""
+    """The manifest of agent-runtime's own test."""
     spec = TaskSpec(**{"id": "task-1", "intent": "unit-test", "domain": "test"} | task)
     return DurableRunManifest(project_id="test-project", scenario_id=scenario_id, task=spec, input=value)
 
@@ -96,7 +96,7 @@ NUMBERS: Final = [
 ]
 
 
-# What the documents pin
+# What agent-runtime's values pin
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ NUMBERS: Final = [
     ],
 )
 def test_known_values_have_the_pinned_text_and_digest(value: object, text: str, digest: str) -> None:
-    """Hashes that the documents' engine has stored stay valid."""
+    """Hashes that agent-runtime has stored stay valid."""
     assert text == canonical_json(value)
     assert digest == canonical_hash(value)
 
@@ -156,12 +156,12 @@ def test_known_values_have_the_pinned_text_and_digest(value: object, text: str, 
     ids=["input x", "inputs a, b", "inputs b, a", "no scenario", "chat"],
 )
 def test_known_manifests_have_the_pinned_digest(given_manifest: DurableRunManifest, digest: str) -> None:
-    """A run that the documents' engine began is recognised as the same run."""
+    """A run that agent-runtime began is recognised as the same run."""
     assert digest == manifest_hash(given_manifest)
 
 
 def test_the_known_step_has_the_pinned_id() -> None:
-    """A step's id is the documents'."""
+    """A step's id is agent-runtime's."""
     expected = "7f37baae8d80292c9995d9162e6e9fdf892294165afba9d3ead0ec2a03b78ed4"
 
     assert expected == step_id("chat:thread-1:0", 0, "turn")

@@ -96,7 +96,7 @@ class ChatTurnHooks:
         tools: What the model may do.  With tools, `chatturn.chat.agent.agent.AgentProducer` answers in place of
             `produce`, and each model call and each tool call is a durable step.
         instructions: Said to the model before the conversation, by that producer.
-        runtime_runs: Takes a row of the documents' run ledger for each attempt, after the reader has everything; what
+        runtime_runs: Takes a row of agent-runtime's run ledger for each attempt, after the reader has everything; what
             it raises is logged.
         sync_http: Whether hooks use `urllib.request` or `requests`, which need `fetch` put underneath; that
             costs the first request of an isolate 0.1 s, or half a second where `requests` is vendored.

@@ -195,5 +195,5 @@ def read_turn_input(run_id: str) -> Statement:
 
 
 def read_turn(run_id: str, legacy_run_id: str | None = None) -> Statement:
-    """Read a run with what its chat turn adds; where there is none, the one that the documents' engine has."""
+    """Read a run with what its chat turn adds; where there is none, the one that agent-runtime has."""
     return Statement(_READ_TURN, (run_id, legacy_run_id))

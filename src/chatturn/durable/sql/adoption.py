@@ -1,5 +1,5 @@
 """
-The SQL that lets a run of the documents' engine go on under an id of ours, as part of the claim's batch.
+The SQL that lets a run of agent-runtime go on under an id of ours, as part of the claim's batch.
 
 Their turns are ``chat:<session>:<turn_index>``, without a tenant.  A turn that has no run under our id, but one
 under theirs with the same manifest, is that one:

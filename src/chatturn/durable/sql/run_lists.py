@@ -77,7 +77,7 @@ ORDER BY t.created_at DESC, t.run_id DESC LIMIT ?7
 TENANT_SCAN_END: Final = f"SELECT created_at, run_id {_SCAN} LIMIT 1 OFFSET ?4 - 1"
 """The last turn that `LIST_OF_TENANT` looks at, if there may be more behind it."""
 
-# A run of the documents' engine may be failed and leased: it is being tried again.  A hook call that must still
+# A run of agent-runtime may be failed and leased: it is being tried again.  A hook call that must still
 # happen keeps its run.  ?1 now, ?2 the age as a modifier, ?3 how many.
 _FINISHED: Final = f"""
 SELECT run_id FROM durable_runs

@@ -80,7 +80,7 @@ class RunOnWorkflowStepInput(Generic[T]):
     sources: ContextSources = field(default_factory=default_sources)
 
 
-async def run_on_workflow_step(step: WorkflowStepLike, input: RunOnWorkflowStepInput[T]) -> T:  # noqa: A002 - the documents' word
+async def run_on_workflow_step(step: WorkflowStepLike, input: RunOnWorkflowStepInput[T]) -> T:  # noqa: A002 - agent-runtime's word
     """
     Run a task in an instance of a Workflow; call it from the instance's ``run``, in every one of its lives.
 
@@ -129,7 +129,7 @@ class WorkflowContext:
         run: Callable[[], Awaitable[T]],
         *,
         kind: str = StepKind.LOGIC,
-        input: Any = NO_INPUT,  # noqa: A002 - the documents' word
+        input: Any = NO_INPUT,  # noqa: A002 - agent-runtime's word
         retry: StepRetry | None = None,
         timeout_ms: int = 0,
     ) -> Coroutine[Any, Any, T]:

@@ -1,4 +1,4 @@
-"""Retry decisions: the documents' defaults and formula, and what servers may ask for."""
+"""Retry decisions: agent-runtime's defaults and formula, and what servers may ask for."""
 
 import math
 from collections.abc import Callable
@@ -22,8 +22,8 @@ def always(u: float) -> Callable[[float, float], float]:
     return lambda _low, _high: u
 
 
-def test_the_defaults_are_the_documents() -> None:
-    """A policy made without arguments is the documents' (CONTRACT 6.2)."""
+def test_the_defaults_are_agent_runtimes() -> None:
+    """A policy made without arguments is agent-runtime's (CONTRACT 6.2)."""
     assert (
         BackendRetryPolicy(
             max_attempts=5,
@@ -57,7 +57,7 @@ def test_jitter_follows_the_formula(attempt: int, u: float) -> None:
 
 
 def test_jitter_may_exceed_the_maximum() -> None:
-    """Jitter is added after the maximum, as in the documents."""
+    """Jitter is added after the maximum, as in agent-runtime."""
     policy = BackendRetryPolicy(max_attempts=20)
 
     assert policy.delay_ms(10, NO_HINT, always(1.0)) == 37_500

@@ -1,5 +1,5 @@
 """
-A database as the documents' engine leaves it: its version 1 script, and turns in every state it can leave them in.
+A database as agent-runtime leaves it: its version 1 script, and turns in every state it can leave them in.
 
 Written from CONTRACT sections 2, 3 and 5: ids without a tenant, holders that name a host, timestamps of a
 worker's clock, no epoch.
@@ -47,7 +47,7 @@ def identity_of(turn_index: int, tenant_id: str = "acme") -> ChatTurnIdentity:
 
 
 def legacy_id(turn_index: int) -> str:
-    """Return what the documents' engine calls the turn's run."""
+    """Return what agent-runtime calls the turn's run."""
     return f"chat:thread-1:{turn_index}"
 
 
@@ -123,7 +123,7 @@ def _turn(turn_index: int, clock: Clock) -> list[Statement]:
 
 
 def _manifest_hash(turn_index: int) -> str:
-    """Hash the six members as the documents say, without the help of the code that is tested."""
+    """Hash the six members as agent-runtime does, without the help of the code that is tested."""
     return canonical_hash(
         {
             "projectId": PROJECT,
