@@ -61,7 +61,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 types: $(READY)
-	$(BIN)/mypy dev src tests $(if $(wildcard bench/*.py),bench)
+	$(BIN)/mypy dev src chatturn_testing tests $(if $(wildcard bench/*.py),bench)
 
 bench: $(READY)
 	$(BIN)/python -m bench.run $(ARGS)

@@ -7,8 +7,8 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+from chatturn_testing.virtual_time import run
 from tests.support.in_workerd import pytest_collection_modifyitems
-from tests.support.virtual_time import run
 
 __all__ = ["pytest_collection_finish", "pytest_collection_modifyitems", "pytest_pyfunc_call"]
 

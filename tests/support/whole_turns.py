@@ -25,21 +25,6 @@ def kinds(lines: list[dict[str, Any]]) -> list[str]:
     return [line["type"] for line in lines if line["type"] != "message.part.updated"]
 
 
-def text_of(lines: list[dict[str, Any]]) -> str:
-    """Put the answer together by the manual's rules of the wire."""
-    text, attempt = "", 0
-    for line in lines:
-        if line.get("attempt", 0) > attempt:
-            text, attempt = "", line["attempt"]
-        if line["type"] in {"tool.result", "tool.error"}:
-            text = ""
-        elif line["type"] == "result":
-            text = line["data"]["finalText"]
-        elif line["type"] == "message.part.updated" and line["data"]["part"]["type"] == "text":
-            text = line["data"]["part"].get("text", text + line["data"].get("delta", ""))
-    return text
-
-
 async def cancel(isolate: Isolate) -> Any:
     return await isolate.ask("POST", f"{TURN}/cancel")
 

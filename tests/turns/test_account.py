@@ -29,8 +29,8 @@ from chatturn.errors import BackendError, BackendTransportError
 from chatturn.events import ChatStreamEvent, EventBatch, text_delta, usage_event
 from chatturn.product import answer
 from chatturn.usage.prices import Price, PriceTable
+from chatturn_testing.faults import Crash, FaultyDatabase, Fuse, MortalDatabase
 from products.assistant import Hooks as Assistant
-from tests.support.faults import Crash, FaultyDatabase, Fuse, MortalDatabase
 from tests.support.isolates import TURN, Isolate
 from tests.support.transport import HANG, BodyPart, Reply, ScriptedTransport
 from tests.support.turns import UNHURRIED, Desk, Product, Step, open_sqlite
@@ -999,7 +999,7 @@ def _places() -> list[str]:
             await twice(database, fuse, [])
             return fuse.places
 
-    from tests.support.virtual_time import run  # noqa: PLC0415
+    from chatturn_testing.virtual_time import run  # noqa: PLC0415
 
     return run(live())
 

@@ -15,9 +15,10 @@ from chatturn.database.api import Statement
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.errors import BackendTransportError, StoreError
 from chatturn.events import ChatStreamEvent, text_delta, tool_call
+from chatturn_testing.law import text_of
 from tests.support.isolates import Isolate
 from tests.support.turns import Product, open_sqlite
-from tests.support.whole_turns import WORDS, cancel, kinds, rows, text_of, wrap
+from tests.support.whole_turns import WORDS, cancel, kinds, rows, wrap
 from tests.turns.test_agent import Agent, Model
 
 

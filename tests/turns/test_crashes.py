@@ -22,7 +22,7 @@ from chatturn.chat.turn.stream import StreamProducer
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.errors import DurableRunLeaseHeldError
 from chatturn.events import EventBatch, text_delta, usage_event
-from tests.support.faults import Crash, Fuse, MortalDatabase
+from chatturn_testing.faults import Crash, Fuse, MortalDatabase
 from tests.support.turns import IDENTITY, Desk, open_sqlite, virtual_moment
 
 LEASE_MS = 60_000

@@ -10,7 +10,6 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -21,12 +20,12 @@ from chatturn.chat.turn.stream import StreamProducer
 from chatturn.database.api import Statement
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.events import EventBatch, reasoning_delta, text_delta, tool_call, usage_event
+from chatturn_testing.law import TERMINAL, assert_law, text_of
+from chatturn_testing.virtual_time import run
 from tests.support.isolates import TURN, Isolate
 from tests.support.turns import open_sqlite
-from tests.support.virtual_time import run
 
 LEASE_MS = 3_000
-TERMINAL = {"session.run.completed", "session.run.failed", "session.run.cancelled"}
 
 Pause = st.sampled_from([0.0, 0.0, 0.01, 0.1, 0.26, 0.5, 1.4])
 Moment = st.integers(0, 60).map(lambda tenth: tenth / 10)
@@ -159,34 +158,6 @@ def _events(text: str) -> list[dict[str, Any]]:
     return [line for line in found if line["type"] != "ping"]
 
 
-def text_of(lines: list[dict[str, Any]]) -> str:
-    """Put the answer together by the rules of the wire."""
-    text, attempt = "", 0
-    for line in lines:
-        if line["type"] == "session.run.restarted" or line.get("attempt", 0) > attempt:
-            text = ""
-        attempt = max(attempt, line.get("attempt", 0))
-        if line["type"] == "result":
-            text = line["data"]["finalText"]
-        elif line["type"] == "message.part.updated" and line["data"]["part"]["type"] == "text":
-            text = line["data"]["part"].get("text", text + line["data"].get("delta", ""))
-    return text
-
-
-def check_log(log: list[dict[str, Any]]) -> None:
-    """The log as it is stored: one beginning, one end, numbers that only grow, gaps only at a restart."""
-    kinds = [line["type"] for line in log]
-    assert "session.run.started" == kinds[0]
-    assert 1 == kinds.count("session.run.started")
-    assert [kinds[-1]] == [kind for kind in kinds if kind in TERMINAL]
-    for before, line in pairwise(log):
-        assert line["attempt"] >= before["attempt"]
-        if line["type"] == "session.run.restarted":
-            assert line["seq"] > before["seq"]
-        else:
-            assert line["seq"] == before["seq"] + 1
-
-
 def check_client(seen: list[dict[str, Any]], log: list[dict[str, Any]]) -> None:
     """
     Compare what a client saw with the log: each line once, in its order.
@@ -219,7 +190,7 @@ async def play(scene: Scene, database: SqliteDatabase) -> None:
     [messages] = await database.batch([Statement("SELECT role, content FROM chat_messages ORDER BY role")])
     answers = [row["content"] for row in messages.rows if row["role"] == "assistant"]
 
-    check_log(log)
+    assert_law(log)
     for lines in seen:
         check_client(lines, log)
         assert text_of(lines) == answers[0]

@@ -20,10 +20,11 @@ from chatturn.errors import BackendTransportError, StoreError, StoreUnavailable
 from chatturn.events import text_delta, usage_event
 from chatturn.jsontext.canonical import manifest_hash
 from chatturn.settings import Plan, Settings
+from chatturn_testing.law import text_of
 from products.assistant import Hooks as Assistant
 from tests.support.isolates import TURN, Isolate
 from tests.support.turns import Product, Step, open_sqlite, virtual_moment
-from tests.support.whole_turns import WORDS, cancel, echoing, kinds, rows, text_of, wrap
+from tests.support.whole_turns import WORDS, cancel, echoing, kinds, rows, wrap
 
 
 @pytest.fixture

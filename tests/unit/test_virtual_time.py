@@ -5,7 +5,7 @@ from itertools import count
 
 import pytest
 
-from tests.support.virtual_time import Deadlock, run
+from chatturn_testing.virtual_time import Deadlock, run
 
 
 def now() -> float:

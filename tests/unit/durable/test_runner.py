@@ -26,7 +26,7 @@ from chatturn.errors import (
     StepTimeout,
     StepTooLarge,
 )
-from tests.support.faults import Crash, FaultyDatabase, Fuse, MortalDatabase
+from chatturn_testing.faults import Crash, FaultyDatabase, Fuse, MortalDatabase
 from tests.support.runs import manifest
 from tests.support.turns import open_sqlite, virtual_moment
 

@@ -9,7 +9,7 @@ import pytest
 
 from chatturn.backends.openai.deadlines import UNLIMITED, Deadline, Watchdog
 from chatturn.errors import BackendTimeout
-from tests.support.virtual_time import VirtualTimeLoop
+from chatturn_testing.virtual_time import VirtualTimeLoop
 
 Ts = TypeVarTuple("Ts")
 IDLE = Deadline("idle_timeout_ms", 2_000, "further bytes")

@@ -81,6 +81,11 @@ class Fuse:
             raise Crash(place)
         self.places.append(place)
 
+    def require_alive(self) -> None:
+        """Die again, if dead."""
+        if self.dead:
+            raise Crash("the dead turned up again")
+
     def around(self, name: str, call: Callable[[], Awaitable[None]]) -> Awaitable[None]:
         """Make *call* with a place to die before and after it."""
 

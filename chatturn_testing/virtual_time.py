@@ -24,29 +24,35 @@ class Deadlock(AssertionError):
 class _JumpingSelector(selectors.DefaultSelector):
     """Instead of waiting for the next timer, moves the clock to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, start_s: float) -> None:
         super().__init__()
-        self.now = 0.0
+        self.now = start_s
+        self._horizon_s = start_s + _HORIZON_S
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if ready or timeout == 0:
             return ready
-        if timeout is None or self.now > _HORIZON_S:
+        if timeout is None or self.now > self._horizon_s:
             raise Deadlock(f"nothing can happen any more at {self.now:.3f} s; waiting: {_waiting()}")
         self.now += timeout
         return ready
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop that begins at 0 s."""
+    """
+    An event loop whose time begins at *start_s*.
 
-    def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
+    Args:
+        start_s: In seconds; 0, or where another loop has stopped.
+    """
+
+    def __init__(self, start_s: float = 0.0) -> None:
+        self._jumping = _JumpingSelector(start_s)
         super().__init__(self._jumping)
 
     def time(self) -> float:
-        """Return the virtual seconds since the loop was made."""
+        """Return the virtual time in seconds."""
         return self._jumping.now
 
 
