@@ -1,6 +1,8 @@
 """The test kit finds what it is made to find: products that lose, double or divide, and none in those that do not."""
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,3 +150,18 @@ def test_what_a_client_saw_twice_is_found() -> None:
         assert_law(log, [{**log[0], "type": "x"}])
     with pytest.raises(AssertionError, match="is lost"):
         assert_law(log, [{"type": "x", "seq": 7, "attempt": 1}])
+
+
+PAGE = (Path(__file__).parents[3] / "docs" / "how-to" / "test-a-product.md").read_text("utf-8")
+
+
+def test_the_pages_example_is_a_test_file_that_passes() -> None:
+    """As it stands on the page."""
+    [source] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(source, "test-a-product.md", "exec"), names)  # noqa: S102 - our own page
+    tests = [value for name, value in names.items() if name.startswith("test_")]
+
+    assert 4 == len(tests)
+    for test in tests:
+        test()
