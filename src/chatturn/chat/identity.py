@@ -1,6 +1,8 @@
 """Who speaks in which thread at which position, and the durable names that follow from it."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote, unquote
 
 from chatturn.durable.records import DurableRunManifest, TaskSpec
@@ -62,10 +64,18 @@ def legacy_run_id(identity: ChatTurnIdentity) -> str:
 
 
 def turn_manifest(
-    identity: ChatTurnIdentity, *, project_id: str, domain: str, user_message: str, model: str | None
+    identity: ChatTurnIdentity,
+    *,
+    project_id: str,
+    domain: str,
+    user_message: str,
+    model: str | None,
+    history: Sequence[Mapping[str, Any]] | None = None,
 ) -> DurableRunManifest:
     """
     Describe the turn for its run: agent-runtime's manifest, so that their databases' hashes still match.
+
+    A conversation that the request brings is a member more, and where it brings none the hash is theirs.
 
     Source:
         CONTRACT sections 2 and 5: the digest of the manifest and of its input are pinned there.
@@ -78,6 +88,10 @@ def turn_manifest(
             intent=f"Run a {domain} chat turn with workspace context.",
             domain=domain,
         ),
-        input={"userMessage": user_message, "model": model},
+        input={
+            "userMessage": user_message,
+            "model": model,
+            **({} if history is None else {"history": [dict(message) for message in history]}),
+        },
         tags={"session_id": identity.session_id, "tenant_id": identity.tenant_id},
     )

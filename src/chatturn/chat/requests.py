@@ -1,10 +1,10 @@
 """What a chat turn is run from: values, resolved by whoever owns the request."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from chatturn.backends.api import AgentExecutionBackend
+from chatturn.backends.api import AgentExecutionBackend, ChatMessage
 from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.identity import ChatTurnIdentity, turn_manifest
 from chatturn.chat.log.live import LiveLogs
@@ -35,6 +35,7 @@ class TurnRequest:
         message: Neither blank nor too long, storable as UTF-8.
         model: The model asked for, or None for the deployment's.
         metadata: The caller's own, JSON.
+        history: The conversation before the message, where the request brings its own; None: the session's is it.
         supersede: Start the turn anew if it was started with another message or model.
         follow: Show what is being answered already, instead of refusing.
     """
@@ -42,6 +43,7 @@ class TurnRequest:
     message: str
     model: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    history: Sequence[ChatMessage] | None = None
     supersede: bool = False
     follow: bool = False
 
@@ -101,6 +103,8 @@ class RunChatTurnInput:
         hooks: The product's.
         backend: What the product's `produce` may call.
         metadata: The request's, for the hooks.
+        history: The conversation before the message, as the request brings it, and then part of the turn's identity;
+            None: the session's finished turns are it.
         history_turns: How many finished turns of the session `produce` is shown, at most.
         history_characters: How many characters of them, at most.
         supersede: Start the turn anew if it was started with another message or model.
@@ -134,6 +138,7 @@ class RunChatTurnInput:
     model: str | None = None
     default_model: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[ChatMessage] | None = None
     history_turns: int = 20
     history_characters: int = 100_000
     supersede: bool = False
@@ -162,4 +167,5 @@ class RunChatTurnInput:
             domain=self.domain,
             user_message=self.user_message,
             model=self.model,
+            history=self.history,
         )

@@ -100,6 +100,7 @@ class DurableChatService:
                 hooks=self.hooks,
                 backend=self.backend,
                 metadata=request.metadata,
+                history=request.history,
                 history_turns=settings.history_turns,
                 history_characters=settings.history_characters,
                 supersede=request.supersede,
@@ -201,11 +202,12 @@ class DurableChatService:
         return await self._reopen(row)
 
     async def _reopen(self, row: Row) -> ChatTurn:
-        metadata, model = row["metadata_json"], row["model"]
+        metadata, model, history = row["metadata_json"], row["model"], row["history_json"]
         request = TurnRequest(
             message=str(row["user_message"]),
             model=None if model is None else str(model),
             metadata={} if metadata is None else json.loads(str(metadata)),
+            history=None if history is None else json.loads(str(history)),
         )
         return await self.open(_identity(row), request)
 

@@ -158,7 +158,8 @@ class ChatTurn:
         self._log.begin(self._place, epoch)
         self._account.begin(epoch, spent)
         messages = [dict(row) for rows in history for row in rows]
-        self._production.begin(claim, self._place, recent(messages, self._input.history_characters))
+        stored = recent(messages, self._input.history_characters)
+        self._production.begin(claim, self._place, stored if self._input.history is None else self._input.history)
 
     def abort(self) -> None:
         """Stop the turn: the model's connection is closed at once, and the turn ends as failed, `aborted`."""
@@ -363,6 +364,7 @@ class ChatTurn:
             user_message=turn.user_message,
             model=turn.model,
             metadata_json=metadata,
+            history_json=None if turn.history is None else json.dumps(list(turn.history), ensure_ascii=False),
             trace=tracing.begin_with(turn.tracing),
         )
         return [begin, *([*self._outbox.forget(), chat_sql.forget_messages()] if turn.supersede else [])]
@@ -370,7 +372,7 @@ class ChatTurn:
     def _read_statements(self) -> list[Statement]:
         turn = self._input
         reads = [chat_sql.read_place(self.run_id), *self._account.read_with()]
-        if turn.history_turns and turn.identity.turn_index:
+        if turn.history_turns and turn.identity.turn_index and turn.history is None:
             reads.append(chat_sql.read_history(turn.identity, self.run_id, turn.history_turns))
         return reads
 
