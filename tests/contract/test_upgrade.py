@@ -13,7 +13,6 @@ from chatturn.durable.records import Claim, RunStatus, StepStatus
 from chatturn.durable.sql_store import SqlRunStore
 from chatturn.durable.store import Begin, Settlement
 from chatturn.errors import DurableRunLeaseHeldError, LeaseLost, StoreUnavailable
-from chatturn_testing.faults import FaultyDatabase
 from tests.support.agent_runtime_database import (
     ANSWER,
     COMPLETED,
@@ -32,6 +31,7 @@ from tests.support.agent_runtime_database import (
     write_turns,
 )
 from tests.support.clock import Clock
+from tests.support.faults import FaultyDatabase
 
 INPUT_HASH = "b31e4d00b684d1380865e28c4cedbea845b8e9d11539305ad2349b5db787eac2"
 

@@ -29,8 +29,9 @@ from chatturn.errors import BackendError, BackendTransportError
 from chatturn.events import ChatStreamEvent, EventBatch, text_delta, usage_event
 from chatturn.product import answer
 from chatturn.usage.prices import Price, PriceTable
-from chatturn_testing.faults import Crash, FaultyDatabase, Fuse, MortalDatabase
+from chatturn_testing.faults import Crash, Fuse, MortalDatabase
 from products.assistant import Hooks as Assistant
+from tests.support.faults import FaultyDatabase
 from tests.support.isolates import TURN, Isolate
 from tests.support.transport import HANG, BodyPart, Reply, ScriptedTransport
 from tests.support.turns import UNHURRIED, Desk, Product, Step, open_sqlite

@@ -29,7 +29,8 @@ from chatturn.durable.steps import StepRetry
 from chatturn.errors import RunNotFound
 from chatturn.events import EventBatch, text_delta, tool_call, usage_event
 from chatturn.settings import Settings
-from chatturn_testing.faults import Crash, FaultyDatabase, Fuse, MortalDatabase
+from chatturn_testing.faults import Crash, Fuse, MortalDatabase
+from tests.support.faults import FaultyDatabase
 from tests.support.turns import IDENTITY as ANN
 from tests.support.turns import UNHURRIED, Desk, Product, events_of, open_sqlite
 from tests.turns.test_crashes import LEASE_MS, MortalSink

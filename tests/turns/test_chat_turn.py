@@ -28,7 +28,7 @@ from chatturn.errors import (
 )
 from chatturn.events import ChatStreamEvent, EventBatch, reasoning_delta, text_delta, tool_call, usage_event
 from chatturn.telemetry.otlp.turns import TurnTrace
-from chatturn_testing.faults import FaultyDatabase
+from tests.support.faults import FaultyDatabase
 from tests.support.telemetry import Collected, fixed_telemetry
 from tests.support.turns import IDENTITY, Desk, Product, Recorded, events_of, open_sqlite, virtual_moment
 

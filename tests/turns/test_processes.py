@@ -19,10 +19,10 @@ from chatturn.durable.runner import RunDurableInput, run_durable
 from chatturn.durable.sql_store import SqlRunStore
 from chatturn.errors import DurableRunLeaseHeldError
 from chatturn.timestamps import timestamp
-from chatturn_testing.faults import FaultyDatabase
 from tests.support import children
 from tests.support.agent_runtime_database import make_version_1, rows_of, write_turns
 from tests.support.clock import Clock
+from tests.support.faults import FaultyDatabase
 from tests.support.runs import manifest
 from tests.support.turns import open_sqlite, virtual_moment
 

@@ -15,7 +15,7 @@ from chatturn.telemetry.content import content_text
 from chatturn.telemetry.redaction import REDACTED
 from chatturn.telemetry.spans import SpanRecorder
 from chatturn.telemetry.w3c import parse_traceparent, sampled_at
-from chatturn_testing.faults import FaultyDatabase
+from tests.support.faults import FaultyDatabase
 from tests.support.isolates import Isolate
 from tests.support.telemetry import Collected, Logged, fixed_telemetry
 from tests.support.turns import Desk, Product, open_sqlite

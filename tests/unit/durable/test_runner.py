@@ -26,7 +26,8 @@ from chatturn.errors import (
     StepTimeout,
     StepTooLarge,
 )
-from chatturn_testing.faults import Crash, FaultyDatabase, Fuse, MortalDatabase
+from chatturn_testing.faults import Crash, Fuse, MortalDatabase
+from tests.support.faults import FaultyDatabase
 from tests.support.runs import manifest
 from tests.support.turns import open_sqlite, virtual_moment
 

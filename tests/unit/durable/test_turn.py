@@ -12,7 +12,7 @@ from chatturn.durable.records import DurableRunManifest, RunOutcome, RunStatus, 
 from chatturn.durable.sql_store import SqlRunStore
 from chatturn.durable.turn import DurableTurnHandle, RunDurableTurnOptions, TurnEnd, run_durable_turn
 from chatturn.errors import DurableRunLeaseHeldError, EmptyAnswer, LeaseLost, StoreError, StoreUnavailable
-from chatturn_testing.faults import FaultyDatabase
+from tests.support.faults import FaultyDatabase
 from tests.support.turns import open_sqlite, virtual_moment
 
 MANIFEST = DurableRunManifest(
