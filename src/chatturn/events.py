@@ -1,8 +1,8 @@
 """
 What a turn says while it runs: chat events, their lines, and the text that they add up to.
 
-The vocabulary is agent-runtime's (CONTRACT section 5).  A producer yields events, or sequences of events that
-arrived together; the engine turns each into one line of the turn's log, ``{"type", "data"?, "seq",
+The vocabulary is agent-runtime's (docs/reference/agent-runtime.md).  A producer yields events, or sequences of
+events that arrived together; the engine turns each into one line of the turn's log, ``{"type", "data"?, "seq",
 "attempt"}``, LF-terminated.  Pure: no I/O, no clock.
 """
 
@@ -270,7 +270,7 @@ class TextAssembly:
     The answer's text, assembled part by part from the events of one attempt.
 
     Deltas append to their part, a cumulative ``part.text`` replaces that part only, reasoning and tool parts
-    are no text, and a ``result`` says the whole (CONTRACT C8 lists what goes wrong otherwise).
+    are no text, and a ``result`` says the whole (otherwise: C8 in docs/reference/agent-runtime.md).
 
     Attributes:
         size: Bytes of text in UTF-8 that were added so far.

@@ -5,7 +5,8 @@ A frame is its ``id``, ``event`` and ``retry``, as far as it has them, then its 
 a line early does not: data are cut into lines wherever a reader ends one, and in an id or a type a line end is a space.
 
 Source:
-    HTML Living Standard, section 9.2; CONTRACT section 1.11 for the order of the fields and the known answer.
+    HTML Living Standard, section 9.2; docs/reference/agent-runtime.md, Server-sent events, for the order of the
+    fields and the known answer.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Runs and leases: nobody writes a run that is not theirs (CONTRACT 4.1, B1 to B10)."""
+"""Runs and leases: nobody writes a run that is not theirs (B1 to B10 in docs/reference/agent-runtime.md)."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Steps and events of a run (CONTRACT 4.1, B5, B9, B12, B13)."""
+"""Steps and events of a run (B5, B9, B12, B13 in docs/reference/agent-runtime.md)."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,7 @@
 """
 A database as agent-runtime leaves it: its version 1 script, and turns in every state it can leave them in.
 
-Written from CONTRACT sections 2, 3 and 5: ids without a tenant, holders that name a host, timestamps of a
+Written from docs/reference/agent-runtime.md: ids without a tenant, holders that name a host, timestamps of a
 worker's clock, no epoch.
 """
 

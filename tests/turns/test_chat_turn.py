@@ -1,4 +1,4 @@
-"""One chat turn told in lines (CONTRACT 4.4, C1 to C14, and section 5), over SQLite, in virtual time."""
+"""One chat turn told in lines (C1 to C14 in docs/reference/agent-runtime.md), over SQLite, in virtual time."""
 
 import asyncio
 import json
@@ -433,8 +433,8 @@ async def test_c6_nothing_internal_reaches_the_client(database: FaultyDatabase, 
     assert any(SECRET in str(particulars["error"]) for event, particulars in desk.logged if event == "turn.failed")
 
 
-async def test_c6_a_turn_in_flight_is_told_apart_from_a_failure(database: FaultyDatabase) -> None:
-    """C12: it is known before the first line, with the time after which to ask again."""
+async def test_c12_a_turn_in_flight_is_told_before_the_first_line(database: FaultyDatabase) -> None:
+    """Apart from a failure (C6), and with the time after which to ask again."""
     desk = Desk(database)
     await durable_chat_turn_engine.open(desk.input(lease_ms=60_000))
 

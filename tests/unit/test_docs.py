@@ -34,6 +34,7 @@ from chatturn.http.routes import ROUTES
 from chatturn.http.service import UnconfiguredService
 from chatturn.http.strict_json import MAX_JSON_DEPTH
 from chatturn.http.turns import _members
+from chatturn.jsontext.canonical import canonical_hash
 from chatturn.settings import Settings
 from products.assistant import Hooks as Assistant
 from tests.support.isolates import TURN, Isolate
@@ -104,7 +105,15 @@ def names(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
+def first_name(cell: str) -> str:
+    """Return what stands between the first backticks in *cell*."""
+    return names(cell)[0]
+
+
 # What is promised
+
+
+PROOF = r"`(tests/[\w/]+\.py)::(\w+)`"
 
 
 @cache
@@ -115,12 +124,13 @@ def proven_by(path: str) -> frozenset[str]:
 
 @pytest.mark.parametrize("row", table("docs/explanation/promises.md", "Promises"), ids=lambda row: row[0][:40])
 def test_every_promise_has_a_test(row: list[str]) -> None:
-    """A guarantee names the tests that prove it, and each of them exists."""
-    proofs = [name.partition("::") for name in names(row[1])]
+    """A guarantee names the tests that prove it."""
+    assert re.findall(PROOF, row[1])
 
-    assert proofs
-    for path, _, name in proofs:
-        assert name in proven_by(path), f"{path} has no {name}"
+
+def test_every_test_that_is_named_exists() -> None:
+    """On whatever page."""
+    assert [] == [f"{path}::{name}" for path, name in re.findall(PROOF, PROSE) if name not in proven_by(path)]
 
 
 def test_every_file_that_is_mentioned_exists() -> None:
@@ -343,15 +353,10 @@ def test_every_setting_is_told_as_it_is() -> None:
 def test_no_other_setting_is_mentioned() -> None:
     """A name in the prose that looks like a setting is one, or belongs to a command."""
     known = {field.name.upper() for field in fields(Settings)} | {"PORT", "ARGS", "SESSIONS"}
-    mentioned = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+|[A-Z]{4,})(?:=[^`]*)?`", PROSE)) - {
-        "GET",
-        "HEAD",
-        "OPTIONS",
-        "POST",
-        "WHERE",
-    }
+    words = {"GET", "HEAD", "OPTIONS", "POST", "WHERE", "DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION"}
+    mentioned = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+|[A-Z]{4,})(?:=[^`]*)?`", PROSE))
 
-    assert set() == mentioned - known
+    assert set() == mentioned - known - words
 
 
 # Examples
@@ -467,6 +472,36 @@ def test_the_modules_of_agent_runtimes_vocabulary_exist() -> None:
     for name in (name for row in rows for name in names(row[0])):
         assert (SRC.parent / (name.replace(".", "/") + ".py")).exists(), name
     assert f"the {len(EVENT_CLASSES)} types" in rows[1][1]
+
+
+# The contract of agent-runtime
+
+CONTRACT = "docs/reference/agent-runtime.md"
+
+
+def test_every_number_of_a_test_is_a_defect_and_is_told() -> None:
+    """What `test_b8_…` is about is looked up under B8; what came after 0.14.1 (S) has tests under other names."""
+    sources = (path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    tested = {found.upper() for text in sources for found in re.findall(r"def test_([brtco][0-9]+)_", text)}
+    told = [row[0] for defects in tables(CONTRACT, "Defects") for row in defects]
+
+    assert sorted(set(told)) == sorted(told)
+    assert {number for number in told if number[0] != "S"} == tested
+
+
+@pytest.mark.parametrize(("value", "digest"), [tuple(map(first_name, row)) for row in tables(CONTRACT, "Hashes")[1]])
+def test_every_known_answer_is_ours(value: str, digest: str) -> None:
+    assert digest == canonical_hash(json.loads(value))
+
+
+def test_every_stream_event_is_told_with_its_members() -> None:
+    """In their JSON's names, which are JavaScript's."""
+    told = {kind: names(row[1]) for row in table(CONTRACT, "Stream events") for kind in names(row[0])}
+
+    assert set(EVENT_CLASSES) == set(told)
+    for kind, members in told.items():
+        known = {re.sub(r"_(\w)", lambda m: m[1].upper(), item.name) for item in fields(EVENT_CLASSES[kind])}
+        assert {member.rstrip("?") for member in members} <= known, kind
 
 
 def test_the_token_in_the_manual_is_accepted() -> None:

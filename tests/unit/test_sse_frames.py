@@ -29,7 +29,7 @@ def read(frame: str) -> ServerSentEvent:
 
 
 def test_the_known_answer() -> None:
-    """CONTRACT section 1.11, to the byte."""
+    """The known answer of docs/reference/agent-runtime.md, to the byte."""
     frame = encode_server_sent_event({"type": "ping"}, event="runtime\nbad", id="id\n1", retry=1000)
 
     assert 'id: id 1\nevent: runtime bad\nretry: 1000\ndata: {"type":"ping"}\n\n' == frame

@@ -18,7 +18,7 @@ A task without a readiness gate, as a chat turn is, leaves the gate's events out
 in the same stream: `backend_error`, then `session_resumed`, and everything that the backend said before is void.
 
 Source:
-    CONTRACT section 6.5; the two liberties above are ours.
+    docs/reference/agent-runtime.md, Stream events; the two liberties above are ours.
 """
 
 from collections.abc import Iterable, Mapping

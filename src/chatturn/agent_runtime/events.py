@@ -6,7 +6,7 @@ follow which.  Events that the runtime itself makes name their task and their ti
 leave them out, and whoever runs the backend fills them in (`filled_in`).
 
 Source:
-    CONTRACT section 6.5.
+    docs/reference/agent-runtime.md, Stream events.
 """
 
 from collections.abc import Mapping

@@ -14,8 +14,9 @@ A turn's log in agent-runtime's vocabulary: chat events in, `RuntimeStreamEvent`
     session.run.completed, .failed, .cancelled, .suspended ─▶ (backend_end,) task_end, final
 
 `event_order` holds for what comes out, wherever in a log the feed begins.  A ``result`` says the whole answer once
-more: only what was not said before becomes a `text_delta`, so no answer is ever said twice (CONTRACT O6).  Where a
-product redacts, what was said cannot be taken back; the text of `final` is the answer.
+more: only what was not said before becomes a `text_delta`, so no answer is ever said twice (O6 in
+docs/reference/agent-runtime.md).  Where a product redacts, what was said cannot be taken back; the text of `final` is
+the answer.
 """
 
 import json

@@ -8,7 +8,7 @@ A run of the ledger's, as values: what it is, where it stands, what it costs, an
        └──────▶ cancelled
 
 Source:
-    CONTRACT section 7, its later hardening included.
+    docs/reference/agent-runtime.md, The run ledger, its later hardening included.
 """
 
 from collections.abc import Callable, Mapping

@@ -6,7 +6,7 @@ contents or text; the pieces of an answer are no marks at all.  Words that say w
 unless they are ours or are asked for.
 
 Source:
-    CONTRACT sections 1.13 and 8.1: kinds, and what each payload has.
+    docs/reference/agent-runtime.md, The trace bridge: kinds, and what each payload has.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -78,7 +78,7 @@ def turn_manifest(
     A conversation that the request brings is a member more, and where it brings none the hash is theirs.
 
     Source:
-        CONTRACT sections 2 and 5: the digest of the manifest and of its input are pinned there.
+        docs/reference/agent-runtime.md, Hashes: the digest of the manifest and of its input are pinned there.
     """
     return DurableRunManifest(
         project_id=project_id,

@@ -1,8 +1,8 @@
 """
 What the store keeps, as values: manifests, runs, steps, events, leases.
 
-The names and the closed sets are agent-runtime's (CONTRACT sections 1.1 and 3).  Timestamps are text,
-``YYYY-MM-DDTHH:MM:SS.mmmZ`` in UTC, so that the order of text is the order of time.
+The names and the closed sets are agent-runtime's (docs/reference/agent-runtime.md, Names and Tables).
+Timestamps are text, ``YYYY-MM-DDTHH:MM:SS.mmmZ`` in UTC, so that the order of text is the order of time.
 """
 
 from collections.abc import Mapping, Sequence

@@ -2,7 +2,7 @@
 `SqlRunStore`: durable runs in a SQL database, over any `Database`.
 
 One class and several drivers, instead of several stores: so the semantics are the same everywhere by
-construction (CONTRACT 4.1 lists what separate stores cost).
+construction (docs/reference/agent-runtime.md, The stores, lists what separate ones cost).
 """
 
 import asyncio

@@ -15,7 +15,7 @@ What JavaScript would lose, change or not take is a TypeError that says what it 
 A tuple is an array, as a list is.  Unlike in the reference, a member named ``__proto__`` is an ordinary one.
 
 Source:
-    CONTRACT section 2; ECMA-262, Number::toString, QuoteJSONString and OrdinaryOwnPropertyKeys.
+    docs/reference/agent-runtime.md, Hashes; ECMA-262, Number::toString, QuoteJSONString and OrdinaryOwnPropertyKeys.
 """
 
 import math

@@ -41,7 +41,7 @@ SESSION = RuntimeSession(
     updated_at="2026-01-01T00:00:00.000Z",
 )
 
-# CONTRACT section 6.5, and which members each event has besides: a "?" is optional.
+# docs/reference/agent-runtime.md, Stream events, and which members each event has besides: a "?" is optional.
 RUNTIME_MADE, BACKEND_MADE = "task timestamp", "task? session? timestamp?"
 VOCABULARY = {
     "task_start": RUNTIME_MADE,

@@ -1,4 +1,4 @@
-"""`run_durable`: a task survives the death of its worker at any step (CONTRACT 4.2, R1 to R8), in virtual time."""
+"""`run_durable`: a task survives the death of its worker at any step (R1 to R8 in docs/reference/agent-runtime.md), in virtual time."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""`run_durable_turn`: a turn is answered once (CONTRACT 4.3, T1 to T9), over SQLite, in virtual time."""
+"""`run_durable_turn`: a turn is answered once (T1 to T9 in docs/reference/agent-runtime.md), over SQLite, in virtual time."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator

@@ -1,9 +1,9 @@
 """
 When to try a model call again, and how long to wait before: decisions only, no clock and no sleeping.
 
-The defaults and the formula are those of agent-runtime (docs/reference/agent-runtime.md); on top of them come the words
-that servers use to ask for a wait, as OpenAI's own clients read them: `retry-after-ms`, `retry-after` and
-`x-should-retry`.
+The defaults and the formula are those of agent-runtime (docs/reference/agent-runtime.md, A model's API).  On top of
+them come the words that servers use to ask for a wait, as OpenAI's own clients read them: `retry-after-ms`,
+`retry-after` and `x-should-retry`.
 """
 
 import math

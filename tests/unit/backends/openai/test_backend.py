@@ -410,7 +410,7 @@ async def test_a_failed_call_says_so_on_its_span(reply: Reply, code: str) -> Non
     assert span.error_type == code
 
 
-# O1 to O8: what agent-runtime's backend got wrong (CONTRACT 6.3)
+# O1 to O8: what agent-runtime's backend got wrong (docs/reference/agent-runtime.md)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def always(u: float) -> Callable[[float, float], float]:
 
 
 def test_the_defaults_are_agent_runtimes() -> None:
-    """A policy made without arguments is agent-runtime's (CONTRACT 6.2)."""
+    """A policy made without arguments is agent-runtime's (docs/reference/agent-runtime.md)."""
     assert (
         BackendRetryPolicy(
             max_attempts=5,
