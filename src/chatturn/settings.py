@@ -74,6 +74,14 @@ class Settings:
     )
     auth: AuthMode = _setting("jwt", "`off` lets everyone in: local development only", choices=get_args(AuthMode))
     auth_jwt_secret: str = _setting("", "the HS256 key of bearer tokens, at least 32 bytes; a secret", secret=True)
+    ticket_secret: str = _setting(
+        "",
+        "signs the tickets of streams, at least 32 bytes; none: a key derived from `AUTH_JWT_SECRET`; a secret",
+        secret=True,
+    )
+    cors_origins: str = _setting(
+        "", "origins whose pages may call the Worker, separated by commas: `https://app.example.com`"
+    )
     otel_exporter_otlp_endpoint: str = _setting("", "where traces, metrics and logs go; none: nowhere")
     otel_exporter_otlp_headers: str = _setting("", "`name=value,…` sent with them; a secret", secret=True)
     otel_service_name: str = _setting("chatturn", "this service's name in telemetry")

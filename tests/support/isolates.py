@@ -23,8 +23,10 @@ from chatturn.http.application import Application
 from chatturn.http.auth import Principal
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.routes import handle
+from chatturn.http.tickets import Tickets
 from chatturn.settings import Settings
 from chatturn.telemetry.otlp.setup import Telemetry
+from chatturn.timestamps import epoch_ms
 from chatturn.usage.prices import PriceTable
 from tests.support.turns import virtual_moment
 
@@ -222,6 +224,7 @@ class Isolate:
             authenticator=_Scopes(),
             service=self._service(named.get("traceparent")),
             log=lambda what, error: self.logged.append((what, error)),
+            tickets=Tickets(["a secret of tests"], now=lambda: (epoch_ms(self.moment()) or 0) / 1000),
         )
         reply = Reply(await handle(request, app), reader or Reader())
         if reply.response.stream is not None:

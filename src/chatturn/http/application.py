@@ -1,13 +1,15 @@
 """What the operations work with, and what a route is."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self, TypeAlias
 
 from chatturn.errors import ConfigurationError
 from chatturn.http.auth import Authenticator, Principal, UnconfiguredAuth
+from chatturn.http.cors import Cors
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.service import ChatService, SessionOwner, UnconfiguredService
+from chatturn.http.tickets import NO_TICKETS, Ticket, Tickets
 
 __all__ = ["Application", "Call", "Parameters", "PublicRoute", "Route"]
 
@@ -24,12 +26,16 @@ class Application:
         authenticator: Who is asking; kept between requests, it remembers tokens.
         service: The chat.
         log: Takes a sentence and what was raised, for the operator.  Never raises.
+        tickets: What an EventSource shows in place of a token.
+        cors: Which pages of other origins may read the responses.
         owner: Runs turns in place of this request; None where it runs them itself.
     """
 
     authenticator: Authenticator
     service: ChatService
     log: Callable[[str, BaseException], None]
+    tickets: Tickets = NO_TICKETS
+    cors: Cors = field(default_factory=Cors)
     owner: SessionOwner | None = None
 
     @classmethod
@@ -48,12 +54,16 @@ class Call:
         request: The request, its body unread.
         principal: Who is asking.
         parameters: Of its path.
+        tickets: Issues tickets for streams.
+        ticket: What the request showed in place of a token, if it did.
     """
 
     service: ChatService
     request: HttpRequest
     principal: Principal
     parameters: Parameters
+    tickets: Tickets
+    ticket: Ticket | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,7 @@ class Route:
     Attributes:
         session: Finds the session in the path's parameters, where the operation may run a turn: then it is for the
             session's owner, if there is one.
+        takes_tickets: Whether ``?ticket=`` may say who is asking.
     """
 
     method: str
@@ -71,6 +82,7 @@ class Route:
     scopes: tuple[str, ...]
     operation: Callable[[Call], Awaitable[HttpResponse]]
     session: Callable[[Parameters], str | None] | None = None
+    takes_tickets: bool = False
 
 
 @dataclass(frozen=True, slots=True)

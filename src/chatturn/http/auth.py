@@ -7,9 +7,10 @@ the injected clock.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, Protocol
 
 from chatturn.errors import ConfigurationError, Forbidden, RequestError, Unauthenticated
@@ -23,6 +24,7 @@ from chatturn.http.strict_json import read_json_object
 from chatturn.settings import Settings
 
 __all__ = [
+    "MIN_SECRET_BYTES",
     "OPERATE",
     "READ_TURNS",
     "RUN_TURNS",
@@ -62,11 +64,13 @@ class Principal:
         tenant_id: Whose turns these are.
         user_id: Which of the tenant's users.
         scopes: What the token is for.
+        expires_at_s: Until when, in seconds since the epoch; two tokens of one user are one principal.
     """
 
     tenant_id: str
     user_id: str
     scopes: frozenset[str]
+    expires_at_s: float = field(default=math.inf, compare=False)
 
 
 class Authenticator(Protocol):
@@ -136,7 +140,7 @@ class BearerAuth:
     def __init__(self, secret: str, *, now: Callable[[], float]) -> None:
         self._key = _checked_key(secret)
         self._now = now
-        self._verified: dict[bytes, tuple[Principal, float]] = {}
+        self._verified: dict[bytes, Principal] = {}
 
     def check(self) -> None:
         """Do nothing: an instance is always complete."""
@@ -146,15 +150,15 @@ class BearerAuth:
         token = _bearer_token(headers.get("authorization", ""))
         digest = hashlib.sha256(token.encode()).digest()
         remembered = self._verified.get(digest)
-        principal, expires_at_s = self._verify(token) if remembered is None else remembered
-        if self._now() >= expires_at_s + LEEWAY_S:
+        principal = self._verify(token) if remembered is None else remembered
+        if self._now() >= principal.expires_at_s + LEEWAY_S:
             self._verified.pop(digest, None)
             raise Unauthenticated("the token has expired", field="exp")
         if remembered is None:
-            self._remember(digest, principal, expires_at_s)
+            self._remember(digest, principal)
         return principal
 
-    def _verify(self, token: str) -> tuple[Principal, float]:
+    def _verify(self, token: str) -> Principal:
         payload = verified_payload(token, self._key)
         if payload is None:
             raise Unauthenticated("the token's signature is not HS256 with this service's key", field="Authorization")
@@ -166,17 +170,17 @@ class BearerAuth:
         for name in ("nbf", "iat"):
             if name in claims and _time(claims, name) > latest_s:
                 raise Unauthenticated(f"the token is not valid yet, by its {name}", field=name)
-        principal = Principal(
+        return Principal(
             tenant_id=_name(claims, "tenant"),
             user_id=_name(claims, "sub"),
             scopes=_scopes(claims.get("scope", "")),
+            expires_at_s=_time(claims, "exp"),
         )
-        return principal, _time(claims, "exp")
 
-    def _remember(self, digest: bytes, principal: Principal, expires_at_s: float) -> None:
+    def _remember(self, digest: bytes, principal: Principal) -> None:
         if len(self._verified) >= _REMEMBERED_TOKENS:
             del self._verified[next(iter(self._verified))]
-        self._verified[digest] = (principal, expires_at_s)
+        self._verified[digest] = principal
 
 
 class NoAuth:

@@ -27,6 +27,7 @@ __all__ = [
     "MAX_METADATA_BYTES",
     "MAX_MODEL_CHARACTERS",
     "MAX_REASON_CHARACTERS",
+    "MAX_TICKET_CHARACTERS",
     "MAX_TOKEN_CHARACTERS",
     "MAX_TOKEN_HEADER_CHARACTERS",
     "MAX_TURN_INDEX",
@@ -48,6 +49,7 @@ MAX_TURN_INDEX: Final = 1_000_000
 MAX_EVENT_KEY_CHARACTERS: Final = 200
 MAX_EVENT_PAYLOAD_BYTES: Final = 65_536
 MAX_REASON_CHARACTERS: Final = 2_000
+MAX_TICKET_CHARACTERS: Final = 4_096
 MAX_TOKEN_CHARACTERS: Final = 8_192
 # PyJWT parses a token's header before it has looked at the signature; this is too short to nest dangerously.
 MAX_TOKEN_HEADER_CHARACTERS: Final = 512

@@ -25,6 +25,7 @@ __all__ = [
     "read_message_query",
     "read_turn_query",
     "read_usage_query",
+    "ticket_in",
 ]
 
 MAX_CURSOR: Final = 2**53 - 1
@@ -65,16 +66,25 @@ def check_no_query(request: HttpRequest) -> None:
         raise InvalidField("this address takes no query", field="query")
 
 
-def read_cursor(request: HttpRequest) -> LogCursor:
+def ticket_in(query: str) -> str | None:
+    """Return the ticket that a *query* shows, whatever else stands in it; None for none."""
+    return dict(parse_qsl(query)).get("ticket") if "ticket=" in query else None
+
+
+def read_cursor(request: HttpRequest, *, id_suffix: str = "") -> LogCursor:
     """
     Read where to begin: ``?after=`` or ``Last-Event-ID``, which must agree if both are there.
+
+    Args:
+        request: For a stream; its ticket, if it shows one, has been looked at.
+        id_suffix: What the ids of this reader's events end with.
 
     Raises:
         InvalidField: One of them is no number from 0, or they disagree.
     """
-    members = _members(request.query, {"after", "attempt"})
+    members = _members(request.query, {"after", "attempt", "ticket"})
     after = _number(members["after"], "after", MAX_CURSOR) if "after" in members else None
-    last_event_id = request.headers.get("last-event-id", "")
+    last_event_id = request.headers.get("last-event-id", "").removesuffix(id_suffix)
     if last_event_id:
         told = _number(last_event_id, "Last-Event-ID", MAX_CURSOR)
         if after is not None and after != told:

@@ -17,8 +17,10 @@ from chatturn.http.auth import OPERATE, READ_TURNS, RUN_TURNS, require_scope
 from chatturn.http.lists import get_messages, get_runs, post_event, session_of_run
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import json_response, problem, shown
+from chatturn.http.queries import ticket_in
 from chatturn.http.readiness import check_readiness
-from chatturn.http.turns import TURN, get_stream, get_turn, post_cancel, post_turn, session_of
+from chatturn.http.tickets import Ticket
+from chatturn.http.turns import TURN, get_stream, get_turn, post_cancel, post_ticket, post_turn, session_of
 from chatturn.http.usage import get_usage
 
 __all__ = ["ROUTES", "handle"]
@@ -45,7 +47,8 @@ ROUTES: Final[tuple[Route | PublicRoute, ...]] = (
     PublicRoute("GET", "/readyz", _readyz),
     Route("POST", TURN, (RUN_TURNS,), post_turn, session_of),
     Route("GET", TURN, _READERS, get_turn),
-    Route("GET", TURN + "/stream", _READERS, get_stream, session_of),
+    Route("GET", TURN + "/stream", _READERS, get_stream, session_of, takes_tickets=True),
+    Route("POST", TURN + "/ticket", _READERS, post_ticket),
     Route("POST", TURN + "/cancel", (RUN_TURNS,), post_cancel, session_of),
     Route("GET", "/v1/sessions/{session}/messages", _READERS, get_messages),
     Route("GET", "/v1/runs", (*_READERS, OPERATE), get_runs),
@@ -83,7 +86,7 @@ async def handle(request: HttpRequest, app: Application) -> HttpResponse:
     Never raises: an error of ours becomes its problem, anything else is logged and becomes a 500.
     """
     try:
-        response = await _dispatch(request, app)
+        response = app.cors.preflight(request) or await _dispatch(request, app)
     except RequestError as error:
         response = problem(error)
     except ChatTurnError as error:
@@ -93,6 +96,7 @@ async def handle(request: HttpRequest, app: Application) -> HttpResponse:
     except Exception as error:  # noqa: BLE001  # the route boundary: whatever it is, the client gets an answer
         app.log(f"{request.method} {shown(request.path)} crashed", error)
         response = problem(ChatTurnError("unexpected"))
+    response = app.cors.marked(request, response)
     return replace(response, body=b"", stream=None) if request.method == "HEAD" else response
 
 
@@ -106,13 +110,19 @@ async def _dispatch(request: HttpRequest, app: Application) -> HttpResponse:
             return _other_method(request, methods)
         if isinstance(route, PublicRoute):
             return await route.operation(app)
-        principal = app.authenticator.authenticate(request.headers)
+        ticket = _ticket(request, app) if route.takes_tickets else None
+        principal = app.authenticator.authenticate(request.headers) if ticket is None else ticket.principal
         require_scope(principal, route.scopes)
         parameters = found.groupdict()
         if app.owner is not None and route.session is not None and (session := route.session(parameters)) is not None:
             return await app.owner.forward(principal.tenant_id, session)
-        return await route.operation(Call(app.service, request, principal, parameters))
+        return await route.operation(Call(app.service, request, principal, parameters, app.tickets, ticket))
     raise NotFound("no route has this path")
+
+
+def _ticket(request: HttpRequest, app: Application) -> Ticket | None:
+    text = ticket_in(request.query)
+    return None if text is None else app.tickets.read(text, request.headers.get("last-event-id", ""))
 
 
 def _other_method(request: HttpRequest, methods: Mapping[str, Route | PublicRoute]) -> HttpResponse:

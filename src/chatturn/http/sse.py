@@ -23,16 +23,16 @@ _PLACE: Final = re.compile(r',"seq":([0-9]+),"attempt":[0-9]+\}$')
 _PING: Final = '{"type":"ping"}'
 
 
-def to_sse(text: str) -> str:
-    """Return whole lines as events."""
-    return "".join(map(_event, text.split("\n")[:-1]))
+def to_sse(text: str, id_suffix: str = "") -> str:
+    """Return whole lines as events, whose ids end with *id_suffix*."""
+    return "".join(_event(line, id_suffix) for line in text.split("\n")[:-1])
 
 
-def _event(line: str) -> str:
+def _event(line: str, id_suffix: str) -> str:
     if line == _PING:
         return ": ping\n\n"
     place = _PLACE.search(line)
-    return write_frame(line, "" if place is None else place[1])
+    return write_frame(line, "" if place is None else place[1] + id_suffix)
 
 
 class SseSink:
@@ -41,14 +41,16 @@ class SseSink:
 
     Args:
         sink: The reader's connection.
+        id_suffix: What the ids of its events end with.
     """
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, id_suffix: str = "") -> None:
         self._sink = sink
+        self._id_suffix = id_suffix
 
     def write(self, text: str) -> None:
         """Send *text*, whole lines, as events."""
-        self._sink.write(to_sse(text))
+        self._sink.write(to_sse(text, self._id_suffix))
 
     async def drain(self) -> None:
         """Wait until the reader has room again, or is gone."""

@@ -23,9 +23,11 @@ from chatturn.http.queries import LogCursor, check_no_query, read_cursor
 from chatturn.http.service import OpenLog
 from chatturn.http.sse import CONTENT_TYPE as SSE
 from chatturn.http.sse import SseSink
+from chatturn.http.tickets import Ticket
 from chatturn.http.usage import shown_usage
+from chatturn.timestamps import iso_timestamp
 
-__all__ = ["TURN", "get_stream", "get_turn", "post_cancel", "post_turn", "session_of"]
+__all__ = ["TURN", "get_stream", "get_turn", "post_cancel", "post_ticket", "post_turn", "session_of"]
 
 TURN: Final = "/v1/sessions/{session}/turns/{turn_index}"
 _NDJSON: Final = "application/x-ndjson"
@@ -34,6 +36,7 @@ _NDJSON: Final = "application/x-ndjson"
 _STREAM_HEADERS: Final[Mapping[str, str]] = {"X-Content-Type-Options": "nosniff", "X-Accel-Buffering": "no"}
 
 _UNCHANGING: Final = "private, max-age=31536000, immutable"
+_OVER: Final = frozenset({"cancelled", "completed", "failed"})
 _NO_CONTENT: Final = 204
 _NOT_MODIFIED: Final = 304
 _ACCEPTED: Final = 202
@@ -61,16 +64,41 @@ async def post_turn(call: Call) -> HttpResponse:
         "X-Turn-Attempt": str(turn.attempt),
         "X-Turn-Replayed": "true" if turn.replayed else "false",
     }
-    return _stream(call.request, headers, turn.run)
+    return _stream(call, headers, turn.run)
 
 
 async def get_stream(call: Call) -> HttpResponse:
     """Show the turn's log from a cursor on, live until it ends."""
-    identity, cursor = _identity(call), read_cursor(call.request)
+    identity = _identity(call)
+    if call.ticket is not None:
+        await _check_ticket(call, call.ticket, identity)
+    cursor = read_cursor(call.request, id_suffix=_id_suffix(call))
     log = await call.service.follow(identity, cursor.after, may_take_over=RUN_TURNS in call.principal.scopes)
     if log is None or (cursor.attempt is not None and not (log.finished and log.page.attempt == cursor.attempt)):
         raise NotFound("there is no such turn, or not yet the finished log of this attempt")
     return _log_response(call, log, cursor)
+
+
+async def _check_ticket(call: Call, ticket: Ticket, identity: ChatTurnIdentity) -> None:
+    ticket.check_turn(identity.session_id, identity.turn_index)
+    view = await call.service.show(identity)
+    if view is not None and view.status in _OVER and view.completed_at is not None:
+        call.tickets.check_end(view.completed_at)
+
+
+async def post_ticket(call: Call) -> HttpResponse:
+    """Issue a ticket for the turn's stream, whether or not the turn has begun; nothing is stored or read."""
+    identity = _identity(call)
+    check_no_query(call.request)
+    text, opens_until_s, expires_at_s = call.tickets.issue(call.principal, identity.session_id, identity.turn_index)
+    return json_response(
+        {
+            "ticket": text,
+            "stream": f"{_address(identity)}/stream?ticket={text}",
+            "opensUntil": iso_timestamp(int(opens_until_s * 1000)),
+            "expiresAt": iso_timestamp(int(expires_at_s * 1000)),
+        }
+    )
 
 
 async def get_turn(call: Call) -> HttpResponse:
@@ -130,22 +158,26 @@ def _log_response(call: Call, log: OpenLog, cursor: LogCursor) -> HttpResponse:
             return HttpResponse(status=_NOT_MODIFIED, headers=headers)
     if log.nothing_left and _wants_sse(call.request):
         return HttpResponse(status=_NO_CONTENT, headers=headers)  # An EventSource then stops coming back.
-    return _stream(call.request, headers, log.run)
+    return _stream(call, headers, log.run)
 
 
-def _stream(request: HttpRequest, headers: Mapping[str, str], run: Callable[[Sink], Awaitable[None]]) -> HttpResponse:
+def _stream(call: Call, headers: Mapping[str, str], run: Callable[[Sink], Awaitable[None]]) -> HttpResponse:
     """Make a streamed response in the format that the request accepts."""
-    if not _wants_sse(request):
+    if not _wants_sse(call.request):
         return HttpResponse(status=200, headers={"Content-Type": _NDJSON, **_STREAM_HEADERS, **headers}, stream=run)
 
     async def run_as_events(sink: Sink) -> None:
-        await run(SseSink(sink))
+        await run(SseSink(sink, _id_suffix(call)))
 
     return HttpResponse(status=200, headers={"Content-Type": SSE, **_STREAM_HEADERS, **headers}, stream=run_as_events)
 
 
 def _wants_sse(request: HttpRequest) -> bool:
     return accepted_type(request, (_NDJSON, SSE)) == SSE
+
+
+def _id_suffix(call: Call) -> str:
+    return "" if call.ticket is None else call.ticket.id_suffix
 
 
 def _identity(call: Call) -> ChatTurnIdentity:

@@ -28,6 +28,8 @@ from chatturn.chat.sweep import Sweep
 from chatturn.errors import ChatTurnError, ConfigurationError
 from chatturn.http.application import Application
 from chatturn.http.auth import Authenticator, authenticator_for
+from chatturn.http.cors import Cors, read_origins
+from chatturn.http.tickets import Tickets, tickets_for
 from chatturn.settings import Settings, setting_names
 from chatturn.telemetry.operator_log import OperatorLog, print_log
 from chatturn.usage.prices import PriceTable, parse_prices
@@ -54,6 +56,8 @@ _RANDOM_BYTES: Final = 512
 class _Deployment:
     settings: Settings
     authenticator: Authenticator
+    tickets: Tickets
+    cors: Cors
     hooks: ChatTurnHooks
     backend: AgentExecutionBackend
     telemetry: "Telemetry | None"
@@ -80,7 +84,14 @@ def application(
         return Application.unconfigured(error, log=functools.partial(_log_failure, print_log))
     owner = None if owned else _owner(request)
     log = functools.partial(_log_failure, _log(deployment))
-    return Application(authenticator=deployment.authenticator, service=chat, log=log, owner=owner)
+    return Application(
+        authenticator=deployment.authenticator,
+        service=chat,
+        log=log,
+        tickets=deployment.tickets,
+        cors=deployment.cors,
+        owner=owner,
+    )
 
 
 def service(load_hooks: HooksLoader, headers: Mapping[str, str] = _NO_HEADERS) -> DurableChatService:
@@ -156,6 +167,8 @@ def _deployment(load_hooks: HooksLoader) -> _Deployment:
     return _Deployment(
         settings=settings,
         authenticator=authenticator_for(settings, now=time.time),
+        tickets=tickets_for(settings, now=time.time),
+        cors=Cors(read_origins(settings.cors_origins)),
         hooks=_hooks(load_hooks, settings.product),
         backend=_backend(settings),
         telemetry=_telemetry(settings),

@@ -1,0 +1,92 @@
+"""
+Which pages of other origins may read what the Worker answers: CORS.
+
+A page sends its token itself, in a header or as a ticket, and the Worker reads no cookie: so no response says
+``Access-Control-Allow-Credentials``, and what a foreign page can do is what its token allows.
+
+Source:
+    Fetch Standard, section 3.3: the headers, which of them a preflight asks for, and that ``*`` among allowed
+    headers does not cover ``Authorization``.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from chatturn.errors import ConfigurationError
+from chatturn.http.messages import HttpRequest, HttpResponse
+
+__all__ = ["Cors", "read_origins"]
+
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
+
+_ALLOWED_HEADERS: Final = "authorization, content-type, last-event-id, idempotency-key, x-run-id, traceparent, *"
+
+# What scripts may read beside the body; the names are those of the manual's tables.
+_EXPOSED_HEADERS: Final = (
+    "x-workflow-run-id, x-turn-attempt, x-turn-replayed, retry-after, etag, x-workflow-stream-tail-index"
+    ", link, location"
+)
+_ALLOWED_METHODS: Final = "GET, HEAD, POST"
+_NO_CONTENT: Final = 204
+
+MAX_AGE_S: Final = 7_200
+"""How long a browser may remember a preflight: the most that Chromium does."""
+
+
+def read_origins(text: str) -> frozenset[str]:
+    """
+    Read ``CORS_ORIGINS``: origins, separated by commas.
+
+    Raises:
+        ConfigurationError: One of them is no origin as browsers write it, in lower case and without a path; or ``*``.
+    """
+    origins = frozenset(each.strip() for each in text.split(",")) - {""}
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ConfigurationError(
+                "CORS_ORIGINS", f"has {origin!r}, but must be origins as browsers send them: https://app.example.com"
+            )
+    return origins
+
+
+class Cors:
+    """
+    Says to browsers which pages may read a response.
+
+    Args:
+        origins: Of those pages; without any, no response says anything about origins.
+    """
+
+    def __init__(self, origins: frozenset[str] = frozenset()) -> None:
+        self._origins = origins
+
+    def preflight(self, request: HttpRequest) -> HttpResponse | None:
+        """Return the answer to a browser that asks before it sends a page's request; None for any other request."""
+        if request.method != "OPTIONS" or "access-control-request-method" not in request.headers:
+            return None
+        if not self._allows(request):
+            return None
+        return HttpResponse(
+            status=_NO_CONTENT,
+            headers={
+                "Access-Control-Allow-Methods": _ALLOWED_METHODS,
+                "Access-Control-Allow-Headers": _ALLOWED_HEADERS,
+                "Access-Control-Max-Age": str(MAX_AGE_S),
+            },
+        )
+
+    def marked(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
+        """Return *response* with what it says about origins, errors included."""
+        if not self._origins or response.passed_on is not None:  # The session's owner has marked it already.
+            return response
+        vary = response.headers.get("Vary")
+        headers: Mapping[str, str] = {**response.headers, "Vary": "Origin" if vary is None else f"{vary}, Origin"}
+        if self._allows(request):
+            exposed = {"Access-Control-Expose-Headers": _EXPOSED_HEADERS}
+            headers = {**headers, "Access-Control-Allow-Origin": request.headers["origin"], **exposed}
+        return replace(response, headers=headers)
+
+    def _allows(self, request: HttpRequest) -> bool:
+        return bool(self._origins) and request.headers.get("origin", "") in self._origins
