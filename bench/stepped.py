@@ -47,7 +47,7 @@ async def _durable(database: Database, run_id: str, steps: int) -> int:
 
     task_spec = TaskSpec(id="bench", intent="bench", domain="bench")
     manifest = DurableRunManifest(project_id="bench", scenario_id="bench", task=task_spec, input={"steps": steps})
-    store = SqlRunStore(database, moment=lambda: "now")
+    store = SqlRunStore(database)
     result = await run_durable(RunDurableInput(run_id=run_id, manifest=manifest, store=store, task_fn=task))
     return result.result or 0
 

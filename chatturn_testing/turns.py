@@ -193,7 +193,6 @@ class Worker:
             backend=model.backend(),
             database=database,
             log=lambda event, particulars: witness.logged.append((event, particulars)),
-            moment=virtual_moment,
         )
 
     async def ask(self) -> list[dict[str, Any]]:
@@ -327,7 +326,7 @@ async def stored_answer(database: Database, scene: Scene) -> str | None:
 @contextmanager
 def open_database() -> Iterator[SqliteDatabase]:
     """Yield an empty database in memory, with the schema."""
-    with SqliteDatabase(":memory:") as database:
+    with SqliteDatabase(":memory:", moment=virtual_moment) as database:
         database.apply_schema(DURABLE_SCHEMA_SQL)
         yield database
 

@@ -106,7 +106,6 @@ def _isolate(folder: Path, upstream: str, chance: random.Random, *, failures: fl
         backend,
         {"TURN_ATTEMPTS": "1000000"},  # nobody is killed so often outside of this rig
         lease_ms=LEASE_MS,
-        moment=lambda: "now",
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from chatturn.database.api import Database
 from chatturn.durable.sql_store import SqlRunStore
-from tests.contract_database import open_store
+from tests.contract_database import open_database, open_store
 from tests.support.clock import Clock
 
 
@@ -32,3 +32,10 @@ def store(clock: Clock) -> Iterator[SqlRunStore]:
 def database(store: SqlRunStore) -> Database:
     """Where the store's tables are."""
     return store.database
+
+
+@pytest.fixture
+def database_by_its_own_clock() -> Iterator[Database]:
+    """An empty database that nobody tells the time."""
+    with open_database() as database:
+        yield database

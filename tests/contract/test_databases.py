@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from chatturn.database.api import Database, Statement
+from chatturn.database.api import NOW, Database, Statement
 from chatturn.errors import SchemaOutdated, StoreError, StoreUnavailable
 from tests.contract_database import open_database
 
@@ -28,6 +28,15 @@ async def test_a_batch_runs_in_order_and_returns_an_outcome_each(database: Datab
 
     assert (1, 0) == (put.changes, none.changes)
     assert [{"n": 1}] == [dict(row) for row in count.rows]
+
+
+async def test_now_is_the_databases_time_and_the_word_now_is_a_text(database: Database) -> None:
+    """A user may say "now"."""
+    [read] = await database.batch(
+        [Statement("SELECT unixepoch(?1) = unixepoch('now') AS is_now, ?2 AS text", (NOW, "now"))]
+    )
+
+    assert [{"is_now": 1, "text": "now"}] == [dict(row) for row in read.rows]
 
 
 async def test_null_is_none_both_ways(database: Database) -> None:

@@ -167,10 +167,10 @@ async def test_b5_a_finish_whose_companion_fails_leaves_the_run_as_it_was(store:
     assert (RunStatus.RUNNING, lease.holder, StepStatus.RUNNING) == (run.status, run.lease_holder_id, step.status)
 
 
-async def test_b6_leases_go_by_the_databases_own_clock(database: Database) -> None:
-    """A store that is told no time lets the database say what now is, so skewed workers agree."""
-    lease = await lease_of(SqlRunStore(database), lease_ms=60_000)
-    [outcome] = await database.batch(
+async def test_b6_leases_go_by_the_databases_own_clock(database_by_its_own_clock: Database) -> None:
+    """The database says what now is, so skewed workers agree."""
+    lease = await lease_of(SqlRunStore(database_by_its_own_clock), lease_ms=60_000)
+    [outcome] = await database_by_its_own_clock.batch(
         [
             Statement(
                 "SELECT (julianday(?1) - julianday('now')) * 86400 AS left_s, strftime('%Y-%m-%dT%H:%M:%fZ', ?1) AS text",
@@ -307,7 +307,7 @@ async def test_superseding_spares_the_steps_of_a_run_with_the_same_manifest(stor
 
 async def test_a_lapsed_claim_of_ones_own_is_claimed_anew(store: SqlRunStore, clock: Clock, database: Database) -> None:
     """A claim whose lost reply took longer than the lease does not return a dead lease."""
-    store = SqlRunStore(database, moment=clock.moment, token=lambda: "same")
+    store = SqlRunStore(database, token=lambda: "same")
     await lease_of(store)
     clock.advance(LEASE_MS)
     again = await lease_of(store)
@@ -317,7 +317,7 @@ async def test_a_lapsed_claim_of_ones_own_is_claimed_anew(store: SqlRunStore, cl
 
 async def test_the_epoch_fences_where_the_holder_does_not(database: Database, clock: Clock) -> None:
     """Two claims that share a holder are told apart by their epochs, in every write."""
-    store = SqlRunStore(database, moment=clock.moment, token=lambda: "same")
+    store = SqlRunStore(database, token=lambda: "same")
     stale = await lease_of(store, begin=STEP)
     clock.advance(LEASE_MS)
     await lease_of(store, begin=STEP)

@@ -406,7 +406,7 @@ async def test_a_takeover_whose_reply_is_lost_is_recognised(
     await migrated(store, clock)
     faulty = FaultyDatabase(database)
     faulty.faults = {0: fault}
-    claimed = await claim_turn(SqlRunStore(faulty, moment=clock.moment), turn_index)
+    claimed = await claim_turn(SqlRunStore(faulty), turn_index)
 
     assert (turn_index == COMPLETED) == (claimed.lease is None)
     assert int(turn_index != COMPLETED) == claimed.run.epoch

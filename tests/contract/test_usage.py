@@ -28,15 +28,11 @@ HOLDS = Statement(f"SELECT 1 AS held WHERE {HELD}")
 """Begins a write of a turn."""
 
 
-async def record(
-    store: SqlRunStore, clock: Clock, *calls: ModelCall, delivered: bool = True, who: ChatTurnIdentity = WHO
-) -> None:
+async def record(store: SqlRunStore, *calls: ModelCall, delivered: bool = True, who: ChatTurnIdentity = WHO) -> None:
     """Put calls on record under the lease of a turn that begins and ends with them."""
     lease = await lease_of(store, turn_run_id(who))
     for _ in range(2):  # as after a reply that was lost
-        await store.write(
-            lease, [HOLDS, *sql.record_calls(calls, who, clock.moment(), delivered=delivered)], renew=True
-        )
+        await store.write(lease, [HOLDS, *sql.record_calls(calls, who, delivered=delivered)], renew=True)
 
 
 def asked(by: str, **members: Any) -> UsageQuery:
@@ -50,14 +46,14 @@ async def test_every_grouping_adds_up_to_the_same(
     store: SqlRunStore, clock: Clock, database: Database, by: str
 ) -> None:
     """Delivered and wasted apart; what nobody knows is in no sum, and is counted."""
-    await record(store, clock, call(0, model="m", tokens_in=7, tokens_out=2, cost_micro_usd=9), call(1, "failed"))
+    await record(store, call(0, model="m", tokens_in=7, tokens_out=2, cost_micro_usd=9), call(1, "failed"))
     clock.advance(DAY_MS)
     rival = ChatTurnIdentity(tenant_id="rival", session_id="b", user_id="bob", turn_index=0)
-    await record(store, clock, call(0, model="n", tokens_in=10**9, tokens_out=0, cost_micro_usd=10**12), who=rival)
-    groups = (await list_usage(database, asked(by), clock.moment())).groups
-    pages = [await list_usage(database, asked(by, limit=1), clock.moment())]
+    await record(store, call(0, model="n", tokens_in=10**9, tokens_out=0, cost_micro_usd=10**12), who=rival)
+    groups = (await list_usage(database, asked(by))).groups
+    pages = [await list_usage(database, asked(by, limit=1))]
     while pages[-1].next is not None:
-        pages.append(await list_usage(database, asked(by, limit=1, after=pages[-1].next), clock.moment()))
+        pages.append(await list_usage(database, asked(by, limit=1, after=pages[-1].next)))
 
     total = pages[0].total
     assert [2, 2, 0] == [total[name] for name in ("turns", "attempts", "runningCalls")]
@@ -73,15 +69,13 @@ async def test_every_grouping_adds_up_to_the_same(
         assert total[kind][name] == sum(group.sums[kind][name] or 0 for group in groups)
 
 
-async def test_what_is_known_of_a_call_only_grows(store: SqlRunStore, clock: Clock, database: Database) -> None:
+async def test_what_is_known_of_a_call_only_grows(store: SqlRunStore, database: Database) -> None:
     """Its end takes the place of its beginning, and nothing comes after its end but its delivery."""
     lease = await lease_of(store, turn_run_id(WHO))
     ended = call(0, tokens_in=7, tokens_out=2)
     for each, delivered in ((call(0, "running"), False), (ended, False), (ended, True), (call(0, "running"), False)):
-        await store.write(
-            lease, [HOLDS, *sql.record_calls([each], WHO, clock.moment(), delivered=delivered)], renew=True
-        )
-    page = await list_usage(database, asked("day"), clock.moment())
+        await store.write(lease, [HOLDS, *sql.record_calls([each], WHO, delivered=delivered)], renew=True)
+    page = await list_usage(database, asked("day"))
 
     assert (0, 1, 7, 0) == (
         page.total["runningCalls"],

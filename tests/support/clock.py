@@ -1,8 +1,12 @@
 """Time in the test's hands, for whoever takes a moment as SQLite's time string."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-__all__ = ["Clock"]
+from chatturn.database.api import NOW, Database, Result, Statement
+
+__all__ = ["AtMoment", "Clock"]
 
 
 class Clock:
@@ -23,3 +27,21 @@ class Clock:
     def advance(self, milliseconds: int) -> None:
         """Let time pass."""
         self._now += timedelta(milliseconds=milliseconds)
+
+
+@dataclass(frozen=True)
+class AtMoment:
+    """A database that binds the moment of another clock for `NOW`, whichever driver is below."""
+
+    database: Database
+    moment: Callable[[], str]
+
+    async def batch(self, statements: Sequence[Statement]) -> list[Result]:
+        """Run *statements* as `Database.batch` promises."""
+        moment = self.moment()
+        return await self.database.batch(
+            [
+                replace(statement, params=tuple(moment if value is NOW else value for value in statement.params))
+                for statement in statements
+            ]
+        )

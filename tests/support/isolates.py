@@ -7,7 +7,7 @@ see their streams end in the middle.
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -164,7 +164,6 @@ class Isolate:
         backend: The model.
         settings: In place of the defaults.
         lease_ms: Shorter than a setting may be, for tests in real time.
-        moment: The database's time.
         prices: What models cost.
         telemetry: Of the isolate.
 
@@ -177,7 +176,6 @@ class Isolate:
     backend: AgentExecutionBackend = field(default_factory=create_echo_backend)
     settings: Mapping[str, str] = field(default_factory=dict)
     lease_ms: int | None = None
-    moment: Callable[[], str] = virtual_moment
     prices: PriceTable = field(default_factory=PriceTable)
     telemetry: Telemetry | None = None
     logged: list[tuple[str, Any]] = field(default_factory=list)
@@ -204,7 +202,6 @@ class Isolate:
             live=self._live,
             prices=self.prices,
             tracing=None if self.telemetry is None else self.telemetry.request(traceparent),
-            moment=self.moment,
         )
 
     async def ask(
@@ -224,7 +221,7 @@ class Isolate:
             authenticator=_Scopes(),
             service=self._service(named.get("traceparent")),
             log=lambda what, error: self.logged.append((what, error)),
-            tickets=Tickets(["a secret of tests"], now=lambda: (epoch_ms(self.moment()) or 0) / 1000),
+            tickets=Tickets(["a secret of tests"], now=lambda: (epoch_ms(virtual_moment()) or 0) / 1000),
         )
         reply = Reply(await handle(request, app), reader or Reader())
         if reply.response.stream is not None:

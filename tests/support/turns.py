@@ -38,8 +38,8 @@ Step = ChatStreamEvent | list[ChatStreamEvent] | float | BaseException
 
 @contextmanager
 def open_sqlite(path: str | Path = ":memory:") -> Iterator[SqliteDatabase]:
-    """Yield a database with the schema applied."""
-    with SqliteDatabase(path) as database:
+    """Yield a database with the schema applied, whose clock is the running loop's."""
+    with SqliteDatabase(path, moment=virtual_moment) as database:
         database.apply_schema(_SCHEMA.read_text())
         yield database
 
@@ -133,10 +133,9 @@ class Desk:
             project_id="legal-agent",
             domain="legal",
             database=self.database,
-            store=SqlRunStore(self.database, moment=virtual_moment),
+            store=SqlRunStore(self.database),
             hooks=self.hooks,
             backend=create_echo_backend(),
-            moment=virtual_moment,
             log=lambda event, particulars: self.logged.append((event, particulars)),
         )
         return replace(base, **{**self._options, **changes})

@@ -30,7 +30,7 @@ from chatturn.events import ChatStreamEvent, EventBatch, reasoning_delta, text_d
 from chatturn.telemetry.otlp.turns import TurnTrace
 from tests.support.faults import FaultyDatabase
 from tests.support.telemetry import Collected, fixed_telemetry
-from tests.support.turns import IDENTITY, Desk, Product, Recorded, events_of, open_sqlite, virtual_moment
+from tests.support.turns import IDENTITY, Desk, Product, Recorded, events_of, open_sqlite
 
 SECRET = "sk-secret at db.internal:5432 SELECT * FROM users"
 
@@ -209,7 +209,7 @@ async def test_c2_a_failing_persist_hook_loses_no_message(database: FaultyDataba
     product.persist_fails = 1
     desk = Desk(database, product)
     lines = await desk.run()
-    outbox = Outbox(database=database, hooks=product, log=lambda *_: None, moment=virtual_moment)
+    outbox = Outbox(database=database, hooks=product, log=lambda *_: None)
     before_it_is_due = await outbox.sweep()
     await asyncio.sleep(120)
     swept = [await outbox.sweep() for _ in range(3)]
@@ -228,7 +228,7 @@ async def test_c2_a_hook_that_never_succeeds_is_given_up_loudly(database: Faulty
     desk = Desk(database, product)
     await desk.run()
     logged: list[tuple[str, Any]] = []
-    outbox = Outbox(database=database, hooks=product, log=lambda *entry: logged.append(entry), moment=virtual_moment)
+    outbox = Outbox(database=database, hooks=product, log=lambda *entry: logged.append(entry))
     for _ in range(12):
         await asyncio.sleep(40_000)
         await outbox.sweep()
@@ -314,7 +314,7 @@ async def test_a_hook_that_cancels_itself_is_called_again_and_holds_up_no_other(
     hooks = Cancelled()
     desk = Desk(database, hooks)
     lines = await desk.run()
-    outbox = Outbox(database=database, hooks=hooks, log=desk.input().log, moment=virtual_moment)
+    outbox = Outbox(database=database, hooks=hooks, log=desk.input().log)
     await asyncio.sleep(60)
 
     assert "session.run.completed" == lines[-1]["type"]
@@ -612,7 +612,7 @@ async def test_superseding_forgets_the_hook_calls_of_the_old_answer(database: Fa
     await desk.run()
     product.script = [RuntimeError("x")]
     await desk.run(user_message="edited", supersede=True)
-    outbox = Outbox(database=database, hooks=product, log=lambda *_: None, moment=virtual_moment)
+    outbox = Outbox(database=database, hooks=product, log=lambda *_: None)
     await asyncio.sleep(600)
     assert 0 == await outbox.sweep()
     product.script = [text_delta("new")]
@@ -821,7 +821,7 @@ class _StalledRenewals(SqlRunStore):
     """A store of a worker that was stopped (SIGSTOP) as far as its renewals go: it believes that it holds its lease."""
 
     def __init__(self, database: FaultyDatabase) -> None:
-        super().__init__(database, moment=virtual_moment)
+        super().__init__(database)
 
     async def write(
         self, lease: Lease, statements: Sequence[Statement], *, renew: bool, returning: str = ""

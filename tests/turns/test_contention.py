@@ -21,7 +21,7 @@ from chatturn.durable.steps import StepRetry
 from chatturn.errors import ChatTurnError, StoreUnavailable
 from chatturn.jsontext.canonical import step_id
 from tests.support.runs import manifest
-from tests.support.turns import open_sqlite, virtual_moment
+from tests.support.turns import open_sqlite
 from tests.turns.test_agent import RUN, Agent, Model, Shop
 
 LEASE_MS = 5_000
@@ -70,7 +70,7 @@ async def test_workers_who_contend_for_a_run_agree_on_it(seed: int) -> None:
         return drawn + await context.gather(*(StepCall(intent=name, run=draw) for name in "xyz"))
 
     async def worker(database: SqliteDatabase) -> list[Any]:
-        store = SqlRunStore(BadConnection(database, chance), moment=virtual_moment)
+        store = SqlRunStore(BadConnection(database, chance))
         run = RunDurableInput(
             run_id="run-1", manifest=manifest(), store=store, task_fn=task, lease_ms=LEASE_MS, log=lambda *_: None
         )

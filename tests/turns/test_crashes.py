@@ -23,7 +23,7 @@ from chatturn.database.sqlite import SqliteDatabase
 from chatturn.errors import DurableRunLeaseHeldError
 from chatturn.events import EventBatch, text_delta, usage_event
 from chatturn_testing.faults import Crash, Fuse, MortalDatabase
-from tests.support.turns import IDENTITY, Desk, open_sqlite, virtual_moment
+from tests.support.turns import IDENTITY, Desk, open_sqlite
 
 LEASE_MS = 60_000
 
@@ -56,7 +56,7 @@ class World:
         hooks = MortalProduct(self, Fuse())
         for _ in range(2):
             await asyncio.sleep(600)
-            await Outbox(database=self.database, hooks=hooks, log=lambda *_: None, moment=virtual_moment).sweep()
+            await Outbox(database=self.database, hooks=hooks, log=lambda *_: None).sweep()
 
 
 class MortalProduct(ChatTurnHooks):

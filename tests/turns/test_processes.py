@@ -24,7 +24,7 @@ from tests.support.agent_runtime_database import make_version_1, rows_of, write_
 from tests.support.clock import Clock
 from tests.support.faults import FaultyDatabase
 from tests.support.runs import manifest
-from tests.support.turns import open_sqlite, virtual_moment
+from tests.support.turns import open_sqlite
 
 RUNS = 100
 RESULT = ["reserve done", "charge done", "ship done"]
@@ -186,7 +186,7 @@ async def test_any_reply_may_be_lost() -> None:
         with open_sqlite() as database:
             faulty = FaultyDatabase(database)
             faulty.faults = {batch: "after"}
-            store = SqlRunStore(faulty, moment=virtual_moment)
+            store = SqlRunStore(faulty)
             ended = await run_durable(RunDurableInput(run_id="r", manifest=manifest(), store=store, task_fn=task))
 
         assert (["a", "b", "c"], ["a", "b", "c"], 1) == (ended.result, done, ended.record.epoch)

@@ -37,7 +37,7 @@ def database() -> Iterator[SqliteDatabase]:
 def old_database() -> Iterator[SqliteDatabase]:
     """One of schema 101, as the numbered migrations make it."""
     migrations = sorted((Path(__file__).parents[2] / "migrations").glob("*.sql"))
-    with SqliteDatabase(":memory:") as database:
+    with SqliteDatabase(":memory:", moment=virtual_moment) as database:
         for path in migrations[:3]:
             database.apply_schema(path.read_text())
         yield database

@@ -36,7 +36,7 @@ from tests.support.agent_runtime_database import (
     write_turns,
 )
 from tests.support.clock import Clock
-from tests.support.turns import Desk, Recorded
+from tests.support.turns import Desk, Recorded, virtual_moment
 
 OURS = "Hello, world."
 
@@ -44,7 +44,7 @@ OURS = "Hello, world."
 @contextmanager
 def upgraded() -> Iterator[Desk]:
     """A deployment over a database of theirs, in virtual time."""
-    with SqliteDatabase(":memory:") as database:
+    with SqliteDatabase(":memory:", moment=virtual_moment) as database:
         yield Desk(database, Recorded(), project_id=PROJECT, domain="legal", user_message="hello", legacy_run_ids=True)
 
 

@@ -69,7 +69,6 @@ class FollowedTurn:
         pace: How often to ask the database.
         take_over: Claims the turn if its worker is lost; None for a reader who may not.
         announce: Whether to tell the turn's worker that somebody reads it from elsewhere.
-        moment: Returns the current time as SQLite takes it.
         log: Takes failures that the reader is not told.
     """
 
@@ -82,7 +81,6 @@ class FollowedTurn:
     pace: Pace
     take_over: TakeOver | None
     announce: bool
-    moment: Callable[[], str]
     log: OperatorLog
     _last: int = -1
     _began: float = 0.0
@@ -146,7 +144,7 @@ class FollowedTurn:
                     await self._pause()
                 if self._done:
                     return None
-            page = await load_page(self.database, self.run_id, self._last, self.moment())
+            page = await load_page(self.database, self.run_id, self._last)
         return None
 
     async def _follow_live(self, output: Output, sink: Sink) -> bool:
@@ -199,7 +197,7 @@ class FollowedTurn:
             every_s = max(_NOTED_EVERY_S, 2 * interval_s)
             self._noted_again_at = now + every_s
             for_ms = round((every_s + _SLACK_S) * 1000)
-            await self.database.batch([note_follower(self.run_id, self.moment(), for_ms)])
+            await self.database.batch([note_follower(self.run_id, for_ms)])
         await asyncio.sleep(interval_s)
 
     def _say_end(self, output: Output, page: LogPage) -> None:

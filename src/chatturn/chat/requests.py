@@ -1,6 +1,6 @@
 """What a chat turn is run from: values, resolved by whoever owns the request."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -122,7 +122,6 @@ class RunChatTurnInput:
         prices: What models cost.
         budgets: What may be spent.
         sources: Of undetermined values, for a producer's durable steps.
-        moment: Returns the current time as SQLite takes it.
         tracing: Its telemetry; None: nobody listens.
         log: Takes failures that the reader is not told.
     """
@@ -154,7 +153,6 @@ class RunChatTurnInput:
     prices: PriceTable = field(default_factory=PriceTable)
     budgets: Budgets = Budgets()
     sources: ContextSources = field(default_factory=default_sources)
-    moment: Callable[[], str] = lambda: "now"
     tracing: TurnTracing | None = None
     log: OperatorLog = print_log
 

@@ -67,7 +67,6 @@ class DurableChatService:
         prices: What models cost.
         turns_at_once: How many turns this invocation may run, which share its queries.
         alarm: Makes what wakes a follower in this isolate.
-        moment: Returns the current time as SQLite takes it.
     """
 
     settings: Settings
@@ -80,7 +79,6 @@ class DurableChatService:
     prices: PriceTable = field(default_factory=PriceTable)
     turns_at_once: int = 1
     alarm: Callable[[], Alarm] = EventAlarm
-    moment: Callable[[], str] = lambda: "now"
 
     async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> ChatTurn:
         """Claim a turn, ready to run; see `DurableChatTurnEngine.open`."""
@@ -96,7 +94,7 @@ class DurableChatService:
                 project_id=settings.project_id,
                 domain=settings.domain,
                 database=database,
-                store=SqlRunStore(database, moment=self.moment),
+                store=SqlRunStore(database),
                 hooks=self.hooks,
                 backend=self.backend,
                 metadata=request.metadata,
@@ -118,7 +116,6 @@ class DurableChatService:
                     session=settings.budget_session_micro_usd,
                     tenant=settings.budget_tenant_day_micro_usd,
                 ),
-                moment=self.moment,
                 tracing=tracing,
                 log=self.log if tracing is None else tracing.log,
             )
@@ -151,7 +148,7 @@ class DurableChatService:
             InvalidField: There can be no line of that seq yet.
         """
         run_id, cursor = turn_run_id(identity), -1 if after is None else after
-        page = await load_page(self.database, run_id, cursor, self.moment())
+        page = await load_page(self.database, run_id, cursor)
         if page is None:
             return None
         if cursor > page.furthest:
@@ -166,7 +163,6 @@ class DurableChatService:
             pace=FOLLOW_PACES[self.settings.workers_plan],
             take_over=partial(self.reopen, run_id) if may_take_over else None,
             announce=self.settings.on_disconnect != "continue",
-            moment=self.moment,
             log=self.log,
         )
 
@@ -177,9 +173,8 @@ class DurableChatService:
         A turn that is over stays as it is.  One that nobody runs is left to `resume`, which ends it.
         """
         run_id = turn_run_id(identity)
-        moment = self.moment()
         requested, _, state = await self.database.batch(
-            [request_cancel(run_id, moment), chat_sql.wake_cancelled(run_id, moment), chat_sql.read_turn(run_id)]
+            [request_cancel(run_id), chat_sql.wake_cancelled(run_id), chat_sql.read_turn(run_id)]
         )
         if not state.rows:
             return None
@@ -235,7 +230,7 @@ class DurableChatService:
         Raises:
             InvalidField: The cursor is not one of this list's.
         """
-        return await list_turns(self.database, self.settings.project_id, query, self.moment())
+        return await list_turns(self.database, self.settings.project_id, query)
 
     async def usage(self, query: UsageQuery) -> UsagePage:
         """
@@ -244,7 +239,7 @@ class DurableChatService:
         Raises:
             InvalidField: The cursor is not one of this list's.
         """
-        return await list_usage(self.database, query, self.moment())
+        return await list_usage(self.database, query)
 
     async def emit(self, tenant_id: str, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
         """
@@ -291,7 +286,7 @@ class DurableChatService:
         Raises:
             StoreError: The database does not answer, or refuses.
         """
-        running = read_running(*session_run_ids(tenant_id, session_id), self.moment())
+        running = read_running(*session_run_ids(tenant_id, session_id))
         [found] = await self.database.batch([running])
         lost = [str(row["run_id"]) for row in found.rows if row["orphaned"]]
         lost = lost[: RESUMED_AT_ONCE[self.settings.workers_plan]]
@@ -322,7 +317,7 @@ class DurableChatService:
             self.log("turn.not_resumed", {"run_id": run_id, "error": refusal})
 
     def _store(self) -> SqlRunStore:
-        return SqlRunStore(self.database, moment=self.moment)
+        return SqlRunStore(self.database)
 
     async def _asked(self, run_id: str) -> Row | None:
         [outcome] = await self.database.batch([chat_sql.read_turn_input(run_id)])

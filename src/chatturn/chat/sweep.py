@@ -38,14 +38,14 @@ class Sweep:
     async def run(self) -> int:
         """Do what is due, a bounded part; return how many hook calls and turns came to an end."""
         service = self.service
-        outbox = Outbox(database=service.database, hooks=service.hooks, log=service.log, moment=service.moment)
+        outbox = Outbox(database=service.database, hooks=service.hooks, log=service.log)
         called = await outbox.sweep()
         resumed = await self._resume([*await self._due(), *await self._orphans()])
         if service.settings.retention_days:
             age_ms = service.settings.retention_days * _DAY_MS
             await self._store().delete_finished_runs(older_than_ms=age_ms)
         if service.settings.usage_retention_days:
-            await service.database.batch([delete_usage(service.settings.usage_retention_days, service.moment())])
+            await service.database.batch([delete_usage(service.settings.usage_retention_days)])
         return called + resumed
 
     async def _due(self) -> list[str]:
@@ -74,4 +74,4 @@ class Sweep:
         return resumed
 
     def _store(self) -> SqlRunStore:
-        return SqlRunStore(self.service.database, moment=self.service.moment)
+        return SqlRunStore(self.service.database)

@@ -7,14 +7,24 @@ at ``changes`` or at rows.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
-__all__ = ["Database", "Result", "Row", "Statement", "Value"]
+__all__ = ["NOW", "Database", "Result", "Row", "Statement", "Value"]
 
 Value: TypeAlias = str | int | float | None
 """What a column or parameter holds.  No bytes: D1 returns blobs as lists of numbers, so we store text."""
 
 Row: TypeAlias = Mapping[str, Value]
+
+
+class _Now(str):
+    """What SQLite's time functions take for the current time; told apart from the same text by its identity."""
+
+    __slots__ = ()
+
+
+NOW: Final[str] = _Now("now")
+"""The parameter for the current time, by the database's clock: a driver may bind what another clock says instead."""
 
 
 @dataclass(frozen=True, slots=True)

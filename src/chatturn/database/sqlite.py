@@ -5,16 +5,16 @@ It is made exactly as strict as D1, so that a statement which D1 would refuse fa
 """
 
 import sqlite3
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-from chatturn.database.api import Result, Statement, Value
+from chatturn.database.api import NOW, Result, Statement, Value
 from chatturn.database.migration import migrate
 from chatturn.errors import SchemaOutdated, StoreError, StoreUnavailable
 
-__all__ = ["SqliteDatabase", "split_statements"]
+__all__ = ["SqliteDatabase", "ask_sqlite", "split_statements"]
 
 # D1's limits.  Source: developers.cloudflare.com/d1/platform/limits
 _MOST_PARAMETERS: Final = 100
@@ -28,6 +28,11 @@ _SWITCH_TRIES: Final = 10
 T = TypeVar("T")
 
 
+def ask_sqlite() -> str:
+    """Leave the current time to SQLite's own clock."""
+    return "now"
+
+
 class SqliteDatabase:
     """
     One SQLite database, opened until `close`.
@@ -35,6 +40,7 @@ class SqliteDatabase:
     Args:
         path: A file, created if absent and shared with other processes through a write-ahead log; or
             ``:memory:``.
+        moment: Returns the current time as SQLite takes it, a timestamp or ``now``; it is bound in place of `NOW`.
         busy_timeout_s: How long to wait for another process's transaction.
 
     Raises:
@@ -42,7 +48,10 @@ class SqliteDatabase:
         StoreError: It is no SQLite database, or cannot be opened.
     """
 
-    def __init__(self, path: str | Path, *, busy_timeout_s: float = _BUSY_TIMEOUT_S) -> None:
+    def __init__(
+        self, path: str | Path, *, moment: Callable[[], str] = ask_sqlite, busy_timeout_s: float = _BUSY_TIMEOUT_S
+    ) -> None:
+        self._moment = moment
         with _translation():
             self._connection = sqlite3.connect(
                 path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
@@ -108,9 +117,12 @@ class SqliteDatabase:
                 self._connection.execute(sql)
 
     def _run(self, statement: Statement) -> Result:
-        cursor = self._connection.execute(statement.sql, tuple(map(_as_d1_binds, statement.params)))
+        cursor = self._connection.execute(statement.sql, tuple(map(self._bound, statement.params)))
         rows = [dict(row) for row in cursor.fetchall()]
         return Result(rows=rows, changes=max(cursor.rowcount, 0))
+
+    def _bound(self, value: Value) -> Value:
+        return self._moment() if value is NOW else _as_d1_binds(value)
 
 
 def _as_d1_binds(value: Value) -> Value:

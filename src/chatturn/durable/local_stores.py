@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from chatturn.database.sqlite import SqliteDatabase
+from chatturn.database.sqlite import SqliteDatabase, ask_sqlite
 from chatturn.durable.sql_store import SqlRunStore
 from chatturn.errors import StoreError
 
@@ -17,21 +17,17 @@ __all__ = ["FileSystemDurableRunStore", "InMemoryDurableRunStore"]
 _BUSY_TIMEOUT_S: Final = 5.0
 
 
-def _now() -> str:
-    return "now"
-
-
 class _LocalRunStore(SqlRunStore):
     """A store that owns its database: opened, and brought to the schema, when it is made."""
 
     def __init__(self, path: str | Path, moment: Callable[[], str], busy_timeout_s: float) -> None:
-        self.sqlite = SqliteDatabase(path, busy_timeout_s=busy_timeout_s)
+        self.sqlite = SqliteDatabase(path, moment=moment, busy_timeout_s=busy_timeout_s)
         try:
             self.sqlite.migrate()
         except StoreError:
             self.sqlite.close()
             raise
-        super().__init__(self.sqlite, moment=moment)
+        super().__init__(self.sqlite)
 
     async def close(self) -> None:
         """Close the database; a second time does nothing."""
@@ -46,7 +42,7 @@ class InMemoryDurableRunStore(_LocalRunStore):
         moment: The current time as SQLite takes it; the default asks SQLite's own clock.
     """
 
-    def __init__(self, *, moment: Callable[[], str] = _now) -> None:
+    def __init__(self, *, moment: Callable[[], str] = ask_sqlite) -> None:
         super().__init__(":memory:", moment, _BUSY_TIMEOUT_S)
 
 
@@ -68,7 +64,7 @@ class FileSystemDurableRunStore(_LocalRunStore):
     """
 
     def __init__(
-        self, path: str | Path, *, moment: Callable[[], str] = _now, busy_timeout_s: float = _BUSY_TIMEOUT_S
+        self, path: str | Path, *, moment: Callable[[], str] = ask_sqlite, busy_timeout_s: float = _BUSY_TIMEOUT_S
     ) -> None:
         # Absolute, because SQLite has names of its own for what is no file: "" and ":memory:".
         self.path = Path(path).absolute()

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from chatturn.database.api import Database, Row, Statement, Value
+from chatturn.database.api import NOW, Database, Row, Statement, Value
 from chatturn.durable.records import RunPage, RunQuery
 from chatturn.durable.rows import run_from_row
 from chatturn.durable.sql import run_lists as sql
@@ -23,7 +23,7 @@ _LAST_ROWID: Final = 2**50
 _END_OF_TIME: Final = "9999-12-31T23:59:59.999Z"
 
 
-async def list_runs(database: Database, query: RunQuery, now: str) -> RunPage:
+async def list_runs(database: Database, query: RunQuery) -> RunPage:
     """
     Return one page of a list.
 
@@ -31,17 +31,17 @@ async def list_runs(database: Database, query: RunQuery, now: str) -> RunPage:
         InvalidField: The cursor is not one of this list's.
     """
     if query.stale:
-        return await _stale(database, query, now)
+        return await _stale(database, query)
     if query.tenant_id is not None:
         return await _of_tenant(database, query, query.tenant_id)
     return await _of_project(database, query)
 
 
-async def delete_finished_runs(database: Database, *, older_than_ms: int, limit: int, now: str) -> int:
+async def delete_finished_runs(database: Database, *, older_than_ms: int, limit: int) -> int:
     """Delete at most *limit* runs that ended longer ago, and all that hangs on them; return how many they were."""
     if older_than_ms < 0 or limit < 1:
         raise ValueError("older_than_ms must be at least 0, and limit at least 1")
-    params = (now, f"-{older_than_ms / 1000:.3f} seconds", limit)
+    params = (NOW, f"-{older_than_ms / 1000:.3f} seconds", limit)
     outcomes = await database.batch([Statement(each, params) for each in sql.DELETE_FINISHED])
     return outcomes[-1].changes
 
@@ -57,9 +57,9 @@ async def _of_project(database: Database, query: RunQuery) -> RunPage:
     return _page(found.rows, query, lambda row: ["p", row["position"]])
 
 
-async def _stale(database: Database, query: RunQuery, now: str) -> RunPage:
+async def _stale(database: Database, query: RunQuery) -> RunPage:
     expiry, rowid = decode_cursor(query.after, "s", ["", 0])
-    params = (query.project_id, now, expiry, rowid, query.limit + 1, query.tenant_id)
+    params = (query.project_id, NOW, expiry, rowid, query.limit + 1, query.tenant_id)
     [found] = await database.batch([Statement(sql.LIST_STALE, params)])
     return _page(found.rows, query, lambda row: ["s", row["lease_expires_at"], row["position"]])
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from chatturn.database.api import Database, Result, Row, Statement
+from chatturn.database.api import NOW, Database, Result, Row, Statement
 from chatturn.database.migration import read_version
 from chatturn.durable.checks import claimed, ended, require_begun, require_intent, require_status
 from chatturn.durable.records import (
@@ -62,7 +62,6 @@ class SqlRunStore:
 
     Args:
         database: Where the tables of the schema are; an attribute, too, for what else is kept there.
-        moment: The current time as SQLite takes it; the default asks the database's own clock.
         token: Makes a string that no other claim has.
     """
 
@@ -70,11 +69,9 @@ class SqlRunStore:
         self,
         database: Database,
         *,
-        moment: Callable[[], str] = lambda: "now",
         token: Callable[[], str] = lambda: os.urandom(8).hex(),
     ) -> None:
         self.database = database
-        self._moment = moment
         self._token = token
 
     # Claiming and keeping a run.
@@ -95,19 +92,18 @@ class SqlRunStore:
         """Claim the run; see `DurableRunStore.start_or_resume`."""
         digest = manifest_hash(manifest)
         holder = f"{worker_id}#{self._token()}"
-        now = self._moment()
         step_count = 0 if begin is None else begin.step_index + 1
-        claim = (run_id, holder, digest, manifest.project_id, manifest.scenario_id, now, _term(lease_ms), step_count)
+        claim = (run_id, holder, digest, manifest.project_id, manifest.scenario_id, NOW, _term(lease_ms), step_count)
         fence = (run_id, holder, None)
         writes = [
-            *(_supersede(run_id, digest, now) if supersede else []),
-            *([] if legacy_run_id is None else legacy.adoption(run_id, digest, now, legacy_run_id)),
+            *(_supersede(run_id, digest) if supersede else []),
+            *([] if legacy_run_id is None else legacy.adoption(run_id, digest, legacy_run_id)),
             _or_legacy(sql.CLAIM_RUN, legacy.CLAIM_RUN_UNLESS_LEGACY, claim, legacy_run_id),
-            *([] if begin is None else [_begin(fence, begin, now)]),
+            *([] if begin is None else [_begin(fence, begin)]),
             *(Statement(extra.sql, (*fence, *extra.params)) for extra in with_statements),
         ]
         own_reads = [
-            _or_legacy(sql.LOAD_RUN, legacy.LOAD_RUN_OR_LEGACY, (run_id, now), legacy_run_id),
+            _or_legacy(sql.LOAD_RUN, legacy.LOAD_RUN_OR_LEGACY, (run_id, NOW), legacy_run_id),
             _or_legacy(sql.LOAD_STEPS, legacy.LOAD_STEPS_OR_LEGACY, (run_id, 0), legacy_run_id),
         ]
         outcomes = await self._batch([*writes, *own_reads, *reads], _CLAIM_DELAYS_S)
@@ -139,7 +135,7 @@ class SqlRunStore:
         batch = [Statement(extra.sql, (*fence, *extra.params)) for extra in statements]
         if renew:
             renewal = f"{sql.RENEW_LEASE}, {returning}" if returning else sql.RENEW_LEASE
-            batch.append(Statement(renewal, (*fence, self._moment(), _term(lease.lease_ms))))
+            batch.append(Statement(renewal, (*fence, NOW, _term(lease.lease_ms))))
         rows = [outcome.rows for outcome in await self.database.batch(batch)]
         if not rows[0] or (renew and not rows[-1]):
             raise LeaseLost("the lease lapsed or was taken over", run_id=lease.run_id)
@@ -155,10 +151,9 @@ class SqlRunStore:
 
     async def begin_step(self, lease: Lease, begin: Begin) -> StepRecord:
         """Begin a step; see `DurableRunStore.begin_step`."""
-        now = self._moment()
         batch = [
-            _begin(_fence(lease), begin, now),
-            Statement(sql.BUMP_STEP_COUNT, (*_fence(lease), begin.step_index, now)),
+            _begin(_fence(lease), begin),
+            Statement(sql.BUMP_STEP_COUNT, (*_fence(lease), begin.step_index, NOW)),
         ]
         step = await self._write_step(lease, begin.step_index, batch)
         require_begun(step, begin)
@@ -166,20 +161,20 @@ class SqlRunStore:
 
     async def complete_step(self, lease: Lease, step_index: int, result: Any) -> StepRecord:
         """Record a step's result; see `DurableRunStore.complete_step`."""
-        params = (*_fence(lease), step_index, json_text(result, "the step's result"), self._moment())
+        params = (*_fence(lease), step_index, json_text(result, "the step's result"), NOW)
         step = await self._write_step(lease, step_index, [Statement(sql.COMPLETE_STEP, params)])
         return require_status(step, StepStatus.COMPLETED)
 
     async def fail_step(self, lease: Lease, step_index: int, error: StepError) -> StepRecord:
         """Record why a step failed; see `DurableRunStore.fail_step`."""
-        params = (*_fence(lease), step_index, _error_text(error), self._moment())
+        params = (*_fence(lease), step_index, _error_text(error), NOW)
         step = await self._write_step(lease, step_index, [Statement(sql.FAIL_STEP, params)])
         return require_status(step, StepStatus.FAILED)
 
     async def _write_step(self, lease: Lease, step_index: int, batch: list[Statement]) -> StepRecord:
         """Run *batch*, which is fenced, and read the step that it wrote."""
         reads = [
-            Statement(sql.LOAD_RUN, (lease.run_id, self._moment())),
+            Statement(sql.LOAD_RUN, (lease.run_id, NOW)),
             Statement(sql.LOAD_STEP, (lease.run_id, step_index)),
         ]
         outcomes = await self._batch([*batch, *reads], _SETTLE_DELAYS_S)
@@ -207,13 +202,13 @@ class SqlRunStore:
         with_statements: Sequence[Statement] = (),
     ) -> None:
         """Record what a step came to; see `DurableRunStore.record_step`."""
-        now, fence = self._moment(), _fence(lease)
+        fence = _fence(lease)
         status = StepStatus.COMPLETED if error is None else StepStatus.FAILED
         what = (begin.step_index, begin.intent, begin.kind, begin.input_hash, status, attempts)
         error_json = None if error is None else _error_text(error)
         began = f"-{elapsed_ms / 1000:.3f} seconds"
-        record = Statement(sql.RECORD_STEP, (*fence, *what, result_json, error_json, now, began))
-        bump = Statement(sql.BUMP_STEP_COUNT, (*fence, begin.step_index, now))
+        record = Statement(sql.RECORD_STEP, (*fence, *what, result_json, error_json, NOW, began))
+        bump = Statement(sql.BUMP_STEP_COUNT, (*fence, begin.step_index, NOW))
         beside = [Statement(extra.sql, (*fence, *extra.params)) for extra in with_statements]
         step = await self._write_step(lease, begin.step_index, [record, bump, *beside])
         require_intent(step, begin)
@@ -231,9 +226,9 @@ class SqlRunStore:
         status: EndStatus
         if error is None:
             text = json_text(settlement.result, "the turn's result")
-            step, write, status = (settlement.step_index, text, self._moment()), sql.COMPLETE_STEP, RunStatus.COMPLETED
+            step, write, status = (settlement.step_index, text, NOW), sql.COMPLETE_STEP, RunStatus.COMPLETED
         else:
-            step = (settlement.step_index, _error_text(error), self._moment())
+            step = (settlement.step_index, _error_text(error), NOW)
             write, status = sql.FAIL_STEP, RunStatus.FAILED
         batch = [
             Statement(write, (*fence, *step)),
@@ -260,44 +255,43 @@ class SqlRunStore:
             step_index: A step that must have the same status, if any.
         """
         text = None if outcome is None else json_text(outcome.to_json(), "the outcome")
-        now = self._moment()
-        end = Statement(sql.END_RUN, (*_fence(lease), status, text, now, step_index))
+        end = Statement(sql.END_RUN, (*_fence(lease), status, text, NOW, step_index))
         rows = (await self._batch([*batch, end], _SETTLE_DELAYS_S))[-1].rows
         if not rows:  # it has another holder, or an earlier try of this write has ended it, whose reply was lost
-            rows = (await self._batch([Statement(sql.LOAD_RUN, (lease.run_id, now))], _SETTLE_DELAYS_S))[-1].rows
+            rows = (await self._batch([Statement(sql.LOAD_RUN, (lease.run_id, NOW))], _SETTLE_DELAYS_S))[-1].rows
         return ended(lease, status, rows)
 
     async def suspend(self, lease: Lease, wait: Wait, with_statements: Sequence[Statement] = ()) -> RunRecord:
         """Release the lease until then; see `DurableRunStore.suspend`."""
-        now, fence = self._moment(), _fence(lease)
+        fence = _fence(lease)
         batch = [
             Statement(sql.RECORD_WAIT, (*fence, wait.step_index, wait.key, wait.wake_at)),
             *(Statement(extra.sql, (*fence, *extra.params)) for extra in with_statements),
-            Statement(sql.SUSPEND_RUN, (*fence, now)),
-            Statement(sql.LOAD_RUN, (lease.run_id, now)),
+            Statement(sql.SUSPEND_RUN, (*fence, NOW)),
+            Statement(sql.LOAD_RUN, (lease.run_id, NOW)),
         ]
         return ended(lease, RunStatus.SUSPENDED, (await self._batch(batch, _SETTLE_DELAYS_S))[-1].rows)
 
     async def give_up(self, run_id: str, outcome: RunOutcome) -> None:
         """End a run as failed that nobody holds, because nobody can go on with it; one that somebody holds stays."""
         text = json_text(outcome.to_json(), "the outcome")
-        await self._batch([Statement(sql.GIVE_UP_RUN, (run_id, self._moment(), text))])
+        await self._batch([Statement(sql.GIVE_UP_RUN, (run_id, NOW, text))])
 
     async def due_runs(self, limit: int) -> Sequence[str]:
         """Return suspended runs that may go on; see `DurableRunStore.due_runs`."""
-        [outcome] = await self._batch([Statement(sql.DUE_WAITS, (self._moment(), limit))])
+        [outcome] = await self._batch([Statement(sql.DUE_WAITS, (NOW, limit))])
         return [str(row["run_id"]) for row in outcome.rows]
 
     # Reading, and events.
 
     async def load_run(self, run_id: str) -> RunRecord | None:
         """Read a run."""
-        [outcome] = await self._batch([Statement(sql.LOAD_RUN, (run_id, self._moment()))])
+        [outcome] = await self._batch([Statement(sql.LOAD_RUN, (run_id, NOW))])
         return run_from_row(outcome.rows[0]) if outcome.rows else None
 
     async def emit_event(self, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
         """Record an event; see `DurableRunStore.emit_event`."""
-        emit = Statement(sql.EMIT_EVENT, (run_id, key, json_text(payload, "the event's payload"), self._moment()))
+        emit = Statement(sql.EMIT_EVENT, (run_id, key, json_text(payload, "the event's payload"), NOW))
         # Tried once: after a lost reply nobody could tell whose emit was the first.
         emitted, loaded = await self._batch([emit, Statement(sql.LOAD_EVENT, (run_id, key))])
         if not loaded.rows:
@@ -311,20 +305,18 @@ class SqlRunStore:
 
     async def poll_event(self, run_id: str, key: str, since: str) -> tuple[EventRecord | None, int]:
         """Read an event and how long it has been waited for; see `DurableRunStore.poll_event`."""
-        [outcome] = await self._batch(
-            [Statement(sql.POLL_EVENT, (run_id, key, self._moment(), since))], _CLAIM_DELAYS_S
-        )
+        [outcome] = await self._batch([Statement(sql.POLL_EVENT, (run_id, key, NOW, since))], _CLAIM_DELAYS_S)
         row = outcome.rows[0]
         event = None if row["emitted_at"] is None else event_from_row({**row, "run_id": run_id, "key": key})
         return event, int(row["waited_ms"] or 0)
 
     async def list_runs(self, query: RunQuery) -> RunPage:
         """Return one page of a list of runs; see `DurableRunStore.list_runs`."""
-        return await list_runs(self.database, query, self._moment())
+        return await list_runs(self.database, query)
 
     async def delete_finished_runs(self, *, older_than_ms: int, limit: int = DELETED_AT_ONCE) -> int:
         """Delete runs that ended long ago; see `DurableRunStore.delete_finished_runs`."""
-        return await delete_finished_runs(self.database, older_than_ms=older_than_ms, limit=limit, now=self._moment())
+        return await delete_finished_runs(self.database, older_than_ms=older_than_ms, limit=limit)
 
     async def get_schema_version(self) -> int:
         """Return the schema's version in the database; 0 for one that has none."""
@@ -358,13 +350,13 @@ def _or_legacy(
     return Statement(text, params) if legacy_run_id is None else Statement(text_or_legacy, (*params, legacy_run_id))
 
 
-def _begin(fence: tuple[str, str, int | None], begin: Begin, now: str) -> Statement:
-    return Statement(sql.BEGIN_STEP, (*fence, begin.step_index, begin.intent, begin.kind, begin.input_hash, now))
+def _begin(fence: tuple[str, str, int | None], begin: Begin) -> Statement:
+    return Statement(sql.BEGIN_STEP, (*fence, begin.step_index, begin.intent, begin.kind, begin.input_hash, NOW))
 
 
-def _supersede(run_id: str, digest: str, now: str) -> list[Statement]:
+def _supersede(run_id: str, digest: str) -> list[Statement]:
     """Make a run that has another manifest, and no live lease, look like a failed one with this manifest."""
-    return [Statement(sql.REPLACE_MANIFEST, (run_id, digest, now)), Statement(sql.FORGET_STEPS, (run_id,))]
+    return [Statement(sql.REPLACE_MANIFEST, (run_id, digest, NOW)), Statement(sql.FORGET_STEPS, (run_id,))]
 
 
 def _first_step(outcomes: Sequence[Result]) -> StepRecord | None:

@@ -1,6 +1,5 @@
 """The Worker's store of durable runs."""
 
-from collections.abc import Callable
 from typing import Any
 
 from chatturn.database.migration import migrate
@@ -18,11 +17,10 @@ class D1DurableRunStore(SqlRunStore):
 
     Args:
         binding: The binding, raw or as the SDK wraps it.  It belongs to the request, so the store does, too.
-        moment: The current time as SQLite takes it; the default asks D1's own clock.
     """
 
-    def __init__(self, binding: Any, *, moment: Callable[[], str] = lambda: "now") -> None:
-        super().__init__(D1Database(binding), moment=moment)
+    def __init__(self, binding: Any) -> None:
+        super().__init__(D1Database(binding))
 
     async def migrate(self) -> int:
         """Bring the database to the schema, and return its version; see `chatturn.database.migration.migrate`."""

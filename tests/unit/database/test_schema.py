@@ -11,6 +11,7 @@ import pytest
 
 from chatturn.chat.hooks.outbox import _HOOKS
 from chatturn.chat.usage.calls import CallOutcome
+from chatturn.database.api import NOW, Statement
 from chatturn.database.schema import DURABLE_SCHEMA_SQL, DURABLE_SCHEMA_VERSION, schema_statements
 from chatturn.database.sqlite import SqliteDatabase, split_statements
 from chatturn.durable.records import RunStatus, StepStatus
@@ -156,3 +157,11 @@ def test_a_script_that_ends_inside_a_statement_is_refused() -> None:
     """Half a schema is not applied silently."""
     with pytest.raises(ValueError, match="ends inside a statement"):
         split_statements("CREATE TABLE a (x);\nCREATE TABLE b (")
+
+
+async def test_now_is_what_the_clock_says_that_the_driver_is_given() -> None:
+    """In place of the parameter `NOW`, and of no text that is the same."""
+    with SqliteDatabase(":memory:", moment=lambda: "2026-01-02") as database:
+        [read] = await database.batch([Statement("SELECT ?1 AS at, ?2 AS text", (NOW, "now"))])
+
+    assert [{"at": "2026-01-02", "text": "now"}] == [dict(row) for row in read.rows]

@@ -31,7 +31,7 @@ from chatturn.errors import StoreError, StoreUnavailable
 from chatturn.settings import Settings
 from tests.contract import test_listing, test_retention, test_runs, test_steps, test_upgrade
 from tests.support.agent_runtime_database import PROJECT, legacy_id, make_version_1, write_turns
-from tests.support.clock import Clock
+from tests.support.clock import AtMoment, Clock
 from tests.support.runs import STEP, claim, lease_of, manifest
 from tests.support.turns import Desk
 
@@ -68,6 +68,13 @@ def store(path: Path, clock: Clock) -> Iterator[SqlRunStore]:
 def database(store: SqlRunStore) -> Database:
     """Where its tables are."""
     return store.database
+
+
+@pytest.fixture
+def database_by_its_own_clock(path: Path) -> Iterator[Database]:
+    """A new file's database that nobody tells the time."""
+    with FileSystemDurableRunStore(path).sqlite as made:
+        yield made
 
 
 STORES: dict[str, Callable[[Path], FileSystemDurableRunStore | InMemoryDurableRunStore]] = {
@@ -335,7 +342,7 @@ def test_the_versions_in_the_manual_are_the_schemas() -> None:
 async def test_the_sweep_deletes_what_is_too_old(days: str, left: int) -> None:
     """If `RETENTION_DAYS` says so; a run of today stays."""
     store = InMemoryDurableRunStore()
-    old = SqlRunStore(store.database, moment=lambda: "2020-01-01T00:00:00.000Z")
+    old = SqlRunStore(AtMoment(store.database, lambda: "2020-01-01T00:00:00.000Z"))
     await old.end_run(await lease_of(old, "old"), RunStatus.COMPLETED)
     await store.end_run(await lease_of(store, "new"), RunStatus.COMPLETED)
     service = DurableChatService(

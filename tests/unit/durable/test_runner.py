@@ -27,9 +27,10 @@ from chatturn.errors import (
     StepTooLarge,
 )
 from chatturn_testing.faults import Crash, Fuse, MortalDatabase
+from tests.support.clock import AtMoment
 from tests.support.faults import FaultyDatabase
 from tests.support.runs import manifest
-from tests.support.turns import open_sqlite, virtual_moment
+from tests.support.turns import open_sqlite
 
 Task = Callable[[DurableContext], Awaitable[Any]]
 
@@ -39,7 +40,7 @@ class Bench:
 
     def __init__(self, database: FaultyDatabase) -> None:
         self.database = database
-        self.store = SqlRunStore(database, moment=virtual_moment)
+        self.store = SqlRunStore(database)
         self.effects: list[str] = []
         self.logged: list[str] = []
         self.counter = 0
@@ -248,7 +249,7 @@ async def test_r1_a_lost_lease_cancels_the_step_and_writes_nothing(bench: Bench)
 
 async def test_r1_a_zombies_record_is_refused(bench: Bench) -> None:
     """A worker that slept past its lease inside a step finds its result refused."""
-    later = SqlRunStore(bench.database, moment=lambda: "2027-01-01T00:00:00.000Z")
+    later = SqlRunStore(AtMoment(bench.database, lambda: "2027-01-01T00:00:00.000Z"))
 
     async def task(context: DurableContext) -> str:
         return await context.step("first", takes_over)

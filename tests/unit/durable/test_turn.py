@@ -12,8 +12,9 @@ from chatturn.durable.records import DurableRunManifest, RunOutcome, RunStatus, 
 from chatturn.durable.sql_store import SqlRunStore
 from chatturn.durable.turn import DurableTurnHandle, RunDurableTurnOptions, TurnEnd, run_durable_turn
 from chatturn.errors import DurableRunLeaseHeldError, EmptyAnswer, LeaseLost, StoreError, StoreUnavailable
+from tests.support.clock import AtMoment
 from tests.support.faults import FaultyDatabase
-from tests.support.turns import open_sqlite, virtual_moment
+from tests.support.turns import open_sqlite
 
 MANIFEST = DurableRunManifest(
     project_id="p", task=TaskSpec(id="t", intent="test", domain="d"), input={"userMessage": "hi", "model": None}
@@ -53,7 +54,7 @@ class Bench:
 
     def __init__(self, database: FaultyDatabase) -> None:
         self.database = database
-        self.store = SqlRunStore(database, moment=virtual_moment)
+        self.store = SqlRunStore(database)
         self.made = 0
         self.logged: list[str] = []
 
@@ -254,7 +255,7 @@ async def test_a_zombie_that_finishes_late_changes_nothing(bench: Bench) -> None
     handle = bench.turn("a", text="zombie", lease_ms=1_000)
     stream = handle.stream
     await anext(stream)
-    heartbeat_free = SqlRunStore(bench.database, moment=lambda: "2027-01-01T00:00:00.000Z")
+    heartbeat_free = SqlRunStore(AtMoment(bench.database, lambda: "2027-01-01T00:00:00.000Z"))
     await bench.run("b", text="successor", store=heartbeat_free)
     with pytest.raises(LeaseLost):
         await anext(stream)

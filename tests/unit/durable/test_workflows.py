@@ -37,7 +37,7 @@ from chatturn.errors import (
     StepTooLarge,
 )
 from tests.support.runs import manifest
-from tests.support.turns import open_sqlite, virtual_moment
+from tests.support.turns import open_sqlite
 
 Task = Callable[[TaskContext], Awaitable[Any]]
 _RECEIVED_AT = "2026-01-01T00:00:00.000Z"
@@ -607,7 +607,7 @@ async def test_a_task_gives_the_same_result_on_workflows_and_by_run_durable(engi
         return [plan, both, emitted, await context.await_event("go"), await context.random() < 1]
 
     with open_sqlite() as database:
-        store = SqlRunStore(database, moment=virtual_moment)
+        store = SqlRunStore(database)
         durable = await run_durable(RunDurableInput(run_id="run-1", manifest=manifest(), store=store, task_fn=task))
 
         assert ["plan", ["a", "b"], True, {"n": 1.5}, True] == durable.result == await engine.live(task)

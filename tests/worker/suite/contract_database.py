@@ -12,6 +12,7 @@ from chatturn.database.api import Database
 from chatturn.durable.sql_store import SqlRunStore
 from chatturn.workerd.d1 import D1Database
 from chatturn.workerd.stores import D1DurableRunStore
+from tests.support.clock import AtMoment
 
 _definitions: list[str] = []
 _VERSION_TABLE = "durable_schema_info"
@@ -30,7 +31,9 @@ def open_store(moment: Callable[[], str]) -> Iterator[SqlRunStore]:
     """Give an empty store of the platform's own."""
     raw = import_from_javascript("cloudflare:workers").env.DB
     run_sync(_start_afresh(raw))
-    yield D1DurableRunStore(raw, moment=moment)
+    store = D1DurableRunStore(raw)
+    store.database = AtMoment(store.database, moment)
+    yield store
 
 
 async def _start_afresh(binding: Any) -> None:

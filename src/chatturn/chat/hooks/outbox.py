@@ -7,13 +7,13 @@ later and later, until it succeeds or is given up for an operator to see.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn
 from chatturn.chat.identity import ChatTurnIdentity
-from chatturn.database.api import Database, Row, Statement
+from chatturn.database.api import NOW, Database, Row, Statement
 from chatturn.durable.records import RunRecord
 from chatturn.durable.rows import run_from_row
 from chatturn.durable.sql.runs import HELD, MOMENT
@@ -119,17 +119,15 @@ class Outbox:
         database: Where they are recorded.
         hooks: Whose they are.
         log: Takes their failures.
-        moment: Returns the current time as SQLite takes it.
     """
 
     database: Database
     hooks: ChatTurnHooks
     log: OperatorLog
-    moment: Callable[[], str] = lambda: "now"
 
     def statements(self, attempt: int) -> list[Statement]:
         """Record the calls that the product wants in the finish's batch; none, if it has no such hook."""
-        return [Statement(_RECORD, (hook, attempt, self.moment(), _HELD_FOR)) for hook in self._wanted()]
+        return [Statement(_RECORD, (hook, attempt, NOW, _HELD_FOR)) for hook in self._wanted()]
 
     async def deliver(self, turn: FinishedTurn, marks: list[Statement]) -> None:
         """
@@ -158,7 +156,7 @@ class Outbox:
         """
         succeeded = 0
         for _ in range(_SWEEP_AT_MOST):
-            [taken] = await self.database.batch([Statement(_TAKE_DUE, (self.moment(), _HELD_FOR))])
+            [taken] = await self.database.batch([Statement(_TAKE_DUE, (NOW, _HELD_FOR))])
             if not taken.rows:
                 break
             run_id, hook = str(taken.rows[0]["run_id"]), str(taken.rows[0]["hook"])
@@ -187,7 +185,7 @@ class Outbox:
             await call_in_time(self.hooks, hook, replace(turn, idempotency_key=f"{turn.idempotency_key}/{hook}"))
         except HookError as error:
             self.log("hook.failed", {"run_id": run_id, "hook": hook, "error": error})
-            return Statement(_FAILED, (run_id, hook, attempt, str(error), self.moment())), False
+            return Statement(_FAILED, (run_id, hook, attempt, str(error), NOW)), False
         return Statement(_DONE, (run_id, hook, attempt)), True
 
 

@@ -140,7 +140,7 @@ async def list_messages(database: Database, tenant_id: str, session_id: str, que
     )
 
 
-async def list_turns(database: Database, project_id: str, query: TurnQuery, moment: str) -> TurnPage:
+async def list_turns(database: Database, project_id: str, query: TurnQuery) -> TurnPage:
     """
     Return one page of a project's turns, the latest created first, in two round trips.
 
@@ -150,8 +150,8 @@ async def list_turns(database: Database, project_id: str, query: TurnQuery, mome
     if query.status == UNDELIVERED:
         page = await _undelivered(database, project_id, query)
     else:
-        page = await list_runs(database, _run_query(project_id, query), moment)
-    [found] = await database.batch([sql.read_turns([run.run_id for run in page.runs], moment)])
+        page = await list_runs(database, _run_query(project_id, query))
+    [found] = await database.batch([sql.read_turns([run.run_id for run in page.runs])])
     rows = {row["run_id"]: row for row in found.rows}
     turns = [TurnRow(run=run, turn=rows.get(run.run_id)) for run in page.runs]
     return TurnPage(turns=[turn for turn in turns if query.status in {None, UNDELIVERED, turn.status}], next=page.next)

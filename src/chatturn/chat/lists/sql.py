@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from json import dumps
 from typing import Final
 
-from chatturn.database.api import Statement
+from chatturn.database.api import NOW, Statement
 from chatturn.durable.sql.runs import MOMENT
 
 __all__ = ["read_messages", "read_open_turns", "read_running", "read_turns", "read_undelivered"]
@@ -79,14 +79,14 @@ def read_open_turns(first_run_id: str, last_run_id: str) -> Statement:
     return Statement(_OPEN_TURNS, (first_run_id, last_run_id))
 
 
-def read_running(first_run_id: str, last_run_id: str, moment: str) -> Statement:
+def read_running(first_run_id: str, last_run_id: str) -> Statement:
     """Read the runs that are being answered whose ids are between two, and whether their worker is lost."""
-    return Statement(_RUNNING, (first_run_id, last_run_id, moment))
+    return Statement(_RUNNING, (first_run_id, last_run_id, NOW))
 
 
-def read_turns(run_ids: Sequence[str], moment: str) -> Statement:
+def read_turns(run_ids: Sequence[str]) -> Statement:
     """Read the turns of runs, with their hook calls that have not succeeded."""
-    return Statement(_TURNS, (dumps(list(run_ids)), moment))
+    return Statement(_TURNS, (dumps(list(run_ids)), NOW))
 
 
 def read_undelivered(project_id: str, moment: str, run_id: str, limit: int, tenant_id: str | None) -> Statement:

@@ -129,13 +129,13 @@ class TurnLog:
 
     # Storing.
 
-    def unstored(self, moment: str) -> tuple[Statement | None, int]:
+    def unstored(self) -> tuple[Statement | None, int]:
         """Return the statement that stores what is next, None if all is stored, and the seq after its last line."""
         segments = self._segments(self._lines[self._stored_to - self._kept_from :])
         if not segments:
             return None, self._stored_to
         first, lines = segments[0]
-        return append_segment(first, self.attempt, lines, moment), first + len(lines)
+        return append_segment(first, self.attempt, lines), first + len(lines)
 
     def stored(self, to_seq: int) -> None:
         """Take note that all lines below *to_seq* are stored; forget those that no follower here needs."""
@@ -144,7 +144,7 @@ class TurnLog:
         self._stored_to = to_seq
         self._forget()
 
-    def last_statements(self, tail: Sequence[str], moment: str) -> list[Statement]:
+    def last_statements(self, tail: Sequence[str]) -> list[Statement]:
         """
         Return the statements that store all that is not stored yet, as with_statements of a settlement.
 
@@ -153,11 +153,10 @@ class TurnLog:
 
         Args:
             tail: The attempt's last lines, which are said once they are stored.
-            moment: Now, as SQLite takes it.
         """
         segments = self._segments([*self._lines[self._stored_to - self._kept_from :], *tail])
         return [
-            append_segment(first, self.attempt, lines, moment, ended=number == len(segments))
+            append_segment(first, self.attempt, lines, ended=number == len(segments))
             for number, (first, lines) in enumerate(segments, 1)
         ]
 

@@ -85,7 +85,7 @@ def _from(start: int, row: Row) -> str:
     return lines[at:]
 
 
-async def load_page(database: Database, run_id: str, after: int, moment: str) -> LogPage | None:
+async def load_page(database: Database, run_id: str, after: int) -> LogPage | None:
     """
     Read a page, in one round trip; None if there is no such turn.
 
@@ -93,7 +93,6 @@ async def load_page(database: Database, run_id: str, after: int, moment: str) ->
         database: Where the chat tables are.
         run_id: The turn's run.
         after: The seq after which to read; -1 for all.
-        moment: The current time as SQLite takes it.
     """
-    [outcome] = await database.batch([read_page(run_id, after, moment)])
+    [outcome] = await database.batch([read_page(run_id, after)])
     return LogPage.of(outcome.rows, after) if outcome.rows else None

@@ -8,7 +8,7 @@ at ``?4``.
 from collections.abc import Sequence
 from typing import Final
 
-from chatturn.database.api import Statement
+from chatturn.database.api import NOW, Statement
 from chatturn.durable.sql.runs import HELD, MOMENT
 
 __all__ = ["NEWS", "append_segment", "note_follower", "read_attempt", "read_page", "request_cancel", "watch"]
@@ -84,21 +84,19 @@ UPDATE chat_turns SET followed_until = max(coalesce(followed_until, ''), {MOMENT
 """
 
 
-def append_segment(
-    first_seq: int, attempt: int, lines: Sequence[str], moment: str, *, ended: bool = False
-) -> Statement:
+def append_segment(first_seq: int, attempt: int, lines: Sequence[str], *, ended: bool = False) -> Statement:
     """Store consecutive lines, under the lease; returns the news for the turn's worker."""
-    return Statement(_APPEND, (moment, first_seq, first_seq + len(lines) - 1, attempt, "".join(lines), int(ended)))
+    return Statement(_APPEND, (NOW, first_seq, first_seq + len(lines) - 1, attempt, "".join(lines), int(ended)))
 
 
-def watch(moment: str) -> Statement:
+def watch() -> Statement:
     """Store nothing, and return the same news."""
-    return Statement(_WATCH, (moment,))
+    return Statement(_WATCH, (NOW,))
 
 
-def read_page(run_id: str, after: int, moment: str) -> Statement:
+def read_page(run_id: str, after: int) -> Statement:
     """Read the state of a turn and the next page of its log."""
-    return Statement(_READ_PAGE, (run_id, after, moment))
+    return Statement(_READ_PAGE, (run_id, after, NOW))
 
 
 def read_attempt(run_id: str, before_attempt: int, first_seq: int) -> Statement:
@@ -106,11 +104,11 @@ def read_attempt(run_id: str, before_attempt: int, first_seq: int) -> Statement:
     return Statement(_READ_ATTEMPT, (run_id, before_attempt, first_seq))
 
 
-def request_cancel(run_id: str, moment: str) -> Statement:
+def request_cancel(run_id: str) -> Statement:
     """Ask whoever runs the turn to stop it; returns a row unless it is over."""
-    return Statement(_REQUEST_CANCEL, (run_id, moment))
+    return Statement(_REQUEST_CANCEL, (run_id, NOW))
 
 
-def note_follower(run_id: str, moment: str, for_ms: int) -> Statement:
+def note_follower(run_id: str, for_ms: int) -> Statement:
     """Note that somebody reads the turn from elsewhere, and will say so again within so long if that is still so."""
-    return Statement(_NOTE_FOLLOWER, (run_id, moment, f"+{for_ms / 1000:.3f} seconds"))
+    return Statement(_NOTE_FOLLOWER, (run_id, NOW, f"+{for_ms / 1000:.3f} seconds"))

@@ -59,7 +59,6 @@ class LogWriter:
         companion: What is stored with it.
         write: Writes under the lease, as `DurableTurnHandle.write`.
         pace: How often that may be done.
-        moment: Returns the current time as SQLite takes it.
         news: Takes what comes back.
         report: Takes failures.
     """
@@ -72,7 +71,6 @@ class LogWriter:
         *,
         write: Callable[[Sequence[Statement]], Awaitable[list[Sequence[Row]]]],
         pace: Pace,
-        moment: Callable[[], str],
         news: Listener,
         report: OperatorLog,
     ) -> None:
@@ -81,7 +79,6 @@ class LogWriter:
         self._companion = companion
         self._write = write
         self._pace = pace
-        self._moment = moment
         self._news = news
         self._report = report
         self._began = 0.0
@@ -160,10 +157,10 @@ class LogWriter:
             self.said()
 
     async def _try_to_store(self) -> bool:
-        moment, asked_at = self._moment(), self._wrote
-        statement, to_seq = self._log.unstored(moment)
+        asked_at = self._wrote
+        statement, to_seq = self._log.unstored()
         try:
-            [[row], *_] = await self._write([statement or watch(moment), *self._companion.unrecorded()])
+            [[row], *_] = await self._write([statement or watch(), *self._companion.unrecorded()])
         except LeaseLost:
             self.stop()  # The turn was told by its heartbeat, or has just ended.
             return False

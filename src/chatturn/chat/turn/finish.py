@@ -1,7 +1,6 @@
 """How a turn ends: its last words, and what is written with them, in one transaction."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +26,6 @@ class Ending:
         identity: Whose turn.
         log: What it has said.
         outbox: Where its hook calls are recorded.
-        moment: Returns the current time as SQLite takes it.
         redacting: Whether the product redacts.
         words: The attempt's last events, once it is known how it ends.
         lines: Their lines.
@@ -36,7 +34,6 @@ class Ending:
     identity: ChatTurnIdentity
     log: TurnLog
     outbox: Outbox
-    moment: Callable[[], str]
     redacting: bool
     words: list[ChatStreamEvent] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -54,12 +51,11 @@ class Ending:
             # The log has no other text: what was said before no redactor had seen.
             self.words.insert(0, ChatStreamEvent("result", {"finalText": end.text}))
         self.lines = self.log.preview(self.words)
-        moment, attempt = self.moment(), self.log.attempt
         return [
-            *self.log.last_statements(self.lines, moment),
-            *chat_sql.end_turn(end, moment),
-            *([] if end.text is None else [chat_sql.record_messages(end.text, moment)]),
-            *(self.outbox.statements(attempt) if end.text else []),
+            *self.log.last_statements(self.lines),
+            *chat_sql.end_turn(end),
+            *([] if end.text is None else [chat_sql.record_messages(end.text)]),
+            *(self.outbox.statements(self.log.attempt) if end.text else []),
             *([chat_sql.forget_checkpoints()] if checkpoints and self.redacting and end.text is not None else []),
         ]
 

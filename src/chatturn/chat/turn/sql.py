@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from chatturn.chat.identity import ChatTurnIdentity
-from chatturn.database.api import Statement
+from chatturn.database.api import NOW, Statement
 from chatturn.durable.settling import TurnEnd
 from chatturn.durable.sql.adoption import either
 from chatturn.durable.sql.runs import HELD, MOMENT
@@ -159,18 +159,18 @@ def read_place(run_id: str) -> Statement:
     return Statement(_READ_PLACE, (run_id,))
 
 
-def end_turn(end: TurnEnd, moment: str) -> list[Statement]:
+def end_turn(end: TurnEnd) -> list[Statement]:
     """Note how an attempt ended, with its last write; nothing for one that answered, or failed."""
     if end.cancelled is not None:
-        return [Statement(_END_CANCELLED, (moment,))]
+        return [Statement(_END_CANCELLED, (NOW,))]
     if end.wait is not None:
-        return [Statement(_END_SUSPENDED), Statement(_WAKE_SUSPENDED, (moment,))]
+        return [Statement(_END_SUSPENDED), Statement(_WAKE_SUSPENDED, (NOW,))]
     return []
 
 
-def wake_cancelled(run_id: str, moment: str) -> Statement:
+def wake_cancelled(run_id: str) -> Statement:
     """Let a suspended turn go on that somebody wants stopped."""
-    return Statement(_WAKE_CANCELLED, (run_id, moment))
+    return Statement(_WAKE_CANCELLED, (run_id, NOW))
 
 
 def read_history(identity: ChatTurnIdentity, run_id: str, turns: int) -> Statement:
@@ -178,9 +178,9 @@ def read_history(identity: ChatTurnIdentity, run_id: str, turns: int) -> Stateme
     return Statement(_HISTORY, (identity.tenant_id, identity.session_id, identity.turn_index, run_id, 2 * turns))
 
 
-def record_messages(final_text: str, moment: str) -> Statement:
+def record_messages(final_text: str) -> Statement:
     """Record the user's message and the answer, with the finish."""
-    return Statement(_MESSAGES, (final_text, moment))
+    return Statement(_MESSAGES, (final_text, NOW))
 
 
 def forget_messages() -> Statement:

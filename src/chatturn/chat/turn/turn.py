@@ -70,7 +70,7 @@ class ChatTurn:
     def __init__(self, turn: RunChatTurnInput) -> None:
         self.run_id = turn_run_id(turn.identity)
         self._input = turn
-        self._outbox = Outbox(database=turn.database, hooks=turn.hooks, log=turn.log, moment=turn.moment)
+        self._outbox = Outbox(database=turn.database, hooks=turn.hooks, log=turn.log)
         self._redacting = overrides(turn.hooks, "transform_final_text")
         self._claimed: Claim | None = None
         self._place = Place()
@@ -79,9 +79,7 @@ class ChatTurn:
         self._aborted = False
         self._failure: Exception | None = None
         self._log = log = TurnLog(redacting=self._redacting)
-        self._ending = Ending(
-            identity=turn.identity, log=log, outbox=self._outbox, moment=turn.moment, redacting=self._redacting
-        )
+        self._ending = Ending(identity=turn.identity, log=log, outbox=self._outbox, redacting=self._redacting)
         self._attendance = Attendance(
             turn.on_disconnect, turn.grace_ms, lambda: log.followers, lambda: self.cancel(DISCONNECTED)
         )
@@ -91,7 +89,6 @@ class ChatTurn:
             model=turn.model or turn.default_model,
             prices=turn.prices,
             budgets=turn.budgets,
-            moment=turn.moment,
             log=turn.log,
         )
         self._writer = LogWriter(
@@ -100,7 +97,6 @@ class ChatTurn:
             self._account,
             write=self._write,
             pace=turn.log_pace,
-            moment=turn.moment,
             news=self,
             report=turn.log,
         )

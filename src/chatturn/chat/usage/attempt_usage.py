@@ -8,7 +8,7 @@ was lost has one call that is ``lost``, of which nothing is known, unless the wo
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -36,7 +36,6 @@ class Account:
         model: Who is asked, as far as that is known.
         prices: The deployment's.
         budgets: Likewise.
-        moment: Returns the current time as SQLite takes it.
         log: Takes what cannot be recorded, or counted.
 
     Attributes:
@@ -51,7 +50,6 @@ class Account:
         model: str | None,
         prices: PriceTable,
         budgets: Budgets,
-        moment: Callable[[], str],
         log: OperatorLog,
     ) -> None:
         self.calls: list[ModelCall] = []
@@ -60,7 +58,6 @@ class Account:
         self._model = model
         self._prices = prices
         self._budgets = budgets
-        self._moment = moment
         self._log = log
         self._attempt = 1
         self._spent: Mapping[str, int] = {}
@@ -75,7 +72,7 @@ class Account:
         if not scopes:
             return []
         session = session_run_ids(identity.tenant_id, identity.session_id)
-        return [sql.read_spent(self._run_id, session, identity.tenant_id, self._moment(), scopes=scopes)]
+        return [sql.read_spent(self._run_id, session, identity.tenant_id, scopes=scopes)]
 
     def begin(self, attempt: int, spent: Sequence[Row]) -> None:
         """Take what the claim found; *spent* is of `read_with`."""
@@ -169,9 +166,8 @@ class Account:
         """Put on record what no write of the turn could: the lease is another worker's, or the database was away."""
         calls = self.all_calls(said)
         self._tell(calls)
-        moment = self._moment()
         try:
-            await database.batch(sql.record_calls_late(self._run_id, self._attempt, calls, self._identity, moment))
+            await database.batch(sql.record_calls_late(self._run_id, self._attempt, calls, self._identity))
         except StoreError as error:
             self._log("usage.unrecorded", {"run_id": self._run_id, "calls": list(map(_shown, calls)), "error": error})
 
@@ -181,10 +177,10 @@ class Account:
     def _losses(self) -> list[Statement]:
         if not self._follows:
             return []
-        return sql.lose_calls(self._attempt, self._model, self._identity, self._moment())
+        return sql.lose_calls(self._attempt, self._model, self._identity)
 
     def _record(self, calls: Sequence[ModelCall], *, delivered: bool) -> list[Statement]:
-        return sql.record_calls(calls, self._identity, self._moment(), delivered=delivered)
+        return sql.record_calls(calls, self._identity, delivered=delivered)
 
     def _tell(self, calls: Sequence[ModelCall]) -> None:
         """Say what about calls cannot be known."""

@@ -10,7 +10,7 @@ from typing import Final
 
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.usage.calls import ModelCall
-from chatturn.database.api import Statement
+from chatturn.database.api import NOW, Statement
 from chatturn.durable.sql.runs import HELD, MOMENT
 from chatturn.errors import LeaseLost
 
@@ -195,37 +195,35 @@ _READ_TOTAL: Final = f"""
 """
 
 
-def delete_usage(older_than_days: int, moment: str) -> Statement:
+def delete_usage(older_than_days: int) -> Statement:
     """Delete what is so old, a bounded part of it."""
-    return Statement(_DELETE_OLD, (moment, f"-{older_than_days} days"))
+    return Statement(_DELETE_OLD, (NOW, f"-{older_than_days} days"))
 
 
-def record_calls(
-    calls: Sequence[ModelCall], identity: ChatTurnIdentity, moment: str, *, delivered: bool
-) -> list[Statement]:
+def record_calls(calls: Sequence[ModelCall], identity: ChatTurnIdentity, *, delivered: bool) -> list[Statement]:
     """Record calls with a write of their turn, which delivers them or does not; nothing for none."""
     if not calls:
         return []
     rows = _rows(calls, delivered=delivered)
-    return [Statement(_RECORD_FENCED, (rows, identity.tenant_id, identity.session_id, moment))]
+    return [Statement(_RECORD_FENCED, (rows, identity.tenant_id, identity.session_id, NOW))]
 
 
 def record_calls_late(
-    run_id: str, attempt: int, calls: Sequence[ModelCall], identity: ChatTurnIdentity, moment: str
+    run_id: str, attempt: int, calls: Sequence[ModelCall], identity: ChatTurnIdentity
 ) -> list[Statement]:
     """Record all calls of an attempt whose turn is another worker's by now: whatever came of them was in vain."""
     rows = _rows(calls, delivered=False)
     return [
-        Statement(_RECORD_LATE, (run_id, rows, identity.tenant_id, identity.session_id, moment)),
+        Statement(_RECORD_LATE, (run_id, rows, identity.tenant_id, identity.session_id, NOW)),
         Statement(_SETTLE_LOST, (run_id, attempt, len(calls))),
         Statement(_SETTLE_LATE, (run_id, attempt)),
     ]
 
 
-def lose_calls(attempt: int, model: str | None, identity: ChatTurnIdentity, moment: str) -> list[Statement]:
+def lose_calls(attempt: int, model: str | None, identity: ChatTurnIdentity) -> list[Statement]:
     """Note, with a write of the turn, what attempts before had begun and did not live to end."""
     return [
-        Statement(_LOSE_UNKNOWN, (attempt, model, identity.tenant_id, identity.session_id, moment)),
+        Statement(_LOSE_UNKNOWN, (attempt, model, identity.tenant_id, identity.session_id, NOW)),
         Statement(_LOSE_RUNNING, (attempt,)),
     ]
 
@@ -240,9 +238,7 @@ def deliver_checkpoints() -> Statement:
     return Statement(_DELIVER_CHECKPOINTS)
 
 
-def read_spent(
-    run_id: str, session: tuple[str, str], tenant_id: str, moment: str, *, scopes: Sequence[str]
-) -> Statement:
+def read_spent(run_id: str, session: tuple[str, str], tenant_id: str, *, scopes: Sequence[str]) -> Statement:
     """
     Read what was spent so far, in micro-dollars, a column for each scope.
 
@@ -250,14 +246,13 @@ def read_spent(
         run_id: The turn's run.
         session: Between which ids the session's runs are.
         tenant_id: Whose.
-        moment: Now.
         scopes: Of ``turn``, ``session`` and ``tenant``, those that are wanted.
     """
     columns = ", ".join(f"coalesce({_SPENT[scope]}, 0) AS {scope}" for scope in scopes)
     # Parameters that no scope uses are still named, since they are numbered.
     return Statement(
         f"SELECT {columns} WHERE coalesce(?1, ?2, ?3, ?4, ?5) IS NOT NULL",
-        (run_id, *session, tenant_id, moment),
+        (run_id, *session, tenant_id, NOW),
     )
 
 
@@ -271,7 +266,6 @@ def read_usage(
     *,
     tenant_id: str | None,
     days: tuple[str | None, str | None],
-    moment: str,
     after: Sequence[str] | None,
     limit: int,
 ) -> list[Statement]:
@@ -282,13 +276,12 @@ def read_usage(
         by: One of `KEYS`.
         tenant_id: Whose; None for everybody's.
         days: The first and the last; the thirty days that end today where they are None.
-        moment: Now.
         after: The group after which to begin; None to begin with the first.
         limit: Groups, at most.
     """
     group = KEYS["tenant"] if by == "session" else "''"
     read = _READ_GROUPS.format(group=group, key=KEYS[by])
-    period = (tenant_id, *days, moment)
+    period = (tenant_id, *days, NOW)
     return [Statement(read, (*period, *(after or (None, None)), limit)), Statement(_READ_TOTAL, period)]
 
 

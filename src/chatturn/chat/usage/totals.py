@@ -94,7 +94,7 @@ class UsagePage:
     next: str | None
 
 
-async def list_usage(database: Database, query: UsageQuery, moment: str) -> UsagePage:
+async def list_usage(database: Database, query: UsageQuery) -> UsagePage:
     """
     Add up what was consumed, in one round trip.
 
@@ -107,7 +107,6 @@ async def list_usage(database: Database, query: UsageQuery, moment: str) -> Usag
             query.by,
             tenant_id=query.tenant_id,
             days=(query.first_day, query.last_day),
-            moment=moment,
             after=after,
             limit=query.limit + 1,
         )

@@ -16,7 +16,7 @@ In every statement ``?1`` is our id, the id of theirs stands last.
 
 from typing import Final
 
-from chatturn.database.api import Statement
+from chatturn.database.api import NOW, Statement
 from chatturn.durable.sql.runs import CLAIM_RUN, CLAIM_WHERE, LOAD_RUN, LOAD_STEPS, MOMENT
 
 __all__ = ["CLAIM_RUN_UNLESS_LEGACY", "LOAD_RUN_OR_LEGACY", "LOAD_STEPS_OR_LEGACY", "adoption", "either"]
@@ -51,6 +51,6 @@ LOAD_RUN_OR_LEGACY: Final = LOAD_RUN.replace("run_id = ?1", f"run_id = {either('
 LOAD_STEPS_OR_LEGACY: Final = LOAD_STEPS.replace("run_id = ?1", f"run_id = {either('?3')}")
 
 
-def adoption(run_id: str, digest: str, now: str, legacy_run_id: str) -> list[Statement]:
+def adoption(run_id: str, digest: str, legacy_run_id: str) -> list[Statement]:
     """Rename their run to ours, unless it is completed, leased, or of another manifest, or we have one."""
-    return [Statement(text, (run_id, digest, now, legacy_run_id)) for text in _RENAME]
+    return [Statement(text, (run_id, digest, NOW, legacy_run_id)) for text in _RENAME]

@@ -2,8 +2,7 @@
 The SQL of durable runs, one constant per operation.
 
 In every statement ``?1`` is the run, and where a lease is needed ``?2`` is its holder and ``?3`` its epoch
-(null while it is being claimed).  A moment is passed as SQLite's own time string: ``now`` for the database's
-clock, or a timestamp from a test.
+(null while it is being claimed).  The current time is the parameter `chatturn.database.api.NOW`.
 """
 
 from typing import Final
