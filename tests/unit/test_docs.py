@@ -135,7 +135,7 @@ def test_every_test_that_is_named_exists() -> None:
 
 def test_every_file_that_is_mentioned_exists() -> None:
     """Paths of the project; but a bench's results and the examples are not always there."""
-    made = {"bench/RESULTS.md", "src/products/orders.py"}
+    made = {"bench/RESULTS.md", "src/products/contracts.py", "src/products/orders.py"}
     folders = r"(src|tests|dev|bench|migrations|products|docs)"
     named = {name for name in names(PROSE) if re.fullmatch(rf"{folders}/[\w./-]*", name)}
     paths = {("src/" if name.startswith("products/") else "") + name for name in named if name not in made}
@@ -396,17 +396,18 @@ async def test_the_product_in_the_manual_works() -> None:
     assert "chat:acme:thread-1:0/1/persist_assistant_message" == request.get_header("Idempotency-key")
 
 
-async def test_the_product_of_the_readme_works() -> None:
+@pytest.mark.parametrize("source", [each for each in blocks("python") if "You explain contracts." in each])
+async def test_the_first_product_in_the_manual_works(source: str) -> None:
     """It answers, and no address is in what is stored."""
     module = ModuleType("products.contracts")
-    exec(compile(sample("You explain contracts."), "README.md", "exec"), vars(module))  # noqa: S102 - that is the test
+    exec(compile(source, "docs", "exec"), vars(module))  # noqa: S102 - that is the test
     with open_sqlite() as database:
         desk = Desk(database, module.Hooks())
-        lines = await desk.run(user_message="write to ann@example.com")
+        lines = await desk.run(user_message="Ask ann@example.com.")
         [(content,)] = await desk.rows("SELECT content FROM chat_messages WHERE role = 'assistant'")
 
-    assert "session.run.completed" == lines[-1]["type"]
-    assert content.endswith("You said: “write to [e-mail]”")
+    assert ["result", "session.run.completed"] == [line["type"] for line in lines[-2:]]
+    assert content.endswith("You said: “Ask [e-mail].”")
 
 
 async def test_the_agent_in_the_manual_works() -> None:
@@ -422,6 +423,20 @@ async def test_the_agent_in_the_manual_works() -> None:
 
     assert [5] == [line["data"]["result"]["refunded"] for line in lines if line["type"] == "tool.result"]
     assert "session.run.completed" == lines[-1]["type"]
+
+
+def test_the_durable_task_in_the_manual_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It pays back once, however often it is started."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        exec(compile(sample("def refund(context"), "docs", "exec"), {})  # noqa: S102 - that is the test
+    first, second, *refunded = capsys.readouterr().out.splitlines()
+
+    assert "loading the order" == first
+    assert second.startswith("paying back 500 under the key ")
+    assert ["refunded 500"] * 2 == refunded
 
 
 async def test_the_report_in_the_manual_works() -> None:
