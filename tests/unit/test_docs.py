@@ -122,10 +122,12 @@ def proven_by(path: str) -> frozenset[str]:
     return frozenset(n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
-@pytest.mark.parametrize("row", table("docs/explanation/promises.md", "Promises"), ids=lambda row: row[0][:40])
-def test_every_promise_has_a_test(row: list[str]) -> None:
-    """A guarantee names the tests that prove it."""
-    assert re.findall(PROOF, row[1])
+def test_every_promise_has_a_test() -> None:
+    """Each row of each table names the tests that prove it; the last table is what a run has counted."""
+    *groups, _ = tables("docs/explanation/promises.md", "Promises")
+
+    assert groups
+    assert [] == [promise for rows in groups for promise, proof in rows if not re.findall(PROOF, proof)]
 
 
 def test_every_test_that_is_named_exists() -> None:
