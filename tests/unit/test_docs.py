@@ -54,7 +54,7 @@ PAGES = {
 
 def prose(page: str) -> str:
     """Return *page* without its fenced blocks."""
-    return re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^ *```.*?^ *```$", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
 
 
 TERMINAL = {kind for kind, meaning in EVENT_TYPES.items() if meaning.startswith("terminal: ")}
