@@ -98,3 +98,19 @@ export function duringStartup(python, action) {
     array.buffer === python._module.HEAPU8.buffer ? predictableBytes(array) : real(array);
   return withShims([[crypto, "getRandomValues", getRandomValues]], action);
 }
+
+/**
+ * Replaces the timers as Cloudflare's bootstrap does before it imports the entry module, for good.
+ *
+ * Of the arguments only two are passed on, and a timer of 0 ms is a microtask, whose id takes nothing back.
+ */
+export function replaceTimers() {
+  const original = globalThis.setTimeout.bind(globalThis);
+  globalThis.setTimeout = function setTimeout(handler, timeout) {
+    if (timeout === 0) {
+      queueMicrotask(handler);
+      return 0;
+    }
+    return original(handler, timeout);
+  };
+}

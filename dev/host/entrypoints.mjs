@@ -3,7 +3,7 @@
 
 import * as cloudflareWorkersModule from "cloudflare:workers";
 import * as cloudflareSocketsModule from "cloudflare:sockets";
-import { bootPyodide, duringStartup } from "./boot.mjs";
+import { bootPyodide, duringStartup, replaceTimers } from "./boot.mjs";
 import { digestOf, mount } from "./sources.mjs";
 import sources from "./sources.tar";
 import bootstrapSource from "./bootstrap.txt";
@@ -69,6 +69,7 @@ function* patchEnvHelper(patch) {
 
 async function start() {
   const python = await bootPyodide();
+  replaceTimers();
   mount(python.FS, sources, "/session/metadata");
   python.registerJsModule("_cloudflare_compat_flags", { ...Cloudflare.compatibilityFlags });
   python.registerJsModule("_pyodide_entrypoint_helper", {

@@ -33,6 +33,7 @@ class Error:
 
 class Function:
     prototype: JsProxy
+    call: JsProxy
 
 class _TransformStream(JsProxy):
     readable: JsProxy

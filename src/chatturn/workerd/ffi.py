@@ -4,8 +4,8 @@ Values and promises across the border to JavaScript: each conversion once, each 
 A call from Python that returns a promise is dear: Pyodide makes a future of it at once, 75 us, and awaiting
 that takes 175 more.  A Python function that is made a JavaScript one and taken back costs 45 us.  Everything
 else is cheap: a call, a callback from JavaScript, a JavaScript object that becomes visible, each 5 to 10 us.  So
-here a promise never crosses as what a call returns, no task is woken by way of the event loop, timers share one
-function, and JavaScript's own functions are looked up once; see `started`, `Bell` and `Timer`.
+here a promise never crosses as what a call returns, no task is woken by way of the event loop, timers take their
+functions from a pool, and JavaScript's own functions are looked up once; see `started`, `Bell` and `Timer`.
 
 Text is dear, too: Pyodide copies it character by character, 30 to 100 us for a thousand, while bytes are copied
 at once.  So what may be long crosses as bytes, and is made text or read as JSON by JavaScript's own functions,
@@ -13,7 +13,6 @@ strung together without coming back in between; see `js_texts` and `parse_js`.
 """
 
 import asyncio
-import itertools
 import json
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
@@ -112,22 +111,28 @@ class Timer:
     """
     Calls back once after a while, unless it is cancelled before.  A ``with`` block cancels it at its end.
 
+    The platform passes no arguments to a timer's function, and makes a microtask that nothing takes back of a timer of
+    0 ms (its ``setTimeout`` has two parameters).  So each pending timer has a function of its own, taken
+    from a pool, and no timer is shorter than 1 ms.
+
     Args:
-        after_s: How long.
+        after_s: How long; 1 ms at least.
         callback: Called by JavaScript, outside any task.
     """
 
-    __slots__ = ("_key", "_timer")
+    __slots__ = ("_callback", "_slot", "_timer")
 
     def __init__(self, after_s: float, callback: Callable[[], object]) -> None:
-        self._key = next(_keys)
-        _callbacks[self._key] = callback
-        self._timer: int = _set_timeout(_timer_function(), after_s * 1000, self._key)
+        self._callback = callback
+        self._slot = slot = _free_slots.pop() if _free_slots else _Slot()
+        slot.timer = self
+        self._timer: int = _set_timeout(slot.function, max(after_s * 1000, _SHORTEST_MS))
 
     def cancel(self) -> None:
         """Take the timer back; does nothing if it has called."""
-        if _callbacks.pop(self._key, None) is not None:
+        if self._slot.timer is self:
             _clear_timeout(self._timer)
+            self._slot.release()
 
     def __enter__(self) -> Self:
         return self
@@ -135,22 +140,41 @@ class Timer:
     def __exit__(self, *_: object) -> None:
         self.cancel()
 
-
-_keys: Final = itertools.count()
-_callbacks: Final[dict[int, Callable[[], object]]] = {}
-"""What the pending timers call, by the number that each was given to hand over."""
-
-
-@cache
-def _timer_function() -> JsProxy:
-    """Return the JavaScript function that all timers call; not made at import, where no proxies may be."""
-    return create_proxy(_time_is_up)
+    def call(self) -> None:
+        """Call back."""
+        self._callback()
 
 
-def _time_is_up(key: int) -> None:
-    callback = _callbacks.pop(key, None)
-    if callback is not None:
-        callback()
+class _Slot:
+    """
+    A JavaScript function for one pending timer at a time.
+
+    Attributes:
+        function: What the platform calls when the time is up.
+        timer: Whose time that is; None for a slot that is free.
+    """
+
+    __slots__ = ("function", "timer")
+
+    def __init__(self) -> None:
+        self.function: JsProxy = create_proxy(self._time_is_up)
+        self.timer: Timer | None = None
+
+    def release(self) -> None:
+        """Let the next timer have the function."""
+        self.timer = None
+        _free_slots.append(self)
+
+    def _time_is_up(self) -> None:
+        timer = self.timer
+        if timer is not None:
+            self.release()
+            timer.call()
+
+
+_SHORTEST_MS: Final = 1.0
+_free_slots: Final[list[_Slot]] = []
+"""As many as timers were pending at once, at most; made in requests, since no proxy may be made at import."""
 
 
 class RequestAlarm:
