@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import wraps
 from typing import Any, Final
 
+from chatturn.chat.deployment import Deployment
 from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn
 from chatturn.chat.hooks.outbox import overrides
 from chatturn.chat.hooks.tool import Tool, ToolContext
@@ -188,11 +189,13 @@ class Worker:
     ) -> None:
         self._scene = scene
         self.service = DurableChatService(
-            settings=Settings.from_env(dict(scene.settings)),
-            hooks=hooks,
-            backend=model.backend(),
-            database=database,
-            log=lambda event, particulars: witness.logged.append((event, particulars)),
+            deployment=Deployment(
+                settings=Settings.from_env(dict(scene.settings)),
+                hooks=hooks,
+                backend=model.backend(),
+                database=database,
+                log=lambda event, particulars: witness.logged.append((event, particulars)),
+            )
         )
 
     async def ask(self) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from chatturn.backends.api import AgentExecutionBackend
 from chatturn.backends.echo import create_echo_backend
+from chatturn.chat.deployment import Deployment
 from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.log.live import LiveLogs
 from chatturn.chat.service import DurableChatService
@@ -193,7 +194,7 @@ class Isolate:
 
     def _service(self, traceparent: str | None) -> DurableChatService:
         settings = Settings.from_env(dict(self.settings))
-        return DurableChatService(
+        deployment = Deployment(
             settings=settings if self.lease_ms is None else replace(settings, lease_ms=self.lease_ms),
             hooks=self.hooks,
             backend=self.backend,
@@ -201,8 +202,9 @@ class Isolate:
             log=lambda event, particulars: self.logged.append((event, particulars)),
             live=self._live,
             prices=self.prices,
-            tracing=None if self.telemetry is None else self.telemetry.request(traceparent),
         )
+        tracing = None if self.telemetry is None else self.telemetry.request(traceparent)
+        return DurableChatService(deployment=deployment, tracing=tracing)
 
     async def ask(
         self, method: str, path: str = TURN, body: Any = None, *, reader: Reader | None = None, **headers: str

@@ -2,18 +2,19 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from chatturn.backends.echo import create_echo_backend
+from chatturn.chat.deployment import Deployment
 from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn, TurnContext
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.log.query_budget import Pace
-from chatturn.chat.requests import RunChatTurnInput
+from chatturn.chat.requests import TurnInput, TurnRequest
 from chatturn.chat.turn.sinks import BufferSink
 from chatturn.chat.turn.stream import StreamProducer
 from chatturn.chat.turn.turn import ChatTurn
@@ -21,6 +22,7 @@ from chatturn.database.api import Database, Statement
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.durable.sql_store import SqlRunStore
 from chatturn.events import ChatStreamEvent, EventBatch, text_delta
+from chatturn.settings import Settings
 
 __all__ = ["IDENTITY", "UNHURRIED", "Desk", "Product", "Recorded", "Step", "events_of", "open_sqlite", "virtual_moment"]
 
@@ -111,6 +113,33 @@ class Recorded(Product):
         self.completed.append(turn)
 
 
+def _taken(options: dict[str, Any], of: type[Any]) -> dict[str, Any]:
+    """Take the fields of a class out of *options*."""
+    return {each.name: options.pop(each.name) for each in fields(of) if each.name in options}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tuned(Deployment):
+    """A deployment with properties that no setting gives one."""
+
+    tuning: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def store(self) -> SqlRunStore:
+        store: SqlRunStore | None = self.tuning.get("store")
+        return super().store if store is None else store
+
+    @property
+    def log_pace(self) -> Pace:
+        pace: Pace | None = self.tuning.get("log_pace")
+        return super().log_pace if pace is None else pace
+
+    @property
+    def renewals_per_term(self) -> float:
+        renewals: float | None = self.tuning.get("renewals_per_term")
+        return super().renewals_per_term if renewals is None else renewals
+
+
 class Desk:
     """
     A deployment of one product over one database.
@@ -125,20 +154,37 @@ class Desk:
         self.logged: list[tuple[str, Any]] = []
         self._options = options
 
-    def input(self, **changes: Any) -> RunChatTurnInput:
-        """Return the input of a turn."""
-        base = RunChatTurnInput(
-            identity=IDENTITY,
-            user_message="hi",
-            project_id="legal-agent",
-            domain="legal",
-            database=self.database,
-            store=SqlRunStore(self.database),
+    def input(self, **changes: Any) -> TurnInput:
+        """
+        Return a turn to run.
+
+        What is changed is a member of the request, a setting, a part of the deployment, or the identity; or
+        one of the deployment's properties.
+        """
+        options: dict[str, Any] = {**self._options, **changes}
+        if (budgets := options.pop("budgets", None)) is not None:
+            options |= {
+                "budget_turn_micro_usd": budgets.turn,
+                "budget_session_micro_usd": budgets.session,
+                "budget_tenant_day_micro_usd": budgets.tenant,
+            }
+        request = replace(TurnRequest(message="hi"), **_taken(options, TurnRequest))
+        if (default := options.pop("default_model", None)) is not None:
+            options["model"] = default
+        parts = _taken(options, Deployment)  # first: its backend and prices are settings by name as well
+        settings = replace(Settings(project_id="legal-agent", domain="legal"), **_taken(options, Settings))
+        base = _Tuned(
+            settings=settings,
             hooks=self.hooks,
             backend=create_echo_backend(),
+            database=self.database,
             log=lambda event, particulars: self.logged.append((event, particulars)),
         )
-        return replace(base, **{**self._options, **changes})
+        deployment = replace(base, **parts)
+        turn = replace(
+            TurnInput(deployment=deployment, identity=IDENTITY, request=request), **_taken(options, TurnInput)
+        )
+        return replace(turn, deployment=replace(deployment, tuning=options))
 
     async def run(self, sink: BufferSink | None = None, **changes: Any) -> list[dict[str, Any]]:
         """Run a turn and return its lines, parsed."""

@@ -871,7 +871,7 @@ async def test_a_superseded_turn_s_checkpoints_stay_wasted(database: SqliteDatab
     shop = agents.Shop(database, agents.Model(("note", {"text": "a"}), ""))
     await shop.desk.run()
     shop.model.replies = (shop.model.replies[0], "done")
-    await shop.desk.run(user_message="something else", supersede=True)
+    await shop.desk.run(message="something else", supersede=True)
 
     assert [(1, 0, 1), (1, 1, 1), (2, 0, 0), (2, 1, 0)] == await ledger(database, "attempt, call_index, wasted")
 
@@ -931,7 +931,7 @@ async def test_an_agent_s_worker_may_die_anywhere_after_the_approval(database: S
     """The same of the worker that goes on with the turn."""
     world = agents.World(database)
     [approval] = agents.data(await world.worker(Fuse()), "tool.approval")
-    await Desk(database).input().store.emit_event(agents.RUN, approval["key"], {"approved": True})
+    await Desk(database).input().deployment.store.emit_event(agents.RUN, approval["key"], {"approved": True})
     with pytest.raises(Crash):
         await world.worker(Fuse(point))
     gc.collect()
@@ -1137,7 +1137,7 @@ async def test_budgets_of_any_scopes_are_read(database: SqliteDatabase, scopes: 
     desk = Desk(database, Assistant(), backend=backend(ScriptedTransport([COUNTED, COUNTED])))
     budgets = Budgets(**dict.fromkeys(scopes, 9))
     first = await desk.run(budgets=budgets, prices=micro_dollar_a_token())
-    second = await desk.run(budgets=budgets, prices=micro_dollar_a_token(), user_message="other", supersede=True)
+    second = await desk.run(budgets=budgets, prices=micro_dollar_a_token(), message="other", supersede=True)
 
     assert "session.run.completed" == first[-1]["type"]
     assert "budget_exceeded" == second[-1]["data"]["code"]

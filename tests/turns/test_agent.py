@@ -16,6 +16,7 @@ import pytest
 from chatturn.backends.api import AgentBackendContext, AgentBackendInput, AgentExecutionBackend
 from chatturn.backends.iterable import create_iterable_backend
 from chatturn.chat.agent.agent import MAX_ROUNDS
+from chatturn.chat.deployment import Deployment
 from chatturn.chat.hooks.hooks import ChatTurnHooks, TurnContext
 from chatturn.chat.hooks.tool import Tool, ToolContext, ToolError
 from chatturn.chat.requests import TurnRequest
@@ -130,7 +131,7 @@ class Shop:
 
     async def decide(self, key: str, **payload: Any) -> None:
         """Answer an approval."""
-        await self.desk.input().store.emit_event(RUN, key, payload)
+        await self.desk.input().deployment.store.emit_event(RUN, key, payload)
 
 
 @pytest.fixture
@@ -366,7 +367,7 @@ async def test_an_approval_of_a_superseded_turn_approves_nothing(database: Sqlit
     await shop.desk.run()
     await shop.decide("approve:1.1.0", approved=True)
     await shop.desk.run()
-    lines = await shop.desk.run(user_message="something else", supersede=True)
+    lines = await shop.desk.run(message="something else", supersede=True)
 
     assert "session.run.suspended" == lines[-1]["type"]
     assert ["approve:3.1.0"] == [each["key"] for each in data(lines, "tool.approval")]
@@ -466,11 +467,13 @@ async def test_a_foreign_producer_may_have_steps_of_its_own(database: SqliteData
 def service(shop: Shop, database: Database) -> DurableChatService:
     """Return the service of the shop's deployment."""
     return DurableChatService(
-        settings=Settings(project_id="legal-agent", domain="legal"),
-        hooks=shop.agent,
-        backend=shop.model.backend(),
-        database=database,
-        log=shop.desk.input().log,
+        deployment=Deployment(
+            settings=Settings(project_id="legal-agent", domain="legal"),
+            hooks=shop.agent,
+            backend=shop.model.backend(),
+            database=database,
+            log=shop.desk.input().deployment.log,
+        )
     )
 
 
@@ -578,7 +581,7 @@ class World:
             if lines[-1]["type"] == "session.run.completed":
                 return
             for approval in data(lines, "tool.approval"):
-                await desk.input().store.emit_event(RUN, approval["key"], {"approved": True})
+                await desk.input().deployment.store.emit_event(RUN, approval["key"], {"approved": True})
             if lines[-1]["type"] == "session.run.failed":
                 assert "turn_in_flight" == lines[-1]["data"]["code"]
                 await asyncio.sleep(LEASE_MS / 1000)
@@ -596,7 +599,7 @@ def _places(*, approved: bool) -> list[str]:
             if not approved:
                 return fuse.places
             [approval] = data(lines, "tool.approval")
-            await Desk(database).input().store.emit_event(RUN, approval["key"], {"approved": True})
+            await Desk(database).input().deployment.store.emit_event(RUN, approval["key"], {"approved": True})
             fuse = Fuse()
             await world.worker(fuse)
             return fuse.places
@@ -643,7 +646,7 @@ async def test_a_worker_may_die_anywhere_after_the_approval(database: SqliteData
     """The same of the worker that goes on with the turn."""
     world = World(database)
     [approval] = data(await world.worker(Fuse()), "tool.approval")
-    await Desk(database).input().store.emit_event(RUN, approval["key"], {"approved": True})
+    await Desk(database).input().deployment.store.emit_event(RUN, approval["key"], {"approved": True})
     with pytest.raises(Crash):
         await world.worker(Fuse(point))
     gc.collect()

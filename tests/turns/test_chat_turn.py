@@ -142,11 +142,11 @@ async def test_the_model_sees_the_session_so_far(database: FaultyDatabase) -> No
     """Finished turns before this one, oldest first; of this tenant and session only."""
     desk = Desk(database)
     for index, message in enumerate(("one", "two")):
-        await desk.run(identity=replace(IDENTITY, turn_index=index), user_message=message)
-    await desk.run(identity=replace(IDENTITY, tenant_id="other", turn_index=1), user_message="theirs")
-    await desk.run(identity=replace(IDENTITY, session_id="thread-2", turn_index=1), user_message="elsewhere")
-    await desk.run(identity=replace(IDENTITY, turn_index=7), user_message="later")
-    await desk.run(identity=replace(IDENTITY, turn_index=2), user_message="three")
+        await desk.run(identity=replace(IDENTITY, turn_index=index), message=message)
+    await desk.run(identity=replace(IDENTITY, tenant_id="other", turn_index=1), message="theirs")
+    await desk.run(identity=replace(IDENTITY, session_id="thread-2", turn_index=1), message="elsewhere")
+    await desk.run(identity=replace(IDENTITY, turn_index=7), message="later")
+    await desk.run(identity=replace(IDENTITY, turn_index=2), message="three")
     history = desk.hooks.calls[-1].history  # type: ignore[attr-defined]  # the scripted product
 
     assert [("user", "one"), ("assistant", "Hello, world."), ("user", "two"), ("assistant", "Hello, world.")] == [
@@ -314,7 +314,7 @@ async def test_a_hook_that_cancels_itself_is_called_again_and_holds_up_no_other(
     hooks = Cancelled()
     desk = Desk(database, hooks)
     lines = await desk.run()
-    outbox = Outbox(database=database, hooks=hooks, log=desk.input().log)
+    outbox = Outbox(database=database, hooks=hooks, log=desk.input().deployment.log)
     await asyncio.sleep(60)
 
     assert "session.run.completed" == lines[-1]["type"]
@@ -392,9 +392,9 @@ async def test_c5_another_message_is_refused_and_may_supersede(database: FaultyD
     desk = Desk(database)
     await desk.run()
     with pytest.raises(DurableRunInputMismatchError):
-        await durable_chat_turn_engine.open(desk.input(user_message="edited"))
+        await durable_chat_turn_engine.open(desk.input(message="edited"))
     desk.hooks = Product(text_delta("new"))
-    lines = await desk.run(user_message="edited", supersede=True)
+    lines = await desk.run(message="edited", supersede=True)
 
     assert "session.run.completed" == kinds(lines)[-1]
     assert [("assistant", "new"), ("user", "edited")] == await desk.rows(
@@ -611,12 +611,12 @@ async def test_superseding_forgets_the_hook_calls_of_the_old_answer(database: Fa
     desk = Desk(database, product)
     await desk.run()
     product.script = [RuntimeError("x")]
-    await desk.run(user_message="edited", supersede=True)
+    await desk.run(message="edited", supersede=True)
     outbox = Outbox(database=database, hooks=product, log=lambda *_: None)
     await asyncio.sleep(600)
     assert 0 == await outbox.sweep()
     product.script = [text_delta("new")]
-    await desk.run(user_message="edited")
+    await desk.run(message="edited")
 
     assert [("new", "chat:acme:thread-1:0/3/persist_assistant_message")] == [
         (turn.final_text, turn.idempotency_key) for turn in product.persisted
@@ -781,14 +781,14 @@ async def test_the_history_is_bounded(database: FaultyDatabase) -> None:
     """The latest turns that fit, each with its question; and no more than so many turns."""
     desk = Desk(database, Product(text_delta("x" * 1_000)))
     for index in range(6):
-        await desk.run(identity=replace(IDENTITY, turn_index=index), user_message=f"q{index}")
+        await desk.run(identity=replace(IDENTITY, turn_index=index), message=f"q{index}")
     shown = []
     every: list[dict[str, Any]] = [{"history_characters": 2_500}, {"history_turns": 3}, {"history_turns": 0}]
     for limits in every:
-        await desk.run(identity=replace(IDENTITY, turn_index=6), user_message="now", supersede=True, **limits)
+        await desk.run(identity=replace(IDENTITY, turn_index=6), message="now", supersede=True, **limits)
         shown.append([m["content"] for m in desk.hooks.calls[-1].history if m["role"] == "user"])  # type: ignore[attr-defined]
         desk.hooks.script = [RuntimeError("x")]  # type: ignore[attr-defined]  # the scripted product
-        await desk.run(identity=replace(IDENTITY, turn_index=6), user_message=f"{limits}", supersede=True)
+        await desk.run(identity=replace(IDENTITY, turn_index=6), message=f"{limits}", supersede=True)
 
     assert [["q4", "q5"], ["q3", "q4", "q5"], []] == shown
 

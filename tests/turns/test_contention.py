@@ -109,7 +109,7 @@ async def test_workers_who_contend_for_an_agents_turn_do_nothing_twice(seed: int
             [("note", {"text": "a"}), ("send", {"text": "b"})], [("note", {"text": "c"}), ("flaky", {})], "done"
         )
         connection = BadConnection(database, chance)
-        shop = Shop(connection, model, Agent(effects=effects), lease_ms=LEASE_MS, most_attempts=1_000)
+        shop = Shop(connection, model, Agent(effects=effects), lease_ms=LEASE_MS, turn_attempts=1_000)
         while True:
             try:
                 last = (await shop.desk.run())[-1]

@@ -186,7 +186,7 @@ async def test_a_retry_before_the_lease_lapses_is_told_when(world: World) -> Non
     manifest = turn_manifest(IDENTITY, project_id="legal-agent", domain="legal", user_message="hi", model=None)
 
     with pytest.raises(DurableRunLeaseHeldError) as held:
-        await desk.input().store.start_or_resume(
+        await desk.input().deployment.store.start_or_resume(
             run_id="chat:acme:thread-1:0", manifest=manifest, worker_id="w", lease_ms=LEASE_MS
         )
     assert 40_000 == pytest.approx(held.value.retry_after_ms, abs=2)

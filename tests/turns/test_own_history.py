@@ -27,9 +27,9 @@ def test_the_model_is_shown_the_request_s_own_conversation() -> None:
 
     async def story(database: SqliteDatabase) -> None:
         desk = Desk(database, Product())
-        await desk.run(user_message="stored")
+        await desk.run(message="stored")
         later = replace(IDENTITY, turn_index=1)
-        await desk.run(identity=later, user_message="And the next?", history=HISTORY)
+        await desk.run(identity=later, message="And the next?", history=HISTORY)
 
         [_, shown] = desk.hooks.calls  # type: ignore[attr-defined]
         assert HISTORY == list(shown.history)

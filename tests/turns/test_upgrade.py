@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from chatturn.backends.echo import create_echo_backend
+from chatturn.chat.deployment import Deployment
 from chatturn.chat.identity import turn_run_id
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.service import DurableChatService
@@ -45,7 +46,7 @@ OURS = "Hello, world."
 def upgraded() -> Iterator[Desk]:
     """A deployment over a database of theirs, in virtual time."""
     with SqliteDatabase(":memory:", moment=virtual_moment) as database:
-        yield Desk(database, Recorded(), project_id=PROJECT, domain="legal", user_message="hello", legacy_run_ids=True)
+        yield Desk(database, Recorded(), project_id=PROJECT, domain="legal", message="hello", legacy_run_ids="on")
 
 
 async def take_over(desk: Desk) -> None:
@@ -83,7 +84,7 @@ async def test_another_tenant_gets_it_too_which_is_why_it_is_off() -> None:
         await take_over(desk)
         globex = identity_of(COMPLETED, tenant_id="globex")
         shared = await desk.run(identity=globex)
-        apart = await desk.run(identity=globex, legacy_run_ids=False)
+        apart = await desk.run(identity=globex, legacy_run_ids="off")
 
         assert shared[-1]["data"]["replayed"]
         assert not apart[-1]["data"]["replayed"]
@@ -136,7 +137,7 @@ async def test_a_replay_and_a_takeover_are_one_round_trip_to_claim() -> None:
             await take_over(desk)
             counted = Counted(desk.database)
             await turn(
-                Desk(counted, project_id=PROJECT, domain="legal", user_message="hello", legacy_run_ids=True), turn_index
+                Desk(counted, project_id=PROJECT, domain="legal", message="hello", legacy_run_ids="on"), turn_index
             )
 
             assert expected == counted.batches
@@ -162,9 +163,14 @@ async def test_the_setting_decides(setting: str, status: str | None) -> None:
         await take_over(desk)
         settings = Settings.from_env({"LEGACY_RUN_IDS": setting, "PROJECT_ID": PROJECT, "DOMAIN": "legal"})
         service = DurableChatService(
-            settings=settings, hooks=desk.hooks, backend=create_echo_backend(), database=desk.database,
-            log=lambda *_: None,
-        )  # fmt: skip
+            deployment=Deployment(
+                settings=settings,
+                hooks=desk.hooks,
+                backend=create_echo_backend(),
+                database=desk.database,
+                log=lambda *_: None,
+            )
+        )
         view = await service.show(identity_of(COMPLETED))
         opened = await service.open(identity_of(COMPLETED), TurnRequest(message="hello"))
 

@@ -26,12 +26,11 @@ from chatturn.chat.requests import TurnView
 from chatturn.errors import ConfigurationError, DurableRunLeaseHeldError, error_classes
 from chatturn.events import EVENT_TYPES, ChatStreamEvent, reasoning_delta, text_delta, tool_call, usage_event
 from chatturn.http import limits, queries
-from chatturn.http.application import Route
+from chatturn.http.application import Application, Route
 from chatturn.http.auth import SCOPES, BearerAuth
 from chatturn.http.problems import problem
 from chatturn.http.readiness import check_readiness
 from chatturn.http.routes import ROUTES
-from chatturn.http.service import UnconfiguredService
 from chatturn.http.strict_json import MAX_JSON_DEPTH
 from chatturn.http.turns import _members
 from chatturn.jsontext.canonical import canonical_hash
@@ -323,7 +322,9 @@ async def test_every_json_that_is_shown_is_what_is_sent() -> None:
     error = DurableRunLeaseHeldError("held", run_id="r", retry_after_ms=1)
     in_flight = json.loads(problem(error, stream="/v1/sessions/demo/turns/0/stream").body)
     missing = ConfigurationError("OPENAI_API_KEY", "is required by BACKEND=openai")
-    checks = await check_readiness(BearerAuth("s" * 32, now=time.time), UnconfiguredService(missing))
+    checks = await check_readiness(
+        Application(authenticator=BearerAuth("s" * 32, now=time.time), service=missing, log=lambda *_: None)
+    )
     [view] = [example for each in blocks("json") if "runId" in (example := json.loads(each))]
     empty = TurnView(
         run_id="", status="", attempts=0, created_at="", updated_at="", completed_at=None, model=None, outcome=None
@@ -387,7 +388,7 @@ async def test_the_product_in_the_manual_works() -> None:
     vars(module)["urlopen"] = sent
     with open_sqlite() as database:
         desk = Desk(database, module.Hooks())
-        lines = await desk.run(user_message="my card is 4111 1111 1111 1111")
+        lines = await desk.run(message="my card is 4111 1111 1111 1111")
         [(content,)] = await desk.rows("SELECT content FROM chat_messages WHERE role = 'assistant'")
     [request] = sent.requests
     assert isinstance(request.data, bytes)
@@ -405,7 +406,7 @@ async def test_the_first_product_in_the_manual_works(source: str) -> None:
     exec(compile(source, "docs", "exec"), vars(module))  # noqa: S102 - that is the test
     with open_sqlite() as database:
         desk = Desk(database, module.Hooks())
-        lines = await desk.run(user_message="Ask ann@example.com.")
+        lines = await desk.run(message="Ask ann@example.com.")
         [(content,)] = await desk.rows("SELECT content FROM chat_messages WHERE role = 'assistant'")
 
     assert ["result", "session.run.completed"] == [line["type"] for line in lines[-2:]]
@@ -420,7 +421,7 @@ async def test_the_agent_in_the_manual_works() -> None:
     with open_sqlite() as database:
         desk = Desk(database, module.Hooks(), backend=Model(("refund", {"cents": 5}), "Done.").backend())
         [key] = [line["data"]["key"] for line in await desk.run() if line["type"] == "tool.approval"]
-        await desk.input().store.emit_event("chat:acme:thread-1:0", key, {"approved": True})
+        await desk.input().deployment.store.emit_event("chat:acme:thread-1:0", key, {"approved": True})
         lines = await desk.run()
 
     assert [5] == [line["data"]["result"]["refunded"] for line in lines if line["type"] == "tool.result"]

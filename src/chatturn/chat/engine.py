@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
-from chatturn.chat.requests import RunChatTurnInput
+from chatturn.chat.requests import TurnInput
 from chatturn.chat.turn.sinks import PullSink
 from chatturn.chat.turn.turn import ChatTurn
 
@@ -24,7 +24,7 @@ class ChatTurnResult:
 class DurableChatTurnEngine:
     """Runs chat turns.  It has no state: one instance serves every request."""
 
-    async def open(self, turn: RunChatTurnInput) -> ChatTurn:
+    async def open(self, turn: TurnInput) -> ChatTurn:
         """
         Claim the turn, in one round trip, and return it ready to run.
 
@@ -37,7 +37,7 @@ class DurableChatTurnEngine:
         await opened.claim()
         return opened
 
-    def run_turn(self, turn: RunChatTurnInput) -> ChatTurnResult:
+    def run_turn(self, turn: TurnInput) -> ChatTurnResult:
         """
         Run the turn as its body is read; nothing is ever raised, errors are lines.
 

@@ -19,22 +19,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from chatturn.chat.deployment import Deployment
 from chatturn.chat.identity import ChatTurnIdentity
-from chatturn.chat.log.live import Alarm, LiveLogs
 from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.pages import LogPage, load_page
-from chatturn.chat.log.query_budget import Pace
+from chatturn.chat.log.query_budget import FOLLOW_PACES
 from chatturn.chat.log.sql import note_follower
 from chatturn.chat.turn.finish import ending_words, failure_words, kind_of
 from chatturn.chat.turn.reader import Output
 from chatturn.chat.turn.sinks import Sink
 from chatturn.chat.turn.turn import ChatTurn
-from chatturn.database.api import Database
 from chatturn.durable.records import RunStatus
 from chatturn.durable.settling import TurnEnd
 from chatturn.errors import ChatTurnError, DurableRunLeaseHeldError, StoreError, error_class
 from chatturn.events import ChatStreamEvent, encode_line
-from chatturn.telemetry.operator_log import OperatorLog
 
 __all__ = ["FollowedTurn", "TakeOver"]
 
@@ -63,25 +61,15 @@ class FollowedTurn:
         identity: Whose turn.
         run_id: Its run.
         page: The state of the turn and the first lines to show, read already.
-        database: Where the log is stored.
-        live: The logs of this isolate.
-        alarm: Makes what wakes this reader when there is more of them.
-        pace: How often to ask the database.
+        deployment: Where the log is stored, and what else runs in this isolate.
         take_over: Claims the turn if its worker is lost; None for a reader who may not.
-        announce: Whether to tell the turn's worker that somebody reads it from elsewhere.
-        log: Takes failures that the reader is not told.
     """
 
     identity: ChatTurnIdentity
     run_id: str
     page: LogPage
-    database: Database
-    live: LiveLogs
-    alarm: Callable[[], Alarm]
-    pace: Pace
+    deployment: Deployment
     take_over: TakeOver | None
-    announce: bool
-    log: OperatorLog
     _last: int = -1
     _began: float = 0.0
     _noted_again_at: float = 0.0
@@ -104,19 +92,19 @@ class FollowedTurn:
 
         Where the database does not answer, the stream breaks off without a terminal line: the reader comes back.
         """
-        output = Output(sink, None, self.log)
+        output = Output(sink, None, self.deployment.log)
         output.start_pings()
         self._began = asyncio.get_running_loop().time()
         taken: ChatTurn | None = None
         try:
             taken = await self._follow(output, sink)
         except StoreError as error:
-            self.log("log.not_read", {"run_id": self.run_id, "error": error})
+            self.deployment.log("log.not_read", {"run_id": self.run_id, "error": error})
             if self.finished:  # whoever keeps what is finished must not take this for the whole
                 sink.abort()
         except ChatTurnError as error:
             # Nobody can go on with the turn, so there is nothing to wait for.
-            self.log("turn.not_resumed", {"run_id": self.run_id, "error": error})
+            self.deployment.log("turn.not_resumed", {"run_id": self.run_id, "error": error})
             self._say(output, failure_words(self.identity, kind_of(error)))
         finally:
             output.stop_pings()
@@ -128,6 +116,7 @@ class FollowedTurn:
     async def _follow(self, output: Output, sink: Sink) -> ChatTurn | None:
         """Show lines until the turn is over or the reader gone; return the turn if this reader takes it over."""
         page: LogPage | None = self.page
+        live = self.deployment.live
         while page is not None and not sink.closed:
             if page.text:
                 output.send(page.text, ())
@@ -137,19 +126,19 @@ class FollowedTurn:
                 if page.over:
                     self._say_end(output, page)
                     return None
-                if page.lease_left_ms == 0 and self.take_over is not None and self.live.get(self.run_id) is None:
+                if page.lease_left_ms == 0 and self.take_over is not None and live.get(self.run_id) is None:
                     if (taken := await self._take()) is not None:
                         return taken
                 elif not await self._follow_live(output, sink):
                     await self._pause()
                 if self._done:
                     return None
-            page = await load_page(self.database, self.run_id, self._last)
+            page = await load_page(self.deployment.database, self.run_id, self._last)
         return None
 
     async def _follow_live(self, output: Output, sink: Sink) -> bool:
         """Show what is said in this isolate, until there is no more of it; return whether there was anything."""
-        log = self.live.get(self.run_id)
+        log = self.deployment.live.get(self.run_id)
         if log is None:
             return False
         shown = False
@@ -172,7 +161,7 @@ class FollowedTurn:
             log.followers -= 1
 
     async def _wait_for_more(self, log: TurnLog) -> None:
-        alarm = self.alarm()
+        alarm = self.deployment.alarm()
         log.watch(alarm.ring)
         try:
             await alarm.wait(_LOOK_EVERY_S)
@@ -192,12 +181,13 @@ class FollowedTurn:
     async def _pause(self) -> None:
         """Wait for another isolate to store more."""
         now = asyncio.get_running_loop().time()
-        interval_s = self.pace.interval_ms((now - self._began) * 1000) / 1000
-        if self.announce and now >= self._noted_again_at:
+        settings = self.deployment.settings
+        interval_s = FOLLOW_PACES[settings.workers_plan].interval_ms((now - self._began) * 1000) / 1000
+        if settings.on_disconnect != "continue" and now >= self._noted_again_at:
             every_s = max(_NOTED_EVERY_S, 2 * interval_s)
             self._noted_again_at = now + every_s
             for_ms = round((every_s + _SLACK_S) * 1000)
-            await self.database.batch([note_follower(self.run_id, for_ms)])
+            await self.deployment.database.batch([note_follower(self.run_id, for_ms)])
         await asyncio.sleep(interval_s)
 
     def _say_end(self, output: Output, page: LogPage) -> None:

@@ -2,36 +2,31 @@
 
 import asyncio
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
-from chatturn.backends.api import AgentExecutionBackend
+from chatturn.chat.deployment import Deployment
 from chatturn.chat.engine import durable_chat_turn_engine
 from chatturn.chat.following import FollowedTurn
-from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.identity import ChatTurnIdentity, legacy_run_id, session_run_ids, turn_run_id
 from chatturn.chat.lists.lists import MessagePage, MessageQuery, TurnPage, TurnQuery, list_messages, list_turns
 from chatturn.chat.lists.sql import read_running
-from chatturn.chat.log.live import Alarm, EventAlarm, LiveLogs
 from chatturn.chat.log.pages import load_page
-from chatturn.chat.log.query_budget import FOLLOW_PACES, RENEWALS_PER_TERM, RESUMED_AT_ONCE, log_pace
+from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.log.sql import request_cancel
-from chatturn.chat.requests import CANCELLED, Cancellation, RunChatTurnInput, TurnRequest, TurnView
+from chatturn.chat.requests import CANCELLED, Cancellation, TurnInput, TurnRequest, TurnView
 from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn.sinks import NoSink
-from chatturn.chat.turn.tracing import RequestTracing, TurnTracing, attributes_of_turn
+from chatturn.chat.turn.tracing import RequestTracing, attributes_of_turn
 from chatturn.chat.turn.turn import ChatTurn
-from chatturn.chat.usage.calls import Budgets
 from chatturn.chat.usage.sql import read_usage_of_turn
 from chatturn.chat.usage.totals import UsagePage, UsageQuery, list_usage, sums_of
-from chatturn.database.api import Database, Row
+from chatturn.database.api import Row
 from chatturn.database.migration import read_version
 from chatturn.database.schema import DURABLE_SCHEMA_VERSION
 from chatturn.durable.records import EventRecord, RunOutcome, RunStatus
 from chatturn.durable.rows import run_from_row
-from chatturn.durable.sql_store import SqlRunStore
 from chatturn.errors import (
     ChatTurnError,
     DurableRunInputMismatchError,
@@ -41,9 +36,6 @@ from chatturn.errors import (
     SchemaOutdated,
     StoreError,
 )
-from chatturn.settings import Settings
-from chatturn.telemetry.operator_log import OperatorLog
-from chatturn.usage.prices import PriceTable
 
 __all__ = ["DurableChatService"]
 
@@ -57,80 +49,32 @@ class DurableChatService:
     Durable chat turns of one deployment, for one request.
 
     Attributes:
-        settings: The deployment's settings.
-        hooks: Its product's hooks.
-        backend: Its model.
-        database: Its database.
-        log: Takes failures that no client is told.
+        deployment: The deployment.
         tracing: The request's telemetry; None where it goes nowhere.
-        live: The logs of this isolate, shared by its requests.
-        prices: What models cost.
-        turns_at_once: How many turns this invocation may run, which share its queries.
-        alarm: Makes what wakes a follower in this isolate.
     """
 
-    settings: Settings
-    hooks: ChatTurnHooks
-    backend: AgentExecutionBackend
-    database: Database
-    log: OperatorLog
+    deployment: Deployment
     tracing: RequestTracing | None = None
-    live: LiveLogs = field(default_factory=LiveLogs)
-    prices: PriceTable = field(default_factory=PriceTable)
-    turns_at_once: int = 1
-    alarm: Callable[[], Alarm] = EventAlarm
 
     async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> ChatTurn:
         """Claim a turn, ready to run; see `DurableChatTurnEngine.open`."""
-        settings = self.settings
-        tracing = self._traced(identity)
-        database = self.database if tracing is None else tracing.around(self.database)
-        return await durable_chat_turn_engine.open(
-            RunChatTurnInput(
-                identity=identity,
-                user_message=request.message,
-                model=request.model,
-                default_model=settings.model or None,
-                project_id=settings.project_id,
-                domain=settings.domain,
-                database=database,
-                store=SqlRunStore(database),
-                hooks=self.hooks,
-                backend=self.backend,
-                metadata=request.metadata,
-                history=request.history,
-                history_turns=settings.history_turns,
-                history_characters=settings.history_characters,
-                supersede=request.supersede,
-                legacy_run_ids=settings.legacy_run_ids == "on",
-                on_disconnect=settings.on_disconnect,
-                grace_ms=settings.grace_ms,
-                most_attempts=settings.turn_attempts,
-                lease_ms=settings.lease_ms,
-                live=self.live,
-                renewals_per_term=RENEWALS_PER_TERM[settings.workers_plan],
-                log_pace=log_pace(settings.workers_plan, settings.log_every_ms, turns=self.turns_at_once),
-                prices=self.prices,
-                budgets=Budgets(
-                    turn=settings.budget_turn_micro_usd,
-                    session=settings.budget_session_micro_usd,
-                    tenant=settings.budget_tenant_day_micro_usd,
-                ),
-                tracing=tracing,
-                log=self.log if tracing is None else tracing.log,
-            )
-        )
+        return await durable_chat_turn_engine.open(self._traced(identity, request))
 
-    def _traced(self, identity: ChatTurnIdentity) -> TurnTracing | None:
-        return (
-            None if self.tracing is None else self.tracing.turn(attributes_of_turn(identity, self.settings.project_id))
-        )
+    def _traced(self, identity: ChatTurnIdentity, request: TurnRequest) -> TurnInput:
+        deployment = self.deployment
+        if self.tracing is None:
+            return TurnInput(deployment=deployment, identity=identity, request=request)
+        tracing = self.tracing.turn(attributes_of_turn(identity, deployment.settings.project_id))
+        traced = replace(deployment, database=tracing.around(deployment.database), log=tracing.log)
+        return TurnInput(deployment=traced, identity=identity, request=request, tracing=tracing)
 
     async def show(self, identity: ChatTurnIdentity) -> TurnView | None:
         """Return the turn's run, or None if this tenant has none there."""
-        legacy = legacy_run_id(identity) if self.settings.legacy_run_ids == "on" else None
+        legacy = legacy_run_id(identity) if self.deployment.settings.legacy_run_ids == "on" else None
         run_id = turn_run_id(identity)
-        found, usage = await self.database.batch([chat_sql.read_turn(run_id, legacy), read_usage_of_turn(run_id)])
+        found, usage = await self.deployment.database.batch(
+            [chat_sql.read_turn(run_id, legacy), read_usage_of_turn(run_id)]
+        )
         return replace(_view(found.rows[0]), usage=sums_of(usage.rows[0])) if found.rows else None
 
     async def follow(
@@ -148,7 +92,7 @@ class DurableChatService:
             InvalidField: There can be no line of that seq yet.
         """
         run_id, cursor = turn_run_id(identity), -1 if after is None else after
-        page = await load_page(self.database, run_id, cursor)
+        page = await load_page(self.deployment.database, run_id, cursor)
         if page is None:
             return None
         if cursor > page.furthest:
@@ -157,13 +101,8 @@ class DurableChatService:
             identity=identity,
             run_id=run_id,
             page=page,
-            database=self.database,
-            live=self.live,
-            alarm=self.alarm,
-            pace=FOLLOW_PACES[self.settings.workers_plan],
+            deployment=self.deployment,
             take_over=partial(self.reopen, run_id) if may_take_over else None,
-            announce=self.settings.on_disconnect != "continue",
-            log=self.log,
         )
 
     async def cancel(self, identity: ChatTurnIdentity) -> Cancellation | None:
@@ -173,12 +112,12 @@ class DurableChatService:
         A turn that is over stays as it is.  One that nobody runs is left to `resume`, which ends it.
         """
         run_id = turn_run_id(identity)
-        requested, _, state = await self.database.batch(
+        requested, _, state = await self.deployment.database.batch(
             [request_cancel(run_id), chat_sql.wake_cancelled(run_id), chat_sql.read_turn(run_id)]
         )
         if not state.rows:
             return None
-        if requested.rows and (log := self.live.get(run_id)) is not None:
+        if requested.rows and (log := self.deployment.live.get(run_id)) is not None:
             log.cancel_requested = True
         return Cancellation(requested=bool(requested.rows), turn=_view(state.rows[0]))
 
@@ -214,14 +153,14 @@ class DurableChatService:
             StoreUnavailable: The database does not answer.
             SchemaOutdated: Its tables are missing, or older than this code.
         """
-        version = await read_version(self.database)
+        version = await read_version(self.deployment.database)
         if version < DURABLE_SCHEMA_VERSION:
             message = f"the schema is at version {version}, but this code needs {DURABLE_SCHEMA_VERSION}"
             raise SchemaOutdated(message)
 
     async def messages(self, tenant_id: str, session_id: str, query: MessageQuery) -> MessagePage:
         """Return a stretch of a session's messages."""
-        return await list_messages(self.database, tenant_id, session_id, query)
+        return await list_messages(self.deployment.database, tenant_id, session_id, query)
 
     async def turns(self, query: TurnQuery) -> TurnPage:
         """
@@ -230,7 +169,7 @@ class DurableChatService:
         Raises:
             InvalidField: The cursor is not one of this list's.
         """
-        return await list_turns(self.database, self.settings.project_id, query)
+        return await list_turns(self.deployment.database, self.deployment.settings.project_id, query)
 
     async def usage(self, query: UsageQuery) -> UsagePage:
         """
@@ -239,7 +178,7 @@ class DurableChatService:
         Raises:
             InvalidField: The cursor is not one of this list's.
         """
-        return await list_usage(self.database, query)
+        return await list_usage(self.deployment.database, query)
 
     async def emit(self, tenant_id: str, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
         """
@@ -254,7 +193,7 @@ class DurableChatService:
         row = await self._asked(run_id)
         if row is None or row["tenant_id"] != tenant_id:
             raise RunNotFound("this tenant has none of that name", run_id=run_id)
-        return await self._store().emit_event(run_id, key, payload)
+        return await self.deployment.store.emit_event(run_id, key, payload)
 
     async def resume(self, run_id: str) -> bool:
         """
@@ -270,10 +209,10 @@ class DurableChatService:
             return await self._resume(run_id)
         except DurableRunInputMismatchError as error:
             # What is asked now is not what was asked then: a setting has changed, and nobody can go on with the turn.
-            self.log("turn.not_resumed", {"run_id": run_id, "error": error})
+            self.deployment.log("turn.not_resumed", {"run_id": run_id, "error": error})
             await self._give_up(run_id, error)
         except ChatTurnError as error:
-            self.log("turn.not_resumed", {"run_id": run_id, "error": error})
+            self.deployment.log("turn.not_resumed", {"run_id": run_id, "error": error})
         return False
 
     async def look_after(self, tenant_id: str, session_id: str) -> bool:
@@ -287,17 +226,17 @@ class DurableChatService:
             StoreError: The database does not answer, or refuses.
         """
         running = read_running(*session_run_ids(tenant_id, session_id))
-        [found] = await self.database.batch([running])
+        [found] = await self.deployment.database.batch([running])
         lost = [str(row["run_id"]) for row in found.rows if row["orphaned"]]
-        lost = lost[: RESUMED_AT_ONCE[self.settings.workers_plan]]
-        service = replace(self, turns_at_once=max(1, len(lost)))
+        lost = lost[: RESUMED_AT_ONCE[self.deployment.settings.workers_plan]]
+        service = replace(self, deployment=self.deployment.running(max(1, len(lost))))
         await asyncio.gather(*(service.resume(run_id) for run_id in lost))
         return bool(found.rows)
 
     async def _resume(self, run_id: str) -> bool:
         for pause_s in _RESUME_PAUSES_S:
             await asyncio.sleep(pause_s)
-            if self.live.get(run_id) is not None:
+            if self.deployment.live.get(run_id) is not None:
                 continue
             row = await self._asked(run_id)
             if row is None or row["status"] not in {RunStatus.SUSPENDED, RunStatus.RUNNING}:
@@ -312,15 +251,12 @@ class DurableChatService:
 
     async def _give_up(self, run_id: str, error: ChatTurnError) -> None:
         try:
-            await self._store().give_up(run_id, RunOutcome(passed=False, notes=error.code))
+            await self.deployment.store.give_up(run_id, RunOutcome(passed=False, notes=error.code))
         except StoreError as refusal:
-            self.log("turn.not_resumed", {"run_id": run_id, "error": refusal})
-
-    def _store(self) -> SqlRunStore:
-        return SqlRunStore(self.database)
+            self.deployment.log("turn.not_resumed", {"run_id": run_id, "error": refusal})
 
     async def _asked(self, run_id: str) -> Row | None:
-        [outcome] = await self.database.batch([chat_sql.read_turn_input(run_id)])
+        [outcome] = await self.deployment.database.batch([chat_sql.read_turn_input(run_id)])
         return outcome.rows[0] if outcome.rows else None
 
 

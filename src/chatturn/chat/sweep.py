@@ -14,7 +14,6 @@ from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.usage.sql import delete_usage
 from chatturn.durable.records import RunQuery
-from chatturn.durable.sql_store import SqlRunStore
 
 __all__ = ["Sweep"]
 
@@ -37,31 +36,31 @@ class Sweep:
 
     async def run(self) -> int:
         """Do what is due, a bounded part; return how many hook calls and turns came to an end."""
-        service = self.service
-        outbox = Outbox(database=service.database, hooks=service.hooks, log=service.log)
+        deployment, settings = self.service.deployment, self.service.deployment.settings
+        outbox = Outbox(database=deployment.database, hooks=deployment.hooks, log=deployment.log)
         called = await outbox.sweep()
         resumed = await self._resume([*await self._due(), *await self._orphans()])
-        if service.settings.retention_days:
-            age_ms = service.settings.retention_days * _DAY_MS
-            await self._store().delete_finished_runs(older_than_ms=age_ms)
-        if service.settings.usage_retention_days:
-            await service.database.batch([delete_usage(service.settings.usage_retention_days)])
+        if settings.retention_days:
+            age_ms = settings.retention_days * _DAY_MS
+            await deployment.store.delete_finished_runs(older_than_ms=age_ms)
+        if settings.usage_retention_days:
+            await deployment.database.batch([delete_usage(settings.usage_retention_days)])
         return called + resumed
 
     async def _due(self) -> list[str]:
         """Return suspended turns whose event or moment has come."""
-        return list(await self._store().due_runs(_LOOKED_AT))
+        return list(await self.service.deployment.store.due_runs(_LOOKED_AT))
 
     async def _orphans(self) -> list[str]:
         """Return turns whose worker was lost, the longest first."""
-        query = RunQuery(project_id=self.service.settings.project_id, stale=True, limit=_LOOKED_AT)
-        return [run.run_id for run in (await self._store().list_runs(query)).runs]
+        query = RunQuery(project_id=self.service.deployment.settings.project_id, stale=True, limit=_LOOKED_AT)
+        return [run.run_id for run in (await self.service.deployment.store.list_runs(query)).runs]
 
     async def _resume(self, run_ids: list[str]) -> int:
         """Go on with turns, some at the same time, until so many have run as fit one sweep."""
         waiting, resumed = iter(run_ids), 0
-        at_once = RESUMED_AT_ONCE[self.service.settings.workers_plan]
-        service = replace(self.service, turns_at_once=at_once)
+        at_once = RESUMED_AT_ONCE[self.service.deployment.settings.workers_plan]
+        service = replace(self.service, deployment=self.service.deployment.running(at_once))
 
         async def work() -> None:
             nonlocal resumed
@@ -72,6 +71,3 @@ class Sweep:
 
         await asyncio.gather(*(work() for _ in range(at_once)))
         return resumed
-
-    def _store(self) -> SqlRunStore:
-        return SqlRunStore(self.service.database)

@@ -2,19 +2,31 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Self, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
+from chatturn.chat.service import DurableChatService
 from chatturn.errors import ConfigurationError
 from chatturn.http.auth import Authenticator, Principal, UnconfiguredAuth
 from chatturn.http.cors import Cors
 from chatturn.http.messages import HttpRequest, HttpResponse
-from chatturn.http.service import ChatService, SessionOwner, UnconfiguredService
 from chatturn.http.tickets import NO_TICKETS, Ticket, Tickets
 
-__all__ = ["Application", "Call", "Parameters", "PublicRoute", "Route"]
+__all__ = ["Application", "Call", "Parameters", "PublicRoute", "Route", "SessionOwner"]
 
 Parameters: TypeAlias = Mapping[str, str]
 """The variable segments of a path, still percent-encoded, by their names in the template."""
+
+
+class SessionOwner(Protocol):
+    """Runs the turns of each session in one place, which outlives requests."""
+
+    async def forward(self, tenant_id: str, session_id: str) -> HttpResponse:
+        """
+        Let the session's owner answer this request, which is known to be allowed.
+
+        Raises:
+            OwnerUnavailable: It does not answer.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +36,7 @@ class Application:
 
     Attributes:
         authenticator: Who is asking; kept between requests, it remembers tokens.
-        service: The chat.
+        service: The chat, or why there is none.
         log: Takes a sentence and what was raised, for the operator.  Never raises.
         tickets: What an EventSource shows in place of a token.
         cors: Which pages of other origins may read the responses.
@@ -32,7 +44,7 @@ class Application:
     """
 
     authenticator: Authenticator
-    service: ChatService
+    service: DurableChatService | ConfigurationError
     log: Callable[[str, BaseException], None]
     tickets: Tickets = NO_TICKETS
     cors: Cors = field(default_factory=Cors)
@@ -41,7 +53,18 @@ class Application:
     @classmethod
     def unconfigured(cls, error: ConfigurationError, *, log: Callable[[str, BaseException], None]) -> Self:
         """Make what is left when the settings cannot be read: alive, not ready, and saying why."""
-        return cls(authenticator=UnconfiguredAuth(error), service=UnconfiguredService(error), log=log)
+        return cls(authenticator=UnconfiguredAuth(error), service=error, log=log)
+
+    def chat(self) -> DurableChatService:
+        """
+        Return the chat.
+
+        Raises:
+            ConfigurationError: There is none, for lack of a setting or a binding.
+        """
+        if isinstance(self.service, ConfigurationError):
+            raise self.service.with_traceback(None)
+        return self.service
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +81,7 @@ class Call:
         ticket: What the request showed in place of a token, if it did.
     """
 
-    service: ChatService
+    service: DurableChatService
     request: HttpRequest
     principal: Principal
     parameters: Parameters

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from chatturn.errors import ConfigurationError, SchemaOutdated, StoreError
+from chatturn.http.application import Application
 from chatturn.http.auth import Authenticator
-from chatturn.http.service import ChatService
 
 __all__ = ["Check", "check_readiness"]
 
@@ -36,16 +36,16 @@ class Check:
         return {name: value for name, value in members.items() if value is not None or name == "ok"}
 
 
-async def check_readiness(authenticator: Authenticator, service: ChatService) -> tuple[Check, ...]:
+async def check_readiness(app: Application) -> tuple[Check, ...]:
     """
     Check the settings, the database and its schema.
 
     Details name settings and say what they must be.  They hold no secret, because no message about one does,
     and nothing that the database said.
     """
-    settings = _check_settings(authenticator)
+    settings = _check_settings(app.authenticator)
     try:
-        await service.check()
+        await app.chat().check()
     except ConfigurationError as error:
         # The settings' own fault may be known already, and the database has not been asked.
         settings = settings if settings.ok is False else _misconfigured(error)

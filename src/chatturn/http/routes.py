@@ -31,7 +31,7 @@ async def _healthz(_app: Application) -> HttpResponse:
 
 
 async def _readyz(app: Application) -> HttpResponse:
-    checks = await check_readiness(app.authenticator, app.service)
+    checks = await check_readiness(app)
     ready = all(check.ok for check in checks)
     return json_response(
         {"ready": ready, "checks": [check.to_json() for check in checks]}, status=200 if ready else 503
@@ -116,7 +116,7 @@ async def _dispatch(request: HttpRequest, app: Application) -> HttpResponse:
         parameters = found.groupdict()
         if app.owner is not None and route.session is not None and (session := route.session(parameters)) is not None:
             return await app.owner.forward(principal.tenant_id, session)
-        return await route.operation(Call(app.service, request, principal, parameters, app.tickets, ticket))
+        return await route.operation(Call(app.chat(), request, principal, parameters, app.tickets, ticket))
     raise NotFound("no route has this path")
 
 

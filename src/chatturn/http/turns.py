@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from chatturn.chat.following import FollowedTurn
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.requests import TurnView
 from chatturn.chat.turn.sinks import Sink
@@ -20,7 +21,6 @@ from chatturn.http.limits import (
 from chatturn.http.messages import HttpRequest, HttpResponse, accepted_type
 from chatturn.http.problems import json_response, problem
 from chatturn.http.queries import LogCursor, check_no_query, read_cursor
-from chatturn.http.service import OpenLog
 from chatturn.http.sse import CONTENT_TYPE as SSE
 from chatturn.http.sse import SseSink
 from chatturn.http.tickets import Ticket
@@ -139,7 +139,7 @@ def session_of(parameters: Parameters) -> str:
     return read_session_id(parameters["session"])
 
 
-def _log_response(call: Call, log: OpenLog, cursor: LogCursor) -> HttpResponse:
+def _log_response(call: Call, log: FollowedTurn, cursor: LogCursor) -> HttpResponse:
     """
     Stream a log.
 

@@ -21,8 +21,8 @@ from chatturn.backends.api import AgentExecutionBackend
 from chatturn.backends.echo import create_echo_backend
 from chatturn.backends.openai.backend import create_openai_compatible_backend
 from chatturn.backends.openai.retry import BackendRetryPolicy
+from chatturn.chat.deployment import Deployment
 from chatturn.chat.hooks.hooks import ChatTurnHooks
-from chatturn.chat.log.live import LiveLogs
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.sweep import Sweep
 from chatturn.errors import ChatTurnError, ConfigurationError
@@ -53,16 +53,14 @@ _RANDOM_BYTES: Final = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Deployment:
-    settings: Settings
+class _Isolate:
+    """What is kept between the requests of one isolate."""
+
+    chat: Deployment
     authenticator: Authenticator
     tickets: Tickets
     cors: Cors
-    hooks: ChatTurnHooks
-    backend: AgentExecutionBackend
     telemetry: "Telemetry | None"
-    live: LiveLogs
-    prices: PriceTable
 
 
 def application(
@@ -78,18 +76,18 @@ def application(
         owned: Whether this is the session's own object, which runs turns itself.
     """
     try:
-        deployment = _deployment(load_hooks)
+        isolate = _isolate(load_hooks)
         chat = service(load_hooks, headers)
     except ConfigurationError as error:
         return Application.unconfigured(error, log=functools.partial(_log_failure, print_log))
     owner = None if owned else _owner(request)
-    log = functools.partial(_log_failure, _log(deployment))
+    log = functools.partial(_log_failure, isolate.chat.log)
     return Application(
-        authenticator=deployment.authenticator,
+        authenticator=isolate.authenticator,
         service=chat,
         log=log,
-        tickets=deployment.tickets,
-        cors=deployment.cors,
+        tickets=isolate.tickets,
+        cors=isolate.cors,
         owner=owner,
     )
 
@@ -105,18 +103,11 @@ def service(load_hooks: HooksLoader, headers: Mapping[str, str] = _NO_HEADERS) -
     Raises:
         ConfigurationError: A setting or the D1 binding is missing or wrong.
     """
-    deployment = _deployment(load_hooks)
-    telemetry = deployment.telemetry
+    isolate = _isolate(load_hooks)
+    telemetry = isolate.telemetry
     return DurableChatService(
-        settings=deployment.settings,
-        hooks=deployment.hooks,
-        backend=deployment.backend,
-        database=_database(),
-        log=_log(deployment),
+        deployment=isolate.chat,
         tracing=None if telemetry is None else telemetry.request(headers.get("traceparent")),
-        live=deployment.live,
-        prices=deployment.prices,
-        alarm=RequestAlarm,
     )
 
 
@@ -132,7 +123,7 @@ def watch(load_hooks: HooksLoader, state: JsProxy) -> SessionWatch:
         ConfigurationError: As for `service`.
     """
     chat = service(load_hooks)
-    return SessionWatch(state, chat.settings.lease_ms, chat.look_after)
+    return SessionWatch(state, chat.deployment.settings.lease_ms, chat.look_after)
 
 
 async def sweep(load_hooks: HooksLoader) -> None:
@@ -155,25 +146,31 @@ def flush_logs(load_hooks: HooksLoader, context: Any) -> None:
         context: The request's.
     """
     with suppress(ConfigurationError):
-        telemetry = _deployment(load_hooks).telemetry
+        telemetry = _isolate(load_hooks).telemetry
         if telemetry is not None and telemetry.outbound.has_records:
             outlive(telemetry.outbound.flush(), context)
 
 
 @functools.cache
-def _deployment(load_hooks: HooksLoader) -> _Deployment:
+def _isolate(load_hooks: HooksLoader) -> _Isolate:
     use_cancellable_timers()
     settings = Settings.from_env(read_env(_env(), setting_names()))
-    return _Deployment(
+    telemetry = _telemetry(settings)
+    chat = Deployment(
         settings=settings,
+        hooks=_hooks(load_hooks, settings.product),
+        backend=_backend(settings),
+        database=_database(),
+        log=print_log if telemetry is None else telemetry.log,
+        prices=PriceTable(parse_prices(settings.prices)),
+        alarm=RequestAlarm,
+    )
+    return _Isolate(
+        chat=chat,
         authenticator=authenticator_for(settings, now=time.time),
         tickets=tickets_for(settings, now=time.time),
         cors=Cors(read_origins(settings.cors_origins)),
-        hooks=_hooks(load_hooks, settings.product),
-        backend=_backend(settings),
-        telemetry=_telemetry(settings),
-        live=LiveLogs(),
-        prices=PriceTable(parse_prices(settings.prices)),
+        telemetry=telemetry,
     )
 
 
@@ -235,16 +232,11 @@ class _Ids:
         return taken
 
 
-def _log(deployment: _Deployment) -> OperatorLog:
-    return print_log if deployment.telemetry is None else deployment.telemetry.log
-
-
 def _owner(request: JsProxy) -> SessionObjects | None:
     namespace: JsProxy | None = getattr(_env(), "SESSIONS", None)
     return None if namespace is None else SessionObjects(namespace, request)
 
 
-@functools.cache
 def _database() -> D1Database:
     binding: JsProxy | None = getattr(_env(), "DB", None)
     if binding is None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from chatturn.backends.echo import create_echo_backend
+from chatturn.chat.deployment import Deployment
 from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.sweep import Sweep
@@ -346,11 +347,13 @@ async def test_the_sweep_deletes_what_is_too_old(days: str, left: int) -> None:
     await old.end_run(await lease_of(old, "old"), RunStatus.COMPLETED)
     await store.end_run(await lease_of(store, "new"), RunStatus.COMPLETED)
     service = DurableChatService(
-        settings=Settings.from_env({"RETENTION_DAYS": days}),
-        hooks=ChatTurnHooks(),
-        backend=create_echo_backend(),
-        database=store.database,
-        log=lambda *_: None,
+        deployment=Deployment(
+            settings=Settings.from_env({"RETENTION_DAYS": days}),
+            hooks=ChatTurnHooks(),
+            backend=create_echo_backend(),
+            database=store.database,
+            log=lambda *_: None,
+        )
     )
     await Sweep(service=service).run()
     [(count,)] = await Desk(store.database).rows("SELECT count(*) FROM durable_runs")

@@ -11,7 +11,6 @@ from chatturn.http.auth import NoAuth
 from chatturn.http.cors import Cors, read_origins
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.routes import handle
-from chatturn.http.service import UnconfiguredService
 
 PAGE = "https://app.example.com"
 PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
@@ -24,7 +23,7 @@ def ask(method: str, path: str, headers: Mapping[str, str], *, origins: str = PA
 
     app = Application(
         authenticator=NoAuth(),
-        service=UnconfiguredService(ConfigurationError("X", "is not set")),
+        service=ConfigurationError("X", "is not set"),
         log=lambda _what, _error: None,
         cors=Cors(read_origins(origins)),
     )

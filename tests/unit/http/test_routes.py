@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 from collections.abc import Coroutine, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jwt
 import pytest
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.lists.lists import MessagePage, MessageQuery, TurnPage, TurnQuery
 from chatturn.chat.requests import TurnRequest, TurnView
+from chatturn.chat.service import DurableChatService
 from chatturn.chat.turn.sinks import BufferSink, Sink
 from chatturn.chat.usage.totals import UsagePage, UsageQuery
 from chatturn.durable.records import EventRecord
@@ -150,8 +151,13 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("it waited")
 
 
+def as_chat(service: FakeService) -> DurableChatService:
+    """Take it for the chat: it has whatever the routes ask for."""
+    return cast("DurableChatService", service)
+
+
 def application(service: FakeService, *, log: Log | None = None) -> Application:
-    return Application(authenticator=BearerAuth(SECRET, now=lambda: NOW_S), service=service, log=log or Log())
+    return Application(authenticator=BearerAuth(SECRET, now=lambda: NOW_S), service=as_chat(service), log=log or Log())
 
 
 def bearer(**claims: Any) -> dict[str, str]:
@@ -465,7 +471,7 @@ def test_only_health_is_public() -> None:
 def test_without_authentication_everyone_is_the_local_user() -> None:
     """`AUTH=off`: no header is needed."""
     service = FakeService()
-    app = Application(authenticator=NoAuth(), service=service, log=Log())
+    app = Application(authenticator=NoAuth(), service=as_chat(service), log=Log())
     response = ask(app, "POST", TURN, headers=JSON, body=HELLO)
 
     assert response.status == 200
@@ -475,7 +481,7 @@ def test_without_authentication_everyone_is_the_local_user() -> None:
 def test_a_deployment_without_either_starts_no_turn() -> None:
     """Neither a secret nor `AUTH=off`: 503, and the operator's log names the setting."""
     error, service, log = ConfigurationError("AUTH_JWT_SECRET", "is not set"), FakeService(), Log()
-    app = Application(authenticator=UnconfiguredAuth(error), service=service, log=log)
+    app = Application(authenticator=UnconfiguredAuth(error), service=as_chat(service), log=log)
     response = ask(app, "POST", TURN, headers={**JSON, **ANN}, body=HELLO)
 
     assert (response.status, members(response)["code"]) == (503, "misconfigured")
@@ -658,7 +664,7 @@ def test_settings_that_cannot_be_read_leave_a_worker_that_says_so() -> None:
 def test_a_missing_secret_is_told_before_what_the_database_needs() -> None:
     """The first thing to mend comes first, and hides nothing else."""
     authenticator = UnconfiguredAuth(ConfigurationError("AUTH_JWT_SECRET", "is not set"))
-    app = Application(authenticator=authenticator, service=FakeService(error=SchemaOutdated("old")), log=Log())
+    app = Application(authenticator=authenticator, service=as_chat(FakeService(error=SchemaOutdated("old"))), log=Log())
     checks = members(ask(app, "GET", "/readyz"))["checks"]
 
     assert [each["ok"] for each in checks] == [False, True, False]

@@ -10,7 +10,7 @@ from chatturn.chat.hooks.hooks import TurnContext
 from chatturn.chat.hooks.outbox import HOOK_TIMEOUT_MS, overrides
 from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.position import Place
-from chatturn.chat.requests import RunChatTurnInput
+from chatturn.chat.requests import TurnInput
 from chatturn.chat.turn.earlier_attempt import recall_text
 from chatturn.chat.turn.stream import ChatProducer, StreamProducer
 from chatturn.chat.turn.tracing import tracer_of
@@ -51,7 +51,7 @@ class Production:
 
     def __init__(
         self,
-        turn: RunChatTurnInput,
+        turn: TurnInput,
         run_id: str,
         log: TurnLog,
         account: Account,
@@ -61,6 +61,7 @@ class Production:
         cancel: Callable[[], None],
     ) -> None:
         self._turn = turn
+        self._deployment = turn.deployment
         self._run_id = run_id
         self._log = log
         self._account = account
@@ -78,14 +79,16 @@ class Production:
     def begin(self, claim: Claim, place: Place, history: Sequence[ChatMessage]) -> None:
         """Take what the claim found."""
         self._claim, self._place, self._history = claim, place, history
-        if self._turn.hooks.runtime_runs is not None and claim.lease is not None:
-            self._begin_run(self._turn.hooks.runtime_runs)
+        if self._deployment.hooks.runtime_runs is not None and claim.lease is not None:
+            self._begin_run(self._deployment.hooks.runtime_runs)
 
     def _begin_run(self, adapter: "RuntimeRunPersistenceAdapter") -> None:
         from chatturn.chat.runtime_run import AttemptRun  # noqa: PLC0415 - costs nothing where nobody wants it
 
         turn, attempt = self._turn, self._log.attempt
-        self._kept = AttemptRun(adapter, turn.manifest, run_id=self._run_id, attempt=attempt, now=turn.sources.now)
+        self._kept = AttemptRun(
+            adapter, turn.manifest, run_id=self._run_id, attempt=attempt, now=self._deployment.sources.now
+        )
 
     async def keep_run(self, end: TurnEnd | None) -> None:
         """Have the attempt's row stored, if the product keeps those; a failure is logged."""
@@ -94,7 +97,7 @@ class Production:
         try:
             await awaited(self._kept.end(end, self._account.all_calls(self.usages)), HOOK_TIMEOUT_MS)
         except Exception as error:  # noqa: BLE001 - a product's code, and the turn is over
-            self._turn.log("hook.failed", {"run_id": self._run_id, "hook": "runtime_runs", "error": error})
+            self._deployment.log("hook.failed", {"run_id": self._run_id, "hook": "runtime_runs", "error": error})
 
     @property
     def usages(self) -> Sequence[dict[str, Any]]:
@@ -122,10 +125,10 @@ class Production:
         Raises:
             AttemptsExhausted: The turn was tried as often as it may be.
         """
-        turn, attempts = self._turn, self._place.attempts
-        if attempts > turn.most_attempts and not self._place.cancel_requested:
+        attempts = self._place.attempts
+        if attempts > self._deployment.settings.turn_attempts and not self._place.cancel_requested:
             raise AttemptsExhausted(f"it has come to nothing {attempts - 1} times", run_id=self._run_id)
-        self._producer = ChatProducer(self._begin, self._log, turn.log, room=self._room, drain=self._drain)
+        self._producer = ChatProducer(self._begin, self._log, self._deployment.log, room=self._room, drain=self._drain)
         return self._producer
 
     async def _begin(self) -> DurableTurnProducer[EventBatch]:
@@ -136,47 +139,47 @@ class Production:
             StoreError: The database does not answer, or refuses.
             Exception: What the product's hook raises.
         """
-        turn, place = self._turn, self._place
-        model = turn.model or turn.default_model
-        continues = place.interrupted and not turn.hooks.tools and turn.backend.continues(model)
-        redacting = overrides(turn.hooks, "transform_final_text")
+        turn, deployment, place = self._turn, self._deployment, self._place
+        hooks = deployment.hooks
+        continues = place.interrupted and not hooks.tools and deployment.backend.continues(turn.model)
+        redacting = overrides(hooks, "transform_final_text")
         if place.interrupted and (continues or place.cancel_requested) and not redacting:
             self._recalled = await recall_text(
-                turn.database, self._run_id, self._log.attempt, after_tools=bool(turn.hooks.tools)
+                deployment.database, self._run_id, self._log.attempt, after_tools=bool(hooks.tools)
             )
         self._durable = self._steps()
         if place.cancel_requested:
             return StreamProducer(_say_again(self._recalled, self._cancel))
         context = TurnContext(
             identity=turn.identity,
-            user_message=turn.user_message,
-            model=model,
+            user_message=turn.request.message,
+            model=turn.model,
             history=self._history,
-            metadata=turn.metadata,
+            metadata=turn.request.metadata,
             attempt=self._log.attempt,
             request_id=canonical_hash([self._run_id, self._log.attempt]),
-            backend=MeteredBackend(turn.backend, self._account),
+            backend=MeteredBackend(deployment.backend, self._account),
             durable=self._durable,
             continue_from=self._recalled,
             tracer=tracer_of(turn.tracing),
-            log=turn.log,
+            log=deployment.log,
         )
-        tools, instructions = turn.hooks.tools, turn.hooks.instructions
-        return AgentProducer(context, tools, instructions) if tools else turn.hooks.produce(context)
+        tools, instructions = hooks.tools, hooks.instructions
+        return AgentProducer(context, tools, instructions) if tools else hooks.produce(context)
 
     def _steps(self) -> DurableContext:
         """Return the run's steps after the turn itself."""
-        turn, claim = self._turn, self._claim
+        turn, deployment, claim = self._turn, self._deployment, self._claim
         return DurableContext(
-            store=turn.store,
+            store=deployment.store,
             lease=None if claim is None else claim.lease,
             run_id=self._run_id,
-            project_id=turn.project_id,
+            project_id=deployment.settings.project_id,
             scenario_id=turn.identity.session_id,
             recorded=() if claim is None else claim.steps,
-            sources=turn.sources,
+            sources=deployment.sources,
             inline_wait_ms=_INLINE_WAIT_MS,
-            log=turn.log,
+            log=deployment.log,
             first_position=1,
             with_statements=self._account.news,
             tracer=tracer_of(turn.tracing),

@@ -26,12 +26,12 @@ from contextlib import aclosing
 from typing import Final
 
 from chatturn.chat.hooks.outbox import Outbox, call_in_time, finished_turn, overrides
-from chatturn.chat.identity import legacy_run_id, turn_run_id
+from chatturn.chat.identity import legacy_run_id
 from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.position import Place
 from chatturn.chat.log.sql import NEWS
 from chatturn.chat.log.writer import LogWriter
-from chatturn.chat.requests import RunChatTurnInput
+from chatturn.chat.requests import TurnInput
 from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn import tracing
 from chatturn.chat.turn.answer import Production
@@ -67,11 +67,13 @@ class ChatTurn:
         run_id: Its run.
     """
 
-    def __init__(self, turn: RunChatTurnInput) -> None:
-        self.run_id = turn_run_id(turn.identity)
+    def __init__(self, turn: TurnInput) -> None:
+        deployment, settings = turn.deployment, turn.deployment.settings
+        self.run_id = turn.run_id
         self._input = turn
-        self._outbox = Outbox(database=turn.database, hooks=turn.hooks, log=turn.log)
-        self._redacting = overrides(turn.hooks, "transform_final_text")
+        self._deployment = deployment
+        self._outbox = Outbox(database=deployment.database, hooks=deployment.hooks, log=deployment.log)
+        self._redacting = overrides(deployment.hooks, "transform_final_text")
         self._claimed: Claim | None = None
         self._place = Place()
         self._output: Output | None = None
@@ -81,24 +83,24 @@ class ChatTurn:
         self._log = log = TurnLog(redacting=self._redacting)
         self._ending = Ending(identity=turn.identity, log=log, outbox=self._outbox, redacting=self._redacting)
         self._attendance = Attendance(
-            turn.on_disconnect, turn.grace_ms, lambda: log.followers, lambda: self.cancel(DISCONNECTED)
+            settings.on_disconnect, settings.grace_ms, lambda: log.followers, lambda: self.cancel(DISCONNECTED)
         )
         self._account = Account(
             self.run_id,
             turn.identity,
-            model=turn.model or turn.default_model,
-            prices=turn.prices,
-            budgets=turn.budgets,
-            log=turn.log,
+            model=turn.model,
+            prices=deployment.prices,
+            budgets=deployment.budgets,
+            log=deployment.log,
         )
         self._writer = LogWriter(
             self.run_id,
             log,
             self._account,
             write=self._write,
-            pace=turn.log_pace,
+            pace=deployment.log_pace,
             news=self,
-            report=turn.log,
+            report=deployment.log,
         )
         self._production = Production(
             turn,
@@ -111,12 +113,11 @@ class ChatTurn:
         )
         self._handle = run_durable_turn(
             RunDurableTurnOptions(
-                store=turn.store,
+                store=deployment.store,
                 run_id=self.run_id,
                 manifest=turn.manifest,
-                worker_id=turn.worker_id,
-                lease_ms=turn.lease_ms,
-                renewals_per_term=turn.renewals_per_term,
+                lease_ms=settings.lease_ms,
+                renewals_per_term=deployment.renewals_per_term,
                 news=News(columns=NEWS, told=self.told),
                 intent=f"chat:turn-{turn.identity.turn_index}",
                 produce=self._production.produce,
@@ -126,9 +127,9 @@ class ChatTurn:
                 begin_with=self._begin_statements(),
                 read_with=self._read_statements(),
                 end_with=self._end_statements,
-                supersede=turn.supersede,
-                legacy_run_id=legacy_run_id(turn.identity) if turn.legacy_run_ids else None,
-                log=turn.log,
+                supersede=turn.request.supersede,
+                legacy_run_id=legacy_run_id(turn.identity) if settings.legacy_run_ids == "on" else None,
+                log=deployment.log,
             )
         )
 
@@ -146,7 +147,7 @@ class ChatTurn:
         """Claim the turn; see `DurableTurnHandle.claim`."""
         claim = await self._handle.claim()
         epoch, (place, *history) = max(claim.run.epoch, 1), claim.rows
-        spent = history.pop(0) if self._input.budgets else ()
+        spent = history.pop(0) if self._deployment.budgets else ()
         self._claimed = claim
         self._place = Place.of(place, epoch=epoch)
         if self._input.tracing is not None:
@@ -154,8 +155,10 @@ class ChatTurn:
         self._log.begin(self._place, epoch)
         self._account.begin(epoch, spent)
         messages = [dict(row) for rows in history for row in rows]
-        stored = recent(messages, self._input.history_characters)
-        self._production.begin(claim, self._place, stored if self._input.history is None else self._input.history)
+        stored = recent(messages, self._deployment.settings.history_characters)
+        self._production.begin(
+            claim, self._place, stored if self._input.request.history is None else self._input.request.history
+        )
 
     def abort(self) -> None:
         """Stop the turn: the model's connection is closed at once, and the turn ends as failed, `aborted`."""
@@ -200,8 +203,8 @@ class ChatTurn:
             joined: Whether the reader has read the log so far, and needs not be told that the run has started.
         """
         self._task = asyncio.current_task()
-        self._output = output = Output(sink, self._observer(), self._input.log)
-        if self._input.on_disconnect != "continue":
+        self._output = output = Output(sink, self._observer(), self._deployment.log)
+        if self._deployment.settings.on_disconnect != "continue":
             sink.when_lost(self._lost)
             output.ping_every(_PING_ATTENTIVELY_MS)
         marks: list[Statement] = []
@@ -215,7 +218,7 @@ class ChatTurn:
         await self._afterwards()
 
     async def _claim_and_run(self, output: Output, marks: list[Statement], *, joined: bool) -> None:
-        turn, log = self._input, None
+        deployment, log = self._deployment, None
         try:
             if self._aborted:
                 await self._handle.abandon(TurnAborted("it was stopped before it began", run_id=self.run_id))
@@ -223,7 +226,7 @@ class ChatTurn:
                 await self.claim()
             if not self.replayed:
                 log = self._log
-                turn.live.add(self.run_id, log)
+                deployment.live.add(self.run_id, log)
                 self._writer.start()
             self._say_first_words(output, joined=joined)
             if log is not None:
@@ -236,13 +239,13 @@ class ChatTurn:
                 raise
         except Exception as error:  # noqa: BLE001 - the boundary: the reader gets a terminal line for everything
             self._failure = error
-            turn.log("turn.failed", {"run_id": self.run_id, "attempt": self.attempt, "error": error})
+            deployment.log("turn.failed", {"run_id": self.run_id, "attempt": self.attempt, "error": error})
             self._say_failure(output, error)
         finally:
             output.stop_pings()
             self._writer.stop()
             if log is not None:
-                turn.live.remove(self.run_id, log)
+                deployment.live.remove(self.run_id, log)
 
     def _say_first_words(self, output: Output, *, joined: bool) -> None:
         """Say that the run has started: in the log if it begins here, else only to a reader who has not heard it."""
@@ -301,17 +304,17 @@ class ChatTurn:
 
     async def _mark(self, marks: list[Statement]) -> None:
         try:
-            await self._input.database.batch(marks)
+            await self._deployment.database.batch(marks)
         except StoreError as error:
-            self._input.log("outbox.unmarked", {"run_id": self.run_id, "error": error})
+            self._deployment.log("outbox.unmarked", {"run_id": self.run_id, "error": error})
 
     async def _afterwards(self) -> None:
         """Do what no reader waits for; every failure is logged, none leaves."""
-        log, context = self._input.log, {"run_id": self.run_id}
+        log, context = self._deployment.log, {"run_id": self.run_id}
         if await self._handle.settle_late():
             log("turn.settled_late", context)
         if self._claimed is not None and not self.replayed and self._handle.stored() is None:
-            await self._account.record_late(self._input.database, self._production.usages)
+            await self._account.record_late(self._deployment.database, self._production.usages)
         await self._writer.over()
         await self._production.keep_run(self._handle.stored())
         if self._input.tracing is not None:
@@ -322,15 +325,14 @@ class ChatTurn:
                 log("telemetry.failed", {**context, "error": error})
 
     def _tell_end(self, listener: tracing.TurnTracing) -> None:
-        turn = self._input
         tracing.tell_end(
             listener,
             self._handle.stored(),
             self._failure,
             self._account.all_calls(self._production.usages),
             replayed=self.replayed,
-            provider=turn.backend.kind,
-            question=turn.user_message,
+            provider=self._deployment.backend.kind,
+            question=self._input.request.message,
         )
 
     # What the durable turn asks of the chat turn.
@@ -347,29 +349,29 @@ class ChatTurn:
         return Said(events, self._unlogged(events))
 
     async def _transform(self, text: str) -> str:
-        transformed = await call_in_time(self._input.hooks, "transform_final_text", text)
+        transformed = await call_in_time(self._deployment.hooks, "transform_final_text", text)
         if not isinstance(transformed, str):  # a `return` that was forgotten must not look like an empty answer
             raise HookError(f"returned {type(transformed).__name__}, not text", hook="transform_final_text")
         return transformed
 
     def _begin_statements(self) -> list[Statement]:
-        turn = self._input
-        metadata = json.dumps(dict(turn.metadata), ensure_ascii=False) if turn.metadata else None
+        turn, request = self._input, self._input.request
+        metadata = json.dumps(request.metadata, ensure_ascii=False) if request.metadata else None
         begin = chat_sql.begin_turn(
             turn.identity,
-            user_message=turn.user_message,
-            model=turn.model,
+            user_message=request.message,
+            model=request.model,
             metadata_json=metadata,
-            history_json=None if turn.history is None else json.dumps(list(turn.history), ensure_ascii=False),
+            history_json=None if request.history is None else json.dumps(list(request.history), ensure_ascii=False),
             trace=tracing.begin_with(turn.tracing),
         )
-        return [begin, *([*self._outbox.forget(), chat_sql.forget_messages()] if turn.supersede else [])]
+        return [begin, *([*self._outbox.forget(), chat_sql.forget_messages()] if request.supersede else [])]
 
     def _read_statements(self) -> list[Statement]:
-        turn = self._input
+        turn, turns = self._input, self._deployment.settings.history_turns
         reads = [chat_sql.read_place(self.run_id), *self._account.read_with()]
-        if turn.history_turns and turn.identity.turn_index and turn.history is None:
-            reads.append(chat_sql.read_history(turn.identity, self.run_id, turn.history_turns))
+        if turns and turn.identity.turn_index and turn.request.history is None:
+            reads.append(chat_sql.read_history(turn.identity, self.run_id, turns))
         return reads
 
     def _end_statements(self, end: TurnEnd) -> list[Statement]:
@@ -384,5 +386,5 @@ class ChatTurn:
         ]
 
     def _observer(self) -> Callable[[ChatStreamEvent], None] | None:
-        hooks = self._input.hooks
+        hooks = self._deployment.hooks
         return functools.partial(hooks.on_event, self._input.identity) if overrides(hooks, "on_event") else None

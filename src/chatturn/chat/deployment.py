@@ -1,0 +1,79 @@
+"""What is the same for all turns of one Worker, as one value."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from chatturn.backends.api import AgentExecutionBackend
+from chatturn.chat.hooks.hooks import ChatTurnHooks
+from chatturn.chat.log.live import Alarm, EventAlarm, LiveLogs
+from chatturn.chat.log.query_budget import RENEWALS_PER_TERM, Pace, log_pace
+from chatturn.chat.usage.calls import Budgets
+from chatturn.database.api import Database
+from chatturn.durable.context import ContextSources
+from chatturn.durable.runner import default_sources
+from chatturn.durable.sql_store import SqlRunStore
+from chatturn.settings import Settings
+from chatturn.telemetry.operator_log import OperatorLog, print_log
+from chatturn.usage.prices import PriceTable
+
+__all__ = ["Deployment"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """
+    One product with its model and its database.
+
+    Attributes:
+        settings: What the operator has decided.
+        hooks: The product's.
+        backend: The model that the product's `produce` may call.
+        database: Where everything is stored.
+        log: Takes failures that no client is told.
+        prices: What models cost.
+        live: The logs of the turns that run in this isolate, for followers.
+        alarm: Makes what wakes a follower in this isolate.
+        sources: Of undetermined values, for durable steps.
+        turns_at_once: How many turns one invocation may run; they share its queries.
+    """
+
+    settings: Settings
+    hooks: ChatTurnHooks
+    backend: AgentExecutionBackend
+    database: Database
+    log: OperatorLog = print_log
+    prices: PriceTable = field(default_factory=PriceTable)
+    live: LiveLogs = field(default_factory=LiveLogs)
+    alarm: Callable[[], Alarm] = EventAlarm
+    sources: ContextSources = field(default_factory=default_sources)
+    turns_at_once: int = 1
+
+    @property
+    def store(self) -> SqlRunStore:
+        """The durable runs in the database."""
+        return SqlRunStore(self.database)
+
+    @property
+    def log_pace(self) -> Pace:
+        """How often a turn's log is stored."""
+        return log_pace(self.settings.workers_plan, self.settings.log_every_ms, turns=self.turns_at_once)
+
+    @property
+    def renewals_per_term(self) -> float:
+        """How often a lease is renewed in its term."""
+        return RENEWALS_PER_TERM[self.settings.workers_plan]
+
+    @property
+    def budgets(self) -> Budgets:
+        """What may be spent on models."""
+        settings = self.settings
+        return Budgets(
+            turn=settings.budget_turn_micro_usd,
+            session=settings.budget_session_micro_usd,
+            tenant=settings.budget_tenant_day_micro_usd,
+        )
+
+    def running(self, turns_at_once: int) -> Self:
+        """Return the same deployment for an invocation that runs so many turns beside each other."""
+        return replace(self, turns_at_once=turns_at_once)
