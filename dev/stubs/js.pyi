@@ -27,6 +27,11 @@ class Array:
     @staticmethod
     def from_(items: JsProxy, function: JsProxy = ...) -> JsProxy: ...
 
+class _Crypto(JsProxy):
+    subtle: JsProxy
+
+crypto: _Crypto
+
 class Error:
     @staticmethod
     def new(message: str) -> JsException: ...

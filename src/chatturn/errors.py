@@ -15,6 +15,7 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
     + UnsupportedMediaType                 415 unsupported_media_type
     + InvalidField                         422 invalid_field
   x ConfigurationError                   503 misconfigured: the operator must change a setting
+  x KeysUnavailable                      503 keys_unavailable (r): those that tokens are checked with
   x DurableRunError                      the run is not this caller's to continue
     + DurableRunLeaseHeldError             409 turn_in_flight (r)
     + DurableRunInputMismatchError         422 input_mismatch
@@ -65,6 +66,7 @@ __all__ = [
     "Forbidden",
     "HookError",
     "InvalidField",
+    "KeysUnavailable",
     "LeaseLost",
     "MalformedRequest",
     "MethodNotAllowed",
@@ -115,6 +117,15 @@ class ConfigurationError(ChatTurnError):
     def __init__(self, setting: str, message: str) -> None:
         super().__init__(f"{setting}: {message}")
         self.setting = setting
+
+
+class KeysUnavailable(ChatTurnError):
+    """The keys that an identity provider publishes cannot be fetched, so no token of its can be checked."""
+
+    code = "keys_unavailable"
+    status = 503
+    retryable = True
+    public = "Tokens cannot be checked at the moment. Send the same request again in a moment."
 
 
 class OwnerUnavailable(ChatTurnError):

@@ -74,6 +74,15 @@ class Settings:
     )
     auth: AuthMode = _setting("jwt", "`off` lets everyone in: local development only", choices=get_args(AuthMode))
     auth_jwt_secret: str = _setting("", "the HS256 key of bearer tokens, at least 32 bytes; a secret", secret=True)
+    auth_jwt_secret_previous: str = _setting(
+        "", "the key before it, for tokens that are still in use; a secret", secret=True
+    )
+    auth_jwks_url: str = _setting("", "where an identity provider publishes the keys of its RS256 and ES256 tokens")
+    auth_issuer: str = _setting("", "what a token's `iss` must be; none: anything")
+    auth_audience: str = _setting("", "of which a token's `aud` must name one, separated by commas; none: anything")
+    auth_tenant_claim: str = _setting("tenant", "the claim that says whose turns these are")
+    auth_default_scope: str = _setting("", "the scope of a token that has none")
+    auth_max_life_s: int = _setting(0, "from a token's `iat`, or from now, to its `exp`, at most; 0: no limit", least=0)
     ticket_secret: str = _setting(
         "",
         "signs the tickets of streams, at least 32 bytes; none: a key derived from `AUTH_JWT_SECRET`; a secret",

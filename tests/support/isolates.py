@@ -147,7 +147,7 @@ class _Scopes:
     def check(self) -> None:
         pass
 
-    def authenticate(self, headers: Mapping[str, str]) -> Principal:
+    async def authenticate(self, headers: Mapping[str, str]) -> Principal:
         tenant = headers.get("x-tenant", self.tenant)
         return Principal(
             tenant_id=tenant, user_id="ann", scopes=frozenset(headers.get("x-scopes", self.scopes).split())

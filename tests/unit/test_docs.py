@@ -32,6 +32,7 @@ from chatturn.http.problems import problem
 from chatturn.http.readiness import check_readiness
 from chatturn.http.routes import ROUTES
 from chatturn.http.strict_json import MAX_JSON_DEPTH
+from chatturn.http.token_keys import Secrets
 from chatturn.http.turns import _members
 from chatturn.jsontext.canonical import canonical_hash
 from chatturn.settings import Settings
@@ -323,7 +324,11 @@ async def test_every_json_that_is_shown_is_what_is_sent() -> None:
     in_flight = json.loads(problem(error, stream="/v1/sessions/demo/turns/0/stream").body)
     missing = ConfigurationError("OPENAI_API_KEY", "is required by BACKEND=openai")
     checks = await check_readiness(
-        Application(authenticator=BearerAuth("s" * 32, now=time.time), service=missing, log=lambda *_: None)
+        Application(
+            authenticator=BearerAuth([Secrets({"AUTH_JWT_SECRET": "s" * 32})], now=time.time),
+            service=missing,
+            log=lambda *_: None,
+        )
     )
     [view] = [example for each in blocks("json") if "runId" in (example := json.loads(each))]
     empty = TurnView(
@@ -522,12 +527,14 @@ def test_every_stream_event_is_told_with_its_members() -> None:
         assert {member.rstrip("?") for member in members} <= known, kind
 
 
-def test_the_token_in_the_manual_is_accepted() -> None:
+async def test_the_token_in_the_manual_is_accepted() -> None:
     """Whoever follows the recipe is who the claims say."""
     source = sample("jwt.encode")
     scope: dict[str, Any] = {"secret": "s" * 32}
     exec(compile(source, "docs", "exec"), scope)  # noqa: S102 - that is the test
-    principal = BearerAuth("s" * 32, now=time.time).authenticate({"authorization": f"Bearer {scope['token']}"})
+    principal = await BearerAuth([Secrets({"AUTH_JWT_SECRET": "s" * 32})], now=time.time).authenticate(
+        {"authorization": f"Bearer {scope['token']}"}
+    )
 
     assert ("acme", "ann", frozenset({"turns"})) == (principal.tenant_id, principal.user_id, principal.scopes)
     assert set(scope["claims"]) <= {

@@ -1,36 +1,34 @@
 """
 Who is asking: bearer tokens, and the one way to do without them.
 
-A token is a JWT signed with HS256.  Its claims ``tenant`` and ``sub`` say who, ``scope`` what for, ``exp``
-until when.  PyJWT looks at the signature; the claims are read here, because their times are compared with
-the injected clock.
+A token is a signed JWT; `chatturn.http.token_keys` looks at the signature.  Its claims ``tenant`` and ``sub`` say
+who, ``scope`` what for, ``exp`` until when; they are read here, and their times compared with the injected clock.
 """
 
 import hashlib
 import math
-import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, Protocol
+from urllib.parse import urlsplit
 
 from chatturn.errors import ConfigurationError, Forbidden, RequestError, Unauthenticated
 from chatturn.http.limits import (
     MAX_ID_CHARACTERS,
     MAX_TOKEN_CHARACTERS,
-    MAX_TOKEN_HEADER_CHARACTERS,
 )
-from chatturn.http.pyjwt import hs256_problem, verified_payload
 from chatturn.http.strict_json import read_json_object
+from chatturn.http.token_keys import Secrets, TokenKeys, read_jws
 from chatturn.settings import Settings
 
 __all__ = [
-    "MIN_SECRET_BYTES",
     "OPERATE",
     "READ_TURNS",
     "RUN_TURNS",
     "SCOPES",
     "Authenticator",
     "BearerAuth",
+    "ClaimRules",
     "NoAuth",
     "Principal",
     "UnconfiguredAuth",
@@ -49,10 +47,11 @@ SCOPES: Final[Mapping[str, str]] = {
 }
 
 LEEWAY_S: Final = 30
-MIN_SECRET_BYTES: Final = 32  # RFC 7518 section 3.2: a key at least as long as the hash
 _REMEMBERED_TOKENS: Final = 256
+_REMEMBERED_S: Final = 600
+"""Then the signature is looked at again: its key may have been withdrawn."""
 
-_JWS: Final = re.compile(r"([\w-]+)\.[\w-]+\.[\w-]+", re.ASCII)
+_THIS_MACHINE: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +83,39 @@ class Authenticator(Protocol):
             ConfigurationError: Not with these settings.
         """
 
-    def authenticate(self, headers: Mapping[str, str]) -> Principal:
+    async def authenticate(self, headers: Mapping[str, str]) -> Principal:
         """
         Return who sent the request with these *headers*.
 
         Raises:
             Unauthenticated: Nobody that can be proved.
+            KeysUnavailable: It cannot be proved at the moment.
             ConfigurationError: As `check`.
         """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimRules:
+    """
+    What a token's claims must say beside who and until when.
+
+    Attributes:
+        issuer: What ``iss`` must be; "" for anything.
+        audiences: One of which ``aud`` must name; none for anything.
+        longest_life_s: From ``iat``, or where there is none from now, to ``exp``.
+        tenant_claim: Which claim says whose turns these are.
+        default_scope: Of a token that has no ``scope``.
+    """
+
+    issuer: str = ""
+    audiences: frozenset[str] = frozenset()
+    longest_life_s: float = math.inf
+    tenant_claim: str = "tenant"
+    default_scope: str = ""
+
+
+NO_FURTHER_RULES: Final = ClaimRules()
+_UNKNOWN: Final[tuple[Principal | None, float]] = (None, 0)
 
 
 def require_scope(principal: Principal, scopes: Collection[str]) -> None:
@@ -106,81 +130,133 @@ def require_scope(principal: Principal, scopes: Collection[str]) -> None:
         raise Forbidden(f"the token's scope must contain {wanted}", field="scope")
 
 
-def authenticator_for(settings: Settings, *, now: Callable[[], float]) -> Authenticator:
+def authenticator_for(
+    settings: Settings, *, now: Callable[[], float], published: Callable[[str], TokenKeys] | None = None
+) -> Authenticator:
     """
     Return what *settings* ask for; where they are incomplete, what refuses everybody and says why.
 
     Args:
         settings: Of this deployment.
         now: Seconds since the epoch.
+        published: Makes the keys at the address `AUTH_JWKS_URL`.
     """
     if settings.auth == "off":
         return NoAuth()
     try:
-        return BearerAuth(settings.auth_jwt_secret, now=now)
+        return BearerAuth(_token_keys(settings, published), now=now, rules=_claim_rules(settings))
     except ConfigurationError as error:
         return UnconfiguredAuth(error)
 
 
+def _token_keys(settings: Settings, published: Callable[[str], TokenKeys] | None) -> list[TokenKeys]:
+    keys: list[TokenKeys] = []
+    if settings.auth_jwt_secret or not settings.auth_jwks_url:
+        shared = {"AUTH_JWT_SECRET": settings.auth_jwt_secret}
+        if settings.auth_jwt_secret_previous:
+            shared["AUTH_JWT_SECRET_PREVIOUS"] = settings.auth_jwt_secret_previous
+        keys.append(Secrets(shared))
+    if settings.auth_jwks_url and published is not None:
+        keys.append(published(_checked_jwks_url(settings)))
+    return keys
+
+
+def _checked_jwks_url(settings: Settings) -> str:
+    url = urlsplit(settings.auth_jwks_url)
+    if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and url.hostname in _THIS_MACHINE)):
+        raise ConfigurationError("AUTH_JWKS_URL", "must be an https address")
+    if not settings.auth_issuer and not settings.auth_audience:
+        # A provider signs for many services with the same keys.
+        raise ConfigurationError("AUTH_ISSUER", "or AUTH_AUDIENCE must be set where AUTH_JWKS_URL is")
+    return settings.auth_jwks_url
+
+
+def _claim_rules(settings: Settings) -> ClaimRules:
+    return ClaimRules(
+        issuer=settings.auth_issuer,
+        audiences=frozenset(each.strip() for each in settings.auth_audience.split(",")) - {""},
+        longest_life_s=settings.auth_max_life_s or math.inf,
+        tenant_claim=settings.auth_tenant_claim,
+        default_scope=settings.auth_default_scope,
+    )
+
+
 class BearerAuth:
     """
-    Bearer tokens signed with one secret.
+    Bearer tokens.
 
-    Verified tokens are remembered, by their hash, until they expire: clients send the same one again and
-    again, and PyJWT takes 0.25 ms for it in WebAssembly.
+    Verified tokens are remembered for a while, by their hash: clients send the same one again and again, and
+    PyJWT takes 0.25 ms for it in WebAssembly.
 
     Args:
-        secret: The key, as UTF-8.
+        keys: Whose signatures count, each kind for its own algorithms.
         now: Seconds since the epoch.
-
-    Raises:
-        ConfigurationError: The secret cannot be an HS256 key.
+        rules: What claims must say beside who and until when.
     """
 
-    def __init__(self, secret: str, *, now: Callable[[], float]) -> None:
-        self._key = _checked_key(secret)
+    def __init__(
+        self, keys: Sequence[TokenKeys], *, now: Callable[[], float], rules: ClaimRules = NO_FURTHER_RULES
+    ) -> None:
+        self._keys = {algorithm: each for each in keys for algorithm in each.algorithms}
         self._now = now
-        self._verified: dict[bytes, Principal] = {}
+        self._rules = rules
+        self._verified: dict[bytes, tuple[Principal, float]] = {}
 
     def check(self) -> None:
         """Do nothing: an instance is always complete."""
 
-    def authenticate(self, headers: Mapping[str, str]) -> Principal:
+    async def authenticate(self, headers: Mapping[str, str]) -> Principal:
         """Return who the bearer token says."""
         token = _bearer_token(headers.get("authorization", ""))
         digest = hashlib.sha256(token.encode()).digest()
-        remembered = self._verified.get(digest)
-        principal = self._verify(token) if remembered is None else remembered
+        principal, forget_at_s = self._verified.pop(digest, _UNKNOWN)
+        if principal is None or self._now() >= forget_at_s:
+            principal, forget_at_s = await self._verify(token), self._now() + _REMEMBERED_S
         if self._now() >= principal.expires_at_s + LEEWAY_S:
-            self._verified.pop(digest, None)
             raise Unauthenticated("the token has expired", field="exp")
-        if remembered is None:
-            self._remember(digest, principal)
+        self._remember(digest, principal, forget_at_s)
         return principal
 
-    def _verify(self, token: str) -> Principal:
-        payload = verified_payload(token, self._key)
+    async def _verify(self, token: str) -> Principal:
+        jws = read_jws(token)
+        if jws is None:
+            raise Unauthenticated("the token is not a compact JWT", field="Authorization")
+        keys = self._keys.get(jws.algorithm)
+        payload = None if keys is None else await keys.payload(jws)
         if payload is None:
-            raise Unauthenticated("the token's signature is not HS256 with this service's key", field="Authorization")
+            names = " or ".join(sorted(self._keys))
+            raise Unauthenticated(
+                f"the token's signature is not {names} with a key of this service", field="Authorization"
+            )
         try:
             claims = read_json_object(payload)
         except RequestError as exc:
             raise Unauthenticated("the token's claims are not a JSON object", field="Authorization") from exc
-        latest_s = self._now() + LEEWAY_S
+        return self._principal(claims)
+
+    def _principal(self, claims: Mapping[str, Any]) -> Principal:
+        now, rules = self._now(), self._rules
         for name in ("nbf", "iat"):
-            if name in claims and _time(claims, name) > latest_s:
+            if name in claims and _time(claims, name) > now + LEEWAY_S:
                 raise Unauthenticated(f"the token is not valid yet, by its {name}", field=name)
+        expires_at_s = _time(claims, "exp")
+        if expires_at_s - (_time(claims, "iat") if "iat" in claims else now) > rules.longest_life_s:
+            raise Unauthenticated("the token lives longer than this service accepts", field="exp")
+        if rules.issuer and claims.get("iss") != rules.issuer:
+            raise Unauthenticated("the token's iss is not who makes this service's tokens", field="iss")
+        if rules.audiences and rules.audiences.isdisjoint(_audiences(claims.get("aud"))):
+            raise Unauthenticated("the token's aud is not this service", field="aud")
         return Principal(
-            tenant_id=_name(claims, "tenant"),
+            tenant_id=_name(claims, rules.tenant_claim),
             user_id=_name(claims, "sub"),
-            scopes=_scopes(claims.get("scope", "")),
-            expires_at_s=_time(claims, "exp"),
+            scopes=_scopes(claims.get("scope", rules.default_scope)),
+            expires_at_s=expires_at_s,
         )
 
-    def _remember(self, digest: bytes, principal: Principal) -> None:
+    def _remember(self, digest: bytes, principal: Principal, forget_at_s: float) -> None:
         if len(self._verified) >= _REMEMBERED_TOKENS:
             del self._verified[next(iter(self._verified))]
-        self._verified[digest] = principal
+        self._verified[digest] = (principal, forget_at_s)
 
 
 class NoAuth:
@@ -191,7 +267,7 @@ class NoAuth:
     def check(self) -> None:
         """Do nothing: there is nothing to be set."""
 
-    def authenticate(self, headers: Mapping[str, str]) -> Principal:
+    async def authenticate(self, headers: Mapping[str, str]) -> Principal:
         """Return the local user."""
         del headers
         return self._LOCAL
@@ -207,22 +283,10 @@ class UnconfiguredAuth:
         """Refuse."""
         raise self._error.with_traceback(None)
 
-    def authenticate(self, headers: Mapping[str, str]) -> NoReturn:
+    async def authenticate(self, headers: Mapping[str, str]) -> NoReturn:
         """Refuse."""
         del headers
         self.check()
-
-
-def _checked_key(secret: str) -> bytes:
-    setting = "AUTH_JWT_SECRET"
-    if not secret:
-        raise ConfigurationError(setting, f"is not set; it must have at least {MIN_SECRET_BYTES} bytes")
-    key = secret.encode()
-    if len(key) < MIN_SECRET_BYTES:
-        raise ConfigurationError(setting, f"has {len(key)} bytes, but must have at least {MIN_SECRET_BYTES}")
-    if problem := hs256_problem(key):
-        raise ConfigurationError(setting, f"cannot be an HS256 key: {problem}")
-    return key
 
 
 def _bearer_token(header: str) -> str:
@@ -233,8 +297,7 @@ def _bearer_token(header: str) -> str:
         raise Unauthenticated("the Authorization header must say Bearer and a token", field="Authorization")
     if len(token) > MAX_TOKEN_CHARACTERS:
         raise Unauthenticated(f"the token is longer than {MAX_TOKEN_CHARACTERS} characters", field="Authorization")
-    jws = _JWS.fullmatch(token)
-    if jws is None or jws.end(1) > MAX_TOKEN_HEADER_CHARACTERS:
+    if not token.isascii():
         raise Unauthenticated("the token is not a compact JWT", field="Authorization")
     return token
 
@@ -258,4 +321,9 @@ def _time(claims: Mapping[str, Any], claim: str) -> float:
 def _scopes(value: object) -> frozenset[str]:
     if not isinstance(value, str):
         raise Unauthenticated("the token's scope must be text, scopes separated by blanks", field="scope")
-    return frozenset(value.split())
+    return frozenset(value.split(" ")) - {""}  # U+0020 and nothing else. Source: RFC 6749 section 3.3.
+
+
+def _audiences(value: object) -> Collection[str]:
+    values = value if isinstance(value, list) else [value]
+    return [each for each in values if isinstance(each, str)]

@@ -111,7 +111,7 @@ async def _dispatch(request: HttpRequest, app: Application) -> HttpResponse:
         if isinstance(route, PublicRoute):
             return await route.operation(app)
         ticket = _ticket(request, app) if route.takes_tickets else None
-        principal = app.authenticator.authenticate(request.headers) if ticket is None else ticket.principal
+        principal = await app.authenticator.authenticate(request.headers) if ticket is None else ticket.principal
         require_scope(principal, route.scopes)
         parameters = found.groupdict()
         if app.owner is not None and route.session is not None and (session := route.session(parameters)) is not None:

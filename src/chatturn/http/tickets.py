@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from chatturn.errors import ConfigurationError, Forbidden, RequestError, Unauthenticated
-from chatturn.http.auth import MIN_SECRET_BYTES, READ_TURNS, Principal
+from chatturn.http.auth import READ_TURNS, Principal
 from chatturn.http.limits import MAX_TICKET_CHARACTERS
 from chatturn.http.pyjwt import signed_token, verified_payload
 from chatturn.http.strict_json import read_json_object
+from chatturn.http.token_keys import MIN_SECRET_BYTES
 from chatturn.settings import Settings
 from chatturn.timestamps import epoch_ms
 
@@ -91,7 +92,8 @@ def tickets_for(settings: Settings, *, now: Callable[[], float]) -> "Tickets":
         return Tickets([settings.ticket_secret], now=now)
     if settings.auth == "off":
         return Tickets(["AUTH=off"], now=now)  # Nobody is kept out there, so there is nothing to keep secret.
-    return Tickets([settings.auth_jwt_secret] if settings.auth_jwt_secret else [], now=now)
+    secrets = (settings.auth_jwt_secret, settings.auth_jwt_secret_previous)
+    return Tickets([secret for secret in secrets if secret], now=now)
 
 
 class Tickets:

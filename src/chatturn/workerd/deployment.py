@@ -25,11 +25,12 @@ from chatturn.chat.deployment import Deployment
 from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.sweep import Sweep
-from chatturn.errors import ChatTurnError, ConfigurationError
+from chatturn.errors import ChatTurnError, ConfigurationError, KeysUnavailable
 from chatturn.http.application import Application
 from chatturn.http.auth import Authenticator, authenticator_for
 from chatturn.http.cors import Cors, read_origins
 from chatturn.http.tickets import Tickets, tickets_for
+from chatturn.http.token_keys import PublishedKeys
 from chatturn.settings import Settings, setting_names
 from chatturn.telemetry.operator_log import OperatorLog, print_log
 from chatturn.usage.prices import PriceTable, parse_prices
@@ -38,6 +39,7 @@ from chatturn.workerd.fetch import FetchTransport
 from chatturn.workerd.ffi import RequestAlarm, read_env, read_other_env
 from chatturn.workerd.lifetime import outlive
 from chatturn.workerd.owner import SessionObjects, SessionWatch
+from chatturn.workerd.signatures import verify_signature
 from chatturn.workerd.timers import use_cancellable_timers
 
 if TYPE_CHECKING:
@@ -156,18 +158,19 @@ def _isolate(load_hooks: HooksLoader) -> _Isolate:
     use_cancellable_timers()
     settings = Settings.from_env(read_env(_env(), setting_names()))
     telemetry = _telemetry(settings)
+    log = print_log if telemetry is None else telemetry.log
     chat = Deployment(
         settings=settings,
         hooks=_hooks(load_hooks, settings.product),
         backend=_backend(settings),
         database=_database(),
-        log=print_log if telemetry is None else telemetry.log,
+        log=log,
         prices=PriceTable(parse_prices(settings.prices)),
         alarm=RequestAlarm,
     )
     return _Isolate(
         chat=chat,
-        authenticator=authenticator_for(settings, now=time.time),
+        authenticator=authenticator_for(settings, now=time.time, published=functools.partial(_published_keys, log)),
         tickets=tickets_for(settings, now=time.time),
         cors=Cors(read_origins(settings.cors_origins)),
         telemetry=telemetry,
@@ -201,6 +204,13 @@ def _backend(settings: Settings) -> AgentExecutionBackend:
         total_timeout_ms=settings.total_timeout_ms,
         continue_models=[name.strip() for name in settings.continue_models.split(",") if name.strip()],
     )
+
+
+def _published_keys(log: OperatorLog, url: str) -> PublishedKeys:
+    def report(error: KeysUnavailable) -> None:
+        log("auth.keys_failed", {"error": error})
+
+    return PublishedKeys(url, transport=FetchTransport(), verify=verify_signature, now=time.time, report=report)
 
 
 def _telemetry(settings: Settings) -> "Telemetry | None":

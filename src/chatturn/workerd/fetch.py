@@ -61,10 +61,11 @@ class FetchTransport:
         options = {
             "method": request.method,
             "headers": dict(request.headers),
-            "body": to_js(request.body.encode()) if request.body else "",
             "redirect": "manual",
             "signal": controller.signal,
         }
+        if request.body:
+            options["body"] = to_js(request.body.encode())
         try:
             try:
                 response = await settled(started(_fetch.bind(None, request.url, js_object(options))))

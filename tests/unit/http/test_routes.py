@@ -37,6 +37,7 @@ from chatturn.http.limits import MAX_BODY_BYTES, MAX_MESSAGE_CHARACTERS, MAX_TUR
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import problem
 from chatturn.http.routes import ROUTES, handle
+from chatturn.http.token_keys import Secrets
 
 T = TypeVar("T")
 
@@ -157,7 +158,11 @@ def as_chat(service: FakeService) -> DurableChatService:
 
 
 def application(service: FakeService, *, log: Log | None = None) -> Application:
-    return Application(authenticator=BearerAuth(SECRET, now=lambda: NOW_S), service=as_chat(service), log=log or Log())
+    return Application(
+        authenticator=BearerAuth([Secrets({"AUTH_JWT_SECRET": SECRET})], now=lambda: NOW_S),
+        service=as_chat(service),
+        log=log or Log(),
+    )
 
 
 def bearer(**claims: Any) -> dict[str, str]:

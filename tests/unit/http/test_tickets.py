@@ -1,11 +1,14 @@
 """Tickets: what an EventSource shows; good for one stream, for reading, and not for long."""
 
+import asyncio
+
 import jwt
 import pytest
 
 from chatturn.errors import ConfigurationError, Forbidden, Unauthenticated
 from chatturn.http.auth import BearerAuth, Principal
 from chatturn.http.tickets import LIVES_AFTER_END_S, NO_TICKETS, OPEN_WITHIN_S, Tickets, tickets_for
+from chatturn.http.token_keys import Secrets
 from chatturn.settings import Settings
 from chatturn.timestamps import iso_timestamp
 
@@ -88,11 +91,11 @@ def test_what_this_service_did_not_sign_is_refused(text: str) -> None:
 
 def test_tickets_and_tokens_are_not_each_other() -> None:
     """Even where one secret signs both: the keys differ."""
-    auth = BearerAuth(SECRET, now=lambda: NOW_S)
+    auth = BearerAuth([Secrets({"AUTH_JWT_SECRET": SECRET})], now=lambda: NOW_S)
     claims = {"tenant": "acme", "sub": "ann", "session": "thread-1", "turn": 3, "iat": NOW_S, "exp": NOW_S + 600}
 
     with pytest.raises(Unauthenticated):
-        auth.authenticate({"authorization": f"Bearer {TEXT}"})
+        asyncio.run(auth.authenticate({"authorization": f"Bearer {TEXT}"}))
     with pytest.raises(Unauthenticated):
         tickets().read(jwt.encode(claims, SECRET), "")
 
