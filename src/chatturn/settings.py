@@ -41,7 +41,7 @@ class Settings:
     model: str = _setting("", "the model asked for when a request names none")
     backend: BackendName = _setting("echo", "what answers", choices=get_args(BackendName))
     openai_base_url: str = _setting("https://api.openai.com/v1", "the chat completions API, without a trailing slash")
-    openai_api_key: str = _setting("", "its key; a secret", secret=True)
+    openai_api_key: str = _setting("", "the key of that API; a secret", secret=True)
     lease_ms: int = _setting(60_000, "how long a worker may be silent before its turn is taken over", least=1_000)
     request_timeout_ms: int = _setting(120_000, "wait for the model's headers, per try; 0 waits for ever", least=0)
     idle_timeout_ms: int = _setting(60_000, "wait between two chunks of the model's answer; 0 waits for ever", least=0)
@@ -53,20 +53,22 @@ class Settings:
     grace_ms: int = _setting(30_000, "with `grace`: how long a turn without readers goes on", least=0)
     turn_attempts: int = _setting(10, "attempts of a turn, those that ended in a wait not counted", least=1)
     log_every_ms: int = _setting(250, "how often a turn's lines are stored, at first; 0: only with its end", least=0)
-    workers_plan: Plan = _setting("paid", "whose limit of queries a turn keeps to", choices=get_args(Plan))
+    workers_plan: Plan = _setting("paid", "the plan whose limit of queries a turn keeps to", choices=get_args(Plan))
     continue_models: str = _setting(
         "", "models, separated by commas, whose server can continue an answer that broke off; `*` for all"
     )
     history_turns: int = _setting(20, "finished turns of the session that the model is shown, at most", least=0)
-    history_characters: int = _setting(100_000, "characters of them, at most; turns stay whole", least=0)
-    retention_days: int = _setting(0, "a run is deleted so long after it ended, messages and all; 0 keeps it", least=0)
+    history_characters: int = _setting(100_000, "characters of that history, at most; turns stay whole", least=0)
+    retention_days: int = _setting(0, "days after its end a run is deleted, messages and all; 0 keeps it", least=0)
     usage_retention_days: int = _setting(
-        400, "what a model call consumed is deleted so long after it; 0 keeps it", least=0
+        400, "days after a model call what it consumed is deleted; 0 keeps it", least=0
     )
-    prices: str = _setting("", "what models cost, in dollars per million tokens, as JSON; see Costs")
+    prices: str = _setting("", "what models cost, in dollars per million tokens, as JSON; see the page Bill")
     budget_turn_micro_usd: int = _setting(0, "no model call once a turn has cost so much; 0: no limit", least=0)
-    budget_session_micro_usd: int = _setting(0, "likewise, once its session has", least=0)
-    budget_tenant_day_micro_usd: int = _setting(0, "likewise, once its tenant has since midnight UTC", least=0)
+    budget_session_micro_usd: int = _setting(0, "no model call once a session has cost so much; 0: no limit", least=0)
+    budget_tenant_day_micro_usd: int = _setting(
+        0, "no model call once a tenant has cost so much since midnight UTC; 0: no limit", least=0
+    )
     legacy_run_ids: Switch = _setting(
         "off",
         "`on`: a turn may be one of agent-runtime's in this database; for one tenant only",

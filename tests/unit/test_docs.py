@@ -36,6 +36,8 @@ from chatturn.http.token_keys import Secrets
 from chatturn.http.turns import _members
 from chatturn.jsontext.canonical import canonical_hash
 from chatturn.settings import Settings
+from chatturn.telemetry import conventions
+from chatturn.telemetry.otlp.metrics import INSTRUMENTS
 from products.assistant import Hooks as Assistant
 from tests.support.isolates import TURN, Isolate
 from tests.support.transport import Reply, ScriptedTransport
@@ -495,6 +497,34 @@ def test_the_modules_of_agent_runtimes_vocabulary_exist() -> None:
     for name in (name for row in rows for name in names(row[0])):
         assert (SRC.parent / (name.replace(".", "/") + ".py")).exists(), name
     assert f"the {len(EVENT_CLASSES)} types" in rows[1][1]
+
+
+# Telemetry
+
+
+def test_every_metric_is_told() -> None:
+    """In the order of the code, and none that does not exist."""
+    told = [names(row[0])[0] for row in table("docs/reference/metrics-and-spans.md", "Metrics")]
+
+    assert list(INSTRUMENTS) == told
+
+
+def test_every_attribute_of_a_span_is_told() -> None:
+    """And none that is never noted."""
+    rows = table("docs/reference/metrics-and-spans.md", "Attributes")
+    noted = (getattr(conventions, name) for name in conventions.__all__)
+    known = {value for value in noted if isinstance(value, str) and "." in value}
+
+    assert known == {name for row in rows for name in names(row[0])}
+
+
+def test_every_column_of_the_ledger_is_told() -> None:
+    with open_sqlite() as database:
+        found = database._connection.execute("SELECT name FROM pragma_table_info('chat_usage')").fetchall()
+
+    assert {str(name) for (name,) in found} == {
+        name for row in table("docs/reference/schema.md", "The ledger") for name in names(row[0])
+    }
 
 
 # The contract of agent-runtime
