@@ -10,7 +10,7 @@ from workers import DurableObject, Request, WorkerEntrypoint
 from chatturn.http.routes import handle
 from chatturn.workerd.deployment import application, flush_logs, sweep, watch
 from chatturn.workerd.lifetime import outlive
-from chatturn.workerd.requests import from_js_request, to_response
+from chatturn.workerd.requests import from_js_request, made, to_response
 from products import load_hooks
 
 __all__ = ["Default", "Session"]
@@ -24,7 +24,7 @@ class Default(WorkerEntrypoint):
         raw = request.js_object
         http_request = from_js_request(raw)
         app = application(load_hooks, raw, http_request.headers)
-        response = await handle(http_request, app)
+        response = await made(await handle(http_request, app), self.ctx)
         flush_logs(load_hooks, self.ctx)
         return to_response(response, raw, self.ctx)
 
@@ -45,7 +45,7 @@ class Session(DurableObject):  # type: ignore[no-untyped-call]  # the SDK's own 
         outlive(watch(load_hooks, self.ctx._ctx).keep(), self.ctx)  # noqa: SLF001 - the raw one
         http_request = from_js_request(raw)
         app = application(load_hooks, raw, http_request.headers, owned=True)
-        response = await handle(http_request, app)
+        response = await made(await handle(http_request, app), self.ctx)
         flush_logs(load_hooks, self.ctx)
         return to_response(response, raw, self.ctx)
 

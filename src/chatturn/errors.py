@@ -14,6 +14,8 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
     + PayloadTooLarge                      413 payload_too_large
     + UnsupportedMediaType                 415 unsupported_media_type
     + InvalidField                         422 invalid_field
+    + UnsupportedParameter                 400 unsupported_parameter
+    + IdempotencyKeyReused                 422 idempotency_key_reused
   x ConfigurationError                   503 misconfigured: the operator must change a setting
   x KeysUnavailable                      503 keys_unavailable (r): those that tokens are checked with
   x DurableRunError                      the run is not this caller's to continue
@@ -65,6 +67,7 @@ __all__ = [
     "EmptyAnswer",
     "Forbidden",
     "HookError",
+    "IdempotencyKeyReused",
     "InvalidField",
     "KeysUnavailable",
     "LeaseLost",
@@ -85,6 +88,7 @@ __all__ = [
     "TurnCancelled",
     "Unauthenticated",
     "UnsupportedMediaType",
+    "UnsupportedParameter",
     "error_class",
     "error_classes",
 ]
@@ -245,6 +249,22 @@ class InvalidField(RequestError):
     code = "invalid_field"
     status = 422
     public = "One member of the request is not valid. Correct the member that is named."
+
+
+class UnsupportedParameter(RequestError):
+    """A client of another format asks for what cannot be done; ``field`` names the parameter."""
+
+    code = "unsupported_parameter"
+    status = 400
+    public = "The request asks for something that this service cannot do. Leave out the parameter that is named."
+
+
+class IdempotencyKeyReused(RequestError):
+    """The key is that of another request."""
+
+    code = "idempotency_key_reused"
+    status = 422
+    public = "This idempotency key was used with another request. Use a new key."
 
 
 # The database did not do as it was asked.

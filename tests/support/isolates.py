@@ -20,6 +20,7 @@ from chatturn.chat.log.live import LiveLogs
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.sweep import Sweep
 from chatturn.database.api import Database, Result, Statement
+from chatturn.errors import StoreUnavailable
 from chatturn.http.application import Application
 from chatturn.http.auth import Principal
 from chatturn.http.messages import HttpRequest, HttpResponse
@@ -42,11 +43,14 @@ class _Wire:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.dead = False
+        self.down = False
         self.batches = 0
 
     async def batch(self, statements: Sequence[Statement]) -> list[Result]:
         if self.dead:
             raise asyncio.CancelledError  # whoever asks is gone as well
+        if self.down:
+            raise StoreUnavailable("it is down")
         self.batches += 1
         return await self._database.batch(statements)
 
@@ -225,7 +229,12 @@ class Isolate:
             log=lambda what, error: self.logged.append((what, error)),
             tickets=Tickets(["a secret of tests"], now=lambda: (epoch_ms(virtual_moment()) or 0) / 1000),
         )
-        reply = Reply(await handle(request, app), reader or Reader())
+        response = await handle(request, app)
+        if response.late is not None:
+            late: asyncio.Task[HttpResponse] = asyncio.ensure_future(response.late())
+            self._tasks.add(late)
+            response = await late
+        reply = Reply(response, reader or Reader())
         if reply.response.stream is not None:
             self.readers.append(reply.reader)
             reply.task = self._spawn(reply.response.stream(reply.reader))

@@ -7,7 +7,15 @@ from urllib.parse import quote, unquote
 
 from chatturn.durable.records import DurableRunManifest, TaskSpec
 
-__all__ = ["ChatTurnIdentity", "legacy_run_id", "session_id_of", "session_run_ids", "turn_manifest", "turn_run_id"]
+__all__ = [
+    "ChatTurnIdentity",
+    "legacy_run_id",
+    "session_id_of",
+    "session_run_ids",
+    "turn_manifest",
+    "turn_of_run",
+    "turn_run_id",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +56,15 @@ def session_id_of(run_id: str) -> str | None:
     kind, _, name = run_id.partition(":")
     parts = name.split(":")
     return unquote(parts[1]) if kind == "chat" and len(parts) == 3 else None  # noqa: PLR2004 - tenant, session, index
+
+
+def turn_of_run(run_id: str) -> tuple[str, int] | None:
+    """Return the session and the index of a turn's run; None for a run that is no turn of ours."""
+    kind, _, name = run_id.partition(":")
+    parts = name.split(":")
+    if kind != "chat" or len(parts) != 3 or not parts[2].isdecimal():  # noqa: PLR2004 - tenant, session, index
+        return None
+    return unquote(parts[1]), int(parts[2])
 
 
 def _session(tenant_id: str, session_id: str) -> str:

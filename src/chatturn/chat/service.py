@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -11,7 +12,7 @@ from chatturn.chat.engine import durable_chat_turn_engine
 from chatturn.chat.following import FollowedTurn
 from chatturn.chat.identity import ChatTurnIdentity, legacy_run_id, session_run_ids, turn_run_id
 from chatturn.chat.lists.lists import MessagePage, MessageQuery, TurnPage, TurnQuery, list_messages, list_turns
-from chatturn.chat.lists.sql import read_running
+from chatturn.chat.lists.sql import read_latest_turn, read_recent_turn, read_running
 from chatturn.chat.log.pages import load_page
 from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.log.sql import request_cancel
@@ -104,6 +105,24 @@ class DurableChatService:
             deployment=self.deployment,
             take_over=partial(self.reopen, run_id) if may_take_over else None,
         )
+
+    async def latest_turn(self, tenant_id: str, session_id: str) -> int | None:
+        """Return the highest index of a session's turns; None if it has none."""
+        [found] = await self.deployment.database.batch([read_latest_turn(*session_run_ids(tenant_id, session_id))])
+        latest = found.rows[0]["latest"]
+        return None if latest is None else int(latest)
+
+    async def recent_turn(self, tenant_id: str, session_prefix: str, within_s: int) -> str | None:
+        """Return the session of the latest turn of those whose names begin alike, if it was begun within so long."""
+        first = session_run_ids(tenant_id, session_prefix)[0][:-1]
+        read = read_recent_turn(first, f"{first}~", tenant_id, within_s)
+        [found] = await self.deployment.database.batch([read])
+        return str(found.rows[0]["session_id"]) if found.rows else None
+
+    def model_names(self) -> Sequence[str]:
+        """Return what a request may name as its model; the first is the deployment's."""
+        model = self.deployment.settings.model
+        return [model] if model else []
 
     async def cancel(self, identity: ChatTurnIdentity) -> Cancellation | None:
         """

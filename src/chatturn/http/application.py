@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self, TypeAlias
 
 from chatturn.chat.service import DurableChatService
-from chatturn.errors import ConfigurationError
+from chatturn.errors import ChatTurnError, ConfigurationError
 from chatturn.http.auth import Authenticator, Principal, UnconfiguredAuth
 from chatturn.http.cors import Cors
 from chatturn.http.messages import HttpRequest, HttpResponse
+from chatturn.http.problems import problem
 from chatturn.http.tickets import NO_TICKETS, Ticket, Tickets
 
 __all__ = ["Application", "Call", "Parameters", "PublicRoute", "Route", "SessionOwner"]
@@ -98,6 +99,7 @@ class Route:
         session: Finds the session in the path's parameters, where the operation may run a turn: then it is for the
             session's owner, if there is one.
         takes_tickets: Whether ``?ticket=`` may say who is asking.
+        problem: Tells its clients about an error, in their form.
     """
 
     method: str
@@ -106,6 +108,7 @@ class Route:
     operation: Callable[[Call], Awaitable[HttpResponse]]
     session: Callable[[Parameters], str | None] | None = None
     takes_tickets: bool = False
+    problem: Callable[[ChatTurnError], HttpResponse] = problem
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,11 @@ __all__ = [
     "check_body_headers",
     "read_event_key",
     "read_event_payload",
+    "read_message",
+    "read_model",
     "read_run_id",
     "read_session_id",
+    "read_text",
     "read_turn_index",
     "read_turn_request",
 ]
@@ -190,8 +193,8 @@ def read_turn_request(body: bytes) -> TurnRequest:
                 field=shortened(name),
             )
     return TurnRequest(
-        message=_message(members.get("message")),
-        model=_model(members.get("model")),
+        message=read_message(members.get("message")),
+        model=read_model(members.get("model")),
         metadata=_metadata(members.get("metadata")),
         supersede=_on_mismatch(members.get("on_mismatch", "refuse")) == "supersede",
         follow=_follow(members.get("follow", False)),
@@ -255,21 +258,46 @@ def _follow(value: object) -> bool:
     return value
 
 
-def _message(value: object) -> str:
+def read_message(value: object, field: str = "message") -> str:
+    """
+    Read what a user says.
+
+    Args:
+        value: Of the member.
+        field: Its name.
+
+    Raises:
+        InvalidField: It is no text, blank, or cannot be stored.
+        PayloadTooLarge: It is longer than its limit.
+    """
     if not isinstance(value, str):
-        raise InvalidField("message is required and must be text", field="message")
+        raise InvalidField(f"{field} is required and must be text", field=field)
     if len(value) > MAX_MESSAGE_CHARACTERS:
-        raise _too_large("message", f"{MAX_MESSAGE_CHARACTERS} characters")
+        raise _too_large(field, f"{MAX_MESSAGE_CHARACTERS} characters")
     if not value.strip():
-        raise InvalidField(
-            f"message must have 1 to {MAX_MESSAGE_CHARACTERS} characters, not all blank", field="message"
-        )
+        raise InvalidField(f"{field} must have 1 to {MAX_MESSAGE_CHARACTERS} characters, not all blank", field=field)
+    return read_text(value, field)
+
+
+def read_text(value: str, field: str) -> str:
+    """
+    Return a text that can be stored.
+
+    Raises:
+        InvalidField: It cannot.
+    """
     if "\0" in value or not _is_utf8(value):
-        raise InvalidField("message holds a NUL or half a surrogate pair, which cannot be stored", field="message")
+        raise InvalidField(f"{field} holds a NUL or half a surrogate pair, which cannot be stored", field=field)
     return value
 
 
-def _model(value: object) -> str | None:
+def read_model(value: object) -> str | None:
+    """
+    Read the name of a model; None for the deployment's.
+
+    Raises:
+        InvalidField: It is no printable text, or too long.
+    """
     if value is None:
         return None
     if not isinstance(value, str) or not 0 < len(value) <= MAX_MODEL_CHARACTERS or not value.isprintable():

@@ -44,6 +44,8 @@ class HttpResponse:
         body: The body, where it is not streamed.
         stream: Writes the body to the sink it is given, closes it, and never raises.  It must be run to its
             end even if the client goes away.
+        late: Makes the response that this one stands for, where it takes as long as a turn; must be run to its end even
+            if the client goes away, and never raises.
         background: What is to be done after the response, and must not delay it; never raises.
         passed_on: The platform's own response, which somebody else has made: it goes out as it is.
     """
@@ -52,6 +54,7 @@ class HttpResponse:
     headers: Mapping[str, str]
     body: bytes = b""
     stream: Callable[[Sink], Awaitable[None]] | None = field(default=None, compare=False)
+    late: "Callable[[], Awaitable[HttpResponse]] | None" = field(default=None, compare=False)
     background: Callable[[], Awaitable[None]] | None = field(default=None, compare=False)
     passed_on: object = field(default=None, compare=False)
 

@@ -19,7 +19,7 @@ from chatturn.errors import (
 )
 from chatturn.http.messages import HttpResponse
 
-__all__ = ["json_response", "problem", "shortened", "shown"]
+__all__ = ["detail_of", "error_headers", "json_response", "problem", "shortened", "shown"]
 
 # How long to wait where nothing says when it will be over: for luck to change, and for an operator.
 _RETRY_SOON_S: Final = 1
@@ -53,17 +53,25 @@ def problem(error: ChatTurnError, *, stream: str | None = None) -> HttpResponse:
         "title": error.code.replace("_", " ").capitalize(),
         "status": error.status,
         "code": error.code,
-        "detail": error.public,
+        "detail": detail_of(error),
         "retryable": error.retryable,
     }
-    if isinstance(error, RequestError):
-        members["detail"] = _printable(str(error))
-        if error.field is not None:
-            members["field"] = _printable(error.field)
+    if isinstance(error, RequestError) and error.field is not None:
+        members["field"] = _printable(error.field)
     headers = {**_PROBLEM_HEADERS, **_extra_headers(error)}
     if isinstance(error, DurableRunLeaseHeldError) and stream is not None:
         members["stream"] = headers["Location"] = stream
     return HttpResponse(status=error.status, headers=headers, body=_encoded(members))
+
+
+def detail_of(error: ChatTurnError) -> str:
+    """Return the sentence about *error* that a client may see."""
+    return _printable(str(error)) if isinstance(error, RequestError) else error.public
+
+
+def error_headers(error: ChatTurnError) -> dict[str, str]:
+    """Return the headers of a response about *error*, its content type excepted."""
+    return {**_COMMON_HEADERS, **_extra_headers(error)}
 
 
 def _extra_headers(error: ChatTurnError) -> Mapping[str, str]:

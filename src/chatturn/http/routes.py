@@ -6,16 +6,18 @@ is within its limits, and whether the turn can be had.  Adding a route is adding
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
 from chatturn.errors import ChatTurnError, MethodNotAllowed, NotFound, RequestError
+from chatturn.http.ai_sdk import AI_SDK_CHAT, ai_sdk_problem, get_chat_stream, post_chat, session_of_chat
 from chatturn.http.application import Application, Call, PublicRoute, Route
 from chatturn.http.auth import OPERATE, READ_TURNS, RUN_TURNS, require_scope
 from chatturn.http.lists import get_messages, get_runs, post_event, session_of_run
 from chatturn.http.messages import HttpRequest, HttpResponse
+from chatturn.http.openai_chat import COMPLETIONS, get_models, openai_problem, post_completion
 from chatturn.http.problems import json_response, problem, shown
 from chatturn.http.queries import ticket_in
 from chatturn.http.readiness import check_readiness
@@ -50,6 +52,10 @@ ROUTES: Final[tuple[Route | PublicRoute, ...]] = (
     Route("GET", TURN + "/stream", _READERS, get_stream, session_of, takes_tickets=True),
     Route("POST", TURN + "/ticket", _READERS, post_ticket),
     Route("POST", TURN + "/cancel", (RUN_TURNS,), post_cancel, session_of),
+    Route("POST", AI_SDK_CHAT, (RUN_TURNS,), post_chat, problem=ai_sdk_problem),
+    Route("GET", AI_SDK_CHAT + "/{id}/stream", _READERS, get_chat_stream, session_of_chat, problem=ai_sdk_problem),
+    Route("POST", COMPLETIONS, (RUN_TURNS,), post_completion, problem=openai_problem),
+    Route("GET", "/v1/models", _READERS, get_models, problem=openai_problem),
     Route("GET", "/v1/sessions/{session}/messages", _READERS, get_messages),
     Route("GET", "/v1/runs", (*_READERS, OPERATE), get_runs),
     Route("GET", "/v1/usage", (OPERATE,), get_usage),
@@ -88,16 +94,37 @@ async def handle(request: HttpRequest, app: Application) -> HttpResponse:
     try:
         response = app.cors.preflight(request) or await _dispatch(request, app)
     except RequestError as error:
-        response = problem(error)
+        response = _problem_form(request)(error)
     except ChatTurnError as error:
         if error.status >= 500:  # noqa: PLR2004  # ours, so the operator wants to know why
             app.log(f"{request.method} {shown(request.path)} failed", error)
-        response = problem(error)
+        response = _problem_form(request)(error)
     except Exception as error:  # noqa: BLE001  # the route boundary: whatever it is, the client gets an answer
         app.log(f"{request.method} {shown(request.path)} crashed", error)
-        response = problem(ChatTurnError("unexpected"))
-    response = app.cors.marked(request, response)
+        response = _problem_form(request)(ChatTurnError("unexpected"))
+    response = _marked(request, response, app)
     return replace(response, body=b"", stream=None) if request.method == "HEAD" else response
+
+
+def _marked(request: HttpRequest, response: HttpResponse, app: Application) -> HttpResponse:
+    """Say which pages may read *response*, or what it stands for."""
+    if response.late is None:
+        return app.cors.marked(request, response)
+    late = response.late
+
+    async def marked() -> HttpResponse:
+        return app.cors.marked(request, await late())
+
+    return replace(response, late=marked)
+
+
+def _problem_form(request: HttpRequest) -> Callable[[ChatTurnError], HttpResponse]:
+    """Return how the clients of the request's route are told about errors."""
+    for pattern, methods in _TABLE:
+        if pattern.fullmatch(request.path):
+            routes = [route for route in methods.values() if isinstance(route, Route)]
+            return routes[0].problem if routes else problem
+    return problem
 
 
 async def _dispatch(request: HttpRequest, app: Application) -> HttpResponse:

@@ -1,5 +1,6 @@
 """HTTP across the border: the platform's Request as our value, our response as the platform's."""
 
+import asyncio
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
@@ -15,7 +16,7 @@ from chatturn.workerd.headers import LazyHeaders
 from chatturn.workerd.lifetime import outlive
 from chatturn.workerd.streams import ResponseSink
 
-__all__ = ["from_js_request", "to_response"]
+__all__ = ["from_js_request", "made", "to_response"]
 
 _new_response: Final = js.Response.new
 
@@ -46,6 +47,20 @@ async def _read(request: JsProxy, headers: Mapping[str, str], most_bytes: int) -
         if size > most_bytes:
             raise PayloadTooLarge(f"the body has more than {most_bytes} bytes", field="body")
     return b"".join(chunks)
+
+
+async def made(response: HttpResponse, context: Any) -> HttpResponse:
+    """Wait for a response that takes as long as a turn, which goes on even if the client does not wait."""
+    if response.late is None:
+        return response
+    make = response.late
+    arrived: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
+
+    async def make_it() -> None:
+        arrived.set_result(await make())
+
+    outlive(make_it(), context)
+    return await arrived
 
 
 def to_response(response: HttpResponse, request: JsProxy, context: Any) -> JsProxy:

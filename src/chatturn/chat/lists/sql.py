@@ -7,7 +7,15 @@ from typing import Final
 from chatturn.database.api import NOW, Statement
 from chatturn.durable.sql.runs import MOMENT
 
-__all__ = ["read_messages", "read_open_turns", "read_running", "read_turns", "read_undelivered"]
+__all__ = [
+    "read_latest_turn",
+    "read_messages",
+    "read_open_turns",
+    "read_recent_turn",
+    "read_running",
+    "read_turns",
+    "read_undelivered",
+]
 
 _END: Final = 2**31
 
@@ -33,6 +41,14 @@ ORDER BY t.turn_index DESC LIMIT {_MOST_OPEN}
 _RUNNING: Final = f"""
 SELECT run_id, lease_expires_at <= {MOMENT.format("?3")} AS orphaned FROM durable_runs
 WHERE run_id > ?1 AND run_id < ?2 AND status = 'running'
+"""
+
+_LATEST_TURN: Final = "SELECT max(turn_index) AS latest FROM chat_turns WHERE run_id > ?1 AND run_id < ?2"
+
+_RECENT_TURN: Final = f"""
+SELECT session_id FROM chat_turns
+WHERE run_id > ?1 AND run_id < ?2 AND tenant_id = ?3 AND created_at >= {MOMENT.format("?4, ?5")}
+ORDER BY created_at DESC, run_id DESC LIMIT 1
 """
 
 _TURNS: Final = f"""
@@ -92,3 +108,13 @@ def read_turns(run_ids: Sequence[str]) -> Statement:
 def read_undelivered(project_id: str, moment: str, run_id: str, limit: int, tenant_id: str | None) -> Statement:
     """Read runs whose hook calls have failed and must still be made, or were given up."""
     return Statement(_READ_UNDELIVERED, (project_id, moment, run_id, limit, tenant_id))
+
+
+def read_latest_turn(first: str, last: str) -> Statement:
+    """Read the highest index of a session's turns, its runs' ids being between two texts; null if it has none."""
+    return Statement(_LATEST_TURN, (first, last))
+
+
+def read_recent_turn(first: str, last: str, tenant_id: str, within_s: int) -> Statement:
+    """Read the session of the latest turn of some sessions, their runs' ids being between two texts."""
+    return Statement(_RECENT_TURN, (first, last, tenant_id, NOW, f"-{within_s} seconds"))

@@ -28,6 +28,7 @@ class LogPage:
         text: The lines, whole.
         last: The seq of their last line; without any, the cursor, or what is before the log.
         closed: Whether the last stored line is the latest attempt's terminal one.
+        created_at: When the turn was begun.
         outcome: What the run's outcome says, if it has one: of a failed run, the code of its error.
     """
 
@@ -42,6 +43,7 @@ class LogPage:
     last: int
     closed: bool
     outcome: str | None
+    created_at: str
 
     @property
     def more(self) -> bool:
@@ -74,6 +76,7 @@ class LogPage:
             last=int(rows[-1]["last_seq"] or 0) if texts else max(after, begins - 1),
             closed=bool(state["ended"]) and int(state["attempt"] or 0) == attempt,
             outcome=None if state["outcome"] is None else str(state["outcome"]),
+            created_at=str(state["created_at"]),
         )
 
 

@@ -41,7 +41,7 @@ _PAGE_CHARACTERS: Final = 1_000_000
 # ?1 the run, ?2 the seq after which to read, ?3 now.
 _READ_PAGE: Final = f"""
 WITH RECURSIVE turn AS (
-  SELECT r.run_id, r.status, r.epoch, r.outcome_json ->> '$.notes' AS outcome, t.log_from, t.cancelled_at,
+  SELECT r.run_id, r.status, r.epoch, r.created_at, r.outcome_json ->> '$.notes' AS outcome, t.log_from, t.cancelled_at,
          max(?2 + 1, t.log_from) AS start, e.last_seq AS log_end, e.attempt, e.ended,
          CAST((julianday(r.lease_expires_at) - julianday({MOMENT.format("?3")})) * 86400000 AS INTEGER)
            AS lease_left_ms

@@ -139,6 +139,16 @@ class ChatTurn:
         return self._log.attempt
 
     @property
+    def created_at(self) -> str:
+        """When the turn was begun, once it is claimed."""
+        return "" if self._claimed is None else self._claimed.run.created_at
+
+    @property
+    def redacting(self) -> bool:
+        """Whether the product redacts the answer: then what is said live is not what is stored."""
+        return self._redacting
+
+    @property
     def replayed(self) -> bool:
         """Whether the turn had finished before it was claimed."""
         return self._claimed is not None and self._claimed.lease is None

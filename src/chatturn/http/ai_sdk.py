@@ -1,0 +1,273 @@
+"""
+The AI SDK's chat: ``useChat`` with its transports, unmodified.
+
+A chat is a session.  Its transports send the whole thread each time; the question is the last message of the user, and
+its index how many there are before it.  The thread that counts is the stored one.
+
+Source:
+    The packages ``ai`` 7.0.173 (src/ui/http-chat-transport.ts, chat.ts) and ``@ai-sdk/workflow`` 2.0.43
+    (src/workflow-chat-transport.ts).
+"""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
+from chatturn.chat.identity import ChatTurnIdentity, turn_of_run, turn_run_id
+from chatturn.chat.requests import TurnRequest
+from chatturn.errors import ChatTurnError, InvalidField, StoreError, StoreUnavailable
+from chatturn.http.application import Call, Parameters
+from chatturn.http.auth import RUN_TURNS
+from chatturn.http.client_bodies import read_client_body, read_conversation
+from chatturn.http.limits import MAX_EVENT_KEY_CHARACTERS, MAX_REASON_CHARACTERS, read_run_id, read_session_id
+from chatturn.http.messages import HttpRequest, HttpResponse
+from chatturn.http.problems import detail_of, error_headers
+from chatturn.http.projected import OpenedTurn, ProjectedTurn, find, open_or_follow
+from chatturn.jsontext.canonical import derive_worker_id
+from chatturn.wire.ai_sdk import UiMessageStream
+
+__all__ = ["AI_SDK_CHAT", "ai_sdk_problem", "get_chat_stream", "post_chat", "session_of_chat"]
+
+AI_SDK_CHAT: Final = "/v1/ai-sdk/chat"
+
+_HEADERS: Final[Mapping[str, str]] = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+    "X-Content-Type-Options": "nosniff",
+    "X-Vercel-AI-UI-Message-Stream": "v1",
+}
+_NUMBER: Final = re.compile(r"-?[0-9]{1,9}")
+_FIRST_THAT_RESETS: Final = 7
+"""The major version of the AI SDK whose clients know ``reset-step``."""
+
+_TAKEN_OF_A_USER: Final = ("text", "data-")
+"""How the types of the parts begin that a user's message may have; data are for the application alone."""
+
+_FOUND_WITHIN_S: Final = 20
+"""How long a reconnect waits for a database that does not answer, before it is known which turn it is about."""
+
+
+def ai_sdk_problem(error: ChatTurnError) -> HttpResponse:
+    """Make the response that these clients show: they take the body, whatever it is, for the error's message."""
+    headers = {**error_headers(error), "Content-Type": "text/plain; charset=utf-8", "X-Error-Code": error.code}
+    return HttpResponse(status=error.status, headers=headers, body=detail_of(error).encode())
+
+
+def session_of_chat(parameters: Parameters) -> str | None:
+    """
+    Return whose owner a chat's stream is for.
+
+    Raises:
+        InvalidField: It is neither a session's id nor a run's.
+    """
+    named = read_run_id(parameters["id"])
+    turn = turn_of_run(named)
+    return read_session_id(parameters["id"]) if turn is None else turn[0]
+
+
+async def post_chat(call: Call) -> HttpResponse:
+    """Answer the question of a chat; or go on with the turn whose approvals came."""
+    query = _query(call.request)
+    body = await read_client_body(call.request)
+    messages = body.get("messages")
+    conversation = read_conversation(messages, _text_of)
+    chat = body.get("id")
+    identity = ChatTurnIdentity(
+        tenant_id=call.principal.tenant_id,
+        session_id=_own_session() if chat is None else _session(chat),
+        user_id=call.principal.user_id,
+        turn_index=0 if chat is None else conversation.turn_index,
+    )
+    request = TurnRequest(
+        message=conversation.question,
+        history=conversation.before if chat is None else None,
+        supersede=_replaces(body),
+        follow=True,
+    )
+    decisions = _decisions(messages)
+    for key, payload in decisions.items():
+        await call.service.emit(identity.tenant_id, turn_run_id(identity), key, payload)
+    opened = await open_or_follow(call.service, identity, request)
+    return _stream(call, identity, opened, resets=_resets(query), goes_on=bool(decisions))
+
+
+async def get_chat_stream(call: Call) -> HttpResponse:
+    """
+    Show a chat's latest turn, or a run, from a chunk on, live until it ends; 204 where there is nothing to show.
+
+    It is never refused: these clients take that for the end.  Where the database does not answer, the body waits.
+    """
+    query = _query(call.request)
+    seen = _seen(query)
+    may_take_over = RUN_TURNS in call.principal.scopes
+    identity = await _identity_of(call)
+    opened: OpenedTurn | None = None
+    if identity is not None:
+        try:
+            opened = await find(call.service, identity, may_take_over=may_take_over)
+        except StoreError:
+            return _stream(call, identity, None, seen=seen, resets=_resets(query), may_take_over=may_take_over)
+    if identity is None or opened is None:
+        return HttpResponse(status=204, headers={"Cache-Control": "no-store"})
+    return _stream(call, identity, opened, seen=seen, resets=_resets(query), may_take_over=may_take_over)
+
+
+def _stream(
+    call: Call,
+    identity: ChatTurnIdentity,
+    opened: OpenedTurn | None,
+    *,
+    seen: int = 0,
+    resets: bool,
+    goes_on: bool = False,
+    may_take_over: bool = True,
+) -> HttpResponse:
+    run_id = turn_run_id(identity)
+    headers = {**_HEADERS, "X-Workflow-Run-Id": run_id}
+    if opened is not None:
+        headers |= {"X-Turn-Attempt": str(opened.attempt), "X-Turn-Replayed": str(opened.replayed).lower()}
+    if seen < 0:
+        # Whoever asks for the last n chunks gets all, since some of them mean nothing without those before; and is
+        # told that there are n, so that it counts from the first.
+        headers["X-Workflow-Stream-Tail-Index"] = str(-seen - 1)
+    projection = UiMessageStream(
+        run_id, seen=max(0, seen), attempt=1 if opened is None else opened.attempt, resets=resets, goes_on=goes_on
+    )
+    turn = ProjectedTurn(
+        service=call.service,
+        identity=identity,
+        projection=projection,
+        first=None if opened is None else opened.run,
+        may_take_over=may_take_over,
+    )
+    return HttpResponse(status=200, headers=headers, stream=turn.run)
+
+
+# Which turn
+
+
+async def _identity_of(call: Call) -> ChatTurnIdentity | None:
+    """Return the turn that a run's id names, or the latest of a chat; None for a chat that has none."""
+    turn = turn_of_run(read_run_id(call.parameters["id"]))
+    if turn is not None:
+        return _identity(call, *turn)
+    session_id = read_session_id(call.parameters["id"])
+    latest = await _latest_turn(call, session_id)
+    return None if latest is None else _identity(call, session_id, latest)
+
+
+async def _latest_turn(call: Call, session_id: str) -> int | None:
+    for _ in range(_FOUND_WITHIN_S):
+        try:
+            return await call.service.latest_turn(call.principal.tenant_id, session_id)
+        except StoreUnavailable:
+            await asyncio.sleep(1)
+    return await call.service.latest_turn(call.principal.tenant_id, session_id)
+
+
+def _identity(call: Call, session_id: str, turn_index: int) -> ChatTurnIdentity:
+    return ChatTurnIdentity(
+        tenant_id=call.principal.tenant_id,
+        session_id=session_id,
+        user_id=call.principal.user_id,
+        turn_index=turn_index,
+    )
+
+
+def _own_session() -> str:
+    """Name the session of a request that names none; it is found again by its run's id only."""
+    return derive_worker_id().replace("worker-", "chat.")
+
+
+def _session(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidField("id must be text", field="id")
+    try:
+        return read_session_id(value)
+    except InvalidField as error:
+        raise InvalidField(str(error).replace("session is", "id is", 1), field="id") from None
+
+
+def _replaces(body: Mapping[str, Any]) -> bool:
+    """
+    Say whether the question takes the place of the one that is stored at its index.
+
+    An edit names the message that it changes.  Versions will come in here: then an edit, and a regeneration, are new
+    versions of the turn; today an edit supersedes it, and the same message cannot be answered anew.
+
+    Raises:
+        InvalidField: A regeneration.
+    """
+    if body.get("trigger") == "regenerate-message":
+        raise InvalidField("an answer cannot be regenerated yet; edit the message, or send a new one", field="trigger")
+    [*_, last] = body["messages"]
+    return last.get("role") == "user" and body.get("messageId") is not None and body["messageId"] == last.get("id")
+
+
+# The query
+
+
+def _query(request: HttpRequest) -> Mapping[str, str]:
+    return dict(parse_qsl(request.query, keep_blank_values=True, max_num_fields=16))
+
+
+def _seen(query: Mapping[str, str]) -> int:
+    text = query.get("startIndex", "0")
+    if not _NUMBER.fullmatch(text):
+        raise InvalidField("startIndex must be a whole number", field="startIndex")
+    return int(text)
+
+
+def _resets(query: Mapping[str, str]) -> bool:
+    version = query.get("v", "7")
+    if not version.isdecimal() or not 5 <= int(version[:3]) <= 99:  # noqa: PLR2004 - versions of the AI SDK
+        raise InvalidField("v must be the major version of the AI SDK, from 5", field="v")
+    return int(version) >= _FIRST_THAT_RESETS
+
+
+# The messages
+
+
+def _text_of(message: Mapping[str, Any], place: str) -> str:
+    """Return the text of a UI message; what a user says besides text is refused, for the model would not see it."""
+    parts = message.get("parts")
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise InvalidField(f"{place}.parts must be a list of objects", field=place)
+    if message.get("role") == "user":
+        for part in parts:
+            if not str(part.get("type", "")).startswith(_TAKEN_OF_A_USER):
+                raise InvalidField(f"{place} has a part that cannot be taken yet: only text can", field=place)
+    texts = [part.get("text") for part in parts if part.get("type") == "text"]
+    if not all(isinstance(text, str) for text in texts):
+        raise InvalidField(f"{place} has a text part without text", field=place)
+    return "".join(map(str, texts))
+
+
+def _decisions(messages: object) -> Mapping[str, Mapping[str, Any]]:
+    """Return the approvals that the thread ends with: what was decided, by the event's key."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    parts = last.get("parts") if isinstance(last, dict) and last.get("role") == "assistant" else None
+    decisions: dict[str, Mapping[str, Any]] = {}
+    for part in parts if isinstance(parts, list) else []:
+        if isinstance(part, dict) and part.get("state") == "approval-responded":
+            key, payload = _decision(part.get("approval"))
+            decisions[key] = payload
+    return decisions
+
+
+def _decision(approval: object) -> tuple[str, Mapping[str, Any]]:
+    members = approval if isinstance(approval, dict) else {}
+    key, approved, reason = members.get("id"), members.get("approved"), members.get("reason")
+    if not isinstance(key, str) or not key.startswith(APPROVAL_PREFIX) or len(key) > MAX_EVENT_KEY_CHARACTERS:
+        raise InvalidField("an approval's id is not one that was asked for", field="approval")
+    if not isinstance(approved, bool):
+        raise InvalidField("an approval must be approved or not: true or false", field="approval")
+    if reason is None:
+        return key, {"approved": approved}
+    if not isinstance(reason, str) or len(reason) > MAX_REASON_CHARACTERS:
+        raise InvalidField(f"a reason may have at most {MAX_REASON_CHARACTERS} characters", field="approval")
+    return key, {"approved": approved, "reason": reason}

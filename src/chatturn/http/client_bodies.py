@@ -1,0 +1,90 @@
+"""
+What chat clients send, as far as they send alike: a conversation, of which most members are no concern of ours.
+
+Unlike our own routes, those for other clients ignore members that they do not know: the clients send them by
+themselves.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from chatturn.errors import InvalidField
+from chatturn.http.limits import MAX_BODY_BYTES, check_body_headers, read_message, read_text
+from chatturn.http.messages import HttpRequest
+from chatturn.http.problems import shown
+from chatturn.http.strict_json import read_json_object
+
+__all__ = ["Conversation", "TextOf", "read_client_body", "read_conversation"]
+
+TextOf: TypeAlias = Callable[[Mapping[str, Any], str], str]
+"""Returns the text of a message, by its place in the request."""
+
+ROLES: Final = ("system", "developer", "user", "assistant")
+
+_PLAIN: Final = "text/plain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """
+    The messages of a request.
+
+    Attributes:
+        question: The last message of the user.
+        before: All before it, each ``{"role", "content"}``.
+        turn_index: Of the question: how many questions there are before it.
+    """
+
+    question: str
+    before: tuple[Mapping[str, str], ...]
+    turn_index: int
+
+
+async def read_client_body(request: HttpRequest) -> dict[str, Any]:
+    """
+    Read a JSON object, also where it is called plain text or nothing: a browser does so with a body of text.
+
+    Raises:
+        UnsupportedMediaType, PayloadTooLarge, MalformedRequest: As for our own routes.
+    """
+    headers = dict(request.headers)
+    media_type = headers.get("content-type", "").split(";")[0].strip().lower()
+    if media_type in {"", _PLAIN}:
+        headers["content-type"] = "application/json"
+    check_body_headers(headers)
+    return read_json_object(await request.read(MAX_BODY_BYTES))
+
+
+def read_conversation(messages: object, text_of: TextOf) -> Conversation:
+    """
+    Read the messages of a request.
+
+    Args:
+        messages: The member.
+        text_of: Reads one message.
+
+    Raises:
+        InvalidField: There is no question among them, or one is not what it should be.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise InvalidField("messages must be a list with at least one message", field="messages")
+    read = [_message(message, f"messages[{at}]", text_of) for at, message in enumerate(messages)]
+    questions = [at for at, message in enumerate(read) if message["role"] == "user"]
+    if not questions:
+        raise InvalidField("messages has no message of the user", field="messages")
+    last = questions[-1]
+    return Conversation(
+        question=read_message(read[last]["content"], f"messages[{last}]"),
+        before=tuple(read[:last]),
+        turn_index=len(questions) - 1,
+    )
+
+
+def _message(message: object, place: str, text_of: TextOf) -> Mapping[str, str]:
+    if not isinstance(message, dict):
+        raise InvalidField(f"{place} must be an object", field=place)
+    role = message.get("role")
+    if role not in ROLES:
+        raise InvalidField(f"{place}.role is {shown(str(role))}, but must be one of {', '.join(ROLES)}", field=place)
+    return {"role": role, "content": read_text(text_of(message, place), place)}

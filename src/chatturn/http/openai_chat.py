@@ -1,0 +1,333 @@
+"""
+OpenAI chat completions: the OpenAI SDKs and what is built on them, unmodified.
+
+Which turn a request is about, the first that holds:
+
+* ``Idempotency-Key``: the turn of that key, of this user;
+* Open WebUI's chat and message id: the turn of that message; its background tasks have turns of their own;
+* ``metadata.session_id`` (and ``turn_index``): a turn of a session, as our own routes have it: the stored thread is the
+  history;
+* an SDK's retry, which says so (``x-stainless-retry-count``): the latest turn with the same body, of this user;
+* else a turn of its own.
+
+Without a session the request's own messages are what is answered, all roles in their order, and they are part of what
+the turn is.
+
+Source:
+    The packages ``openai`` 3.57.0 (PyPI: _base_client.py) and 7.59.0 (npm: client.js).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.requests import TurnRequest
+from chatturn.chat.turn.sinks import BufferSink
+from chatturn.errors import (
+    ChatTurnError,
+    DurableRunInputMismatchError,
+    IdempotencyKeyReused,
+    InvalidField,
+    RequestError,
+    UnsupportedParameter,
+)
+from chatturn.http.application import Call
+from chatturn.http.client_bodies import Conversation, read_conversation
+from chatturn.http.limits import MAX_BODY_BYTES, check_body_headers, read_model, read_session_id, read_turn_index
+from chatturn.http.messages import HttpResponse
+from chatturn.http.problems import detail_of, error_headers, json_response, shown
+from chatturn.http.projected import OpenedTurn, ProjectedTurn, Projection, open_or_follow
+from chatturn.http.queries import check_no_query
+from chatturn.http.strict_json import read_json_object
+from chatturn.jsontext.canonical import derive_worker_id
+from chatturn.wire.openai_chat import ChatCompletion, ChatCompletionChunks, CompletionHead, Failure, error_members
+
+__all__ = ["COMPLETIONS", "get_models", "openai_problem", "post_completion"]
+
+COMPLETIONS: Final = "/v1/chat/completions"
+
+DEFAULT_MODEL: Final = "default"
+"""Stands for the deployment's model, whatever that is."""
+
+MAX_KEY_CHARACTERS: Final = 255
+_RETRIED_WITHIN_S: Final = 900
+"""An SDK's retries are over by then: two of them, each after at most a minute, of a request of ten minutes."""
+
+_IGNORED: Final = frozenset(
+    (
+        "frequency_penalty", "logit_bias", "max_completion_tokens", "max_tokens", "presence_penalty",
+        "reasoning_effort", "seed", "stop", "temperature", "top_p",
+    )
+)  # fmt: skip
+"""Parameters of the model that are not passed on yet: clients send them by themselves."""
+
+_REFUSED: Final = frozenset(("audio", "function_call", "functions", "logprobs", "prediction", "tools", "top_logprobs"))
+"""Members that ask for what cannot be done: an answer without it would be another one."""
+
+_KINDS: Final[Mapping[int, str]] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_CLIENT_ERRORS: Final = range(400, 500)
+_MOST_RETRY_AFTER_S: Final = 60
+_GONE_WRONG: Final = 502
+_CONFLICT: Final = 409
+
+
+def openai_problem(error: ChatTurnError) -> HttpResponse:
+    """Make the response that these clients raise, and that tells them whether to try again by themselves."""
+    headers = {**error_headers(error), "Content-Type": "application/json"}
+    headers["X-Should-Retry"] = "true" if error.retryable else "false"
+    kind = _KINDS.get(error.status, "invalid_request_error" if error.status in _CLIENT_ERRORS else "server_error")
+    param = error.field if isinstance(error, RequestError) else None
+    members = error_members(error.code, detail_of(error), kind=kind, param=param)
+    return HttpResponse(status=error.status, headers=headers, body=json.dumps(members, ensure_ascii=False).encode())
+
+
+async def get_models(call: Call) -> HttpResponse:
+    """List what a request may name as its model."""
+    check_no_query(call.request)
+    names = [DEFAULT_MODEL, *call.service.model_names()]
+    return json_response(
+        {
+            "object": "list",
+            "data": [{"id": name, "object": "model", "created": 0, "owned_by": "chatturn"} for name in names],
+        }
+    )
+
+
+async def post_completion(call: Call) -> HttpResponse:
+    """Answer a conversation, as a stream or as one object."""
+    check_body_headers(call.request.headers)
+    body = await call.request.read(MAX_BODY_BYTES)
+    members = read_json_object(body)
+    asked = _read(members)
+    place = await _place(call, asked, body)
+    try:
+        opened = await open_or_follow(call.service, place.identity, place.request)
+    except DurableRunInputMismatchError as error:
+        if not place.by_key:
+            raise
+        raise IdempotencyKeyReused("the key was used with another request", field="Idempotency-Key") from error
+    head = CompletionHead(id=_completion_id(opened.run_id), created=opened.created, model=asked.model)
+    headers = {
+        "X-Workflow-Run-Id": opened.run_id,
+        "X-Turn-Attempt": str(opened.attempt),
+        "X-Turn-Replayed": str(opened.replayed).lower(),
+        **({"X-Ignored-Parameters": ", ".join(asked.ignored)} if asked.ignored else {}),
+    }
+    if asked.stream:
+        chunks = ChatCompletionChunks(
+            head, attempt=opened.attempt, include_usage=asked.include_usage, hold=opened.redacting
+        )
+        return _stream(_turn(call, place, opened, chunks), headers)
+    completion = ChatCompletion(head, attempt=opened.attempt)
+    turn = _turn(call, place, opened, completion)
+    return HttpResponse(status=200, headers={}, late=lambda: _whole(turn, completion, headers))
+
+
+def _stream(turn: ProjectedTurn, headers: Mapping[str, str]) -> HttpResponse:
+    events = {
+        "Content-Type": "text/event-stream",
+        "Cache-Control": "no-store",
+        "X-Accel-Buffering": "no",
+        "X-Content-Type-Options": "nosniff",
+        **headers,
+    }
+    return HttpResponse(status=200, headers=events, stream=turn.run)
+
+
+async def _whole(turn: ProjectedTurn, projection: ChatCompletion, headers: Mapping[str, str]) -> HttpResponse:
+    await turn.run(BufferSink())
+    if not projection.ended:
+        failure = Failure(code="turn_in_flight", message="The answer is not ready. Send the request again.")
+        return _failed(failure, status=503, retryable=True)
+    if projection.failure is not None:
+        status = _GONE_WRONG if projection.failure.retryable else _CONFLICT
+        return _failed(projection.failure, status=status, retryable=projection.failure.retryable)
+    response = json_response(projection.members())
+    return HttpResponse(status=200, headers={**response.headers, **headers}, body=response.body)
+
+
+def _failed(failure: Failure, *, status: int, retryable: bool) -> HttpResponse:
+    response = json_response(error_members(failure.code, failure.message), status=status)
+    retry = {"X-Should-Retry": "true", "Retry-After": "1"} if retryable else {"X-Should-Retry": "false"}
+    return HttpResponse(status=status, headers={**response.headers, **retry}, body=response.body)
+
+
+def _turn(call: Call, place: "_Place", opened: OpenedTurn, projection: Projection) -> ProjectedTurn:
+    return ProjectedTurn(service=call.service, identity=place.identity, projection=projection, first=opened.run)
+
+
+def _completion_id(run_id: str) -> str:
+    return f"chatcmpl-{hashlib.sha256(run_id.encode()).hexdigest()[:24]}"
+
+
+# Which turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """
+    Which turn a request is about.
+
+    Attributes:
+        identity: The turn.
+        request: What it asks.
+        by_key: Whether an idempotency key says so.
+    """
+
+    identity: ChatTurnIdentity
+    request: TurnRequest
+    by_key: bool = False
+
+
+async def _place(call: Call, asked: "_Asked", body: bytes) -> _Place:
+    headers, user = call.request.headers, call.principal.user_id
+    conversation, metadata = asked.conversation, asked.metadata
+    key = _header(headers, "idempotency-key")
+    chat, message = _header(headers, "x-openwebui-chat-id"), _header(headers, "x-openwebui-message-id")
+    if not key and not (chat and message) and "session_id" in metadata:
+        return _of_session(call, asked)
+    if key:
+        session = f"key.{_digest(user, key)}"
+    elif chat and message:
+        session = f"owui.{_digest(user, chat, message, _header(headers, 'x-openwebui-task'))}"
+    else:
+        prefix = f"once.{_digest(user, hashlib.sha256(body).hexdigest())}."
+        session = await _retried(call, prefix) or prefix + derive_worker_id().removeprefix("worker-")
+    request = TurnRequest(
+        message=conversation.question, model=asked.asked_model, history=conversation.before, follow=True
+    )
+    return _Place(identity=_identity(call, session, 0), request=request, by_key=bool(key))
+
+
+async def _retried(call: Call, prefix: str) -> str | None:
+    """Return the session of the request that an SDK sends again; None for a request that is new."""
+    count = _header(call.request.headers, "x-stainless-retry-count")
+    if not count.isdecimal() or not int(count[:3]):
+        return None
+    return await call.service.recent_turn(call.principal.tenant_id, prefix, _RETRIED_WITHIN_S)
+
+
+def _of_session(call: Call, asked: "_Asked") -> _Place:
+    """
+    Find the turn of a session, whose stored thread is the history.
+
+    Versions will come in here: then a difference before the question is an edit.
+    """
+    metadata = asked.metadata
+    try:
+        session = read_session_id(str(metadata["session_id"]))
+        given = metadata.get("turn_index")
+        index = asked.conversation.turn_index if given is None else read_turn_index(str(given))
+    except InvalidField as error:
+        raise InvalidField(str(error), field=f"metadata.{error.field}") from None
+    request = TurnRequest(message=asked.conversation.question, model=asked.asked_model, follow=True)
+    return _Place(identity=_identity(call, session, index), request=request)
+
+
+def _identity(call: Call, session_id: str, turn_index: int) -> ChatTurnIdentity:
+    return ChatTurnIdentity(
+        tenant_id=call.principal.tenant_id,
+        session_id=session_id,
+        user_id=call.principal.user_id,
+        turn_index=turn_index,
+    )
+
+
+def _header(headers: Mapping[str, str], name: str) -> str:
+    value = headers.get(name, "")
+    if len(value) > MAX_KEY_CHARACTERS:
+        raise InvalidField(f"{name} may have at most {MAX_KEY_CHARACTERS} characters", field=name)
+    return value
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+# What is asked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """
+    What a body says.
+
+    Attributes:
+        conversation: Its messages.
+        model: As it names it, which the answer repeats.
+        asked_model: The same, or None for the deployment's.
+        metadata: The caller's own.
+        stream: Whether the answer is a stream.
+        include_usage: Whether its usage ends it.
+        ignored: Parameters that were not looked at.
+    """
+
+    conversation: Conversation
+    model: str
+    asked_model: str | None
+    metadata: Mapping[str, Any]
+    stream: bool
+    include_usage: bool
+    ignored: tuple[str, ...]
+
+
+def _read(members: Mapping[str, Any]) -> _Asked:
+    _refuse_what_cannot_be_done(members)
+    asked_model = read_model(members.get("model"))
+    metadata = members.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise InvalidField("metadata must be an object", field="metadata")
+    options = members.get("stream_options") or {}
+    return _Asked(
+        conversation=read_conversation(members.get("messages"), _text_of),
+        model=asked_model or DEFAULT_MODEL,
+        asked_model=None if asked_model == DEFAULT_MODEL else asked_model,
+        metadata=metadata,
+        stream=members.get("stream") is True,
+        include_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        ignored=tuple(sorted(name for name in members if name in _IGNORED and members[name] is not None)),
+    )
+
+
+def _refuse_what_cannot_be_done(members: Mapping[str, Any]) -> None:
+    """
+    Refuse a request whose answer would not be what it asks for.
+
+    Raises:
+        UnsupportedParameter: It names the parameter.
+    """
+    for name in sorted(_REFUSED & members.keys()):
+        if members[name]:
+            raise UnsupportedParameter(f"{name} cannot be used here: leave it out", field=name)
+    if members.get("n") not in {None, 1}:
+        raise UnsupportedParameter("n can only be 1", field="n")
+    if members.get("modalities") not in (None, ["text"]):
+        raise UnsupportedParameter("modalities can only be text", field="modalities")
+    form = members.get("response_format")
+    if form is not None and (not isinstance(form, dict) or form.get("type") != "text"):
+        raise UnsupportedParameter("response_format can only be text", field="response_format")
+
+
+def _text_of(message: Mapping[str, Any], place: str) -> str:
+    """Return the text of a message, said as text or as parts of it."""
+    if message.get("tool_calls") or message.get("function_call"):
+        raise UnsupportedParameter(f"{place} has calls of the client's tools, which cannot be used yet", field=place)
+    content = message.get("content")
+    if content is None and message["role"] == "assistant":
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise InvalidField(f"{place}.content must be text or a list of parts", field=place)
+    return "".join(_text_of_part(part, place) for part in content)
+
+
+def _text_of_part(part: object, place: str) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    text = part.get("text") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(text, str):
+        return text
+    raise UnsupportedParameter(f"{place} has a part of type {shown(str(kind))}: only text can be taken", field=place)

@@ -1,0 +1,378 @@
+"""
+A turn's log as a UI message stream of the AI SDK, version 1.
+
+The projection is a pure function of the log's lines::
+
+    start, start-step ─▶ parts: text, reasoning, tools ─▶ finish-step, finish ─▶ [DONE]
+                          ▲                        │
+                          └── reset-step ◀─────────┘  the worker was lost: another attempt says everything anew
+
+There is one step for each turn, however many model calls it has: ``reset-step`` clears the current one, and a
+takeover must be able to clear everything.  The message's id is the run's, the same at every replay: a client
+replaces the message that it knows.
+
+Cursors.  These clients count chunks (``startIndex``).  A count means something only within one attempt:
+
+* attempt 1: the chunks from the k-th on;
+* any later attempt: ``reset-step``, and then everything but ``start`` and ``start-step``.  That is right whatever the
+  count means by then;
+* a log that is kept without its texts, because its product redacts them: as a later attempt.
+
+Source:
+    The package ``ai`` 7.0.173: src/ui-message-stream/ui-message-chunks.ts, src/ui/process-ui-message-stream.ts.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from chatturn.events import MESSAGE_PART, TOOL_OUTCOMES
+from chatturn.wire.lines import (
+    PING_FRAME,
+    PING_LINE,
+    Line,
+    add_usage,
+    attempt_of_piece,
+    encode,
+    piece_of_answer,
+    quoted,
+    read_line,
+    unquoted,
+)
+
+__all__ = ["UiMessageStream"]
+
+_DONE: Final = "data: [DONE]\n\n"
+_KINDS: Final = ("text", "reasoning")
+_TEXT: Final = ("text", "text")
+"""Where the answer's pieces go: a part's kind and name."""
+
+# `start` and `start-step`: what a client has to have seen before there is anything to reset.
+_HEAD: Final = 2
+
+
+class UiMessageStream:
+    """
+    The chunks of one turn, for one client.
+
+    Args:
+        message_id: The message's; the run's id.
+        seen: How many chunks the client has seen.
+        attempt: The latest attempt when the client came: what earlier ones said is left out.
+        resets: Whether the client knows ``reset-step``: version 7 does, 5 and 6 throw.
+        goes_on: Whether the client holds a part of this message already, and only the step is begun anew: after an
+            approval.
+
+    Attributes:
+        ended: Whether the last chunk was written.
+        broken: Whether the rest cannot be told to this client: the body must be broken off, and it comes back.
+    """
+
+    def __init__(
+        self, message_id: str, *, seen: int = 0, attempt: int = 1, resets: bool = True, goes_on: bool = False
+    ) -> None:
+        self.ended = False
+        self.broken = False
+        self._message_id = message_id
+        self._resets = resets
+        self._goes_on = goes_on
+        self._attempt = attempt
+        self._out: list[str] = []
+        self._begun = False
+        self._seen = seen
+        self._skip = seen  # chunks that are still to be left out
+        self._skipped: list[str] | None = [] if seen else None  # until it is certain that they can be
+        self._parts = 0
+        self._open: tuple[str, str] | None = None  # the part that is being said: its kind, and what the log calls it
+        self._open_id = ""
+        self._said: dict[tuple[str, str], list[str]] = {}  # the text of each part of the step, as JSON without quotes
+        self._others: list[str] = []
+        self._tool_ids: dict[str, list[str]] = {}
+        self._tools_called: dict[str, int] = {}
+        self._usage: dict[str, Any] = {}
+
+    def feed(self, text: str) -> str:
+        """Return what whole lines of the log are to this client."""
+        self._out = []
+        for line in text.split("\n"):
+            if not line or self.ended or self.broken:
+                continue
+            if (piece := piece_of_answer(line)) is not None:
+                if self._attempt == 1 or attempt_of_piece(line) >= self._attempt:
+                    self._say_piece(_TEXT, piece)
+            elif line == PING_LINE:
+                self._out.append(PING_FRAME)
+            else:
+                self._take(read_line(line))
+        return "".join(self._out)
+
+    def begin_attempt(self, attempt: int) -> None:
+        """Say, before the first line, which attempt is the latest."""
+        self._attempt = attempt
+
+    # One line.
+
+    def _take(self, line: Line) -> None:
+        if line.attempt is not None and line.attempt != self._attempt:
+            if line.attempt < self._attempt:
+                return
+            self._begin_attempt_anew(line.attempt)
+        self._begin()
+        handler = _HANDLERS.get(line.type)
+        if handler is not None:
+            handler(self, line)
+        elif not line.type.startswith("session."):
+            self._end_part()
+            self._say_other({"type": f"data-{line.type}", "data": line.data})
+
+    def _begin(self) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        if self._seen and self._attempt > 1:
+            self._come_back_to_another()
+            return
+        self._say({"type": "start", "messageId": self._message_id})
+        self._say({"type": "reset-step" if self._goes_on and self._resets else "start-step"})
+
+    def _begin_attempt_anew(self, attempt: int) -> None:
+        """Clear what an attempt has said whose worker was lost."""
+        self._attempt = attempt
+        if not self._begun:
+            return
+        was_empty = not self._said and not self._others
+        self._forget_step()
+        if self._skip:
+            self._come_back_to_another()
+        elif not was_empty:
+            self._say_reset()
+
+    # The cursor.
+
+    def _come_back_to_another(self) -> None:
+        """Begin the step anew: what the client has of it is not what is going to be said."""
+        self._skip, self._skipped = 0, None
+        if self._seen < _HEAD:
+            self._say({"type": "start-step"})
+        else:
+            self._say_reset()
+
+    def _say_reset(self) -> None:
+        if self._resets:
+            self._say({"type": "reset-step"})
+        else:
+            self.broken = True
+
+    def _prove_or_reset(self, *, readable: bool) -> None:
+        """Find out, at the first words that are left out, whether the log still has them."""
+        if self._skipped is None:
+            return
+        said, self._skipped = self._skipped[_HEAD:], None
+        if not readable:
+            self._come_back_to_another()
+            self._out += said
+
+    def _say(self, chunk: Mapping[str, Any]) -> None:
+        self._say_frame(f"data: {encode(chunk)}\n\n")
+
+    def _say_frame(self, frame: str) -> None:
+        if not self._skip:
+            self._out.append(frame)
+            return
+        self._skip -= 1
+        if self._skipped is not None:
+            self._skipped.append(frame)
+
+    # Parts.
+
+    def _open_part(self, key: tuple[str, str]) -> None:
+        self._begin()
+        self._end_part()
+        self._parts += 1
+        self._open, self._open_id = key, str(self._parts)
+        self._say({"type": f"{key[0]}-start", "id": self._open_id})
+
+    def _end_part(self) -> None:
+        if self._open is not None:
+            self._say({"type": f"{self._open[0]}-end", "id": self._open_id})
+            self._open = None
+
+    def _say_piece(self, key: tuple[str, str], piece: str) -> None:
+        """Say a piece of a part: JSON without its quotes."""
+        if self._open != key:
+            self._open_part(key)
+        if self._skip:
+            self._prove_or_reset(readable=bool(piece))
+        if (said := self._said.get(key)) is None:
+            said = self._said[key] = []
+        said.append(piece)
+        frame = f'data: {{"type":"{key[0]}-delta","id":"{self._open_id}","delta":"{piece}"}}\n\n'
+        if self._skip:
+            self._say_frame(frame)
+        else:
+            self._out.append(frame)
+
+    def _part(self, line: Line) -> None:
+        part = line.data.get("part")
+        described = part if isinstance(part, dict) else {}
+        key = (str(described.get("type", "text")), str(described.get("id", "text")))
+        if key[0] not in _KINDS:
+            self._end_part()
+            self._say_other({"type": f"data-{key[0]}", "data": line.data})
+            return
+        delta, whole = line.data.get("delta"), described.get("text")
+        if not (isinstance(delta, str) and delta) and isinstance(whole, str):
+            self._say_whole(key, whole)
+        else:
+            self._say_piece(key, quoted(delta if isinstance(delta, str) else ""))
+
+    def _say_whole(self, key: tuple[str, str], whole: str) -> None:
+        """Say a part that is told as a whole: what is new of it, or, where it was changed, everything anew."""
+        said = unquoted(self._said.get(key, ()))
+        if whole.startswith(said):
+            self._say_piece(key, quoted(whole[len(said) :]))
+        else:
+            self._say_anew({**self._said, key: [quoted(whole)]})
+
+    def _say_anew(self, parts: Mapping[tuple[str, str], list[str]]) -> None:
+        """Clear the step, and say its tools, its data and *parts*."""
+        self._open, self._said = None, {}
+        self._say_reset()
+        for frame in self._others:
+            self._say_frame(frame)
+        for key, pieces in parts.items():
+            self._say_piece(key, "".join(pieces))
+            self._end_part()
+
+    def _forget_step(self) -> None:
+        self._open, self._said, self._others = None, {}, []
+        self._tool_ids, self._tools_called, self._usage = {}, {}, {}
+
+    def _result(self, line: Line) -> None:
+        """Take the whole answer: say it, unless it is what was said."""
+        whole = line.data.get("finalText")
+        texts = [key for key in self._said if key[0] == "text"]
+        said = "".join(unquoted(self._said[key]) for key in texts)
+        if not isinstance(whole, str) or whole == said:
+            return
+        if said:
+            others = {key: pieces for key, pieces in self._said.items() if key[0] != "text"}
+            self._say_anew({**others, _TEXT: [quoted(whole)]})
+        else:
+            self._say_piece(_TEXT, quoted(whole))
+
+    # Tools.
+
+    def _tool_call(self, line: Line) -> None:
+        self._end_part()
+        if (id_ := self._new_tool_id(line)) is None:
+            return
+        self._say_other(
+            {
+                "type": "tool-input-available",
+                "toolCallId": id_,
+                "toolName": str(line.data.get("toolName", "tool")),
+                "input": line.data.get("args"),
+                **_RUN_HERE,
+            }
+        )
+
+    def _tool_approval(self, line: Line) -> None:
+        if (id_ := self._tool_id(line)) is not None:
+            self._say_other(
+                {"type": "tool-approval-request", "approvalId": str(line.data.get("key")), "toolCallId": id_}
+            )
+
+    def _tool_outcome(self, line: Line) -> None:
+        if (id_ := self._tool_id(line)) is None:
+            return
+        self._tool_ids[str(line.data["toolCallId"])].pop(0)
+        if line.type == "tool.result":
+            chunk = {"type": "tool-output-available", "toolCallId": id_, "output": line.data.get("result"), **_RUN_HERE}
+        elif line.data.get("code") == "denied":
+            chunk = {"type": "tool-output-denied", "toolCallId": id_}
+        else:
+            text = str(line.data.get("message", "the tool failed"))
+            chunk = {"type": "tool-output-error", "toolCallId": id_, "errorText": text, **_RUN_HERE}
+        self._say_other(chunk)
+
+    def _say_other(self, chunk: Mapping[str, Any]) -> None:
+        self._others.append(f"data: {encode(chunk)}\n\n")
+        self._say(chunk)
+
+    def _new_tool_id(self, line: Line) -> str | None:
+        """Return an id that no other call of this message has: a model may use one twice.  None: it was redacted."""
+        given = line.data.get("toolCallId")
+        if not isinstance(given, str):
+            if self._skip:
+                self._prove_or_reset(readable=False)
+            return None
+        times = self._tools_called[given] = self._tools_called.get(given, 0) + 1
+        id_ = given if times == 1 else f"{given}#{times}"
+        self._tool_ids.setdefault(given, []).append(id_)
+        return id_
+
+    def _tool_id(self, line: Line) -> str | None:
+        """Return the id of the call that a line is about; None: it was redacted."""
+        waiting = self._tool_ids.get(str(line.data.get("toolCallId")))
+        return waiting[0] if waiting else None
+
+    # Usage and the end.
+
+    def _count(self, line: Line) -> None:
+        add_usage(self._usage, line)
+        self._say({"type": "message-metadata", "messageMetadata": {"usage": dict(self._usage)}})
+
+    def _completed(self, line: Line) -> None:
+        del line
+        self._finish(_FINISH_REASONS.get(str(self._usage.get("finishReason")), "stop"))
+
+    def _cancelled(self, line: Line) -> None:
+        self._finish("other", {"type": "abort", "reason": str(line.data.get("reason", "requested"))})
+
+    def _suspended(self, line: Line) -> None:
+        del line
+        self._finish("tool-calls")
+
+    def _failed(self, line: Line) -> None:
+        if line.seq is None and line.data.get("retryable"):
+            return  # not the end of the log: whoever goes on with the turn says more
+        self._finish("error", {"type": "error", "errorText": str(line.data.get("message", "the turn failed"))})
+
+    def _finish(self, reason: str, first: Mapping[str, Any] | None = None) -> None:
+        self._end_part()
+        self._skip = 0
+        self._skipped = None
+        if first is not None:
+            self._say(first)
+        self._say({"type": "finish-step"})
+        self._say({"type": "finish", "finishReason": reason})
+        self._out.append(_DONE)
+        self.ended = True
+
+
+_RUN_HERE: Final[Mapping[str, bool]] = {"dynamic": True, "providerExecuted": True}
+"""Else the client takes the call for one of its own."""
+
+_FINISH_REASONS: Final[Mapping[str, str]] = {"length": "length", "content_filter": "content-filter"}
+
+
+def _nothing(stream: UiMessageStream, line: Line) -> None:
+    """Leave a line out."""
+    del stream, line
+
+
+_HANDLERS: Final[Mapping[str, Callable[[UiMessageStream, Line], None]]] = {
+    "session.run.started": _nothing,
+    "session.run.restarted": _nothing,  # that the attempt is another one was seen by its number
+    MESSAGE_PART: UiMessageStream._part,  # noqa: SLF001 - the class's own table
+    "tool.call": UiMessageStream._tool_call,  # noqa: SLF001
+    "tool.approval": UiMessageStream._tool_approval,  # noqa: SLF001
+    **dict.fromkeys(sorted(TOOL_OUTCOMES), UiMessageStream._tool_outcome),  # noqa: SLF001
+    "usage": UiMessageStream._count,  # noqa: SLF001
+    "result": UiMessageStream._result,  # noqa: SLF001
+    "error": _nothing,  # the terminal line says the same
+    "session.run.completed": UiMessageStream._completed,  # noqa: SLF001
+    "session.run.cancelled": UiMessageStream._cancelled,  # noqa: SLF001
+    "session.run.suspended": UiMessageStream._suspended,  # noqa: SLF001
+    "session.run.failed": UiMessageStream._failed,  # noqa: SLF001
+}

@@ -1,0 +1,377 @@
+"""
+A turn's log as an OpenAI chat completion: a stream of chunks, or one object.
+
+The format has no cursor and no way to take anything back, so what was sent stays sent:
+
+* where another attempt says everything anew, what was sent is compared with it, and only what comes behind it is sent.
+  A model that can go on, or that says the same again, so costs the reader nothing but time;
+* where it says something else, the stream ends with an error, ``answer_restarted``: the same request under the same
+  key is answered with the whole;
+* the answer of a product that redacts is held back until it was redacted.
+
+An answer that is not whole is never told as one: a turn that was cancelled, or waits for an approval, ends in an error
+that says so.
+
+Source:
+    The packages ``openai`` 3.57.0 (PyPI: _streaming.py) and 7.59.0 (npm: core/streaming.js): ``data: {"error": …}``
+    raises, and a clean end without ``[DONE]`` raises nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from chatturn.events import MESSAGE_PART
+from chatturn.wire.lines import (
+    PING_FRAME,
+    PING_LINE,
+    Line,
+    add_usage,
+    attempt_of_piece,
+    encode,
+    piece_of_answer,
+    quoted,
+    read_line,
+    unquoted,
+)
+
+__all__ = ["ANSWER_RESTARTED", "ChatCompletion", "ChatCompletionChunks", "CompletionHead", "Failure", "error_members"]
+
+_DONE: Final = "data: [DONE]\n\n"
+_FINISH_REASONS: Final[Mapping[str, str]] = {"length": "length", "content_filter": "content_filter"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """
+    Why there is no whole answer.
+
+    Attributes:
+        code: Stable.
+        message: For the reader.
+        retryable: Whether the same request may get one.
+    """
+
+    code: str
+    message: str
+    retryable: bool = False
+
+
+ANSWER_RESTARTED: Final = Failure(
+    code="answer_restarted",
+    message="The answer was begun anew and differs from what was sent. Send the same request again to get the whole.",
+    retryable=True,
+)
+_CANCELLED: Final = Failure(code="cancelled", message="The turn was cancelled. What it had said by then is kept.")
+_SUSPENDED: Final = Failure(
+    code="suspended",
+    message="The turn waits for an approval. Send the same request again when it was given.",
+)
+
+
+def error_members(code: str, message: str, *, kind: str = "server_error", param: str | None = None) -> dict[str, Any]:
+    """Return an error as these clients read it."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionHead:
+    """
+    What every chunk repeats.
+
+    Attributes:
+        id: Of the completion; the same at every replay.
+        created: When the turn was begun, in seconds since the epoch.
+        model: As the request names it.
+    """
+
+    id: str
+    created: int
+    model: str
+
+    def members(self, kind: str) -> dict[str, Any]:
+        """Return them, as members of an object of that *kind*."""
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+@dataclass(slots=True, kw_only=True)
+class _Reader:
+    """
+    What the lines come to, whoever is told it how.
+
+    Attributes:
+        attempt: The latest attempt: what earlier ones said is left out.
+        usage: What the model calls of the attempt consumed.
+        ended: Whether the turn is over.
+        failure: Why there is no whole answer.
+    """
+
+    attempt: int = 1
+    usage: dict[str, Any] = field(default_factory=dict)
+    ended: bool = False
+    failure: Failure | None = None
+
+    @property
+    def broken(self) -> bool:
+        """Whether the body must be broken off: never, there is a form for every end."""
+        return False
+
+    def begin_attempt(self, attempt: int) -> None:
+        """Say, before the first line, which attempt is the latest."""
+        self.attempt = attempt
+
+    def take(self, text: str) -> None:
+        """Take whole lines of the log."""
+        for line in text.split("\n"):
+            if not line or self.ended:
+                continue
+            if (piece := piece_of_answer(line)) is not None:
+                if self.attempt == 1 or attempt_of_piece(line) >= self.attempt:
+                    self.say(piece)
+            elif line == PING_LINE:
+                self.ping()
+            else:
+                self._take(read_line(line))
+
+    def _take(self, line: Line) -> None:
+        if line.attempt is not None and line.attempt != self.attempt:
+            if line.attempt < self.attempt:
+                return
+            self.attempt = line.attempt
+            self.usage = {}
+            self.begin_anew()
+        if (handler := _HANDLERS.get(line.type)) is not None:
+            handler(self, line)
+
+    # What is told.
+
+    def say(self, piece: str) -> None:
+        """Take a piece of the answer: JSON without its quotes."""
+        raise NotImplementedError
+
+    def think(self, text: str) -> None:
+        """Take a piece of the reasoning."""
+        raise NotImplementedError
+
+    def say_whole(self, text: str) -> None:
+        """Take the whole answer, in place of what was said of it."""
+        raise NotImplementedError
+
+    def begin_anew(self) -> None:
+        """Learn that what follows takes the place of what was said."""
+        raise NotImplementedError
+
+    def ping(self) -> None:
+        """Learn that nothing has happened for a while."""
+
+    def end(self, failure: Failure | None) -> None:
+        """Take the end of the turn."""
+        self.ended, self.failure = True, failure
+
+    # Lines.
+
+    def _part(self, line: Line) -> None:
+        part = line.data.get("part")
+        described = part if isinstance(part, dict) else {}
+        delta, whole, kind = line.data.get("delta"), described.get("text"), described.get("type", "text")
+        if kind == "text" and isinstance(delta, str) and delta:
+            self.say(quoted(delta))
+        elif kind == "text" and isinstance(whole, str):
+            self.say_whole(whole)
+        elif kind == "reasoning" and isinstance(delta, str) and delta:
+            self.think(delta)
+
+    def _count(self, line: Line) -> None:
+        add_usage(self.usage, line)
+
+    def _result(self, line: Line) -> None:
+        if isinstance(text := line.data.get("finalText"), str):
+            self.say_whole(text)
+
+    def _failed(self, line: Line) -> None:
+        data = line.data
+        if line.seq is None and data.get("retryable"):
+            return  # not the end of the log: whoever goes on with the turn says more
+        self.end(
+            Failure(
+                code=str(data.get("code", "internal")),
+                message=str(data.get("message", "The turn failed.")),
+                retryable=bool(data.get("retryable")),
+            )
+        )
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the answer ended, in the format's words."""
+        return _FINISH_REASONS.get(str(self.usage.get("finishReason")), "stop")
+
+    def usage_members(self) -> dict[str, Any] | None:
+        """Return the usage in the format's words; None where the model told none."""
+        tokens_in, tokens_out = self.usage.get("tokensIn"), self.usage.get("tokensOut")
+        if not isinstance(tokens_in, int) or not isinstance(tokens_out, int):
+            return None
+        members: dict[str, Any] = {
+            "prompt_tokens": tokens_in,
+            "completion_tokens": tokens_out,
+            "total_tokens": tokens_in + tokens_out,
+        }
+        if isinstance(cached := self.usage.get("tokensCached"), int):
+            members["prompt_tokens_details"] = {"cached_tokens": cached}
+        if isinstance(reasoning := self.usage.get("tokensReasoning"), int):
+            members["completion_tokens_details"] = {"reasoning_tokens": reasoning}
+        return members
+
+
+_HANDLERS: Final[Mapping[str, Callable[[_Reader, Line], None]]] = {
+    MESSAGE_PART: _Reader._part,  # noqa: SLF001 - the class's own table
+    "usage": _Reader._count,  # noqa: SLF001
+    "result": _Reader._result,  # noqa: SLF001
+    "session.run.completed": lambda reader, _line: reader.end(None),
+    "session.run.cancelled": lambda reader, _line: reader.end(_CANCELLED),
+    "session.run.suspended": lambda reader, _line: reader.end(_SUSPENDED),
+    "session.run.failed": _Reader._failed,  # noqa: SLF001
+}
+
+
+class ChatCompletionChunks(_Reader):
+    """
+    The stream.
+
+    Args:
+        head: What every chunk repeats.
+        attempt: The latest attempt when the client came.
+        include_usage: Whether the client wants the usage, in a chunk of its own.
+        hold: Whether the answer must not be sent before the turn says what it is as a whole.
+    """
+
+    def __init__(
+        self, head: CompletionHead, *, attempt: int = 1, include_usage: bool = False, hold: bool = False
+    ) -> None:
+        super().__init__(attempt=attempt)
+        self._head = head
+        self._include_usage = include_usage
+        self._hold = hold
+        self._out: list[str] = []
+        self._sent: list[str] = []  # JSON without quotes
+        self._sent_text = ""  # the same as text, while it is compared
+        self._resaid: int | None = None  # how many characters of it another attempt has said again
+        self._thought = False
+        members = encode(head.members("chat.completion.chunk"))[:-1]
+        self._start = f'data: {members},"choices":[{{"index":0,"delta":'
+        self._tail = ',"finish_reason":null}]}\n\n'
+        self._before = False
+
+    def feed(self, text: str) -> str:
+        """Return what whole lines of the log are to this client."""
+        self._out = []
+        if not self._before:
+            self._before = True
+            self._chunk({"role": "assistant", "content": ""})
+        self.take(text)
+        return "".join(self._out)
+
+    def _chunk(self, delta: Mapping[str, Any]) -> None:
+        self._out.append(f"{self._start}{encode(delta)}{self._tail}")
+
+    def say(self, piece: str) -> None:
+        """Send a piece of the answer, unless it was sent before."""
+        if self._resaid is not None:
+            self._compare(self._resaid, unquoted([piece]))
+        elif not self._hold:
+            self._sent.append(piece)
+            self._out.append(f'{self._start}{{"content":"{piece}"}}{self._tail}')
+
+    def think(self, text: str) -> None:
+        """Send a piece of the reasoning, under the name that most servers give it."""
+        if not self._hold and self._resaid is None:
+            self._thought = True
+            self._chunk({"reasoning_content": text})
+
+    def say_whole(self, text: str) -> None:
+        """Send what is new of the whole answer."""
+        self._hold = False
+        self._sent_text = unquoted(self._sent)
+        self._compare(0, text)
+
+    def begin_anew(self) -> None:
+        """Compare what follows with what was sent."""
+        if self._sent or self._thought:
+            self._sent_text = unquoted(self._sent)
+            self._resaid = 0
+
+    def _compare(self, at: int, text: str) -> None:
+        """Send what of *text*, said at a place of what was sent, comes behind that; end where it is another text."""
+        due = len(self._sent_text) - at
+        if not self._sent_text.startswith(text[:due], at):
+            self.end(ANSWER_RESTARTED)
+        elif len(text) < due:
+            self._resaid = at + len(text)
+        else:
+            self._resaid = None
+            if behind := text[due:]:
+                self.say(quoted(behind))
+
+    def ping(self) -> None:
+        """Send a comment."""
+        self._out.append(PING_FRAME)
+
+    def end(self, failure: Failure | None) -> None:
+        """Send the last chunks."""
+        if self._resaid is not None and failure is None and self._resaid < len(self._sent_text):
+            failure = ANSWER_RESTARTED  # the other attempt said less than was sent
+        super().end(failure)
+        if failure is not None:
+            self._out.append(f"data: {encode(error_members(failure.code, failure.message))}\n\n")
+            return
+        self._out.append(f'{self._start}{{}},"finish_reason":"{self.finish_reason}"}}]}}\n\n')
+        if self._include_usage:
+            members = {**self._head.members("chat.completion.chunk"), "choices": [], "usage": self.usage_members()}
+            self._out.append(f"data: {encode(members)}\n\n")
+        self._out.append(_DONE)
+
+
+class ChatCompletion(_Reader):
+    """
+    The object.
+
+    Args:
+        head: Its first members.
+        attempt: The latest attempt when the client came.
+    """
+
+    def __init__(self, head: CompletionHead, *, attempt: int = 1) -> None:
+        super().__init__(attempt=attempt)
+        self._head = head
+        self._said: list[str] = []
+        self._thought: list[str] = []
+
+    def feed(self, text: str) -> str:
+        """Take whole lines of the log; there is nothing to send before the end."""
+        self.take(text)
+        return ""
+
+    def say(self, piece: str) -> None:
+        """Take a piece of the answer."""
+        self._said.append(piece)
+
+    def think(self, text: str) -> None:
+        """Take a piece of the reasoning."""
+        self._thought.append(text)
+
+    def say_whole(self, text: str) -> None:
+        """Take the whole answer."""
+        self._said = [quoted(text)]
+
+    def begin_anew(self) -> None:
+        """Forget what was said."""
+        self._said, self._thought = [], []
+
+    def members(self) -> dict[str, Any]:
+        """Return the completion, once the turn is over and did not fail."""
+        message: dict[str, Any] = {"role": "assistant", "content": unquoted(self._said), "refusal": None}
+        if self._thought:
+            message["reasoning_content"] = "".join(self._thought)
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish_reason}
+        members = {**self._head.members("chat.completion"), "choices": [choice]}
+        usage = self.usage_members()
+        return members if usage is None else {**members, "usage": usage}

@@ -1,0 +1,331 @@
+"""
+The law of the projections: however a client was cut off and comes back, it ends with the whole, nothing doubled.
+
+Random attempts, of which all but the last were lost; random parts of what they had said were stored; clients see the
+live lines of whichever attempt, are cut off anywhere, and come back to the stored log.
+"""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatturn.events import (
+    ChatStreamEvent,
+    encode_lines,
+    reasoning_delta,
+    stored_event,
+    text_delta,
+    text_so_far,
+    tool_approval,
+    tool_call,
+    tool_error,
+    tool_result,
+    usage_event,
+)
+from chatturn.wire.ai_sdk import UiMessageStream
+from chatturn.wire.lines import last_seq, piece_of_answer, read_line
+from chatturn.wire.openai_chat import ChatCompletion, ChatCompletionChunks, CompletionHead
+from tests.support.chat_clients import CompletionView, UiMessageView, frames_of
+
+RUN_ID = "chat:acme:thread-1:0"
+HEAD = CompletionHead(id="chatcmpl-1", created=1, model="m")
+AHEAD = 10_000
+
+Words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
+
+
+def use_of_a_tool(name: str, outcome: str) -> list[ChatStreamEvent]:
+    calls = [tool_call(tool_call_id=name, tool_name="look", args={"q": name})]
+    if outcome == "approved":
+        calls.append(tool_approval(tool_call_id=name, tool_name="look", args={}, key="approve:1.1.0"))
+    if outcome in {"failed", "denied"}:
+        return [*calls, tool_error(tool_call_id=name, tool_name="look", code=outcome, message="no")]
+    return [*calls, tool_result(tool_call_id=name, tool_name="look", result=[1])]
+
+
+Said = st.one_of(
+    Words.map(text_delta).map(lambda event: [event]),
+    Words.map(text_delta).map(lambda event: [event]),
+    Words.map(reasoning_delta).map(lambda event: [event]),
+    st.builds(use_of_a_tool, st.sampled_from(["a", "b"]), st.sampled_from(["done", "approved", "failed", "denied"])),
+    st.just([usage_event(model="m", tokensIn=3, tokensOut=2, finishReason="stop")]),
+    st.just([ChatStreamEvent("citation", {"url": "https://example.com"})]),
+    st.just([ChatStreamEvent("message.part.updated", {"delta": "y", "part": {"id": "other", "type": "text"}})]),
+).map(list)
+
+ENDS = {
+    "completed": [ChatStreamEvent("session.run.completed", {"replayed": False})],
+    "cancelled": [ChatStreamEvent("session.run.cancelled", {"reason": "requested"})],
+    "suspended": [ChatStreamEvent("session.run.suspended", {"key": "k", "wakeAt": None})],
+    "failed": [
+        ChatStreamEvent("error", {"code": "backend_timeout", "message": "too long", "retryable": True}),
+        ChatStreamEvent("session.run.failed", {"code": "backend_timeout", "message": "too long", "retryable": True}),
+    ],
+}
+
+
+@dataclass
+class Attempt:
+    """
+    One attempt.
+
+    Attributes:
+        said: All its lines.
+        stored: How many of them were stored.
+    """
+
+    said: list[str]
+    stored: int
+
+
+@dataclass
+class Turn:
+    """A turn whose attempts were lost, all but the last; and what the log of a product that redacts has of it."""
+
+    attempts: list[Attempt]
+    redacted: list[str] | None
+
+    @property
+    def log(self) -> list[str]:
+        if self.redacted is not None:
+            return self.redacted
+        return [line for attempt in self.attempts for line in attempt.said[: attempt.stored]]
+
+
+@st.composite
+def turns(draw: st.DrawFn, *, lost: int = 3, redacts: bool = False, same: bool = False) -> Turn:
+    """Make a turn; where *same*, all attempts say the same."""
+    first = [event for events in draw(st.lists(Said, min_size=1, max_size=8)) for event in events]
+    attempts, seq = [], 0
+    redacted: list[str] = []
+    number = draw(st.integers(1, 1 + lost))
+    for attempt in range(1, number + 1):
+        events = [ChatStreamEvent("session.run.started" if attempt == 1 else "session.run.restarted", {})]
+        own = first if same or attempt == 1 else [e for events in draw(st.lists(Said, max_size=8)) for e in events]
+        events += own
+        if redacts:
+            kept = [stored_event(event) for event in events]
+        if attempt == number:
+            end = ENDS[draw(st.sampled_from(sorted(ENDS)))]
+            if redacts:
+                end = [ChatStreamEvent("result", {"finalText": "[redacted]"}), *end]
+            events += end
+            if redacts:
+                kept += end
+        said = encode_lines(events, seq, attempt)
+        stored = len(said) if attempt == number else draw(st.integers(0, len(said)))
+        attempts.append(Attempt(said, stored))
+        if redacts:
+            redacted += encode_lines(kept, seq, attempt)[:stored]
+        seq += stored + AHEAD
+    return Turn(attempts, redacted if redacts else None)
+
+
+def whole(turn: Turn) -> UiMessageView:
+    """Return what a client sees that comes when the turn is over."""
+    view = UiMessageView()
+    view.read(UiMessageStream(RUN_ID, attempt=len(turn.attempts)).feed("".join(turn.log)))
+    return view
+
+
+def live(turn: Turn, attempt: int, upto: int) -> list[str]:
+    """Return what a client has seen live, up to a line of an attempt, that came when the turn began."""
+    before = [line for each in turn.attempts[: attempt - 1] for line in each.said[: each.stored]]
+    return before + turn.attempts[attempt - 1].said[:upto]
+
+
+@st.composite
+def cut_off(draw: st.DrawFn, turn: Turn) -> tuple[int, str]:
+    """Cut a client off that read from the beginning; return at which attempt, and the characters it had by then."""
+    attempt = draw(st.integers(1, len(turn.attempts)))
+    lines = live(turn, attempt, draw(st.integers(0, len(turn.attempts[attempt - 1].said))))
+    text = UiMessageStream(RUN_ID).feed("".join(lines))
+    return attempt, text[: draw(st.integers(0, len(text)))]
+
+
+@given(st.data())
+@pytest.mark.parametrize("redacts", [False, True])
+def test_a_client_that_counts_ends_with_the_whole(redacts: bool, data: st.DataObject) -> None:
+    """WorkflowChatTransport: it comes back with the number of chunks it has, as often as it is cut off."""
+    turn = data.draw(turns(redacts=redacts))
+    _, text = data.draw(cut_off(turn))
+    view = UiMessageView()
+    view.read(text)
+    for _ in range(3):
+        if view.finished:
+            break
+        rest = UiMessageStream(RUN_ID, seen=view.chunks, attempt=len(turn.attempts)).feed("".join(turn.log))
+        cut = data.draw(st.integers(0, len(rest)) | st.just(len(rest)))
+        view.read(rest[:cut])
+    if not view.finished:
+        view.read(UiMessageStream(RUN_ID, seen=view.chunks, attempt=len(turn.attempts)).feed("".join(turn.log)))
+
+    assert view.finished
+    assert whole(turn).shown() == view.shown() or (redacts and len(turn.attempts) == 1 and view.text == "[redacted]")
+    assert whole(turn).finish_reason == view.finish_reason
+
+
+@given(st.data())
+def test_a_client_that_replays_ends_with_the_whole(data: st.DataObject) -> None:
+    """DefaultChatTransport: it clears the message at the first chunk of what it comes back to."""
+    turn = data.draw(turns())
+    _, text = data.draw(cut_off(turn))
+    view = UiMessageView()
+    view.read(text)
+    view.resume_from_the_start()
+    view.read(UiMessageStream(RUN_ID, attempt=len(turn.attempts)).feed("".join(turn.log)))
+
+    assert (whole(turn).shown(), RUN_ID, True) == (view.shown(), view.id, view.done)
+
+
+@given(st.data())
+def test_a_client_that_stays_ends_with_the_whole(data: st.DataObject) -> None:
+    """Takeovers while it reads, in whatever pieces the lines come: at most one step, cleared and said again."""
+    turn = data.draw(turns())
+    lines = live(turn, len(turn.attempts), len(turn.attempts[-1].said))
+    stream, view = UiMessageStream(RUN_ID), UiMessageView()
+    at = 0
+    while at < len(lines):
+        size = data.draw(st.integers(1, 5))
+        view.read(stream.feed("".join(lines[at : at + size])))
+        at += size
+
+    assert (whole(turn).shown(), True) == (view.shown(), stream.ended)
+    assert 1 == [part["type"] for part in view.parts].count("step-start")
+
+
+@given(st.data())
+def test_a_client_that_knows_no_reset_is_never_sent_one(data: st.DataObject) -> None:
+    """AI SDK 5 and 6: the body breaks off instead, and the replay that they come back to is whole."""
+    turn = data.draw(turns())
+    stream, view = UiMessageStream(RUN_ID, resets=False), UiMessageView()
+    text = stream.feed("".join(live(turn, len(turn.attempts), len(turn.attempts[-1].said))))
+    view.read(text)
+    if stream.broken:
+        again = UiMessageStream(RUN_ID, attempt=len(turn.attempts), resets=False).feed("".join(turn.log))
+        view.resume_from_the_start()
+        view.read(again)
+        text += again
+
+    assert '"reset-step"' not in text
+    assert whole(turn).shown() == view.shown()
+
+
+@given(st.data())
+def test_the_projection_does_not_depend_on_how_the_lines_come(data: st.DataObject) -> None:
+    """Line by line, or all at once: the same chunks."""
+    turn = data.draw(turns())
+    seen = data.draw(st.integers(0, 40))
+    attempt = data.draw(st.integers(1, len(turn.attempts)))
+    one_by_one = UiMessageStream(RUN_ID, seen=seen, attempt=attempt)
+    at_once = UiMessageStream(RUN_ID, seen=seen, attempt=attempt)
+
+    assert at_once.feed("".join(turn.log)) == "".join(map(one_by_one.feed, turn.log))
+
+
+@given(st.data())
+def test_a_completion_says_no_character_twice(data: st.DataObject) -> None:
+    """Attempts that say the same cost its reader nothing; one that says something else is an error, not a mixture."""
+    turn = data.draw(turns(same=data.draw(st.booleans())))
+    view = CompletionView()
+    chunks = ChatCompletionChunks(HEAD)
+    view.read(chunks.feed("".join(live(turn, len(turn.attempts), len(turn.attempts[-1].said)))))
+    late = ChatCompletion(HEAD, attempt=len(turn.attempts))
+    late.feed("".join(turn.log))
+
+    assert chunks.ended
+    if view.done:
+        assert late.members()["choices"][0]["message"]["content"] == view.text
+        assert "stop" == view.finish_reason
+    else:
+        assert view.error is not None
+        expected = {"answer_restarted"} if late.failure is None else {"answer_restarted", late.failure.code}
+        assert view.error["code"] in expected
+
+
+@given(st.data())
+def test_attempts_that_say_the_same_are_one_completion(data: st.DataObject) -> None:
+    """A model that repeats itself, or goes on where it was: the reader does not see that its worker died."""
+    turn = data.draw(turns(same=True))
+    view = CompletionView()
+    view.read(ChatCompletionChunks(HEAD).feed("".join(live(turn, len(turn.attempts), len(turn.attempts[-1].said)))))
+
+    assert (view.error or {}).get("code") != "answer_restarted"
+
+
+def test_what_was_said_so_far_is_not_sent_again() -> None:
+    """A model that goes on from a prefix: it is told first, as a whole, and only what is new is sent."""
+    first = encode_lines([ChatStreamEvent("session.run.started", {}), text_delta("Hel"), text_delta("lo, ")], 0, 1)
+    again = [ChatStreamEvent("session.run.restarted", {}), *text_so_far("Hello"), text_delta(", world")]
+    second = encode_lines([*again, *ENDS["completed"]], 20_000, 2)
+    view, ui = CompletionView(), UiMessageView()
+    view.read(ChatCompletionChunks(HEAD).feed("".join(first + second)))
+    ui.read(UiMessageStream(RUN_ID).feed("".join(first + second)))
+
+    assert ("Hello, world", "Hello, world") == (view.text, ui.text)
+
+
+def test_an_answer_that_will_be_redacted_is_held_back() -> None:
+    """OpenAI's format cannot take anything back: what the product has not seen is not sent."""
+    events = [
+        ChatStreamEvent("session.run.started", {}),
+        text_delta("call 555-1234"),
+        ChatStreamEvent("result", {"finalText": "call [telephone]"}),
+        *ENDS["completed"],
+    ]
+    view, ui = CompletionView(), UiMessageView()
+    view.read(ChatCompletionChunks(HEAD, hold=True).feed("".join(encode_lines(events, 0, 1))))
+    ui.read(UiMessageStream(RUN_ID).feed("".join(encode_lines(events, 0, 1))))
+
+    assert ("call [telephone]", "call [telephone]") == (view.text, ui.text)
+
+
+def test_usage_and_finish_reason_are_the_models() -> None:
+    """Tokens of several calls add up; an answer that was cut off says so."""
+    usage = {"model": "m", "tokensIn": 3, "tokensOut": 2, "tokensCached": 1}
+    events = [
+        text_delta("x"),
+        usage_event(**usage, finishReason="tool_calls"),
+        usage_event(**usage, finishReason="length"),
+        *ENDS["completed"],
+    ]
+    lines = "".join(encode_lines(events, 0, 1))
+    view, ui = CompletionView(), UiMessageView()
+    view.read(ChatCompletionChunks(HEAD, include_usage=True).feed(lines))
+    ui.read(UiMessageStream(RUN_ID).feed(lines))
+    whole = ChatCompletion(HEAD)
+    whole.feed(lines)
+
+    assert ("length", "length") == (view.finish_reason, ui.finish_reason)
+    assert view.usage is not None
+    assert view.usage == whole.members()["usage"]
+    assert (6, 4, 10) == tuple(view.usage[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
+
+
+def test_an_end_that_is_in_no_log_is_none_if_it_can_be_retried() -> None:
+    """A worker that lost its lease or its database: somebody else goes on, so the stream must."""
+    lost = {"code": "lease_lost", "message": "another", "retryable": True}
+    line = json.dumps({"type": "session.run.failed", "data": lost}) + "\n"
+    for projection in (UiMessageStream(RUN_ID), ChatCompletionChunks(HEAD), ChatCompletion(HEAD)):
+        projection.feed(line)
+        assert not projection.ended
+
+
+@given(Words, st.integers(0, 10**6), st.integers(1, 99))
+def test_a_piece_is_read_without_parsing(text: str, seq: int, attempt: int) -> None:
+    """The short way finds in a line what the parser finds."""
+    [line] = encode_lines([text_delta(text)], seq, attempt)
+    piece = piece_of_answer(line.rstrip("\n"))
+
+    assert text == json.loads(f'"{piece}"') == read_line(line).data["delta"]
+    assert seq == last_seq(line + '{"type":"ping"}\n')
+
+
+def test_a_ping_is_a_comment() -> None:
+    """No chunk, so it is not counted."""
+    ping = '{"type":"ping"}\n'
+    assert ": ping\n\n" == UiMessageStream(RUN_ID).feed(ping)
+    assert [] == frames_of(UiMessageStream(RUN_ID).feed(ping))
