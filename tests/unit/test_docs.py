@@ -181,8 +181,16 @@ def test_every_command_is_in_the_makefile() -> None:
 
     assert targets == set(said)
     assert targets - {"help"} == {
-        name for row in table("CONTRIBUTING.md", "Contributing") for name in re.findall("^`make ([a-z-]+)`", row[0])
+        name for row in table("CONTRIBUTING.md", "Commands") for name in re.findall("^`make ([a-z-]+)`", row[0])
     }
+
+
+def test_every_folder_of_the_source_has_its_line() -> None:
+    """Who looks for something finds the folder by what it holds."""
+    told = {name.rstrip("/") for row in table("CONTRIBUTING.md", "Where things are") for name in names(row[0])}
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in SRC.glob("*/__init__.py")}
+
+    assert folders == {name for name in told if name.startswith("src/chatturn/")}
 
 
 def test_the_checks_of_a_change_are_those_that_are_run() -> None:
