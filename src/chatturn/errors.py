@@ -44,11 +44,17 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
     + EmptyAnswer                          502 empty_answer (r)
   x OwnerUnavailable                     503 owner_unavailable (r): the session's Durable Object
   x HookError                            500 hook_failed: a product's hook raised
+  x AgentEvalError                       what agent-runtime's functions refuse
+    + ValidationError                      422 validation: what they were given is not valid
+      - InvalidRuntimeEvent                  422 validation
+      - SessionMismatchError                 422 validation
+    + RuntimeRunStateError                 409 run_state: the ledger's run does not stand where that can be done
 """
 
 from typing import ClassVar
 
 __all__ = [
+    "AgentEvalError",
     "AttemptsExhausted",
     "BackendError",
     "BackendProtocolError",
@@ -69,6 +75,7 @@ __all__ = [
     "HookError",
     "IdempotencyKeyReused",
     "InvalidField",
+    "InvalidRuntimeEvent",
     "KeysUnavailable",
     "LeaseLost",
     "MalformedRequest",
@@ -78,7 +85,9 @@ __all__ = [
     "PayloadTooLarge",
     "RequestError",
     "RunNotFound",
+    "RuntimeRunStateError",
     "SchemaOutdated",
+    "SessionMismatchError",
     "StepInputMismatch",
     "StepTimeout",
     "StepTooLarge",
@@ -89,6 +98,7 @@ __all__ = [
     "Unauthenticated",
     "UnsupportedMediaType",
     "UnsupportedParameter",
+    "ValidationError",
     "error_class",
     "error_classes",
 ]
@@ -155,6 +165,56 @@ class HookError(ChatTurnError):
     def __init__(self, message: str, *, hook: str) -> None:
         super().__init__(f"{hook}: {message}")
         self.hook = hook
+
+
+# What agent-runtime's functions refuse: the errors of the program that calls them, and of no client's.
+
+
+class AgentEvalError(ChatTurnError):
+    """What a function of agent-runtime was asked cannot be done; nothing was changed."""
+
+    code = "validation"
+    status = 422
+    public = "The service asked itself for something that is not valid. Contact the operator."
+
+
+class ValidationError(AgentEvalError, ValueError):
+    """What it was given is not valid; the message says what and why."""
+
+
+class InvalidRuntimeEvent(ValidationError):
+    """
+    The JSON is no value of agent-runtime's vocabulary.
+
+    Attributes:
+        where: The member that is wrong, as a path: ``task.intent``.
+    """
+
+    def __init__(self, where: str, message: str) -> None:
+        super().__init__(f"{where or 'the event'} {message}")
+        self.where = where
+
+
+class SessionMismatchError(ValidationError):
+    """
+    The session is one of another backend.
+
+    Attributes:
+        session_backend: Whose it is.
+        requested_backend: Who asked for it.
+    """
+
+    def __init__(self, session_backend: str, requested_backend: str) -> None:
+        super().__init__(f"the session is one of {session_backend!r}, and not of {requested_backend!r}")
+        self.session_backend = session_backend
+        self.requested_backend = requested_backend
+
+
+class RuntimeRunStateError(AgentEvalError, RuntimeError):
+    """The run does not stand where this can be done: a bug of the caller's; nothing was changed."""
+
+    code = "run_state"
+    status = 409
 
 
 # The caller must change the request.

@@ -14,9 +14,10 @@ _LINE = re.compile(
 SHARED_CODES = {
     "not_found": {"NotFound", "RunNotFound"},
     "malformed_request": {"MalformedRequest", "RequestError"},
+    "validation": {"AgentEvalError", "InvalidRuntimeEvent", "SessionMismatchError", "ValidationError"},
 }
 # Classes that gather others and are never raised themselves: the drawing gives no code for them.
-GATHERING = {"RequestError", "DurableRunError"}
+GATHERING = {"AgentEvalError", "RequestError", "DurableRunError"}
 
 
 def drawn() -> dict[str, re.Match[str]]:

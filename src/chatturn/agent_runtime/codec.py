@@ -17,6 +17,7 @@ from types import UnionType
 from typing import Any, Final, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 from chatturn.agent_runtime.events import EVENT_CLASSES, BackendMadeEvent, RuntimeMadeEvent, RuntimeStreamEvent
+from chatturn.errors import InvalidRuntimeEvent
 from chatturn.jsontext.depth import nests_deeper
 
 __all__ = [
@@ -39,19 +40,6 @@ _Reader: TypeAlias = Callable[[Any, str], Any]
 """Takes what JSON has and where it stands; returns what the field holds."""
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-
-
-class InvalidRuntimeEvent(ValueError):
-    """
-    The JSON is no event of agent-runtime's vocabulary.
-
-    Attributes:
-        where: The member that is wrong, as a path: ``task.intent``.
-    """
-
-    def __init__(self, where: str, message: str) -> None:
-        super().__init__(f"{where or 'the event'} {message}")
-        self.where = where
 
 
 # Writing.

@@ -16,6 +16,7 @@ from chatturn.agent_runtime.knowledge import (
     UserQuestion,
 )
 from chatturn.agent_runtime.tasks import AgentTaskSpec, AgentTaskStatus
+from chatturn.errors import ValidationError
 
 __all__ = [
     "MEMBERS",
@@ -152,7 +153,7 @@ class AgentRuntimeEvent:
     One event of the loop's: its type, its task, and the `MEMBERS` of its type.
 
     Raises:
-        ValueError: It lacks one of them, or has one of another type's.
+        ValidationError: It lacks one of them, or has one of another type's.
     """
 
     type: AgentRuntimeEventType
@@ -171,7 +172,7 @@ class AgentRuntimeEvent:
         given = {name for name in _OPTIONAL if getattr(self, name) is not None}
         if given != MEMBERS[self.type]:
             wrong = ", ".join(sorted(given ^ MEMBERS[self.type]))
-            raise ValueError(f"{self.type} has not the members that it must have: {wrong}")
+            raise ValidationError(f"{self.type} has not the members that it must have: {wrong}")
 
 
 _OPTIONAL: Final = frozenset[str]().union(*MEMBERS.values())

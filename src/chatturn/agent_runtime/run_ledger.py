@@ -22,6 +22,7 @@ from chatturn.agent_runtime.runs import (
     RuntimeRunStatus,
     count_of,
 )
+from chatturn.errors import ValidationError
 from chatturn.timestamps import iso_timestamp
 from chatturn.usage.money import micro_usd
 
@@ -43,7 +44,7 @@ def start_runtime_run(options: RuntimeRunOptions) -> "RuntimeRunHandle":
     Start a run.
 
     Raises:
-        ValueError: The workspace or the task has no id, or the run neither an id nor a token.
+        ValidationError: The workspace or the task has no id, or the run neither an id nor a token.
     """
     return RuntimeRunHandle(options)
 
@@ -89,9 +90,9 @@ class RuntimeRunHandle:
 
     def __init__(self, options: RuntimeRunOptions) -> None:
         if not options.workspace_id:
-            raise ValueError("a run needs a workspace_id")
+            raise ValidationError("a run needs a workspace_id")
         if not options.task_spec.id:
-            raise ValueError("a run's task needs an id")
+            raise ValidationError("a run's task needs an id")
         self.id = options.id or _default_id(options)
         self.workspace_id = options.workspace_id
         self.session_id = options.session_id
@@ -145,11 +146,11 @@ class RuntimeRunHandle:
         End the run.  A second time with the same status changes nothing: the first end stays.
 
         Raises:
-            ValueError: The status is that of a run that goes on.
+            ValidationError: The status is that of a run that goes on.
             RuntimeRunStateError: The run has ended with another status.
         """
         if TRANSITIONS[end.status]:
-            raise ValueError(f"a run does not end as {end.status}")
+            raise ValidationError(f"a run does not end as {end.status}")
         if self._status == end.status:
             return
         if end.status not in TRANSITIONS[self._status]:
@@ -206,5 +207,5 @@ class RuntimeRunHandle:
 
 def _default_id(options: RuntimeRunOptions) -> str:
     if options.token is None:
-        raise ValueError("a run needs an id, or a token to make one")
+        raise ValidationError("a run needs an id, or a token to make one")
     return f"{options.task_spec.id}:{options.token()}"

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 
 from chatturn.agent_runtime.events import LlmCallEvent
 from chatturn.agent_runtime.tasks import AgentTaskSpec
+from chatturn.errors import RuntimeRunStateError, ValidationError
 from chatturn.usage.money import usd
 
 __all__ = [
@@ -55,10 +56,6 @@ TRANSITIONS: Final[Mapping[RuntimeRunStatus, frozenset[RuntimeRunStatus]]] = {
 """Every legal move.  A run is over where there is none."""
 
 
-class RuntimeRunStateError(RuntimeError):
-    """The run does not stand where this can be done: a bug of the caller's; nothing was changed."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeRunCost:
     """
@@ -74,7 +71,7 @@ class RuntimeRunCost:
         estimated_micro_usd: What the calls whose cost was not measured may have cost; None without an estimate.
 
     Raises:
-        ValueError: A number is negative, or no whole number.
+        ValidationError: A number is negative, or no whole number.
     """
 
     tokens_in: int | None = None
@@ -90,7 +87,7 @@ class RuntimeRunCost:
         for item in fields(self):
             value = getattr(self, item.name)
             if item.type is not bool and value is not None and (type(value) is not int or value < 0):
-                raise ValueError(f"{item.name} must be a whole number from 0, not {value!r:.40}")
+                raise ValidationError(f"{item.name} must be a whole number from 0, not {value!r:.40}")
 
     def to_json(self) -> dict[str, Any]:
         """

@@ -39,6 +39,7 @@ from chatturn.agent_runtime.events import (
 )
 from chatturn.agent_runtime.fixed_words import is_fixed
 from chatturn.agent_runtime.tasks import AgentTaskStatus
+from chatturn.errors import ValidationError
 from chatturn.telemetry.redaction import REDACTED, without_secret_members
 from chatturn.timestamps import epoch_ms
 
@@ -108,12 +109,12 @@ class TraceBridge:
         options: Where they belong.
 
     Raises:
-        ValueError: The run has no id.
+        ValidationError: The run has no id.
     """
 
     def __init__(self, options: TraceBridgeOptions) -> None:
         if not options.run_id:
-            raise ValueError("a trace bridge needs a run_id")
+            raise ValidationError("a trace bridge needs a run_id")
         numbers = count(1)
         self._options = options
         self._new_event_id = options.new_event_id or (lambda: f"evt-{next(numbers)}")

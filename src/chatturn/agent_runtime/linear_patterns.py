@@ -1,0 +1,310 @@
+"""
+Regular expressions whose search takes time in proportion to the text, whatever the pattern and the text are.
+
+Python's own `re` goes back and tries again: ``(a+)+$`` takes 2^n steps for n letters, and ``.*x`` n^2.  Patterns here
+come from an agent's profile and texts from its users, so neither may decide how long a search takes.  A pattern is
+parsed by `re`'s own parser and run as an automaton that looks at each character once.  What an automaton cannot do
+(look-around, back-references, atomic groups) is refused when the pattern is compiled.
+
+    (a|b)+c      ─▶  nodes: split ─▶ char ─▶ …      one node for each character of the pattern, repeats written out
+    search       ─▶  states: sets of nodes          made when they are first reached, and kept
+
+Source:
+    R. Cox, "Regular Expression Matching Can Be Simple And Fast", 2007: swtch.com/~rsc/regexp/regexp1.html.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from typing import Any, Final, TypeAlias
+
+from chatturn.errors import ValidationError
+
+__all__ = ["MAX_NODES", "LinearPattern"]
+
+MAX_NODES: Final = 2_000
+"""Of one pattern's automaton, its repeats written out: ``x{500}`` has 500."""
+
+_MAX_STATES: Final = 2_000  # then all are forgotten, and made again as they are reached
+
+_PARSER: Final[Any] = import_module("re._parser")  # the standard library's; typeshed does not declare it
+
+_CATEGORIES: Final = {
+    "CATEGORY_DIGIT": r"\d",
+    "CATEGORY_NOT_DIGIT": r"\D",
+    "CATEGORY_SPACE": r"\s",
+    "CATEGORY_NOT_SPACE": r"\S",
+    "CATEGORY_WORD": r"\w",
+    "CATEGORY_NOT_WORD": r"\W",
+}
+_OF_A_CHARACTER: Final = re.IGNORECASE | re.ASCII | re.DOTALL
+
+# What stands before or after a position.  A line end that is the text's last character is another one than others.
+_EDGE, _LAST_LINE_END, _LINE_END, _OTHER = "", "\n$", "\n", "."
+
+_Node: TypeAlias = int
+_ACCEPT: Final[_Node] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Character:
+    """A node that takes one character."""
+
+    fits: re.Pattern[str]
+    following: _Node
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """A node that takes nothing, and goes on in several ways."""
+
+    following: list[_Node]
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """A node that takes nothing, where `holds` says so of what stands before and after."""
+
+    holds: Callable[["_Side", "_Side"], bool]
+    following: _Node
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """What a position can know of the character beside it."""
+
+    kind: str
+    is_word: bool = False
+    is_ascii_word: bool = False
+
+
+_OUTSIDE: Final = _Side(_EDGE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Class:
+    """All that a pattern can know of a character."""
+
+    fitting: frozenset[re.Pattern[str]]
+    side: _Side
+
+
+@dataclass(slots=True, eq=False)
+class _State:
+    """Where a search can be: its nodes, what the character before was, and where each character leads."""
+
+    nodes: frozenset[_Node]
+    before: _Side
+    by_character: dict[str, "_State"] = field(default_factory=dict)
+    by_class: dict[_Class, "_State"] = field(default_factory=dict)
+
+
+class LinearPattern:
+    """
+    A pattern that is searched for in linear time.
+
+    Args:
+        source: In `re`'s syntax.
+        flags: `re`'s.
+
+    Raises:
+        ValidationError: `re` does not understand it, it has more than `MAX_NODES` nodes, or it has look-around, a
+            back-reference, a condition, or an atomic or possessive part.
+    """
+
+    def __init__(self, source: str, flags: int = 0) -> None:
+        try:
+            parsed = _PARSER.parse(source, int(flags) & ~re.DEBUG)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValidationError(f"the pattern {source!r:.200} is none: {error}") from error
+        self._nodes: list[_Character | _Split | _Position] = [_Split([])]
+        try:
+            self._entry = self._build(parsed, parsed.state.flags, _ACCEPT)
+        except _Refused as error:
+            raise ValidationError(f"the pattern {source!r:.200} {error}") from error
+        self._characters = {node.fits for node in self._nodes if isinstance(node, _Character)}
+        self._looks_around = any(isinstance(node, _Position) for node in self._nodes)
+        self._found = _State(frozenset(), _OUTSIDE)
+        self._failed = _State(frozenset(), _OUTSIDE)
+        self._states: dict[tuple[frozenset[_Node], _Side], _State] = {}
+        self._classes: dict[str, _Class] = {}
+
+    def search(self, text: str) -> bool:
+        """Say whether the pattern is anywhere in *text*; nothing is remembered from one call to the next but speed."""
+        state, found = self._state(frozenset(), _OUTSIDE), self._found
+        body, last = (text[:-1], _LAST_LINE_END) if text.endswith("\n") else (text, _EDGE)
+        for character in body:
+            state = state.by_character.get(character) or self._step(state, character)
+            if state is found:
+                return True
+        if last is _LAST_LINE_END:
+            state = self._step(state, last)
+        return state is found or self._step(state, _EDGE) is found
+
+    # Searching.
+
+    def _step(self, state: _State, character: str) -> _State:
+        if state is self._found:
+            return state
+        character_class = self._classes.get(character) or self._class_of(character)
+        following = state.by_class.get(character_class) or self._follow(state, character_class)
+        state.by_class[character_class] = state.by_character[character] = following
+        return following
+
+    def _follow(self, state: _State, character: _Class) -> _State:
+        nodes = self._reachable(state.nodes | {self._entry}, state.before, character.side)
+        if _ACCEPT in nodes:
+            return self._found
+        if character.side.kind is _EDGE:
+            return self._failed
+        taken = (self._nodes[node] for node in nodes)
+        following = frozenset(
+            node.following for node in taken if isinstance(node, _Character) and node.fits in character.fitting
+        )
+        return self._state(following, character.side if self._looks_around else _OUTSIDE)
+
+    def _reachable(self, nodes: Iterable[_Node], before: _Side, after: _Side) -> set[_Node]:
+        """Return *nodes* and what can be reached from them without taking a character."""
+        reached, found = set[_Node](), list(nodes)
+        while found:
+            number = found.pop()
+            if number in reached:
+                continue
+            reached.add(number)
+            match self._nodes[number]:
+                case _Split(following=following):
+                    found += following
+                case _Position(holds=holds, following=next_node) if holds(before, after):
+                    found.append(next_node)
+                case _:
+                    pass
+        return reached
+
+    def _state(self, nodes: frozenset[_Node], before: _Side) -> _State:
+        state = self._states.get((nodes, before))
+        if state is None:
+            if len(self._states) >= _MAX_STATES:
+                for old in self._states.values():  # each may lead to any other: let none of them be reached
+                    old.by_character.clear()
+                    old.by_class.clear()
+                self._states.clear()
+            state = self._states[nodes, before] = _State(nodes, before)
+        return state
+
+    def _class_of(self, character: str) -> _Class:
+        shown = character[:1]
+        fitting = frozenset(fits for fits in self._characters if shown and fits.match(shown))
+        side = _OUTSIDE if character is _EDGE else _side_of(character)
+        if not self._looks_around and character is not _EDGE:
+            side = _Side(_OTHER)
+        found = self._classes[character] = _Class(fitting, side)
+        return found
+
+    # Compiling.
+
+    def _add(self, node: _Character | _Split | _Position) -> _Node:
+        if len(self._nodes) >= MAX_NODES:
+            raise _Refused(f"has more than {MAX_NODES} nodes: repeat less, or say it in several patterns")
+        self._nodes.append(node)
+        return len(self._nodes) - 1
+
+    def _build(self, items: Any, flags: int, following: _Node) -> _Node:
+        """Add the nodes of a sequence that goes on at *following*; return the first of them."""
+        for operator, value in reversed(list(items)):
+            following = self._item(str(operator), value, flags, following)
+        return following
+
+    def _item(self, operator: str, value: Any, flags: int, following: _Node) -> _Node:
+        match operator, value:
+            case "LITERAL" | "NOT_LITERAL" | "ANY" | "IN", _:
+                return self._add(_Character(_one_character(operator, value, flags), following))
+            case "BRANCH", (_, ways):
+                return self._add(_Split([self._build(way, flags, following) for way in ways]))
+            case "SUBPATTERN", (_, added, removed, inner):
+                return self._build(inner, (flags | added) & ~removed, following)
+            case "MAX_REPEAT" | "MIN_REPEAT", (least, most, inner):
+                return self._repeat(inner, least, most, flags, following)
+            case "AT", _:
+                return self._add(_Position(_holding(str(value), flags), following))
+            case _:
+                raise _Refused("cannot be searched in linear time: it has look-around, a back-reference or the like")
+
+    def _repeat(self, inner: Any, least: int, most: Any, flags: int, following: _Node) -> _Node:
+        if most is _PARSER.MAXREPEAT:
+            loop = _Split([following])
+            entry = self._add(loop)
+            loop.following.append(self._build(inner, flags, entry))
+        else:
+            entry = following
+            for _ in range(most - least):
+                entry = self._add(_Split([following, self._build(inner, flags, entry)]))
+        for _ in range(least):
+            entry = self._build(inner, flags, entry)
+        return entry
+
+
+class _Refused(Exception):
+    """The pattern cannot be run in linear time; says why."""
+
+
+def _side_of(character: str) -> _Side:
+    kind = {_LINE_END: _LINE_END, _LAST_LINE_END: _LAST_LINE_END}.get(character, _OTHER)
+    is_word = character.isalnum() or character == "_"
+    return _Side(kind, is_word, is_word and character.isascii())
+
+
+@cache
+def _compiled(source: str, flags: int) -> re.Pattern[str]:
+    return re.compile(source, flags)
+
+
+def _one_character(operator: str, value: Any, flags: int) -> re.Pattern[str]:
+    """Return `re`'s own pattern for one character, so that what a class or a case is, is `re`'s to say."""
+    match operator:
+        case "ANY":
+            source = "."
+        case "LITERAL":
+            source = _spelled(value)
+        case "NOT_LITERAL":
+            source = f"[^{_spelled(value)}]"
+        case _:
+            source = f"[{''.join(_member(str(kind), item) for kind, item in value)}]"
+    return _compiled(source, flags & _OF_A_CHARACTER)
+
+
+def _member(kind: str, item: Any) -> str:
+    match kind:
+        case "NEGATE":
+            return "^"
+        case "LITERAL":
+            return _spelled(item)
+        case "RANGE":
+            return f"{_spelled(item[0])}-{_spelled(item[1])}"
+        case _:
+            return _CATEGORIES[str(item)]
+
+
+def _spelled(code_point: int) -> str:
+    return f"\\U{code_point:08x}"
+
+
+def _holding(kind: str, flags: int) -> Callable[[_Side, _Side], bool]:
+    """Return what says whether a position of *kind* is between two sides."""
+    many_lines, ascii_only = bool(flags & re.MULTILINE), bool(flags & re.ASCII)
+
+    def at_boundary(before: _Side, after: _Side) -> bool:
+        if ascii_only:
+            return before.is_ascii_word != after.is_ascii_word
+        return before.is_word != after.is_word
+
+    conditions: dict[str, Callable[[_Side, _Side], bool]] = {
+        "AT_BEGINNING": lambda before, _: before.kind is _EDGE or (many_lines and before.kind is not _OTHER),
+        "AT_BEGINNING_STRING": lambda before, _: before.kind is _EDGE,
+        "AT_END": lambda _, after: after.kind in {_EDGE, _LAST_LINE_END} or (many_lines and after.kind is _LINE_END),
+        "AT_END_STRING": lambda _, after: after.kind is _EDGE,
+        "AT_BOUNDARY": at_boundary,
+        "AT_NON_BOUNDARY": lambda before, after: not at_boundary(before, after),
+    }
+    return conditions[kind]
