@@ -32,8 +32,12 @@ Mounts = Mapping[str, Path]
 """Folder or file below /session/metadata ("" is the root of it) -> the one on this machine."""
 
 
-def assemble(folder: Path, *, mounts: Mounts, entry: str, config: Config) -> None:
-    """Write a complete Worker to *folder*; `folder / "wrangler.json"` is its configuration."""
+def assemble(folder: Path, *, mounts: Mounts, entry: str, config: Config, checks_snapshot: bool = False) -> None:
+    """
+    Write a complete Worker to *folder*; `folder / "wrangler.json"` is its configuration.
+
+    With *checks_snapshot* it answers every request with what an upload could not store of it (see `dev.snapshot`).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     _link(paths.PYODIDE / "pyodide.asm.wasm", folder / "pyodide.asm.wasm")
     _link(paths.PYODIDE / "pyodide.mjs", folder / "pyodide.mjs")
@@ -47,7 +51,9 @@ def assemble(folder: Path, *, mounts: Mounts, entry: str, config: Config) -> Non
     for module in paths.HOST.glob("*.mjs"):
         shutil.copyfile(module, folder / module.name)
     shutil.copyfile(paths.HOST / "bootstrap.py", folder / "bootstrap.txt")
-    (folder / "settings.mjs").write_text(f"export const ENTRY = {json.dumps(entry)};\n")
+    settings = {"ENTRY": entry, "CHECKS_SNAPSHOT": checks_snapshot}
+    exports = [f"export const {name} = {json.dumps(value)};\n" for name, value in settings.items()]
+    (folder / "settings.mjs").write_text("".join(exports))
     (folder / "main.mjs").write_text(_main_module(config))
     _copy_sdk_javascript(mounts, folder)
 

@@ -1,8 +1,8 @@
 """
 `make deploy-check`: what wrangler would upload, for every product, without uploading it.
 
-Works offline. Fails when wrangler refuses the configuration, or when something that does not
-belong in a Worker would be uploaded.
+Works offline. Fails when wrangler refuses the configuration, when something that does not belong in
+a Worker would be uploaded, or when a module holds what the upload's memory snapshot cannot store.
 """
 
 import subprocess
@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Final
 
 from dev import paths, wrangler
+from dev.server import StartError
+from dev.snapshot import check_snapshot
 
 _COMPILED: Final = {".so", ".pyc", ".pyd", ".dylib"}
 
 
 def main() -> int:
     """Check every environment; return the exit status."""
-    problems = list(_misplaced_files())
+    problems = [*_misplaced_files(), *_unstorable()]
     for environment in ["", *tomllib.loads(paths.DEPLOYMENT_CONFIG.read_text("utf-8")).get("env", {})]:
         name = environment or "default"
         with tempfile.TemporaryDirectory(prefix="chatturn-") as folder:
@@ -50,6 +52,14 @@ def _dry_run(environment: str, folder: Path) -> subprocess.CompletedProcess[str]
         text=True,
         check=False,
     )
+
+
+def _unstorable() -> Iterator[str]:
+    """Yield what would end the upload, which takes a snapshot of Python's memory."""
+    try:
+        yield from map(str, check_snapshot().faults)
+    except StartError as error:
+        yield f"the Worker cannot be imported:\n{error}"
 
 
 def _misplaced_files() -> Iterator[str]:

@@ -51,6 +51,8 @@ class Server:
     """A `.dev.vars` file; its values take precedence over `[vars]`."""
     schema: Path | None = None
     health_path: str = "/healthz"
+    checks_snapshot: bool = False
+    """Whether it answers with what an upload could not store, instead of as itself."""
     output: IO[bytes] | int | None = None
     """Where wrangler prints; default: `folder / "log.txt"`."""
     boot_seconds: float = field(default=0.0, init=False)
@@ -102,7 +104,9 @@ class Server:
 
     def assemble(self) -> None:
         """Write what wrangler is to run to `bundle`."""
-        assemble(self.bundle, mounts=self.mounts, entry=self.entry, config=self.config)
+        assemble(
+            self.bundle, mounts=self.mounts, entry=self.entry, config=self.config, checks_snapshot=self.checks_snapshot
+        )
 
     def configurations(self) -> list[Path]:
         """Return what wrangler is to run."""

@@ -27,6 +27,24 @@ function predictableBytes(array) {
   return array;
 }
 
+let pathSymbol;
+
+/** `Symbol`, which tells us the one under which Pyodide's tracking Proxy has an object's path. */
+const watchedSymbol = new Proxy(Symbol, {
+  apply(target, self, [description]) {
+    const made = Reflect.apply(target, self, [description]);
+    if (description === "getAccessorList") pathSymbol = made;
+    return made;
+  },
+});
+
+/** The path from `globalThis` by which Python was given `object`, undefined if it was not. */
+export function pathOf(object) {
+  const path = object[pathSymbol];
+  // What was made with `new` inherits from a prototype that has a path; put back, it would be that prototype.
+  return path !== undefined && Object.getPrototypeOf(object)?.[pathSymbol] !== path ? path : undefined;
+}
+
 /** Runs `action` with properties replaced, `[target, name, value]` each, and puts them back. */
 async function withShims(shims, action) {
   const undo = shims.map(([target, name, value]) => {
@@ -41,8 +59,13 @@ async function withShims(shims, action) {
   }
 }
 
-/** The Python interpreter, with nothing of ours mounted yet. */
-export function bootPyodide() {
+/**
+ * The Python interpreter, with nothing of ours mounted yet.
+ *
+ * If `tracked`, Python is shown the globals as Cloudflare shows them while it makes a snapshot: behind a Proxy that
+ * writes down by which path each object was reached.  That costs a start without our own snapshot.
+ */
+export function bootPyodide({ tracked = false } = {}) {
   const browser = [
     [globalThis, "window", globalThis],
     [globalThis, "document", { createElement() {} }],
@@ -51,6 +74,7 @@ export function bootPyodide() {
     [globalThis, "addEventListener", () => {}],
     [globalThis, "location", { href: INDEX_URL, toString: () => INDEX_URL }],
     [globalThis, "fetch", bundledFetch],
+    [globalThis, "Symbol", watchedSymbol],
     [crypto, "getRandomValues", predictableBytes],
     // workerd has compiled the module already, and has no calls that promise to.
     [
@@ -77,8 +101,9 @@ export function bootPyodide() {
     return await loadPyodide({
       indexURL: INDEX_URL,
       packageBaseUrl: INDEX_URL,
-      env: { HOME: "/session" }, // the working directory; the rest is in the snapshot
-      _loadSnapshot: unpack(snapshot),
+      ...(tracked
+        ? { env: { HOME: "/session", LANG: "en.UTF-8", PYTHONHASHSEED: "111" }, _makeSnapshot: true }
+        : { env: { HOME: "/session" }, _loadSnapshot: unpack(snapshot) }), // the rest of env is in the snapshot
       stdout: (line) => console.log(line),
       stderr: (line) => console.error(line),
     });

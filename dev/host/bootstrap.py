@@ -12,11 +12,12 @@ import os
 import random
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from site import addsitedir
 from types import ModuleType, TracebackType
 from typing import Any, Final
 
-from pyodide.ffi import to_js
+from pyodide.ffi import JsProxy, to_js
 
 SOURCES: Final = "/session/metadata"
 VENDORED: Final = f"{SOURCES}/python_modules"
@@ -130,3 +131,71 @@ async def call_method(relaxed: bool, instance: object, name: str, *args: Any) ->
         converted = converted[: _most_arguments(instance.__class__, name)]  # type: ignore[arg-type]  # classes hash
     result = method(*converted)
     return python_to_rpc(await result if inspect.isawaitable(result) else result)
+
+
+def import_everything(entry: str) -> list[str]:
+    """
+    Import the entry module and whatever of its sources can be imported at all; return the names of the modules.
+
+    What needs a module that the Worker lacks, SQLite's for example, is never part of one.
+    """
+    importlib.import_module(entry)
+    for path in sorted(Path(SOURCES).rglob("*.py")):
+        parts = path.relative_to(SOURCES).with_suffix("").parts
+        if parts[0] == "python_modules":
+            continue
+        try:
+            importlib.import_module(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] not in sys.stdlib_module_names:
+                raise
+    return [name for name, module in list(sys.modules.items()) if _is_ours(module)]
+
+
+def _is_ours(module: ModuleType) -> bool:
+    return (getattr(module, "__file__", None) or "").startswith(SOURCES)
+
+
+def holders(number_of: Callable[[object], int]) -> dict[int, str]:
+    """
+    Find out who holds JavaScript objects: return a place, like ``module.name``, for each that is found.
+
+    Args:
+        number_of: Returns the number of an object that is looked for, -1 for any other.
+    """
+    found: dict[int, str] = {}
+    for name, module in list(sys.modules.items()):
+        if _is_ours(module):
+            _look(name, vars(module), number_of, found, set())
+    return found
+
+
+def _look(place: str, value: Any, number_of: Callable[[object], int], found: dict[int, str], seen: set[int]) -> None:
+    if id(value) in seen or isinstance(value, str | bytes | int | float | ModuleType):
+        return
+    seen.add(id(value))
+    if isinstance(value, JsProxy):
+        number = number_of(value)
+        if number >= 0:
+            found.setdefault(number, place)
+        return
+    for name, part in _parts(value):
+        _look(f"{place}.{name}", part, number_of, found, seen)
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    """Return what *value* is made of, as far as Python code can hold something in it."""
+    match value:
+        case dict():
+            return [(str(name), part) for name, part in list(value.items())]
+        case list() | tuple() | set() | frozenset():
+            return [(str(number), part) for number, part in enumerate(value)]
+        case functools.partial():
+            return [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
+        case type():
+            return [*vars(value).items()]
+    if inspect.isfunction(value):
+        closure = inspect.getclosurevars(value).nonlocals if value.__closure__ else {}
+        return [("defaults", value.__defaults__), ("kwdefaults", value.__kwdefaults__), *closure.items()]
+    slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ()) if isinstance(name, str)]
+    return [*getattr(value, "__dict__", {}).items(), *((name, getattr(value, name, None)) for name in slots)]

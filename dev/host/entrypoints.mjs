@@ -7,7 +7,8 @@ import { bootPyodide, duringStartup, replaceTimers } from "./boot.mjs";
 import { digestOf, mount } from "./sources.mjs";
 import sources from "./sources.tar";
 import bootstrapSource from "./bootstrap.txt";
-import { ENTRY } from "./settings.mjs";
+import { checkSnapshot } from "./snapshot_check.mjs";
+import { CHECKS_SNAPSHOT, ENTRY } from "./settings.mjs";
 
 const KINDS = {
   WorkerEntrypoint: cloudflareWorkersModule.WorkerEntrypoint,
@@ -68,26 +69,33 @@ function* patchEnvHelper(patch) {
 }
 
 async function start() {
-  const python = await bootPyodide();
+  const python = await bootPyodide({ tracked: CHECKS_SNAPSHOT });
   replaceTimers();
   mount(python.FS, sources, "/session/metadata");
-  python.registerJsModule("_cloudflare_compat_flags", { ...Cloudflare.compatibilityFlags });
-  python.registerJsModule("_pyodide_entrypoint_helper", {
+  const flags = { ...Cloudflare.compatibilityFlags };
+  const helper = {
     cloudflareWorkersModule,
     cloudflareSocketsModule,
     doAnImport: (name) => import(name),
     patchWaitUntil,
     patch_env_helper: patchEnvHelper,
-  });
+  };
+  python.registerJsModule("_cloudflare_compat_flags", flags);
+  python.registerJsModule("_pyodide_entrypoint_helper", helper);
   const bootstrap = python.runPython("import types; types.ModuleType('bootstrap')");
   python.runPython(bootstrapSource, { globals: bootstrap.__dict__, filename: "bootstrap.py" });
-  const classes = await duringStartup(python, async () => {
+  return await duringStartup(python, async () => {
     bootstrap.set_up_search_path();
     bootstrap.forbid_early_randomness();
-    return await bootstrap.load.callPromising(ENTRY);
+    if (CHECKS_SNAPSHOT) {
+      // What the platform gives every Worker is found again by name.
+      const given = [flags, helper, ...Object.values(helper), cloudflareWorkersModule.env];
+      return { report: checkSnapshot(python, bootstrap, ENTRY, given) };
+    }
+    const classes = await bootstrap.load.callPromising(ENTRY);
+    // Looked up once: it takes a tenth of a millisecond.
+    return { bootstrap, classes, callMethod: bootstrap.call_method };
   });
-  // Looked up once: it takes a tenth of a millisecond.
-  return { bootstrap, classes, callMethod: bootstrap.call_method };
 }
 
 // `dev/run.py` waits for it: requests reach the new sources from here on.
@@ -126,16 +134,21 @@ function notStarted() {
   return new Response(startupError, { status: 500, headers: { "content-type": "text/plain;charset=utf-8" } });
 }
 
+function report() {
+  return Response.json(runtime.report);
+}
+
 /** The JavaScript class for the Python class `className`; one Python instance for each of its own. */
 export function entrypoint(className, expectedKind) {
-  const exported = runtime?.classes[className];
-  if (runtime && exported?.kind !== expectedKind) {
+  const exported = runtime?.classes?.[className];
+  if (runtime?.classes && exported?.kind !== expectedKind) {
     startupError = `the entry module ${ENTRY} exports no ${expectedKind} named ${className}`;
     console.error(`chatturn: ${startupError}`);
   }
   const Stand = class extends KINDS[expectedKind] {
     constructor(...args) {
       super(...args);
+      if (runtime?.report) return new Proxy(this, { get: (_, name) => (name === "fetch" ? report : undefined) });
       if (startupError) return new Proxy(this, { get: (_, name) => (name === "fetch" ? notStarted : undefined) });
       const instance = instantiate(className, args);
       instance.catch(() => {}); // Reported by the call that awaits it.

@@ -1,0 +1,5 @@
+"""A module that the entry imports."""
+
+import js
+
+kept = js.AbortController.new()
