@@ -4,7 +4,10 @@ import ast
 import asyncio
 import json
 import re
+import subprocess
+import textwrap
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import MISSING, fields, replace
@@ -18,6 +21,7 @@ from urllib.request import Request
 
 import pytest
 
+from chatturn import product
 from chatturn.agent_runtime.events import EVENT_CLASSES
 from chatturn.agent_runtime.mapping import RuntimeEventMapper
 from chatturn.agent_runtime.sanitize import RuntimeTelemetryOptions
@@ -85,9 +89,9 @@ def table(page: str, heading: str) -> list[list[str]]:
 
 
 def blocks(language: str) -> list[str]:
-    """Return every fenced block of *language*, of all pages."""
-    fence = re.compile(rf"^```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-    return [block for text in PAGES.values() for block in fence.findall(text)]
+    """Return every fenced block of *language*, of all pages; those inside lists are indented."""
+    fence = re.compile(rf"^( *)```{language}\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(found[2]) for text in PAGES.values() for found in fence.finditer(text)]
 
 
 def anchors(page: str) -> set[str]:
@@ -209,6 +213,17 @@ def test_every_python_sample_compiles_and_its_imports_exist(source: str) -> None
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("chatturn.", "products.")):
             module = import_module(str(node.module))
             assert [] == [alias.name for alias in node.names if not hasattr(module, alias.name)], node.module
+
+
+@pytest.mark.parametrize("source", blocks("sh"))
+def test_every_shell_sample_can_be_read_by_a_shell(source: str) -> None:
+    """Without being run."""
+    assert "" == subprocess.run(["sh", "-n"], input=source, capture_output=True, text=True, check=False).stderr
+
+
+@pytest.mark.parametrize("source", blocks("toml"))
+def test_every_toml_sample_is_toml(source: str) -> None:
+    assert tomllib.loads(source)
 
 
 @pytest.mark.parametrize("source", blocks("json"))
@@ -505,6 +520,31 @@ def test_the_modules_of_agent_runtimes_vocabulary_exist() -> None:
     for name in (name for row in rows for name in names(row[0])):
         assert (SRC.parent / (name.replace(".", "/") + ".py")).exists(), name
     assert f"the {len(EVENT_CLASSES)} types" in rows[1][1]
+
+
+# The public face
+
+
+def test_every_name_that_a_product_may_import_is_told() -> None:
+    """And none that it cannot."""
+    rows = table("docs/reference/hooks.md", "What a product imports")
+
+    assert sorted(product.__all__) == sorted(name for row in rows for name in names(row[0]))
+
+
+@pytest.mark.parametrize(
+    ("heading", "shown"),
+    [
+        ("What `produce` is given", {*(item.name for item in fields(product.TurnContext)), "traceparent"}),
+        ("What the last two hooks are given", {item.name for item in fields(product.FinishedTurn)}),
+        ("Attributes of the class", {"sync_http", "tools", "instructions", "runtime_runs"}),
+        ("Tools and approvals", {item.name for item in fields(product.Tool)}),
+    ],
+)
+def test_every_member_of_what_hooks_are_given_is_told(heading: str, shown: set[str]) -> None:
+    told = {name.partition("(")[0] for row in table("docs/reference/hooks.md", heading) for name in names(row[0])}
+
+    assert shown == told
 
 
 # Telemetry
