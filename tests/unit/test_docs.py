@@ -616,7 +616,7 @@ async def test_the_token_in_the_manual_is_accepted() -> None:
 
     assert ("acme", "ann", frozenset({"turns"})) == (principal.tenant_id, principal.user_id, principal.scopes)
     assert set(scope["claims"]) <= {
-        name for row in table("docs/reference/http.md", "Authentication") for name in names(row[0])
+        name for row in table("docs/reference/authentication.md", "Tokens") for name in names(row[0])
     }
 
 
