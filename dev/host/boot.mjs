@@ -111,31 +111,15 @@ export function bootPyodide({ tracked = false } = {}) {
 }
 
 /**
- * Runs `action`, Python code that still belongs to the start-up.
- *
- * workerd's refusal of entropy would tear the interpreter down if it met a call from C.
- * C gets predictable bytes, `bootstrap.py` makes Python's own functions raise, and JavaScript's
- * `crypto`, called from Python, refuses as it does on Cloudflare.
- */
-export function duringStartup(python, action) {
-  const real = crypto.getRandomValues.bind(crypto);
-  const getRandomValues = (array) =>
-    array.buffer === python._module.HEAPU8.buffer ? predictableBytes(array) : real(array);
-  return withShims([[crypto, "getRandomValues", getRandomValues]], action);
-}
-
-/**
  * Replaces the timers as Cloudflare's bootstrap does before it imports the entry module, for good.
  *
- * Of the arguments only two are passed on, and a timer of 0 ms is a microtask, whose id takes nothing back.
+ * Of the arguments only two are passed on, and without a time it is a microtask, whose id takes nothing back.
  */
 export function replaceTimers() {
   const original = globalThis.setTimeout.bind(globalThis);
   globalThis.setTimeout = function setTimeout(handler, timeout) {
-    if (timeout === 0) {
-      queueMicrotask(handler);
-      return 0;
-    }
-    return original(handler, timeout);
+    if (timeout || typeof handler === "string") return original(handler, timeout);
+    queueMicrotask(() => handler());
+    return 0;
   };
 }

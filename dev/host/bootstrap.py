@@ -5,6 +5,7 @@ Runs inside workerd, in a module of its own that Worker code cannot import.
 Mirrors `introspection.py` and `setup_python_search_path.py` of workerd.
 """
 
+import _random
 import functools
 import importlib
 import inspect
@@ -22,14 +23,15 @@ from pyodide.ffi import JsProxy, to_js
 SOURCES: Final = "/session/metadata"
 VENDORED: Final = f"{SOURCES}/python_modules"
 
-_guarded: list[tuple[ModuleType, str, Callable[..., Any]]] = []
-"""What is replaced until the first request: the module, the name there, and what belongs there."""
+_guarded: list[tuple[ModuleType | type, str, Callable[..., Any]]] = []
+"""What is replaced until the first request: the module or class, the name there, and what belongs there."""
 
 
 def set_up_search_path() -> None:
-    """Put our sources, then the vendored packages, between the stdlib and site-packages."""
+    """Put the vendored packages between the stdlib and site-packages, and our sources behind them all."""
     at = next(i for i, path in enumerate(sys.path) if "site-packages" in path)
-    sys.path[at:at] = [SOURCES, VENDORED]
+    sys.path.insert(at, VENDORED)
+    sys.path.append(SOURCES)
     sys.dont_write_bytecode = True
     addsitedir(VENDORED)
 
@@ -47,20 +49,24 @@ def forbid_early_randomness() -> None:
     refused = OSError("Randomness is not allowed before the first request: not at import")
     _guard(os, "urandom", refused)
     _guard(random, "_urandom", refused)
+    # A generator of one's own is allowed with a seed, and only without asks for entropy.
+    _guard(_random.Random, "seed", refused, unless=lambda _generator, seed=None: seed is not None)
 
 
-def _guard(module: ModuleType, name: str, error: Exception) -> None:
-    function = getattr(module, name)
+def _guard(
+    owner: ModuleType | type, name: str, error: Exception, *, unless: Callable[..., bool] = lambda *_, **__: False
+) -> None:
+    function = getattr(owner, name)
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         # `from random import choice` at import keeps this function for good.
-        if _guarded:
+        if _guarded and not unless(*args, **kwargs):
             raise error
         return function(*args, **kwargs)
 
-    setattr(module, name, guarded)
-    _guarded.append((module, name, function))
+    setattr(owner, name, guarded)
+    _guarded.append((owner, name, function))
 
 
 def before_first_request() -> None:

@@ -3,7 +3,7 @@
 
 import * as cloudflareWorkersModule from "cloudflare:workers";
 import * as cloudflareSocketsModule from "cloudflare:sockets";
-import { bootPyodide, duringStartup, replaceTimers } from "./boot.mjs";
+import { bootPyodide, replaceTimers } from "./boot.mjs";
 import { digestOf, mount } from "./sources.mjs";
 import sources from "./sources.tar";
 import bootstrapSource from "./bootstrap.txt";
@@ -84,18 +84,17 @@ async function start() {
   python.registerJsModule("_pyodide_entrypoint_helper", helper);
   const bootstrap = python.runPython("import types; types.ModuleType('bootstrap')");
   python.runPython(bootstrapSource, { globals: bootstrap.__dict__, filename: "bootstrap.py" });
-  return await duringStartup(python, async () => {
-    bootstrap.set_up_search_path();
-    bootstrap.forbid_early_randomness();
-    if (CHECKS_SNAPSHOT) {
-      // What the platform gives every Worker is found again by name.
-      const given = [flags, helper, ...Object.values(helper), cloudflareWorkersModule.env];
-      return { report: checkSnapshot(python, bootstrap, ENTRY, given) };
-    }
-    const classes = await bootstrap.load.callPromising(ENTRY);
-    // Looked up once: it takes a tenth of a millisecond.
-    return { bootstrap, classes, callMethod: bootstrap.call_method };
-  });
+  bootstrap.set_up_search_path();
+  bootstrap.forbid_early_randomness();
+  // From here on C that asks for entropy meets workerd's refusal, which ends the interpreter, as it does on Cloudflare.
+  if (CHECKS_SNAPSHOT) {
+    // What the platform gives every Worker is found again by name.
+    const given = [flags, helper, ...Object.values(helper), cloudflareWorkersModule.env];
+    return { report: checkSnapshot(python, bootstrap, ENTRY, given) };
+  }
+  const classes = await bootstrap.load.callPromising(ENTRY);
+  // Looked up once: it takes a tenth of a millisecond.
+  return { bootstrap, classes, callMethod: bootstrap.call_method };
 }
 
 // `dev/run.py` waits for it: requests reach the new sources from here on.

@@ -106,7 +106,7 @@ class URL:
 
 fetch: JsProxy
 
-def setTimeout(callback: Callable[..., Any] | JsProxy, ms: float, *arguments: Any) -> int: ...
+def setTimeout(callback: Callable[[], Any] | JsProxy, ms: float) -> int: ...  # further arguments are dropped
 def clearTimeout(timer: int | None) -> None: ...
 
 # What pyodide-http asks for by name; Workers have none of them until `workerd/sync_http.py` gives them.

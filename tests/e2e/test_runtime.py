@@ -85,14 +85,14 @@ def test_every_socket_is_on_the_loopback_address(probe: Worker) -> None:
     assert {"127.0.0.1"} == listening_addresses(descendants(leader))
 
 
-def test_the_standard_library_comes_before_the_sources_and_these_before_what_is_vendored(probe: Worker) -> None:
-    """A module named like one of the standard library is hidden here, too, and not only when deployed."""
+def test_the_search_path_is_in_the_order_of_the_platform(probe: Worker) -> None:
+    """A module of ours named like one of the standard library, or like a vendored one, is hidden here, too."""
     path = get(probe, "path")["path"]
 
-    order = [path.index(name) for name in ("/session/metadata", "/session/metadata/python_modules")]
-    stdlib = [path.index("/lib/python313.zip"), path.index("/lib/python3.13")]
-    assert [*stdlib, *order] == sorted([*stdlib, *order])
-    assert path[-1].endswith("site-packages")
+    order = ["/lib/python313.zip", "/lib/python3.13", "/session/metadata/python_modules", "/session/metadata"]
+    assert order == [name for name in path if name in order]
+    assert path[-2].endswith("site-packages")
+    assert path[-1] == "/session/metadata"
 
 
 def test_nothing_of_the_machine_that_made_the_snapshot_is_in_it(probe: Worker) -> None:
@@ -124,6 +124,21 @@ def test_entropy_and_the_clock_do_not_exist_at_import(probe: Worker) -> None:
     seen = get(probe, "at_import")
 
     assert ("raised RuntimeError", "raised OSError", 0) == (seen["random"], seen["uuid4"], seen["time"])
+    assert ("raised OSError", "gave 41") == (seen["unseeded"], seen["seeded"])
+
+
+def test_timers_entropy_and_fetch_are_refused_at_import(probe: Worker) -> None:
+    """What JavaScript offers is refused by workerd itself."""
+    seen = get(probe, "at_import")
+
+    assert {"raised JsException"} == {seen["timer"], seen["entropy"], seen["fetch"]}
+
+
+def test_a_timer_passes_nothing_on_and_one_without_a_time_cannot_be_taken_back(probe: Worker) -> None:
+    """`setTimeout` has the two parameters of the platform's, and is the same in requests."""
+    seen = get(probe, "timers")
+
+    assert {"heard": [[], [], []], "ids": [True, False, False], "parameters": 2} == seen
 
 
 def test_entropy_and_the_clock_are_real_in_a_request(probe: Worker, first_life: Life) -> None:

@@ -239,6 +239,14 @@ def test_no_top_level_name_shadows_the_standard_library() -> None:
     assert names & sys.stdlib_module_names == set()
 
 
+def test_no_vendored_package_has_a_name_of_ours() -> None:
+    """The Worker searches what is vendored before `src/`: a vendored `products` would hide ours."""
+    vendored = {path.stem for path in (SRC.parent / "python_modules").iterdir()}
+
+    assert {"workers"} <= vendored
+    assert {path.stem for path in SRC.iterdir() if path.name != "__pycache__"} & vendored == set()
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_no_module_is_too_long(path: Path) -> None:
     """What does not fit on a few screens is two things."""

@@ -36,12 +36,23 @@ def _outcome(call: Any) -> str:
         return f"raised {type(error).__name__}"
 
 
-AT_IMPORT = {
+AT_IMPORT: dict[str, Any] = {
     "random": _outcome(random.random),
+    "seeded": _outcome(lambda: random.Random(7).randrange(100)),
+    "unseeded": _outcome(random.Random),
+    "timer": _outcome(lambda: js.setTimeout(js.Object, 10)),
+    "entropy": _outcome(lambda: js.crypto.getRandomValues(to_js(b"1"))),
     "uuid4": _outcome(uuid.uuid4),
     "time": time.time(),
     "run_sync": can_run_sync(),
 }
+
+
+def _see_refusal(promise: Any) -> None:
+    AT_IMPORT["fetch"] = _outcome(promise.result)
+
+
+js.fetch("http://127.0.0.1").add_done_callback(_see_refusal)
 
 
 def _origin(name: str) -> dict[str, Any]:
@@ -105,6 +116,18 @@ class _Probes:
         slept = run_sync(asyncio.sleep(0.01, "slept"))
         response = run_sync(js.fetch(await request.text()))
         return _json({"can_run_sync": possible, "slept": slept, "fetched": run_sync(response.text())})
+
+    async def timers(self, _request: Request, _argument: str) -> Response:
+        """Set timers with more arguments than two, and try to take one of 0 ms back."""
+        heard: list[list[Any]] = []
+        hear = create_proxy(lambda *given: heard.append(list(given)))
+        set_timeout: Any = js.setTimeout
+        ids = [set_timeout(hear, 5, "more"), set_timeout(hear, 0, "now"), set_timeout(hear)]
+        js.clearTimeout(ids[1])
+        cancelled = set_timeout(hear, 5, "cancelled")
+        js.clearTimeout(cancelled)
+        await asyncio.sleep(0.05)
+        return _json({"heard": heard, "ids": [bool(each) for each in ids], "parameters": set_timeout.length})
 
     async def settings(self, _request: Request, _argument: str) -> Response:
         rows = (await self.env.DB.prepare("SELECT 1 AS one").all())["results"]
