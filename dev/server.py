@@ -88,6 +88,9 @@ class Server:
             StartError: It ended, or did not answer within START_SECONDS; nothing is left running.
         """
         began = time.monotonic()
+        for folder in (self.folder, self.state):  # Conversations and secrets: nobody else's on this machine.
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
         self.assemble()
         self._write_secrets()
         if self.schema is not None:

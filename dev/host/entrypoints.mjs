@@ -4,6 +4,7 @@
 import * as cloudflareWorkersModule from "cloudflare:workers";
 import * as cloudflareSocketsModule from "cloudflare:sockets";
 import { bootPyodide, replaceTimers } from "./boot.mjs";
+import { refusal } from "./hosts.mjs";
 import { digestOf, mount } from "./sources.mjs";
 import sources from "./sources.tar";
 import bootstrapSource from "./bootstrap.txt";
@@ -154,7 +155,10 @@ export function entrypoint(className, expectedKind) {
       return new Proxy(this, {
         get(target, name, receiver) {
           if (typeof name !== "string") return Reflect.get(target, name, receiver);
-          return async (...given) => callMethod(expectedKind, await instance, name, given);
+          return async (...given) => {
+            const refused = expectedKind === "WorkerEntrypoint" && name === "fetch" && refusal(given[0]);
+            return refused || (await callMethod(expectedKind, await instance, name, given));
+          };
         },
       });
     }

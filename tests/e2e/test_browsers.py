@@ -111,3 +111,30 @@ def test_a_ticket_ends_with_its_token(worker: Worker) -> None:
     client.post("ending")
 
     assert event_source(worker, ticket(client, "ending")["stream"]).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:{port}", 200),
+        ("app.localhost:3000", 200),
+        ("evil.example.com", 421),
+        ("evil.example.com:{port}", 421),
+        ("localhost.evil.example.com", 421),
+        ("127.0.0.1.evil.example.com", 421),
+        ("192.168.0.7", 421),
+    ],
+)
+def test_a_foreign_name_does_not_reach_this_machine(worker: Worker, host: str, status: int) -> None:
+    """A site may let its name lead here, and its pages are then of the same origin: the name alone tells."""
+    named = host.format(port=worker.server.port)
+
+    assert http.get(f"{worker.url}/healthz", headers={"host": named}).status_code == status
+
+
+def test_nobody_else_on_this_machine_reads_the_state(worker: Worker) -> None:
+    """Conversations, secrets and the log are below folders of the user's own."""
+    for folder in (worker.server.state, worker.server.folder):
+        assert folder.stat().st_mode & 0o077 == 0

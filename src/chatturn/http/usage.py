@@ -21,7 +21,8 @@ _MONEY: Final = frozenset({"costMicroUsd", "unpricedCalls"})
 _KINDS: Final = ("delivered", "wasted")
 
 # What a spreadsheet would take for a formula.  Source: OWASP, "CSV Injection".
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_BLANKS_OF_FORMULAS: Final = ("\t", "\r", "\n")
 
 
 async def get_usage(call: Call) -> HttpResponse:
@@ -61,17 +62,27 @@ def _json_response(by: str, page: UsagePage) -> HttpResponse:
 def _csv_response(by: str, page: UsagePage) -> HttpResponse:
     """Make a table with one line for each group; what is not known is an empty field."""
     text = io.StringIO()
-    writer = csv.writer(text)
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     names = GROUP_NAMES[by]
     writer.writerow([*names, *_flat(page.total)])
     writer.writerows(_line(group, names) for group in page.groups)
-    headers = {"Content-Type": f"{_CSV}; charset=utf-8", "Cache-Control": "no-store", "Vary": "Accept"}
+    headers = {
+        "Content-Type": f"{_CSV}; charset=utf-8",
+        "Cache-Control": "no-store",
+        "Vary": "Accept",
+        "X-Content-Type-Options": "nosniff",
+    }
     return HttpResponse(status=200, headers=headers, body=text.getvalue().encode())
 
 
 def _line(group: UsageGroup, names: Sequence[str]) -> list[Any]:
     texts = [group.names[name] or "" for name in names]
-    return [*(f"'{text}" if text.startswith(_FORMULA) else text for text in texts), *_flat(group.sums).values()]
+    return [*map(_harmless, texts), *_flat(group.sums).values()]
+
+
+def _harmless(text: str) -> str:
+    """Return *text* as no formula; blanks before it do not keep every spreadsheet from taking it for one."""
+    return f"'{text}" if text.startswith(_BLANKS_OF_FORMULAS) or text.lstrip().startswith(_FORMULA) else text
 
 
 def _flat(sums: Sums) -> Mapping[str, Any]:

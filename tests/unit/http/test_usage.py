@@ -119,7 +119,20 @@ async def test_days_are_a_period_that_includes_its_ends(database: SqliteDatabase
 
 
 @pytest.mark.parametrize(
-    "name", ['=HYPERLINK("http://evil")', "+1", "-1", "@SUM(A1)", "\tx", "\n=1", "\uff1d1", 'a"b,c\r\nd']
+    "name",
+    [
+        '=HYPERLINK("http://evil")',
+        "+1",
+        "-1",
+        "@SUM(A1)",
+        "\tx",
+        "\n=1",
+        "\uff1d1",
+        " =1",
+        " \t =1",
+        "\u3000@A1",
+        'a"b,c\r\nd',
+    ],
 )
 async def test_no_name_is_a_formula_in_a_table(database: SqliteDatabase, name: str) -> None:
     """A model's name is anything that its API says; a spreadsheet must not run it, nor lose its place."""
@@ -129,5 +142,7 @@ async def test_no_name_is_a_formula_in_a_table(database: SqliteDatabase, name: s
     [line] = csv.DictReader(io.StringIO(reply.response.body.decode(), newline=""))
 
     assert "text/csv; charset=utf-8" == reply.response.headers["Content-Type"]
+    assert "nosniff" == reply.response.headers["X-Content-Type-Options"]
+    assert reply.response.body.startswith(b'"model","turns",')
     assert line["model"] == (name if name.startswith("a") else f"'{name}")
     assert ("7", "2", "") == tuple(line[f"delivered.{each}"] for each in ("tokensIn", "tokensOut", "costMicroUsd"))

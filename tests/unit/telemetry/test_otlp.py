@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatturn.errors import BackendTransportError, ConfigurationError
+from chatturn.errors import BackendRejected, BackendTransportError, ConfigurationError
 from chatturn.settings import Settings
 from chatturn.telemetry.operator_log import log_record
 from chatturn.telemetry.otlp import outbound, sending
@@ -312,6 +312,23 @@ async def test_each_signal_has_its_address() -> None:
     await sends.flush()
 
     assert ["traces", "metrics", "logs"] == [request.url.rpartition("/")[2] for request in collector.requests]
+
+
+@pytest.mark.parametrize(("capture", "leaves"), [("false", False), ("true", True)])
+async def test_what_an_api_said_leaves_only_with_content(capture: str, leaves: bool) -> None:
+    """Its words may quote the conversation: the console has them always, a collector only if content may go there."""
+    collector, log = Collected(), Logged()
+    setting = {"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": capture}
+    sends = fixed_telemetry(collector, log, **setting).outbound
+    error = BackendRejected("400", backend="openai", detail="you said: my password is hunter2")
+    sends.log("turn.failed", {"error": error, "calls": [{"error": error}], "detail": "the product's own"})
+    await sends.flush()
+    [request] = [each for each in collector.requests if each.url.endswith("logs")]
+
+    assert ("hunter2" in request.body) == leaves
+    assert "backend_rejected" in request.body
+    assert "the product's own" in request.body
+    assert error is log[0][1]["error"]
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])

@@ -70,7 +70,7 @@ INSTRUMENTS: Final[Mapping[str, Instrument]] = {
     "chatturn.replays": Instrument("{request}", "Requests for turns that had finished."),
     "chatturn.takeovers": Instrument("{attempt}", "Attempts that followed on one whose worker was lost."),
     "chatturn.tokens.wasted": Instrument("{token}", "Tokens of attempts that delivered nothing."),
-    "chatturn.telemetry.tracer.dropped": Instrument("{item}", "Spans, points and records that were not delivered."),
+    "chatturn.telemetry.dropped": Instrument("{item}", "Spans, points and records that were not delivered."),
 }
 
 _Key = tuple[tuple[str, AttributeValue], ...]

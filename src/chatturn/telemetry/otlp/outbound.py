@@ -8,7 +8,7 @@ request's means; what cannot be delivered is counted, and each reason is logged 
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from chatturn.telemetry.operator_log import OperatorLog, log_record
 from chatturn.telemetry.otlp.encoding import SIGNALS, Signal, encode_log
@@ -38,16 +38,20 @@ class Outbound:
         sender: Sends.
         console: Where log lines go in any case.
         now_ns: Nanoseconds since the epoch.
+        shows_content: Whether records may hold what a model's API said of an error: it may quote the conversation.
 
     Attributes:
         metrics: Of this isolate.
     """
 
-    def __init__(self, sender: Sender, *, console: OperatorLog, now_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, sender: Sender, *, console: OperatorLog, now_ns: Callable[[], int], shows_content: bool = False
+    ) -> None:
         self.metrics = Metrics(now_ns)
         self._sender = sender
         self._log = console
         self._now_ns = now_ns
+        self._shows_content = shows_content
         self._waiting: dict[Signal, list[str]] = {"traces": [], "logs": []}
         self._characters: dict[Signal, int] = {"traces": 0, "logs": 0}
         self._told: set[tuple[Signal, str]] = set()
@@ -85,12 +89,15 @@ class Outbound:
         self._log(event, particulars)
         # Nobody can be told that the log itself is broken, and the turn goes on.
         with suppress(Exception):
-            self.add("logs", encode_log(log_record(event, particulars), self._now_ns(), trace_id, span_id))
+            record = log_record(event, particulars)
+            if not self._shows_content:
+                record = _without_detail(record)
+            self.add("logs", encode_log(record, self._now_ns(), trace_id, span_id))
 
     def lose(self, loss: Loss) -> None:
         """Count what is not delivered; say so, the first time that it happens for this reason."""
-        attributes = {"chatturn.telemetry.tracer.signal": loss.signal, "chatturn.telemetry.tracer.reason": loss.reason}
-        self.metrics.count("chatturn.telemetry.tracer.dropped", loss.items, attributes)
+        attributes = {"chatturn.telemetry.signal": loss.signal, "chatturn.telemetry.reason": loss.reason}
+        self.metrics.count("chatturn.telemetry.dropped", loss.items, attributes)
         if (loss.signal, loss.reason) in self._told:
             return
         self._told.add((loss.signal, loss.reason))
@@ -134,3 +141,11 @@ class Outbound:
     def _take(self, signal: Signal) -> list[str]:
         taken, self._waiting[signal], self._characters[signal] = self._waiting[signal], [], 0
         return taken
+
+
+def _without_detail(value: Any) -> Any:
+    """Return a copy of a record, JSON, in which errors do not say what a model's API said."""
+    if isinstance(value, dict):
+        described = "type" in value and "code" in value  # an error of ours: see `log_record`
+        return {name: _without_detail(each) for name, each in value.items() if not (described and name == "detail")}
+    return [_without_detail(each) for each in value] if isinstance(value, list) else value

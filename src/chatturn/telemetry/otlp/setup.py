@@ -118,10 +118,11 @@ def make_telemetry(
         resource={conventions.SERVICE_NAME: settings.otel_service_name},
         now=lambda: now_ns() / 1e9,
     )
+    shows_content = settings.otel_instrumentation_genai_capture_message_content == "true"
     return Telemetry(
-        outbound=Outbound(sender, console=console, now_ns=now_ns),
+        outbound=Outbound(sender, console=console, now_ns=now_ns, shows_content=shows_content),
         ratio=parse_ratio(_RATIO, settings.otel_traces_sampler_arg),
-        shows_content=settings.otel_instrumentation_genai_capture_message_content == "true",
+        shows_content=shows_content,
         now_ns=now_ns,
         new_id=new_id,
     )
