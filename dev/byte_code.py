@@ -21,7 +21,7 @@ _ROOT: Final = "/session/metadata"
 
 _KEPT: Final = paths.BUILD / "byte-code"
 _WORTH_A_COMPILER: Final = 100_000
-"""So many bytes of sources take workerd as long as the compiler takes to start."""
+"""Bytes of sources that workerd compiles in the time that the compiler takes to start."""
 
 
 def look_up(name: str, source: bytes) -> tuple[str, bytes] | None:

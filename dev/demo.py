@@ -221,7 +221,7 @@ def _play(screen: _Screen, model: DemoModel, server: Server) -> bool:
     for name, value in {
         "turns": 2, "answers lost": 0 if whole and kept else "SOME", "answers doubled": 0 if whole else "SOME",
         "kills": 1, "model calls": model.calls, "words in the answers": words, "words that the model said": model.words,
-        "said in vain": model.words - words,
+        "said twice or thrown away": model.words - words,
     }.items():  # fmt: skip
         print(f"  {name:<28}{value}")
     return whole and free and kept

@@ -30,7 +30,7 @@ __all__ = ["main", "run_groups"]
 
 _AT_ONCE: Final = 2 + (os.cpu_count() or 1)
 _HANDS: Final = 2
-"""What mostly computes fills so many processors."""
+"""Processors that are filled by groups that mostly compute."""
 _SECONDS: Final = paths.BUILD / "test-seconds.json"
 _TESTS: Final = paths.ROOT / "tests"
 _PYTEST: Final = (sys.executable, "-m", "pytest", "-ra")

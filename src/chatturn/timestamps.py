@@ -26,7 +26,7 @@ def moment_after(moment: str, milliseconds: int) -> str:
 
 def iso_timestamp(moment_ms: int) -> str:
     """
-    Return the moment so many milliseconds after the epoch, as JavaScript's `toISOString` writes it.
+    Return the moment *moment_ms* milliseconds after the epoch, as JavaScript's `toISOString` writes it.
 
     Raises:
         OverflowError: It is before the year 1 or after 9999.

@@ -57,7 +57,7 @@ class Sweep:
         return [run.run_id for run in (await self.service.deployment.store.list_runs(query)).runs]
 
     async def _resume(self, run_ids: list[str]) -> int:
-        """Go on with turns, some at the same time, until so many have run as fit one sweep."""
+        """Go on with turns, some at the same time, until as many have run as fit one sweep."""
         waiting, resumed = iter(run_ids), 0
         at_once = RESUMED_AT_ONCE[self.service.deployment.settings.workers_plan]
         service = replace(self.service, deployment=self.service.deployment.running(at_once))

@@ -138,7 +138,7 @@ CREATE TABLE IF NOT EXISTS chat_turns (
   created_at TEXT NOT NULL CHECK (length(created_at) = 24),           -- UTC, YYYY-MM-DDTHH:MM:SS.mmmZ
   updated_at TEXT NOT NULL CHECK (length(updated_at) = 24),           -- the latest claim
   log_from INTEGER NOT NULL DEFAULT 0 CHECK (log_from >= 0),          -- seq from which on the log is this answer's
-  suspensions INTEGER NOT NULL DEFAULT 0 CHECK (suspensions >= 0),    -- attempts that ended in a wait, not in vain
+  suspensions INTEGER NOT NULL DEFAULT 0 CHECK (suspensions >= 0),    -- attempts that ended in a wait
   cancelled_at TEXT CHECK (length(cancelled_at) = 24),                -- when it ended as cancelled; null: it did not
   followed_until TEXT CHECK (length(followed_until) = 24),            -- until when a reader in another isolate counts
   first_attempt INTEGER NOT NULL DEFAULT 1 CHECK (first_attempt >= 1),  -- the first at what is asked now
@@ -215,7 +215,7 @@ CREATE TABLE IF NOT EXISTS chat_usage (
   first_token_ms INTEGER CHECK (first_token_ms >= 0),
   duration_ms INTEGER CHECK (duration_ms >= 0),
   error_code TEXT,                      -- why it failed, or that its worker had lost the turn
-  request_id TEXT,                      -- the idempotency key of its requests; null: nobody lived to say
+  request_id TEXT,                      -- the idempotency key of its requests; null: the worker died before
   PRIMARY KEY (run_id, attempt, call_index)
 ) STRICT, WITHOUT ROWID;
 

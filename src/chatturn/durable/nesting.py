@@ -1,8 +1,8 @@
 """
 Steps inside steps, which are refused.
 
-A step that another one asks for takes a position while that one runs.  On a replay that one does not run, nobody
-asks for the inner step, and every step behind it is taken for another: so it is found out at once instead.
+An inner step takes a position while the outer one runs.  On a replay the outer step does not run, so nobody asks for
+the inner one, and every step behind it would be taken for another.  So an inner step is refused at once.
 """
 
 from collections.abc import Iterator

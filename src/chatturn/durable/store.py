@@ -268,7 +268,7 @@ class DurableRunStore(Protocol):
 
         Args:
             older_than_ms: Since they ended, by the database's clock.
-            limit: At most so many in this one transaction; call again until fewer are deleted.
+            limit: Runs deleted in this one transaction, at most; call again until fewer are deleted.
 
         Returns:
             How many runs were deleted.

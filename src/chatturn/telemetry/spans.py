@@ -71,7 +71,7 @@ class SpanRecorder:
 
     Args:
         now_ns: Nanoseconds since the epoch.
-        new_id: Gives so many random bytes, in lower-case hex.
+        new_id: Takes a number of bytes; returns that many random ones in lower-case hex.
         parent: The span around all of these, which is not recorded here.
         limit: Spans, at most.
         shows_content: Whether what is said may be noted.
@@ -238,7 +238,7 @@ class _OpenSpan:
         )
 
     def __enter__(self) -> Self:
-        self._recorder._enter(self)  # noqa: SLF001  likewise
+        self._recorder._enter(self)  # noqa: SLF001  the recorder is this class's own
         return self
 
     def __exit__(
@@ -246,7 +246,7 @@ class _OpenSpan:
     ) -> None:
         if error is not None and not isinstance(error, GeneratorExit):
             self.fail(error.code if isinstance(error, ChatTurnError) else type(error).__name__)
-        self._recorder._exit(self)  # noqa: SLF001  likewise
+        self._recorder._exit(self)  # noqa: SLF001  the recorder is this class's own
 
 
 def _current_task() -> object:

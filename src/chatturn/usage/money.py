@@ -18,9 +18,9 @@ _MICRO: Final = Decimal(10) ** -6
 
 def micro_usd(dollars: object) -> int | None:
     """
-    Return so many US dollars in millionths.
+    Return *dollars* in micro-US-dollars: 0.1 is 100,000.
 
-    A float is taken as the shortest decimal that reads back as it, which is what was written: 0.1 is 100,000.
+    A float is taken as the shortest decimal that reads back as it, which is what was written.
 
     Returns:
         None for what is no amount, and so is not known: no number, not finite, negative, or over `MAX_MICRO_USD`.
@@ -31,5 +31,5 @@ def micro_usd(dollars: object) -> int | None:
 
 
 def usd(amount_micro_usd: int) -> float:
-    """Return so many millionths in US dollars: the nearest float, of which `micro_usd` makes the same again."""
+    """Return micro-US-dollars as dollars: the nearest float, of which `micro_usd` makes the same amount again."""
     return amount_micro_usd / 10**6

@@ -104,7 +104,7 @@ class PriceTable:
         return news
 
     def price(self, model: str) -> Price | None:
-        """Return what a model costs; None if nobody has said."""
+        """Return what a model costs; None if neither the deployment's prices nor the table has it."""
         for name in (model, _SNAPSHOT.sub("", model)):
             price = self._own.get(name) or PRICES.get(name)
             if price is not None:

@@ -45,7 +45,7 @@ class Line:
         type: Of its event.
         data: Of its event; empty for none.
         seq: Its place in the log; None for a line that is in no log.
-        attempt: Which attempt said it; None likewise.
+        attempt: Which attempt said it; None for a line that is in no log.
     """
 
     type: str

@@ -235,7 +235,7 @@ class _Ids:
         self._left = ""
 
     def take(self, size: int) -> str:
-        """Return so many random bytes, in lower-case hex."""
+        """Return *size* random bytes in lower-case hex."""
         if len(self._left) < 2 * size:
             self._left = os.urandom(_RANDOM_BYTES).hex()
         taken, self._left = self._left[: 2 * size], self._left[2 * size :]

@@ -20,7 +20,7 @@ from chatturn.workerd.ffi import settled, started
 __all__ = ["SessionObjects", "SessionWatch"]
 
 _LOOK_EVERY_MS: Final = 20_000
-"""At most: the platform puts an object away that nobody has asked for 70 s."""
+"""Below 70 s: after so long without a request the platform puts an object away."""
 
 _NAME: Final = "name"
 """Where the object keeps its name: an alarm is not always told it."""

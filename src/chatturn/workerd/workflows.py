@@ -47,8 +47,8 @@ class WorkflowInstance:
     `WorkflowStepLike` for one instance.
 
     Args:
-        event: What the SDK gave to ``run``.
-        step: Likewise.
+        event: What the SDK gave to ``run`` as its event.
+        step: What the SDK gave to ``run`` as its step object.
         binding: The Workflow's raw binding.
 
     Attributes:

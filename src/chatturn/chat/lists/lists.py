@@ -43,7 +43,7 @@ class MessageQuery:
 
     Attributes:
         before: Of turns before this index; None for the latest.
-        limit: Of so many turns.
+        limit: The messages of this many turns, at most.
     """
 
     before: int | None
@@ -74,7 +74,7 @@ class TurnQuery:
     Attributes:
         status: One of `RUN_STATUSES`, or None for any.
         tenant_id: Whose; None for every tenant's.
-        limit: At most so many on a page.
+        limit: Turns on a page, at most.
         after: The `next` of the page before.
     """
 

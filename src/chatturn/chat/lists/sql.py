@@ -86,7 +86,7 @@ _READ_UNDELIVERED: Final = _UNDELIVERED.format(
 
 
 def read_messages(tenant_id: str, session_id: str, before: int | None, turns: int) -> Statement:
-    """Read the messages of so many turns and one more, newest first."""
+    """Read the messages of *turns* turns and of one more, newest first."""
     return Statement(_MESSAGES, (tenant_id, session_id, _END if before is None else before, 2 * turns + 2))
 
 

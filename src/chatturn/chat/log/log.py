@@ -21,16 +21,16 @@ from chatturn.events import ChatStreamEvent, encode_lines, stored_event
 __all__ = ["FLUSH_CHARACTERS", "MAX_LOG_CHARACTERS", "TurnLog"]
 
 MAX_UNSTORED_CHARACTERS: Final = 4_000_000
-"""Likewise, in characters: they wait in the isolate's memory."""
+"""Characters that an attempt may say before they are stored: they wait in the isolate's memory."""
 
 MAX_LOG_CHARACTERS: Final = 100_000_000
-"""Of one attempt: a tool that never stops talking must not fill the database."""
+"""Characters of one attempt's log, at most: a tool that never stops talking must not fill the database."""
 
 FLUSH_CHARACTERS: Final = 64_000
-"""So many that are not stored yet are not kept waiting for the next interval."""
+"""When this many characters are not stored yet, they are stored without waiting for the next interval."""
 
 _SEGMENT_CHARACTERS: Final = 400_000
-"""At most about this many in one row: in UTF-8 they stay below D1's 2,000,000 bytes, whatever the script."""
+"""Characters in one row, at most about: in UTF-8 they stay below D1's 2,000,000 bytes, whatever the script."""
 
 _KEPT_CHARACTERS: Final = 256_000
 """Of lines that are stored, for followers in this isolate; who is further behind reads the database."""
@@ -91,7 +91,7 @@ class TurnLog:
         return self._unstored
 
     def has_room(self, lines: int) -> bool:
-        """Say whether so many further lines may be said before others are stored."""
+        """Say whether *lines* further lines may be said before earlier ones are stored."""
         ahead = self.next_seq - self._stored_to
         return not ahead or (ahead + lines <= MAX_AHEAD and self._unstored <= MAX_UNSTORED_CHARACTERS)
 

@@ -17,14 +17,14 @@ _HORIZON_MS: Final = 900_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
     """
-    Intervals that keep whatever lasts up to 15 minutes within so many queries.
+    Intervals that keep whatever lasts up to 15 minutes within a number of queries.
 
     At first every *first_ms*.  After a while the interval is a fixed part of the time that has passed, so the
     queries grow with its logarithm: ``k`` of them until then, and ``k * ln(passed / then)`` after.
 
     Attributes:
         first_ms: The shortest interval.
-        queries: About so many in 15 minutes.
+        queries: How many it comes to in 15 minutes, about.
     """
 
     first_ms: int

@@ -23,7 +23,7 @@ _LOOK_EVERY_S: Final = 0.25
 """At notes in the log itself, which cost nothing to look at."""
 
 _MUCH_CHARACTERS: Final = 400_000
-"""So many do not wait in any case; it is about what one row holds."""
+"""When this many characters are not stored yet, they do not wait; it is about what one row holds."""
 
 _EARLY_MS: Final = 10.0
 """A timer may come a little before the interval is over; waiting for the next one would double it."""
@@ -117,7 +117,7 @@ class LogWriter:
 
     async def room(self, lines: int) -> None:
         """
-        Wait until so many further lines may be said; immediate, unless the database has stalled for long.
+        Wait until *lines* further lines may be said; at once, unless the database has stalled for long.
 
         Raises:
             StoreError: It refuses what was said so far.

@@ -44,7 +44,7 @@ class Production:
         run_id: The turn's run.
         log: Numbers what is said.
         account: Counts what the model's calls consume.
-        room: Waits until so many further events may be said.
+        room: Takes a number of events; waits until they may be said.
         drain: Waits for a reader that is behind.
         cancel: Stops the turn for good.
     """

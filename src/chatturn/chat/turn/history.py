@@ -9,7 +9,7 @@ __all__ = ["recent"]
 
 def recent(newest_first: Sequence[ChatMessage], most_characters: int) -> list[ChatMessage]:
     """
-    Return the latest messages, oldest first, of which together there are no more than so many characters.
+    Return the latest messages, oldest first, that have no more than *most_characters* together.
 
     Turns stay whole: an answer is never shown without its question, nor a question that has an empty answer.
 

@@ -74,7 +74,7 @@ class ChatProducer:
         begin: Makes the product's producer.
         turn_log: Numbers the lines.
         log: Takes failures.
-        room: Waits until so many further events may be said.
+        room: Takes a number of events; waits until they may be said.
         drain: Waits for a reader that is behind.
 
     Attributes:

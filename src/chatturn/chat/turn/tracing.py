@@ -155,8 +155,8 @@ def tell_end(
 def _on_record(row: Row) -> TraceOnRecord:
     return TraceOnRecord(
         traceparent=row["traceparent"],  # type: ignore[arg-type]  # the column's
-        caller_span_id=row["caller_span_id"],  # type: ignore[arg-type]  # likewise
-        traced_by=row["traced_by"],  # type: ignore[arg-type]  # likewise
+        caller_span_id=row["caller_span_id"],  # type: ignore[arg-type]  # the column's type
+        traced_by=row["traced_by"],  # type: ignore[arg-type]  # the column's type
         began_ns=round(datetime.fromisoformat(str(row["created_at"])).timestamp() * 1_000) * 1_000_000,
     )
 

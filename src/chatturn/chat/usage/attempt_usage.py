@@ -35,7 +35,7 @@ class Account:
         identity: Whose turn.
         model: Who is asked, as far as that is known.
         prices: The deployment's.
-        budgets: Likewise.
+        budgets: The deployment's budgets.
         log: Takes what cannot be recorded, or counted.
 
     Attributes:

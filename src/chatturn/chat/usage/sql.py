@@ -211,7 +211,7 @@ def record_calls(calls: Sequence[ModelCall], identity: ChatTurnIdentity, *, deli
 def record_calls_late(
     run_id: str, attempt: int, calls: Sequence[ModelCall], identity: ChatTurnIdentity
 ) -> list[Statement]:
-    """Record all calls of an attempt whose turn is another worker's by now: whatever came of them was in vain."""
+    """Record all calls of an attempt whose turn is another worker's by now: whatever came of them is wasted."""
     rows = _rows(calls, delivered=False)
     return [
         Statement(_RECORD_LATE, (run_id, rows, identity.tenant_id, identity.session_id, NOW)),

@@ -1,4 +1,4 @@
-"""What was consumed, added up for operators: by tenant, session, model or day, what was in vain apart."""
+"""What was consumed, added up for operators: by tenant, session, model or day, the wasted calls apart."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,8 +82,8 @@ class UsagePage:
     Attributes:
         groups: In the order of their names.
         total: Of all groups, on whichever page.
-        first_day: Of the period, UTC.
-        last_day: Likewise.
+        first_day: The period's first day, UTC.
+        last_day: The period's last day, UTC.
         next: Where the next page begins, or None at the end.
     """
 

@@ -61,7 +61,7 @@ class Telemetry:
         ratio: Which share of traces is kept.
         shows_content: Whether what is said is noted.
         now_ns: Nanoseconds since the epoch.
-        new_id: Gives so many random bytes, in lower-case hex.
+        new_id: Takes a number of bytes; returns that many random ones in lower-case hex.
     """
 
     outbound: Outbound
@@ -103,7 +103,7 @@ def make_telemetry(
         settings: With an endpoint.
         console: Where log lines go in any case.
         now_ns: Nanoseconds since the epoch.
-        new_id: Gives so many random bytes, in lower-case hex.
+        new_id: Takes a number of bytes; returns that many random ones in lower-case hex.
 
     Raises:
         ConfigurationError: A setting cannot be read.

@@ -59,7 +59,7 @@ class TurnTrace:
         ratio: Which share of the traces that begin here is kept.
         shows_content: Whether what is said is noted.
         now_ns: Nanoseconds since the epoch.
-        new_id: Gives so many random bytes, in lower-case hex.
+        new_id: Takes a number of bytes; returns that many random ones in lower-case hex.
 
     Attributes:
         tracer: Takes the spans below the attempt's.
