@@ -27,6 +27,7 @@ from chatturn.agent_runtime.mapping import RuntimeEventMapper
 from chatturn.agent_runtime.sanitize import RuntimeTelemetryOptions
 from chatturn.agent_runtime.tasks import AgentTaskSpec
 from chatturn.chat.requests import TurnView
+from chatturn.database.schema import DURABLE_SCHEMA_VERSION
 from chatturn.errors import ConfigurationError, DurableRunLeaseHeldError, error_classes
 from chatturn.events import EVENT_TYPES, ChatStreamEvent, reasoning_delta, text_delta, tool_call, usage_event
 from chatturn.http import limits, queries
@@ -636,6 +637,14 @@ def test_every_table_of_the_schema_is_explained() -> None:
         found = database._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
 
     assert {str(name) for (name,) in found} == {names(row[0])[0] for row in table("docs/reference/schema.md", "Tables")}
+
+
+def test_every_version_of_the_schema_is_told() -> None:
+    """The one that the code needs, which is the last of the table, and each before it."""
+    versions = [int(row[0]) for row in table("docs/reference/schema.md", "Versions")[1:]]
+
+    assert f"This code needs version {DURABLE_SCHEMA_VERSION} in" in section("docs/reference/schema.md", "Versions")
+    assert list(range(100, DURABLE_SCHEMA_VERSION + 1)) == versions
 
 
 # The log

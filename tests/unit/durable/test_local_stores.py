@@ -333,12 +333,6 @@ def test_the_store_in_the_manual_works(tmp_path: Path, monkeypatch: pytest.Monke
     assert f"schema {DURABLE_SCHEMA_VERSION}\n[] None\n" == capsys.readouterr().out
 
 
-def test_the_versions_in_the_manual_are_the_schemas() -> None:
-    """The one that the code needs, and the last of the table."""
-    assert f"This code needs version {DURABLE_SCHEMA_VERSION} in" in PAGE
-    assert f"\n| {DURABLE_SCHEMA_VERSION} | " in PAGE
-
-
 @pytest.mark.parametrize(("days", "left"), [("0", 2), ("30", 1), ("20000", 2)])
 async def test_the_sweep_deletes_what_is_too_old(days: str, left: int) -> None:
     """If `RETENTION_DAYS` says so; a run of today stays."""
