@@ -1,24 +1,22 @@
-"""
-What a query string may say, and a cursor wherever it stands.
+"""What the query of each route may say, as tables; and a cursor wherever it stands."""
 
-As in a body, a member that is not known is refused rather than ignored, and each refusal names the member.
-"""
-
-import re
-from collections.abc import Mapping
-from datetime import date
 from typing import Final
 from urllib.parse import parse_qsl
 
 from chatturn.chat.lists.lists import RUN_STATUSES, MessageQuery, TurnQuery
 from chatturn.chat.usage.totals import USAGE_KEYS, UsageQuery
 from chatturn.errors import InvalidField
-from chatturn.http.limits import MAX_ID_CHARACTERS, MAX_TURN_INDEX
+from chatturn.http.limits import MAX_ID_CHARACTERS, MAX_TICKET_CHARACTERS, MAX_TURN_INDEX
 from chatturn.http.messages import HttpRequest
-from chatturn.http.problems import shortened, shown
+from chatturn.http.parameters import Query, day, one_of, opaque, printable, read_query, whole_number
 
 __all__ = [
+    "LAST_EVENT_ID",
+    "LOG_QUERY",
     "MAX_CURSOR",
+    "MESSAGES_QUERY",
+    "TURNS_QUERY",
+    "USAGE_QUERY",
     "LogCursor",
     "check_no_query",
     "read_cursor",
@@ -35,8 +33,35 @@ MAX_LIST_CURSOR_CHARACTERS: Final = 1_000
 MAX_LISTED: Final = 200
 _LISTED: Final = 50
 
-_DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,15}")
+_LIMIT: Final = whole_number("how many, at most", least=1, most=MAX_LISTED, default=_LISTED)
+_NEXT: Final = opaque("the `next` of the page before", most=MAX_LIST_CURSOR_CHARACTERS, kind="cursor")
+_TENANT: Final = printable("whose; an operator may name any tenant", most=MAX_ID_CHARACTERS)
+
+LOG_QUERY: Final[Query] = {
+    "after": whole_number("the seq of the last line that the client has seen", most=MAX_CURSOR),
+    "attempt": whole_number("the attempt that finished the log, if the client knows it", most=MAX_CURSOR),
+    "ticket": opaque("who is asking, in place of a token", most=MAX_TICKET_CHARACTERS, kind="ticket"),
+}
+LAST_EVENT_ID: Final = whole_number("the same as `after`, as an EventSource says it", most=MAX_CURSOR)
+
+MESSAGES_QUERY: Final[Query] = {
+    "before": whole_number("the `next` of the page before", most=MAX_TURN_INDEX + 1),
+    "limit": _LIMIT,
+}
+TURNS_QUERY: Final[Query] = {
+    "status": one_of("where the turns stand", RUN_STATUSES),
+    "tenant": _TENANT,
+    "limit": _LIMIT,
+    "after": _NEXT,
+}
+USAGE_QUERY: Final[Query] = {
+    "by": one_of("what usage is added up by", USAGE_KEYS, default="day"),
+    "from": day("the first day, UTC; without it the thirty days that end with the last"),
+    "to": day("the last day; without it today"),
+    "tenant": _TENANT,
+    "limit": _LIMIT,
+    "after": _NEXT,
+}
 
 
 class LogCursor:
@@ -82,16 +107,15 @@ def read_cursor(request: HttpRequest, *, id_suffix: str = "") -> LogCursor:
     Raises:
         InvalidField: One of them is no number from 0, or they disagree.
     """
-    members = _members(request.query, {"after", "attempt", "ticket"})
-    after = _number(members["after"], "after", MAX_CURSOR) if "after" in members else None
+    said = read_query(request.query, LOG_QUERY)
+    after = said["after"]
     last_event_id = request.headers.get("last-event-id", "").removesuffix(id_suffix)
     if last_event_id:
-        told = _number(last_event_id, "Last-Event-ID", MAX_CURSOR)
+        told = LAST_EVENT_ID.read(last_event_id, "Last-Event-ID")
         if after is not None and after != told:
             raise InvalidField(f"Last-Event-ID is {told}, but after is {after}; send one of them", field="after")
         after = told
-    attempt = _number(members["attempt"], "attempt", MAX_CURSOR) if "attempt" in members else None
-    return LogCursor(after, attempt)
+    return LogCursor(after, said["attempt"])
 
 
 def read_message_query(request: HttpRequest) -> MessageQuery:
@@ -101,9 +125,8 @@ def read_message_query(request: HttpRequest) -> MessageQuery:
     Raises:
         InvalidField: A member is unknown, or not what it should be.
     """
-    members = _members(request.query, {"before", "limit"})
-    before = _number(members["before"], "before", MAX_TURN_INDEX + 1) if "before" in members else None
-    return MessageQuery(before=before, limit=_limit(members))
+    said = read_query(request.query, MESSAGES_QUERY)
+    return MessageQuery(before=said["before"], limit=said["limit"])
 
 
 def read_turn_query(request: HttpRequest) -> TurnQuery:
@@ -113,11 +136,8 @@ def read_turn_query(request: HttpRequest) -> TurnQuery:
     Raises:
         InvalidField: A member is unknown, or not what it should be.
     """
-    members = _members(request.query, {"after", "limit", "status", "tenant"})
-    status = members.get("status")
-    if status is not None and status not in RUN_STATUSES:
-        raise InvalidField(f"status is {shown(status)}, but must be one of {', '.join(RUN_STATUSES)}", field="status")
-    return TurnQuery(status=status, tenant_id=_tenant(members), limit=_limit(members), after=_list_cursor(members))
+    said = read_query(request.query, TURNS_QUERY)
+    return TurnQuery(status=said["status"], tenant_id=said["tenant"], limit=said["limit"], after=said["after"])
 
 
 def read_usage_query(request: HttpRequest) -> UsageQuery:
@@ -127,72 +147,15 @@ def read_usage_query(request: HttpRequest) -> UsageQuery:
     Raises:
         InvalidField: A member is unknown, or not what it should be.
     """
-    members = _members(request.query, {"after", "by", "from", "limit", "tenant", "to"})
-    by = members.get("by", "day")
-    if by not in USAGE_KEYS:
-        raise InvalidField(f"by is {shown(by)}, but must be one of {', '.join(USAGE_KEYS)}", field="by")
-    first_day, last_day = _day(members, "from"), _day(members, "to")
+    said = read_query(request.query, USAGE_QUERY)
+    first_day, last_day = said["from"], said["to"]
     if first_day is not None and last_day is not None and first_day > last_day:
         raise InvalidField(f"from is {first_day}, which is after to, {last_day}", field="from")
     return UsageQuery(
-        by=by,
-        tenant_id=_tenant(members),
+        by=said["by"],
+        tenant_id=said["tenant"],
         first_day=first_day,
         last_day=last_day,
-        limit=_limit(members),
-        after=_list_cursor(members),
+        limit=said["limit"],
+        after=said["after"],
     )
-
-
-def _members(query: str, known: set[str]) -> Mapping[str, str]:
-    try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict", max_num_fields=16)
-    except ValueError:
-        raise InvalidField("the query is not name=value&… in percent-encoded UTF-8", field="query") from None
-    members = dict(pairs)
-    for name in members:
-        if name not in known:
-            text = f"{shown(name)} is not a member of this query; there are {', '.join(sorted(known))}"
-            raise InvalidField(text, field=shortened(name))
-    if len(members) != len(pairs):
-        raise InvalidField("the query names a member twice", field="query")
-    return members
-
-
-def _tenant(members: Mapping[str, str]) -> str | None:
-    tenant = members.get("tenant")
-    if tenant is not None and not (0 < len(tenant) <= MAX_ID_CHARACTERS and tenant.isprintable()):
-        raise InvalidField(f"tenant must be 1 to {MAX_ID_CHARACTERS} printable characters", field="tenant")
-    return tenant
-
-
-def _list_cursor(members: Mapping[str, str]) -> str | None:
-    after = members.get("after")
-    if after is not None and len(after) > MAX_LIST_CURSOR_CHARACTERS:
-        raise InvalidField("after is not a cursor of this list", field="after")
-    return after
-
-
-def _day(members: Mapping[str, str], name: str) -> str | None:
-    text = members.get(name)
-    if text is None:
-        return None
-    try:
-        if _DAY.fullmatch(text):
-            return date.fromisoformat(text).isoformat()
-    except ValueError:
-        pass
-    raise InvalidField(f"{name} is {shown(text)}, but must be a day, YYYY-MM-DD", field=name)
-
-
-def _limit(members: Mapping[str, str]) -> int:
-    limit = _number(members["limit"], "limit", MAX_LISTED) if "limit" in members else _LISTED
-    if limit < 1:
-        raise InvalidField(f"limit must be from 1 to {MAX_LISTED}", field="limit")
-    return limit
-
-
-def _number(text: str, field: str, most: int) -> int:
-    if not _NUMBER.fullmatch(text) or int(text) > most:
-        raise InvalidField(f"{field} is {shown(text)}, but must be a whole number from 0 to {most}", field=field)
-    return int(text)
