@@ -12,7 +12,7 @@ What JavaScript would lose, change or not take is a TypeError that says what it 
 * any other type, subclasses included, since they may hold more than their JSON would;
 * a value that contains itself, or is nested deeper than `MAX_DEPTH`.
 
-A tuple is an array, as a list is.  Unlike in the reference, a member named ``__proto__`` is an ordinary one.
+A tuple is an array, as a list is.  Unlike in agent-runtime, a member named ``__proto__`` is an ordinary one.
 
 Source:
     docs/reference/agent-runtime.md, Hashes; ECMA-262, Number::toString, QuoteJSONString and OrdinaryOwnPropertyKeys.
@@ -73,8 +73,8 @@ def manifest_hash(manifest: DurableRunManifest) -> str:
     """
     Return the hash that tells whether two requests are the same run: project, scenario, task and input.
 
-    Tags and the task's metadata are not part of it.  A task without a domain hashes as ``null``; the
-    reference refuses such a task, so no database of its own disagrees.
+    Tags and the task's metadata are not part of it.  A task without a domain hashes as ``null``;
+    agent-runtime refuses such a task, so no database of its own disagrees.
 
     Raises:
         TypeError: The input is not JSON.
@@ -105,7 +105,7 @@ def derive_worker_id(token: Callable[[], str] = _random_token) -> str:
     """
     Return a new name for a lease's holder: ``worker-<token>``.
 
-    Unlike the reference's it tells neither host nor process, so it may be seen by anybody.
+    Unlike agent-runtime's it tells neither host nor process, so it may be seen by anybody.
 
     Args:
         token: Gives another text at every call; 80 random bits in hex by default, drawn when called.

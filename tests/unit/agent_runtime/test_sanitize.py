@@ -95,7 +95,7 @@ def test_what_has_no_rules_is_named_by_its_type() -> None:
     assert {"a": "<object>", "b": "<float>"} == members["args"]
 
 
-# The reference's leaks, one by one
+# What agent-runtime lets through, one by one
 
 
 def stream(event: RuntimeStreamEvent, **asked: bool) -> dict[str, Any]:

@@ -225,7 +225,7 @@ def test_a_retry_policy_becomes_the_platforms(retry: StepRetry, expected: dict[s
 
 
 def test_durations_are_whole_seconds_rounded_up() -> None:
-    """In the platform's words: ``5s``, as the reference writes it, is not a number to the engine."""
+    """In the platform's words: ``5s``, as agent-runtime writes it, is not a number to the engine."""
     assert ["0 seconds", "1 seconds", "1 seconds", "2 seconds", "3600 seconds"] == [
         duration_words(each) for each in (0, 1, 1_000, 1_001, 3_600_000)
     ]
@@ -252,7 +252,7 @@ async def test_what_a_step_does_not_say_is_the_workflows_or_the_platforms(engine
 
 
 def test_a_run_is_named_by_its_workflow_and_its_instance() -> None:
-    """The reference names only the Workflow, so all instances are one run to whom it is told."""
+    """agent-runtime names only the Workflow, so all instances are one run to whom it is told."""
     assert ("cf-workflow:agent", "cf-workflow:agent:i-1") == (
         workflow_run_id("agent", None),
         workflow_run_id("agent", "i-1"),

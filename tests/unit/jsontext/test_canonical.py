@@ -26,7 +26,7 @@ from chatturn.jsontext.canonical import (
     step_id,
 )
 
-# The reference's algorithm.  Its objects have no prototype, so that `__proto__` is an ordinary member here.
+# agent-runtime's algorithm.  Its objects have no prototype, so that `__proto__` is an ordinary member here.
 ORACLE: Final = r"""
 const { createHash } = require("node:crypto");
 const rebuilt = (value) => {

@@ -1,17 +1,17 @@
 """
 The SQL that lets a run of agent-runtime go on under an id of ours, as part of the claim's batch.
 
-Their turns are ``chat:<session>:<turn_index>``, without a tenant.  A turn that has no run under our id, but one
-under theirs with the same manifest, is that one:
+agent-runtime's ids are ``chat:<session>:<turn_index>``, without a tenant.  A turn that has no run under our id, but
+one under agent-runtime's with the same manifest, is taken for that run:
 
 * completed: it is read where it is, and nothing is written;
 * leased: it is refused like any other run whose lease is live;
 * else it is renamed, with its steps and events, and claimed.
 
-The rename is the fence.  Their writes name no holder and no epoch, only the run's id: after it, a worker of
-theirs that was thought dead finds nothing to write to.
+The rename is the fence.  agent-runtime's writes name no holder and no epoch, only the run's id.  So after the rename a
+worker of agent-runtime that was thought dead finds nothing to write to.
 
-In every statement ``?1`` is our id, the id of theirs stands last.
+In every statement ``?1`` is our id; agent-runtime's id stands last.
 """
 
 from typing import Final
@@ -52,5 +52,5 @@ LOAD_STEPS_OR_LEGACY: Final = LOAD_STEPS.replace("run_id = ?1", f"run_id = {eith
 
 
 def adoption(run_id: str, digest: str, legacy_run_id: str) -> list[Statement]:
-    """Rename their run to ours, unless it is completed, leased, or of another manifest, or we have one."""
+    """Rename agent-runtime's run to our id, unless it is completed, leased or of another manifest, or we have one."""
     return [Statement(text, (run_id, digest, NOW, legacy_run_id)) for text in _RENAME]
