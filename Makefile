@@ -11,12 +11,13 @@ STAMPS := $(VENV)/stamps
 READY := $(STAMPS)/python $(STAMPS)/worker $(STAMPS)/node
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run demo chaos test docs reset schema lint format types bench deploy-check clean FORCE
+.PHONY: help setup run demo chaos test models docs reset schema lint format types bench deploy-check clean FORCE
 
 help:
 	@echo "make run           start the Worker at http://localhost:$(PORT) (PORT=, PRODUCT=legal)"
 	@echo "make demo          watch a Worker die in the middle of an answer, and the answer survive"
 	@echo "make test          run every test, those inside workerd too (ARGS='-k name')"
+	@echo "make models        play recorded answers of model APIs to a Worker, and tell what came of them (ARGS=name)"
 	@echo "make chaos         kill 5,000 workers in the middle of turns, and add up (ARGS='--kills 200')"
 	@echo "make docs          build the manual into site/, strictly: a link that leads nowhere is an error"
 	@echo "make reset         forget the local database"
@@ -35,6 +36,9 @@ demo: $(READY)
 
 chaos: $(READY)
 	@PYTHONPATH=src $(BIN)/python -m tests.chaos $(ARGS)
+
+models: $(READY)
+	@PYTHONPATH=src $(BIN)/python -m tests.models $(ARGS)
 
 test: $(READY)
 	@$(BIN)/python -m dev.test $(ARGS)

@@ -38,10 +38,13 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
   x BackendError                         502 backend_error: the model's side failed
     + BackendTransportError                502 backend_unavailable (r)
       - BackendRejected                      502 backend_rejected
+        * QuotaExhausted                       502 quota_exhausted
+        * ContextOverflow                      502 context_overflow
     + BackendTimeout                       504 backend_timeout (r)
     + BackendProtocolError                 502 backend_protocol (r)
     + BackendReportedError                 502 backend_reported (r)
     + EmptyAnswer                          502 empty_answer (r)
+    + AnswerWithheld                       502 answer_withheld
   x OwnerUnavailable                     503 owner_unavailable (r): the session's Durable Object
   x HookError                            500 hook_failed: a product's hook raised
   x AgentEvalError                       what agent-runtime's functions refuse
@@ -55,6 +58,7 @@ from typing import ClassVar
 
 __all__ = [
     "AgentEvalError",
+    "AnswerWithheld",
     "AttemptsExhausted",
     "BackendError",
     "BackendProtocolError",
@@ -65,6 +69,7 @@ __all__ = [
     "BudgetExceeded",
     "ChatTurnError",
     "ConfigurationError",
+    "ContextOverflow",
     "DurableAwaitEventTimeoutError",
     "DurableRunDivergenceError",
     "DurableRunError",
@@ -83,6 +88,7 @@ __all__ = [
     "NotFound",
     "OwnerUnavailable",
     "PayloadTooLarge",
+    "QuotaExhausted",
     "RequestError",
     "RunNotFound",
     "RuntimeRunStateError",
@@ -401,6 +407,20 @@ class BackendRejected(BackendTransportError):
     public = "The model's API refused the request. The operator finds its reason in the log."
 
 
+class QuotaExhausted(BackendRejected):
+    """The account at the model's API has nothing left to spend; waiting a few minutes does not change that."""
+
+    code = "quota_exhausted"
+    public = "The service's account with the model is used up for now. Contact the operator."
+
+
+class ContextOverflow(BackendRejected):
+    """The conversation is longer than the model can read."""
+
+    code = "context_overflow"
+    public = "The conversation is too long for the model. Shorten the message, or start a new session."
+
+
 class BackendTimeout(BackendError):
     """No headers, no bytes or no end within the deadline that the message names."""
 
@@ -432,6 +452,15 @@ class EmptyAnswer(BackendError):
     code = "empty_answer"
     retryable = True
     public = "The model gave an empty answer. Send the same request again."
+
+
+class AnswerWithheld(BackendError):
+    """The model ended before it said a word, as it would again: at its length limit, or stopped by a filter."""
+
+    code = "answer_withheld"
+    public = (
+        "The model reached its length limit, or was stopped by a filter, before it said anything. Change the message."
+    )
 
 
 # The run is not this caller's to continue.

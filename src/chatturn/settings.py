@@ -43,9 +43,9 @@ class Settings:
     openai_base_url: str = _setting("https://api.openai.com/v1", "the chat completions API, without a trailing slash")
     openai_api_key: str = _setting("", "the key of that API; a secret", secret=True)
     lease_ms: int = _setting(60_000, "how long a worker may be silent before its turn is taken over", least=1_000)
-    request_timeout_ms: int = _setting(120_000, "wait for the model's headers, per try; 0 waits for ever", least=0)
-    idle_timeout_ms: int = _setting(60_000, "wait between two chunks of the model's answer; 0 waits for ever", least=0)
-    total_timeout_ms: int = _setting(600_000, "for one whole model call, tries and answer; 0 waits for ever", least=0)
+    request_timeout_ms: int = _setting(300_000, "wait for the model's headers, per try; 0 waits for ever", least=0)
+    idle_timeout_ms: int = _setting(300_000, "wait between two chunks of the model's answer; 0 waits for ever", least=0)
+    total_timeout_ms: int = _setting(900_000, "for one whole model call, tries and answer; 0 waits for ever", least=0)
     max_attempts: int = _setting(5, "tries to reach the model within one attempt of a turn", least=1)
     on_disconnect: DisconnectPolicy = _setting(
         "continue", "what a client's disconnect does to its turn", choices=get_args(DisconnectPolicy)

@@ -242,7 +242,7 @@ async def test_a_model_that_never_reports_is_reported(database: SqliteDatabase, 
     assert ["usage.unreported"] == told(alone)
 
 
-@pytest.mark.parametrize("count", [-1, -(10**30), 1.5, 2.0, 10**9 + 1, 10**400, "7", True, [], {}])
+@pytest.mark.parametrize("count", [-1, -(10**30), 1.5, 10**9 + 1, 10**400, "7", True, [], {}])
 async def test_a_count_that_is_none_is_not_known(database: SqliteDatabase, count: Any) -> None:
     """Nor is the cost that would follow from it; the reason is told once, and the other counts stay."""
     alone = isolate(database, *[reporting({"prompt_tokens": 7, "completion_tokens": count})] * 2)

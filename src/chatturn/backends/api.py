@@ -5,7 +5,7 @@ Cancelling the task that iterates a backend's stream is how a caller aborts it: 
 its connection on cancellation, at once, whatever it is waiting for.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeAlias
@@ -24,7 +24,14 @@ __all__ = [
 ]
 
 ChatMessage: TypeAlias = Mapping[str, Any]
-"""``{"role", "content", …}`` in the shape of the chat completions API."""
+"""
+``{"role", "content", …}`` in the shape of the chat completions API.
+
+An assistant's message that calls tools may have a member ``kept``: what `AgentBackendContext.keep` was given.
+"""
+
+
+def _forget(_kept: Mapping[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,11 +129,14 @@ class AgentBackendContext:
         request_id: Stable for all tries of one attempt of a turn; becomes the upstream's idempotency key.
         tracer: Takes the spans of the model's calls.
         meter: Takes what they consume.
+        keep: Takes, once an answer that calls tools is whole, what its API wants back with it; JSON, and nobody's
+            business but the backend's.
     """
 
     request_id: str
     tracer: Tracer = NULL_TRACER
     meter: Meter = NULL_METER
+    keep: Callable[[Mapping[str, Any]], None] = _forget
 
 
 class AgentExecutionBackend(Protocol):

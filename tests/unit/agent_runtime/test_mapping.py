@@ -25,7 +25,7 @@ from chatturn.agent_runtime.events import (
 from chatturn.agent_runtime.fixed_words import is_fixed
 from chatturn.agent_runtime.mapping import RuntimeEventMapper
 from chatturn.agent_runtime.tasks import AgentTaskSpec
-from chatturn.errors import error_classes
+from chatturn.errors import error_class
 from chatturn.events import (
     EVENT_TYPES,
     ChatStreamEvent,
@@ -437,7 +437,7 @@ def ended(*said: ChatStreamEvent) -> tuple[list[str], FinalEvent]:
 
 
 def failure(code: str) -> tuple[ChatStreamEvent, ChatStreamEvent]:
-    [cls] = [cls for cls in error_classes() if cls.code == code and not cls.__subclasses__()]
+    cls = error_class(code)
     reason = {"code": code, "message": cls.public, "retryable": cls.retryable}
     return ChatStreamEvent("error", reason), run("failed", **reason)
 

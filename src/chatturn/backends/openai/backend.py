@@ -9,14 +9,15 @@ the span of each try.  Whatever ends the call, a cancellation above all, closes 
 import json
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
 from chatturn.backends.api import AgentBackendContext, AgentBackendInput, AgentExecutionBackend, CallMeter, ChatMessage
-from chatturn.backends.openai.completions import CompletionReader, WholeCompletionReader
+from chatturn.backends.openai.completions import CompletionReader
 from chatturn.backends.openai.connector import Connector
 from chatturn.backends.openai.deadlines import Deadline, Watchdog
+from chatturn.backends.openai.quirks import Quirks
 from chatturn.backends.openai.retry import BackendRetryPolicy
 from chatturn.errors import (
     BackendProtocolError,
@@ -25,20 +26,31 @@ from chatturn.errors import (
     ConfigurationError,
 )
 from chatturn.events import EventBatch
+from chatturn.jsontext.canonical import canonical_hash
 from chatturn.telemetry import conventions
 from chatturn.telemetry.tracer import AttributeValue, Span, Tracer
-from chatturn.transport import Transport, TransportRequest, TransportResponse
+from chatturn.transport import Transport, TransportRequest
 
 __all__ = ["OpenAICompatibleBackend", "create_openai_compatible_backend"]
 
 _DEFAULT_RETRY: Final = BackendRetryPolicy()
+_NO_QUIRKS: Final = Quirks()
+
+_MADE_UP_CHARACTERS: Final = 9
+"""Mistral takes ids of exactly so many letters and digits."""
 
 # How vLLM, SGLang and others are asked to go on with the last message instead of answering it.
 # Source: docs.vllm.ai, OpenAI-compatible server, extra parameters of the chat API.
 _CONTINUE: Final[Mapping[str, Any]] = {"continue_final_message": True, "add_generation_prompt": False}
 
+# Some servers, and guards in front of others, refuse whoever does not say who it is.
+_USER_AGENT: Final = "chatturn"
+
 # Once the answer is whole, only usage and [DONE] are missing: nobody should wait long for those.
 _TRAILER: Final = Deadline("trailer_timeout_ms", 5_000, "usage or [DONE]")
+
+# Some servers give a finish reason with every piece: beside content it may not be the end.
+_DOUBTFUL_TRAILER: Final = Deadline("trailer_timeout_ms", 30_000, "more content, usage or [DONE]")
 
 
 def create_openai_compatible_backend(
@@ -52,8 +64,8 @@ def create_openai_compatible_backend(
     kind: str = "openai",
     provider: str = "openai",
     retry: BackendRetryPolicy = _DEFAULT_RETRY,
-    idle_timeout_ms: int = 60_000,
-    total_timeout_ms: int = 600_000,
+    idle_timeout_ms: int = 300_000,
+    total_timeout_ms: int = 900_000,
     continue_models: Collection[str] = (),
 ) -> AgentExecutionBackend:
     """
@@ -85,7 +97,12 @@ def create_openai_compatible_backend(
         connector=Connector(kind=kind, transport=transport, retry=retry, uniform=uniform, now=now),
         endpoint=TransportRequest(
             url=f"{base_url.removesuffix('/')}/chat/completions",
-            headers={**authorization, "content-type": "application/json", "accept": "text/event-stream"},
+            headers={
+                "user-agent": _USER_AGENT,
+                **authorization,
+                "content-type": "application/json",
+                "accept": "text/event-stream",
+            },
         ),
         model=model,
         provider=provider,
@@ -107,6 +124,8 @@ class OpenAICompatibleBackend:
     until_bytes: Deadline
     until_end: Deadline
     continue_models: frozenset[str]
+    quirks: Quirks = _NO_QUIRKS
+    _learnt: dict[str, Quirks] = field(default_factory=dict)
 
     def continues(self, model: str | None) -> bool:
         """Say whether the model's server was said to continue an answer."""
@@ -135,10 +154,16 @@ class OpenAICompatibleBackend:
                 self._http_request(model, request, context),
                 watchdog,
                 partial(self._try, context.tracer, call, model, request.messages),
+                partial(self._said_otherwise, model, request, context),
             )
             call.answered()
             async with exchange.stack:
-                reader = _reader_class(exchange.response)(model=model, backend=self.kind)
+                reader = CompletionReader(
+                    model=model,
+                    backend=self.kind,
+                    make_id=partial(_made_up_id, context.request_id),
+                    tools=_tool_names(request.options),
+                )
                 exchange.stack.callback(_describe_answer, exchange.span, call, reader)
                 chunks = exchange.response.chunks()
                 chunk = await self._next_chunk(chunks, reader, watchdog)
@@ -149,37 +174,43 @@ class OpenAICompatibleBackend:
                         call.said(batch)
                         yield batch
                     chunk = None if reader.done else await self._next_chunk(chunks, reader, watchdog)
-                if events := reader.finish():
+                events = reader.finish()
+                if kept := reader.kept():
+                    context.keep({"provider": self.provider, **kept})
+                if events:
                     call.said(events)
                     yield events
 
     def _http_request(self, model: str, request: AgentBackendInput, context: AgentBackendContext) -> TransportRequest:
-        messages = [dict(message) for message in request.messages]
-        continuation: Mapping[str, Any] = {}
-        if request.continue_from:
-            messages.append({"role": "assistant", "content": request.continue_from})
-            continuation = _CONTINUE
-        body = {
-            "stream_options": {"include_usage": True},  # which `options` may replace, for servers that refuse it
-            **continuation,
-            **request.options,
-            "model": model,
-            "stream": True,
-            "messages": messages,
-        }
+        body = self._quirks(model).applied(_body(model, request), self.provider)
         return replace(
             self.endpoint,
             headers={**self.endpoint.headers, "idempotency-key": context.request_id},
             body=json.dumps(body, separators=(",", ":"), allow_nan=False),
         )
 
+    def _quirks(self, model: str) -> Quirks:
+        return self._learnt.get(model, self.quirks)
+
+    def _said_otherwise(
+        self, model: str, request: AgentBackendInput, context: AgentBackendContext, status: int, words: str
+    ) -> TransportRequest | None:
+        """Learn from a refusal how the API wants *request* said, for later ones, too; None: that cannot be helped."""
+        known = self._quirks(model)
+        learnt = known.after(status, words, known.applied(_body(model, request), self.provider))
+        if learnt is None:
+            return None
+        self._learnt[model] = learnt
+        return self._http_request(model, request, context)
+
     async def _next_chunk(
         self, chunks: AsyncIterator[bytes], reader: CompletionReader, watchdog: Watchdog
     ) -> bytes | None:
         """Wait for more of the body; return None at its end, or when a whole answer says no more."""
         answered = reader.finish_reason is not None
+        after_reason = _TRAILER if reader.reason_stands_alone else _DOUBTFUL_TRAILER
         try:
-            with watchdog.limit(_TRAILER if answered else self.until_bytes):
+            with watchdog.limit(after_reason if answered else self.until_bytes):
                 return await anext(chunks, None)
         except BackendTransportError as error:
             if answered:
@@ -205,9 +236,30 @@ class OpenAICompatibleBackend:
         return tracer.span(conventions.span_name(conventions.CHAT, model), kind="client", attributes=attributes)
 
 
-def _reader_class(response: TransportResponse) -> type[CompletionReader]:
-    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return WholeCompletionReader if media_type == "application/json" else CompletionReader
+def _body(model: str, request: AgentBackendInput) -> dict[str, Any]:
+    messages = [dict(message) for message in request.messages]
+    continuation: Mapping[str, Any] = {}
+    if request.continue_from:
+        messages.append({"role": "assistant", "content": request.continue_from})
+        continuation = _CONTINUE
+    return {
+        "stream_options": {"include_usage": True},  # which `options` may replace, for servers that refuse it
+        **continuation,
+        **request.options,
+        "model": model,
+        "stream": True,
+        "messages": messages,
+    }
+
+
+def _tool_names(options: Mapping[str, Any]) -> frozenset[str]:
+    functions = (tool.get("function") or {} for tool in options.get("tools", ()))
+    return frozenset(function["name"] for function in functions if "name" in function)
+
+
+def _made_up_id(request_id: str, position: int) -> str:
+    """Return an id for a tool call that has none: no other call of the conversation has it, and every API takes it."""
+    return canonical_hash([request_id, position])[:_MADE_UP_CHARACTERS]
 
 
 def _describe_answer(span: Span, call: CallMeter, reader: CompletionReader) -> None:

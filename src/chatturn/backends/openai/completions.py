@@ -1,32 +1,43 @@
 """
-A chat completion as it streams in: bytes of the body in, chat events out.  No I/O, no clock.
+A chat completion as it comes in: bytes of the body in, chat events out.  No I/O, no clock.
 
-What is understood is OpenAI's streaming format with the liberties that compatible servers take.  An answer
-counts as complete only if the model said so, by a finish reason or ``[DONE]``.  An error object in the stream
-fails it, and so does a frame that is not JSON, which is never shown as text.  Other frames are skipped.
+What is understood is OpenAI's streaming format with the liberties that servers take.  The body itself, not its label,
+says whether it is a stream or one JSON document.  An answer is whole only if the model said so, by a finish reason
+that `ends` knows, or by ``[DONE]`` where nothing speaks against it; a reason that is followed by more content is none.
+An error fails the answer wherever `failures` finds it, and so does a frame that is not JSON, which is never shown as
+text.  Frames of other shapes are skipped.
 
 Nearly every frame is one piece of text, so that path is short: a `template` match, of many frames or of one, or
 one JSON parse.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
+from chatturn.backends.openai.ends import End, end_of, says_nothing
+from chatturn.backends.openai.failures import Complaint, complaint_in, shortened
+from chatturn.backends.openai.kept import Keeper
 from chatturn.backends.openai.model_json import parse_frame
-from chatturn.backends.openai.sse import MAX_EVENT_BYTES, EventTooLong, ServerSentEvent, SSEDecoder
+from chatturn.backends.openai.sse import DONE, MAX_EVENT_BYTES, EventTooLong, ServerSentEvent, SSEDecoder
 from chatturn.backends.openai.template import FrameTemplate
 from chatturn.backends.openai.tool_calls import ToolCallAssembler
-from chatturn.errors import BackendError, BackendProtocolError, BackendReportedError
+from chatturn.errors import AnswerWithheld, BackendError, BackendProtocolError, BackendReportedError
 from chatturn.events import ChatStreamEvent, TextDeltas, pieces_of, reasoning_delta, text_delta, usage_event
 
-__all__ = ["MAX_DETAIL_BYTES", "CompletionReader", "WholeCompletionReader", "shortened"]
+__all__ = ["CompletionReader"]
 
-MAX_DETAIL_BYTES: Final = 2_048
 _MAX_COUNT: Final = 2**53 - 1  # what JSON numbers carry exactly everywhere
 _MAX_NAME: Final = 200
-_DONE: Final = "[DONE]"
+_MAX_STRAY_CHARACTERS: Final = 2_000
+_MAX_HELD: Final = 16
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_BOM: Final = b"\xef\xbb\xbf"
+_DOCUMENT: Final = (b"{", b"[", b"<")
+"""How a body begins that is no stream."""
+
+_SIGNS_OF_LIFE: Final = frozenset({"ping", "heartbeat", "keepalive", "keep-alive", "comment"})
+"""Types of events whose data says nothing."""
 
 # Where servers put the counts of a `usage` object: what we call it, then the paths to look at.
 _COUNTS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
@@ -44,53 +55,78 @@ _COUNTS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
 }
 
 
-def shortened(text: bytes | str) -> str:
-    """Return at most 2 KiB of *text*, in UTF-8: what an error's ``detail`` may hold."""
-    body = text.encode("utf-8", "replace") if isinstance(text, str) else text
-    return body[:MAX_DETAIL_BYTES].decode("utf-8", "replace").rstrip("\ufffd")
+_TEXTS: Final = frozenset({"text", "output_text"})
+_THOUGHTS: Final = frozenset({"reasoning.text", "reasoning.summary", "thinking", "reasoning", "reasoning_text"})
 
 
 class CompletionReader:
     """
     Reads one answer.
 
+    Args:
+        model: Who is asked.
+        backend: The backend's name, for errors.
+        make_id: Makes the id of a tool call that has none; see `ToolCallAssembler`.
+        tools: Names of the tools that the model was told of.
+
     Attributes:
         response_id: The API's id of the answer, None until it is known.
         model: Who answers; the model asked for until the API says otherwise.
-        finish_reason: Why the answer ended, None while it goes on: afterwards only usage and ``[DONE]`` come.
+        finish_reason: Why the answer ended, in the API's word; None while it goes on.
+        reason_stands_alone: Whether that came without content beside it, as it does from servers that say it once:
+            afterwards only usage and ``[DONE]`` come.
         done: Nothing more is to be read: the model said ``[DONE]``, or what came cannot be an answer.
     """
 
-    def __init__(self, *, model: str, backend: str) -> None:
+    def __init__(
+        self,
+        *,
+        model: str,
+        backend: str,
+        make_id: Callable[[int], str] = "call_{}".format,
+        tools: Collection[str] = (),
+    ) -> None:
         self.response_id: str | None = None
         self.model = model
         self.finish_reason: str | None = None
+        self.reason_stands_alone = False
         self.done = False
         self._backend = backend
+        self._streaming = False
+        self._opening = b""  # until it is known whether the body is a stream
+        self._document: bytearray | None = None
         self._complete = False  # without a finish reason: by [DONE], or because it came as a whole
         self._failure: BackendError | None = None
         self._identified = False
         self._begun = False
-        self._decoder = SSEDecoder()
+        self._spoke = False
+        self._stray = ""  # lines that are no fields
+        self._choice: Any = None  # which of several choices is the answer; None until that is known
+        self._held: list[dict[str, Any]] = []  # messages of another choice than the first, until it is
+        self._decoder = SSEDecoder(lenient=True)
         self._text, self._reasoning = _Mender(), _Mender()
         self._template = FrameTemplate(parse_frame)
-        self._tools = ToolCallAssembler()
+        self._tools = ToolCallAssembler(make_id, tools)
+        self._kept = Keeper() if tools else None
         self._usage: dict[str, Any] = {}
 
     def feed(self, chunk: bytes) -> list[Sequence[ChatStreamEvent]]:
-        """Take the next bytes of the stream; return what they say, in batches.  A failure waits for `finish`."""
+        """Take the next bytes of the body; return what they say, in batches.  A failure waits for `finish`."""
+        if not self._streaming:
+            chunk = self._opened(chunk)
+            if not self._streaming:
+                return []
         batches: list[Sequence[ChatStreamEvent]] = []
         events: list[ChatStreamEvent] = []
         try:
             frames = self._decoder.complete(chunk)
-            if not self._text.held:
+            if not self._text.held and not self._decoder.in_event:
                 bodies, frames = self._template.bodies_of(frames)
                 if any(bodies):
+                    self._spoke, self.finish_reason = True, None
                     batches.append(TextDeltas(bodies))
-            for frame in self._decoder.events(frames):
-                self._read_frame(frame, events)
-                if self.done:
-                    break
+            if found := self._decoder.events(frames):
+                self._read_frames(found, events)
         except EventTooLong as error:
             self._fail(BackendProtocolError(str(error), backend=self._backend))
         except BackendError as error:
@@ -101,28 +137,42 @@ class CompletionReader:
 
     def finish(self) -> list[ChatStreamEvent]:
         """
-        End the answer; return its last events: the tool calls not sent yet, then usage.
+        End the answer; return its last events: what came without an end, the tool calls, then usage.
 
         Raises:
-            BackendReportedError: The API reported an error.
+            BackendRejected: The API refused the request, in the body of an answer.
+            BackendReportedError: The API reported an error, or gave a finish reason that is none of a whole answer.
             BackendProtocolError: The answer is none, or it broke off.
+            AnswerWithheld: It ended at a limit or by a filter before anything was said.
         """
-        if self._failure is None and self.finish_reason is None and not self._complete:
-            self._fail(BackendProtocolError("ended with neither finish reason nor [DONE]", backend=self._backend))
         if self._failure is not None:
             raise self._failure
-        events = self._tools.flush()
+        events: list[ChatStreamEvent] = []
+        self._read_rest(events)
+        end = self._end()
+        if end.is_whole:
+            events.extend(self._tools.flush())
+        elif not self._spoke:
+            raise AnswerWithheld(f"ended with {self.finish_reason!r} and no text", backend=self._backend)
         counts = self.counts()
         if counts or self.finish_reason is not None:
-            events.append(usage_event(model=self.model, **counts, finishReason=self.finish_reason))
+            reason = None if self.finish_reason is None else end.value
+            events.append(usage_event(model=self.model, **counts, finishReason=reason))
         return events
+
+    def kept(self) -> dict[str, Any]:
+        """Return what the API wants back with its tool calls, ``{"message", "calls"}``; call it after `finish`."""
+        if self._kept is None or not len(self._tools):
+            return {}
+        kept = {"message": self._kept.members(), "calls": self._tools.kept()}
+        return kept if kept["message"] or any(kept["calls"]) else {}
 
     def counts(self) -> dict[str, int]:
         """Return what the answer consumed, as far as the API said; a count that is no count is left out."""
         if not self._usage:
             return {}
         found = {name: _first(self._usage, paths, _is_count) for name, paths in _COUNTS.items()}
-        return {name: count for name, count in found.items() if count is not None}
+        return {name: int(count) for name, count in found.items() if count is not None}
 
     def usage(self) -> dict[str, Any]:
         """
@@ -135,83 +185,232 @@ class CompletionReader:
         known = {"costUsd": cost} if type(cost) in {int, float} else {}
         return {"model": self.model, **given, **self.counts(), **known, "finishReason": self.finish_reason}
 
+    # How it begins and ends
+
+    def _opened(self, chunk: bytes) -> bytes:
+        """Find out whether the body is a stream; return what of it is to be read, or collect it."""
+        if self._document is not None:
+            self._document += chunk
+            self._check_size(self._document)
+            return b""
+        opening = self._opening + chunk
+        begins = opening.removeprefix(_BOM).lstrip()
+        if begins.startswith(_DOCUMENT):
+            self._document = bytearray(begins)
+            self._check_size(begins)
+            return b""
+        self._streaming = bool(begins) and not _BOM.startswith(opening)
+        self._opening = b"" if self._streaming else opening
+        self._check_size(self._opening)
+        return opening
+
+    def _check_size(self, body: bytes | bytearray) -> None:
+        if len(body) > MAX_EVENT_BYTES:
+            self._fail(BackendProtocolError(f"a body of more than {MAX_EVENT_BYTES} bytes", backend=self._backend))
+
+    def _read_rest(self, events: list[ChatStreamEvent]) -> None:
+        if self._document is not None:
+            self._read_document(self._document.decode("utf-8", "replace"), events)
+        if not self.done:
+            self._read_frames(self._decoder.finish(), events)
+        for message in self._take_held():
+            self._read_choices(message, events)
+
+    def _read_document(self, text: str, events: list[ChatStreamEvent]) -> None:
+        """Read a body that is one JSON document, or else whatever lines it has."""
+        try:
+            message = parse_frame(text)
+        except ValueError:
+            for line in text.split("\n\n"):
+                self._read_frames(self._decoder.feed(f"{line}\n\n".encode()), events)
+            return
+        if (complaint := complaint_in(message)) is not None:
+            raise complaint.error(self._backend, instead_of_answer=True)
+        for part in message if isinstance(message, list) else [message]:
+            if isinstance(part, dict):
+                self._read_message(part, events)
+        self._complete = self._begun
+        if not self._begun:
+            self._stray = text[:_MAX_STRAY_CHARACTERS]
+
+    def _end(self) -> End:
+        """
+        Return how the answer ended.
+
+        Raises:
+            BackendError: It broke off, or with a reason that makes it none.
+        """
+        if self.finish_reason is None and (not self._complete or self._stray):
+            missing = "neither finish reason nor [DONE]" if not self._complete else "no finish reason but an error"
+            raise BackendProtocolError(f"ended with {missing}", backend=self._backend, detail=shortened(self._stray))
+        if self.finish_reason is None:
+            return End.STOP
+        end = end_of(self.finish_reason)
+        if end.is_failure:
+            unknown = ", which nobody knows" if end is End.UNKNOWN else ""
+            raise BackendReportedError(
+                f"the API gave {self.finish_reason!r} as its finish reason{unknown}",
+                backend=self._backend,
+                detail=self.finish_reason,
+            )
+        return end
+
     def _fail(self, error: BackendError) -> None:
         self._failure = error
         self.done = True
 
+    # Frames
+
+    def _read_frames(self, frames: Sequence[ServerSentEvent], events: list[ChatStreamEvent]) -> None:
+        for frame in frames:
+            self._read_frame(frame, events)
+            if self.done:
+                break
+
     def _read_frame(self, frame: ServerSentEvent, events: list[ChatStreamEvent]) -> None:
         data = frame.data
         if (text := self._template.text_of(data)) is not None and frame.event != "error":
+            self.finish_reason = self.finish_reason if not text else None
             self._say(text, events)
             return
-        if data == _DONE:
-            self.done = self._complete = True
+        if data == DONE:
+            self._read_done()
             return
         try:
             message = parse_frame(data)
         except ValueError as error:
             self._read_bare(frame, error)
             return
-        if type(message) is not dict:
-            return
-        if message.get("error") or frame.event == "error":
-            raise BackendReportedError("the API reported an error", backend=self._backend, detail=shortened(data))
-        if self._read_message(message, events):
-            self._template.learn(data, message)
+        if type(message) is dict and message.get("choices") and '"error' not in data and frame.event != "error":
+            if self._read_message(message, events):
+                self._template.learn(data, message)
+        else:
+            self._read_other(message, frame, events)
+
+    def _read_other(self, message: Any, frame: ServerSentEvent, events: list[ChatStreamEvent]) -> None:
+        """Read a frame that may be an error, or that says nothing of the answer."""
+        complaint = complaint_in(message)
+        if complaint is None and frame.event == "error":
+            complaint = Complaint(words=frame.data)
+        if complaint is not None:
+            raise complaint.error(self._backend)
+        if message == DONE:
+            self._read_done()
+        for part in message if type(message) is list else [message]:
+            if type(part) is dict:
+                self._read_message(part, events)
+
+    def _read_done(self) -> None:
+        self.done = self._complete = True
 
     def _read_bare(self, frame: ServerSentEvent, cause: Exception) -> None:
+        """Read data that is no JSON, or a line that is no field."""
         text = frame.data.strip()
-        detail = shortened(text)
         if frame.event == "error":
-            raise BackendReportedError("the API reported an error", backend=self._backend, detail=detail) from cause
-        if text and text != _DONE:
-            raise BackendProtocolError("a frame is not JSON", backend=self._backend, detail=detail) from cause
-        self.done = self._complete = bool(text)
+            raise Complaint(words=text).error(self._backend) from cause
+        if text == DONE:
+            self._read_done()
+        elif frame.event == "line":
+            self._stray = f"{self._stray}{text}\n"[:_MAX_STRAY_CHARACTERS]
+        elif text and not text.startswith(":") and not {frame.event, text.lower()} & _SIGNS_OF_LIFE:
+            raise BackendProtocolError("a frame is not JSON", backend=self._backend, detail=shortened(text)) from cause
+
+    # Messages
 
     def _read_message(self, message: dict[str, Any], events: list[ChatStreamEvent]) -> bool:
         """Read a frame's object; return whether all that it said was a piece of text."""
         if not self._identified:
             self._identify(message)
-        usage = message.get("usage")
-        if type(usage) is dict:
-            self._usage = usage
+        self._read_usage(message.get("usage"))
+        return self._read_choices(message, events) and not message.get("usage")
+
+    def _read_choices(self, message: dict[str, Any], events: list[ChatStreamEvent]) -> bool:
         choices = message.get("choices")
-        if not choices or type(choices) is not list or type(choice := choices[0]) is not dict:
+        if not choices or type(choices) is not list:
             return False
-        if choice.get("index"):
-            return False  # a second answer that was asked for beside the first; the turn has only one
+        if len(choices) == 1 and type(choice := choices[0]) is dict and (choice.get("index") or 0) == self._choice:
+            return self._read_choice(choice, events)
+        if (chosen := self._chosen(choices)) is not None:
+            return bool(chosen) and self._read_choice(chosen, events)
+        self._held.append(message)
+        if len(self._held) > _MAX_HELD:
+            for held in self._take_held():
+                self._read_choices(held, events)
+        return False
+
+    def _chosen(self, choices: list[Any]) -> dict[str, Any] | None:
+        """
+        Return the choice that is the answer's; an empty one if none is; None if that is not known yet.
+
+        It is the one with index 0, or none at all.  Only if that does not come the others are looked at: some servers
+        give their only choice another number.
+        """
+        by_index = {_index(choice): choice for choice in reversed(choices) if type(choice) is dict}
+        if self._choice is None and 0 in by_index:
+            self._choice = 0
+            self._held.clear()
+        return by_index.get(self._choice, {}) if self._choice is not None or not by_index else None
+
+    def _take_held(self) -> list[dict[str, Any]]:
+        held, self._held = self._held, []
+        if held:
+            self._choice = _index(next(choice for choice in held[0]["choices"] if type(choice) is dict))
+        return held
+
+    def _read_choice(self, choice: dict[str, Any], events: list[ChatStreamEvent]) -> bool:
         delta = choice.get("delta")
-        if delta is None and not self._begun:
+        whole = delta is None and not self._begun
+        if whole:
             delta = choice.get("message")  # the whole of it: after deltas it would say everything twice
         self._begun = True
-        only_text = type(delta) is dict and self._read_delta(delta, events)
-        if reason := choice.get("finish_reason"):
-            self._read_finish(reason, events)
-            return False
-        return only_text and choice.get("delta") is delta and not usage
+        only_text, spoke = self._read_delta(delta, events, whole=whole) if type(delta) is dict else (False, False)
+        if "usage" in choice:
+            only_text = False
+            self._read_usage(choice["usage"])
+        if spoke:
+            self.finish_reason = None
+        reason = choice.get("finish_reason")
+        if says_nothing(reason):
+            return only_text and not whole
+        self.finish_reason = _sendable(str(reason))
+        self.reason_stands_alone = not spoke
+        return False
 
-    def _read_delta(self, delta: dict[str, Any], events: list[ChatStreamEvent]) -> bool:
+    def _read_usage(self, usage: object) -> None:
+        if type(usage) is dict and usage:
+            self._usage = usage
+
+    def _read_delta(self, delta: dict[str, Any], events: list[ChatStreamEvent], *, whole: bool) -> tuple[bool, bool]:
+        """Read a delta; return whether there is nothing but text in it, and whether it says anything."""
         content = delta.get("content")
         if len(delta) == 1 and type(content) is str:
             self._say(content, events)
-            return True
-        if reasoning := self._reasoning.mended(_plain(delta.get("reasoning_content") or delta.get("reasoning"))):
+            return True, bool(content)
+        before = len(events)
+        if reasoning := self._reasoning.mended(_reasoning_of(delta)):
             events.extend(map(reasoning_delta, pieces_of(reasoning)))
         self._say(_plain(content or delta.get("refusal")), events)
-        if pieces := delta.get("tool_calls"):
-            self._tools.add(pieces)
-        return False
+        pieces = delta.get("tool_calls")
+        if not pieces and type(function := delta.get("function_call")) is dict and function:
+            pieces = [{"index": "function_call", "function": function}]
+        if pieces:
+            self._tools.add(pieces, whole=whole)
+        if self._kept is not None:
+            self._keep(self._kept, delta)
+        return False, bool(pieces) or len(events) > before
+
+    def _keep(self, kept: Keeper, delta: dict[str, Any]) -> None:
+        kept.add(delta)
+        content = delta.get("content")
+        if type(content) is list and any(type(part) is dict and part.get("type") != "text" for part in content):
+            kept.add_parts(content)
 
     def _say(self, text: str, events: list[ChatStreamEvent]) -> None:
         if not text.isascii() or self._text.held:
             text = self._text.mended(text)
-        events.extend(map(text_delta, pieces_of(text)))
-
-    def _read_finish(self, reason: object, events: list[ChatStreamEvent]) -> None:
-        self.finish_reason = _sendable(str(reason))
-        if reason == "error":
-            raise BackendReportedError("the API gave 'error' as its finish reason", backend=self._backend)
-        events.extend(self._tools.flush())
+        if text:
+            self._spoke = True
+            events.extend(map(text_delta, pieces_of(text)))
 
     def _identify(self, message: dict[str, Any]) -> None:
         model, response_id = message.get("model"), message.get("id")
@@ -220,29 +419,6 @@ class CompletionReader:
         if type(model) is str and model:  # the first frame of some servers has none
             self.model = _sendable(model)
             self._identified = True
-
-
-class WholeCompletionReader(CompletionReader):
-    """Reads an answer that comes as one JSON document, from servers that cannot stream or will not."""
-
-    def __init__(self, *, model: str, backend: str) -> None:
-        super().__init__(model=model, backend=backend)
-        self._body = bytearray()
-
-    def feed(self, chunk: bytes) -> list[Sequence[ChatStreamEvent]]:
-        """Take the next bytes of the body.  They say nothing before they are all there."""
-        self._body += chunk
-        if len(self._body) > MAX_EVENT_BYTES:
-            self._fail(BackendProtocolError(f"a body of more than {MAX_EVENT_BYTES} bytes", backend=self._backend))
-        return []
-
-    def finish(self) -> list[ChatStreamEvent]:
-        """Read the body; return all that it says.  Raises what `CompletionReader.finish` raises."""
-        events: list[ChatStreamEvent] = []
-        if not self.done:
-            self._read_frame(ServerSentEvent(self._body.decode("utf-8", "replace")), events)
-            self._complete = bool(events)
-        return events + super().finish()
 
 
 class _Mender:
@@ -269,8 +445,29 @@ def _plain(content: object) -> str:
         return content
     if not isinstance(content, list):
         return ""
-    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") in _TEXTS]
     return "".join(text for text in texts if isinstance(text, str))
+
+
+def _reasoning_of(delta: Mapping[str, Any]) -> str:
+    """Return the reasoning in *delta*, wherever the server puts it."""
+    for name in ("reasoning_content", "reasoning", "reasoning_text", "thinking"):
+        if text := _plain(delta.get(name)):
+            return text
+    parts = [delta.get("reasoning_details"), delta.get("thinking_blocks"), delta.get("content")]
+    return "".join(_thought(part) for part in parts if type(part) is list for part in part if type(part) is dict)
+
+
+def _thought(part: Mapping[str, Any]) -> str:
+    """Return what a part of a model's reasoning says that may be shown."""
+    if part.get("type") not in _THOUGHTS:
+        return ""
+    return next(filter(None, (_plain(part.get(name)) for name in ("text", "thinking", "summary"))), "")
+
+
+def _index(choice: Mapping[str, Any]) -> Any:
+    index = choice.get("index")
+    return index if isinstance(index, int) and index else 0
 
 
 def _sendable(text: str) -> str:
@@ -289,8 +486,8 @@ def _first(usage: Mapping[str, Any], paths: tuple[tuple[str, ...], ...], accept:
     return None
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value <= _MAX_COUNT
+def _is_count(value: Any) -> bool:
+    return type(value) in {int, float} and 0 <= value <= _MAX_COUNT and value == int(value)
 
 
 def _is_given(value: object) -> bool:

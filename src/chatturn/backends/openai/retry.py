@@ -1,22 +1,47 @@
 """
 When to try a model call again, and how long to wait before: decisions only, no clock and no sleeping.
 
-The defaults and the formula are those of agent-runtime (docs/reference/agent-runtime.md, A model's API).  On top of
-them come the words that servers use to ask for a wait, as OpenAI's own clients read them: `retry-after-ms`,
-`retry-after` and `x-should-retry`.
+The formula and most defaults are those of agent-runtime (docs/reference/agent-runtime.md, A model's API).  On
+top of them come the words that servers use to ask for a wait: `retry-after-ms`, `retry-after` and `x-should-retry`, as
+OpenAI's own clients read them, the headers in which vendors say when a limit is reset, and "try again in 7m12s".
 """
 
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from datetime import UTC
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
+
+from chatturn.backends.openai.failures import PASSING_STATUSES
 
 __all__ = ["NO_HINT", "BackendRetryPolicy", "RetryHint"]
 
 _DECIMAL: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
+_SPAN: Final = re.compile(
+    r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?)"
+)
+_SPAN_WHOLE: Final = re.compile(rf"(?:{_SPAN.pattern},? ?)+")
+_SPAN_IN_WORDS: Final = re.compile(
+    rf"(?:try again|retry|available|reset\w*) (?:in|after):? ({_SPAN_WHOLE.pattern})"
+    rf"|retrydelay\W+({_SPAN_WHOLE.pattern})"
+)
+_UNITS_MS: Final[Mapping[str, int]] = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+# What is left of a limit, and when there is more of it: OpenAI, Groq and others; Anthropic; the IETF's draft.
+_LIMITS: Final = tuple(
+    (f"{start}remaining{end}", f"{start}reset{end}")
+    for start, end in (
+        ("x-ratelimit-", "-requests"),
+        ("x-ratelimit-", "-tokens"),
+        ("x-ratelimit-", ""),
+        ("ratelimit-", ""),
+    )
+) + tuple(
+    (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset") for what in ("requests", "tokens")
+)
+_EPOCH_S: Final = 1_000_000_000
+_EPOCH_MS: Final = 1_000_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +68,14 @@ class RetryHint:
         """
         return cls(
             should_retry={"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower()),
-            after_ms=_after_ms(headers, now),
+            after_ms=_first(_after_ms(headers, now), _reset_ms(headers, now)),
         )
+
+    def with_words(self, words: str) -> "RetryHint":
+        """Return the hint, or if it has no time the one that a body's *words* give."""
+        if self.after_ms is not None or (found := _SPAN_IN_WORDS.search(words.lower())) is None:
+            return self
+        return replace(self, after_ms=_span_ms(found[1] or found[4] or ""))
 
 
 NO_HINT: Final = RetryHint()
@@ -57,10 +88,52 @@ def _after_ms(headers: Mapping[str, str], now: Callable[[], float]) -> int | Non
     value = headers.get("retry-after", "").strip()
     if _DECIMAL.fullmatch(value):
         return math.ceil(float(value) * 1000)
+    if (span_ms := _span_ms(value)) is not None:
+        return span_ms
     if (until := _timestamp(value)) is None:
         return None
     since = _timestamp(headers.get("date", ""))
     return max(0, math.ceil((until - (now() if since is None else since)) * 1000))
+
+
+def _reset_ms(headers: Mapping[str, str], now: Callable[[], float]) -> int | None:
+    """Return how long until the last of the limits that are used up is reset."""
+    spans = [
+        _until_ms(headers[reset].strip(), now)
+        for remaining, reset in _LIMITS
+        if reset in headers and headers.get(remaining, "").strip() in {"0", "0.0"}
+    ]
+    return max((span for span in spans if span is not None), default=None)
+
+
+def _until_ms(value: str, now: Callable[[], float]) -> int | None:
+    if _DECIMAL.fullmatch(value):
+        number = float(value)
+        if number < _EPOCH_S:
+            return math.ceil(number * 1000)
+        return max(0, math.ceil((number if number >= _EPOCH_MS else number * 1000) - now() * 1000))
+    if (span_ms := _span_ms(value)) is not None:
+        return span_ms
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return max(0, math.ceil((moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - now()) * 1000))
+
+
+def _span_ms(text: str) -> int | None:
+    """Return the milliseconds of a span like ``7m12s`` or ``1.5 seconds``; None for anything else."""
+    if not _SPAN_WHOLE.fullmatch(text):
+        return None
+    return math.ceil(sum(float(number) * _UNITS_MS[_unit(name)] for number, name in _SPAN.findall(text)))
+
+
+def _unit(name: str) -> str:
+    return "ms" if name.startswith(("ms", "milli")) else name[0]
+
+
+def _first(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
 
 
 def _timestamp(http_date: str) -> float | None:
@@ -95,8 +168,8 @@ class BackendRetryPolicy:
     initial_backoff_ms: int = 1_000
     max_backoff_ms: int = 30_000
     jitter: float = 0.25
-    retry_statuses: Collection[int] = frozenset({408, 425, 429, 500, 502, 503, 504})
-    request_timeout_ms: int = 120_000
+    retry_statuses: Collection[int] = PASSING_STATUSES
+    request_timeout_ms: int = 300_000
     retry_after_max_ms: int = 120_000
 
     def __post_init__(self) -> None:

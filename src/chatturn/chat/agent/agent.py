@@ -14,7 +14,7 @@ model call is recorded when it is over and before any of its tools runs: so whic
 """
 
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -137,7 +137,7 @@ class AgentProducer:
             options["tool_choice"] = "none"
         stream = context.backend.stream(
             AgentBackendInput(messages=list(messages), model=context.model, options=options),
-            AgentBackendContext(request_id=said.request_id, tracer=context.tracer),
+            AgentBackendContext(request_id=said.request_id, tracer=context.tracer, keep=said.keep),
         )
         try:
             async for batch in stream:
@@ -167,6 +167,7 @@ class _Round:
     attempt: int
     request_id: str
     calls: list[ToolCall] = field(default_factory=list)
+    _kept: Mapping[str, Any] = field(default_factory=dict)
     _assembly: TextAssembly = field(default_factory=TextAssembly)
     _usages: list[dict[str, Any]] = field(default_factory=list)
 
@@ -174,6 +175,10 @@ class _Round:
     def text(self) -> str:
         """What the model said, without its reasoning."""
         return self._assembly.text()
+
+    def keep(self, kept: Mapping[str, Any]) -> None:
+        """Take what the model's API wants back with what was said."""
+        self._kept = kept
 
     def add(self, batch: EventBatch) -> None:
         """Take account of what the model says."""
@@ -204,17 +209,20 @@ class _Round:
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _arguments(call.args)}}
             for call in self.calls
         ]
-        return {"role": "assistant", "content": self.text or None, "tool_calls": calls}
+        kept = {"kept": self._kept} if self._kept else {}
+        return {"role": "assistant", "content": self.text or None, "tool_calls": calls, **kept}
 
     def to_json(self) -> dict[str, Any]:
         """Return the step's result."""
         calls = [{"id": call.id, "name": call.name, "args": call.args} for call in self.calls]
         made = {"attempt": self.attempt, "requestId": self.request_id}
-        return {**made, "text": self.text, "calls": calls, "usages": self._usages}
+        kept = {"kept": self._kept} if self._kept else {}
+        return {**made, "text": self.text, "calls": calls, "usages": self._usages, **kept}
 
     def replay(self, result: dict[str, Any]) -> list[ChatStreamEvent]:
         """Become the round on record; return its events: the text in one piece, the calls, and who paid."""
         self.attempt = result["attempt"]
+        self._kept = result.get("kept", {})
         text = result["text"]
         for call in result["calls"]:
             self._add_call(call["id"], call["name"], call["args"])

@@ -102,6 +102,7 @@ async def test_the_request_is_a_streaming_chat_completion() -> None:
 
     assert (request.method, request.url) == ("POST", "https://api.example/v1/chat/completions")
     assert request.headers == {
+        "user-agent": "chatturn",
         "authorization": "Bearer sk-1",
         "content-type": "application/json",
         "accept": "text/event-stream",
@@ -221,10 +222,11 @@ async def test_an_answer_that_is_not_streamed_is_accepted(content_type: str) -> 
 # Tries
 
 
-@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [408, 409, 425, 429, 498, 500, 502, 503, 504, 520, 522, 524, 529])
 async def test_what_may_pass_is_tried_again_after_the_backoff(status: int) -> None:
     """Every retryable status, and a connection that fails, is tried again 1, 2, 4 … seconds later."""
-    transport = ScriptedTransport([Reply(status=status, body=[HANG]), UNREACHABLE, Reply(status=status), OK])
+    refusal = Reply(status=status, body=[HANG]) if status >= 500 else Reply(status=status, body=[b"{}"])
+    transport = ScriptedTransport([refusal, UNREACHABLE, Reply(status=status), OK])
 
     assert await text_of(backend(transport)) == "Hello"
     assert waits(transport) == [1, 2, 4]
@@ -279,7 +281,7 @@ async def test_too_long_a_wait_gives_up_at_once() -> None:
     assert now() == 0
 
 
-@pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 409, 422])
+@pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 413, 422])
 async def test_a_refusal_is_not_tried_again(status: int) -> None:
     """Any other status ends the call; the API's words are kept for the log and are not in the message."""
     transport = ScriptedTransport([Reply(status=status, body=[b'{"error":"key sk-1 is wrong"}'])])
@@ -304,12 +306,12 @@ async def test_nothing_is_tried_again_once_the_body_has_begun() -> None:
 
 async def test_no_headers_in_time_is_tried_again_and_then_a_timeout() -> None:
     """Each try has its own deadline to headers; after the last one the error names it."""
-    transport = ScriptedTransport([HANG, Reply(after_s=121), HANG])
-    error = await failure_of(backend(transport, retry=BackendRetryPolicy(max_attempts=3)))
+    transport = ScriptedTransport([HANG, Reply(after_s=301), HANG])
+    error = await failure_of(backend(transport, retry=BackendRetryPolicy(max_attempts=3), total_timeout_ms=0))
 
     assert isinstance(error, BackendTimeout)
     assert "request_timeout_ms" in str(error)
-    assert now() == pytest.approx(3 * 120 + 1 + 2, abs=0.01)
+    assert now() == pytest.approx(3 * 300 + 1 + 2, abs=0.01)
     assert left_open(transport) == 0
 
 
@@ -328,7 +330,7 @@ async def test_a_trickle_ends_with_the_total_deadline() -> None:
 
     assert isinstance(error, BackendTimeout)
     assert "total_timeout_ms" in str(error)
-    assert transport.exchanges[0].closed_at == pytest.approx(600, abs=0.01)
+    assert transport.exchanges[0].closed_at == pytest.approx(900, abs=0.01)
 
 
 async def test_the_total_deadline_covers_the_tries() -> None:
@@ -455,7 +457,7 @@ async def test_o1_a_stalled_body_does_not_hang() -> None:
 
     assert isinstance(error, BackendTimeout)
     assert "idle_timeout_ms" in str(error)
-    assert transport.exchanges[0].closed_at == pytest.approx(60, abs=0.01)
+    assert transport.exchanges[0].closed_at == pytest.approx(300, abs=0.01)
 
 
 async def test_o2_usage_is_an_event() -> None:
@@ -510,7 +512,7 @@ async def test_o5_an_error_in_the_stream_fails_the_call() -> None:
     assert "overloaded" in error.detail
 
 
-@pytest.mark.parametrize("body", [[], [frame("a")], [frame("a"), b"data: [DONE]"], [b"<html></html>"]])
+@pytest.mark.parametrize("body", [[], [frame("a")], [frame("a"), b"data: [DO"], [b"<html></html>"]])
 async def test_o5_a_cut_stream_is_no_answer(body: list[bytes]) -> None:
     """Without a finish reason or [DONE] nothing is complete."""
     assert isinstance(await failure_of(backend(ScriptedTransport([Reply(body=body)]))), BackendProtocolError)
@@ -567,7 +569,7 @@ async def test_o8_tool_calls_are_not_dropped() -> None:
     ]
     body = [frame(choices=[{"index": 0, "delta": {"tool_calls": [piece]}}]) for piece in pieces]
     transport = ScriptedTransport([Reply(body=[*body, frame(finish="tool_calls"), USAGE, DONE])])
-    [[call], [usage]] = await batches(backend(transport))
+    [[call, usage]] = await batches(backend(transport))
 
     assert call == ChatStreamEvent("tool.call", {"toolCallId": "c1", "toolName": "find", "args": {"q": "x"}})
     assert usage.type == "usage"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatturn.backends.openai.completions import CompletionReader, WholeCompletionReader
+from chatturn.backends.openai.completions import CompletionReader
 from chatturn.backends.openai.template import FrameTemplate
 from chatturn.backends.openai.tool_calls import parse_arguments
 from chatturn.chat.log.log import TurnLog
@@ -334,7 +334,7 @@ def test_tool_calls_leave_with_done_where_no_reason_is_given() -> None:
     assert expected == said(sse(*frames, chunk(finish="tool_calls"), chunk(finish="tool_calls")))[:-1]
 
 
-@pytest.mark.parametrize("count", [-1, 1.5, 3.0, True, "3", None, 2**53, {}])
+@pytest.mark.parametrize("count", [-1, 1.5, True, "3", None, 2**53, {}])
 def test_a_count_that_is_none_is_left_out(count: object) -> None:
     """A negative, broken, absurd or mistyped count is unknown, not zero."""
     stream = sse(chunk(finish="stop"), chunk(choices=[], usage={"prompt_tokens": count, "completion_tokens": 2}))
@@ -421,14 +421,13 @@ def test_a_name_that_is_a_text_is_cut() -> None:
     """Whatever a server says in place of a model, an id or a reason, a trace has a name and not the answer."""
     answer = reader()
     fed(answer, sse(chunk({"content": "a"}, finish="why " * 100_000, model="who " * 1_000, id="\ud800" * 1_000)))
-    [*_, usage] = answer.finish()
+    names = (answer.model, answer.response_id, answer.finish_reason)
 
-    assert usage.data is not None
-    assert (200, 200, 200) == (len(answer.model), len(answer.response_id or ""), len(usage.data["finishReason"]))
+    assert [200, 200, 200] == [len(name or "") for name in names]
 
 
 def whole(body: object, cut: Callable[[bytes], list[bytes]] = lambda body: [body]) -> list[ChatStreamEvent]:
-    answer = WholeCompletionReader(model="asked", backend="openai")
+    answer = CompletionReader(model="asked", backend="openai")
     for part in cut(json.dumps(body).encode()):
         assert answer.feed(part) == []
     return answer.finish()
@@ -483,8 +482,8 @@ def test_a_whole_body_without_an_answer_fails(body: object, error: type[Exceptio
 
 def test_a_whole_body_has_a_limit() -> None:
     """A body over 8 MB is not collected further."""
-    answer = WholeCompletionReader(model="asked", backend="openai")
-    answer.feed(b" " * 8_000_001)
+    answer = CompletionReader(model="asked", backend="openai")
+    answer.feed(b"{" * 8_000_001)
 
     assert answer.done
     with pytest.raises(BackendProtocolError):

@@ -164,8 +164,8 @@ def test_an_unfinished_event_is_dropped_and_reported() -> None:
     broken.feed(b"data: a\n\ndata: half\n")
     commented.feed(b"data: a\n\n: bye\n")
 
-    assert broken.finish()
-    assert not commented.finish()
+    assert [] == broken.finish() == commented.finish()
+    assert (broken.broke_off, commented.broke_off) == (True, False)
 
 
 @pytest.mark.parametrize("chunks", [[b"data: " + b"x" * 95 + b"\n\n"], [b"data: ", b"x" * 95, b"x", b"x"]])

@@ -1,0 +1,194 @@
+"""
+What a model's API says is wrong: found wherever servers put it, and told apart by what can be done about it.
+
+The words themselves are for the operator's log; a client gets the code of the error that they come to::
+
+    the conversation is too long for the model -------> ContextOverflow         not worth another try
+    the account has nothing left to spend ------------> QuotaExhausted          likewise
+    the request is wrong, or may not be made ---------> BackendRejected         likewise
+    anything else ------------------------------------> BackendReportedError    may pass
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from chatturn.errors import (
+    BackendError,
+    BackendRejected,
+    BackendReportedError,
+    BackendTransportError,
+    ContextOverflow,
+    QuotaExhausted,
+)
+
+__all__ = ["MAX_DETAIL_BYTES", "PASSING_STATUSES", "Complaint", "complaint_in", "refusal", "shortened"]
+
+MAX_DETAIL_BYTES: Final = 2_048
+
+PASSING_STATUSES: Final = frozenset({408, 409, 425, 429, 498, 499, 500, 502, 503, 504, 507, *range(520, 528), 529, 530})
+"""
+Statuses of answers that another try may better: HTTP's own, those of Cloudflare in front of an API (520 to 527, 530),
+Anthropic's 529, Groq's 498; 409 and 408 as OpenAI's own clients take them.
+"""
+
+_TOO_LONG: Final = re.compile(
+    r"context_(?:length|window)|context_?size|model_context|context (?:length|window|size|limit)|max_seq_len"
+    r"|maximum (?:context|sequence|prompt|input) (?:length|size)|prompt (?:is )?too (?:long|large)"
+    r"|input (?:is )?too (?:long|large)|(?:input|prompt) token (?:count|limit)|too many (?:input |prompt )?tokens"
+    r"|(?:input|prompt|request)(?: \w+){0,6} exceeds? (?:the )?(?:max\w* )?(?:\w+ )?(?:token|context|length)"
+    r"|maximum (?:allowed )?number of (?:input )?tokens|reduce the length|too large for model"
+    r"|max_tokens must be at least 1, got -"
+)
+_TOO_LONG_CODE: Final = re.compile("context_(?:length|window)_exceeded|exceed_context_size")
+_USED_UP_CODE: Final = re.compile(
+    r"insufficient_quota|billing_(?:hard_)?limit|insufficient[_ ](?:balance|credit|fund)|credit_balance|arrearage"
+    r"|exceeded_current_quota|payment_required|account_(?:suspended|deactivated)|quota_exhausted"
+)
+_USED_UP: Final = re.compile(
+    r"exceeded your current quota|credit balance|out of credits?|(?:not enough|requires? more|no) credits?"
+    r"|insufficient (?:account )?(?:balance|credit|fund|quota)|(?:spend|spending|billing|usage|monthly) (?:hard )?limit"
+    r"|payment required|billing details|overdue|account (?:is |has been )?suspended|top up|recharge"
+)
+_COMES_BACK: Final = re.compile(r"(?:retry|try again) in [0-9]|retrydelay|per[- _]minute|per[- _]day|perminute|perday")
+_PASSING: Final = re.compile(
+    r"overload|too many requests|rate.?limit|try again|retry|temporar|unavailable|time.?out|timed out|capacity|busy"
+    r"|loading|server.?error|internal|engine|upstream|connection|disconnect|crash|died|abort|exhausted"
+)
+_WRONG: Final = re.compile(
+    r"invalid_(?:request|argument|api_key|prompt|parameter)|invalidparameter|bad_?request|authenticat|unauthor"
+    r"|permission|forbidden|not_found|notfound|unsupported|unprocessable|model_not|validation_error|unexpected endpoint"
+    r"|datainspection|content_policy"
+)
+_CLIENT_ERRORS: Final = range(400, 500)
+_ERRORS: Final = range(400, 600)
+_STATUSES: Final = range(100, 600)
+_WORDS: Final = ("detail", "message", "msg", "error_msg", "error_message", "errorMessage", "status_msg", "reason")
+_CODES: Final = ("code", "status", "status_code", "statusCode", "http_code", "httpCode", "error_code")
+
+
+def shortened(text: bytes | str) -> str:
+    """Return at most 2 KiB of *text*, in UTF-8: what an error's ``detail`` may hold."""
+    body = text.encode("utf-8", "replace") if isinstance(text, str) else text
+    return body[:MAX_DETAIL_BYTES].decode("utf-8", "replace").rstrip("\ufffd")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Complaint:
+    """
+    An error as an API said it.
+
+    Attributes:
+        words: All of it, as text.
+        status: The HTTP status that it gives itself, 0 if it gives none.
+        is_bare: Whether it is nothing but a sentence, so that only that can tell what it is.
+    """
+
+    words: str
+    status: int = 0
+    is_bare: bool = False
+
+    def error(self, backend: str, *, instead_of_answer: bool = False) -> BackendError:
+        """
+        Return the error that it comes to.
+
+        Args:
+            backend: The backend's name.
+            instead_of_answer: Whether it was all that came.  An API that is asked wrongly says so at once, so a bare
+                sentence is such a refusal then, if it has no word of what passes.
+        """
+        words = self.words.lower()
+        if (refused := refusal(self.words, self.status, backend)) is not None:
+            return refused
+        wrong = self.status in _CLIENT_ERRORS and self.status not in PASSING_STATUSES
+        if not self.status:
+            wrong = bool(_WRONG.search(words)) or (instead_of_answer and self.is_bare)
+            wrong = wrong and not _PASSING.search(words)
+        detail = shortened(self.words)
+        if wrong:
+            return BackendRejected(
+                "the API refused the request", backend=backend, upstream_status=self.status, detail=detail
+            )
+        return BackendReportedError("the API reported an error", backend=backend, detail=detail)
+
+
+def refusal(words: str, status: int, backend: str, *, comes_back: bool = False) -> BackendTransportError | None:
+    """
+    Return the error for a refusal that is the account's or the conversation's, and no try can better; else None.
+
+    Args:
+        words: What the API says.
+        status: Of its response, or the one that it gives itself; 0 for none.
+        backend: The backend's name.
+        comes_back: Whether it says otherwise when to come again: a quota for some minutes is used up for those only.
+    """
+    lower, detail = words[:MAX_DETAIL_BYTES].lower(), shortened(words)
+    limited = status == 429  # noqa: PLR2004 - Too Many Requests
+    if (_TOO_LONG_CODE if limited else _TOO_LONG).search(lower):
+        return ContextOverflow("too long for the model", backend=backend, upstream_status=status, detail=detail)
+    used_up = status == 402 or _USED_UP_CODE.search(lower)  # noqa: PLR2004 - Payment Required
+    if used_up or (_USED_UP.search(lower) and not comes_back and not _COMES_BACK.search(lower)):
+        return QuotaExhausted("the quota is used up", backend=backend, upstream_status=status, detail=detail)
+    return None
+
+
+def complaint_in(message: Any) -> Complaint | None:
+    """Return the error that *message*, one JSON value of an answer, is or has in it; None if it has none."""
+    if isinstance(message, list):
+        return next(filter(None, map(complaint_in, message)), None)
+    return next(_complaints(message), None) if isinstance(message, dict) else None
+
+
+def _complaints(message: Mapping[str, Any]) -> Iterator[Complaint]:
+    for name in ("error", "errors"):
+        if error := _meant(message.get(name)):
+            yield _complaint(message, error)
+    label = message.get("object") or message.get("type") or message.get("event")
+    if label == "error":
+        yield _complaint(message, message)
+    choices = message.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        yield from _in_choice(choice)
+    for nested in ("base_resp", "x_groq"):  # MiniMax, where 0 is no error, and Groq
+        inner = message.get(nested)
+        if isinstance(inner, dict) and (inner.get("status_code") or "error" in inner):
+            yield _complaint(message, inner.get("error", inner))
+    has_words = any(isinstance(message.get(name), str | list) and message[name] for name in _WORDS)
+    is_other = isinstance(label, str) and "error" not in label and _status(message) not in _ERRORS
+    if has_words and not is_other and "choices" not in message and not _meant(message.get("usage")):
+        yield _complaint(message, message)
+
+
+def _in_choice(choice: Any) -> Iterator[Complaint]:
+    if isinstance(choice, dict):
+        for place in (choice, choice.get("delta"), choice.get("message")):
+            if isinstance(place, dict) and (error := _meant(place.get("error"))):
+                yield _complaint(choice, error)
+
+
+def _meant(error: Any) -> Any:
+    """Return *error* unless it only says that there is none."""
+    return None if error in (None, False, "", 0, {}, [], "null", "none") else error
+
+
+def _complaint(whole: Mapping[str, Any], error: Any) -> Complaint:
+    return Complaint(
+        words=json.dumps(whole, ensure_ascii=False, separators=(",", ":")),
+        status=_status(error) or _status(whole),
+        is_bare=isinstance(error, str),
+    )
+
+
+def _status(error: Any) -> int:
+    """Return the HTTP status that *error* names, 0 if it names none."""
+    if not isinstance(error, Mapping):
+        return 0
+    for name in _CODES:
+        code: Any = error.get(name)
+        if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) == 3:  # noqa: PLR2004
+            code = int(code)
+        if type(code) in {int, float} and code in _STATUSES:
+            return int(code)
+    return 0

@@ -1,0 +1,101 @@
+"""
+What a model's API says besides text and wants back: reasoning, signatures, thinking blocks, members of its own.
+
+Gemini 3, DeepSeek, Kimi and Claude refuse a conversation in which their tool calls stand without it.  Nobody but the
+API knows what it means, so it is put together from the pieces as it came, and sent back to none but who said it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+__all__ = ["KEPT", "MAX_KEPT_CHARACTERS", "Keeper", "merged"]
+
+KEPT: Final = "kept"
+"""The member of an assistant's message, in a request to a backend, that holds what an API wants back."""
+
+MAX_KEPT_CHARACTERS: Final = 500_000
+"""As JSON; what is longer is not kept, since it is stored with the model call's step."""
+
+_SAID_OTHERWISE: Final = frozenset(
+    {"role", "content", "tool_calls", "function_call", "refusal", "annotations", "citations", "audio", "images"}
+    | {"name", "logprobs", "search_results", "obfuscation", "error", "token_ids", "index"}
+)
+# Members of a piece that say which piece it is: the same in every piece, and no text to be continued.
+_NAMES: Final = frozenset({"type", "id", "index", "format", "name", "role"})
+
+
+class Keeper:
+    """Collects the members of an answer's pieces, or of one of its calls' pieces."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Mapping[str, Any]] = []
+
+    def add(self, members: Mapping[str, Any], without: frozenset[str] = _SAID_OTHERWISE) -> None:
+        """Take the members of a piece but those that are *without*."""
+        if kept := {name: value for name, value in members.items() if name not in without and value not in _EMPTY}:
+            self._pieces.append(kept)
+
+    def add_parts(self, content: Sequence[Any]) -> None:
+        """Take a content that is not all text, as parts."""
+        self._pieces.append({"content": content})
+
+    def members(self) -> dict[str, Any]:
+        """Return what the pieces add up to; nothing if that is too long."""
+        if not self._pieces:
+            return {}
+        together: dict[str, Any] = merged(self._pieces)
+        try:
+            fits = len(json.dumps(together, ensure_ascii=False, allow_nan=False).encode()) <= MAX_KEPT_CHARACTERS
+        except ValueError:  # half of a character, or a number that is none
+            fits = False
+        return together if fits else {}
+
+
+_EMPTY: Final[tuple[Any, ...]] = (None, "", [], {})
+
+
+def merged(values: Sequence[Any], name: str = "") -> Any:
+    """
+    Return what *values*, pieces of one value in their order, add up to; takes time in proportion to their length.
+
+    Texts are put behind one another, objects member by member, lists item by item: those with the same ``index``, or
+    of the same type next to each other, are one.  Of anything else the last counts.
+    """
+    last = values[-1]
+    if len(values) == 1 or name in _NAMES:
+        return last
+    if all(isinstance(value, str) for value in values):
+        return "".join(values)
+    if all(isinstance(value, Mapping) for value in values):
+        return {key: merged(_of(key, values), key) for key in dict.fromkeys(key for value in values for key in value)}
+    if all(isinstance(value, list) for value in values):
+        return [merged(group) for group in _groups([item for value in values for item in value])]
+    return last
+
+
+def _of(key: str, values: Sequence[Mapping[str, Any]]) -> list[Any]:
+    return [found for value in values if (found := value.get(key)) is not None] or [None]
+
+
+def _groups(items: Sequence[Any]) -> list[list[Any]]:
+    """Put together those items that are pieces of one."""
+    groups: list[list[Any]] = []
+    by_index: dict[Any, list[Any]] = {}
+    for item in items:
+        index = item.get("index") if isinstance(item, Mapping) else None
+        if type(index) is int:
+            if index not in by_index:
+                groups.append(by_index.setdefault(index, []))
+            by_index[index].append(item)
+        elif groups and _goes_on(groups[-1][-1], item):
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+    return groups
+
+
+def _goes_on(before: Any, item: Any) -> bool:
+    if not isinstance(before, Mapping) or not isinstance(item, Mapping) or "signature" in before:
+        return False
+    return "index" not in before and all(before.get(name) == item.get(name) for name in ("type", "id"))

@@ -1,0 +1,91 @@
+"""How an API wants a request said that others want otherwise: known beforehand, or learnt from its refusal."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+from chatturn.backends.openai.kept import KEPT
+
+__all__ = ["Content", "Quirks"]
+
+Content = Literal["empty", "null", "absent"]
+"""What stands for the text of an assistant's message that only calls tools."""
+
+_REFUSALS: Final = frozenset({400, 422})
+_STREAM_OPTIONS: Final = re.compile("stream_options|include_usage")
+_NO_CONTENT: Final = re.compile(
+    r"content\b.{0,80}(?:null|nil|none|missing|required|empty|blank|string|type|least)"
+    r"|(?:null|nil|none|missing|required|empty|blank).{0,80}\bcontent",
+    re.DOTALL,
+)
+_NEXT: Final[Mapping[Content, Content]] = {"empty": "null", "null": "absent", "absent": "empty"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quirks:
+    """
+    An API's ways.
+
+    Attributes:
+        stream_options: Whether it takes ``stream_options``.
+        content: What an assistant's message has for a text where it has none.
+        max_tokens: What the limit of an answer is called.
+    """
+
+    stream_options: bool = True
+    content: Content = "empty"
+    max_tokens: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+
+    def after(self, status: int, words: str, body: Mapping[str, Any]) -> "Quirks | None":
+        """
+        Return what a refusal teaches; None if nothing.
+
+        Args:
+            status: Of the response.
+            words: What the API says is wrong.
+            body: The request's.
+        """
+        lower = words.lower()
+        if status not in _REFUSALS:
+            return None
+        if "stream_options" in body and _STREAM_OPTIONS.search(lower):
+            return replace(self, stream_options=False)
+        if "max_tokens" in body and "max_completion_tokens" in lower:
+            return replace(self, max_tokens="max_completion_tokens")
+        if _NO_CONTENT.search(lower) and any(_only_calls(message) for message in body["messages"]):
+            return replace(self, content=_NEXT[self.content])
+        return None
+
+    def applied(self, body: dict[str, Any], provider: str) -> dict[str, Any]:
+        """Return *body* as the API wants it; what another provider wanted back stays here."""
+        body["messages"] = [self._message(message, provider) for message in body["messages"]]
+        if not self.stream_options:
+            body.pop("stream_options", None)
+        if self.max_tokens != "max_tokens" and "max_tokens" in body:
+            body[self.max_tokens] = body.pop("max_tokens")
+        return body
+
+    def _message(self, message: Mapping[str, Any], provider: str) -> dict[str, Any]:
+        said = {name: value for name, value in message.items() if name != KEPT}
+        if _only_calls(said):
+            said["content"] = None if self.content == "null" else ""
+            if self.content == "absent":
+                del said["content"]
+        kept = message.get(KEPT) or {}
+        if kept.get("provider") != provider:
+            return said
+        calls = said.get("tool_calls", [])
+        return {**said, **kept["message"], "tool_calls": _with_kept(calls, kept["calls"])}
+
+
+def _with_kept(calls: Sequence[Mapping[str, Any]], kept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    together = []
+    for call, more in zip(calls, kept, strict=False):
+        function = {**more.get("function", {}), **call["function"]}
+        together.append({**more, **call, "function": function})
+    return together
+
+
+def _only_calls(message: Mapping[str, Any]) -> bool:
+    return message.get("role") == "assistant" and not message.get("content") and bool(message.get("tool_calls"))
