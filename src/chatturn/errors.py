@@ -25,6 +25,7 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
       - StepInputMismatch                    409 step_input_mismatch
     + DurableAwaitEventTimeoutError        408 await_event_timeout
     + StepTooLarge                         413 step_too_large
+    + StepFailed                           500 step_failed
     + StepTimeout                          504 step_timeout (r)
     + AttemptsExhausted                    500 attempts_exhausted
     + BudgetExceeded                       402 budget_exceeded
@@ -94,6 +95,7 @@ __all__ = [
     "RuntimeRunStateError",
     "SchemaOutdated",
     "SessionMismatchError",
+    "StepFailed",
     "StepInputMismatch",
     "StepTimeout",
     "StepTooLarge",
@@ -537,6 +539,14 @@ class StepTooLarge(DurableRunError):
     code = "step_too_large"
     status = 413
     public = "A step of the turn produced more than can be stored."
+
+
+class StepFailed(DurableRunError):
+    """A step raised what a later attempt could not make again: this stands for it, on every attempt."""
+
+    code = "step_failed"
+    status = 500
+    public = "A step of the turn failed. The operator finds the reason in the log."
 
 
 class StepTimeout(DurableRunError):

@@ -8,36 +8,49 @@ at the same time keep theirs.
 
 A step costs one awaited round trip, its record.  It is recorded when it is over: a crash during it is a crash
 before it, and the step runs again.
+
+A step that has failed runs again on the next attempt, unless the task has caught the failure and asked for another
+step: from then on the failure is a part of the run's history, and every attempt raises it again.  The same goes for
+a step that the task has cancelled: on a later attempt it waits to be cancelled.
 """
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from chatturn.database.api import Statement
-from chatturn.durable.nesting import inside_step, require_outside_steps
+from chatturn.durable.failures import CANCELLED, error_of, lasting, mark_final, raise_again
 from chatturn.durable.records import EventRecord, Lease, StepError, StepKind, StepRecord, StepStatus, Wait
 from chatturn.durable.sql.runs import STEPS_PER_PAGE
-from chatturn.durable.steps import OpenStep, StepRetry, fingerprint, result_text, words_of
+from chatturn.durable.steps import (
+    OpenStep,
+    StepRetry,
+    fingerprint,
+    inside_step,
+    require_number,
+    require_outside_steps,
+    result_text,
+)
 from chatturn.durable.store import Begin, DurableRunStore
-from chatturn.durable.suspension import Suspended
+from chatturn.durable.strands import Strand, Strands
+from chatturn.durable.suspension import Suspended, Work, ended_by_wait
 from chatturn.durable.tasks import DEFAULT_EVENT_TIMEOUT_MS, NO_INPUT, ContextSources, StepCall, run_once
 from chatturn.errors import (
     AttemptsExhausted,
-    ChatTurnError,
     DurableAwaitEventTimeoutError,
     DurableRunDivergenceError,
     StepInputMismatch,
+    StepTooLarge,
     StoreError,
 )
 from chatturn.jsontext.canonical import step_id
 from chatturn.telemetry.conventions import STEP_INTENT, STEP_KIND, STEP_REPLAYED
 from chatturn.telemetry.operator_log import OperatorLog
 from chatturn.telemetry.tracer import NULL_TRACER, AttributeValue, Span, Tracer
-from chatturn.timestamps import moment_after
+from chatturn.timestamps import epoch_ms, moment_after
 
 __all__ = ["ContextSources", "DurableContext", "StepCall"]
 
@@ -47,6 +60,19 @@ Opening: TypeAlias = Coroutine[Any, Any, OpenStep]
 
 _POLL_MS: Final = 250
 _ONCE: Final = StepRetry()
+
+_CANCELLED_LATER_MS: Final = 10_000
+"""How much later than on record a step may be cancelled that was cancelled by an earlier attempt of the task."""
+
+
+class _Failure(NamedTuple):
+    """A step that has failed in this attempt, and is not known to be caught."""
+
+    begin: Begin
+    attempts: int
+    elapsed_ms: int
+    error: StepError
+    strand: Strand
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,6 +93,7 @@ class DurableContext:
         first_position: Of the first step.
         with_statements: Returns what is written with each record of a step, as `Settlement.with_statements`.
         tracer: Takes a span for each step.
+        require_held: Raises `LeaseLost` if the lease is known to be lost.
     """
 
     store: DurableRunStore
@@ -81,12 +108,18 @@ class DurableContext:
     first_position: int = 0
     with_statements: Callable[[], Sequence[Statement]] = lambda: ()
     tracer: Tracer = NULL_TRACER
+    require_held: Callable[[], None] = lambda: None
     _next: int = field(init=False)
     _steps: dict[int, StepRecord] = field(init=False, default_factory=dict)
     _pages_end: int = field(init=False, default=0)
+    _failures: dict[int, _Failure] = field(init=False, default_factory=dict)
+    _caught: dict[int, _Failure] = field(init=False, default_factory=dict)
+    _work: Work = field(init=False)
+    _strands: Strands = field(init=False)
 
     def __post_init__(self) -> None:
         self._next = self.first_position
+        self._work, self._strands = Work(self.run_id), Strands(self.run_id)
         self._keep(self.recorded)
 
     # Steps.
@@ -122,6 +155,8 @@ class DurableContext:
             AttemptsExhausted: It has failed as often as it may.
             StepTimeout: A try took too long.
             LeaseLost: The run is another worker's by now.
+            StepFailed: It has raised what no later attempt could make again.
+            Exception: What *run* raises; again on every later attempt, once the task has caught it and gone on.
         """
         call = StepCall(intent=intent, run=run, kind=kind, input=input, retry=retry, timeout_ms=timeout_ms)
         return self._step(self._take(), call)
@@ -198,26 +233,50 @@ class DurableContext:
         Raises:
             DurableAwaitEventTimeoutError: It did not come within *timeout_ms* of the first wait, on whichever
                 attempt that was; and so on every later attempt.
+            ValueError: *timeout_ms* is no number, below 0 or beyond the calendar.
         """
+        require_number("timeout_ms", timeout_ms)
         begin = Begin(step_index=self._take(), intent=f"event:{key}", kind=StepKind.EVENT)
-        step = await self._begun(begin)
-        if step.status is not StepStatus.COMPLETED:
-            event = await self._wait(step, key, timeout_ms)
-            result = {"timedOut": True} if event is None else {"payload": event.payload}
-            step = await self._complete(begin, step.attempts, result)
+        step = await self._waited(begin, key, timeout_ms)
         if "payload" not in step.result:
             raise DurableAwaitEventTimeoutError(f"{key!r} did not come within {timeout_ms} ms", run_id=self.run_id)
         return step.result["payload"]
 
     async def sleep(self, duration_ms: int) -> None:
-        """Wait so long from the first time that this step is reached; a long wait suspends the run."""
-        begin = Begin(step_index=self._take(), intent="sleep", kind=StepKind.DETERMINISTIC)
-        step = await self._begun(begin)
-        if step.status is not StepStatus.COMPLETED:
-            await self._wait(step, None, duration_ms)
-            await self._complete(begin, step.attempts, None)
+        """
+        Wait so long from the first time that this step is reached; a long wait suspends the run.
 
-    # What the runner asks when the task has ended.
+        Raises:
+            ValueError: *duration_ms* is no number, below 0 or beyond the calendar.
+        """
+        require_number("duration_ms", duration_ms)
+        begin = Begin(step_index=self._take(), intent="sleep", kind=StepKind.DETERMINISTIC)
+        await self._waited(begin, None, duration_ms)
+
+    # Around the task, and when it has ended.
+
+    @property
+    def suspended(self) -> Suspended | None:
+        """Why the attempt does no more steps; None while it does."""
+        return self._work.suspended
+
+    @asynccontextmanager
+    async def task(self) -> AsyncGenerator[None, None]:
+        """
+        Let an ``async with`` block be the run's task, from its start to its end.
+
+        However the task ends: what it has left under way is done and recorded, and a run that waits is suspended.
+
+        Raises:
+            Suspended: The run waits, whatever left the block.
+        """
+        with ended_by_wait(lambda: self.suspended):
+            try:
+                yield
+            except Exception:
+                await self._work.rest()
+                raise
+            await self._work.rest()
 
     def require_all_consumed(self) -> None:
         """
@@ -250,38 +309,56 @@ class DurableContext:
             await self._complete(begin, attempts, value, started)
 
         if recorded is None or recorded.status is not StepStatus.COMPLETED:
+            self._require_lease(begin)
             return OpenStep(complete=complete)
         return OpenStep(complete=complete, replayed=True, result=recorded.result)
 
     async def _step(self, position: int, call: StepCall) -> Any:
         begin = self._begin(position, call)
-        recorded = await self._recorded(begin)
-        replayed = recorded is not None and recorded.status is StepStatus.COMPLETED
-        with self.step_span(call.intent, call.kind, replayed=replayed):
-            return recorded.result if recorded is not None and replayed else await self._do(begin, call, recorded)
+        with self._strands.work():
+            recorded = await self._recorded(begin)
+            replayed = recorded is not None and recorded.status is StepStatus.COMPLETED
+            with self.step_span(call.intent, call.kind, replayed=replayed):
+                if recorded is not None and replayed:
+                    return recorded.result
+                if recorded is not None and self._is_final(recorded):
+                    await self._fail_again(recorded)
+                before = 0 if recorded is None else recorded.attempts
+                with self._work.step(), self._cancellable(begin, before + 1):
+                    return await self._do(begin, call, before)
 
-    async def _do(self, begin: Begin, call: StepCall, recorded: StepRecord | None) -> Any:
-        before = 0 if recorded is None else recorded.attempts
+    async def _do(self, begin: Begin, call: StepCall, before: int) -> Any:
         retry = call.retry or _ONCE
         for attempt in range(1, retry.max_attempts + 1):
-            self._require_attempt(before + attempt, call.intent, retry)
-            started = asyncio.get_running_loop().time()
+            # Before every effect: whose run it is, and whether it goes on.
+            self._work.require_going_on()
+            self._require_lease(begin)
+            self.require_held()
+            started, attempts = asyncio.get_running_loop().time(), before + attempt
+            self._require_attempt(begin, attempts, retry)
             try:
                 with inside_step(self, call.intent):
                     value = await run_once(call, self.run_id)
             except Exception as error:
                 delay_ms = retry.delay_ms(attempt, error)
-                await self._fail(begin, before + attempt, started, error)
+                raised = lasting(error, call.intent, self.run_id)
+                await self._fail(begin, attempts, started, error_of(error, raised))
                 if delay_ms is None:
-                    raise
+                    if raised is error:
+                        raise
+                    raise raised from error
                 await asyncio.sleep(delay_ms / 1000)
             else:
                 # Outside the try: a result that cannot be recorded must not run the step again.
-                return (await self._complete(begin, before + attempt, value, started)).result
+                return (await self._complete(begin, attempts, value, started)).result
         raise AssertionError("the last attempt returns or raises")
 
     async def _complete(self, begin: Begin, attempts: int, value: Any, started: float | None = None) -> StepRecord:
-        text = result_text(value, begin.intent, self.run_id)
+        try:
+            text = result_text(value, begin.intent, self.run_id)
+        except (TypeError, StepTooLarge) as error:
+            self._note(begin, attempts, started, error_of(error, error))
+            raise
         await self._record(begin, attempts, started, result_json=text)
         step = StepRecord(
             run_id=self.run_id,
@@ -299,20 +376,77 @@ class DurableContext:
         self._steps[begin.step_index] = step
         return step
 
-    async def _fail(self, begin: Begin, attempts: int, started: float, error: Exception) -> None:
-        """Record a failed try; if that cannot be done, *error* still is what leaves."""
-        code = error.code if isinstance(error, ChatTurnError) else None
+    async def _fail(self, begin: Begin, attempts: int, started: float, error: StepError) -> None:
+        """Record a failed try; if that cannot be done, what it has raised still is what leaves."""
+        self._note(begin, attempts, started, error)
         try:
-            await self._record(begin, attempts, started, error=StepError(message=words_of(error), code=code))
+            await self._record(begin, attempts, started, error=error)
         except StoreError as unrecorded:
             self.log("step.unrecorded", {"run_id": self.run_id, "step": begin.intent, "error": unrecorded})
 
     async def _record(self, begin: Begin, attempts: int, started: float | None, **outcome: Any) -> None:
-        elapsed_ms = 0 if started is None else max(0, round((asyncio.get_running_loop().time() - started) * 1000))
-        lease, extra = self._require_lease(begin), self.with_statements()
+        lease = self._require_lease(begin)
+        caught, beside = self._final_failures()
         await self.store.record_step(
-            lease, begin, attempts=attempts, elapsed_ms=elapsed_ms, with_statements=extra, **outcome
+            lease,
+            begin,
+            attempts=attempts,
+            elapsed_ms=_elapsed_ms(started),
+            with_statements=[*beside, *self.with_statements()],
+            **outcome,
         )
+        self._forget(caught)
+
+    # Failures that were caught.
+
+    @contextmanager
+    def _cancellable(self, begin: Begin, attempts: int) -> Iterator[None]:
+        """Let a ``with`` block be a step or a wait; that the task has stopped it is a failure, too."""
+        started = asyncio.get_running_loop().time()
+        try:
+            yield
+        except asyncio.CancelledError:
+            self._note(begin, attempts, started, CANCELLED)
+            raise
+
+    def _note(self, begin: Begin, attempts: int, started: float | None, error: StepError) -> None:
+        """Keep in mind that a step has failed: if another one is asked for now, the task has caught it."""
+        strand = self._strands.current()
+        self._failures[begin.step_index] = _Failure(begin, attempts, _elapsed_ms(started), error, strand)
+
+    def _catch(self, strand: Strand) -> None:
+        """
+        Take note that a strand goes on: what has failed in it, or in one that it started and that is over, is caught.
+
+        What fails in one beside it may yet end them all.
+        """
+        for position, failure in list(self._failures.items()):
+            of = failure.strand
+            if of is strand or (of.descends_from(strand) and not of.alive):
+                self._caught[position] = self._failures.pop(position)
+
+    def _final_failures(self) -> tuple[list[int], list[Statement]]:
+        """Return what a write marks as final, and how."""
+        return list(self._caught), [mark_final(*failure[:4]) for failure in self._caught.values()]
+
+    def _forget(self, caught: Sequence[int]) -> None:
+        for position in caught:
+            self._caught.pop(position, None)
+
+    def _is_final(self, step: StepRecord) -> bool:
+        """Say whether a failure stays one; all those of a completed run do, or it would not be completed."""
+        return step.status is StepStatus.FAILED and (
+            self.lease is None or (step.error is not None and step.error.final)
+        )
+
+    async def _fail_again(self, step: StepRecord) -> None:
+        """Raise what a step has raised before; one that was cancelled waits to be cancelled again."""
+        if step.error is not None and step.error.code == CANCELLED.code and step.error.exception is None:
+            took_ms = (epoch_ms(step.completed_at or "") or 0) - (epoch_ms(step.started_at or "") or 0)
+            await asyncio.sleep((max(0, took_ms) + _CANCELLED_LATER_MS) / 1000)
+            message = f"step {step.step_index} ({step.intent!r}) was cancelled before, but is not this time"
+            raise DurableRunDivergenceError(message, run_id=self.run_id)
+        raise_again(step)
 
     async def _determined(self, name: str, source: Callable[[], T]) -> T:
         async def run() -> T:
@@ -320,40 +454,66 @@ class DurableContext:
 
         return await self.step(f"deterministic:{name}", run, kind=StepKind.DETERMINISTIC)
 
-    def _require_attempt(self, attempts: int, intent: str, retry: StepRetry) -> None:
+    def _require_attempt(self, begin: Begin, attempts: int, retry: StepRetry) -> None:
         most = retry.attempts_in_all
         if most is not None and attempts > most:
-            message = f"step {intent!r} has failed {attempts - 1} times"
-            raise AttemptsExhausted(message, run_id=self.run_id)
+            error = AttemptsExhausted(f"step {begin.intent!r} has failed {attempts - 1} times", run_id=self.run_id)
+            self._note(begin, attempts - 1, None, error_of(error, error))
+            raise error
 
     # Waits.
 
-    async def _begun(self, begin: Begin) -> StepRecord:
-        """Return the step of a wait: on record already, or begun now, so that its time runs from now."""
-        recorded = await self._recorded(begin)
-        if recorded is None or recorded.status is StepStatus.FAILED:
-            recorded = await self.store.begin_step(self._require_lease(begin), begin)
-        return recorded
+    async def _waited(self, begin: Begin, key: str | None, timeout_ms: int) -> StepRecord:
+        """Return a wait that is over, one way or the other, as it is on record."""
+        with self._strands.work():
+            recorded = await self._recorded(begin)
+            if recorded is not None and recorded.status is StepStatus.COMPLETED:
+                return recorded
+            if recorded is not None and self._is_final(recorded):
+                await self._fail_again(recorded)
+            with self._cancellable(begin, 1 if recorded is None else recorded.attempts):
+                step = await self._begun(begin, recorded)
+                wake_at = moment_after(str(step.started_at), timeout_ms)
+                with self._work.wait(Wait(step_index=step.step_index, key=key, wake_at=wake_at)):
+                    event = await self._polled(step, key, timeout_ms)
+                result = None if key is None else {"timedOut": True} if event is None else {"payload": event.payload}
+                with self._work.step():
+                    return await self._complete(begin, step.attempts, result)
 
-    async def _wait(self, step: StepRecord, key: str | None, timeout_ms: int) -> EventRecord | None:
-        """Wait for an event or for the time to be up; suspend the run when that takes too long."""
-        since = str(step.started_at)
-        until = asyncio.get_running_loop().time() + self.inline_wait_ms / 1000
+    async def _begun(self, begin: Begin, recorded: StepRecord | None) -> StepRecord:
+        """Return the step of a wait: on record already, or begun now, so that its time runs from now."""
+        lease = self._require_lease(begin)
+        if recorded is not None and recorded.status is not StepStatus.FAILED:
+            return recorded
+        with self._work.step():
+            caught, beside = self._final_failures()
+            begun = await self.store.begin_step(lease, begin, beside)
+            self._forget(caught)
+        return begun
+
+    async def _polled(self, step: StepRecord, key: str | None, timeout_ms: int) -> EventRecord | None:
+        loop, since = asyncio.get_running_loop(), str(step.started_at)
+        until = loop.time() + self.inline_wait_ms / 1000
         while True:
+            self._work.require_going_on()
             event, waited_ms = await self.store.poll_event(self.run_id, key or "", since)
             left_ms = timeout_ms - waited_ms
             if (key is not None and event is not None) or left_ms <= 0:
                 return event
-            inline_ms = (until - asyncio.get_running_loop().time()) * 1000
+            inline_ms = (until - loop.time()) * 1000
             if left_ms > inline_ms and (key is None or inline_ms <= 0):
-                wake_at = moment_after(since, timeout_ms)
-                raise Suspended(Wait(step_index=step.step_index, key=key, wake_at=wake_at))
-            await asyncio.sleep(min(left_ms, _POLL_MS if key is not None else left_ms) / 1000)
+                if await self._work.rest(left_ms):
+                    self._work.require_going_on()
+                    raise self._work.suspend()
+            else:
+                await asyncio.sleep(min(left_ms, _POLL_MS if key is not None else left_ms) / 1000)
 
     # Positions and records.
 
     def _take(self) -> int:
+        self._work.require_going_on()
         require_outside_steps(self, self.run_id)
+        self._catch(self._strands.ask())
         position, self._next = self._next, self._next + 1
         return position
 
@@ -382,6 +542,11 @@ class DurableContext:
             message = f"the run is completed, but step {begin.step_index} ({begin.intent!r}) is not on record"
             raise DurableRunDivergenceError(message, run_id=self.run_id)
         return self.lease
+
+
+def _elapsed_ms(started: float | None) -> int:
+    """Return how long ago that was by the event loop's clock; 0 for None."""
+    return 0 if started is None else max(0, round((asyncio.get_running_loop().time() - started) * 1000))
 
 
 async def _not_run() -> None:

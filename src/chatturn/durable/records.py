@@ -144,10 +144,21 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepError:
-    """Why a step failed; for the log of the run, never for clients."""
+    """
+    Why a step failed; for the log of the run, never for clients.
+
+    Attributes:
+        message: In words.
+        code: Of an error of this package.
+        exception: JSON from which what left the step is made again, see `chatturn.durable.failures`; None where
+            only words are on record.
+        final: Whether the task has caught it and gone on, so that every later attempt raises it again.
+    """
 
     message: str
     code: str | None = None
+    exception: Mapping[str, Any] | None = None
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

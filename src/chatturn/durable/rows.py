@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from chatturn.database.api import Row, Value
-from chatturn.durable.records import EventRecord, RunOutcome, RunRecord, RunStatus, StepError, StepRecord, StepStatus
+from chatturn.durable.failures import error_from_json
+from chatturn.durable.records import EventRecord, RunOutcome, RunRecord, RunStatus, StepRecord, StepStatus
 
 __all__ = ["event_from_row", "run_from_row", "step_from_row"]
 
@@ -41,7 +42,7 @@ def step_from_row(row: Row) -> StepRecord:
         status=StepStatus(str(row["status"])),
         attempts=int(row["attempts"] or 0),
         result=_json(row["result_json"]),
-        error=None if error is None else StepError(message=error.get("message", ""), code=error.get("code")),
+        error=None if error is None else error_from_json(error),
         started_at=_text(row["started_at"]),
         completed_at=_text(row["completed_at"]),
     )

@@ -29,7 +29,7 @@ from chatturn.durable.heartbeat import Heartbeat
 from chatturn.durable.records import Claim, DurableRunManifest, Lease, RunOutcome, RunRecord, RunStatus, StepRecord
 from chatturn.durable.settling import code_of
 from chatturn.durable.store import DEFAULT_LEASE_MS, DurableRunStore
-from chatturn.durable.suspension import Suspended, ungrouped_waits
+from chatturn.durable.suspension import Suspended
 from chatturn.errors import AttemptsExhausted, LeaseLost, RunNotFound, StoreError
 from chatturn.jsontext.canonical import derive_worker_id
 from chatturn.telemetry.operator_log import OperatorLog, print_log
@@ -121,10 +121,12 @@ async def run_durable(run: RunDurableInput[T]) -> RunDurableResult[T]:
     )
     context = _context(run, claim)
     if claim.lease is None:
-        result = await run.task_fn(context)
-        context.require_all_consumed()
+        async with context.task():
+            result = await run.task_fn(context)
+            context.require_all_consumed()
         return RunDurableResult(result=result, record=claim.run, steps=context.steps())
     heartbeat = Heartbeat(run.store, claim.lease, run.log)
+    context.require_held = heartbeat.require_held
     heartbeat.start(claimed_at)
     try:
         return await _run_leased(run, context, heartbeat)
@@ -135,10 +137,11 @@ async def run_durable(run: RunDurableInput[T]) -> RunDurableResult[T]:
 async def _run_leased(run: RunDurableInput[T], context: DurableContext, heartbeat: Heartbeat) -> RunDurableResult[T]:
     lease = heartbeat.lease
     try:
-        with heartbeat, ungrouped_waits():
-            _require_attempt(run, lease)
-            result = await run.task_fn(context)
-            context.require_all_consumed()
+        with heartbeat:
+            async with context.task():
+                _require_attempt(run, lease)
+                result = await run.task_fn(context)
+                context.require_all_consumed()
         # Outside the block: once this is applied the lease is released, which must not cancel the wait for the reply.
         record = await run.store.end_run(lease, RunStatus.COMPLETED, run.default_outcome)
     except Suspended as suspended:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from chatturn.database.api import NOW, Database, Result, Row, Statement
 from chatturn.database.migration import read_version
 from chatturn.durable.checks import claimed, ended, require_begun, require_intent, require_status
+from chatturn.durable.failures import error_text, started_before
 from chatturn.durable.records import (
     Claim,
     DurableRunManifest,
@@ -49,8 +50,6 @@ __all__ = ["SqlRunStore"]
 # its status code; a finish holds an answer that somebody paid for.
 _CLAIM_DELAYS_S: Final = (0.05, 0.25)
 _SETTLE_DELAYS_S: Final = (0.1, 0.5, 2.0, 5.0)
-
-_ERROR_CHARACTERS: Final = 2_000
 
 _LONGEST_LEASE_MS: Final = 10**12
 """Some thirty years.  An end beyond the last date would be none, and a lease without an end is a free one."""
@@ -149,11 +148,12 @@ class SqlRunStore:
         """Read one step."""
         return _first_step(await self._batch([Statement(sql.LOAD_STEP, (run_id, step_index))]))
 
-    async def begin_step(self, lease: Lease, begin: Begin) -> StepRecord:
+    async def begin_step(self, lease: Lease, begin: Begin, with_statements: Sequence[Statement] = ()) -> StepRecord:
         """Begin a step; see `DurableRunStore.begin_step`."""
         batch = [
             _begin(_fence(lease), begin),
             Statement(sql.BUMP_STEP_COUNT, (*_fence(lease), begin.step_index, NOW)),
+            *(Statement(extra.sql, (*_fence(lease), *extra.params)) for extra in with_statements),
         ]
         step = await self._write_step(lease, begin.step_index, batch)
         require_begun(step, begin)
@@ -167,7 +167,7 @@ class SqlRunStore:
 
     async def fail_step(self, lease: Lease, step_index: int, error: StepError) -> StepRecord:
         """Record why a step failed; see `DurableRunStore.fail_step`."""
-        params = (*_fence(lease), step_index, _error_text(error), NOW)
+        params = (*_fence(lease), step_index, error_text(error), NOW)
         step = await self._write_step(lease, step_index, [Statement(sql.FAIL_STEP, params)])
         return require_status(step, StepStatus.FAILED)
 
@@ -205,9 +205,8 @@ class SqlRunStore:
         fence = _fence(lease)
         status = StepStatus.COMPLETED if error is None else StepStatus.FAILED
         what = (begin.step_index, begin.intent, begin.kind, begin.input_hash, status, attempts)
-        error_json = None if error is None else _error_text(error)
-        began = f"-{elapsed_ms / 1000:.3f} seconds"
-        record = Statement(sql.RECORD_STEP, (*fence, *what, result_json, error_json, NOW, began))
+        error_json = None if error is None else error_text(error)
+        record = Statement(sql.RECORD_STEP, (*fence, *what, result_json, error_json, NOW, started_before(elapsed_ms)))
         bump = Statement(sql.BUMP_STEP_COUNT, (*fence, begin.step_index, NOW))
         beside = [Statement(extra.sql, (*fence, *extra.params)) for extra in with_statements]
         step = await self._write_step(lease, begin.step_index, [record, bump, *beside])
@@ -228,7 +227,7 @@ class SqlRunStore:
             text = json_text(settlement.result, "the turn's result")
             step, write, status = (settlement.step_index, text, NOW), sql.COMPLETE_STEP, RunStatus.COMPLETED
         else:
-            step = (settlement.step_index, _error_text(error), NOW)
+            step = (settlement.step_index, error_text(error), NOW)
             write, status = sql.FAIL_STEP, RunStatus.FAILED
         batch = [
             Statement(write, (*fence, *step)),
@@ -362,9 +361,3 @@ def _supersede(run_id: str, digest: str) -> list[Statement]:
 def _first_step(outcomes: Sequence[Result]) -> StepRecord | None:
     rows = outcomes[0].rows
     return step_from_row(rows[0]) if rows else None
-
-
-def _error_text(error: StepError) -> str:
-    message = error.message[:_ERROR_CHARACTERS].encode("utf-8", "replace").decode()
-    members = {"message": message, "code": error.code}
-    return json_text({name: value for name, value in members.items() if value is not None}, "the error")

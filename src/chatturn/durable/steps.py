@@ -1,15 +1,29 @@
-"""How one step is tried: its retry policy, its limits, and what is recorded of it.  Pure."""
+"""How one step is tried: its retry policy, its limits, and what is recorded of it."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
-from chatturn.errors import StepTooLarge
+from chatturn.errors import DurableRunDivergenceError, StepTooLarge
 from chatturn.jsontext.canonical import canonical_hash
 from chatturn.jsontext.depth import nests_deeper
 from chatturn.jsontext.stored import json_text
 
-__all__ = ["MAX_STEP_BYTES", "MAX_STEP_DEPTH", "OpenStep", "StepRetry", "fingerprint", "result_text", "words_of"]
+__all__ = [
+    "MAX_STEP_BYTES",
+    "MAX_STEP_DEPTH",
+    "MAX_WAIT_MS",
+    "OpenStep",
+    "StepRetry",
+    "fingerprint",
+    "inside_step",
+    "require_number",
+    "require_outside_steps",
+    "result_text",
+    "words_of",
+]
 
 MAX_STEP_BYTES: Final = 1_000_000
 """Of a step's result or input as JSON in UTF-8: half of what a row may hold."""
@@ -17,7 +31,24 @@ MAX_STEP_BYTES: Final = 1_000_000
 MAX_STEP_DEPTH: Final = 64
 """Levels of arrays and objects in a step's result or input."""
 
+MAX_WAIT_MS: Final = 1_000 * 365 * 86_400_000
+"""A thousand years; the calendar ends with the year 9999, and no wait may end behind it."""
+
 _MAX_SAFE_INTEGER: Final = 2**53 - 1
+
+_running: Final[ContextVar[tuple[object, str] | None]] = ContextVar("chatturn_step", default=None)
+
+
+def require_number(name: str, value: float, *, least: int = 0) -> None:
+    """
+    Refuse what is no count and no time.
+
+    Raises:
+        ValueError: *value* is no number from *least* to `MAX_WAIT_MS`; names both.
+    """
+    if not (isinstance(value, int | float) and least <= value <= MAX_WAIT_MS):
+        message = f"{name} must be a number from {least} to {MAX_WAIT_MS}, and not {value!r}"
+        raise ValueError(message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +72,7 @@ class StepRetry:
 
     def __post_init__(self) -> None:
         for name in ("max_attempts", "initial_backoff_ms", "max_backoff_ms"):
-            if getattr(self, name) < 1:
-                message = f"{name} must be at least 1"
-                raise ValueError(message)
+            require_number(name, getattr(self, name), least=1)
 
     def delay_ms(self, attempt: int, error: Exception) -> int | None:
         """Return how long to wait after failed try *attempt*, from 1, or None to give up."""
@@ -100,11 +129,40 @@ def fingerprint(value: Any, intent: str, run_id: str) -> str:
 
 
 def words_of(error: Exception) -> str:
-    """Say what went wrong, for a step's record; an exception that has no words must not hide itself."""
+    """Say what went wrong; an exception that has no words must not hide itself."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001 - whatever a foreign exception does when it is asked
         return type(error).__name__
+
+
+# Steps inside steps.
+#
+# An inner step takes a position while the outer one runs.  On a replay the outer step does not run, so nobody asks for
+# the inner one, and every step behind it would be taken for another.  So an inner step is refused at once.
+
+
+@contextmanager
+def inside_step(context: object, intent: str) -> Iterator[None]:
+    """Let a ``with`` block, and the tasks that it starts, count as the inside of one of *context*'s steps."""
+    token = _running.set((context, intent))
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+def require_outside_steps(context: object, run_id: str) -> None:
+    """
+    Refuse what is called inside one of *context*'s own steps; another run's steps are its own.
+
+    Raises:
+        DurableRunDivergenceError: Names the outer step.
+    """
+    running = _running.get()
+    if running is not None and running[0] is context:
+        message = f"a step was asked for inside step {running[1]!r}; it would not be asked for on a replay"
+        raise DurableRunDivergenceError(message, run_id=run_id)
 
 
 def _spelled(value: Any) -> Any:

@@ -167,9 +167,11 @@ class DurableRunStore(Protocol):
     async def load_step(self, run_id: str, step_index: int) -> StepRecord | None:
         """Read one step, whatever its status."""
 
-    async def begin_step(self, lease: Lease, begin: Begin) -> StepRecord:
+    async def begin_step(self, lease: Lease, begin: Begin, with_statements: Sequence[Statement] = ()) -> StepRecord:
         """
         Begin a step, or begin it again after it failed or was interrupted.
+
+        *with_statements* join the transaction, as in `Settlement.with_statements`.
 
         Raises:
             DurableRunDivergenceError: Another intent, or another input, is recorded at this position, or the

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from chatturn.durable.records import EventRecord, StepKind
-from chatturn.durable.steps import StepRetry
+from chatturn.durable.steps import StepRetry, require_number
 from chatturn.errors import StepTimeout
 from chatturn.product_calls import Late, awaited
 
@@ -44,6 +44,9 @@ class StepCall:
     input: Any = NO_INPUT
     retry: StepRetry | None = None
     timeout_ms: int = 0
+
+    def __post_init__(self) -> None:
+        require_number("timeout_ms", self.timeout_ms)
 
 
 async def run_once(call: StepCall, run_id: str) -> Any:

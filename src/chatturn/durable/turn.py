@@ -202,6 +202,11 @@ class DurableTurnHandle(Generic[E]):
         if self._heartbeat is not None:
             self._heartbeat.interrupt(TurnCancelled(reason, run_id=self._options.run_id))
 
+    def require_held(self) -> None:
+        """Raise `LeaseLost` if the lease is known to be lost: then no effect may be had in its name."""
+        if self._heartbeat is not None:
+            self._heartbeat.require_held()
+
     async def write(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
         """Write under the lease while `stream` is iterated; see `Heartbeat.write`."""
         assert self._heartbeat is not None, "a turn that is replayed writes nothing"  # noqa: S101 - a bug elsewhere

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import math
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -22,6 +24,7 @@ from chatturn.errors import (
     DurableRunInputMismatchError,
     DurableRunLeaseHeldError,
     LeaseLost,
+    StepFailed,
     StepInputMismatch,
     StepTimeout,
     StepTooLarge,
@@ -312,13 +315,13 @@ class Wordless(Exception):
 
 @pytest.mark.parametrize("error", [ValueError("half a pair: \ud800"), Wordless()], ids=["surrogate", "wordless"])
 async def test_r4_words_that_cannot_be_stored_do_not_mask_the_error(bench: Bench, error: Exception) -> None:
-    """The step is recorded as failed, tried again, and its own exception leaves."""
+    """The step is recorded as failed, tried again, and its exception is the cause of what leaves."""
     retry = StepRetry(max_attempts=2)
-    with pytest.raises(type(error)) as caught:
+    with pytest.raises(StepFailed, match=type(error).__name__) as caught:
         await bench.run(lambda context: context.step("first", bench.effect("a", error=error), retry=retry))
     step = await bench.store.load_step("run-1", 0)
 
-    assert caught.value is error
+    assert caught.value.__cause__ is error
     assert ["a", "a"] == bench.effects
     assert step is not None
     assert step.error is not None
@@ -545,13 +548,19 @@ async def test_what_fails_beside_a_wait_fails_the_run(bench: Bench) -> None:
     assert (RunStatus.FAILED, None) == (record.status, record.lease_holder_id)
 
 
-async def test_a_wait_may_be_for_longer_than_there_are_dates(bench: Bench) -> None:
-    """As somebody writes who means for ever."""
-    for_ever = 2**53 - 1
-    assert (await bench.run(lambda context: context.await_event("never", timeout_ms=for_ever))).suspended
-    await bench.store.emit_event("run-1", "never", "yet")
+@pytest.mark.parametrize("duration_ms", [math.nan, math.inf, -1, 2**53 - 1, "5"])
+async def test_a_wait_that_has_no_end_in_the_calendar_is_refused_by_its_value(bench: Bench, duration_ms: Any) -> None:
+    """Before anything is stored."""
+    waits: list[Task] = [
+        lambda context: context.sleep(duration_ms),
+        lambda context: context.await_event("never", timeout_ms=duration_ms),
+        lambda context: context.step("late", bench.effect("a"), timeout_ms=duration_ms),
+    ]
+    for task in waits:
+        with pytest.raises(ValueError, match=f"and not {re.escape(repr(duration_ms))}"):
+            await bench.run(task)
 
-    assert "yet" == (await bench.run(lambda context: context.await_event("never", timeout_ms=for_ever))).result
+    assert ([], []) == (bench.effects, list(await bench.store.load_steps("run-1", 0)))
 
 
 async def test_r7_nothing_a_task_says_in_its_error_is_in_the_outcome(bench: Bench) -> None:

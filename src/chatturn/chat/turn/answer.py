@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from chatturn.backends.api import ChatMessage
@@ -47,6 +48,7 @@ class Production:
         room: Takes a number of events; waits until they may be said.
         drain: Waits for a reader that is behind.
         cancel: Stops the turn for good.
+        require_held: Raises `LeaseLost` if the turn's lease is known to be lost.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class Production:
         room: Callable[[int], Awaitable[None]],
         drain: Callable[[], Awaitable[None]],
         cancel: Callable[[], None],
+        require_held: Callable[[], None],
     ) -> None:
+        self._require_held = require_held
         self._turn = turn
         self._deployment = turn.deployment
         self._run_id = run_id
@@ -128,7 +132,9 @@ class Production:
         attempts = self._place.attempts
         if attempts > self._deployment.settings.turn_attempts and not self._place.cancel_requested:
             raise AttemptsExhausted(f"it has come to nothing {attempts - 1} times", run_id=self._run_id)
-        self._producer = ChatProducer(self._begin, self._log, self._deployment.log, room=self._room, drain=self._drain)
+        self._producer = ChatProducer(
+            self._begin, self._log, self._deployment.log, task=self._task, room=self._room, drain=self._drain
+        )
         return self._producer
 
     async def _begin(self) -> DurableTurnProducer[EventBatch]:
@@ -167,6 +173,9 @@ class Production:
         tools, instructions = hooks.tools, hooks.instructions
         return AgentProducer(context, tools, instructions) if tools else hooks.produce(context)
 
+    def _task(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if self._durable is None else self._durable.task()
+
     def _steps(self) -> DurableContext:
         """Return the run's steps after the turn itself."""
         turn, deployment, claim = self._turn, self._deployment, self._claim
@@ -183,6 +192,7 @@ class Production:
             first_position=1,
             with_statements=self._account.news,
             tracer=tracer_of(turn.tracing),
+            require_held=self._require_held,
         )
 
 

@@ -6,7 +6,7 @@ lifecycle is this engine's to say, once, after it is true; and an in-band error 
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from chatturn.chat.log.log import TurnLog
@@ -74,6 +74,7 @@ class ChatProducer:
         begin: Makes the product's producer.
         turn_log: Numbers the lines.
         log: Takes failures.
+        task: Returns what the producer runs in: the turn's steps, once it has begun.
         room: Takes a number of events; waits until they may be said.
         drain: Waits for a reader that is behind.
 
@@ -89,10 +90,12 @@ class ChatProducer:
         turn_log: TurnLog,
         log: OperatorLog,
         *,
+        task: Callable[[], AbstractAsyncContextManager[None]],
         room: Callable[[int], Awaitable[None]],
         drain: Callable[[], Awaitable[None]],
     ) -> None:
         self._begin = begin
+        self._task = task
         self._producer: DurableTurnProducer[EventBatch] | None = None
         self._turn_log = turn_log
         self._log = log
@@ -122,7 +125,7 @@ class ChatProducer:
 
     async def _filtered(self) -> AsyncGenerator[Said, None]:
         self._producer = await self._begin()
-        async with aclosing(self._producer.stream) as stream:
+        async with self._task(), aclosing(self._producer.stream) as stream:
             async for batch in stream:
                 own, failure = self._take(events_of(batch))
                 for at in range(0, len(own), _SAID_AT_ONCE):

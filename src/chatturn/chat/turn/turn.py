@@ -110,6 +110,7 @@ class ChatTurn:
             room=self._writer.room,
             drain=self._drain,
             cancel=self.cancel,
+            require_held=lambda: self._handle.require_held(),  # noqa: PLW0108 - the handle is made below
         )
         self._handle = run_durable_turn(
             RunDurableTurnOptions(

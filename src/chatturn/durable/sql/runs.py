@@ -16,6 +16,7 @@ __all__ = [
     "DUE_WAITS",
     "EMIT_EVENT",
     "END_RUN",
+    "FAIL_FOR_GOOD",
     "FAIL_STEP",
     "FORGET_STEPS",
     "GIVE_UP_RUN",
@@ -115,6 +116,9 @@ ON CONFLICT (run_id, step_index) DO UPDATE SET
   started_at = coalesce(started_at, excluded.started_at), completed_at = excluded.completed_at
 WHERE status <> 'completed' AND intent = excluded.intent
 """
+
+# What the task itself has cut off is not there, also where its record has come through.
+FAIL_FOR_GOOD: Final = RECORD_STEP.replace("WHERE status <> 'completed' AND intent", "WHERE intent")
 
 SUSPEND_RUN: Final = f"""
 UPDATE durable_runs

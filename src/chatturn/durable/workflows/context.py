@@ -24,10 +24,17 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
-from chatturn.durable.nesting import inside_step, require_outside_steps
 from chatturn.durable.records import EventRecord, StepKind
 from chatturn.durable.runner import default_sources
-from chatturn.durable.steps import StepRetry, fingerprint, result_text, words_of
+from chatturn.durable.steps import (
+    StepRetry,
+    fingerprint,
+    inside_step,
+    require_number,
+    require_outside_steps,
+    result_text,
+    words_of,
+)
 from chatturn.durable.tasks import DEFAULT_EVENT_TIMEOUT_MS, NO_INPUT, ContextSources, StepCall, TaskContext
 from chatturn.durable.workflows.step import (
     WorkflowStepConfig,
@@ -215,7 +222,9 @@ class WorkflowContext:
 
         Raises:
             DurableAwaitEventTimeoutError: It did not come within *timeout_ms*, rounded up to seconds.
+            ValueError: *timeout_ms* is no number, below 0 or beyond the calendar.
         """
+        require_number("timeout_ms", timeout_ms)
         name = self._name(self._take(), f"event:{key}")
         # The platform gives an event to one wait only; here every wait for a key gets the first.
         async with self._waits[key]:
@@ -234,6 +243,7 @@ class WorkflowContext:
 
     async def sleep(self, duration_ms: int) -> None:
         """Wait so long, rounded up to seconds, from the first time that this step is reached."""
+        require_number("duration_ms", duration_ms)
         await self._platform.sleep(self._name(self._take(), "sleep"), duration_words(duration_ms))
 
     # One step.

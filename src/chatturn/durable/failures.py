@@ -1,0 +1,131 @@
+"""
+Failures on record: an exception as JSON, and the same exception again on a later attempt.
+
+A task may catch what a step raises and go on.  Then every later attempt must raise the same there, or the task would
+take another way than the one on record.  So a failure that was caught is final, and the exception is made again from
+its class's name, its `args` and its attributes.  What cannot be made again leaves as `StepFailed` from the first time
+on: a task that catches it catches it on every attempt.
+"""
+
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Final, NoReturn
+
+from chatturn.database.api import NOW, Statement
+from chatturn.durable.records import StepError, StepRecord, StepStatus
+from chatturn.durable.sql.runs import FAIL_FOR_GOOD
+from chatturn.durable.steps import words_of
+from chatturn.durable.store import Begin
+from chatturn.errors import ChatTurnError, StepFailed
+from chatturn.jsontext.stored import json_text
+
+__all__ = [
+    "CANCELLED",
+    "error_from_json",
+    "error_of",
+    "error_text",
+    "lasting",
+    "mark_final",
+    "raise_again",
+    "started_before",
+]
+
+CANCELLED: Final = StepError(message="it was cancelled", code="cancelled")
+"""Of a step that the task itself stopped, as `asyncio.timeout` and a failing `asyncio.TaskGroup` do."""
+
+_ERROR_CHARACTERS: Final = 2_000
+_EXCEPTION_CHARACTERS: Final = 8_000
+
+
+def lasting(error: Exception, intent: str, run_id: str) -> Exception:
+    """Return *error* if a later attempt can make it again, else a `StepFailed` that says the same."""
+    if _description(error) is not None:
+        return error
+    words = words_of(error)[:_ERROR_CHARACTERS].encode("utf-8", "replace").decode()
+    return StepFailed(f"step {intent!r} failed: {words}", run_id=run_id)
+
+
+def error_of(error: Exception, raised: Exception) -> StepError:
+    """Describe *error* for a step's record, and *raised*, the one that left the step in its place."""
+    code = error.code if isinstance(error, ChatTurnError) else None
+    return StepError(message=words_of(error), code=code, exception=_description(raised))
+
+
+def raise_again(step: StepRecord) -> NoReturn:
+    """
+    Raise what a step on record has raised.
+
+    Raises:
+        StepFailed: Its class is not there any more, or it was recorded by a version that kept no more than words.
+        Exception: The same as before.
+    """
+    error = step.error or StepError(message="it left no words")
+    exception = None if error.exception is None else _made_again(error.exception)
+    if exception is None:
+        exception = StepFailed(f"step {step.intent!r} failed: {error.message}", run_id=step.run_id)
+    raise exception
+
+
+def mark_final(begin: Begin, attempts: int, elapsed_ms: int, error: StepError) -> Statement:
+    """Return the statement, fenced by the store, that puts a failure on record for good."""
+    what = (begin.step_index, begin.intent, begin.kind, begin.input_hash, StepStatus.FAILED, attempts)
+    return Statement(FAIL_FOR_GOOD, (*what, None, error_text(error, final=True), NOW, started_before(elapsed_ms)))
+
+
+def started_before(elapsed_ms: int) -> str:
+    """Return when a step began that took so long, as a modifier of SQLite's time functions."""
+    return f"-{elapsed_ms / 1000:.3f} seconds"
+
+
+def error_text(error: StepError, *, final: bool = False) -> str:
+    """Encode an error for its column."""
+    message = error.message[:_ERROR_CHARACTERS].encode("utf-8", "replace").decode()
+    members = {"message": message, "code": error.code, "exception": error.exception, "final": final or None}
+    return json_text({name: value for name, value in members.items() if value is not None}, "the error")
+
+
+def error_from_json(members: Mapping[str, Any]) -> StepError:
+    """Read an error from its column; agent-runtime's have fewer members."""
+    return StepError(
+        message=members.get("message", ""),
+        code=members.get("code"),
+        exception=members.get("exception"),
+        final=members.get("final") is True,
+    )
+
+
+def _description(error: Exception) -> dict[str, Any] | None:
+    """Return an exception as JSON from which it can be made again; None where it cannot."""
+    try:
+        described = {
+            "module": type(error).__module__,
+            "name": type(error).__qualname__,
+            "args": list(error.args),
+            "attributes": {name: value for name, value in vars(error).items() if name != "__notes__"},
+        }
+        text = json_text(described, "the exception")
+        again = _made_again(json.loads(text)) if len(text) <= _EXCEPTION_CHARACTERS else None
+        same = again is not None and str(again) == str(error) and _state(again) == _state(error)
+    except Exception:  # noqa: BLE001 - whatever a foreign exception does when it is asked
+        return None
+    return described if same else None
+
+
+def _made_again(described: Mapping[str, Any]) -> Exception | None:
+    """Make an exception without asking its constructor, which may want other arguments than it keeps."""
+    try:
+        found: Any = import_module(described["module"])
+        for name in described["name"].split("."):
+            found = getattr(found, name)
+        if not (isinstance(found, type) and issubclass(found, Exception)):
+            return None
+        again = found.__new__(found, *described["args"])
+        vars(again).update(described["attributes"])
+    except Exception:  # noqa: BLE001 - the code may have changed since
+        return None
+    return again
+
+
+def _state(error: Exception) -> tuple[Any, ...]:
+    return (type(error), error.args, {name: value for name, value in vars(error).items() if name != "__notes__"})

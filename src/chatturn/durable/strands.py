@@ -1,0 +1,119 @@
+"""
+Strands: which of a run's asyncio tasks asks for a step, and whether a replay would ask in the same order.
+
+A step's position is its place in the order of asking.  Tasks that each ask once are started in a fixed order, and so
+ask in it.  Two tasks that go on asking, at the same time, do so in an order that their steps' durations decide; a
+replay, in which no recorded step takes any time, would have another one.  So that is refused, before the effect.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Final
+from weakref import WeakKeyDictionary
+
+from chatturn.errors import DurableRunDivergenceError
+
+__all__ = ["Strand", "Strands"]
+
+_path: Final[ContextVar[tuple["Strand", ...]]] = ContextVar("chatturn_strands", default=())
+
+
+@dataclass(slots=True, eq=False)
+class Strand:
+    """
+    One asyncio task, as far as it asks for a run's steps.
+
+    Attributes:
+        owner: The strands that it is one of.
+        task: It; None outside all tasks.
+        parent: The strand that started it; None for the run's own.
+        asked: How often it has asked.
+        working: Steps that it is doing itself at the moment, and not by way of another task.
+        passed: Whether another one, beside which it runs, went on asking.
+    """
+
+    owner: "Strands"
+    task: "asyncio.Task[object] | None"
+    parent: "Strand | None"
+    asked: int = 0
+    working: int = 0
+    passed: bool = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether it may still ask for something."""
+        return self.task is not None and not self.task.done()
+
+    def descends_from(self, other: "Strand") -> bool:
+        """Say whether *other* has started it, or one that has."""
+        above = self.parent
+        while above is not None and above is not other:
+            above = above.parent
+        return above is other
+
+
+@dataclass(slots=True, eq=False)
+class Strands:
+    """All strands of one attempt of a run; made in the task that is the run's own."""
+
+    run_id: str
+    _root: Strand = field(init=False)
+    _by_task: "WeakKeyDictionary[asyncio.Task[object], Strand]" = field(init=False, default_factory=WeakKeyDictionary)
+
+    def __post_init__(self) -> None:
+        self._root = Strand(self, _current_task(), None)
+        if self._root.task is not None:
+            self._by_task[self._root.task] = self._root
+
+    def ask(self) -> Strand:
+        """
+        Take note that the current task asks for a step, and return its strand.
+
+        Raises:
+            DurableRunDivergenceError: The order in which it and another task ask is not fixed.
+        """
+        strand = self.current()
+        strand.asked += 1
+        if strand.asked > 1:
+            others = [other for other in self._by_task.values() if other is not strand and other.asked and other.alive]
+            if strand.passed or any(other.asked > 1 and other.descends_from(strand) for other in others):
+                raise DurableRunDivergenceError(
+                    "two tasks ask for one step after another at the same time, in an order that a replay would not "
+                    "keep; make each task one step, or await them one after the other",
+                    run_id=self.run_id,
+                )
+            for other in others:
+                other.passed |= bool(other.working) if strand.descends_from(other) else True
+        return strand
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Let a ``with`` block be a step that the current task does."""
+        strand = self.current()
+        strand.working += 1
+        try:
+            yield
+        finally:
+            strand.working -= 1
+
+    def current(self) -> Strand:
+        """Return the current task's strand."""
+        task = _current_task()
+        if task is None:
+            return self._root
+        strand = self._by_task.get(task)
+        if strand is None:
+            parent = next((above for above in reversed(_path.get()) if above.owner is self), self._root)
+            strand = self._by_task[task] = Strand(self, task, parent)
+            _path.set((*_path.get(), strand))
+        return strand
+
+
+def _current_task() -> "asyncio.Task[object] | None":
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop is running
+        return None
