@@ -99,7 +99,8 @@ CREATE TABLE IF NOT EXISTS chat_turns (
   traceparent TEXT CHECK (length(traceparent) = 55),                  -- the turn's span, as W3C Trace Context writes it
   caller_span_id TEXT CHECK (length(caller_span_id) = 16),            -- the span around it; null: it is the first
   traced_by INTEGER CHECK (traced_by >= 1),                           -- the attempt that sent it; null: none yet
-  history_json TEXT                     -- the conversation before, if the request brings one; JSON
+  history_json TEXT,                    -- the conversation before, if the request brings one; JSON
+  log_compact INTEGER NOT NULL DEFAULT 0 CHECK (log_compact IN (0, 1))  -- 1: its log is stored in its short form
 ) STRICT, WITHOUT ROWID;
 -- For lists of one tenant's turns, the latest first.
 CREATE INDEX IF NOT EXISTS idx_chat_turns_tenant ON chat_turns (tenant_id, created_at, run_id);
@@ -110,7 +111,7 @@ CREATE TABLE IF NOT EXISTS chat_segments (
   first_seq INTEGER NOT NULL CHECK (first_seq >= 0),    -- seq of the first line
   last_seq INTEGER NOT NULL,                            -- seq of the last line
   attempt INTEGER NOT NULL CHECK (attempt >= 1),        -- which attempt said it
-  lines TEXT NOT NULL,                                  -- every line ends with LF
+  lines TEXT NOT NULL,                                  -- every line ends with LF; or their short form, after a ~
   ended INTEGER NOT NULL DEFAULT 0 CHECK (ended IN (0, 1)),           -- 1: its last line is the attempt's terminal one
   PRIMARY KEY (run_id, first_seq),
   CHECK (last_seq >= first_seq)
@@ -187,6 +188,8 @@ WHERE (SELECT max(version) FROM durable_schema_info) < 102 AND EXISTS (
 UPDATE chat_turns SET
   manifest_hash = coalesce((SELECT r.manifest_hash FROM durable_runs AS r WHERE r.run_id = chat_turns.run_id), '')
 WHERE (SELECT max(version) FROM durable_schema_info) < 102 AND manifest_hash = '';
+-- For the sweep, which makes the logs short of turns that are over.
+CREATE INDEX IF NOT EXISTS idx_chat_turns_loose ON chat_turns (updated_at) WHERE log_compact = 0;
 -- For a tenant's usage of a period.
 CREATE INDEX IF NOT EXISTS idx_chat_usage_tenant ON chat_usage (tenant_id, recorded_at);
 -- Whose it was, for rows from before that was kept.
@@ -197,6 +200,6 @@ WHERE tenant_id = '' AND EXISTS (SELECT 1 FROM chat_turns AS t WHERE t.run_id = 
 
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 104, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 105, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome');

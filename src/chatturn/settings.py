@@ -59,6 +59,11 @@ class Settings:
     )
     history_turns: int = _setting(20, "finished turns of the session that the model is shown, at most", least=0)
     history_characters: int = _setting(100_000, "characters of that history, at most; turns stay whole", least=0)
+    compact_logs: Switch = _setting(
+        "on",
+        "`off`: logs of turns that are over stay as they were written; for an upgrade that may be taken back",
+        choices=get_args(Switch),
+    )
     retention_days: int = _setting(0, "days after its end a run is deleted, messages and all; 0 keeps it", least=0)
     usage_retention_days: int = _setting(
         400, "days after a model call what it consumed is deleted; 0 keeps it", least=0

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from chatturn.chat.hooks.outbox import Outbox
+from chatturn.chat.log.compaction import compact_logs
 from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.usage.sql import delete_usage
@@ -40,6 +41,8 @@ class Sweep:
         outbox = Outbox(database=deployment.database, hooks=deployment.hooks, log=deployment.log)
         called = await outbox.sweep()
         resumed = await self._resume([*await self._due(), *await self._orphans()])
+        if settings.compact_logs == "on":
+            await compact_logs(deployment.database)
         if settings.retention_days:
             age_ms = settings.retention_days * _DAY_MS
             await deployment.store.delete_finished_runs(older_than_ms=age_ms)

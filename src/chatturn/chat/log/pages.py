@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from chatturn.chat.log.compact import expand
 from chatturn.chat.log.position import MAX_AHEAD, unstored_attempts
 from chatturn.chat.log.sql import read_page
 from chatturn.database.api import Database, Row
@@ -82,7 +83,7 @@ class LogPage:
 
 def _from(start: int, row: Row) -> str:
     """Return the lines of a segment from *start* on; consecutive lines have consecutive seqs."""
-    lines, at = str(row["lines"]), 0
+    lines, at = expand(str(row["lines"])), 0
     for _ in range(start - int(row["first_seq"] or 0)):
         at = lines.index("\n", at) + 1
     return lines[at:]

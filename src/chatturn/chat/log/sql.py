@@ -6,12 +6,25 @@ at ``?4``.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from chatturn.database.api import NOW, Statement
 from chatturn.durable.sql.runs import HELD, MOMENT
 
-__all__ = ["NEWS", "append_segment", "note_follower", "read_attempt", "read_page", "request_cancel", "watch"]
+__all__ = [
+    "NEWS",
+    "Segment",
+    "append_segment",
+    "loose_logs",
+    "mark_compact",
+    "note_follower",
+    "read_attempt",
+    "read_page",
+    "read_segments",
+    "request_cancel",
+    "rewrite_segments",
+    "watch",
+]
 
 # What the turn's worker is told with every write: that somebody wants it stopped, and whether somebody elsewhere reads.
 NEWS: Final = f"""
@@ -36,6 +49,9 @@ _RECALLED_SEGMENTS: Final = 16
 _PAGE_CHARACTERS: Final = 1_000_000
 """Of a page, unless its first segment alone is longer; what one reader has in memory at a time."""
 
+_LINE_CHARACTERS: Final = 120
+"""Of a line that is stored in its short form, about: by this much a row counts for more than it is long."""
+
 # One row per segment, each with the run's state beside it; one row without a segment if there is none.  All in one
 # statement, so that the state and the lines are of one moment; segment by segment, so that no more is read than shown.
 # ?1 the run, ?2 the seq after which to read, ?3 now.
@@ -54,7 +70,7 @@ WITH RECURSIVE turn AS (
     (SELECT max(first_seq) FROM chat_segments WHERE run_id = ?1 AND first_seq <= (SELECT start FROM turn)), 0)
   UNION ALL
   SELECT (SELECT min(n.first_seq) FROM chat_segments AS n WHERE n.run_id = ?1 AND n.first_seq > page.first_seq),
-         page.before + length(s.lines)
+         page.before + max(length(s.lines), {_LINE_CHARACTERS} * (s.last_seq - s.first_seq + 1))
   FROM page JOIN chat_segments AS s ON s.run_id = ?1 AND s.first_seq = page.first_seq
   WHERE page.before < {_PAGE_CHARACTERS} LIMIT {_PAGE_SEGMENTS}
 )
@@ -82,6 +98,82 @@ RETURNING cancel_requested_at
 _NOTE_FOLLOWER: Final = f"""
 UPDATE chat_turns SET followed_until = max(coalesce(followed_until, ''), {MOMENT.format("?2, ?3")}) WHERE run_id = ?1
 """
+
+
+_LOOSE_AFTER: Final = "-10 minutes"
+"""Since its last claim: a turn that is over is read live no more, and the code that cannot read short logs is gone."""
+
+# Only of a turn that is over and that nobody has claimed since it was looked at.  ?1 the run, ?2 its epoch.
+_OVER: Final = """EXISTS (SELECT 1 FROM durable_runs
+  WHERE run_id = ?1 AND epoch = ?2 AND lease_holder_id IS NULL AND status IN ('completed', 'failed'))"""
+
+_LOOSE_LOGS: Final = f"""
+SELECT t.run_id, r.epoch FROM chat_turns AS t CROSS JOIN durable_runs AS r ON r.run_id = t.run_id
+WHERE t.log_compact = 0 AND t.updated_at < {MOMENT.format(f"?1, '{_LOOSE_AFTER}'")}
+  AND r.lease_holder_id IS NULL AND r.status IN ('completed', 'failed')
+ORDER BY t.updated_at LIMIT ?2
+"""
+
+_MARK_COMPACT: Final = f"UPDATE chat_turns SET log_compact = 1 WHERE run_id = ?1 AND {_OVER}"
+
+_REWRITTEN_SEGMENTS: Final = 200
+_REWRITTEN_CHARACTERS: Final = 400_000
+
+_READ_SEGMENTS: Final = f"""
+SELECT first_seq, last_seq, attempt, ended, lines FROM (
+  SELECT *, sum(length(lines)) OVER (ORDER BY first_seq) - length(lines) AS before FROM (
+    SELECT * FROM chat_segments WHERE run_id = ?1 AND first_seq > ?2 ORDER BY first_seq LIMIT {_REWRITTEN_SEGMENTS}))
+WHERE before < {_REWRITTEN_CHARACTERS} ORDER BY first_seq
+"""
+
+_DELETE_SEGMENTS: Final = f"DELETE FROM chat_segments WHERE run_id = ?1 AND first_seq BETWEEN ?3 AND ?4 AND {_OVER}"
+_INSERT_SEGMENT: Final = f"""
+INSERT INTO chat_segments (run_id, first_seq, last_seq, attempt, ended, lines)
+SELECT ?1, ?3, ?4, ?5, ?6, ?7 WHERE {_OVER}
+"""
+
+
+class Segment(NamedTuple):
+    """
+    Consecutive lines of one attempt, as one row.
+
+    Attributes:
+        first_seq: Of the first line.
+        last_seq: Of the last one.
+        attempt: Which attempt said them.
+        ended: 1 if the last line is the attempt's terminal one, else 0.
+        lines: Whole lines, or their short form.
+    """
+
+    first_seq: int
+    last_seq: int
+    attempt: int
+    ended: int
+    lines: str
+
+
+def loose_logs(limit: int) -> Statement:
+    """Read which turns that are over have logs that were not made short, the oldest first."""
+    return Statement(_LOOSE_LOGS, (NOW, limit))
+
+
+def mark_compact(run_id: str, epoch: int) -> Statement:
+    """Note that a log is as short as it gets, unless the turn was claimed since."""
+    return Statement(_MARK_COMPACT, (run_id, epoch))
+
+
+def read_segments(run_id: str, after: int) -> Statement:
+    """Read the next rows of a log whose lines come after a seq, a bounded part."""
+    return Statement(_READ_SEGMENTS, (run_id, after))
+
+
+def rewrite_segments(run_id: str, epoch: int, segments: Sequence[Segment]) -> list[Statement]:
+    """Put *segments* in the place of the rows that hold the same lines, unless the turn was claimed since."""
+    first, last = segments[0].first_seq, segments[-1].last_seq
+    return [
+        Statement(_DELETE_SEGMENTS, (run_id, epoch, first, last)),
+        *(Statement(_INSERT_SEGMENT, (run_id, epoch, *segment)) for segment in segments),
+    ]
 
 
 def append_segment(first_seq: int, attempt: int, lines: Sequence[str], *, ended: bool = False) -> Statement:

@@ -3,6 +3,7 @@
 import json
 from typing import Final
 
+from chatturn.chat.log.compact import expand
 from chatturn.chat.log.sql import read_attempt
 from chatturn.database.api import Database
 from chatturn.events import MESSAGE_PART, TOOL_OUTCOMES, ChatStreamEvent, TextAssembly
@@ -36,7 +37,7 @@ async def recall_text(database: Database, run_id: str, before_attempt: int, *, a
         [page] = await database.batch([read_attempt(run_id, before_attempt, first_seq)])
         for row in page.rows:
             first_seq = int(row["last_seq"] or 0) + 1
-            for line in str(row["lines"]).split("\n"):
+            for line in expand(str(row["lines"])).split("\n"):
                 if after_tools and line.startswith(_OUTCOME):
                     assembly = TextAssembly()
                 elif line.startswith(_TEXT):

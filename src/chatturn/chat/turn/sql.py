@@ -43,7 +43,7 @@ FROM durable_runs WHERE run_id = ?1 AND {HELD}
 ON CONFLICT (run_id) DO UPDATE SET
   user_id = excluded.user_id, user_message = excluded.user_message, model = excluded.model,
   metadata_json = excluded.metadata_json, history_json = excluded.history_json, attempt = excluded.attempt,
-  updated_at = excluded.updated_at, cancelled_at = NULL, manifest_hash = excluded.manifest_hash,
+  updated_at = excluded.updated_at, cancelled_at = NULL, log_compact = 0, manifest_hash = excluded.manifest_hash,
   first_attempt = CASE WHEN {_ANEW} THEN excluded.attempt ELSE first_attempt END,
   suspensions = CASE WHEN {_ANEW} THEN 0 ELSE suspensions END,
   trace_id = CASE WHEN {_TRACED_HERE} THEN excluded.trace_id ELSE trace_id END,

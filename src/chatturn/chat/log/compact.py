@@ -1,0 +1,89 @@
+"""
+Lines of a log in a form that is short at rest: what many lines have in common is written once.  Pure, and lossless.
+
+An answer of four characters a piece is a line of a hundred around each of them.  So consecutive lines that differ only
+in their ``delta`` and their ``seq`` become one block::
+
+    ~                                      a compact text begins with this line; a line of a log begins with "{"
+    {"type":"session.run.started",…}       any other line, as it is
+    =12                                    a block: the seq of its first line, then
+    {"type":…,"data":{…,"delta":"          what stands before each delta,
+    "},"seq":                              between the delta and the seq,
+    ,"attempt":1}                          and behind it,
+    Hel"lo"                                and the deltas, as JSON has them, each ended by the quote that ends it there
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Final, NamedTuple
+
+__all__ = ["compact", "expand", "is_compact"]
+
+_MARK: Final = "~\n"
+_BLOCK: Final = "="
+_LINE: Final = re.compile(
+    r'(?P<before>\{.*?"delta":")(?P<delta>(?:[^"\\]|\\.)*)(?P<between>".*,"seq":)(?P<seq>\d+)(?P<behind>,"attempt":\d+\})'
+)
+
+
+class _Line(NamedTuple):
+    """A line of a block: what it has in common with others, its place in a run of consecutive seqs, and its own."""
+
+    common: tuple[str, str, str]
+    seq: int
+    delta: str
+
+
+def is_compact(text: str) -> bool:
+    """Say whether *text* is one that `compact` has made short."""
+    return text.startswith(_MARK)
+
+
+def compact(lines: str) -> str:
+    """Return whole lines of a log in their short form; as they are, where that is no shorter."""
+    short = _MARK + "".join(_blocks(lines.split("\n")[:-1]))
+    return short if len(short) < len(lines) else lines
+
+
+def expand(text: str) -> str:
+    """Return the lines, byte for byte, that `compact` was given; any other text as it is."""
+    return "".join(_expanded(iter(text.split("\n")[1:-1]))) if is_compact(text) else text
+
+
+def _blocks(lines: list[str]) -> Iterator[str]:
+    parsed = map(_parse, lines)
+    numbered = enumerate(zip(lines, parsed, strict=True))
+    # Consecutive lines of a block have consecutive seqs: seq less position is the same for all of them.
+    for key, group in groupby(numbered, lambda item: item[1][1] and (item[1][1].common, item[1][1].seq - item[0])):
+        if not key:
+            yield from (f"{line}\n" for _, (line, _) in group)
+        else:
+            found = [line for _, (_, line) in group if line is not None]
+            deltas = "".join(f'{line.delta}"' for line in found)
+            yield "\n".join((f"{_BLOCK}{found[0].seq}", *found[0].common, deltas, ""))
+
+
+def _parse(line: str) -> _Line | None:
+    found = _LINE.fullmatch(line)
+    if found is None or (found["seq"] != "0" and found["seq"].startswith("0")):
+        return None
+    return _Line((found["before"], found["between"], found["behind"]), int(found["seq"]), found["delta"])
+
+
+def _expanded(lines: Iterator[str]) -> Iterator[str]:
+    for line in lines:
+        if not line.startswith(_BLOCK):
+            yield f"{line}\n"
+            continue
+        before, between, behind, deltas = next(lines), next(lines), next(lines), next(lines)
+        for seq, delta in enumerate(_deltas(deltas), int(line[1:])):
+            yield f"{before}{delta}{between}{seq}{behind}\n"
+
+
+_DELTA: Final = re.compile(r'((?:[^"\\]|\\.)*)"')
+
+
+def _deltas(text: str) -> list[str]:
+    # A quote inside a delta stands behind a backslash; without any, the quotes are the deltas' ends.
+    return _DELTA.findall(text) if "\\" in text else text.split('"')[:-1]

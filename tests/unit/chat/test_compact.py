@@ -1,0 +1,66 @@
+"""The short form of a log: whatever the lines, they come back byte for byte."""
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatturn.chat.log.compact import compact, expand, is_compact
+from chatturn.events import ChatStreamEvent, encode_lines, reasoning_delta, text_delta, tool_result, usage_event
+
+# No half surrogate pairs: no line can hold one.
+Text = st.text(st.characters(exclude_categories=["Cs"]))
+Deltas = st.lists(Text.filter(bool), min_size=1, max_size=20).map(lambda texts: [text_delta(text) for text in texts])
+Others = st.one_of(
+    st.builds(reasoning_delta, Text.filter(bool)),
+    st.builds(lambda text: tool_result(tool_call_id="c", tool_name="t", result={"delta": text}), Text),
+    st.builds(lambda text: ChatStreamEvent(text, {"delta": text, '"delta":"': [text]}), Text.filter(bool)),
+    st.just(usage_event(tokensOut=1)),
+).map(lambda event: [event])
+Events = st.lists(Deltas | Others, max_size=12).map(lambda groups: [event for group in groups for event in group])
+
+
+@given(events=Events, first_seq=st.integers(0, 10**9), attempt=st.integers(1, 99))
+def test_what_is_made_short_comes_back(events: list[ChatStreamEvent], first_seq: int, attempt: int) -> None:
+    """Any events, anywhere in a log."""
+    lines = "".join(encode_lines(events, first_seq, attempt))
+    short = compact(lines)
+
+    assert lines == expand(short)
+    assert len(short) <= len(lines)
+    assert expand(lines) == lines
+
+
+@given(texts=st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"])), max_size=8))
+def test_lines_of_any_form_come_back(texts: list[str]) -> None:
+    """Also those that no engine of ours has written, as long as each is a JSON object."""
+    lines = "".join(f"{{{text}}}\n" for text in texts)
+
+    assert lines == expand(compact(lines))
+
+
+def test_seqs_that_are_no_consecutive_numbers_come_back() -> None:
+    """A log skips numbers where a worker was lost."""
+    line = '{"type":"message.part.updated","data":{"part":{"type":"text"},"delta":"a"},"seq":%s,"attempt":1}\n'
+    lines = "".join(line % seq for seq in ("1", "2", "7", "8", "8", "007", "9"))
+
+    assert lines == expand(compact(lines))
+
+
+def test_an_answer_is_stored_in_little_more_than_itself() -> None:
+    """Three times the answer at most; as lines it is twenty-eight times."""
+    words = [f"w{number % 97} " for number in range(2_000)]
+    lines = "".join(encode_lines([text_delta(word) for word in words], 1, 1))
+    short = compact(lines)
+
+    assert is_compact(short)
+    assert len(short) < 1.5 * len("".join(words))
+    assert 20 * len("".join(words)) < len(lines)
+
+
+def test_one_line_stays_as_it_is_where_that_is_shorter() -> None:
+    """Nothing is gained by a block of one."""
+    [line] = encode_lines([text_delta("a")], 1, 1)
+
+    assert compact(line) == line
+    assert json.loads(expand(line))["seq"] == 1
