@@ -23,6 +23,7 @@ from chatturn.chat.deployment import Deployment
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.pages import LogPage, load_page
+from chatturn.chat.log.polls import Poll
 from chatturn.chat.log.query_budget import FOLLOW_PACES
 from chatturn.chat.log.sql import note_follower
 from chatturn.chat.turn.finish import ending_words, failure_words, kind_of
@@ -72,7 +73,7 @@ class FollowedTurn:
     take_over: TakeOver | None
     _last: int = -1
     _began: float = 0.0
-    _noted_again_at: float = 0.0
+    _looked_at: float = 0.0
     _done: bool = False
 
     @property
@@ -94,7 +95,7 @@ class FollowedTurn:
         """
         output = Output(sink, None, self.deployment.log)
         output.start_pings()
-        self._began = asyncio.get_running_loop().time()
+        self._began = self._looked_at = asyncio.get_running_loop().time()
         taken: ChatTurn | None = None
         try:
             taken = await self._follow(output, sink)
@@ -116,7 +117,7 @@ class FollowedTurn:
     async def _follow(self, output: Output, sink: Sink) -> ChatTurn | None:
         """Show lines until the turn is over or the reader gone; return the turn if this reader takes it over."""
         page: LogPage | None = self.page
-        live = self.deployment.live
+        poll = self.deployment.live.polls.of(self.run_id)
         while page is not None and not sink.closed:
             if page.text:
                 output.send(page.text, ())
@@ -126,15 +127,21 @@ class FollowedTurn:
                 if page.over:
                     self._say_end(output, page)
                     return None
-                if page.lease_left_ms == 0 and self.take_over is not None and live.get(self.run_id) is None:
+                if page.lease_left_ms == 0 and self._may_take_over(poll):
                     if (taken := await self._take()) is not None:
                         return taken
                 elif not await self._follow_live(output, sink):
-                    await self._pause()
+                    page = await self._poll(poll)
+                    continue
                 if self._done:
                     return None
             page = await load_page(self.deployment.database, self.run_id, self._last)
         return None
+
+    def _may_take_over(self, poll: Poll) -> bool:
+        if self.take_over is None or self.deployment.live.get(self.run_id) is not None:
+            return False
+        return poll.may_take_over(asyncio.get_running_loop().time())
 
     async def _follow_live(self, output: Output, sink: Sink) -> bool:
         """Show what is said in this isolate, until there is no more of it; return whether there was anything."""
@@ -178,17 +185,45 @@ class FollowedTurn:
             return None
         return None if taken.replayed else taken
 
-    async def _pause(self) -> None:
-        """Wait for another isolate to store more."""
-        now = asyncio.get_running_loop().time()
-        settings = self.deployment.settings
-        interval_s = FOLLOW_PACES[settings.workers_plan].interval_ms((now - self._began) * 1000) / 1000
-        if settings.on_disconnect != "continue" and now >= self._noted_again_at:
-            every_s = max(_NOTED_EVERY_S, 2 * interval_s)
-            self._noted_again_at = now + every_s
-            for_ms = round((every_s + _SLACK_S) * 1000)
-            await self.deployment.database.batch([note_follower(self.run_id, for_ms)])
-        await asyncio.sleep(interval_s)
+    async def _poll(self, poll: Poll) -> LogPage | None:
+        """Wait for another isolate to store more, and return what it has, by one's own look or by another's."""
+        loop = asyncio.get_running_loop()
+        pace = FOLLOW_PACES[self.deployment.settings.workers_plan]
+        looks = poll.looks
+        while True:
+            now = loop.time()
+            interval_s = pace.interval_ms((now - self._began) * 1000) / 1000
+            left_s = max(poll.looked_at, self._looked_at) + interval_s - now
+            if left_s <= 0 and poll.may_look(now):
+                return await self._look(poll, now, interval_s)
+            await self._wait_for_a_look(poll, left_s if left_s > 0 else interval_s)
+            if poll.looks != looks:
+                looks, self._looked_at = poll.looks, poll.looked_at
+                if (page := poll.page_after(self._last)) is not None:
+                    return page
+
+    async def _look(self, poll: Poll, now: float, interval_s: float) -> LogPage | None:
+        """Ask the database, for all who follow the turn from here."""
+        database, after, page = self.deployment.database, self._last, None
+        self._looked_at = now
+        poll.begin_look(now)
+        try:
+            if self.deployment.settings.on_disconnect != "continue" and now >= poll.noted_until:
+                every_s = max(_NOTED_EVERY_S, 2 * interval_s)
+                poll.noted_until = now + every_s
+                await database.batch([note_follower(self.run_id, round((every_s + _SLACK_S) * 1000))])
+            page = await load_page(database, self.run_id, after)
+        finally:
+            poll.end_look(after, page)
+        return page
+
+    async def _wait_for_a_look(self, poll: Poll, within_s: float) -> None:
+        alarm = self.deployment.alarm()
+        poll.watch(alarm.ring)
+        try:
+            await alarm.wait(within_s)
+        finally:
+            poll.unwatch(alarm.ring)
 
     def _say_end(self, output: Output, page: LogPage) -> None:
         """

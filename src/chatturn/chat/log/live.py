@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from chatturn.chat.log.log import TurnLog
+from chatturn.chat.log.polls import Polls
 
 __all__ = ["Alarm", "EventAlarm", "LiveLogs"]
 
@@ -42,9 +43,13 @@ class LiveLogs:
 
     It is shared by requests that must not touch each other's tasks and connections, so there is only plain data in
     it, and what wakes a follower is for the follower to provide: an `Alarm` that may be rung from another request.
+
+    Attributes:
+        polls: What followers here have last seen of turns that run elsewhere.
     """
 
     def __init__(self) -> None:
+        self.polls = Polls()
         self._logs: dict[str, TurnLog] = {}
 
     def add(self, run_id: str, log: TurnLog) -> None:
