@@ -11,7 +11,7 @@ STAMPS := $(VENV)/stamps
 READY := $(STAMPS)/python $(STAMPS)/worker $(STAMPS)/node
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run demo chaos test models docs reset schema lint format types bench deploy-check clean FORCE
+.PHONY: help setup run demo chaos test models docs reset schema lint format types bench clients chromium deploy-check clean FORCE
 
 help:
 	@echo "make run           start the Worker at http://localhost:$(PORT) (PORT=, PRODUCT=legal)"
@@ -20,6 +20,7 @@ help:
 	@echo "make models        play recorded answers of model APIs to a Worker, and tell what came of them (ARGS=name)"
 	@echo "make chaos         kill 5,000 workers in the middle of turns, and add up (ARGS='--kills 200')"
 	@echo "make docs          build the manual into site/, strictly: a link that leads nowhere is an error"
+	@echo "make clients       try OpenAI's and the AI SDK's own clients, and a browser, with kills and cuts"
 	@echo "make reset         forget the local database"
 	@echo "make schema        write schema.sql from the code"
 	@echo "make lint types    ruff, mypy --strict"
@@ -67,6 +68,26 @@ format: $(READY)
 types: $(READY)
 	$(BIN)/mypy dev src chatturn_testing tests $(if $(wildcard bench/*.py),bench)
 
+# The clients of others: 800 MB in a folder of their own, and a Chromium, which is Debian's.
+CLIENTS := tests/clients
+
+clients: $(READY) $(STAMPS)/clients
+	@command -v chromium >/dev/null || $(MAKE) chromium
+	@CLIENTS_TABLE=dev/.build/clients.md $(BIN)/python -m dev.test $(CLIENTS) $(ARGS)
+
+chromium:
+	@echo "The tests with a browser need Debian's Chromium (90 MB to download) …"
+	@apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null
+
+$(STAMPS)/clients: $(CLIENTS)/requirements.txt $(CLIENTS)/package-lock.json $(CLIENTS)/bundle.mjs $(wildcard $(CLIENTS)/pages/*.js) | $(STAMPS)/node
+	@echo "OpenAI's, LangChain's, LiteLLM's and the AI SDK's clients into $(CLIENTS) (800 MB) …"
+	@$(PYTHON) -m venv $(CLIENTS)/.venv
+	@$(CLIENTS)/.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		-r $(CLIENTS)/requirements.txt
+	@cd $(CLIENTS) && PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --ignore-scripts --no-audit --no-fund --loglevel error >/dev/null
+	@cd $(CLIENTS) && "$(CURDIR)/$(BIN)/node" bundle.mjs
+	@touch $@
+
 bench: $(READY)
 	$(BIN)/python -m bench.run $(ARGS)
 
@@ -75,7 +96,7 @@ deploy-check: $(READY)
 
 # Everything the commands above made, the local database and the local secrets excepted.
 clean:
-	rm -rf $(VENV) python_modules dev/node_modules dev/.build site .cache
+	rm -rf $(VENV) python_modules dev/node_modules dev/.build site .cache $(CLIENTS)/.venv $(CLIENTS)/node_modules
 
 $(STAMPS)/python: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

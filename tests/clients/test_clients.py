@@ -1,0 +1,279 @@
+"""
+Real clients, unmodified, against a Worker in workerd: what they lose, what they double, and what it costs.
+
+`make clients` installs them and runs this, and prints the table of clients and faults that the manual shows.
+"""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.support.client import token
+from tests.support.front import Front
+from tests.support.http import http
+from tests.support.upstream import Upstream
+from tests.support.upstream_script import Script
+from tests.support.worker import Worker, running_worker
+
+HERE: Final = Path(__file__).parent
+PYTHON: Final = HERE / ".venv" / "bin" / "python"
+NODE: Final = Path(sys.executable).with_name("node")
+LEASE_MS: Final = 3_000
+WORDS: Final = " ".join(f"word{number}" for number in range(120))
+ANSWER: Final = Script(text=WORDS, pause_s=0.01)
+SECONDS: Final = 60
+
+OPENAI: Final = {
+    "openai (PyPI)": [PYTHON, "use_openai.py", "openai"],
+    "openai (PyPI), not streamed": [PYTHON, "use_openai.py", "openai-at-once"],
+    "langchain-openai": [PYTHON, "use_openai.py", "langchain"],
+    "litellm": [PYTHON, "use_openai.py", "litellm"],
+    "openai (npm)": [NODE, "use_openai.mjs"],
+}
+AI_SDK: Final = {
+    "ai, DefaultChatTransport": [NODE, "use_chat.mjs", "default"],
+    "ai, WorkflowChatTransport": [NODE, "use_chat.mjs", "workflow"],
+}
+BARE: Final = {"ai, WorkflowChatTransport as it is": [NODE, "use_chat.mjs", "workflow-bare"]}
+STREAMED: Final = [name for name in OPENAI if "not streamed" not in name]
+CLIENTS: Final = {**OPENAI, **AI_SDK, **BARE}
+
+if not PYTHON.exists() or not (HERE / "node_modules" / "ai").exists():
+    pytest.skip("the clients are not installed: make clients", allow_module_level=True)
+
+
+@dataclass
+class Row:
+    """What came of one client and one fault."""
+
+    client: str
+    fault: str
+    model_calls: int
+    missing: int
+    doubled: int
+    errors: int
+
+    @classmethod
+    def of(cls, client: str, fault: str, calls: int, said: dict[str, Any]) -> "Row":
+        """Count: a word that is there twice is doubled, one that is not there is missing."""
+        words, got = WORDS.split(), re.findall(r"\S+", said["text"])
+        missing = sum(len(word) for word in words if word not in got)
+        doubled = sum(len(word) for word in got) - sum(len(word) for word in set(got))
+        return cls(client, fault, calls, missing, doubled, len(said["errors"]))
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    """The scripted model."""
+    with Upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def worker(upstream: Upstream) -> Iterator[Worker]:
+    """A Worker whose model it is, with a short lease."""
+    with running_worker(
+        variables={
+            "BACKEND": "openai",
+            "MODEL": "scripted-1",
+            "OPENAI_BASE_URL": upstream.url,
+            "OPENAI_API_KEY": "sk-of-the-tests",
+            "LEASE_MS": str(LEASE_MS),
+        }
+    ) as worker:
+        yield worker
+
+
+@pytest.fixture(scope="module")
+def front(worker: Worker) -> Iterator[Front]:
+    """What the clients connect to."""
+    with Front(int(worker.url.rpartition(":")[2])) as front:
+        yield front
+
+
+@pytest.fixture(scope="module")
+def rows() -> Iterator[list[Row]]:
+    """The table, which is printed and kept in the end."""
+    rows: list[Row] = []
+    yield rows
+    lines = [f"| {r.client} | {r.fault} | {r.model_calls} | {r.missing} | {r.doubled} |" for r in rows]
+    table = "\n".join(
+        ["| client | fault | model calls | characters missing | doubled |", "|---|---|---|---|---|", *lines]
+    )
+    sys.stdout.write(f"\n{table}\n")
+    if target := os.environ.get("CLIENTS_TABLE"):
+        Path(target).write_text(table + "\n", "utf-8")
+
+
+class Chat:
+    """One client's question."""
+
+    def __init__(self, front: Front, upstream: Upstream, client: str, fault: str, *scripts: Script) -> None:
+        self.name = re.sub(r"\W+", "-", f"{client}-{fault}")
+        self.question = f"{self.name} asks."
+        self.client, self.fault, self.front, self.upstream = client, fault, front, upstream
+        upstream.on(self.question, *(scripts or (ANSWER,)))
+
+    def start(self, **more: Any) -> "subprocess.Popen[str]":
+        """Start the client."""
+        url = f"{self.front.url}/v1" if self.client in OPENAI else f"{self.front.url}/v1/ai-sdk/chat"
+        asked = {
+            "url": url,
+            "token": token(),
+            "key": self.name,
+            "chat": self.name,
+            "question": self.question,
+            "messages": [{"role": "user", "content": self.question}] if self.client in OPENAI else [],
+            **more,
+        }
+        command = [*map(str, CLIENTS[self.client]), json.dumps(asked)]
+        return subprocess.Popen(
+            command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "CI": "1"}
+        )
+
+    def said(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
+        """Return what the client has in the end."""
+        try:
+            out, err = process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
+        assert process.returncode == 0, err[-2_000:]
+        said: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+        return said
+
+    def ask(self, **more: Any) -> dict[str, Any]:
+        """Run the client to its end."""
+        return self.said(self.start(**more))
+
+    def row(self, said: dict[str, Any]) -> Row:
+        """Count."""
+        return Row.of(self.client, self.fault, len(self.upstream.calls(self.question)), said)
+
+    def wait_for_words(self, chunks: int) -> None:
+        """Wait until the model has said so much."""
+        assert self.upstream.wait_calls(1, SECONDS, self.question)
+        [call, *_] = self.upstream.calls(self.question)
+        deadline = time.monotonic() + SECONDS
+        while call.chunks_sent < chunks:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def assert_whole(row: Row, *, calls: int = 1) -> None:
+    """Nothing is missing, nothing doubled, and no model call was made that need not be."""
+    assert (0, 0) == (row.missing, row.doubled), row
+    assert row.model_calls <= calls, row
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_fresh_turn(client: str, front: Front, upstream: Upstream, rows: list[Row]) -> None:
+    """Without a fault: the whole answer, and the client has seen no error."""
+    chat = Chat(front, upstream, client, "none")
+    said = chat.ask()
+    rows.append(chat.row(said))
+
+    assert_whole(rows[-1])
+    assert (WORDS, []) == (said["text"].strip(), said["errors"])
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_connections_that_are_cut(client: str, front: Front, upstream: Upstream, rows: list[Row]) -> None:
+    """Reset three times, at random bytes of the answer."""
+    chat = Chat(front, upstream, client, "cut at random bytes, 3 times")
+    chance = random.Random(client)
+    front.cut = 0
+    most = 1_000 if client not in {*STREAMED, *AI_SDK, *BARE} else 9_000  # of an answer of so many bytes
+    front.cuts = [chance.randrange(1, most) for _ in range(3)]
+    said = chat.ask()
+    front.cuts.clear()
+    rows.append(chat.row(said))
+
+    assert_whole(rows[-1])
+    assert front.cut
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_worker_that_is_killed(
+    client: str, front: Front, upstream: Upstream, worker: Worker, rows: list[Row]
+) -> None:
+    """SIGKILL in the middle of the answer: another attempt says it, and the client has it once."""
+    chat = Chat(front, upstream, client, "SIGKILL of the Worker in mid-stream")
+    process = chat.start()
+    chat.wait_for_words(40)
+    worker.kill()
+    worker.restart()
+    said = chat.said(process)
+    rows.append(chat.row(said))
+
+    assert_whole(rows[-1], calls=2)
+
+
+@pytest.mark.parametrize("client", [*STREAMED, *AI_SDK])
+def test_a_second_tab(client: str, front: Front, upstream: Upstream, rows: list[Row]) -> None:
+    """The same question twice at once: one model call, both have the whole."""
+    chat = Chat(front, upstream, client, "second tab")
+    first = chat.start()
+    chat.wait_for_words(10)
+    other = chat.ask()
+    said = chat.said(first)
+    rows.append(chat.row(other))
+
+    assert_whole(rows[-1])
+    assert said["text"] == other["text"]
+
+
+@pytest.mark.parametrize("client", [*STREAMED, *AI_SDK])
+def test_a_reload(client: str, front: Front, upstream: Upstream, rows: list[Row]) -> None:
+    """The page is gone in the middle of the answer, and comes back with the question only."""
+    chat = Chat(front, upstream, client, "reload")
+    process = chat.start()
+    chat.wait_for_words(40)
+    process.kill()
+    process.communicate()
+    message = {"id": "m1", "role": "user", "parts": [{"type": "text", "text": chat.question}]}
+    said = chat.ask() if client in OPENAI else chat.ask(resume=True, messages=[message])
+    rows.append(chat.row(said))
+
+    assert_whole(rows[-1])
+    assert 1 == said.get("bubbles", 1)
+
+
+@pytest.mark.parametrize("client", AI_SDK)
+def test_a_stop(client: str, front: Front, upstream: Upstream, rows: list[Row]) -> None:
+    """Stopped by the user: the model is let go, what was said stays, and it comes back as the same message."""
+    chat = Chat(front, upstream, client, "stop", Script(text=WORDS, pause_s=0.05))
+    cancel = f"{front.url}/v1/sessions/{chat.name}/turns/0/cancel"
+    said = chat.ask(stop_after=40, cancel=cancel)
+    headers = {"Authorization": f"Bearer {token()}"}
+    thread = http.get(f"{front.url}/v1/sessions/{chat.name}/messages", headers=headers).json()["messages"]
+    kept = thread[-1]["content"]
+    rows.append(Row(client, "stop", len(upstream.calls(chat.question)), len(kept) - len(said["text"]), 0, 0))
+
+    assert (True, kept, 1) == (thread[-1]["cancelled"], said["text"], said["bubbles"])
+    assert WORDS.startswith(kept)
+    assert len(kept) < len(WORDS)
+    [call] = upstream.calls(chat.question)
+    assert call.wait_closed(5)
+
+
+@pytest.mark.parametrize("client", STREAMED)
+def test_a_reader_that_leaves(client: str, front: Front, upstream: Upstream, rows: list[Row]) -> None:
+    """It closes the stream; the turn goes on, and the same request gets the whole without another call."""
+    chat = Chat(front, upstream, client, "leaves, and asks again")
+    chat.ask(leave_after=40)
+    said = chat.ask()
+    rows.append(chat.row(said))
+
+    assert_whole(rows[-1])

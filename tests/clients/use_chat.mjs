@@ -1,0 +1,76 @@
+// useChat's Chat, with each of its transports, outside a page: what a page does when it is visible again, this does
+// when the stream broke off.
+import { Chat } from "@ai-sdk/react";
+import { WorkflowChatTransport } from "./.build/workflow.mjs";
+import { DefaultChatTransport, isDynamicToolUIPart } from "ai";
+
+const [kind, json] = process.argv.slice(2);
+const asked = JSON.parse(json);
+const headers = { Authorization: `Bearer ${asked.token}` };
+const errors = [];
+
+const transports = {
+  default: () => new DefaultChatTransport({ api: asked.url, headers }),
+  workflow: () =>
+    new WorkflowChatTransport({
+      api: asked.url,
+      prepareSendMessagesRequest: ({ id, messages, trigger, messageId }) => ({
+        body: { id, messages, trigger, messageId },
+        headers: { ...headers, "Content-Type": "application/json" },
+      }),
+      prepareReconnectToStreamRequest: ({ api }) => ({ api, headers }),
+    }),
+  // As it is without a prepare function: no id, no content type.
+  "workflow-bare": () =>
+    new WorkflowChatTransport({
+      api: asked.url,
+      fetch: (url, init) => fetch(url, { ...init, headers: { ...init?.headers, ...headers } }),
+    }),
+};
+
+const chat = new Chat({
+  id: asked.chat,
+  messages: asked.messages,
+  transport: transports[kind](),
+  onError: (error) => errors.push(`${error.name}: ${error.message}`.slice(0, 200)),
+});
+
+const answer = () => chat.messages.filter((message) => message.role === "assistant");
+const text = () =>
+  answer()
+    .flatMap((message) => message.parts)
+    .filter((part) => part.type === "text")
+    .map((part) => part.text)
+    .join("");
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+async function run() {
+  if (asked.stop_after) {
+    const sent = chat.sendMessage({ text: asked.question });
+    while (text().length < asked.stop_after) await pause(5);
+    await fetch(asked.cancel, { method: "POST", headers });
+    await chat.stop();
+    await sent;
+    await chat.resumeStream();
+    return;
+  }
+  if (asked.resume) await chat.resumeStream();
+  else await chat.sendMessage({ text: asked.question });
+  for (let tries = 0; chat.status === "error" && tries < 60; tries++) {
+    await pause(300);
+    chat.clearError();
+    await chat.resumeStream();
+  }
+}
+
+await run();
+console.log(
+  JSON.stringify({
+    text: text(),
+    status: chat.status,
+    bubbles: answer().length,
+    tools: answer().flatMap((message) => message.parts.filter(isDynamicToolUIPart)).length,
+    errors,
+  }),
+);
+process.exit(0);
