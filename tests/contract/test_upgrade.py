@@ -149,7 +149,7 @@ async def test_the_numbered_migrations_end_there_too(database: Database, clock: 
     expected = await structure(database)
     await version_1(database, clock)
     await apply(database, "0002_chatturn.sql", "0003_lists_and_retention.sql", "0004_logs.sql", "0005_ledger.sql")
-    await apply(database, "0006_own_history.sql", "0007_compact_logs.sql")
+    await apply(database, "0006_own_history.sql", "0007_compact_logs.sql", "0008_runtime_sessions.sql")
 
     assert expected == await structure(database)
     assert DURABLE_SCHEMA_VERSION == await read_version(database)

@@ -1,7 +1,7 @@
 """What a runtime event is about: the task, the session that it runs in, and what went wrong.  Values only."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Self
 
@@ -63,7 +63,7 @@ class RuntimeSession:
 
     Attributes:
         backend: The kind of backend.
-        resume_token: A credential of the backend's.
+        resume_token: A credential of the backend's; not shown, and in no event that a stream tells.
         created_at: A timestamp, as is `updated_at`.
         metadata: JSON of the backend's own.
     """
@@ -73,7 +73,7 @@ class RuntimeSession:
     status: SessionStatus
     created_at: str
     updated_at: str
-    resume_token: str | None = None
+    resume_token: str | None = field(default=None, repr=False)
     metadata: Mapping[str, Any] | None = None
 
 

@@ -1,0 +1,199 @@
+"""What every store of backends' sessions promises: the one in memory, and the one over a database."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from chatturn.agent_runtime.events import BackendStartEvent, TextDeltaEvent
+from chatturn.agent_runtime.session_sql import SqlRuntimeSessionStore
+from chatturn.agent_runtime.sessions import (
+    MAX_EVENT_BYTES,
+    MAX_METADATA_BYTES,
+    InMemoryRuntimeSessionStore,
+    RuntimeSessionStore,
+)
+from chatturn.agent_runtime.tasks import AgentTaskSpec, RuntimeSession, SessionStatus
+from chatturn.database.api import Database, Statement
+from chatturn.errors import SessionMismatchError, ValidationError
+from tests.support.clock import Clock
+
+TOKEN = "resume-token-of-the-sandbox"
+TASK = AgentTaskSpec(id="task-1", intent="Answer.")
+SESSION = RuntimeSession(
+    id="session-1",
+    backend="sandbox",
+    status=SessionStatus.ACTIVE,
+    created_at="2026-01-01T00:00:00.000Z",
+    updated_at="2026-01-01T00:00:00.000Z",
+    resume_token=TOKEN,
+    metadata={"resumable": True, "deep": {"é": [1, None]}},
+)
+
+
+@pytest.fixture(params=["memory", "sql"])
+def sessions(request: pytest.FixtureRequest, database: Database) -> RuntimeSessionStore:
+    """Each store that there is, empty."""
+    return InMemoryRuntimeSessionStore() if request.param == "memory" else SqlRuntimeSessionStore(database)
+
+
+def said(text: str, **members: Any) -> TextDeltaEvent:
+    return TextDeltaEvent(text=text, **members)
+
+
+async def test_a_session_comes_back_as_it_was_put(sessions: RuntimeSessionStore) -> None:
+    await sessions.put(SESSION)
+
+    assert SESSION == await sessions.get("session-1")
+    assert await sessions.get("session-2") is None
+
+
+async def test_a_session_without_anything_optional_comes_back_too(sessions: RuntimeSessionStore) -> None:
+    plain = replace(SESSION, resume_token=None, metadata=None)
+    await sessions.put(plain)
+
+    assert plain == await sessions.get("session-1")
+
+
+async def test_putting_again_replaces_all_but_its_beginning(sessions: RuntimeSessionStore) -> None:
+    later = replace(
+        SESSION, status=SessionStatus.COMPLETED, resume_token=None, metadata=None,
+        created_at="2026-02-02T00:00:00.000Z", updated_at="2026-02-02T00:00:00.000Z",
+    )  # fmt: skip
+    await sessions.put(SESSION)
+    await sessions.put(later)
+
+    assert replace(later, created_at=SESSION.created_at) == await sessions.get("session-1")
+
+
+async def test_another_backend_s_session_is_refused(sessions: RuntimeSessionStore) -> None:
+    await sessions.put(SESSION)
+    with pytest.raises(SessionMismatchError) as refused:
+        await sessions.put(replace(SESSION, backend="openai", resume_token="another"))
+
+    assert ("sandbox", "openai", "validation") == (
+        refused.value.session_backend, refused.value.requested_backend, refused.value.code,
+    )  # fmt: skip
+    assert SESSION == await sessions.get("session-1")
+
+
+async def test_what_is_done_to_a_session_afterwards_changes_nothing(sessions: RuntimeSessionStore) -> None:
+    """B12: a store that shares what it keeps hides that the other one does not."""
+    metadata: dict[str, Any] = {"files": ["a"]}
+    await sessions.put(replace(SESSION, metadata=metadata))
+    metadata["files"].append("b")
+    found = await sessions.get("session-1")
+    assert found is not None
+    assert found.metadata is not None
+    found.metadata["files"].append("c")
+
+    again = await sessions.get("session-1")
+    assert again is not None
+    assert {"files": ["a"]} == again.metadata
+
+
+async def test_events_are_numbered_and_listed_in_their_order(sessions: RuntimeSessionStore) -> None:
+    await sessions.put(SESSION)
+    await sessions.put(replace(SESSION, id="session-2"))
+    numbers = [await sessions.append_event("session-1", said(text)) for text in "abc"]
+    other = await sessions.append_event("session-2", said("x"))
+
+    assert ([0, 1, 2], 0) == (numbers, other)
+    assert [(0, said("a")), (1, said("b")), (2, said("c"))] == [
+        (e.seq, e.event) for e in await sessions.list_events("session-1")
+    ]
+    assert [said("x")] == [each.event for each in await sessions.list_events("session-2")]
+
+
+async def test_events_are_listed_page_by_page(sessions: RuntimeSessionStore) -> None:
+    await sessions.put(SESSION)
+    for number in range(103):
+        await sessions.append_event("session-1", said(str(number)))
+
+    def numbers(found: Any) -> list[int]:
+        return [each.seq for each in found]
+
+    assert [1, 2] == numbers(await sessions.list_events("session-1", after=0, limit=2))
+    assert list(range(100)) == numbers(await sessions.list_events("session-1", limit=1_000))
+    assert [100, 101, 102] == numbers(await sessions.list_events("session-1", after=99))
+    assert [102] == numbers(await sessions.list_events("session-1", after=101, limit=0))
+    assert [] == numbers(await sessions.list_events("session-1", after=102))
+    assert [] == numbers(await sessions.list_events("nobody's"))
+
+
+async def test_a_resume_token_is_in_no_event(sessions: RuntimeSessionStore) -> None:
+    """It is the session's, and of nobody who reads what was told."""
+    await sessions.put(SESSION)
+    await sessions.append_event("session-1", said("a", session=SESSION))
+    started = BackendStartEvent(task=TASK, timestamp=SESSION.created_at, session=SESSION, backend="sandbox")
+    await sessions.append_event("session-1", started)
+    listed = await sessions.list_events("session-1")
+
+    assert [None, None] == [each.event.session and each.event.session.resume_token for each in listed]  # type: ignore[union-attr]
+    assert TOKEN not in repr(SESSION)
+
+
+async def test_no_row_but_the_session_s_has_its_token(database: Database) -> None:
+    sessions = SqlRuntimeSessionStore(database)
+    await sessions.put(SESSION)
+    await sessions.append_event("session-1", said("a", session=SESSION))
+    [rows] = await database.batch([Statement("SELECT * FROM runtime_session_events")])
+
+    assert TOKEN not in repr([dict(row) for row in rows.rows])
+
+
+async def test_an_event_of_no_session_is_refused(sessions: RuntimeSessionStore) -> None:
+    with pytest.raises(ValidationError, match="no session"):
+        await sessions.append_event("session-1", said("a"))
+
+
+@pytest.mark.parametrize(
+    "session",
+    [
+        replace(SESSION, id=""), replace(SESSION, id="s" * 201), replace(SESSION, metadata={"a": {1, 2}}),
+        replace(SESSION, metadata={"a": float("nan")}), replace(SESSION, metadata={"a": "x" * MAX_METADATA_BYTES}),
+        replace(SESSION, metadata={"a": "\ud800"}),
+    ],
+)  # fmt: skip
+async def test_a_session_that_cannot_be_kept_is_refused(sessions: RuntimeSessionStore, session: RuntimeSession) -> None:
+    with pytest.raises(ValidationError):
+        await sessions.put(session)
+
+    assert await sessions.get(session.id) is None
+
+
+@pytest.mark.parametrize("text", ["x" * MAX_EVENT_BYTES, "\ud800"])
+async def test_an_event_that_cannot_be_kept_is_refused(sessions: RuntimeSessionStore, text: str) -> None:
+    await sessions.put(SESSION)
+    with pytest.raises(ValidationError):
+        await sessions.append_event("session-1", said(text))
+
+    assert [] == await sessions.list_events("session-1")
+
+
+async def test_one_tenant_does_not_find_another_s_sessions(database: Database) -> None:
+    """C4: an id that can be guessed is no key."""
+    ours, theirs = (SqlRuntimeSessionStore(database, tenant_id=tenant) for tenant in ("acme", "beta"))
+    await ours.put(SESSION)
+    await ours.append_event("session-1", said("a"))
+
+    assert await theirs.get("session-1") is None
+    assert [] == await theirs.list_events("session-1")
+    await theirs.put(replace(SESSION, backend="openai"))
+    assert SESSION == await ours.get("session-1")
+    assert 0 == await theirs.append_event("session-1", said("b"))
+
+
+async def test_sessions_that_were_left_long_ago_are_deleted_with_their_events(database: Database, clock: Clock) -> None:
+    sessions = SqlRuntimeSessionStore(database)
+    moment: Callable[[int], str] = clock.after
+    for name, age_ms in (("old", 10_000), ("older", 20_000), ("young", 1_000)):
+        await sessions.put(replace(SESSION, id=name, updated_at=moment(-age_ms)))
+        await sessions.append_event(name, said(name))
+
+    assert 1 == await sessions.delete_idle(older_than_ms=5_000, limit=1)
+    assert [None, 1] == [await sessions.get("older"), len(await sessions.list_events("old"))]
+    assert 1 == await sessions.delete_idle(older_than_ms=5_000)
+    assert 0 == await sessions.delete_idle(older_than_ms=5_000)
+    assert [[], 1] == [await sessions.list_events("old"), len(await sessions.list_events("young"))]
