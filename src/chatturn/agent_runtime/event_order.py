@@ -16,9 +16,10 @@ Which event may follow which: the order in which agent-runtime says them.
 
 A task without a readiness gate, as a chat turn is, leaves the gate's events out.  A turn whose worker is lost goes on
 in the same stream: `backend_error`, then `session_resumed`, and everything that the backend said before is void.
+A hook of the gate that fails, or an abort while it is called, ends the task wherever the gate stands: `task_end`.
 
 Source:
-    docs/reference/agent-runtime.md, Stream events; the two liberties above are ours.
+    docs/reference/agent-runtime.md, Stream events; the three liberties above are ours.
 """
 
 from collections.abc import Iterable, Mapping
@@ -51,25 +52,28 @@ class Phase(StrEnum):
 
 
 _SESSION: Final = {"session_created": Phase.OPEN, "session_resumed": Phase.OPEN}
+_CUT_OFF: Final = {"task_end": Phase.ENDED}  # before the gate has decided
 _SAID: Final = {kind: Phase.RUNNING for kind, cls in EVENT_CLASSES.items() if issubclass(cls, BackendMadeEvent)}
 
 PHASES: Final[Mapping[Phase, Mapping[str, Phase]]] = {
     Phase.NEW: {"task_start": Phase.BEGUN},
-    Phase.BEGUN: {"readiness_start": Phase.ASSESSING, **_SESSION},
+    Phase.BEGUN: {"readiness_start": Phase.ASSESSING, **_SESSION, **_CUT_OFF},
     Phase.ASSESSING: {
         "questions_start": Phase.ASKING,
         "acquisition_start": Phase.ACQUIRING,
         "readiness_end": Phase.ASSESSED,
+        **_CUT_OFF,
     },
-    Phase.ASKING: {"questions_end": Phase.ASKED},
+    Phase.ASKING: {"questions_end": Phase.ASKED, **_CUT_OFF},
     Phase.ASKED: {
         "acquisition_start": Phase.ACQUIRING,
         "readiness_start": Phase.REASSESSING,
         "readiness_end": Phase.ASSESSED,
+        **_CUT_OFF,
     },
-    Phase.ACQUIRING: {"acquisition_end": Phase.ACQUIRED},
-    Phase.ACQUIRED: {"readiness_start": Phase.REASSESSING, "readiness_end": Phase.ASSESSED},
-    Phase.REASSESSING: {"readiness_end": Phase.ASSESSED},
+    Phase.ACQUIRING: {"acquisition_end": Phase.ACQUIRED, **_CUT_OFF},
+    Phase.ACQUIRED: {"readiness_start": Phase.REASSESSING, "readiness_end": Phase.ASSESSED, **_CUT_OFF},
+    Phase.REASSESSING: {"readiness_end": Phase.ASSESSED, **_CUT_OFF},
     Phase.ASSESSED: {"task_end": Phase.ENDED, **_SESSION},
     Phase.OPEN: {"backend_start": Phase.RUNNING},
     Phase.RUNNING: {"backend_error": Phase.BROKEN, "backend_end": Phase.STOPPED, **_SAID},

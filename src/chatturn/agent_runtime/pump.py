@@ -1,0 +1,79 @@
+"""
+A stream that is produced in a task of its own, one item ahead of whoever reads it.
+
+Who reads may wait for something else beside it, and may leave whenever it likes: leaving the ``async with`` block
+cancels the producer, and waits until it has let go of what it holds.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Generic, Self, TypeAlias, TypeVar
+
+__all__ = ["Produce", "Pump"]
+
+T = TypeVar("T")
+
+Put: TypeAlias = Callable[[T], Awaitable[None]]
+Produce: TypeAlias = Callable[[Put[T]], Awaitable[None]]
+"""Puts out items, one after the other; each `put` waits until the item before was taken."""
+
+
+class _Item(Generic[T]):
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+
+class Pump(Generic[T]):
+    """
+    Runs *produce* from the beginning of its ``async with`` block to the end.
+
+    Iterating raises what *produce* raises, once all items before it were taken.
+    """
+
+    def __init__(self, produce: Produce[T]) -> None:
+        self._produce = produce
+        self._items: asyncio.Queue[_Item[T] | BaseException | None] = asyncio.Queue(maxsize=1)
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            # What it still raises was either told already, or is of an end that nobody waits for.
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        item = await self._items.get()
+        if item is None:
+            raise StopAsyncIteration
+        if isinstance(item, _Item):
+            return item.value
+        raise item
+
+    async def _run(self) -> None:
+        try:
+            await self._produce(self._put)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            await self._items.put(_cancelled_by_itself(error))
+        except BaseException as error:  # noqa: BLE001 - it is whoever reads who is told, whatever it is
+            await self._items.put(error)
+        else:
+            await self._items.put(None)
+
+    async def _put(self, value: T) -> None:
+        await self._items.put(_Item(value))
+
+
+def _cancelled_by_itself(cause: BaseException) -> RuntimeError:
+    error = RuntimeError("it was cancelled by itself")
+    error.__cause__ = cause
+    return error
