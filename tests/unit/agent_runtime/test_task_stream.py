@@ -42,7 +42,7 @@ from tests.unit.backends.openai.test_backend import DONE, frame
 from tests.unit.backends.openai.test_backend import backend as openai_backend
 
 TOKEN = "resume-token-of-the-sandbox"
-Script = Sequence[BackendOutput | float | Exception]
+Script = Sequence[BackendOutput | str | float | Exception]
 
 WHOLE = [
     "task_start", "readiness_start", "readiness_end", "session_created", "backend_start", "text_delta", "text_delta",
@@ -187,14 +187,12 @@ async def test_a_session_is_created_and_resumed_and_what_was_told_is_kept() -> N
 async def test_another_backend_s_session_is_refused_before_anything_is_told() -> None:
     sessions = InMemoryRuntimeSessionStore()
     await told(Sandbox().backend(), session_id="s1", session_store=sessions)
-    other, events = Sandbox(), []
+    other = Sandbox()
+    stream = run_agent_task_stream(options(other.backend("openai"), session_id="s1", session_store=sessions))
 
     with pytest.raises(SessionMismatchError):
-        async for event in run_agent_task_stream(
-            options(other.backend("openai"), session_id="s1", session_store=sessions)
-        ):
-            events.append(event)
-    assert ([], []) == (events, other.calls)
+        await anext(stream)
+    assert [] == other.calls
 
 
 async def test_a_backend_that_fails_is_stopped_and_its_text_so_far_is_kept() -> None:
@@ -239,7 +237,7 @@ async def test_a_transport_error_has_its_status_and_body() -> None:
 
 
 async def test_a_model_behind_an_api_answers_a_task() -> None:
-    """Chatturn's own backend, as it is: hel and lo over server-sent events."""
+    """A backend of chatturn's, as it is: hel and lo over server-sent events."""
     transport = ScriptedTransport([Reply(body=[frame("hel"), frame("lo"), DONE])])
     events = await told(openai_backend(transport), message="Say hello.")
 
@@ -382,8 +380,12 @@ async def test_no_event_has_a_resume_token() -> None:
         members = {"session_id": "s1", "session_store": sessions, "durable": durable(database)}
         events = await told(sandbox.backend(), **members)
         stored = [
-            repr([tuple(row) for row in database._connection.execute(f"SELECT * FROM {table}")])
-            for table in ("runtime_session_events", "durable_steps", "durable_runs")
+            repr([tuple(row) for row in database._connection.execute(query)])
+            for query in (
+                "SELECT * FROM runtime_session_events",
+                "SELECT * FROM durable_steps",
+                "SELECT * FROM durable_runs",
+            )
         ]
 
     assert [None] * len(events) == [getattr(event, "session", None) and event.session.resume_token for event in events]  # type: ignore[union-attr]
@@ -424,10 +426,10 @@ async def test_an_answer_too_long_for_its_record_keeps_its_text_and_its_calls() 
 async def test_a_task_that_failed_is_gone_on_with_in_its_session() -> None:
     with open_sqlite() as database:
         sessions = SqlRuntimeSessionStore(database)
-        sandbox = Sandbox(script=("hel", ValueError("no")))
+        sandbox, calls = Sandbox(script=("hel", ValueError("no"))), list[str]()
         members = {
             "task": NEEDS_A_NAME,
-            "hooks": preflight(calls := []),
+            "hooks": preflight(calls),
             "durable": durable(database),
             "session_store": sessions,
         }
