@@ -5,7 +5,7 @@
 --   durable_steps   one row a checkpoint of a run; a chat turn's first is the turn, its result the answer
 --   durable_events  what was emitted under a key of a run; the first emit wins
 --   chat_*          what a chat turn adds: who asked what, the log of lines, messages, hook calls, usage
--- The durable_* tables are agent-runtime's version 1 exactly, plus durable_runs.epoch.
+-- The durable_* tables are agent-runtime's version 1 exactly; durable_runs has a few columns more, from epoch on.
 -- All timestamps are UTC text of 24 characters, YYYY-MM-DDTHH:MM:SS.mmmZ, from the database's own clock.
 --
 -- An existing database is brought here by chatturn.database.migration, which adds the columns that it lacks and
@@ -31,7 +31,10 @@ CREATE TABLE IF NOT EXISTS durable_runs (
   lease_expires_at TEXT,                -- from then on anybody may claim the run
   outcome_json TEXT,                    -- {"pass"?, "score"?, "notes"?, "metadata"?}
   step_count INTEGER NOT NULL DEFAULT 0,
-  epoch INTEGER NOT NULL DEFAULT 0      -- how often it was claimed: the fencing token of every write
+  epoch INTEGER NOT NULL DEFAULT 0,     -- how often it was claimed: the fencing token of every write
+  idle_attempts INTEGER NOT NULL DEFAULT 0,  -- claims since it last came further, those that ended in a wait left out
+  attempts INTEGER NOT NULL DEFAULT 0,  -- all claims at what it does now, those that ended in a wait left out
+  key_part TEXT                         -- random; in every key that leaves the system; null: the keys of its name alone
 );
 
 CREATE TABLE IF NOT EXISTS durable_steps (
@@ -224,6 +227,6 @@ WHERE tenant_id = '' AND EXISTS (SELECT 1 FROM chat_turns AS t WHERE t.run_id = 
 
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 106, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 107, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome');

@@ -51,7 +51,12 @@ class Settings:
         "continue", "what a client's disconnect does to its turn", choices=get_args(DisconnectPolicy)
     )
     grace_ms: int = _setting(30_000, "with `grace`: how long a turn without readers goes on", least=0)
-    turn_attempts: int = _setting(10, "attempts of a turn, those that ended in a wait not counted", least=1)
+    turn_attempts: int = _setting(10, "attempts in which a turn comes no further, until it fails for good", least=1)
+    threads: Switch = _setting(
+        "off",
+        "`on`: keys of a new run are no other run's; once no earlier version serves the database",
+        choices=get_args(Switch),
+    )
     log_every_ms: int = _setting(250, "how often a turn's lines are stored, at first; 0: only with its end", least=0)
     workers_plan: Plan = _setting("paid", "the plan whose limit of queries a turn keeps to", choices=get_args(Plan))
     continue_models: str = _setting(

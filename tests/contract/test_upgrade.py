@@ -150,6 +150,7 @@ async def test_the_numbered_migrations_end_there_too(database: Database, clock: 
     await version_1(database, clock)
     await apply(database, "0002_chatturn.sql", "0003_lists_and_retention.sql", "0004_logs.sql", "0005_ledger.sql")
     await apply(database, "0006_own_history.sql", "0007_compact_logs.sql", "0008_runtime_sessions.sql")
+    await apply(database, "0009_attempts_and_keys.sql")
 
     assert expected == await structure(database)
     assert DURABLE_SCHEMA_VERSION == await read_version(database)
@@ -161,7 +162,8 @@ async def test_every_row_of_agent_runtime_stays_as_it_is(database: Database, clo
     runs, steps = await rows_of(database, "durable_runs", "durable_steps")
     await migrate(database)
 
-    assert [{**run, "epoch": 0} for run in runs] == (await rows_of(database, "durable_runs"))[0]
+    added = {"epoch": 0, "idle_attempts": 0, "attempts": 0, "key_part": None}
+    assert [{**run, **added} for run in runs] == (await rows_of(database, "durable_runs"))[0]
     assert [steps] == await rows_of(database, "durable_steps")
     assert len(runs) == 6
 

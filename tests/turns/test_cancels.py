@@ -253,6 +253,36 @@ async def test_a_cancelled_agent_keeps_its_answer_as_its_client_sees_it(database
     assert text_of(lines) == answer
 
 
+class Redacting(Agent):
+    """Whose log holds no text that it has not redacted."""
+
+    async def transform_final_text(self, text: str) -> str:
+        return text.replace("see", "[redacted]")
+
+
+@pytest.mark.parametrize(("agent", "kept"), [(Agent, "let me see. "), (Redacting, "let me [redacted]. ")])
+async def test_a_cancel_of_a_suspended_turn_keeps_what_was_said(
+    database: SqliteDatabase, agent: type[Agent], kept: str
+) -> None:
+    """Whoever cancels it, in whichever isolate; and so does the replay."""
+
+    async def stream(_request: Any, _context: Any) -> Any:
+        yield text_delta("let me see. ")
+        yield [tool_call(tool_call_id="c", tool_name="send", args={"text": "x"})]
+
+    isolate, other = (Isolate(database, agent(), create_iterable_backend("scripted", stream)) for _ in range(2))
+    suspended = await (await isolate.post()).lines()
+    await isolate.kill()
+    await cancel(other)
+    await asyncio.sleep(5)
+    replay = await (await other.post()).lines()
+
+    assert ["session.run.suspended", "session.run.cancelled"] == [suspended[-1]["type"], replay[-1]["type"]]
+    assert [("let me see. ",)] == [(text_of(suspended),)]
+    assert kept == text_of(replay)
+    assert [(kept,)] == await rows(database, "SELECT content FROM chat_messages WHERE role = 'assistant'")
+
+
 async def test_a_silent_turn_does_not_gather_watchers(database: SqliteDatabase) -> None:
     """However many came and went, those that are there are watched."""
     isolate = Isolate(database, Product(text_delta("a"), 600.0, text_delta("b")))

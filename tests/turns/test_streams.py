@@ -402,6 +402,48 @@ async def test_a_model_that_can_go_on_keeps_what_was_said(database: SqliteDataba
     assert [(WHOLE,)] == await rows(database, "SELECT content FROM chat_messages WHERE role = 'assistant'")
 
 
+LONG = [f"word{number:04}" for number in range(1_000)]
+
+
+async def test_ten_deployments_during_one_long_answer_are_no_failure(database: SqliteDatabase) -> None:
+    """Each attempt that goes on further than the one before is worth another one."""
+
+    async def stream(request: Any, _context: Any) -> Any:
+        said = request.continue_from.split()
+        for word in LONG[len(said) :]:
+            await asyncio.sleep(0.1)
+            yield text_delta(f"{word} ")
+
+    backend = create_iterable_backend("scripted", stream, continues=True)
+    for _ in range(10):
+        isolate = Isolate(database, Assistant(), backend, settings={"TURN_ATTEMPTS": "3"})
+        await isolate.post()
+        await asyncio.sleep(8)
+        await isolate.kill()
+        await asyncio.sleep(60)
+    last = Isolate(database, Assistant(), backend, settings={"TURN_ATTEMPTS": "3"})
+    lines = await (await last.post()).lines()
+
+    assert "session.run.completed" == lines[-1]["type"], lines[-1]
+    assert [(" ".join(LONG) + " ",)] == await rows(
+        database, "SELECT content FROM chat_messages WHERE role = 'assistant'"
+    )
+    assert [("completed", 11)] == await rows(database, "SELECT status, epoch FROM durable_runs")
+
+
+async def test_an_answer_is_tried_a_hundred_times_at_most(database: SqliteDatabase) -> None:
+    """However far each attempt comes."""
+    isolate = Isolate(database, Product(*WORDS))
+    await isolate.post()
+    await asyncio.sleep(1)
+    await isolate.kill()
+    await rows(database, "UPDATE durable_runs SET attempts = 100, idle_attempts = 0")
+    await asyncio.sleep(60)
+    lines = await (await Isolate(database, Product(*WORDS)).post()).lines()
+
+    assert "attempts_exhausted" == lines[-1]["data"]["code"]
+
+
 async def test_a_turn_that_kills_its_workers_is_given_up(database: SqliteDatabase) -> None:
     """After so many attempts that came to nothing it fails, and says so; waits are not counted."""
     for _ in range(3):

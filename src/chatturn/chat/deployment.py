@@ -52,7 +52,7 @@ class Deployment:
     @property
     def store(self) -> SqlRunStore:
         """The durable runs in the database."""
-        return SqlRunStore(self.database)
+        return SqlRunStore(self.database, run_bound_keys=self.settings.threads == "on")
 
     @property
     def log_pace(self) -> Pace:

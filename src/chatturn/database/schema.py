@@ -9,11 +9,14 @@ from typing import Final
 
 __all__ = ["ADDED_COLUMNS", "DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION", "schema_statements"]
 
-DURABLE_SCHEMA_VERSION: Final = 106
+DURABLE_SCHEMA_VERSION: Final = 107
 """The version in ``durable_schema_info`` that this code needs; below 100 are agent-runtime's own."""
 
 ADDED_COLUMNS: Final = (
     ("durable_runs", "epoch", "INTEGER NOT NULL DEFAULT 0"),
+    ("durable_runs", "idle_attempts", "INTEGER NOT NULL DEFAULT 0"),
+    ("durable_runs", "attempts", "INTEGER NOT NULL DEFAULT 0"),
+    ("durable_runs", "key_part", "TEXT"),
     ("chat_turns", "log_from", "INTEGER NOT NULL DEFAULT 0 CHECK (log_from >= 0)"),
     ("chat_turns", "suspensions", "INTEGER NOT NULL DEFAULT 0 CHECK (suspensions >= 0)"),
     ("chat_turns", "cancelled_at", "TEXT CHECK (length(cancelled_at) = 24)"),
@@ -53,7 +56,7 @@ DURABLE_SCHEMA_SQL: Final = """\
 --   durable_steps   one row a checkpoint of a run; a chat turn's first is the turn, its result the answer
 --   durable_events  what was emitted under a key of a run; the first emit wins
 --   chat_*          what a chat turn adds: who asked what, the log of lines, messages, hook calls, usage
--- The durable_* tables are agent-runtime's version 1 exactly, plus durable_runs.epoch.
+-- The durable_* tables are agent-runtime's version 1 exactly; durable_runs has a few columns more, from epoch on.
 -- All timestamps are UTC text of 24 characters, YYYY-MM-DDTHH:MM:SS.mmmZ, from the database's own clock.
 --
 -- An existing database is brought here by chatturn.database.migration, which adds the columns that it lacks and
@@ -79,7 +82,10 @@ CREATE TABLE IF NOT EXISTS durable_runs (
   lease_expires_at TEXT,                -- from then on anybody may claim the run
   outcome_json TEXT,                    -- {"pass"?, "score"?, "notes"?, "metadata"?}
   step_count INTEGER NOT NULL DEFAULT 0,
-  epoch INTEGER NOT NULL DEFAULT 0      -- how often it was claimed: the fencing token of every write
+  epoch INTEGER NOT NULL DEFAULT 0,     -- how often it was claimed: the fencing token of every write
+  idle_attempts INTEGER NOT NULL DEFAULT 0,  -- claims since it last came further, those that ended in a wait left out
+  attempts INTEGER NOT NULL DEFAULT 0,  -- all claims at what it does now, those that ended in a wait left out
+  key_part TEXT                         -- random; in every key that leaves the system; null: the keys of its name alone
 );
 
 CREATE TABLE IF NOT EXISTS durable_steps (
@@ -272,7 +278,7 @@ WHERE tenant_id = '' AND EXISTS (SELECT 1 FROM chat_turns AS t WHERE t.run_id = 
 
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 106, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 107, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome');
 """

@@ -94,6 +94,7 @@ class DurableContext:
         with_statements: Returns what is written with each record of a step, as `Settlement.with_statements`.
         tracer: Takes a span for each step.
         require_held: Raises `LeaseLost` if the lease is known to be lost.
+        key_name: The run's `RunRecord.key_name`, for its steps' keys; "" for its id.
     """
 
     store: DurableRunStore
@@ -109,6 +110,7 @@ class DurableContext:
     with_statements: Callable[[], Sequence[Statement]] = lambda: ()
     tracer: Tracer = NULL_TRACER
     require_held: Callable[[], None] = lambda: None
+    key_name: str = ""
     _next: int = field(init=False)
     _steps: dict[int, StepRecord] = field(init=False, default_factory=dict)
     _pages_end: int = field(init=False, default=0)
@@ -187,7 +189,7 @@ class DurableContext:
 
     def step_key(self, intent: str) -> str:
         """Return the next step's key if it is *intent*: the same on every attempt, for others to deduplicate by."""
-        return step_id(self.run_id, self._next, intent)
+        return step_id(self.key_name or self.run_id, self._next, intent)
 
     def step_span(self, intent: str, kind: str, *, replayed: bool) -> AbstractContextManager[Span]:
         """Begin the span of a step."""

@@ -125,6 +125,9 @@ class RunRecord:
     Attributes:
         step_count: The highest step position begun, plus one.
         epoch: How often it was claimed; 0 for a run of agent-runtime's own.
+        idle_attempts: Claims since it last came further, those that ended in a wait left out.
+        attempts: All claims at what it does now, those that ended in a wait left out.
+        key_part: What its keys have that no other run's have; None for a run whose keys are made of its name alone.
     """
 
     run_id: str
@@ -140,6 +143,14 @@ class RunRecord:
     outcome: RunOutcome | None
     step_count: int
     epoch: int
+    idle_attempts: int = 0
+    attempts: int = 0
+    key_part: str | None = None
+
+    @property
+    def key_name(self) -> str:
+        """The name of the run in the keys that leave the system: no other run's, ever, if it has a part of its own."""
+        return self.run_id if self.key_part is None else f"{self.run_id}#{self.key_part}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

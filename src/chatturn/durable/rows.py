@@ -27,6 +27,9 @@ def run_from_row(row: Row) -> RunRecord:
         outcome=None if outcome is None else RunOutcome.from_json(outcome),
         step_count=int(row["step_count"] or 0),
         epoch=int(row["epoch"] or 0),
+        idle_attempts=int(row["idle_attempts"] or 0),
+        attempts=int(row["attempts"] or 0),
+        key_part=_text(row["key_part"]),
     )
 
 

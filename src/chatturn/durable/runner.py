@@ -62,7 +62,8 @@ class RunDurableInput(Generic[T]):
         worker_id: Who runs it; a fresh one by default.
         lease_ms: How long the worker may be silent towards the store before others may take the run over.
         default_outcome: The outcome of a run that completes.
-        max_attempts: Claims of the run after which it fails for good; None for no cap.
+        max_attempts: Attempts in which the run came no further after which it fails for good; None for no cap.  One
+            that records a step comes further, and one that ends in a wait is none.
         inline_wait_ms: How long a wait may hold the worker before the run is suspended.
         sources: Of undetermined values.
         log: Takes failures that must not mask another error.
@@ -129,17 +130,19 @@ async def run_durable(run: RunDurableInput[T]) -> RunDurableResult[T]:
     context.require_held = heartbeat.require_held
     heartbeat.start(claimed_at)
     try:
-        return await _run_leased(run, context, heartbeat)
+        return await _run_leased(run, claim.run, context, heartbeat)
     finally:
         heartbeat.stop()
 
 
-async def _run_leased(run: RunDurableInput[T], context: DurableContext, heartbeat: Heartbeat) -> RunDurableResult[T]:
+async def _run_leased(
+    run: RunDurableInput[T], record: RunRecord, context: DurableContext, heartbeat: Heartbeat
+) -> RunDurableResult[T]:
     lease = heartbeat.lease
     try:
         with heartbeat:
             async with context.task():
-                _require_attempt(run, lease)
+                _require_attempt(run, record)
                 result = await run.task_fn(context)
                 context.require_all_consumed()
         # Outside the block: once this is applied the lease is released, which must not cancel the wait for the reply.
@@ -165,12 +168,14 @@ def _context(run: RunDurableInput[T], claim: Claim) -> DurableContext:
         sources=run.sources,
         inline_wait_ms=run.inline_wait_ms,
         log=run.log,
+        key_name=claim.run.key_name,
     )
 
 
-def _require_attempt(run: RunDurableInput[T], lease: Lease) -> None:
-    if run.max_attempts is not None and lease.epoch > run.max_attempts:
-        raise AttemptsExhausted(f"it was claimed {lease.epoch - 1} times already", run_id=lease.run_id)
+def _require_attempt(run: RunDurableInput[T], record: RunRecord) -> None:
+    if run.max_attempts is not None and record.idle_attempts > run.max_attempts:
+        message = f"it has come no further in {record.idle_attempts - 1} attempts"
+        raise AttemptsExhausted(message, run_id=record.run_id)
 
 
 async def _give_up(run: RunDurableInput[T], lease: Lease, error: BaseException) -> None:

@@ -62,6 +62,9 @@ class SqlRunStore:
     Args:
         database: Where the tables of the schema are; an attribute, too, for what else is kept there.
         token: Makes a string that no other claim has.
+        run_bound_keys: Give each new run a part of its own in every key that it hands out, so that a run of the same
+            name, after this one was deleted, has other keys.  Only where no earlier version of this code serves the
+            same database: it would hand out the same run's keys without that part.
     """
 
     def __init__(
@@ -69,8 +72,10 @@ class SqlRunStore:
         database: Database,
         *,
         token: Callable[[], str] = lambda: os.urandom(8).hex(),
+        run_bound_keys: bool = False,
     ) -> None:
         self.database = database
+        self._run_bound_keys = run_bound_keys
         self._token = token
 
     # Claiming and keeping a run.
@@ -92,7 +97,9 @@ class SqlRunStore:
         digest = manifest_hash(manifest)
         holder = f"{worker_id}#{self._token()}"
         step_count = 0 if begin is None else begin.step_index + 1
-        claim = (run_id, holder, digest, manifest.project_id, manifest.scenario_id, NOW, _term(lease_ms), step_count)
+        key_part = self._token() if self._run_bound_keys else None
+        what = (digest, manifest.project_id, manifest.scenario_id, NOW, _term(lease_ms), step_count, key_part)
+        claim = (run_id, holder, *what)
         fence = (run_id, holder, None)
         writes = [
             *(_supersede(run_id, digest) if supersede else []),
@@ -152,7 +159,7 @@ class SqlRunStore:
         """Begin a step; see `DurableRunStore.begin_step`."""
         batch = [
             _begin(_fence(lease), begin),
-            Statement(sql.BUMP_STEP_COUNT, (*_fence(lease), begin.step_index, NOW)),
+            Statement(sql.BUMP_STEP_COUNT, (*_fence(lease), begin.step_index, NOW, 1)),
             *(Statement(extra.sql, (*_fence(lease), *extra.params)) for extra in with_statements),
         ]
         step = await self._write_step(lease, begin.step_index, batch)
@@ -207,7 +214,7 @@ class SqlRunStore:
         what = (begin.step_index, begin.intent, begin.kind, begin.input_hash, status, attempts)
         error_json = None if error is None else error_text(error)
         record = Statement(sql.RECORD_STEP, (*fence, *what, result_json, error_json, NOW, started_before(elapsed_ms)))
-        bump = Statement(sql.BUMP_STEP_COUNT, (*fence, begin.step_index, NOW))
+        bump = Statement(sql.BUMP_STEP_COUNT, (*fence, begin.step_index, NOW, int(error is None)))
         beside = [Statement(extra.sql, (*fence, *extra.params)) for extra in with_statements]
         step = await self._write_step(lease, begin.step_index, [record, bump, *beside])
         require_intent(step, begin)

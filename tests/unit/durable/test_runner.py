@@ -640,6 +640,32 @@ async def test_a_run_that_was_claimed_often_enough_fails_for_good(bench: Bench) 
     assert (RunStatus.FAILED, "attempts_exhausted") == (record.status, record.outcome and record.outcome.notes)
 
 
+async def test_only_attempts_that_come_no_further_are_counted(bench: Bench) -> None:
+    """A step more on record is further, a wait is none; what fails each time is given up."""
+    deployed: list[int] = []
+
+    async def task(context: DurableContext) -> str:
+        for number in range(6):
+            await context.step(f"step {number}", bench.effect(str(number)))
+            if number not in deployed:
+                deployed.append(number)
+                raise OSError("deployed anew")
+        await context.await_event("ok", timeout_ms=10**9)
+        return str(await context.step("last", bench.effect("last", error=OSError("broken"))))
+
+    for _ in range(6):
+        with pytest.raises(OSError, match="deployed anew"):
+            await bench.run(task, max_attempts=2)
+    for _ in range(6):
+        assert (await bench.run(task, max_attempts=2)).suspended
+    await bench.store.emit_event("run-1", "ok", None)
+    for _ in range(3):  # the first has recorded that the event came
+        with pytest.raises(OSError, match="broken"):
+            await bench.run(task, max_attempts=2)
+    with pytest.raises(AttemptsExhausted, match="it has come no further in 2 attempts"):
+        await bench.run(task, max_attempts=2)
+
+
 async def test_a_step_that_takes_too_long_is_cut_off(bench: Bench) -> None:
     """Its timeout names it; a step's own TimeoutError stays its own."""
     with pytest.raises(StepTimeout, match="slow"):

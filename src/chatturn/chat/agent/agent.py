@@ -37,7 +37,10 @@ from chatturn.events import (
 )
 from chatturn.jsontext.canonical import canonical_hash
 
-__all__ = ["MAX_ROUNDS", "AgentProducer"]
+__all__ = ["MAX_ROUNDS", "MODEL_STEP", "AgentProducer"]
+
+MODEL_STEP: Final = "model:"
+"""Begins the intents of the model calls on record."""
 
 MAX_ROUNDS: Final = 10
 """Model calls of one turn; in the last, the model is asked to answer without tools."""
@@ -117,7 +120,7 @@ class AgentProducer:
         an earlier attempt, but what was said then was said, and paid for.
         """
         context = self._context
-        intent = f"model:{said.number}"
+        intent = f"{MODEL_STEP}{said.number}"
         step = await context.durable.open_step(intent, kind=StepKind.LLM)
         with context.durable.step_span(intent, StepKind.LLM, replayed=step.replayed):
             if step.replayed:

@@ -197,7 +197,7 @@ def finished_turn(
 
     The key is of the answer, not of the turn: one that supersedes another is news to whoever gets it.
     """
-    key = f"{record.run_id}/{record.epoch}"
+    key = f"{record.key_name}/{record.epoch}"
     return FinishedTurn(
         identity=identity, final_text=final_text, idempotency_key=key, record=record, cancelled=cancelled
     )

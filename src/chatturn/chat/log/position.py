@@ -35,7 +35,8 @@ class Place:
         follows: The seq of the last stored line before it; -1 for none.
         log_begins: Whether its lines are the first of this answer's log.
         interrupted: Whether the attempt before it at the same answer broke off, so that somebody may have seen a part.
-        attempts: Attempts that came to nothing, and this one.
+        idle_attempts: Attempts since the turn last came further, and this one; those that ended in a wait left out.
+        attempts: All attempts at the answer, and this one; those that ended in a wait left out.
         cancel_requested: Whether somebody asked to stop the turn, and no attempt has heard of it yet.
         broken_off: How many attempts right before it broke off, at whatever was asked then.
     """
@@ -44,6 +45,7 @@ class Place:
     follows: int = -1
     log_begins: bool = True
     interrupted: bool = False
+    idle_attempts: int = 1
     attempts: int = 1
     cancel_requested: bool = False
     broken_off: int = 0
@@ -66,7 +68,8 @@ class Place:
             follows=follows,
             log_begins=follows < int(row["log_from"] or 0),
             interrupted=broken_off > 0 and int(row["first_attempt"] or 0) < epoch,
-            attempts=epoch - int(row["first_attempt"] or 0) + 1 - int(row["suspensions"] or 0),
+            idle_attempts=int(row["idle_attempts"] or 0),
+            attempts=int(row["attempts"] or 0),
             cancel_requested=row["cancel_requested_at"] is not None,
             broken_off=broken_off,
         )

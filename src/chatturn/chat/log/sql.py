@@ -88,6 +88,8 @@ WHERE run_id = ?1 AND first_seq >= max(?3, (SELECT log_from FROM chat_turns WHER
 ORDER BY first_seq LIMIT {_RECALLED_SEGMENTS}
 """
 
+_READ_ENDED_ATTEMPT: Final = _READ_ATTEMPT.replace("max(?3, (SELECT log_from FROM chat_turns WHERE run_id = ?1))", "?3")
+
 # Only of a turn that is not over: what is finished stays as it is.  The first request is the one that counts.
 _REQUEST_CANCEL: Final = f"""
 UPDATE chat_turns SET cancel_requested_at = coalesce(cancel_requested_at, {MOMENT.format("?2")})
@@ -191,9 +193,9 @@ def read_page(run_id: str, after: int) -> Statement:
     return Statement(_READ_PAGE, (run_id, after, NOW))
 
 
-def read_attempt(run_id: str, before_attempt: int, first_seq: int) -> Statement:
-    """Read the next page of what the latest attempt before another said, if it broke off."""
-    return Statement(_READ_ATTEMPT, (run_id, before_attempt, first_seq))
+def read_attempt(run_id: str, before_attempt: int, first_seq: int, *, ended: bool = False) -> Statement:
+    """Read the next page of what the latest attempt before another said, if it broke off; or if it has *ended*."""
+    return Statement(_READ_ENDED_ATTEMPT if ended else _READ_ATTEMPT, (run_id, before_attempt, first_seq))
 
 
 def request_cancel(run_id: str) -> Statement:

@@ -14,6 +14,7 @@ from chatturn.chat.log.log import FLUSH_CHARACTERS, TurnLog
 from chatturn.chat.log.query_budget import Pace
 from chatturn.chat.log.sql import watch
 from chatturn.database.api import Row, Statement
+from chatturn.durable.sql.runs import CAME_FURTHER
 from chatturn.errors import LeaseLost, StoreError, StoreUnavailable
 from chatturn.telemetry.operator_log import OperatorLog
 
@@ -61,6 +62,7 @@ class LogWriter:
         pace: How often that may be done.
         news: Takes what comes back.
         report: Takes failures.
+        comes_further: Says whether what was said so far is more than all attempts before have said.
     """
 
     def __init__(
@@ -73,7 +75,10 @@ class LogWriter:
         pace: Pace,
         news: Listener,
         report: OperatorLog,
+        comes_further: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._comes_further = comes_further
+        self._came_further = False
         self._run_id = run_id
         self._log = log
         self._companion = companion
@@ -158,9 +163,10 @@ class LogWriter:
 
     async def _try_to_store(self) -> bool:
         asked_at = self._wrote
+        further = [] if self._came_further or not self._comes_further() else [Statement(CAME_FURTHER)]
         statement, to_seq = self._log.unstored()
         try:
-            [[row], *_] = await self._write([statement or watch(), *self._companion.unrecorded()])
+            [[row], *_] = await self._write([statement or watch(), *self._companion.unrecorded(), *further])
         except LeaseLost:
             self.stop()  # The turn was told by its heartbeat, or has just ended.
             return False
@@ -169,6 +175,7 @@ class LogWriter:
             self._report("log.not_stored", {"run_id": self._run_id, "error": error})
             return False
         self._refusal = None
+        self._came_further |= bool(further)
         if statement is not None:
             self._log.stored(to_seq)
         self._companion.recorded()

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from chatturn.backends.api import ChatMessage
-from chatturn.chat.agent.agent import AgentProducer
+from chatturn.chat.agent.agent import MODEL_STEP, AgentProducer
 from chatturn.chat.hooks.hooks import TurnContext
 from chatturn.chat.hooks.outbox import HOOK_TIMEOUT_MS, overrides
 from chatturn.chat.log.log import TurnLog
@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from chatturn.chat.runtime_run import AttemptRun
 
 __all__ = ["Production"]
+
+MAX_ATTEMPTS_IN_ALL: Final = 100
+"""Of one answer, also where each comes further; those that ended in a wait left out."""
+
+_FURTHER_CHARACTERS: Final = 200
+"""Stored behind what an attempt before had said: so the next one begins further on."""
 
 _INLINE_WAIT_MS: Final = 2_000
 """A reader may be about to answer; beyond that, a worker that waits costs more than one that comes back."""
@@ -114,9 +120,18 @@ class Production:
         return bool(self._recalled)
 
     @property
+    def comes_further(self) -> bool:
+        """Whether the answer is longer by now than what an attempt before had said, and so is worth another one."""
+        return self.went_on and len(self.said_so_far()) >= len(self._recalled) + _FURTHER_CHARACTERS
+
+    @property
     def has_checkpoints(self) -> bool:
         """Whether steps on the way to the answer are on record."""
         return self._durable is not None and bool(self._durable.steps())
+
+    @property
+    def _key_name(self) -> str:
+        return self._run_id if self._claim is None else self._claim.run.key_name
 
     def said_so_far(self) -> str:
         """Return the text so far, as a reader has it."""
@@ -129,9 +144,8 @@ class Production:
         Raises:
             AttemptsExhausted: The turn was tried as often as it may be.
         """
-        attempts = self._place.attempts
-        if attempts > self._deployment.settings.turn_attempts and not self._place.cancel_requested:
-            raise AttemptsExhausted(f"it has come to nothing {attempts - 1} times", run_id=self._run_id)
+        if not self._place.cancel_requested:
+            self._require_attempt(self._place.idle_attempts, self._place.attempts)
         self._producer = ChatProducer(
             self._begin, self._log, self._deployment.log, task=self._task, room=self._room, drain=self._drain
         )
@@ -153,6 +167,8 @@ class Production:
             self._recalled = await recall_text(
                 deployment.database, self._run_id, self._log.attempt, after_tools=bool(hooks.tools)
             )
+        if place.cancel_requested and not place.interrupted:
+            self._recalled = await self._said_before_the_wait()
         self._durable = self._steps()
         if place.cancel_requested:
             return StreamProducer(_say_again(self._recalled, self._cancel))
@@ -163,7 +179,7 @@ class Production:
             history=self._history,
             metadata=turn.request.metadata,
             attempt=self._log.attempt,
-            request_id=canonical_hash([self._run_id, self._log.attempt]),
+            request_id=canonical_hash([self._key_name, self._log.attempt]),
             backend=MeteredBackend(deployment.backend, self._account),
             durable=self._durable,
             continue_from=self._recalled,
@@ -172,6 +188,21 @@ class Production:
         )
         tools, instructions = hooks.tools, hooks.instructions
         return AgentProducer(context, tools, instructions) if tools else hooks.produce(context)
+
+    def _require_attempt(self, idle_attempts: int, attempts: int) -> None:
+        if idle_attempts > self._deployment.settings.turn_attempts:
+            raise AttemptsExhausted(f"it has come no further in {idle_attempts - 1} attempts", run_id=self._run_id)
+        if attempts > MAX_ATTEMPTS_IN_ALL:
+            raise AttemptsExhausted(f"it was tried {attempts - 1} times", run_id=self._run_id)
+
+    async def _said_before_the_wait(self) -> str:
+        """Return what the suspended attempt before has said; the text of a product that redacts is in no log."""
+        hooks, claim = self._deployment.hooks, self._claim
+        if overrides(hooks, "transform_final_text"):
+            rounds = [step for step in (claim.completed_steps if claim else ()) if step.intent.startswith(MODEL_STEP)]
+            return str(rounds[-1].result["text"]) if hooks.tools and rounds else ""
+        database, attempt = self._deployment.database, self._log.attempt
+        return await recall_text(database, self._run_id, attempt, after_tools=bool(hooks.tools), waited=True)
 
     def _task(self) -> AbstractAsyncContextManager[None]:
         return nullcontext() if self._durable is None else self._durable.task()
@@ -193,6 +224,7 @@ class Production:
             with_statements=self._account.news,
             tracer=tracer_of(turn.tracing),
             require_held=self._require_held,
+            key_name=self._key_name,
         )
 
 

@@ -101,6 +101,7 @@ class ChatTurn:
             pace=deployment.log_pace,
             news=self,
             report=deployment.log,
+            comes_further=lambda: self._production.comes_further,
         )
         self._production = Production(
             turn,

@@ -38,7 +38,7 @@ _RENAME: Final = tuple(
 
 CLAIM_RUN_UNLESS_LEGACY: Final = CLAIM_RUN.replace(
     CLAIM_WHERE,
-    f"WHERE {_HAS_RUN} OR NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?9 AND manifest_hash = ?3)",
+    f"WHERE {_HAS_RUN} OR NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?10 AND manifest_hash = ?3)",
 )
 
 

@@ -10,6 +10,7 @@ from typing import Final
 __all__ = [
     "BEGIN_STEP",
     "BUMP_STEP_COUNT",
+    "CAME_FURTHER",
     "CLAIM_RUN",
     "CLAIM_WHERE",
     "COMPLETE_STEP",
@@ -50,14 +51,15 @@ CLAIM_WHERE: Final = "WHERE true"
 
 CLAIM_RUN: Final = f"""
 INSERT INTO durable_runs (run_id, manifest_hash, project_id, scenario_id, status, created_at, updated_at,
-                          lease_holder_id, lease_expires_at, step_count, epoch)
+                          lease_holder_id, lease_expires_at, step_count, epoch, idle_attempts, attempts, key_part)
 SELECT ?1, ?3, ?4, ?5, 'running', {MOMENT.format("?6")}, {MOMENT.format("?6")},
-       ?2, {MOMENT.format("?6, ?7")}, ?8, 1
+       ?2, {MOMENT.format("?6, ?7")}, ?8, 1, 1, 1, ?9
 {CLAIM_WHERE}
 ON CONFLICT (run_id) DO UPDATE SET
   status = 'running', updated_at = excluded.updated_at, completed_at = NULL, outcome_json = NULL,
   lease_holder_id = excluded.lease_holder_id, lease_expires_at = excluded.lease_expires_at,
-  step_count = max(step_count, excluded.step_count), epoch = epoch + 1
+  step_count = max(step_count, excluded.step_count), epoch = epoch + 1,
+  idle_attempts = idle_attempts + 1, attempts = attempts + 1
 WHERE manifest_hash = excluded.manifest_hash AND status <> 'completed'
   AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= excluded.updated_at)
 """
@@ -69,7 +71,8 @@ AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= 
 
 # What decides is asked once.  No run is pending but between these two and the claim, all in one transaction.
 REPLACE_MANIFEST: Final = f"""
-UPDATE durable_runs SET manifest_hash = ?2, status = 'pending', lease_holder_id = NULL, lease_expires_at = NULL
+UPDATE durable_runs SET manifest_hash = ?2, status = 'pending', lease_holder_id = NULL, lease_expires_at = NULL,
+  idle_attempts = 0, attempts = 0
 WHERE {_OTHER_MANIFEST}
 """
 
@@ -89,9 +92,13 @@ WHERE status <> 'completed' AND intent = excluded.intent
 """
 
 BUMP_STEP_COUNT: Final = f"""
-UPDATE durable_runs SET step_count = max(step_count, ?4 + 1), updated_at = {MOMENT.format("?5")}
+UPDATE durable_runs SET step_count = max(step_count, ?4 + 1), updated_at = {MOMENT.format("?5")},
+  idle_attempts = CASE WHEN ?6 THEN 0 ELSE idle_attempts END
 WHERE run_id = ?1 AND {HELD}
 """
+"""``?6`` says whether the run has come further by it: a step that has failed leads nowhere."""
+
+CAME_FURTHER: Final = f"UPDATE durable_runs SET idle_attempts = 0 WHERE run_id = ?1 AND {HELD}"
 
 COMPLETE_STEP: Final = f"""
 UPDATE durable_steps
@@ -122,7 +129,8 @@ FAIL_FOR_GOOD: Final = RECORD_STEP.replace("WHERE status <> 'completed' AND inte
 
 SUSPEND_RUN: Final = f"""
 UPDATE durable_runs
-SET status = 'suspended', updated_at = {MOMENT.format("?4")}, lease_holder_id = NULL, lease_expires_at = NULL
+SET status = 'suspended', updated_at = {MOMENT.format("?4")}, lease_holder_id = NULL, lease_expires_at = NULL,
+  idle_attempts = max(0, idle_attempts - 1), attempts = max(0, attempts - 1)
 WHERE run_id = ?1 AND {HELD}
 """
 
