@@ -36,6 +36,9 @@ class _Response:
         self.headers: Mapping[str, str] = response.headers
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        async for chunk in self._response.aiter_raw():
-            if chunk:
-                yield chunk
+        try:
+            async for chunk in self._response.aiter_raw():
+                if chunk:
+                    yield chunk
+        except httpx.HTTPError as error:
+            raise BackendTransportError(repr(error), backend="httpx") from error

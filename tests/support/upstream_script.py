@@ -34,6 +34,7 @@ class Script:
         headers: Further headers.
         body: Sent with a Content-Length instead of a stream, if given.
         text: What the model says, an event per word.
+        frames: The data of all events instead, JSON or text: what another server than a model's would say.
         events: So many events instead, of *event_bytes* each.
         event_bytes: The length of their text.
         tool_calls: What the model asks for after its text.
@@ -56,6 +57,7 @@ class Script:
     headers: tuple[tuple[str, str], ...] = ()
     body: str | None = None
     text: str = "Hello from the scripted model."
+    frames: tuple[str, ...] | None = None
     events: int = 0
     event_bytes: int = 8
     tool_calls: tuple[ToolCall, ...] = ()
@@ -113,6 +115,9 @@ def _pieces(script: Script) -> list[str]:
 
 
 def _frames(script: Script) -> Iterator[Any]:
+    if script.frames is not None:
+        yield from (json.loads(frame) if frame.startswith("{") else frame for frame in script.frames)
+        return
     yield _chunk({"role": "assistant", "content": ""})
     yield from (_chunk({"content": piece}) for piece in _pieces(script))
     if script.error is not None:
