@@ -23,10 +23,12 @@ from chatturn.errors import (
     ConfigurationError,
     DurableRunInputMismatchError,
     DurableRunLeaseHeldError,
+    InvalidRuntimeEvent,
     PayloadTooLarge,
     RequestError,
     RunNotFound,
     SchemaOutdated,
+    SessionMismatchError,
     StoreError,
     StoreUnavailable,
     error_classes,
@@ -237,7 +239,7 @@ def members(response: HttpResponse) -> dict[str, Any]:
 
 def raised(cls: type[ChatTurnError], message: str) -> ChatTurnError:
     """Make an error of any class of the tree."""
-    if issubclass(cls, ConfigurationError):
+    if issubclass(cls, ConfigurationError | InvalidRuntimeEvent | SessionMismatchError):
         return cls("SETTING", message)
     particulars: dict[str, Any] = {
         "allow": ("GET",),
