@@ -11,7 +11,7 @@ STAMPS := $(VENV)/stamps
 READY := $(STAMPS)/python $(STAMPS)/worker $(STAMPS)/node
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run demo chaos test models docs reset schema lint format types bench clients chromium deploy-check clean FORCE
+.PHONY: help setup run demo chaos api test models docs reset schema lint format types bench clients chromium deploy-check clean FORCE
 
 help:
 	@echo "make run           start the Worker at http://localhost:$(PORT) (PORT=, PRODUCT=legal)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test          run every test, those inside workerd too (ARGS='-k name')"
 	@echo "make models        play recorded answers of model APIs to a Worker, and tell what came of them (ARGS=name)"
 	@echo "make chaos         kill 5,000 workers in the middle of turns, and add up (ARGS='--kills 200')"
+	@echo "make api           try the Worker by what /openapi.json says of it (ARGS='--phases fuzzing')"
 	@echo "make docs          build the manual into site/, strictly: a link that leads nowhere is an error"
 	@echo "make clients       try OpenAI's and the AI SDK's own clients, and a browser, with kills and cuts"
 	@echo "make reset         forget the local database"
@@ -40,6 +41,9 @@ chaos: $(READY)
 
 models: $(READY)
 	@PYTHONPATH=src $(BIN)/python -m tests.models $(ARGS)
+
+api: $(READY)
+	@$(BIN)/python -m tests.api $(ARGS)
 
 test: $(READY)
 	@$(BIN)/python -m dev.test $(ARGS)

@@ -19,6 +19,7 @@ from chatturn.http.problems import shortened, shown
 from chatturn.http.strict_json import read_json_object
 
 __all__ = [
+    "EVENT_MEMBERS",
     "MAX_BODY_BYTES",
     "MAX_EVENT_KEY_CHARACTERS",
     "MAX_EVENT_PAYLOAD_BYTES",
@@ -31,6 +32,9 @@ __all__ = [
     "MAX_TOKEN_CHARACTERS",
     "MAX_TOKEN_HEADER_CHARACTERS",
     "MAX_TURN_INDEX",
+    "PATH_MEMBERS",
+    "TURN_MEMBERS",
+    "Members",
     "check_body_headers",
     "read_event_key",
     "read_event_payload",
@@ -59,7 +63,28 @@ MAX_TOKEN_HEADER_CHARACTERS: Final = 512
 
 _SESSION_ID: Final = re.compile(rf"[A-Za-z0-9._~@-]{{1,{MAX_ID_CHARACTERS}}}")
 _TURN_INDEX: Final = re.compile(r"0|[1-9][0-9]{0,6}")
-_MEMBERS: Final = frozenset({"follow", "message", "metadata", "model", "on_mismatch"})
+_ON_MISMATCH: Final = ("refuse", "supersede")
+
+Members = Mapping[str, Mapping[str, Any]]
+"""The members of a JSON object and what each may be, as JSON Schema."""
+
+TURN_MEMBERS: Final[Members] = {
+    "message": {"type": "string", "format": "storable", "minLength": 1, "maxLength": MAX_MESSAGE_CHARACTERS},
+    "model": {"type": ["string", "null"], "format": "printable", "minLength": 1, "maxLength": MAX_MODEL_CHARACTERS},
+    "metadata": {"type": ["object", "null"]},
+    "on_mismatch": {"type": "string", "enum": list(_ON_MISMATCH), "default": _ON_MISMATCH[0]},
+    "follow": {"type": "boolean", "default": False},
+}
+EVENT_MEMBERS: Final[Members] = {"payload": {}}
+
+# What the variable segments of a path may be, decoded.
+PATH_MEMBERS: Final[Members] = {
+    "session": {"type": "string", "pattern": f"^{_SESSION_ID.pattern}$", "not": {"enum": [".", ".."]}},
+    "turn_index": {"type": "integer", "minimum": 0, "maximum": MAX_TURN_INDEX},
+    "run_id": {"type": "string", "format": "printable", "minLength": 1},
+    "key": {"type": "string", "format": "printable", "minLength": 1, "maxLength": MAX_EVENT_KEY_CHARACTERS},
+    "id": {"type": "string", "pattern": f"^{_SESSION_ID.pattern}$", "not": {"enum": [".", ".."]}},
+}
 
 
 # The headers
@@ -187,9 +212,9 @@ def read_turn_request(body: bytes) -> TurnRequest:
         raise _too_large("body", f"{MAX_BODY_BYTES} bytes")
     members = read_json_object(body)
     for name in members:
-        if name not in _MEMBERS:
+        if name not in TURN_MEMBERS:
             raise InvalidField(
-                f"{shown(name)} is not a member of this request; these are: {', '.join(sorted(_MEMBERS))}",
+                f"{shown(name)} is not a member of this request; these are: {', '.join(sorted(TURN_MEMBERS))}",
                 field=shortened(name),
             )
     return TurnRequest(
@@ -217,7 +242,7 @@ def read_event_payload(body: bytes, key: str) -> Any:
         raise _too_large("body", f"{MAX_BODY_BYTES} bytes")
     members = read_json_object(body)
     for name in members:
-        if name != "payload":
+        if name not in EVENT_MEMBERS:
             raise InvalidField(
                 f"{shown(name)} is not a member of this request; payload is the only one", field=shortened(name)
             )
@@ -247,8 +272,8 @@ def _is_decision(payload: object) -> bool:
 
 
 def _on_mismatch(value: object) -> object:
-    if value not in ("refuse", "supersede"):
-        raise InvalidField("on_mismatch must be 'refuse' or 'supersede'", field="on_mismatch")
+    if value not in _ON_MISMATCH:
+        raise InvalidField(f"on_mismatch must be {' or '.join(map(repr, _ON_MISMATCH))}", field="on_mismatch")
     return value
 
 

@@ -218,13 +218,20 @@ def _of_session(call: Call, asked: "_Asked") -> _Place:
     """
     metadata = asked.metadata
     try:
-        session = read_session_id(str(metadata["session_id"]))
+        session = read_session_id(_named(metadata["session_id"], "session"))
         given = metadata.get("turn_index")
-        index = asked.conversation.turn_index if given is None else read_turn_index(str(given))
+        index = asked.conversation.turn_index if given is None else read_turn_index(_named(given, "turn_index"))
     except InvalidField as error:
         raise InvalidField(str(error), field=f"metadata.{error.field}") from None
     request = TurnRequest(message=asked.conversation.question, model=asked.asked_model, follow=True)
     return _Place(identity=_identity(call, session, index), request=request)
+
+
+def _named(value: object, field: str) -> str:
+    """Return a name as text; clients say numbers as they are."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InvalidField(f"{field} must be text", field=field)
+    return str(value)
 
 
 def _identity(call: Call, session_id: str, turn_index: int) -> ChatTurnIdentity:

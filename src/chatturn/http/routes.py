@@ -29,15 +29,25 @@ __all__ = ["ROUTES", "handle"]
 
 
 async def _healthz(_app: Application) -> HttpResponse:
+    """Say that the Worker is alive; ask nobody."""
     return json_response({"status": "ok"})
 
 
 async def _readyz(app: Application) -> HttpResponse:
+    """Say whether a turn could run, and what mends it if not."""
     checks = await check_readiness(app)
     ready = all(check.ok for check in checks)
     return json_response(
         {"ready": ready, "checks": [check.to_json() for check in checks]}, status=200 if ready else 503
     )
+
+
+async def _openapi(_app: Application) -> HttpResponse:
+    """Describe all of this to programs: OpenAPI 3.1."""
+    # Imported here, so that isolates that are not asked do not pay for it.
+    from chatturn.http.openapi import describe  # noqa: PLC0415
+
+    return json_response(describe(ROUTES))
 
 
 # The table
@@ -47,6 +57,7 @@ _READERS: Final = (RUN_TURNS, READ_TURNS)
 ROUTES: Final[tuple[Route | PublicRoute, ...]] = (
     PublicRoute("GET", "/healthz", _healthz),
     PublicRoute("GET", "/readyz", _readyz),
+    PublicRoute("GET", "/openapi.json", _openapi),
     Route("POST", TURN, (RUN_TURNS,), post_turn, session_of),
     Route("GET", TURN, _READERS, get_turn),
     Route("GET", TURN + "/stream", _READERS, get_stream, session_of, takes_tickets=True),

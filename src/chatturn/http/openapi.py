@@ -1,0 +1,394 @@
+"""
+What the Worker's HTTP is, told to programs: ``/openapi.json``.
+
+Addresses, methods and scopes are those of the table of routes, members and their limits those of the tables that
+requests are read by, codes and statuses those of the tree of errors.  What is written here is what no table has: the
+sentences, and the form of what comes back.
+
+Source:
+    OpenAPI Specification 3.1.1; JSON Schema 2020-12.  The formats ``printable`` (text that can be printed),
+    ``storable`` (text without NUL and half characters, not all blank), ``cursor`` and ``ticket`` are this service's.
+"""
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+from chatturn.chat.lists.lists import RUN_STATUSES
+from chatturn.chat.usage.totals import USAGE_KEYS
+from chatturn.errors import (
+    BackendError,
+    BudgetExceeded,
+    ChatTurnError,
+    ConfigurationError,
+    DurableRunError,
+    DurableRunInputMismatchError,
+    DurableRunLeaseHeldError,
+    Forbidden,
+    InvalidField,
+    KeysUnavailable,
+    MalformedRequest,
+    NotFound,
+    OwnerUnavailable,
+    PayloadTooLarge,
+    StoreError,
+    Unauthenticated,
+    UnsupportedMediaType,
+    error_classes,
+)
+from chatturn.http.ai_sdk import AI_SDK_CHAT, ai_sdk_problem
+from chatturn.http.application import PublicRoute, Route
+from chatturn.http.auth import SCOPES
+from chatturn.http.limits import EVENT_MEMBERS, PATH_MEMBERS, TURN_MEMBERS, Members
+from chatturn.http.openai_chat import COMPLETIONS, openai_problem
+from chatturn.http.parameters import Parameter, Query
+from chatturn.http.queries import LAST_EVENT_ID, LOG_QUERY, MESSAGES_QUERY, TURNS_QUERY, USAGE_QUERY
+from chatturn.http.turns import TURN
+
+__all__ = ["describe"]
+
+Schema: TypeAlias = Mapping[str, Any]
+
+_JSON: Final = "application/json"
+Errors: TypeAlias = tuple[type[ChatTurnError], ...]
+
+_EVERYWHERE: Final[Errors] = (
+    ChatTurnError,
+    Unauthenticated,
+    Forbidden,
+    InvalidField,
+    ConfigurationError,
+    KeysUnavailable,
+)
+_OF_A_BODY: Final[Errors] = (MalformedRequest, PayloadTooLarge, UnsupportedMediaType)
+_OF_THE_STORE: Final[Errors] = (StoreError,)
+_OF_A_CLAIM: Final[Errors] = (
+    *_OF_THE_STORE,
+    OwnerUnavailable,
+    DurableRunLeaseHeldError,
+    DurableRunInputMismatchError,
+    DurableRunError,
+    BudgetExceeded,
+    BackendError,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """
+    What is told of a route beside what its row and the tables say.
+
+    Attributes:
+        answers: What comes back by its status: a schema, of JSON; a tuple of media types, of a stream; or None.
+        query: Its query.
+        headers: Request headers that it reads.
+        body: Its JSON body.
+        errors: What it may refuse with, beside what every route may.
+    """
+
+    answers: Mapping[int, Schema | tuple[str, ...] | None]
+    query: Query = field(default_factory=dict)
+    headers: Mapping[str, Parameter] = field(default_factory=dict)
+    body: Schema | None = None
+    errors: Errors = ()
+
+
+# Schemas
+
+
+def _object(members: Members, *, optional: Iterable[str] = (), open_: bool = False) -> Schema:
+    left_out = set(optional)
+    required = [name for name in members if name not in left_out]
+    return {
+        "type": "object",
+        "properties": dict(members),
+        **({"required": required} if required else {}),
+        "additionalProperties": open_,
+    }
+
+
+def _list(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+_TEXT: Final[Schema] = {"type": "string"}
+_TEXT_OR_NULL: Final[Schema] = {"type": ["string", "null"]}
+_COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
+_COUNT_OR_NULL: Final[Schema] = {"type": ["integer", "null"], "minimum": 0}
+_YES_OR_NO: Final[Schema] = {"type": "boolean"}
+_MOMENT: Final[Schema] = {"type": "string", "format": "date-time"}
+_MOMENT_OR_NULL: Final[Schema] = {"type": ["string", "null"], "format": "date-time"}
+_ANY_OBJECT: Final[Schema] = {"type": "object"}
+
+_SUMS: Final[Schema] = {"type": "object", "additionalProperties": {"type": ["integer", "null"]}}
+_USAGE: Final[Schema] = _object({"runningCalls": _COUNT, "delivered": _SUMS, "wasted": _SUMS})
+_STATUS: Final[Schema] = {"type": "string", "enum": [status for status in RUN_STATUSES if status != "undelivered"]}
+
+_OF_A_TURN: Final[Members] = {
+    "runId": _TEXT,
+    "sessionId": _TEXT,
+    "turnIndex": _COUNT,
+    "status": _STATUS,
+    "attempts": _COUNT,
+    "model": _TEXT_OR_NULL,
+    "createdAt": _MOMENT,
+    "updatedAt": _MOMENT,
+    "completedAt": _MOMENT_OR_NULL,
+    "outcome": {"type": ["object", "null"]},
+    "stream": _TEXT,
+}
+_TURN: Final[Schema] = _object({**_OF_A_TURN, "usage": {"anyOf": [_USAGE, {"type": "null"}]}})
+_CANCELLED: Final[Schema] = _object({**_OF_A_TURN, "cancelRequested": _YES_OR_NO})
+_TICKET: Final[Schema] = _object({"ticket": _TEXT, "stream": _TEXT, "opensUntil": _MOMENT, "expiresAt": _MOMENT})
+_EVENT: Final[Schema] = _object({"accepted": _YES_OR_NO, "payload": {}, "emittedAt": _MOMENT})
+
+_MESSAGE: Final[Schema] = _object(
+    {
+        "turnIndex": _COUNT,
+        "role": {"type": "string", "enum": ["user", "assistant"]},
+        "content": _TEXT,
+        "createdAt": _MOMENT,
+        "cancelled": _YES_OR_NO,
+    },
+    optional=["cancelled"],
+)
+_OPEN: Final[Schema] = _object({"turnIndex": _COUNT, "message": _TEXT, "status": _STATUS, "createdAt": _MOMENT})
+_MESSAGES: Final[Schema] = _object({"messages": _list(_MESSAGE), "open": _list(_OPEN), "next": _COUNT_OR_NULL})
+
+_RUN: Final[Schema] = _object(
+    {
+        "runId": _TEXT,
+        "status": _STATUS,
+        "attempts": _COUNT,
+        "createdAt": _MOMENT,
+        "updatedAt": _MOMENT,
+        "completedAt": _MOMENT_OR_NULL,
+        "leaseExpiresAt": _MOMENT_OR_NULL,
+        "outcome": {"type": ["object", "null"]},
+        "tenantId": _TEXT,
+        "sessionId": _TEXT,
+        "turnIndex": _COUNT,
+        "model": _TEXT_OR_NULL,
+        "undelivered": _list(_ANY_OBJECT),
+    },
+    optional=["tenantId", "sessionId", "turnIndex", "model", "undelivered"],
+)
+_RUNS: Final[Schema] = _object({"runs": _list(_RUN), "next": _TEXT_OR_NULL})
+_USAGE_PAGE: Final[Schema] = _object(
+    {
+        "by": {"type": "string", "enum": list(USAGE_KEYS)},
+        "from": {"type": "string", "format": "date"},
+        "to": {"type": "string", "format": "date"},
+        "usage": _list(_ANY_OBJECT),
+        "total": _ANY_OBJECT,
+        "next": _TEXT_OR_NULL,
+    }
+)
+_CHECK: Final[Schema] = _object(
+    {"name": _TEXT, "ok": {"type": ["boolean", "null"]}, "detail": _TEXT, "mend": _TEXT}, optional=["detail", "mend"]
+)
+_READY: Final[Schema] = _object({"ready": _YES_OR_NO, "checks": _list(_CHECK)})
+
+# What other clients send: only what this service looks at; they send more by themselves.
+_UI_MESSAGE: Final[Schema] = _object(
+    {
+        "role": {"type": "string", "enum": ["user"]},
+        "parts": {
+            "type": "array",
+            "minItems": 1,
+            "items": _object(
+                {"type": {"type": "string", "enum": ["text"]}, "text": TURN_MEMBERS["message"]}, open_=True
+            ),
+        },
+    },
+    open_=True,
+)
+_CHAT: Final[Schema] = _object(
+    {
+        "id": PATH_MEMBERS["session"],
+        "messages": {"type": "array", "minItems": 1, "items": _UI_MESSAGE},
+    },
+    optional=["id"],
+    open_=True,
+)
+_CHAT_MESSAGE: Final[Schema] = _object(
+    {"role": {"type": "string", "enum": ["user"]}, "content": TURN_MEMBERS["message"]}, open_=True
+)
+_COMPLETION_REQUEST: Final[Schema] = _object(
+    {
+        "model": TURN_MEMBERS["model"],
+        "messages": {"type": "array", "minItems": 1, "items": _CHAT_MESSAGE},
+        "stream": {"type": ["boolean", "null"]},
+        "metadata": {"type": ["object", "null"], "properties": {"session_id": {"type": ["string", "integer"]}}},
+    },
+    optional=["model", "stream", "metadata"],
+    open_=True,
+)
+_MODELS: Final[Schema] = _object(
+    {
+        "object": {"const": "list"},
+        "data": _list(_object({"id": _TEXT, "object": {"const": "model"}, "created": _COUNT, "owned_by": _TEXT})),
+    }
+)
+
+_NDJSON_OR_EVENTS: Final = ("application/x-ndjson", "text/event-stream")
+_EVENTS: Final = ("text/event-stream",)
+
+_TOLD: Final[Mapping[tuple[str, str], _Told]] = {
+    ("GET", "/healthz"): _Told(answers={200: _object({"status": {"const": "ok"}})}),
+    ("GET", "/readyz"): _Told(answers={200: _READY, 503: _READY}),
+    ("GET", "/openapi.json"): _Told(answers={200: _ANY_OBJECT}),
+    ("POST", TURN): _Told(
+        answers={200: _NDJSON_OR_EVENTS},
+        body=_object(TURN_MEMBERS, optional=TURN_MEMBERS.keys() - {"message"}),
+        errors=_OF_A_CLAIM,
+    ),
+    ("GET", TURN): _Told(answers={200: _TURN}, errors=(NotFound, *_OF_THE_STORE)),
+    ("GET", TURN + "/stream"): _Told(
+        answers={200: _NDJSON_OR_EVENTS, 204: None, 304: None},
+        query=LOG_QUERY,
+        headers={"Last-Event-ID": LAST_EVENT_ID},
+        errors=(NotFound, *_OF_A_CLAIM),
+    ),
+    ("POST", TURN + "/ticket"): _Told(answers={200: _TICKET}),
+    ("POST", TURN + "/cancel"): _Told(answers={200: _CANCELLED, 202: _CANCELLED}, errors=(NotFound, *_OF_A_CLAIM)),
+    ("POST", AI_SDK_CHAT): _Told(answers={200: _EVENTS}, body=_CHAT, errors=_OF_A_CLAIM),
+    ("GET", AI_SDK_CHAT + "/{id}/stream"): _Told(answers={200: _EVENTS, 204: None}, errors=_OF_THE_STORE),
+    ("POST", COMPLETIONS): _Told(
+        answers={200: (_JSON, "text/event-stream")},
+        body=_COMPLETION_REQUEST,
+        errors=_OF_A_CLAIM,
+    ),
+    ("GET", "/v1/models"): _Told(answers={200: _MODELS}),
+    ("GET", "/v1/sessions/{session}/messages"): _Told(
+        answers={200: _MESSAGES}, query=MESSAGES_QUERY, errors=_OF_THE_STORE
+    ),
+    ("GET", "/v1/runs"): _Told(answers={200: _RUNS}, query=TURNS_QUERY, errors=_OF_THE_STORE),
+    ("GET", "/v1/usage"): _Told(answers={200: _USAGE_PAGE}, query=USAGE_QUERY, errors=_OF_THE_STORE),
+    ("POST", "/v1/runs/{run_id}/events/{key}"): _Told(
+        answers={200: _EVENT}, body=_object(EVENT_MEMBERS), errors=(NotFound, OwnerUnavailable, *_OF_THE_STORE)
+    ),
+}
+
+
+# The document
+
+
+def describe(routes: Sequence[Route | PublicRoute]) -> dict[str, Any]:
+    """
+    Describe *routes* as OpenAPI 3.1.
+
+    Raises:
+        KeyError: Nothing is told of one of them.
+    """
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.template, {})[route.method.lower()] = _operation(route)
+    for template, operations in paths.items():
+        names = re.findall(r"\{(\w+)\}", template)
+        if names:
+            operations["parameters"] = [
+                {"name": name, "in": "path", "required": True, "schema": PATH_MEMBERS[name]} for name in names
+            ]
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "chatturn", "version": "1", "summary": "Durable chat turns", "description": _DESCRIPTION},
+        "paths": paths,
+        "components": {
+            "schemas": {"Problem": _problem_schema(), "OpenAIError": _OPENAI_ERROR},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": _scopes()},
+                "ticket": {"type": "apiKey", "in": "query", "name": "ticket"},
+            },
+        },
+    }
+
+
+_DESCRIPTION: Final = (
+    "Text is UTF-8. A member or a query parameter that is not described is refused, except where clients of other"
+    " services send it by themselves. HEAD is answered wherever GET is, and OPTIONS lists an address's methods."
+)
+
+_OPENAI_ERROR: Final[Schema] = _object(
+    {"error": _object({"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL})}
+)
+
+
+def _scopes() -> str:
+    return "; ".join(f"`{scope}`: {meaning}" for scope, meaning in SCOPES.items())
+
+
+def _operation(route: Route | PublicRoute) -> dict[str, Any]:
+    told = _TOLD[route.method, route.template]
+    operation: dict[str, Any] = {
+        "operationId": route.operation.__name__.strip("_"),
+        "summary": (inspect.getdoc(route.operation) or "").partition("\n")[0],
+        "responses": {str(status): _answer(told.answers[status], status) for status in told.answers},
+    }
+    query = {name: each for name, each in told.query.items() if name != "ticket"}  # a way to say who, told as that
+    parameters = [
+        *({"name": name, "in": "query", **_parameter(each)} for name, each in query.items()),
+        *({"name": name, "in": "header", **_parameter(each)} for name, each in told.headers.items()),
+    ]
+    if parameters:
+        operation["parameters"] = parameters
+    if told.body is not None:
+        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": told.body}}}
+    if isinstance(route, Route):
+        operation["security"] = [{"bearer": list(route.scopes)}, *([{"ticket": []}] if route.takes_tickets else [])]
+        errors = (*_EVERYWHERE, *told.errors, *(_OF_A_BODY if told.body is not None else ()))
+        operation["responses"] |= {str(status): each for status, each in _refusals(route, errors).items()}
+    return operation
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    return {"description": parameter.about, "schema": parameter.schema}
+
+
+def _answer(form: Schema | tuple[str, ...] | None, status: int) -> dict[str, Any]:
+    text = {200: "Done.", 202: "On its way.", 204: "There is nothing to show.", 304: "Nothing has changed."}
+    described: dict[str, Any] = {"description": text.get(status, "Not ready.")}
+    if isinstance(form, tuple):
+        described["content"] = {each: {"schema": _ANY_OBJECT} if each == _JSON else {} for each in form}
+    elif form is not None:
+        described["content"] = {_JSON: {"schema": form}}
+    return described
+
+
+def _refusals(route: Route, errors: Errors) -> dict[int, dict[str, Any]]:
+    """Return what is told of each status that a class of *errors*, or one derived from it, has."""
+    by_status: dict[int, set[str]] = {}
+    for cls in error_classes():
+        # The root stands for itself, a bug; everything else is derived from it.
+        if cls in errors or issubclass(cls, tuple(each for each in errors if each is not ChatTurnError)):
+            by_status.setdefault(cls.status, set()).add(cls.code)
+    return {
+        status: {"description": " or ".join(f"`{code}`" for code in sorted(codes)), "content": _problem_form(route)}
+        for status, codes in sorted(by_status.items())
+    }
+
+
+def _problem_form(route: Route) -> dict[str, Any]:
+    if route.problem is openai_problem:
+        return {_JSON: {"schema": {"$ref": "#/components/schemas/OpenAIError"}}}
+    if route.problem is ai_sdk_problem:
+        return {"text/plain": {"schema": _TEXT}}
+    return {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+
+def _problem_schema() -> Schema:
+    return _object(
+        {
+            "type": {"type": "string", "format": "uri"},
+            "title": _TEXT,
+            "status": {"type": "integer"},
+            "code": {"type": "string", "enum": sorted({cls.code for cls in error_classes()})},
+            "detail": _TEXT,
+            "retryable": _YES_OR_NO,
+            "field": _TEXT,
+            "stream": _TEXT,
+        },
+        optional=["field", "stream"],
+    )

@@ -1,0 +1,1 @@
+"""`make api`: the running Worker is tried by what ``/openapi.json`` says of it."""

@@ -1,0 +1,12 @@
+"""Text of the formats that are this service's own; Schemathesis knows only those of JSON Schema."""
+
+import schemathesis
+from hypothesis import strategies as st
+
+_WHOLE = st.characters(codec="utf-8", exclude_characters="\0")
+
+schemathesis.openapi.format("storable", st.text(_WHOLE, min_size=1).filter(lambda text: bool(text.strip())))
+schemathesis.openapi.format("printable", st.text(_WHOLE.filter(str.isprintable), min_size=1))
+# Only the service makes these; one that it made is followed by the calls in sequence.
+schemathesis.openapi.format("cursor", st.nothing())
+schemathesis.openapi.format("ticket", st.nothing())

@@ -1,0 +1,73 @@
+"""`/openapi.json` is what the tables say; `make api` tries the running Worker by it."""
+
+import json
+import re
+from typing import Any
+
+from chatturn.errors import error_classes
+from chatturn.http.application import Route
+from chatturn.http.limits import TURN_MEMBERS
+from chatturn.http.openapi import describe
+from chatturn.http.parameters import Query
+from chatturn.http.queries import LOG_QUERY, MESSAGES_QUERY, TURNS_QUERY, USAGE_QUERY
+from chatturn.http.routes import ROUTES
+from chatturn.http.turns import TURN
+
+DOCUMENT: dict[str, Any] = json.loads(json.dumps(describe(ROUTES)))
+
+
+def test_every_route_is_told_with_its_scopes() -> None:
+    """A row that is added without a description is a `KeyError`."""
+    for route in ROUTES:
+        operation = DOCUMENT["paths"][route.template][route.method.lower()]
+
+        assert operation["summary"].endswith(".")
+        if isinstance(route, Route):
+            assert list(route.scopes) == operation["security"][0]["bearer"]
+            assert ({"ticket": []} in operation["security"]) is route.takes_tickets
+            assert {"401", "403", "422", "500", "503"} <= operation["responses"].keys()
+        else:
+            assert "security" not in operation
+    assert sum(len(set(path) - {"parameters"}) for path in DOCUMENT["paths"].values()) == len(ROUTES)
+
+
+def test_every_variable_of_an_address_is_told() -> None:
+    """By the name that it has in the address."""
+    for template, path in DOCUMENT["paths"].items():
+        names = [each["name"] for each in path.get("parameters", ())]
+        assert names == re.findall(r"\{(\w+)\}", template)
+
+
+def test_the_queries_are_those_that_are_read() -> None:
+    """Member by member, with their limits."""
+    queries: dict[str, Query] = {
+        f"{TURN}/stream": LOG_QUERY,
+        "/v1/sessions/{session}/messages": MESSAGES_QUERY,
+        "/v1/runs": TURNS_QUERY,
+        "/v1/usage": USAGE_QUERY,
+    }
+    for template, query in queries.items():
+        told = DOCUMENT["paths"][template]["get"]["parameters"]
+        assert {each["name"]: each["schema"] for each in told if each["in"] == "query"} == {
+            name: each.schema for name, each in query.items() if name != "ticket"
+        }
+
+
+def test_the_body_of_a_turn_is_what_is_read() -> None:
+    """No other member, and the message alone is required."""
+    body = DOCUMENT["paths"][TURN]["post"]["requestBody"]["content"]["application/json"]["schema"]
+
+    assert set(body["properties"]) == set(TURN_MEMBERS)
+    assert (body["required"], body["additionalProperties"]) == (["message"], False)
+
+
+def test_every_refusal_names_codes_that_there_are() -> None:
+    """And every reference leads somewhere."""
+    codes = {cls.code for cls in error_classes()}
+    for path in DOCUMENT["paths"].values():
+        for method, operation in path.items():
+            for status, response in operation["responses"].items() if method != "parameters" else ():
+                if int(status) >= 400 and "application/problem+json" in response["content"]:
+                    assert set(re.findall(r"`(\w+)`", response["description"])) <= codes
+    for reference in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(DOCUMENT)):
+        assert reference in DOCUMENT["components"]["schemas"]
