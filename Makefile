@@ -70,7 +70,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 types: $(READY)
-	$(BIN)/mypy dev src chatturn_testing tests $(if $(wildcard bench/*.py),bench)
+	$(BIN)/mypy dev src chatturn_testing clients/python tests $(if $(wildcard bench/*.py),bench)
 
 # The clients of others: 800 MB in a folder of their own, and a Chromium, which is Debian's.
 CLIENTS := tests/clients

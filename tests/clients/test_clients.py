@@ -26,8 +26,8 @@ from tests.support.upstream_script import Script
 from tests.support.worker import Worker, running_worker
 
 HERE: Final = Path(__file__).parent
-PYTHON: Final = HERE / ".venv" / "bin" / "python"
-NODE: Final = Path(sys.executable).with_name("node")
+PYTHON: Final = str(HERE / ".venv" / "bin" / "python")
+NODE: Final = str(Path(sys.executable).with_name("node"))
 LEASE_MS: Final = 3_000
 WORDS: Final = " ".join(f"word{number}" for number in range(120))
 ANSWER: Final = Script(text=WORDS, pause_s=0.01)
@@ -45,10 +45,17 @@ AI_SDK: Final = {
     "ai, WorkflowChatTransport": [NODE, "use_chat.mjs", "workflow"],
 }
 BARE: Final = {"ai, WorkflowChatTransport as it is": [NODE, "use_chat.mjs", "workflow-bare"]}
+OURS: Final = {
+    "ours, JavaScript in Node": [NODE, "use_ours.mjs"],
+    "ours, Python": [sys.executable, "use_ours.py", "waits"],
+    "ours, Python with asyncio": [sys.executable, "use_ours.py", "awaits"],
+}
 STREAMED: Final = [name for name in OPENAI if "not streamed" not in name]
-CLIENTS: Final = {**OPENAI, **AI_SDK, **BARE}
+CLIENTS: Final = {**OPENAI, **AI_SDK, **BARE, **OURS}
 
-if not PYTHON.exists() or not (HERE / "node_modules" / "ai").exists():
+ENVIRONMENT: Final = {**os.environ, "PYTHONPATH": str(HERE.parents[1] / "clients" / "python")}
+
+if not Path(PYTHON).exists() or not (HERE / "node_modules" / "ai").exists():
     pytest.skip("the clients are not installed: make clients", allow_module_level=True)
 
 
@@ -126,9 +133,9 @@ class Chat:
 
     def start(self, **more: Any) -> "subprocess.Popen[str]":
         """Start the client."""
-        url = f"{self.front.url}/v1" if self.client in OPENAI else f"{self.front.url}/v1/ai-sdk/chat"
+        path = "/v1" if self.client in OPENAI else "" if self.client in OURS else "/v1/ai-sdk/chat"
         asked = {
-            "url": url,
+            "url": self.front.url + path,
             "token": token(),
             "key": self.name,
             "chat": self.name,
@@ -136,9 +143,9 @@ class Chat:
             "messages": [{"role": "user", "content": self.question}] if self.client in OPENAI else [],
             **more,
         }
-        command = [*map(str, CLIENTS[self.client]), json.dumps(asked)]
+        command = [*CLIENTS[self.client], json.dumps(asked)]
         return subprocess.Popen(
-            command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "CI": "1"}
+            command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
         )
 
     def said(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
@@ -194,7 +201,7 @@ def test_connections_that_are_cut(client: str, front: Front, upstream: Upstream,
     chat = Chat(front, upstream, client, "cut at random bytes, 3 times")
     chance = random.Random(client)
     front.cut = 0
-    most = 1_000 if client not in {*STREAMED, *AI_SDK, *BARE} else 9_000  # of an answer of so many bytes
+    most = 1_000 if "not streamed" in client else 9_000  # of an answer of so many bytes
     front.cuts = [chance.randrange(1, most) for _ in range(3)]
     said = chat.ask()
     front.cuts.clear()
@@ -220,7 +227,7 @@ def test_a_worker_that_is_killed(
     assert_whole(rows[-1], calls=2)
 
 
-@pytest.mark.parametrize("client", [*STREAMED, *AI_SDK])
+@pytest.mark.parametrize("client", [*STREAMED, *AI_SDK, *OURS])
 def test_a_second_tab(client: str, front: Front, upstream: Upstream, rows: list[Row]) -> None:
     """The same question twice at once: one model call, both have the whole."""
     chat = Chat(front, upstream, client, "second tab")
@@ -234,7 +241,7 @@ def test_a_second_tab(client: str, front: Front, upstream: Upstream, rows: list[
     assert said["text"] == other["text"]
 
 
-@pytest.mark.parametrize("client", [*STREAMED, *AI_SDK])
+@pytest.mark.parametrize("client", [*STREAMED, *AI_SDK, *OURS])
 def test_a_reload(client: str, front: Front, upstream: Upstream, rows: list[Row]) -> None:
     """The page is gone in the middle of the answer, and comes back with the question only."""
     chat = Chat(front, upstream, client, "reload")
@@ -243,7 +250,7 @@ def test_a_reload(client: str, front: Front, upstream: Upstream, rows: list[Row]
     process.kill()
     process.communicate()
     message = {"id": "m1", "role": "user", "parts": [{"type": "text", "text": chat.question}]}
-    said = chat.ask() if client in OPENAI else chat.ask(resume=True, messages=[message])
+    said = chat.ask() if client not in AI_SDK else chat.ask(resume=True, messages=[message])
     rows.append(chat.row(said))
 
     assert_whole(rows[-1])
