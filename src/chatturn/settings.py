@@ -38,10 +38,13 @@ class Settings:
     product: str = _setting("assistant", "the module of `products/` whose hooks run")
     project_id: str = _setting("chatturn", "the product's id in manifests and traces; part of each turn's identity")
     domain: str = _setting("general", "the product's domain in manifests and traces")
-    model: str = _setting("", "the model asked for when a request names none")
+    model: str = _setting(
+        "", "the model asked for when a request names none; several, separated by commas, are a chain"
+    )
     backend: BackendName = _setting("echo", "what answers", choices=get_args(BackendName))
     openai_base_url: str = _setting("https://api.openai.com/v1", "the chat completions API, without a trailing slash")
     openai_api_key: str = _setting("", "the key of that API; a secret", secret=True)
+    providers: str = _setting("", "who answers instead of that API, as JSON; see the page Model APIs")
     lease_ms: int = _setting(60_000, "how long a worker may be silent before its turn is taken over", least=1_000)
     request_timeout_ms: int = _setting(300_000, "wait for the model's headers, per try; 0 waits for ever", least=0)
     idle_timeout_ms: int = _setting(300_000, "wait between two chunks of the model's answer; 0 waits for ever", least=0)

@@ -26,6 +26,7 @@ from chatturn.agent_runtime.events import EVENT_CLASSES
 from chatturn.agent_runtime.mapping import RuntimeEventMapper
 from chatturn.agent_runtime.sanitize import RuntimeTelemetryOptions
 from chatturn.agent_runtime.tasks import AgentTaskSpec
+from chatturn.backends.providers import PRESETS
 from chatturn.chat.requests import TurnView
 from chatturn.database.schema import DURABLE_SCHEMA_VERSION
 from chatturn.errors import ConfigurationError, DurableRunLeaseHeldError, error_classes
@@ -387,6 +388,7 @@ def test_every_setting_is_told_as_it_is() -> None:
 def test_no_other_setting_is_mentioned() -> None:
     """A name in the prose that looks like a setting is one, or belongs to a command."""
     known = {field.name.upper() for field in fields(Settings)} | {"PORT", "ARGS", "SESSIONS"}
+    known |= {preset.key for preset in PRESETS.values()}
     words = {"GET", "HEAD", "OPTIONS", "POST", "WHERE", "DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION"}
     mentioned = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+|[A-Z]{4,})(?:=[^`]*)?`", PROSE))
 

@@ -121,8 +121,7 @@ class DurableChatService:
 
     def model_names(self) -> Sequence[str]:
         """Return what a request may name as its model; the first is the deployment's."""
-        model = self.deployment.settings.model
-        return [model] if model else []
+        return [name for each in self.deployment.settings.model.split(",") if (name := each.strip())]
 
     async def cancel(self, identity: ChatTurnIdentity) -> Cancellation | None:
         """

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from chatturn.errors import ConfigurationError
 
-__all__ = ["PRICES", "PRICES_AS_OF", "PRICES_SOURCE", "Price", "PriceTable", "parse_prices"]
+__all__ = ["PRICES", "PRICES_AS_OF", "PRICES_SOURCE", "Price", "PriceTable", "parse_prices", "read_price"]
 
 PRICES_SOURCE: Final = "https://platform.openai.com/docs/pricing"
 PRICES_AS_OF: Final = "2026-06-22"
@@ -130,18 +130,34 @@ def parse_prices(text: str) -> dict[str, Price]:
     return {model: _read(model, members) for model, members in found.items()}
 
 
-def _read(model: str, members: Any) -> Price:
+def read_price(setting: str, members: Any) -> Price:
+    """
+    Read a price that stands in another setting, its numbers as `json.loads` makes them.
+
+    Raises:
+        ConfigurationError: It is none; the error names *setting*.
+    """
+    if isinstance(members, dict):
+        members = {name: _decimal(amount) for name, amount in members.items()}
+    return _read("it", members, setting)
+
+
+def _decimal(amount: Any) -> Any:
+    return Decimal(repr(amount)) if type(amount) in {int, float} else amount
+
+
+def _read(model: str, members: Any, setting: str = _SETTING) -> Price:
     if not isinstance(members, dict) or not {"in", "out"} <= set(members) <= {"in", "out", "cached"}:
-        raise ConfigurationError(_SETTING, f'{model!r} must have "in" and "out", may have "cached", and nothing else')
-    amounts = {name: _micro(model, amount) for name, amount in members.items()}
+        raise ConfigurationError(setting, f'{model!r} must have "in" and "out", may have "cached", and nothing else')
+    amounts = {name: _micro(model, amount, setting) for name, amount in members.items()}
     return Price(amounts["in"], amounts["out"], amounts.get("cached"))
 
 
-def _micro(model: str, amount: Any) -> int:
+def _micro(model: str, amount: Any, setting: str) -> int:
     # The bounds come first: a comparison is exact, arithmetic with an exponent of a million digits is not.
     if isinstance(amount, Decimal) and 0 <= amount <= _MOST_DOLLARS and amount == amount.quantize(_FINEST):
         return int(amount * _MICRO)
-    raise ConfigurationError(_SETTING, f"{model!r} has a price that is no amount of dollars in whole millionths")
+    raise ConfigurationError(setting, f"{model!r} has a price that is no amount of dollars in whole millionths")
 
 
 def _refuse(constant: str) -> Any:

@@ -9,7 +9,7 @@ import functools
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -19,8 +19,8 @@ from workers import import_from_javascript
 
 from chatturn.backends.api import AgentExecutionBackend
 from chatturn.backends.echo import create_echo_backend
-from chatturn.backends.openai.backend import create_openai_compatible_backend
-from chatturn.backends.openai.retry import BackendRetryPolicy
+from chatturn.backends.providers import Provider, parse_providers, prices_of
+from chatturn.backends.routing import Means, create_backend, provider_of_settings
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.service import DurableChatService
@@ -34,6 +34,7 @@ from chatturn.http.token_keys import PublishedKeys
 from chatturn.settings import Settings, setting_names
 from chatturn.telemetry.operator_log import OperatorLog, print_log
 from chatturn.usage.prices import PriceTable, parse_prices
+from chatturn.workerd.ai import BindingTransport
 from chatturn.workerd.d1 import D1Database
 from chatturn.workerd.fetch import FetchTransport
 from chatturn.workerd.ffi import RequestAlarm, read_env, read_other_env
@@ -159,13 +160,14 @@ def _isolate(load_hooks: HooksLoader) -> _Isolate:
     settings = Settings.from_env(read_env(_env(), setting_names()))
     telemetry = _telemetry(settings)
     log = print_log if telemetry is None else telemetry.log
+    providers = _providers(settings)
     chat = Deployment(
         settings=settings,
         hooks=_hooks(load_hooks, settings.product),
-        backend=_backend(settings),
+        backend=_backend(settings, providers, log),
         database=_database(),
         log=log,
-        prices=PriceTable(parse_prices(settings.prices)),
+        prices=PriceTable({**prices_of(providers), **parse_prices(settings.prices)}),
         alarm=RequestAlarm,
     )
     return _Isolate(
@@ -187,23 +189,25 @@ def _hooks(load_hooks: HooksLoader, product: str) -> ChatTurnHooks:
     return hooks
 
 
-def _backend(settings: Settings) -> AgentExecutionBackend:
+def _providers(settings: Settings) -> tuple[Provider, ...]:
+    """Return who answers: nobody but us where ``BACKEND`` is ``echo``."""
     if settings.backend == "echo":
-        return create_echo_backend()
+        return ()
+    if settings.providers:
+        return parse_providers(settings.providers, read_other_env(_env(), ()))
     if not settings.openai_api_key:
         raise ConfigurationError("OPENAI_API_KEY", "is required by BACKEND=openai")
-    return create_openai_compatible_backend(
-        transport=FetchTransport(),
-        base_url=settings.openai_base_url,
-        api_key=settings.openai_api_key,
-        model=settings.model,
-        uniform=random.uniform,
-        now=time.time,
-        retry=BackendRetryPolicy(max_attempts=settings.max_attempts, request_timeout_ms=settings.request_timeout_ms),
-        idle_timeout_ms=settings.idle_timeout_ms,
-        total_timeout_ms=settings.total_timeout_ms,
-        continue_models=[name.strip() for name in settings.continue_models.split(",") if name.strip()],
+    return (provider_of_settings(settings),)
+
+
+def _backend(settings: Settings, providers: Sequence[Provider], log: OperatorLog) -> AgentExecutionBackend:
+    if not providers:
+        return create_echo_backend()
+    binding: JsProxy | None = getattr(_env(), "AI", None)
+    means = Means(
+        transport=FetchTransport(), binding=BindingTransport(binding), uniform=random.uniform, now=time.time, log=log
     )
+    return create_backend(settings, providers, means)
 
 
 def _published_keys(log: OperatorLog, url: str) -> PublishedKeys:

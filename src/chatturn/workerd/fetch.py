@@ -23,7 +23,7 @@ from chatturn.transport import TransportRequest, TransportResponse
 from chatturn.workerd.ffi import Bell, Timer, as_exception, js_error, js_object, settled, started
 from chatturn.workerd.headers import LazyHeaders
 
-__all__ = ["FetchTransport"]
+__all__ = ["FetchResponse", "FetchTransport"]
 
 _QUICK_S: Final = 0.005
 """Chunks that follow each other in less than this are a burst, or an answer that was ready before."""
@@ -71,22 +71,32 @@ class FetchTransport:
                 response = await settled(started(_fetch.bind(None, request.url, js_object(options))))
             except JsException as error:
                 raise BackendTransportError(str(error), backend="fetch") from error
-            yield _FetchResponse(response)
+            yield FetchResponse(response)
         finally:
             controller.abort(_over())
 
 
-class _FetchResponse:
-    def __init__(self, response: JsProxy) -> None:
+class FetchResponse:
+    """
+    A platform's Response.
+
+    Args:
+        response: The Response.
+        signal: Ends its body; whoever aborts the request itself needs none.
+    """
+
+    def __init__(self, response: JsProxy, signal: JsProxy | None = None) -> None:
         self._response = response
+        self._signal = signal
         self.status: int = response.status
         self.headers: Mapping[str, str] = LazyHeaders(response.headers)
 
     async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body; see `TransportResponse.chunks`."""
         body = self._response.body
         if not body:
             return
-        inbox = _Inbox(body)
+        inbox = _Inbox(body, self._signal)
         try:
             while arrived := await inbox.take():
                 yield arrived
@@ -106,9 +116,10 @@ class _Inbox:
 
     Args:
         body: What to pump.  Whoever aborts its fetch ends the pump.
+        signal: Ends it, too, and cancels *body*.
     """
 
-    def __init__(self, body: JsProxy) -> None:
+    def __init__(self, body: JsProxy, signal: JsProxy | None) -> None:
         self._bell = Bell()
         self._taken: list[bytes] = []
         self._came_at = -math.inf
@@ -125,7 +136,8 @@ class _Inbox:
         self._handler = js_object({"apply": self._trap})
         write = _new_proxy(self._gathered.add.bind(self._gathered), self._handler)
         sink = _new_writable(js_object({"write": write}))
-        started(body.pipeTo.bind(body, sink)).then(self._end, self._break)
+        pump = body.pipeTo.bind(body, sink) if signal is None else body.pipeTo.bind(body, sink, _until(signal))
+        started(pump).then(self._end, self._break)
 
     async def take(self) -> bytes:
         """
@@ -243,6 +255,10 @@ def _concatenate_function() -> JsProxy:
     """Return a function that puts the texts of its first argument together, whatever else it is given."""
     function: JsProxy = js.Function.prototype.apply.bind(js.String.prototype.concat, "")
     return function
+
+
+def _until(signal: JsProxy) -> JsProxy:
+    return js_object({"signal": signal})
 
 
 @cache

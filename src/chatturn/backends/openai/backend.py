@@ -19,6 +19,7 @@ from chatturn.backends.openai.connector import Connector
 from chatturn.backends.openai.deadlines import Deadline, Watchdog
 from chatturn.backends.openai.quirks import Quirks
 from chatturn.backends.openai.retry import BackendRetryPolicy
+from chatturn.backends.providers import Model, Provider
 from chatturn.errors import (
     BackendProtocolError,
     BackendTimeout,
@@ -31,10 +32,13 @@ from chatturn.telemetry import conventions
 from chatturn.telemetry.tracer import AttributeValue, Span, Tracer
 from chatturn.transport import Transport, TransportRequest
 
-__all__ = ["OpenAICompatibleBackend", "create_openai_compatible_backend"]
+__all__ = ["OpenAICompatibleBackend", "create_openai_compatible_backend", "make_backend"]
 
 _DEFAULT_RETRY: Final = BackendRetryPolicy()
-_NO_QUIRKS: Final = Quirks()
+
+_INSTRUCTING: Final = frozenset({"system", "developer"})
+_LIMITS: Final = frozenset({"max_tokens", "max_completion_tokens"})
+_ABOUT_TOOLS: Final = frozenset({"tool_choice", "parallel_tool_calls"})
 
 _MADE_UP_CHARACTERS: Final = 9
 """Mistral takes ids of exactly so many letters and digits."""
@@ -44,7 +48,11 @@ _MADE_UP_CHARACTERS: Final = 9
 _CONTINUE: Final[Mapping[str, Any]] = {"continue_final_message": True, "add_generation_prompt": False}
 
 # Some servers, and guards in front of others, refuse whoever does not say who it is.
-_USER_AGENT: Final = "chatturn"
+_HEADERS: Final[Mapping[str, str]] = {
+    "user-agent": "chatturn",
+    "content-type": "application/json",
+    "accept": "text/event-stream",
+}
 
 # Once the answer is whole, only usage and [DONE] are missing: nobody should wait long for those.
 _TRAILER: Final = Deadline("trailer_timeout_ms", 5_000, "usage or [DONE]")
@@ -91,40 +99,81 @@ def create_openai_compatible_backend(
     """
     if not base_url.startswith(("http://", "https://")):
         raise ConfigurationError("OPENAI_BASE_URL", f"is {base_url!r}, but must begin with http:// or https://")
-    authorization = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    return OpenAICompatibleBackend(
-        kind=kind,
-        connector=Connector(kind=kind, transport=transport, retry=retry, uniform=uniform, now=now),
-        endpoint=TransportRequest(
+    made = make_backend(
+        Provider(
+            name=provider,
+            kind="openai",
             url=f"{base_url.removesuffix('/')}/chat/completions",
-            headers={
-                "user-agent": _USER_AGENT,
-                **authorization,
-                "content-type": "application/json",
-                "accept": "text/event-stream",
-            },
+            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
         ),
+        Model(),
+        transport=transport,
+        uniform=uniform,
+        now=now,
+        retry=retry,
+        idle_timeout_ms=idle_timeout_ms,
+        total_timeout_ms=total_timeout_ms,
+    )
+    return replace(
+        made,
+        kind=kind,
+        connector=replace(made.connector, kind=kind),
         model=model,
+        continue_models=frozenset(continue_models),
+    )
+
+
+def make_backend(
+    provider: Provider,
+    model: Model,
+    *,
+    transport: Transport,
+    uniform: Callable[[float, float], float],
+    now: Callable[[], float],
+    retry: BackendRetryPolicy,
+    idle_timeout_ms: int,
+    total_timeout_ms: int,
+) -> "OpenAICompatibleBackend":
+    """
+    Make the backend for those models of *provider* that are asked like *model*; the other arguments are as above.
+
+    Raises:
+        ValueError: A deadline is negative; the message begins with its name.
+    """
+    return OpenAICompatibleBackend(
+        kind=provider.name,
+        connector=Connector(kind=provider.name, transport=transport, retry=retry, uniform=uniform, now=now),
         provider=provider,
+        asked=model,
         until_bytes=Deadline("idle_timeout_ms", idle_timeout_ms, "further bytes of the answer"),
         until_end=Deadline("total_timeout_ms", total_timeout_ms, "end of the answer"),
-        continue_models=frozenset(continue_models),
+        continue_models=frozenset({"*"} if model.continues else ()),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenAICompatibleBackend:
-    """Answers by way of a chat completions API.  Make it with `create_openai_compatible_backend`."""
+    """
+    Answers by way of a chat completions API.
+
+    Attributes:
+        kind: Its name in logs and errors.
+        connector: Reaches the API.
+        provider: Who that is.
+        asked: How its model is asked.
+        model: The model for requests that name none.
+        until_bytes, until_end: The deadlines of an answer.
+        continue_models: Those that go on with an answer; ``*`` for all.
+    """
 
     kind: str
     connector: Connector
-    endpoint: TransportRequest
-    model: str
-    provider: str
+    provider: Provider
+    asked: Model
     until_bytes: Deadline
     until_end: Deadline
-    continue_models: frozenset[str]
-    quirks: Quirks = _NO_QUIRKS
+    model: str = ""
+    continue_models: frozenset[str] = frozenset()
     _learnt: dict[str, Quirks] = field(default_factory=dict)
 
     def continues(self, model: str | None) -> bool:
@@ -176,32 +225,50 @@ class OpenAICompatibleBackend:
                     chunk = None if reader.done else await self._next_chunk(chunks, reader, watchdog)
                 events = reader.finish()
                 if kept := reader.kept():
-                    context.keep({"provider": self.provider, **kept})
+                    context.keep({"provider": self.provider.name, **kept})
                 if events:
                     call.said(events)
                     yield events
 
     def _http_request(self, model: str, request: AgentBackendInput, context: AgentBackendContext) -> TransportRequest:
-        body = self._quirks(model).applied(_body(model, request), self.provider)
-        return replace(
-            self.endpoint,
-            headers={**self.endpoint.headers, "idempotency-key": context.request_id},
+        body = self._quirks(model).applied(self._body(model, request), self.provider.name)
+        return TransportRequest(
+            url=self.provider.url_of(model),
+            headers={**_HEADERS, **self.provider.headers, "idempotency-key": context.request_id},
             body=json.dumps(body, separators=(",", ":"), allow_nan=False),
         )
 
     def _quirks(self, model: str) -> Quirks:
-        return self._learnt.get(model, self.quirks)
+        return self._learnt.get(model, self.provider.quirks)
 
     def _said_otherwise(
         self, model: str, request: AgentBackendInput, context: AgentBackendContext, status: int, words: str
     ) -> TransportRequest | None:
         """Learn from a refusal how the API wants *request* said, for later ones, too; None: that cannot be helped."""
         known = self._quirks(model)
-        learnt = known.after(status, words, known.applied(_body(model, request), self.provider))
+        learnt = known.after(status, words, known.applied(self._body(model, request), self.provider.name))
         if learnt is None:
             return None
         self._learnt[model] = learnt
         return self._http_request(model, request, context)
+
+    def _body(self, model: str, request: AgentBackendInput) -> dict[str, Any]:
+        messages = [dict(message) for message in request.messages]
+        if self.asked.system and not any(message.get("role") in _INSTRUCTING for message in messages[:1]):
+            messages.insert(0, {"role": "system", "content": self.asked.system})
+        continuation: Mapping[str, Any] = {}
+        if request.continue_from:
+            messages.append({"role": "assistant", "content": request.continue_from})
+            continuation = _CONTINUE
+        return {
+            "stream_options": {"include_usage": True},  # which `options` may replace, for servers that refuse it
+            **{name: value for name, value in self.asked.defaults.items() if _is_open(name, request.options)},
+            **continuation,
+            **request.options,
+            "model": model,
+            "stream": True,
+            "messages": messages,
+        }
 
     async def _next_chunk(
         self, chunks: AsyncIterator[bytes], reader: CompletionReader, watchdog: Watchdog
@@ -227,7 +294,7 @@ class OpenAICompatibleBackend:
         call.tried()
         attributes: dict[str, AttributeValue | None] = {
             conventions.OPERATION_NAME: conventions.CHAT,
-            conventions.PROVIDER_NAME: self.provider,
+            conventions.PROVIDER_NAME: self.provider.name,
             conventions.REQUEST_MODEL: model,
             conventions.REQUEST_STREAM: True,
             conventions.HTTP_RESEND_COUNT: attempt - 1 or None,
@@ -236,20 +303,11 @@ class OpenAICompatibleBackend:
         return tracer.span(conventions.span_name(conventions.CHAT, model), kind="client", attributes=attributes)
 
 
-def _body(model: str, request: AgentBackendInput) -> dict[str, Any]:
-    messages = [dict(message) for message in request.messages]
-    continuation: Mapping[str, Any] = {}
-    if request.continue_from:
-        messages.append({"role": "assistant", "content": request.continue_from})
-        continuation = _CONTINUE
-    return {
-        "stream_options": {"include_usage": True},  # which `options` may replace, for servers that refuse it
-        **continuation,
-        **request.options,
-        "model": model,
-        "stream": True,
-        "messages": messages,
-    }
+def _is_open(name: str, options: Mapping[str, Any]) -> bool:
+    """Say whether a request leaves a parameter to the deployment: said nothing like it, and has what it is about."""
+    if name in _LIMITS:
+        return not _LIMITS & set(options)
+    return name not in _ABOUT_TOOLS or bool(options.get("tools"))
 
 
 def _tool_names(options: Mapping[str, Any]) -> frozenset[str]:

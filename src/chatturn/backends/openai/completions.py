@@ -156,8 +156,7 @@ class CompletionReader:
             raise AnswerWithheld(f"ended with {self.finish_reason!r} and no text", backend=self._backend)
         counts = self.counts()
         if counts or self.finish_reason is not None:
-            reason = None if self.finish_reason is None else end.value
-            events.append(usage_event(model=self.model, **counts, finishReason=reason))
+            events.append(usage_event(model=self.model, **counts, finishReason=self._told_reason()))
         return events
 
     def kept(self) -> dict[str, Any]:
@@ -183,7 +182,14 @@ class CompletionReader:
         given = {name: _first(self._usage, paths, _is_given) for name, paths in _COUNTS.items()}
         cost = self._usage.get("cost")  # in dollars; where it is an object, it has parts that nobody has defined
         known = {"costUsd": cost} if type(cost) in {int, float} else {}
-        return {"model": self.model, **given, **self.counts(), **known, "finishReason": self.finish_reason}
+        return {"model": self.model, **given, **self.counts(), **known, "finishReason": self._told_reason()}
+
+    def _told_reason(self) -> str | None:
+        """Return why the answer ended, in OpenAI's words; in the API's own where that is no end of an answer."""
+        if self.finish_reason is None:
+            return None
+        end = end_of(self.finish_reason)
+        return self.finish_reason if end.is_failure else end.value
 
     # How it begins and ends
 
@@ -325,7 +331,7 @@ class CompletionReader:
         return self._read_choices(message, events) and not message.get("usage")
 
     def _read_choices(self, message: dict[str, Any], events: list[ChatStreamEvent]) -> bool:
-        choices = message.get("choices")
+        choices = message.get("choices") or _native_choices(message)
         if not choices or type(choices) is not list:
             return False
         if len(choices) == 1 and type(choice := choices[0]) is dict and (choice.get("index") or 0) == self._choice:
@@ -463,6 +469,20 @@ def _thought(part: Mapping[str, Any]) -> str:
     if part.get("type") not in _THOUGHTS:
         return ""
     return next(filter(None, (_plain(part.get(name)) for name in ("text", "thinking", "summary"))), "")
+
+
+def _native_choices(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what a message of Workers AI's own format says, as choices; nothing of others."""
+    said = message["result"] if type(message.get("result")) is dict else message
+    text, calls = said.get("response"), said.get("tool_calls")
+    if type(text) is not str and not (type(calls) is list and calls and "response" in said):
+        return []
+    pieces = [{"index": at, "function": call} if "function" not in call else call for at, call in _objects(calls)]
+    return [{"index": 0, "delta": {"content": text, **({"tool_calls": pieces} if pieces else {})}}]
+
+
+def _objects(items: object) -> list[tuple[int, dict[str, Any]]]:
+    return [(at, item) for at, item in enumerate(items if type(items) is list else []) if type(item) is dict]
 
 
 def _index(choice: Mapping[str, Any]) -> Any:

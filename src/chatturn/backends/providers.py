@@ -1,0 +1,368 @@
+"""
+Who answers: the providers of a deployment, as data.
+
+The setting ``PROVIDERS`` is a JSON array; each element is a preset, and what is different about it::
+
+    [{"kind": "azure", "base_url": "https://mine.openai.azure.com", "models": ["gpt-4.1"]},
+     {"name": "home", "kind": "ollama", "base_url": "http://10.0.0.7:11434/v1",
+      "models": {"qwen3": {"idle_timeout_ms": 0, "defaults": {"temperature": 0.2}}}}]
+
+A value that is wrong is a `ConfigurationError` that names its place and never the value: secrets are among them.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+from chatturn.backends.openai.quirks import Quirks
+from chatturn.backends.parameters import wrong_parameter
+from chatturn.errors import ConfigurationError
+from chatturn.usage.prices import Price, read_price
+
+__all__ = ["PRESETS", "Model", "Preset", "Provider", "parse_providers", "prices_of"]
+
+_SETTING: Final = "PROVIDERS"
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
+_HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_SECRET_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,99}")
+_SECRET_IN_TEXT: Final = re.compile(r"\$\{([^}]*)\}")
+_MODEL_PLACE: Final = "{model}"
+_LONGEST_MS: Final = 2**31 - 1
+_MOST_SYSTEM_CHARACTERS: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """
+    What the providers of one kind have in common.
+
+    Attributes:
+        base_url: Where they are; "" if everybody has a place of their own.
+        path: Behind that; ``{model}`` is the model's name.
+        query: Members of the query.
+        key: The name of the secret; "" where there is none.
+        key_header: Which header has it.
+        key_prefix: What stands before it there.
+        quirks: Their ways.
+        is_binding: Whether they are a binding of the Worker, and no server.
+    """
+
+    base_url: str = ""
+    path: str = "/chat/completions"
+    query: Mapping[str, str] = field(default_factory=dict)
+    key: str = ""
+    key_header: str = "authorization"
+    key_prefix: str = "Bearer "
+    quirks: Quirks = field(default_factory=Quirks)
+    is_binding: bool = False
+
+
+PRESETS: Final[Mapping[str, Preset]] = {
+    "openai": Preset(base_url="https://api.openai.com/v1", key="OPENAI_API_KEY"),
+    "azure": Preset(
+        path="/openai/deployments/{model}/chat/completions",
+        query={"api-version": "2024-10-21"},
+        key="AZURE_OPENAI_API_KEY",
+        key_header="api-key",
+        key_prefix="",
+    ),
+    "ai-gateway": Preset(key="AI_GATEWAY_KEY"),
+    "workers-ai": Preset(base_url="binding:AI", path="", is_binding=True),
+    "anthropic": Preset(base_url="https://api.anthropic.com/v1", key="ANTHROPIC_API_KEY"),
+    "deepseek": Preset(base_url="https://api.deepseek.com", key="DEEPSEEK_API_KEY"),
+    "fireworks": Preset(base_url="https://api.fireworks.ai/inference/v1", key="FIREWORKS_API_KEY"),
+    "gemini": Preset(base_url="https://generativelanguage.googleapis.com/v1beta/openai", key="GEMINI_API_KEY"),
+    "groq": Preset(base_url="https://api.groq.com/openai/v1", key="GROQ_API_KEY"),
+    "mistral": Preset(base_url="https://api.mistral.ai/v1", key="MISTRAL_API_KEY", quirks=Quirks(stream_options=False)),
+    "openrouter": Preset(base_url="https://openrouter.ai/api/v1", key="OPENROUTER_API_KEY"),
+    "together": Preset(base_url="https://api.together.xyz/v1", key="TOGETHER_API_KEY"),
+    "xai": Preset(base_url="https://api.x.ai/v1", key="XAI_API_KEY"),
+    "llamacpp": Preset(base_url="http://localhost:8080/v1"),
+    "lmstudio": Preset(base_url="http://localhost:1234/v1"),
+    "ollama": Preset(base_url="http://localhost:11434/v1"),
+    "vllm": Preset(base_url="http://localhost:8000/v1"),
+    "compatible": Preset(),
+}
+"""By their kind.  Addresses and headers are those of the vendors' own pages for OpenAI's clients."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """
+    How a model is asked.  What is None is the deployment's.
+
+    Attributes:
+        request_timeout_ms, idle_timeout_ms, total_timeout_ms: Its deadlines; see the settings of these names.
+        continues: Whether its server goes on with an answer that broke off.
+        system: Said before the conversation, where nothing else is.
+        defaults: Parameters of requests that do not say them.
+        price: What it costs.
+    """
+
+    request_timeout_ms: int | None = None
+    idle_timeout_ms: int | None = None
+    total_timeout_ms: int | None = None
+    continues: bool | None = None
+    system: str = ""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    price: Price | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """
+    Somebody who answers.
+
+    Attributes:
+        name: Of its own in the deployment; also in telemetry.
+        kind: Its preset.
+        url: Of chat completions; ``{model}`` is the model's name.
+        headers: Sent with each request; secrets are among them.
+        quirks: Its ways.
+        models: Which it has, and how they are asked.
+        others: How a model is asked that is not among these; None if it has no others.
+        is_binding: Whether it is a binding of the Worker.
+    """
+
+    name: str
+    kind: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    quirks: Quirks = field(default_factory=Quirks)
+    models: Mapping[str, Model] = field(default_factory=dict)
+    others: Model | None = field(default_factory=Model)
+    is_binding: bool = False
+
+    def url_of(self, model: str) -> str:
+        """Return where *model* is asked."""
+        return self.url.replace(_MODEL_PLACE, quote(model, safe=""))
+
+    def model(self, name: str) -> Model | None:
+        """Return how a model is asked; None if it has no such model."""
+        return self.models.get(name, self.others)
+
+
+def parse_providers(text: str, variables: Mapping[str, str]) -> tuple[Provider, ...]:
+    """
+    Read the setting.
+
+    Args:
+        text: Of the setting; "" for none.
+        variables: The deployment's vars and secrets.
+
+    Raises:
+        ConfigurationError: It is not of that form, names a secret that is not set, or one name twice.
+    """
+    if not text:
+        return ()
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ConfigurationError(_SETTING, "is not JSON") from None
+    if not isinstance(found, list) or not found:
+        raise ConfigurationError(_SETTING, "must be an array of providers")
+    providers = tuple(_provider(_Place(f"{_SETTING}[{at}]", members), variables) for at, members in enumerate(found))
+    names = [provider.name for provider in providers]
+    for at, name in enumerate(names):
+        if name in names[:at]:
+            raise ConfigurationError(f"{_SETTING}[{at}].name", f"is that of [{names.index(name)}], too")
+    return providers
+
+
+def prices_of(providers: Iterable[Provider]) -> dict[str, Price]:
+    """Return what the models of *providers* cost, by their names."""
+    priced = (each.models.items() for each in providers)
+    return {name: model.price for models in priced for name, model in models if model.price is not None}
+
+
+class _Place:
+    """An object of the setting, whose members are taken one by one; what is left is not known."""
+
+    def __init__(self, path: str, members: Any) -> None:
+        if not isinstance(members, dict):
+            raise ConfigurationError(path, "must be an object")
+        self.path = path
+        self._members = dict(members)
+
+    def take(self, name: str, check: Callable[[Any], bool], words: str, default: Any = None) -> Any:
+        """Return a member; if it is not there, *default*."""
+        if name not in self._members:
+            return default
+        value = self._members.pop(name)
+        if not check(value):
+            raise self.error(name, f"must be {words}")
+        return value
+
+    def place(self, name: str) -> "_Place":
+        """Return an object among the members; an empty one if it is not there."""
+        return _Place(f"{self.path}.{name}", self._members.pop(name, {}))
+
+    def rest(self) -> dict[str, Any]:
+        """Return the members that nobody has taken."""
+        rest, self._members = self._members, {}
+        return rest
+
+    def end(self) -> None:
+        """Refuse what nobody has taken."""
+        for name in self._members:
+            raise self.error(name[:40], "is not known")
+
+    def error(self, name: str, words: str) -> ConfigurationError:
+        """Make the error about a member."""
+        return ConfigurationError(f"{self.path}.{name}", words)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(_NAME.fullmatch(value))
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_ms(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _LONGEST_MS
+
+
+def _is_url(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("http://", "https://")) and bool(urlsplit(value).hostname)
+
+
+def _provider(place: _Place, variables: Mapping[str, str]) -> Provider:
+    kind = place.take("kind", lambda value: value in PRESETS, f"one of {', '.join(PRESETS)}", "compatible")
+    preset = PRESETS[kind]
+    name = place.take("name", _is_name, f"like {_NAME.pattern}", kind)
+    base_url = place.take("base_url", _is_url, "a URL that begins with http:// or https://", preset.base_url)
+    if not base_url:
+        raise place.error("base_url", f"is required by the kind {kind!r}")
+    query = {**preset.query, **_texts(place.place("query"))}
+    key = place.take(
+        "key", lambda value: value is None or _is_secret(value), "the name of a secret, or null", preset.key
+    )
+    headers = {name.lower(): _filled(name, value, place, variables) for name, value in _headers(place.place("headers"))}
+    if key:
+        if not variables.get(key):
+            raise place.error("key", "names a secret that is not set")
+        headers[preset.key_header] = preset.key_prefix + variables[key]
+    quirks = _quirks(place.place("quirks"), preset.quirks)
+    models = _models(place)
+    others = _model(place, Model())
+    place.end()
+    return Provider(
+        name=name,
+        kind=kind,
+        url=base_url if preset.is_binding else _joined(base_url, preset.path, query),
+        headers=headers,
+        quirks=quirks,
+        models={model: _model(each, others, is_listed=True) for model, each in models.items()},
+        others=None if models else others,
+        is_binding=preset.is_binding,
+    )
+
+
+def _is_secret(value: Any) -> bool:
+    return isinstance(value, str) and bool(_SECRET_NAME.fullmatch(value))
+
+
+def _joined(base_url: str, path: str, query: Mapping[str, str]) -> str:
+    """Put *path* behind the base's own, and *query* behind its."""
+    base = urlsplit(base_url)
+    members = {**query, **dict(parse_qsl(base.query))}
+    return urlunsplit((base.scheme, base.netloc, base.path.removesuffix("/") + path, urlencode(members), ""))
+
+
+def _texts(place: _Place) -> dict[str, str]:
+    members = place.rest()
+    for name, value in members.items():
+        if not isinstance(value, str):
+            raise place.error(name, "must be a text")
+    return members
+
+
+def _headers(place: _Place) -> list[tuple[str, str]]:
+    members = _texts(place)
+    for name, value in members.items():
+        if not _HEADER.fullmatch(name) or not value.isprintable() or not value.isascii():
+            raise place.error(name, "is no header")
+    return list(members.items())
+
+
+def _filled(name: str, value: str, place: _Place, variables: Mapping[str, str]) -> str:
+    """Put vars and secrets in the place of their names, ``${NAME}``."""
+
+    def secret(match: re.Match[str]) -> str:
+        if not variables.get(match[1]):
+            raise place.error(f"headers.{name}", "names a secret that is not set")
+        return variables[match[1]]
+
+    return _SECRET_IN_TEXT.sub(secret, value)
+
+
+def _quirks(place: _Place, preset: Quirks) -> Quirks:
+    contents, tokens = ("empty", "null", "absent"), ("max_tokens", "max_completion_tokens")
+    quirks = Quirks(
+        stream_options=place.take("stream_options", _is_flag, "true or false", preset.stream_options),
+        content=place.take("content", lambda value: value in contents, f"one of {', '.join(contents)}", preset.content),
+        max_tokens=place.take(
+            "max_tokens", lambda value: value in tokens, f"one of {', '.join(tokens)}", preset.max_tokens
+        ),
+    )
+    place.end()
+    return quirks
+
+
+def _models(place: _Place) -> dict[str, _Place]:
+    def is_models(value: Any) -> bool:
+        return isinstance(value, dict | list) and bool(value) and all(map(_is_text, value))
+
+    models = place.take("models", is_models, "names of models, or an object with a member for each", [])
+    members = models if isinstance(models, dict) else {name: {} for name in models}
+    return {name: _Place(f"{place.path}.models[{at}]", each) for at, (name, each) in enumerate(members.items())}
+
+
+def _model(place: _Place, otherwise: Model, *, is_listed: bool = False) -> Model:
+    """Read how a model is asked; what is not said is as *otherwise*."""
+
+    def ms(name: str) -> int | None:
+        value: int | None = place.take(name, _is_ms, "whole milliseconds, 0 for no end", getattr(otherwise, name))
+        return value
+
+    defaults = place.place("defaults")
+    system = defaults.take(
+        "system",
+        lambda value: _is_text(value) and len(value) <= _MOST_SYSTEM_CHARACTERS,
+        f"a text of at most {_MOST_SYSTEM_CHARACTERS} characters",
+        otherwise.system,
+    )
+    model = Model(
+        request_timeout_ms=ms("request_timeout_ms"),
+        idle_timeout_ms=ms("idle_timeout_ms"),
+        total_timeout_ms=ms("total_timeout_ms"),
+        continues=place.take("continues", _is_flag, "true or false", otherwise.continues),
+        system=system,
+        defaults={**otherwise.defaults, **_parameters(defaults)},
+        price=_price(place),
+    )
+    if is_listed:
+        place.end()
+    return model
+
+
+def _parameters(place: _Place) -> dict[str, Any]:
+    members = place.rest()
+    for name, value in members.items():
+        if (wrong := wrong_parameter(name, value)) is not None:
+            raise place.error(name[:40], wrong)
+    return members
+
+
+def _price(place: _Place) -> Price | None:
+    price = place.take("price", lambda value: isinstance(value, dict), "an object", None)
+    return None if price is None else read_price(f"{place.path}.price", price)
