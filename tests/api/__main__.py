@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from tests.support.client import token
@@ -15,7 +16,7 @@ _SCOPES: Final = "turns turns:read operate"
 
 def main(arguments: list[str]) -> int:
     """Return Schemathesis's exit status: 0 where nothing was found."""
-    with running_worker() as worker:
+    with running_worker() as worker, TemporaryDirectory() as cache:
         command = [
             *(sys.executable, "-m", "schemathesis.cli"),
             *("--config-file", str(_FOLDER / "schemathesis.toml")),
@@ -23,8 +24,8 @@ def main(arguments: list[str]) -> int:
             *("--header", f"Authorization: Bearer {token(scope=_SCOPES, exp=2**31)}"),
             *arguments,
         ]
-        environment = {**os.environ, "SCHEMATHESIS_HOOKS": "tests.api.hooks"}
-        status = subprocess.run(command, env=environment, cwd=_FOLDER.parents[1], check=False).returncode
+        environment = {**os.environ, "SCHEMATHESIS_HOOKS": "tests.api.hooks", "PYTHONPATH": str(_FOLDER.parents[1])}
+        status = subprocess.run(command, env=environment, cwd=cache, check=False).returncode
         if status:
             print(worker.log)
     return status
