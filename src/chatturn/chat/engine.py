@@ -2,15 +2,18 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from chatturn.chat.requests import TurnInput
 from chatturn.chat.turn.sinks import PullSink
 from chatturn.chat.turn.turn import ChatTurn
 
-__all__ = ["CONTENT_TYPE", "ChatTurnResult", "DurableChatTurnEngine", "durable_chat_turn_engine"]
+__all__ = ["CONTENT_TYPE", "ChatTurnResult", "DurableChatTurnEngine", "RunChatTurnInput", "durable_chat_turn_engine"]
 
 CONTENT_TYPE: Final = "application/x-ndjson"
+
+RunChatTurnInput: TypeAlias = TurnInput
+"""What `DurableChatTurnEngine.run_turn` takes, as agent-runtime calls it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
