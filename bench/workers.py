@@ -18,7 +18,7 @@ from bench.client import Client
 from dev import paths
 from dev.config import Config
 from dev.server import Server
-from tests.support.pair import running_pair
+from tests.support.together import running_pair
 from tests.support.worker import SECRET, Worker, running_worker
 
 __all__ = [

@@ -7,11 +7,12 @@ Every public method of these classes is callable from outside, so there are only
 from pyodide.ffi import JsProxy
 from workers import DurableObject, Request, WorkerEntrypoint
 
+import chatturn.workerd.stdlib_imports  # noqa: F401 - for what it imports
 from chatturn.http.routes import handle
 from chatturn.workerd.deployment import application, flush_logs, sweep, watch
 from chatturn.workerd.lifetime import outlive
 from chatturn.workerd.requests import from_js_request, made, to_response
-from products import load_hooks
+from products import make_hooks
 
 __all__ = ["Default", "Session"]
 
@@ -23,17 +24,17 @@ class Default(WorkerEntrypoint):
         """Answer one request."""
         raw = request.js_object
         http_request = from_js_request(raw)
-        app = application(load_hooks, raw, http_request.headers)
+        app = application(make_hooks, raw, http_request.headers)
         response = await made(await handle(http_request, app), self.ctx)
-        flush_logs(load_hooks, self.ctx)
+        flush_logs(make_hooks, self.ctx)
         return to_response(response, raw, self.ctx)
 
     async def scheduled(self, controller: object, env: object, ctx: object) -> None:  # noqa: ARG002 - the platform's
         """Do what nobody came back for: see `chatturn.chat.sweep`."""
         try:
-            await sweep(load_hooks)
+            await sweep(make_hooks)
         finally:
-            flush_logs(load_hooks, self.ctx)
+            flush_logs(make_hooks, self.ctx)
 
 
 class Session(DurableObject):  # type: ignore[no-untyped-call]  # the SDK's own __init_subclass__
@@ -42,13 +43,13 @@ class Session(DurableObject):  # type: ignore[no-untyped-call]  # the SDK's own 
     async def fetch(self, request: Request) -> JsProxy:
         """Answer one request of the session."""
         raw = request.js_object
-        outlive(watch(load_hooks, self.ctx._ctx).keep(), self.ctx)  # noqa: SLF001 - the raw one
+        outlive(watch(make_hooks, self.ctx._ctx).keep(), self.ctx)  # noqa: SLF001 - the raw one
         http_request = from_js_request(raw)
-        app = application(load_hooks, raw, http_request.headers, owned=True)
+        app = application(make_hooks, raw, http_request.headers, owned=True)
         response = await made(await handle(http_request, app), self.ctx)
-        flush_logs(load_hooks, self.ctx)
+        flush_logs(make_hooks, self.ctx)
         return to_response(response, raw, self.ctx)
 
     async def alarm(self) -> None:
         """Take over what was lost."""
-        await watch(load_hooks, self.ctx._ctx).look()  # noqa: SLF001 - likewise
+        await watch(make_hooks, self.ctx._ctx).look()  # noqa: SLF001 - likewise

@@ -35,7 +35,7 @@ _LONGEST_MS: Final = 2**31 - 1
 class Settings:
     """One deployment's settings."""
 
-    product: str = _setting("assistant", "the module of `products/` whose hooks run")
+    product: str = _setting("assistant", "whose hooks run: a name in `src/products/__init__.py`")
     project_id: str = _setting("chatturn", "the product's id in manifests and traces; part of each turn's identity")
     domain: str = _setting("general", "the product's domain in manifests and traces")
     model: str = _setting(
@@ -135,18 +135,18 @@ class Settings:
 def _read(name: str, text: str, default: Any, limits: Mapping[str, Any]) -> str | int:
     choices = cast("tuple[str, ...]", limits.get("choices", ()))
     if choices and text not in choices:
-        raise ConfigurationError(name, f"is {text!r}, but must be one of {', '.join(choices)}")
+        raise ConfigurationError(name, f"must be one of {', '.join(choices)}")
     if not isinstance(default, int):
         return text
     try:
         number = int(text)
     except ValueError:
-        raise ConfigurationError(name, f"is {text!r}, but must be a whole number") from None
+        raise ConfigurationError(name, "must be a whole number") from None
     least = limits["least"]
     if number < least:
-        raise ConfigurationError(name, f"is {number}, but must be at least {least}")
+        raise ConfigurationError(name, f"must be at least {least}")
     if name.endswith("_MS") and number > _LONGEST_MS:
-        raise ConfigurationError(name, f"is {number}, but must be at most {_LONGEST_MS}")
+        raise ConfigurationError(name, f"must be at most {_LONGEST_MS}")
     return number
 
 

@@ -1,33 +1,39 @@
-"""The products: one module each, whose class ``Hooks`` is what the product adds to a turn."""
+"""The products: a module each, whose class ``Hooks`` is what the product adds to a turn."""
 
-from collections.abc import Mapping
-from importlib import import_module
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.errors import ConfigurationError
+from products import agent, assistant, gtm, legal
 
-__all__ = ["load_hooks"]
+__all__ = ["PRODUCTS", "make_hooks"]
+
+PRODUCTS: Final[dict[str, Callable[[Mapping[str, str]], ChatTurnHooks]]] = {
+    "agent": agent.Hooks,
+    "assistant": assistant.Hooks,
+    "gtm": gtm.Hooks,
+    "legal": legal.Hooks,
+}
+"""
+Each product under its name, the value of the setting ``PRODUCT``.
+
+All of them are imported with the Worker, before the platform takes its snapshot: no request waits for that.
+"""
 
 
-def load_hooks(product: str, variables: Mapping[str, str]) -> ChatTurnHooks:
+def make_hooks(product: str, variables: Mapping[str, str]) -> ChatTurnHooks:
     """
-    Return the hooks of *product*.
+    Make the hooks of *product*.
 
     Args:
-        product: The name of its module here.
+        product: Its name in `PRODUCTS`.
         variables: The deployment's own vars and secrets, for the product.
 
     Raises:
         ConfigurationError: There is no such product; names the setting ``PRODUCT``.
     """
-    if not product.isidentifier():
-        raise ConfigurationError("PRODUCT", f"is {product!r}, which is no module's name")
-    name = f"{__name__}.{product}"
-    try:
-        module = import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise ConfigurationError("PRODUCT", f"is {product!r}, but there is no products/{product}.py") from error
-    hooks: ChatTurnHooks = module.Hooks(variables)
-    return hooks
+    if product not in PRODUCTS:
+        names = ", ".join(sorted(PRODUCTS))
+        raise ConfigurationError("PRODUCT", f"must be one of {names}; a new one is added in src/products/__init__.py")
+    return PRODUCTS[product](variables)

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.support.client import Client, lines_of
-from tests.support.pair import running_pair
+from tests.support.together import running_pair
 from tests.support.upstream import Upstream
 from tests.support.upstream_script import Script, answer_text
 from tests.support.worker import Worker, running_worker

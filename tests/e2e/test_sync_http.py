@@ -113,9 +113,9 @@ class _Receive(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def courier() -> Iterator[Worker]:
     """A Worker whose product is `courier`."""
-    mounts = {"products/courier.py": PRODUCTS / "courier.py"}
-    mounts |= {f"python_modules/{name}": folder for name, folder in folders_of_requests().items()}
-    with running_worker(variables={"PRODUCT": "courier", "AUTH": "off"}, mounts=mounts) as worker:
+    mounts = {f"python_modules/{name}": folder for name, folder in folders_of_requests().items()}
+    variables, products = {"PRODUCT": "courier", "AUTH": "off"}, {"courier": PRODUCTS / "courier.py"}
+    with running_worker(variables=variables, mounts=mounts, products=products) as worker:
         yield worker
 
 
@@ -290,11 +290,11 @@ def test_a_hook_that_waits_too_long_is_ended(courier: Worker, receiver: Receiver
     assert [receiver.left.acquire(timeout=30) for _ in calls] == [True, True]
 
 
-def test_who_does_not_ask_does_not_pay() -> None:
-    """Without `sync_http` nothing of it is imported."""
-    mounts = {"products/frugal.py": PRODUCTS / "frugal.py"}
-    with running_worker(variables={"PRODUCT": "frugal", "AUTH": "off"}, mounts=mounts) as worker:
-        run_turn(worker, "what is loaded?", "one")
+def test_who_does_not_ask_has_python_as_it_is() -> None:
+    """Without `sync_http` nothing of the standard library or of the platform is replaced."""
+    variables, products = {"PRODUCT": "frugal", "AUTH": "off"}, {"frugal": PRODUCTS / "frugal.py"}
+    with running_worker(variables=variables, products=products) as worker:
+        run_turn(worker, "what is replaced?", "one")
         [answer] = worker.sql("SELECT content FROM chat_messages WHERE role = 'assistant'")
 
     assert json.loads(answer["content"]) == []

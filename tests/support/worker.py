@@ -102,6 +102,17 @@ class Worker:
         return [pid for _, pid in sorted(found, reverse=True)]
 
 
+def _with_products(products: Mapping[str, Path], folder: Path) -> Mounts:
+    """Mount *products*, and a registry that has them beside those of the project."""
+    if not products:
+        return {}
+    registry = folder / "registry.py"
+    imported = "".join(f"from products import {name}\nPRODUCTS[{name!r}] = {name}.Hooks\n" for name in products)
+    folder.mkdir(parents=True, exist_ok=True)
+    registry.write_text((paths.SOURCES / "products" / "__init__.py").read_text("utf-8") + imported, "utf-8")
+    return {"products/__init__.py": registry, **{f"products/{name}.py": path for name, path in products.items()}}
+
+
 @contextmanager
 def running_worker(
     *,
@@ -109,6 +120,7 @@ def running_worker(
     entry: str = "entry",
     variables: Mapping[str, str] = MappingProxyType({}),
     mounts: Mounts = MappingProxyType({}),
+    products: Mapping[str, Path] = MappingProxyType({}),
     environment: str | None = None,
     deployment: Path = paths.DEPLOYMENT_CONFIG,
     schema: Path | None = paths.SCHEMA,
@@ -123,6 +135,7 @@ def running_worker(
         entry: The entry module's name.
         variables: In place of, or beside, the `[vars]` of the deployment configuration.
         mounts: More folders to mount below /session/metadata, by their place there.
+        products: More products, by their names.
         environment: `[env.<environment>]` of the deployment configuration, if any.
         deployment: A `wrangler.toml`.
         schema: Applied to every D1 database before the start; None to leave them as they are.
@@ -135,7 +148,7 @@ def running_worker(
             folder=folder / "worker",
             state=folder / "state",
             config=Config.read(deployment, environment=environment, variables={**DEFAULTS, **variables}),
-            mounts={"": source, "python_modules": paths.VENDORED, **mounts},
+            mounts={"": source, "python_modules": paths.VENDORED, **mounts, **_with_products(products, folder)},
             entry=entry,
             schema=schema,
             health_path=health_path,

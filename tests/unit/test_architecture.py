@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from products import PRODUCTS
+
 SRC = Path(__file__).parents[2] / "src"
 MODULES = sorted(path for path in SRC.rglob("*.py") if "__pycache__" not in path.parts)
 
@@ -43,6 +45,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "jwt": ("chatturn.http.pyjwt",),
     "pyodide": ("chatturn.workerd", "entry"),
     "pyodide_http": ("chatturn.workerd",),
+    "requests": ("chatturn.workerd.sync_http",),  # a product's own dependency
     "sqlite3": ("chatturn.database.sqlite",),
     "workers": ("chatturn.workerd", "entry"),
 }
@@ -148,21 +151,57 @@ def test_only_the_border_knows_the_platform(name: str) -> None:
     assert {root for root in roots & set(ONLY_IN) if not is_in_any(name, ONLY_IN[root])} == set()
 
 
-def test_telemetry_costs_no_start_where_nobody_listens() -> None:
-    """What records, encodes and sends is imported by the isolate that has an endpoint, and at no other's start."""
+def test_whatever_a_deployment_may_use_is_imported_with_the_entry_point() -> None:
+    """It is in the platform's snapshot then, and free; what a request imports is compiled in each cold isolate."""
     reached, found = set[str](), {"entry"}
     while found:
         reached |= found
-        heads = [
-            ast.Module([n for n in TREES[name].body if isinstance(n, ast.Import | ast.ImportFrom)], [])
-            for name in found
-        ]
-        found = {each for head in heads for each in imported(head) if each in TREES} - reached
+        found = {each for name in found for each in imported_modules(name)} - reached
 
-    assert "chatturn.workerd.deployment" in reached
-    assert set() == {
-        name for name in reached if is_in_any(name, ("chatturn.telemetry.otlp", "chatturn.telemetry.spans"))
-    }
+    assert {"chatturn.telemetry.otlp.setup", "chatturn.workerd.sync_http"} <= reached
+    assert {name for name in TREES if is_in(name, "products")} <= reached
+
+
+def test_every_product_is_in_the_registry() -> None:
+    """Under its own name, and nothing else is."""
+    assert sorted(PRODUCTS) == sorted(name.removeprefix("products.") for name in TREES if name.startswith("products."))
+
+
+# Whoever takes a name of it does so at the top level: that is when the module is imported.
+HANDS_NAMES_ON = {"chatturn.agent_runtime"}
+
+
+@pytest.mark.parametrize("name", [name for name in TREES if name not in HANDS_NAMES_ON])
+def test_nothing_is_imported_late(name: str) -> None:
+    """No function imports a module, by statement or by name."""
+    bodies = (node for node in ast.walk(TREES[name]) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+    assert [] == [ast.unparse(part) for body in bodies for part in ast.walk(body) if is_import(part)]
+
+
+def test_what_the_standard_library_would_import_late_is_imported_with_the_worker() -> None:
+    """A codec comes with the first text that it encodes, but for those that are built in; `strptime` has a module."""
+    wanted = set[str]()
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(func=ast.Attribute(attr="encode" | "decode"), args=[ast.Constant(value=str(codec)), *_]):
+                    wanted |= {codec} - {"utf-8", "ascii", "latin-1"}
+                case ast.Attribute(attr="strptime"):
+                    wanted.add("_strptime")
+    modules = {name if name == "_strptime" else "encodings." + name.replace("-", "_") for name in wanted}
+
+    assert {"encodings.utf_16_le"} <= modules
+    assert modules <= set(imported(TREES["chatturn.workerd.stdlib_imports"]))
+
+
+def is_import(node: ast.AST) -> bool:
+    match node:
+        case ast.Import() | ast.ImportFrom():
+            return True
+        case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called)):
+            return called in {"__import__", "import_module"}
+    return False
 
 
 def test_the_worker_never_comes_across_sqlite3() -> None:

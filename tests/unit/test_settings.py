@@ -1,5 +1,6 @@
 """Settings are read once, and a bad one is named."""
 
+from collections.abc import Mapping
 from dataclasses import Field, fields
 from typing import Any
 
@@ -7,8 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatturn.backends.openai.backend import create_openai_compatible_backend
 from chatturn.errors import ConfigurationError
+from chatturn.http.auth import authenticator_for
+from chatturn.http.cors import read_origins
+from chatturn.http.tickets import tickets_for
+from chatturn.http.token_keys import Secrets
 from chatturn.settings import Settings, setting_names
+from chatturn.telemetry.w3c import parse_ratio
+from chatturn.usage.prices import parse_prices
+from tests.support.transport import ScriptedTransport
 
 NUMBERS = [item for item in fields(Settings) if isinstance(item.default, int)]
 CHOICES = [item for item in fields(Settings) if "choices" in item.metadata]
@@ -70,10 +79,10 @@ def test_a_time_beyond_what_timers_take_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("item", CHOICES, ids=lambda item: item.name)
 def test_a_choice_that_there_is_not_is_answered_with_those_there_are(item: Field[Any]) -> None:
-    """The message lists what may be said."""
+    """The message lists what may be said, and not what was."""
     name, choices = item.name.upper(), item.metadata["choices"]
 
-    with pytest.raises(ConfigurationError, match=f"^{name}: is 'nonsense'.*{', '.join(choices)}"):
+    with pytest.raises(ConfigurationError, match=f"^{name}: must be one of {', '.join(choices)}$"):
         Settings.from_env({name: "nonsense"})
 
 
@@ -108,3 +117,49 @@ def test_no_message_can_repeat_a_secret() -> None:
 def test_every_setting_says_what_it_is_for() -> None:
     """The manual's table is made of these sentences."""
     assert all(item.metadata["help"] for item in fields(Settings))
+
+
+PRIVATE = "sk-live-0123456789-meant-for-another-setting"
+
+
+def read_everywhere(settings: Settings) -> None:
+    """Do with settings what a Worker does at its first request, as far as that can refuse one."""
+    create_openai_compatible_backend(
+        transport=ScriptedTransport([]),
+        base_url=settings.openai_base_url,
+        api_key=settings.openai_api_key,
+        model=settings.model,
+        uniform=lambda low, _high: low,
+        now=lambda: 0.0,
+    )
+    authenticator_for(settings, now=lambda: 0.0, published=lambda _url: Secrets({})).check()
+    tickets_for(settings, now=lambda: 0.0)
+    read_origins(settings.cors_origins)
+    parse_prices(settings.prices)
+    parse_ratio("OTEL_TRACES_SAMPLER_ARG", settings.otel_traces_sampler_arg)
+
+
+def message_of(env: Mapping[str, str]) -> str:
+    good = {"AUTH_JWT_SECRET": "a secret of thirty-two bytes, or more", "AUTH_ISSUER": "https://id.example.com"}
+    try:
+        read_everywhere(Settings.from_env({**good, **env}))
+    except ConfigurationError as error:
+        return str(error)
+    return ""
+
+
+def test_no_message_shows_what_a_setting_was() -> None:
+    """A key that was put into the wrong variable is not told at `/readyz`, which everybody may ask."""
+    wrong = [
+        *({name: PRIVATE} for name in setting_names()),
+        *({name: f"https://[{PRIVATE}"} for name in setting_names()),
+        {"PRICES": f'{{"{PRIVATE}": 1}}'},
+        {"PRICES": f'{{"{PRIVATE}": {{"in": -1, "out": 1}}}}'},
+        {"CORS_ORIGINS": f"https://app.example.com, https://{PRIVATE}/path"},
+    ]
+    messages = [message_of(env) for env in wrong]
+    limited = {item.name.upper() for item in [*NUMBERS, *CHOICES]}
+    others = {"AUTH_JWKS_URL", "CORS_ORIGINS", "OPENAI_BASE_URL", "OTEL_TRACES_SAMPLER_ARG", "PRICES"}
+
+    assert {message.partition(":")[0] for message in messages} - {""} == limited | others
+    assert [message for message in messages if PRIVATE in message] == []

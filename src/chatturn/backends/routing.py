@@ -73,7 +73,7 @@ def provider_of_settings(settings: Settings) -> Provider:
     """
     base_url = settings.openai_base_url
     if not base_url.startswith(("http://", "https://")):
-        raise ConfigurationError("OPENAI_BASE_URL", f"is {base_url!r}, but must begin with http:// or https://")
+        raise ConfigurationError("OPENAI_BASE_URL", "must begin with http:// or https://")
     preset = PRESETS["openai"]
     continuing = {name.strip(): Model(continues=True) for name in settings.continue_models.split(",") if name.strip()}
     return Provider(

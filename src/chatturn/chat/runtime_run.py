@@ -1,5 +1,5 @@
 """
-An attempt as a run of agent-runtime's ledger, for a product that keeps those.  Imported only where there is one.
+An attempt as a run of agent-runtime's ledger, for a product that keeps those.
 
 Its calls are those of the attempt's account, so that both ledgers add up to the same.
 """

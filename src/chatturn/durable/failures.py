@@ -8,8 +8,8 @@ on: a task that catches it catches it on every attempt.
 """
 
 import json
+import sys
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any, Final, NoReturn
 
 from chatturn.database.api import NOW, Statement
@@ -115,7 +115,7 @@ def _description(error: Exception) -> dict[str, Any] | None:
 def _made_again(described: Mapping[str, Any]) -> Exception | None:
     """Make an exception without asking its constructor, which may want other arguments than it keeps."""
     try:
-        found: Any = import_module(described["module"])
+        found: Any = sys.modules[described["module"]]  # imported with the Worker, and a row imports nothing
         for name in described["name"].split("."):
             found = getattr(found, name)
         if not (isinstance(found, type) and issubclass(found, Exception)):

@@ -162,13 +162,20 @@ def _token_keys(settings: Settings, published: Callable[[str], TokenKeys] | None
 
 
 def _checked_jwks_url(settings: Settings) -> str:
-    url = urlsplit(settings.auth_jwks_url)
-    if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and url.hostname in _THIS_MACHINE)):
+    if not _is_safe(settings.auth_jwks_url):
         raise ConfigurationError("AUTH_JWKS_URL", "must be an https address")
     if not settings.auth_issuer and not settings.auth_audience:
         # A provider signs for many services with the same keys.
         raise ConfigurationError("AUTH_ISSUER", "or AUTH_AUDIENCE must be set where AUTH_JWKS_URL is")
     return settings.auth_jwks_url
+
+
+def _is_safe(address: str) -> bool:
+    try:
+        url = urlsplit(address)
+    except ValueError:  # brackets that hold no IPv6 address
+        return False
+    return bool(url.hostname) and (url.scheme == "https" or (url.scheme == "http" and url.hostname in _THIS_MACHINE))
 
 
 def _claim_rules(settings: Settings) -> ClaimRules:

@@ -42,13 +42,13 @@ def read_origins(text: str) -> frozenset[str]:
     Raises:
         ConfigurationError: One of them is no origin as browsers write it, in lower case and without a path; or ``*``.
     """
-    origins = frozenset(each.strip() for each in text.split(",")) - {""}
-    for origin in origins:
-        if not _ORIGIN.fullmatch(origin):
+    entries = [each.strip() for each in text.split(",")]
+    for position, origin in enumerate(entries, 1):
+        if origin and not _ORIGIN.fullmatch(origin):
             raise ConfigurationError(
-                "CORS_ORIGINS", f"has {origin!r}, but must be origins as browsers send them: https://app.example.com"
+                "CORS_ORIGINS", f"entry {position} is no origin as browsers send it: https://app.example.com"
             )
-    return origins
+    return frozenset(entries) - {""}
 
 
 class Cors:

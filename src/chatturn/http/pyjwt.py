@@ -2,8 +2,8 @@
 PyJWT, as much of it as a Worker can import: HS256 signatures.
 
 PyJWT 2.8 and later import their client for key servers, and with it ``ssl`` and ``urllib.request``.  Pyodide
-0.28.2 has no ``ssl`` ("No module named 'ssl'"), and the rest costs 0.2 s of every cold start.  Nothing here
-asks a key server, so while PyJWT is imported its client is an empty module.
+0.28.2 has no ``ssl`` ("No module named 'ssl'"), and the rest costs 0.2 s of every start without a snapshot.
+Nothing here asks a key server, so while PyJWT is imported its client is an empty module.
 """
 
 import sys

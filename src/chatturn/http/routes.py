@@ -18,6 +18,7 @@ from chatturn.http.auth import OPERATE, READ_TURNS, RUN_TURNS, require_scope
 from chatturn.http.lists import get_messages, get_runs, post_event, session_of_run
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.openai_chat import COMPLETIONS, get_models, openai_problem, post_completion
+from chatturn.http.openapi import describe
 from chatturn.http.problems import json_response, problem, shown
 from chatturn.http.queries import ticket_in
 from chatturn.http.readiness import check_readiness
@@ -44,9 +45,6 @@ async def _readyz(app: Application) -> HttpResponse:
 
 async def _openapi(_app: Application) -> HttpResponse:
     """Describe all of this to programs: OpenAPI 3.1."""
-    # Imported here, so that isolates that are not asked do not pay for it.
-    from chatturn.http.openapi import describe  # noqa: PLC0415
-
     return json_response(describe(ROUTES))
 
 

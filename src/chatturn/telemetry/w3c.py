@@ -76,5 +76,5 @@ def parse_ratio(setting: str, text: str) -> float:
     except ValueError:
         ratio = -1.0
     if not 0 <= ratio <= 1:  # NaN is neither
-        raise ConfigurationError(setting, f"is {text!r}, but must be a number from 0 to 1")
+        raise ConfigurationError(setting, "must be a number from 0 to 1")
     return ratio

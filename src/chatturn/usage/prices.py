@@ -127,7 +127,7 @@ def parse_prices(text: str) -> dict[str, Price]:
         raise ConfigurationError(_SETTING, "is not JSON") from None
     if not isinstance(found, dict):
         raise ConfigurationError(_SETTING, "must be an object: a price for each model")
-    return {model: _read(model, members) for model, members in found.items()}
+    return {model: _read(f"model {position}", members) for position, (model, members) in enumerate(found.items(), 1)}
 
 
 def read_price(setting: str, members: Any) -> Price:
@@ -146,18 +146,18 @@ def _decimal(amount: Any) -> Any:
     return Decimal(repr(amount)) if type(amount) in {int, float} else amount
 
 
-def _read(model: str, members: Any, setting: str = _SETTING) -> Price:
+def _read(what: str, members: Any, setting: str = _SETTING) -> Price:
     if not isinstance(members, dict) or not {"in", "out"} <= set(members) <= {"in", "out", "cached"}:
-        raise ConfigurationError(setting, f'{model!r} must have "in" and "out", may have "cached", and nothing else')
-    amounts = {name: _micro(model, amount, setting) for name, amount in members.items()}
+        raise ConfigurationError(setting, f'{what} must have "in" and "out", may have "cached", and nothing else')
+    amounts = {name: _micro(what, amount, setting) for name, amount in members.items()}
     return Price(amounts["in"], amounts["out"], amounts.get("cached"))
 
 
-def _micro(model: str, amount: Any, setting: str) -> int:
+def _micro(what: str, amount: Any, setting: str) -> int:
     # The bounds come first: a comparison is exact, arithmetic with an exponent of a million digits is not.
     if isinstance(amount, Decimal) and 0 <= amount <= _MOST_DOLLARS and amount == amount.quantize(_FINEST):
         return int(amount * _MICRO)
-    raise ConfigurationError(setting, f"{model!r} has a price that is no amount of dollars in whole millionths")
+    raise ConfigurationError(setting, f"{what} has a price that is no amount of dollars in whole millionths")
 
 
 def _refuse(constant: str) -> Any:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from pyodide.ffi import JsProxy
 from workers import import_from_javascript
@@ -33,6 +33,7 @@ from chatturn.http.tickets import Tickets, tickets_for
 from chatturn.http.token_keys import PublishedKeys
 from chatturn.settings import Settings, setting_names
 from chatturn.telemetry.operator_log import OperatorLog, print_log
+from chatturn.telemetry.otlp.setup import Telemetry, make_telemetry
 from chatturn.usage.prices import PriceTable, parse_prices
 from chatturn.workerd.ai import BindingTransport
 from chatturn.workerd.d1 import D1Database
@@ -41,15 +42,13 @@ from chatturn.workerd.ffi import RequestAlarm, read_env, read_other_env
 from chatturn.workerd.lifetime import outlive
 from chatturn.workerd.owner import SessionObjects, SessionWatch
 from chatturn.workerd.signatures import verify_signature
+from chatturn.workerd.sync_http import enable_sync_http
 from chatturn.workerd.timers import use_cancellable_timers
-
-if TYPE_CHECKING:
-    from chatturn.telemetry.otlp.setup import Telemetry
 
 __all__ = ["application", "flush_logs", "service", "sweep", "watch"]
 
-HooksLoader: TypeAlias = Callable[[str, Mapping[str, str]], ChatTurnHooks]
-"""Returns a product's hooks, by its name and with its own vars and secrets."""
+HooksMaker: TypeAlias = Callable[[str, Mapping[str, str]], ChatTurnHooks]
+"""Makes a product's hooks, by its name and with its own vars and secrets."""
 
 _NO_HEADERS: Final[Mapping[str, str]] = {}
 _RANDOM_BYTES: Final = 512
@@ -63,24 +62,24 @@ class _Isolate:
     authenticator: Authenticator
     tickets: Tickets
     cors: Cors
-    telemetry: "Telemetry | None"
+    telemetry: Telemetry | None
 
 
 def application(
-    load_hooks: HooksLoader, request: JsProxy, headers: Mapping[str, str], *, owned: bool = False
+    make_hooks: HooksMaker, request: JsProxy, headers: Mapping[str, str], *, owned: bool = False
 ) -> Application:
     """
     Make what the routes work with, for one request.
 
     Args:
-        load_hooks: Finds the product.
+        make_hooks: Makes what the product adds.
         request: The raw request.
         headers: Its headers.
         owned: Whether this is the session's own object, which runs turns itself.
     """
     try:
-        isolate = _isolate(load_hooks)
-        chat = service(load_hooks, headers)
+        isolate = _isolate(make_hooks)
+        chat = service(make_hooks, headers)
     except ConfigurationError as error:
         return Application.unconfigured(error, log=functools.partial(_log_failure, print_log))
     owner = None if owned else _owner(request)
@@ -95,18 +94,18 @@ def application(
     )
 
 
-def service(load_hooks: HooksLoader, headers: Mapping[str, str] = _NO_HEADERS) -> DurableChatService:
+def service(make_hooks: HooksMaker, headers: Mapping[str, str] = _NO_HEADERS) -> DurableChatService:
     """
     Make the chat service, for one request.
 
     Args:
-        load_hooks: Finds the product.
+        make_hooks: Makes what the product adds.
         headers: The request's, if there is one: ``traceparent`` says whose trace its spans belong to.
 
     Raises:
         ConfigurationError: A setting or the D1 binding is missing or wrong.
     """
-    isolate = _isolate(load_hooks)
+    isolate = _isolate(make_hooks)
     telemetry = isolate.telemetry
     return DurableChatService(
         deployment=isolate.chat,
@@ -114,22 +113,22 @@ def service(load_hooks: HooksLoader, headers: Mapping[str, str] = _NO_HEADERS) -
     )
 
 
-def watch(load_hooks: HooksLoader, state: JsProxy) -> SessionWatch:
+def watch(make_hooks: HooksMaker, state: JsProxy) -> SessionWatch:
     """
     Make the alarm of a session's object.
 
     Args:
-        load_hooks: Finds the product.
+        make_hooks: Makes what the product adds.
         state: The object's raw state.
 
     Raises:
         ConfigurationError: As for `service`.
     """
-    chat = service(load_hooks)
+    chat = service(make_hooks)
     return SessionWatch(state, chat.deployment.settings.lease_ms, chat.look_after)
 
 
-async def sweep(load_hooks: HooksLoader) -> None:
+async def sweep(make_hooks: HooksMaker) -> None:
     """
     Sweep once; see `Sweep.run`.
 
@@ -137,25 +136,40 @@ async def sweep(load_hooks: HooksLoader) -> None:
         ConfigurationError: As for `service`.
         StoreError: The database does not answer, or refuses; the next sweep does what is left.
     """
-    await Sweep(service=service(load_hooks)).run()
+    await Sweep(service=service(make_hooks)).run()
 
 
-def flush_logs(load_hooks: HooksLoader, context: Any) -> None:
+def flush_logs(make_hooks: HooksMaker, context: Any) -> None:
     """
     Let log records be sent that no turn takes along.
 
     Args:
-        load_hooks: Finds the product.
+        make_hooks: Makes what the product adds.
         context: The request's.
     """
     with suppress(ConfigurationError):
-        telemetry = _isolate(load_hooks).telemetry
+        telemetry = _isolate(make_hooks).telemetry
         if telemetry is not None and telemetry.outbound.has_records:
             outlive(telemetry.outbound.flush(), context)
 
 
+def _isolate(make_hooks: HooksMaker) -> _Isolate:
+    isolate = _outcome(make_hooks)
+    if isinstance(isolate, ConfigurationError):
+        raise isolate.with_traceback(None)
+    return isolate
+
+
 @functools.cache
-def _isolate(load_hooks: HooksLoader) -> _Isolate:
+def _outcome(make_hooks: HooksMaker) -> _Isolate | ConfigurationError:
+    """Build it once, whatever comes of it: an isolate's settings do not change."""
+    try:
+        return _build(make_hooks)
+    except ConfigurationError as error:
+        return error
+
+
+def _build(make_hooks: HooksMaker) -> _Isolate:
     use_cancellable_timers()
     settings = Settings.from_env(read_env(_env(), setting_names()))
     telemetry = _telemetry(settings)
@@ -163,7 +177,7 @@ def _isolate(load_hooks: HooksLoader) -> _Isolate:
     providers = _providers(settings)
     chat = Deployment(
         settings=settings,
-        hooks=_hooks(load_hooks, settings.product),
+        hooks=_hooks(make_hooks, settings.product),
         backend=_backend(settings, providers, log),
         database=_database(),
         log=log,
@@ -179,12 +193,14 @@ def _isolate(load_hooks: HooksLoader) -> _Isolate:
     )
 
 
-def _hooks(load_hooks: HooksLoader, product: str) -> ChatTurnHooks:
-    hooks = load_hooks(product, read_other_env(_env(), setting_names()))
+def _hooks(make_hooks: HooksMaker, product: str) -> ChatTurnHooks:
+    try:
+        hooks = make_hooks(product, read_other_env(_env(), setting_names()))
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        raise ConfigurationError("PRODUCT", "its hooks cannot be made; the log says why") from error
     if hooks.sync_http:
-        # Imported here, so that products without it do not pay for it.
-        from chatturn.workerd.sync_http import enable_sync_http  # noqa: PLC0415
-
         enable_sync_http()
     return hooks
 
@@ -217,12 +233,9 @@ def _published_keys(log: OperatorLog, url: str) -> PublishedKeys:
     return PublishedKeys(url, transport=FetchTransport(), verify=verify_signature, now=time.time, report=report)
 
 
-def _telemetry(settings: Settings) -> "Telemetry | None":
+def _telemetry(settings: Settings) -> Telemetry | None:
     if not settings.otel_exporter_otlp_endpoint:
         return None
-    # Imported here, so that deployments without it do not pay for it.
-    from chatturn.telemetry.otlp.setup import make_telemetry  # noqa: PLC0415
-
     return make_telemetry(
         FetchTransport(),
         settings,

@@ -22,7 +22,6 @@ import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from http import client
-from importlib import import_module
 from typing import Any, Final, TypeVar
 from urllib import request as urllib_request
 from urllib.error import URLError
@@ -31,6 +30,21 @@ import js
 from pyodide.ffi import JsBuffer, JsException, can_run_sync, run_sync
 
 from chatturn.workerd.ffi import allow_run_sync, js_error, js_object, settled, started
+
+# pyodide-http looks for this name of a browser's when it is imported, and is told that there is no SharedArrayBuffer.
+js.crossOriginIsolated = False
+try:
+    from pyodide_http._core import Request, send
+    from pyodide_http._urllib import FakeSock
+finally:
+    del js.crossOriginIsolated
+try:  # The product's own dependency: it may not be there.
+    import requests
+    from pyodide_http._requests import PyodideHTTPAdapter
+except ModuleNotFoundError:
+    _REQUESTS: Any = None
+else:
+    _REQUESTS = requests
 
 __all__ = ["enable_sync_http"]
 
@@ -49,19 +63,14 @@ def enable_sync_http() -> None:
     """
     allow_run_sync()
     js.XMLHttpRequest = XMLHttpRequest
-    # pyodide-http looks for both by name. The first lets it obey timeouts; no one else may take it for a
-    # function. The second is what browsers say where there is no SharedArrayBuffer.
+    # pyodide-http looks for it by name, and obeys timeouts where it is; no one else may take it for a function.
     js.importScripts = False
-    js.crossOriginIsolated = False
     _serve_urllib()
     _serve_requests()
 
 
 def _serve_urllib() -> None:
     """Make `fetch` the connection of every opener that is built from now on, `urlopen`'s included."""
-    # Imported here because they look at the names given above.
-    from pyodide_http._core import Request, send  # noqa: PLC0415
-    from pyodide_http._urllib import FakeSock  # noqa: PLC0415
 
     class FetchHandler(urllib_request.HTTPHandler):
         def http_open(self, req: urllib_request.Request) -> client.HTTPResponse:
@@ -97,12 +106,8 @@ def _serve_urllib() -> None:
 
 def _serve_requests() -> None:
     """Make `fetch` the connection of every session, also of one that exists already."""
-    try:
-        requests: Any = import_module("requests")  # the product's own dependency: it may not be there
-    except ModuleNotFoundError:
+    if _REQUESTS is None:
         return
-    from pyodide_http._requests import PyodideHTTPAdapter  # noqa: PLC0415
-
     adapter = PyodideHTTPAdapter()
 
     def send(_self: object, request: Any, _stream: object = None, timeout: Any = None, *_: Any, **_options: Any) -> Any:
@@ -114,7 +119,7 @@ def _serve_requests() -> None:
         except ConnectionError as error:
             raise requests.exceptions.ConnectionError(error, request=request) from error
 
-    requests.adapters.HTTPAdapter.send = send
+    _REQUESTS.adapters.HTTPAdapter.send = send
 
 
 class XMLHttpRequest:

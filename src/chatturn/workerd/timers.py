@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any, Final
+from weakref import WeakSet
 
 import js
 from pyodide.ffi import create_once_callable
@@ -22,9 +23,19 @@ _IMMEDIATE_S: Final = 0.002
 """Up to this, Pyodide's loop takes a message instead of a timer, and nobody cancels in time."""
 
 
+_WITH_CANCELLABLE_TIMERS: Final[WeakSet[asyncio.AbstractEventLoop]] = WeakSet()
+
+
 def use_cancellable_timers() -> None:
-    """Let the running loop's `call_later`, and what stands on it, make timers that end when they are cancelled."""
+    """
+    Let the running loop's `call_later`, and what stands on it, make timers that end when they are cancelled.
+
+    A second call does nothing.
+    """
     loop = asyncio.get_running_loop()
+    if loop in _WITH_CANCELLABLE_TIMERS:
+        return
+    _WITH_CANCELLABLE_TIMERS.add(loop)
     immediately = loop.call_later
 
     def call_later(

@@ -1,8 +1,10 @@
-"""A product for the tests that asks for nothing: its answer says what of synchronous HTTP is loaded."""
+"""A product for the tests that asks for nothing: its answer says what synchronous HTTP has replaced."""
 
 import json
-import sys
+import urllib.request
 from collections.abc import AsyncGenerator
+
+import js
 
 from chatturn.product import ChatTurnHooks, EventBatch, StreamProducer, TurnContext, text_delta
 
@@ -10,7 +12,7 @@ __all__ = ["Hooks"]
 
 
 class Hooks(ChatTurnHooks):
-    """Answer with the modules in question that are loaded."""
+    """Answer with the names that are replaced, or are there only with it."""
 
     def produce(self, _context: TurnContext) -> StreamProducer:
         """Look once."""
@@ -18,5 +20,6 @@ class Hooks(ChatTurnHooks):
 
 
 async def _answer() -> AsyncGenerator[EventBatch, None]:
-    modules = {"chatturn.workerd.sync_http", "pyodide_http", "urllib.request", "requests"}
-    yield [text_delta(json.dumps(sorted(modules & set(sys.modules))))]
+    replaced = ["HTTPHandler"] if urllib.request.HTTPHandler.__module__ != "urllib.request" else []
+    added = [name for name in ("XMLHttpRequest", "importScripts", "crossOriginIsolated") if hasattr(js, name)]
+    yield [text_delta(json.dumps([*replaced, *added]))]

@@ -686,7 +686,7 @@ def test_not_ready_names_the_check_and_what_mends_it(
 
 def test_settings_that_cannot_be_read_leave_a_worker_that_says_so() -> None:
     """Alive, not ready, no turn; and the setting is named where the operator looks."""
-    error, log = ConfigurationError("LEASE_MS", "is 'soon', but must be a whole number"), Log()
+    error, log = ConfigurationError("LEASE_MS", "must be a whole number"), Log()
     app = Application.unconfigured(error, log=log)
     ready = ask(app, "GET", "/readyz")
 

@@ -1,7 +1,7 @@
-// Sends each request to one of two Workers that share a database: two isolates, as at the edge.
+// Sends each request to one of several Workers that share a database: isolates, as at the edge.
 
 export default {
   fetch(request, env) {
-    return env[request.headers.get("x-isolate") ?? "A"].fetch(request);
+    return env[request.headers.get("x-isolate") ?? env.FIRST].fetch(request);
   },
 };

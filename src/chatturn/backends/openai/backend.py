@@ -98,7 +98,7 @@ def create_openai_compatible_backend(
         ValueError: A deadline is negative; the message begins with its name.
     """
     if not base_url.startswith(("http://", "https://")):
-        raise ConfigurationError("OPENAI_BASE_URL", f"is {base_url!r}, but must begin with http:// or https://")
+        raise ConfigurationError("OPENAI_BASE_URL", "must begin with http:// or https://")
     made = make_backend(
         Provider(
             name=provider,

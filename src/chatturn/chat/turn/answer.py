@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from chatturn.agent_runtime.runs import RuntimeRunPersistenceAdapter
 from chatturn.backends.api import ChatMessage
 from chatturn.chat.agent.agent import MODEL_STEP, AgentProducer
 from chatturn.chat.hooks.hooks import TurnContext
@@ -12,6 +13,7 @@ from chatturn.chat.hooks.outbox import HOOK_TIMEOUT_MS, overrides
 from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.position import Place
 from chatturn.chat.requests import TurnInput
+from chatturn.chat.runtime_run import AttemptRun
 from chatturn.chat.turn.earlier_attempt import recall_text
 from chatturn.chat.turn.stream import ChatProducer, StreamProducer
 from chatturn.chat.turn.tracing import tracer_of
@@ -25,10 +27,6 @@ from chatturn.errors import AttemptsExhausted
 from chatturn.events import EventBatch, text_so_far
 from chatturn.jsontext.canonical import canonical_hash
 from chatturn.product_calls import awaited
-
-if TYPE_CHECKING:
-    from chatturn.agent_runtime.runs import RuntimeRunPersistenceAdapter
-    from chatturn.chat.runtime_run import AttemptRun
 
 __all__ = ["Production"]
 
@@ -92,9 +90,7 @@ class Production:
         if self._deployment.hooks.runtime_runs is not None and claim.lease is not None:
             self._begin_run(self._deployment.hooks.runtime_runs)
 
-    def _begin_run(self, adapter: "RuntimeRunPersistenceAdapter") -> None:
-        from chatturn.chat.runtime_run import AttemptRun  # noqa: PLC0415 - costs nothing where nobody wants it
-
+    def _begin_run(self, adapter: RuntimeRunPersistenceAdapter) -> None:
         turn, attempt = self._turn, self._log.attempt
         self._kept = AttemptRun(
             adapter, turn.manifest, run_id=self._run_id, attempt=attempt, now=self._deployment.sources.now
