@@ -53,7 +53,7 @@ EVENT_TYPES: Final[Mapping[str, str]] = {
     "tool.result": "a tool call was done",
     "tool.error": "a tool call was not done, or failed; the model is told the same",
     "usage": "what the model call consumed, as the model reported it",
-    "ping": "nothing happened for a while; the connection is alive",
+    "ping": "the connection is alive, and the next line or ping comes within `everyMs` milliseconds",
     "result": "the whole answer: of a turn that had finished before, or as it was redacted",
     "error": "why the attempt failed: code, public sentence, whether a retry can help",
 }

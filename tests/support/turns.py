@@ -24,7 +24,18 @@ from chatturn.durable.sql_store import SqlRunStore
 from chatturn.events import ChatStreamEvent, EventBatch, text_delta
 from chatturn.settings import Settings
 
-__all__ = ["IDENTITY", "UNHURRIED", "Desk", "Product", "Recorded", "Step", "events_of", "open_sqlite", "virtual_moment"]
+__all__ = [
+    "IDENTITY",
+    "UNHURRIED",
+    "Desk",
+    "Product",
+    "Recorded",
+    "Step",
+    "events_of",
+    "open_sqlite",
+    "virtual_moment",
+    "without_pings",
+]
 
 _SCHEMA = Path(__file__).parent.parent.parent / "schema.sql"
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -187,7 +198,7 @@ class Desk:
         return replace(turn, deployment=replace(deployment, tuning=options))
 
     async def run(self, sink: BufferSink | None = None, **changes: Any) -> list[dict[str, Any]]:
-        """Run a turn and return its lines, parsed."""
+        """Run a turn and return its lines, parsed; pings are in the sink."""
         sink = sink or BufferSink()
         await ChatTurn(self.input(**changes)).run(sink)
         return events_of(sink.text())
@@ -198,7 +209,13 @@ class Desk:
         return [tuple(row.values()) for row in outcome.rows]
 
 
+def without_pings(text: str) -> str:
+    """Return lines as they are in the log."""
+    return "".join(f"{line}\n" for line in text.split("\n")[:-1] if not line.startswith('{"type":"ping"'))
+
+
 def events_of(text: str) -> list[dict[str, Any]]:
-    """Parse lines, each of which must end with LF."""
+    """Parse lines, each of which must end with LF; pings left out."""
     assert text.endswith("\n")
-    return [json.loads(line) for line in text[:-1].split("\n")]
+    lines = [json.loads(line) for line in text[:-1].split("\n")]
+    return [line for line in lines if line["type"] != "ping"]

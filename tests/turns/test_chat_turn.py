@@ -30,7 +30,7 @@ from chatturn.events import ChatStreamEvent, EventBatch, reasoning_delta, text_d
 from chatturn.telemetry.otlp.turns import TurnTrace
 from tests.support.faults import FaultyDatabase
 from tests.support.telemetry import Collected, fixed_telemetry
-from tests.support.turns import IDENTITY, Desk, Product, Recorded, events_of, open_sqlite
+from tests.support.turns import IDENTITY, Desk, Product, Recorded, events_of, open_sqlite, without_pings
 
 SECRET = "sk-secret at db.internal:5432 SELECT * FROM users"
 
@@ -124,7 +124,7 @@ async def test_the_stored_log_is_what_was_said(database: FaultyDatabase) -> None
     await desk.run(sink)
     rows = await desk.rows("SELECT first_seq, last_seq, attempt, lines FROM chat_segments")
 
-    assert [(0, 3, 1, sink.text())] == rows
+    assert [(0, 3, 1, without_pings(sink.text()))] == rows
 
 
 async def test_the_threads_messages_are_stored_with_the_finish(database: FaultyDatabase) -> None:
@@ -640,13 +640,21 @@ async def test_c13_a_failing_or_slow_observer_changes_nothing(
     assert ["hook.on_event_failed"] * 3 == [event for event, _ in desk.logged]
 
 
-async def test_c13_silence_is_filled_with_pings(database: FaultyDatabase) -> None:
-    """A long tool call is a line every 15 s; pings are not in the log and take no seq."""
-    desk = Desk(database, Product(text_delta("a"), 50.0, text_delta("b")))
-    lines = await desk.run()
+@pytest.mark.parametrize(("on_disconnect", "every_ms", "pings"), [("continue", 15_000, 4), ("cancel", 5_000, 11)])
+async def test_c13_silence_is_filled_with_pings(
+    database: FaultyDatabase, on_disconnect: str, every_ms: int, pings: int
+) -> None:
+    """One behind the first line, then one in each so much silence; they are not in the log and take no seq."""
+    sink = BufferSink()
+    desk = Desk(database, Product(text_delta("a"), 50.0, text_delta("b")), on_disconnect=on_disconnect)
+    lines = await desk.run(sink)
+    sent = [json.loads(line) for line in sink.text().splitlines()]
 
-    assert ["ping"] * 3 == kinds(lines)[2:5]
-    assert [0, 1, 2, 3] == [line["seq"] for line in lines if line["type"] != "ping"]
+    assert ["session.run.started", "ping", "message.part.updated", "ping"] == kinds(sent)[:4]
+    assert [{"type": "ping", "data": {"everyMs": every_ms}}] * pings == [
+        each for each in sent if each["type"] == "ping"
+    ]
+    assert [0, 1, 2, 3] == [line["seq"] for line in lines]
     assert "ping" not in str(await desk.rows("SELECT lines FROM chat_segments"))
 
 
@@ -863,7 +871,7 @@ async def test_a_long_log_is_stored_in_rows_below_the_databases_limit(database: 
     await desk.run(sink)
     rows = await desk.rows("SELECT first_seq, last_seq, lines FROM chat_segments ORDER BY first_seq")
 
-    assert sink.text() == "".join(row[2] for row in rows)
+    assert without_pings(sink.text()) == "".join(row[2] for row in rows)
     assert all(later[0] == row[1] + 1 for row, later in pairwise(rows))
     assert max(len(row[2].encode()) for row in rows) < 2_000_000
 

@@ -28,6 +28,7 @@ from chatturn.agent_runtime.sanitize import RuntimeTelemetryOptions
 from chatturn.agent_runtime.tasks import AgentTaskSpec
 from chatturn.backends.providers import PRESETS
 from chatturn.chat.requests import TurnView
+from chatturn.chat.turn.sinks import BufferSink
 from chatturn.database.schema import DURABLE_SCHEMA_VERSION
 from chatturn.errors import ConfigurationError, DurableRunLeaseHeldError, error_classes
 from chatturn.events import EVENT_TYPES, ChatStreamEvent, reasoning_delta, text_delta, tool_call, usage_event
@@ -249,8 +250,9 @@ async def test_every_event_has_the_members_that_are_told() -> None:
     said: dict[str, list[set[str]]] = {}
     with open_sqlite() as database:
         script = (reasoning_delta("r"), tool_call(tool_call_id="1", tool_name="t", args={}), 16.0, text_delta("a"))
-        desk = Desk(database, Product(*script))
-        lines = [*await desk.run(), *await desk.run()]
+        desk, sink = Desk(database, Product(*script)), BufferSink()
+        lines = [*await desk.run(sink), *await desk.run()]
+        lines += [json.loads(line) for line in sink.text().splitlines() if line.startswith('{"type":"ping"')]
         broken = Desk(database, Product(RuntimeError()))
         lines += await broken.run(identity=replace(IDENTITY, turn_index=1))
         model = Model([("note", {"text": "a"}), ("unknown", {}), ("send", {"text": "a"})])

@@ -15,6 +15,7 @@ Any number may follow a turn.  What each is shown is the same log, in its order,
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -39,6 +40,8 @@ __all__ = ["FollowedTurn", "TakeOver"]
 
 _LOOK_EVERY_S: Final = 1.0
 """At a log in memory whose alarm has not rung, should a ring be lost."""
+
+_SEQ: Final = re.compile(r',"seq":[0-9]+(,"attempt":[0-9]+\}\n)$')
 
 _GATHER_S: Final = 0.01
 """What is said within this leaves together: each waking costs the isolate a millisecond."""
@@ -94,7 +97,8 @@ class FollowedTurn:
         Where the database does not answer, the stream breaks off without a terminal line: the reader comes back.
         """
         output = Output(sink, None, self.deployment.log)
-        output.start_pings()
+        if not self.page.over:
+            output.start_pings()
         self._began = self._looked_at = asyncio.get_running_loop().time()
         taken: ChatTurn | None = None
         try:
@@ -125,7 +129,7 @@ class FollowedTurn:
             await output.drain()
             if not page.more:
                 if page.over:
-                    self._say_end(output, page)
+                    await self._say_end(output, page)
                     return None
                 if page.lease_left_ms == 0 and self._may_take_over(poll):
                     if (taken := await self._take()) is not None:
@@ -225,19 +229,29 @@ class FollowedTurn:
         finally:
             poll.unwatch(alarm.ring)
 
-    def _say_end(self, output: Output, page: LogPage) -> None:
+    async def _say_end(self, output: Output, page: LogPage) -> None:
         """
         Say how the turn ended where its log does not: its worker could end the run, but not write the log.
 
-        It is numbered behind all that the worker may have said, so that a reader who comes back with it has all.
+        It is numbered behind all that the worker may have said, so that a reader who comes back with it has all.  A
+        reader who has seen all already is told the end again, without a number: else it could not tell that it has.
         """
-        if page.closed or page.last >= page.furthest:
+        if page.closed and not self.nothing_left:
             return
         if page.status is RunStatus.FAILED:
             words = failure_words(self.identity, error_class(page.outcome))
         else:
             words = ending_words(self.identity, TurnEnd(text=""), replayed=True)
-        self._say(output, words, range(page.furthest - len(words) + 1, page.furthest + 1))
+        if page.closed:
+            output.send(await self._stored_end(page), ())
+        elif page.last >= page.furthest:
+            self._say(output, words[-1:])
+        else:
+            self._say(output, words, range(page.furthest - len(words) + 1, page.furthest + 1))
+
+    async def _stored_end(self, page: LogPage) -> str:
+        last = await load_page(self.deployment.database, self.run_id, page.ends - 1)
+        return "" if last is None else _SEQ.sub(r"\1", last.text)
 
     def _say(self, output: Output, events: list[ChatStreamEvent], seqs: Sequence[int | None] = (None, None)) -> None:
         attempt = self.page.attempt

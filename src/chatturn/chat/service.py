@@ -18,6 +18,7 @@ from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.log.sql import request_cancel
 from chatturn.chat.requests import CANCELLED, Cancellation, TurnInput, TurnRequest, TurnView
 from chatturn.chat.turn import sql as chat_sql
+from chatturn.chat.turn.reader import ping_every_ms
 from chatturn.chat.turn.sinks import NoSink
 from chatturn.chat.turn.tracing import RequestTracing, attributes_of_turn
 from chatturn.chat.turn.turn import ChatTurn
@@ -105,6 +106,11 @@ class DurableChatService:
             deployment=self.deployment,
             take_over=partial(self.reopen, run_id) if may_take_over else None,
         )
+
+    @property
+    def ping_every_ms(self) -> int:
+        """After how much silence the reader of a turn that is run for it is sent a ping."""
+        return ping_every_ms(self.deployment.settings.on_disconnect)
 
     async def latest_turn(self, tenant_id: str, session_id: str) -> int | None:
         """Return the highest index of a session's turns; None if it has none."""

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
 from chatturn.chat.identity import ChatTurnIdentity, turn_of_run, turn_run_id
 from chatturn.chat.requests import TurnRequest
+from chatturn.chat.turn.reader import PING_EVERY_MS
 from chatturn.errors import ChatTurnError, InvalidField, StoreError, StoreUnavailable
 from chatturn.http.application import Call, Parameters
 from chatturn.http.auth import RUN_TURNS
@@ -127,9 +128,10 @@ def _stream(
     may_take_over: bool = True,
 ) -> HttpResponse:
     run_id = turn_run_id(identity)
-    headers = {**_HEADERS, "X-Workflow-Run-Id": run_id}
+    headers = {**_HEADERS, "X-Workflow-Run-Id": run_id, "X-Ping-Ms": str(PING_EVERY_MS)}
     if opened is not None:
         headers |= {"X-Turn-Attempt": str(opened.attempt), "X-Turn-Replayed": str(opened.replayed).lower()}
+        headers["X-Ping-Ms"] = str(call.service.ping_every_ms)
     if seen < 0:
         # Whoever asks for the last n chunks gets all, since some of them mean nothing without those before; and is
         # told that there are n, so that it counts from the first.

@@ -25,7 +25,7 @@ _ALLOWED_HEADERS: Final = "authorization, content-type, last-event-id, idempoten
 
 # What scripts may read beside the body; the names are those of the manual's tables.
 _EXPOSED_HEADERS: Final = (
-    "x-workflow-run-id, x-turn-attempt, x-turn-replayed, retry-after, etag, x-workflow-stream-tail-index"
+    "x-workflow-run-id, x-turn-attempt, x-turn-replayed, x-ping-ms, retry-after, etag, x-workflow-stream-tail-index"
     ", link, location"
 )
 _ALLOWED_METHODS: Final = "GET, HEAD, POST"

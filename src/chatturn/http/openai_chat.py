@@ -114,6 +114,7 @@ async def post_completion(call: Call) -> HttpResponse:
         "X-Workflow-Run-Id": opened.run_id,
         "X-Turn-Attempt": str(opened.attempt),
         "X-Turn-Replayed": str(opened.replayed).lower(),
+        "X-Ping-Ms": str(call.service.ping_every_ms),
         **({"X-Ignored-Parameters": ", ".join(asked.ignored)} if asked.ignored else {}),
     }
     if asked.stream:

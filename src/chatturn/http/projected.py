@@ -17,7 +17,7 @@ from chatturn.chat.requests import TurnRequest
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.turn.sinks import Sink
 from chatturn.errors import DurableRunLeaseHeldError, StoreError
-from chatturn.wire.lines import PING_FRAME, PING_LINE, last_seq
+from chatturn.wire.lines import PING_FRAME, PING_START, last_seq
 
 __all__ = ["OpenedTurn", "ProjectedTurn", "Projection", "find", "open_or_follow"]
 
@@ -66,7 +66,7 @@ class _ProjectedSink:
 
     def write(self, text: str) -> None:
         """Send what *text*, whole lines, is in the format."""
-        self.came += text != f"{PING_LINE}\n"
+        self.came += not text.startswith(PING_START)
         if (seq := last_seq(text)) is not None:
             self.last = seq
         if said := self._projection.feed(text):

@@ -2,7 +2,8 @@
 The log as server-sent events: each line is one event, its ``seq`` the event's id.
 
 So an EventSource that lost its connection comes back with ``Last-Event-ID``, and goes on behind what it has seen.
-A line that is in no log has no id, and a ping is a comment.
+A line that is in no log has no id, and a ping is an event of its own type: scripts see no comments, and so could not
+tell a connection that is alive from one that is dead.
 
 Source:
     HTML Living Standard, section 9.2: event streams, their reconnection, and status 204 that ends it.
@@ -14,13 +15,13 @@ from typing import Final
 
 from chatturn.chat.turn.sinks import Sink
 from chatturn.sse_frames import write_frame
+from chatturn.wire.lines import PING_START
 
 __all__ = ["CONTENT_TYPE", "SseSink", "to_sse"]
 
 CONTENT_TYPE: Final = "text/event-stream"
 
 _PLACE: Final = re.compile(r',"seq":([0-9]+),"attempt":[0-9]+\}$')
-_PING: Final = '{"type":"ping"}'
 
 
 def to_sse(text: str, id_suffix: str = "") -> str:
@@ -29,8 +30,8 @@ def to_sse(text: str, id_suffix: str = "") -> str:
 
 
 def _event(line: str, id_suffix: str) -> str:
-    if line == _PING:
-        return ": ping\n\n"
+    if line.startswith(PING_START):
+        return write_frame(line, "", "ping")
     place = _PLACE.search(line)
     return write_frame(line, "" if place is None else place[1] + id_suffix)
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 from chatturn.chat.following import FollowedTurn
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.requests import TurnView
+from chatturn.chat.turn.reader import PING_EVERY_MS
 from chatturn.chat.turn.sinks import Sink
 from chatturn.errors import DurableRunLeaseHeldError, NotFound
 from chatturn.http.application import Call, Parameters
@@ -63,6 +64,7 @@ async def post_turn(call: Call) -> HttpResponse:
         "X-Workflow-Run-Id": turn.run_id,
         "X-Turn-Attempt": str(turn.attempt),
         "X-Turn-Replayed": "true" if turn.replayed else "false",
+        "X-Ping-Ms": str(call.service.ping_every_ms),
     }
     return _stream(call, headers, turn.run)
 
@@ -146,7 +148,12 @@ def _log_response(call: Call, log: FollowedTurn, cursor: LogCursor) -> HttpRespo
     One that is finished changes only where the turn is superseded.  So it has a tag to ask again with; and who says
     which attempt finished it is told that it never changes.
     """
-    headers = {"X-Workflow-Run-Id": log.run_id, "X-Turn-Attempt": str(log.page.attempt), "Cache-Control": "no-store"}
+    headers = {
+        "X-Workflow-Run-Id": log.run_id,
+        "X-Turn-Attempt": str(log.page.attempt),
+        "X-Ping-Ms": str(PING_EVERY_MS),
+        "Cache-Control": "no-store",
+    }
     if log.finished:
         last = log.page.begins - 1 if cursor.after is None else cursor.after
         tag = f'"{log.page.attempt}.{log.page.ends}.{last}.{"sse" if _wants_sse(call.request) else "ndjson"}"'

@@ -28,7 +28,7 @@ from typing import Any, Final
 from chatturn.events import MESSAGE_PART, TOOL_OUTCOMES
 from chatturn.wire.lines import (
     PING_FRAME,
-    PING_LINE,
+    PING_START,
     Line,
     add_usage,
     attempt_of_piece,
@@ -99,7 +99,7 @@ class UiMessageStream:
             if (piece := piece_of_answer(line)) is not None:
                 if self._attempt == 1 or attempt_of_piece(line) >= self._attempt:
                     self._say_piece(_TEXT, piece)
-            elif line == PING_LINE:
+            elif line.startswith(PING_START):
                 self._out.append(PING_FRAME)
             else:
                 self._take(read_line(line))

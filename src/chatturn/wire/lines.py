@@ -10,7 +10,7 @@ from chatturn.events import MESSAGE_PART
 
 __all__ = [
     "PING_FRAME",
-    "PING_LINE",
+    "PING_START",
     "Line",
     "add_usage",
     "attempt_of_piece",
@@ -22,7 +22,9 @@ __all__ = [
     "unquoted",
 ]
 
-PING_LINE: Final = '{"type":"ping"}'
+PING_START: Final = '{"type":"ping"'
+"""How the line begins that says that the connection is alive."""
+
 PING_FRAME: Final = ": ping\n\n"
 """What it is to every client: a comment."""
 

@@ -24,7 +24,7 @@ from typing import Any, Final
 from chatturn.events import MESSAGE_PART
 from chatturn.wire.lines import (
     PING_FRAME,
-    PING_LINE,
+    PING_START,
     Line,
     add_usage,
     attempt_of_piece,
@@ -128,7 +128,7 @@ class _Reader:
             if (piece := piece_of_answer(line)) is not None:
                 if self.attempt == 1 or attempt_of_piece(line) >= self.attempt:
                     self.say(piece)
-            elif line == PING_LINE:
+            elif line.startswith(PING_START):
                 self.ping()
             else:
                 self._take(read_line(line))

@@ -71,6 +71,8 @@ class FakeTurn:
 class FakeService:
     """Opens every turn, or raises what it is told to; remembers what it was asked."""
 
+    ping_every_ms = 15_000
+
     def __init__(self, *, error: BaseException | None = None, views: Mapping[str, TurnView] | None = None) -> None:
         self.error = error
         self.views = views or {}
@@ -274,6 +276,7 @@ def test_a_turn_is_claimed_and_streamed() -> None:
         "X-Workflow-Run-Id": "chat:acme:thread-1:0",
         "X-Turn-Attempt": "1",
         "X-Turn-Replayed": "false",
+        "X-Ping-Ms": "15000",
     }
     assert sink.text() == "one line\n"
     identity = ChatTurnIdentity(tenant_id="acme", session_id="thread-1", user_id="ann", turn_index=0)

@@ -44,6 +44,9 @@ RETURNING {NEWS}
 
 _WATCH: Final = f"SELECT {NEWS} WHERE {HELD}"
 
+_LAST_CURSOR: Final = 2**53 - 2
+"""The next one is the last integer that JavaScript, and so D1, carries exactly."""
+
 _PAGE_SEGMENTS: Final = 1_000
 _RECALLED_SEGMENTS: Final = 16
 _PAGE_CHARACTERS: Final = 1_000_000
@@ -190,7 +193,7 @@ def watch() -> Statement:
 
 def read_page(run_id: str, after: int) -> Statement:
     """Read the state of a turn and the next page of its log."""
-    return Statement(_READ_PAGE, (run_id, after, NOW))
+    return Statement(_READ_PAGE, (run_id, min(after, _LAST_CURSOR), NOW))
 
 
 def read_attempt(run_id: str, before_attempt: int, first_seq: int, *, ended: bool = False) -> Statement:

@@ -8,17 +8,26 @@ from chatturn.chat.turn.sinks import Sink
 from chatturn.events import ChatStreamEvent
 from chatturn.telemetry.operator_log import OperatorLog
 
-__all__ = ["PING_EVERY_MS", "Output"]
+__all__ = ["ATTENTIVE_PING_EVERY_MS", "PING_EVERY_MS", "Output", "ping_every_ms"]
 
 PING_EVERY_MS: Final = 15_000
 """Proxies cut connections that are silent for 60 s or more; the platform notices a lost client on a write."""
 
-_PING_LINE: Final = '{"type":"ping"}\n'
+ATTENTIVE_PING_EVERY_MS: Final = 5_000
+"""Where it matters whether the reader is still there: a closed connection is noticed at the second write after it."""
+
+
+def ping_every_ms(on_disconnect: str) -> int:
+    """Return after how much silence the reader of a turn's POST is sent a ping."""
+    return PING_EVERY_MS if on_disconnect == "continue" else ATTENTIVE_PING_EVERY_MS
 
 
 class Output:
     """
     Sends lines to the reader, and shows their events to the product's observer.
+
+    A reader tells a dead connection by its silence, for which it must know how long a silence may be: so the first
+    ping comes right behind the first line, and each says after how many milliseconds the next one comes at the latest.
 
     Args:
         sink: The reader.
@@ -31,12 +40,17 @@ class Output:
         self._observe = observe
         self._report = report
         self._timer: asyncio.TimerHandle | None = None
-        self._silence_s = PING_EVERY_MS / 1000
+        self._every_ms = PING_EVERY_MS
+        self._unannounced = False
         self._said_at = 0.0
 
     def send(self, text: str, events: Sequence[ChatStreamEvent]) -> None:
         """Send *text*, the lines of *events*, in one write."""
         self._said_at = asyncio.get_running_loop().time()
+        if self._unannounced and text:
+            self._unannounced = False
+            first = text.index("\n") + 1
+            text = f"{text[:first]}{self._ping_line()}{text[first:]}"
         self._sink.write(text)
         if self._observe is None:
             return
@@ -52,13 +66,13 @@ class Output:
 
     def ping_every(self, silence_ms: int) -> None:
         """Ping after so much silence, once `start_pings` was called."""
-        self._silence_s = silence_ms / 1000
+        self._every_ms = silence_ms
 
     def start_pings(self) -> None:
-        """From now on ping where nothing is said."""
+        """From now on ping where nothing is said, and once right behind the next line."""
         loop = asyncio.get_running_loop()
-        self._said_at = loop.time()
-        self._timer = loop.call_later(self._silence_s, self._ping_if_silent)
+        self._said_at, self._unannounced = loop.time(), True
+        self._timer = loop.call_later(self._every_ms / 1000, self._ping_if_silent)
 
     def stop_pings(self) -> None:
         """Stop pinging; a second time does nothing."""
@@ -68,8 +82,12 @@ class Output:
     def _ping_if_silent(self) -> None:
         # One timer that looks back, instead of one that every event resets: a timer is a call into JavaScript.
         loop = asyncio.get_running_loop()
-        wait_s = self._said_at + self._silence_s - loop.time()
+        wait_s = self._said_at + self._every_ms / 1000 - loop.time()
         if wait_s <= 0:
-            self.send(_PING_LINE, ())
-            wait_s = self._silence_s
+            self._unannounced = False
+            self.send(self._ping_line(), ())
+            wait_s = self._every_ms / 1000
         self._timer = loop.call_later(wait_s, self._ping_if_silent)
+
+    def _ping_line(self) -> str:
+        return f'{{"type":"ping","data":{{"everyMs":{self._every_ms}}}}}\n'

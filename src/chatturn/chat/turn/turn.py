@@ -38,7 +38,7 @@ from chatturn.chat.turn.answer import Production
 from chatturn.chat.turn.disconnects import Attendance
 from chatturn.chat.turn.finish import Ending, ending_words, failure_words, kind_of
 from chatturn.chat.turn.history import recent
-from chatturn.chat.turn.reader import Output
+from chatturn.chat.turn.reader import Output, ping_every_ms
 from chatturn.chat.turn.sinks import Sink
 from chatturn.chat.turn.stream import Said
 from chatturn.chat.usage.attempt_usage import Account
@@ -50,9 +50,6 @@ from chatturn.errors import HookError, StoreError, TurnAborted
 from chatturn.events import ChatStreamEvent, encode_line
 
 __all__ = ["CANCEL_REQUESTED", "DISCONNECTED", "ChatTurn"]
-
-_PING_ATTENTIVELY_MS: Final = 5_000
-"""Where it matters whether the reader is still there: a closed connection is noticed at the second write after it."""
 
 CANCEL_REQUESTED: Final = "requested"
 DISCONNECTED: Final = "disconnected"
@@ -216,9 +213,9 @@ class ChatTurn:
         """
         self._task = asyncio.current_task()
         self._output = output = Output(sink, self._observer(), self._deployment.log)
+        output.ping_every(ping_every_ms(self._deployment.settings.on_disconnect))
         if self._deployment.settings.on_disconnect != "continue":
             sink.when_lost(self._lost)
-            output.ping_every(_PING_ATTENTIVELY_MS)
         marks: list[Statement] = []
         try:
             await self._claim_and_run(output, marks, joined=joined)
@@ -240,9 +237,9 @@ class ChatTurn:
                 log = self._log
                 deployment.live.add(self.run_id, log)
                 self._writer.start()
-            self._say_first_words(output, joined=joined)
             if log is not None:
                 output.start_pings()
+            self._say_first_words(output, joined=joined)
             await self._tell(output, marks)
         except asyncio.CancelledError:
             self._failure = TurnAborted("it was stopped", run_id=self.run_id)
