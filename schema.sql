@@ -103,7 +103,8 @@ CREATE TABLE IF NOT EXISTS chat_turns (
   caller_span_id TEXT CHECK (length(caller_span_id) = 16),            -- the span around it; null: it is the first
   traced_by INTEGER CHECK (traced_by >= 1),                           -- the attempt that sent it; null: none yet
   history_json TEXT,                    -- the conversation before, if the request brings one; JSON
-  log_compact INTEGER NOT NULL DEFAULT 0 CHECK (log_compact IN (0, 1))  -- 1: its log is stored in its short form
+  log_compact INTEGER NOT NULL DEFAULT 0 CHECK (log_compact IN (0, 1)),  -- 1: its log is stored in its short form
+  parameters_json TEXT                  -- how the model is to answer, if the request says so; JSON
 ) STRICT, WITHOUT ROWID;
 -- For lists of one tenant's turns, the latest first.
 CREATE INDEX IF NOT EXISTS idx_chat_turns_tenant ON chat_turns (tenant_id, created_at, run_id);
@@ -227,6 +228,6 @@ WHERE tenant_id = '' AND EXISTS (SELECT 1 FROM chat_turns AS t WHERE t.run_id = 
 
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 107, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 108, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome');

@@ -12,7 +12,17 @@ from typing import Any, Final, Literal, Self, cast, get_args
 
 from chatturn.errors import ConfigurationError
 
-__all__ = ["AuthMode", "BackendName", "DisconnectPolicy", "Flag", "Plan", "Settings", "Switch", "setting_names"]
+__all__ = [
+    "AuthMode",
+    "BackendName",
+    "DisconnectPolicy",
+    "Flag",
+    "Plan",
+    "Settings",
+    "Switch",
+    "names_in",
+    "setting_names",
+]
 
 BackendName = Literal["echo", "openai"]
 DisconnectPolicy = Literal["continue", "cancel", "grace"]
@@ -45,6 +55,10 @@ class Settings:
     openai_base_url: str = _setting("https://api.openai.com/v1", "the chat completions API, without a trailing slash")
     openai_api_key: str = _setting("", "the key of that API; a secret", secret=True)
     providers: str = _setting("", "who answers instead of that API, as JSON; see the page Model APIs")
+    models: str = _setting("", "models, separated by commas, that a request may name; none: any")
+    allow_parameters: str = _setting(
+        "*", "parameters, separated by commas, that a request may say; `*` for all, `none` for none"
+    )
     lease_ms: int = _setting(60_000, "how long a worker may be silent before its turn is taken over", least=1_000)
     request_timeout_ms: int = _setting(300_000, "wait for the model's headers, per try; 0 waits for ever", least=0)
     idle_timeout_ms: int = _setting(300_000, "wait between two chunks of the model's answer; 0 waits for ever", least=0)
@@ -156,3 +170,8 @@ _NAMES: Final = tuple(item.name.upper() for item in fields(Settings))
 def setting_names() -> tuple[str, ...]:
     """Return every setting's name in the environment."""
     return _NAMES
+
+
+def names_in(text: str) -> list[str]:
+    """Return the names of a setting that has several, separated by commas."""
+    return [name for each in text.split(",") if (name := each.strip())]

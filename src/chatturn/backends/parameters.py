@@ -1,82 +1,123 @@
 """
-What a request, or a deployment by default, may say about how a model answers: names, types and ranges, as data.
+What a request, or a deployment by default, may say about how a model answers: each as JSON Schema.
 
 The names and ranges are those of OpenAI's chat completions; models take fewer, and their API says which.
 """
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
+from chatturn.errors import ConfigurationError
 from chatturn.jsontext.depth import nests_deeper
 
-__all__ = ["PARAMETERS", "wrong_parameter"]
+__all__ = ["MAX_PARAMETERS_BYTES", "PARAMETERS", "allowed_parameters", "wrong_parameter"]
 
-_MOST_TOKENS: Final = 10_000_000
-_MOST_STOPS: Final = 16
-_MOST_CHARACTERS: Final = 200
-_MOST_SCHEMA_CHARACTERS: Final = 50_000
-_DEEPEST: Final = 40
+MAX_PARAMETERS_BYTES: Final = 65_536
+"""Of all parameters together, as JSON."""
 
+_DEEPEST: Final = 30
 
-def _number(least: float, most: float) -> tuple[Callable[[Any], bool], str]:
-    return (
-        lambda value: type(value) in {int, float} and math.isfinite(value) and least <= value <= most,
-        f"a number from {least:g} to {most:g}",
-    )
+_Schema = Mapping[str, Any]
+_TOKENS: Final[_Schema] = {"type": "integer", "minimum": 1, "maximum": 10_000_000}
+_PENALTY: Final[_Schema] = {"type": "number", "minimum": -2, "maximum": 2}
+_WORD: Final[_Schema] = {"type": "string", "format": "printable", "minLength": 1, "maxLength": 200}
+_TEXT: Final[_Schema] = {"type": "string", "format": "storable", "minLength": 1, "maxLength": 200}
+_OBJECT: Final[_Schema] = {"type": "object", "minProperties": 1}
+_FLAG: Final[_Schema] = {"type": "boolean"}
 
-
-def _whole(least: int, most: int) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: type(value) is int and least <= value <= most, f"a whole number from {least} to {most}"
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _MOST_CHARACTERS
-
-
-def _is_stop(value: Any) -> bool:
-    return _is_text(value) or (isinstance(value, list) and 0 < len(value) <= _MOST_STOPS and all(map(_is_text, value)))
-
-
-def _is_object(value: Any) -> bool:
-    if not isinstance(value, dict) or not value:
-        return False
-    text = json.dumps(value)
-    return len(text) <= _MOST_SCHEMA_CHARACTERS and not nests_deeper(text, _DEEPEST)
-
-
-_TOKENS: Final = _whole(1, _MOST_TOKENS)
-_OBJECT: Final = (_is_object, f"an object of at most {_MOST_SCHEMA_CHARACTERS} characters as JSON")
-_FLAG: Final = (lambda value: isinstance(value, bool), "true or false")
-
-PARAMETERS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
-    "temperature": _number(0, 2),
-    "top_p": _number(0, 1),
-    "top_k": _whole(0, 100_000),
-    "min_p": _number(0, 1),
+PARAMETERS: Final[Mapping[str, _Schema]] = {
+    "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+    "top_p": {"type": "number", "minimum": 0, "maximum": 1},
+    "top_k": {"type": "integer", "minimum": 0, "maximum": 100_000},
+    "min_p": {"type": "number", "minimum": 0, "maximum": 1},
     "max_tokens": _TOKENS,
     "max_completion_tokens": _TOKENS,
-    "stop": (_is_stop, f"a text, or 1 to {_MOST_STOPS} of them, of at most {_MOST_CHARACTERS} characters each"),
-    "seed": _whole(-(2**53) + 1, 2**53 - 1),
-    "frequency_penalty": _number(-2, 2),
-    "presence_penalty": _number(-2, 2),
+    "stop": {"anyOf": [_TEXT, {"type": "array", "minItems": 1, "maxItems": 16, "items": _TEXT}]},
+    "seed": {"type": "integer", "minimum": -(2**53) + 1, "maximum": 2**53 - 1},
+    "frequency_penalty": _PENALTY,
+    "presence_penalty": _PENALTY,
     "response_format": _OBJECT,
-    "reasoning_effort": (_is_text, "a word"),
+    "reasoning_effort": _WORD,
     "reasoning": _OBJECT,
-    "verbosity": (_is_text, "a word"),
-    "service_tier": (_is_text, "a word"),
-    "tool_choice": (lambda value: _is_text(value) or _is_object(value), "a word or an object"),
+    "verbosity": _WORD,
+    "service_tier": _WORD,
+    "tool_choice": {"anyOf": [_WORD, _OBJECT]},
     "parallel_tool_calls": _FLAG,
     "logprobs": _FLAG,
-    "top_logprobs": _whole(0, 20),
+    "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
 }
-"""Each parameter's check, and in words what it must be."""
+
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "object": (dict,),
+    "array": (list,),
+}
 
 
 def wrong_parameter(name: str, value: Any) -> str | None:
     """Say what is wrong with a parameter; None if nothing is."""
     if name not in PARAMETERS:
         return "is no parameter that is known"
-    check, words = PARAMETERS[name]
-    return None if check(value) else f"must be {words}"
+    return None if _fits(value, PARAMETERS[name]) else f"must be {_words(PARAMETERS[name])}"
+
+
+def allowed_parameters(setting: str) -> frozenset[str]:
+    """
+    Return what a request may say, by the setting ``ALLOW_PARAMETERS``.
+
+    Raises:
+        ConfigurationError: It has a name that is none.
+    """
+    names = {name.strip() for name in setting.split(",")} - {""}
+    if names == {"*"}:
+        return frozenset(PARAMETERS)
+    if names == {"none"}:
+        return frozenset()
+    if unknown := sorted(names - PARAMETERS.keys()):
+        raise ConfigurationError("ALLOW_PARAMETERS", f"has {unknown[0]!r}, which is no parameter")
+    return frozenset(names)
+
+
+def _fits(value: Any, schema: _Schema) -> bool:
+    if "anyOf" in schema:
+        return any(_fits(value, each) for each in schema["anyOf"])
+    if type(value) not in _TYPES[schema["type"]]:
+        return False
+    if isinstance(value, str):
+        is_written = value.isprintable() if schema["format"] == "printable" else _is_utf8(value)
+        return is_written and schema["minLength"] <= len(value) <= schema["maxLength"]
+    if isinstance(value, list):
+        fits = schema["minItems"] <= len(value) <= schema["maxItems"]
+        return fits and all(_fits(item, schema["items"]) for item in value)
+    if isinstance(value, dict):
+        text = json.dumps(value, ensure_ascii=False)
+        return len(value) >= schema["minProperties"] and _is_utf8(text) and not nests_deeper(text, _DEEPEST)
+    return isinstance(value, bool) or bool(schema["minimum"] <= value <= schema["maximum"])
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _words(schema: _Schema) -> str:
+    """Say what a value of a schema is."""
+    if "anyOf" in schema:
+        return " or ".join(map(_words, schema["anyOf"]))
+    kind = schema["type"]
+    if kind in {"integer", "number"}:
+        return (
+            f"{'a whole number' if kind == 'integer' else 'a number'} from {schema['minimum']} to {schema['maximum']}"
+        )
+    if kind == "string":
+        return f"a text of 1 to {schema['maxLength']} characters"
+    if kind == "array":
+        return f"a list of 1 to {schema['maxItems']} of these"
+    return {"boolean": "true or false", "object": f"an object that nests at most {_DEEPEST} deep"}[kind]

@@ -1,10 +1,11 @@
 """What is the same for all turns of one Worker, as one value."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 from chatturn.backends.api import AgentExecutionBackend
+from chatturn.backends.parameters import allowed_parameters
 from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.log.live import Alarm, EventAlarm, LiveLogs
 from chatturn.chat.log.query_budget import RENEWALS_PER_TERM, Pace, log_pace
@@ -13,7 +14,8 @@ from chatturn.database.api import Database
 from chatturn.durable.context import ContextSources
 from chatturn.durable.runner import default_sources
 from chatturn.durable.sql_store import SqlRunStore
-from chatturn.settings import Settings
+from chatturn.errors import InvalidField
+from chatturn.settings import Settings, names_in
 from chatturn.telemetry.operator_log import OperatorLog, print_log
 from chatturn.usage.prices import PriceTable
 
@@ -73,6 +75,25 @@ class Deployment:
             session=settings.budget_session_micro_usd,
             tenant=settings.budget_tenant_day_micro_usd,
         )
+
+    def objection(self, model: str | None, parameters: Mapping[str, Any]) -> InvalidField | None:
+        """
+        Return why a request may not name *model*, or say *parameters*; None if it may.
+
+        Raises:
+            ConfigurationError: ``ALLOW_PARAMETERS`` cannot be read.
+        """
+        settings = self.settings
+        if settings.models and model is not None and model not in names_in(f"{settings.models},{settings.model}"):
+            return InvalidField("model is none that may be named here; GET /v1/models has them", field="model")
+        for name in parameters:
+            if not self.may_say(name):
+                return InvalidField(f"parameters.{name} may not be said here", field=f"parameters.{name}")
+        return None
+
+    def may_say(self, parameter: str) -> bool:
+        """Say whether a request may say a parameter."""
+        return parameter in allowed_parameters(self.settings.allow_parameters)
 
     def running(self, turns_at_once: int) -> Self:
         """Return the same deployment for an invocation that runs so many turns beside each other."""

@@ -88,11 +88,12 @@ def turn_manifest(
     user_message: str,
     model: str | None,
     history: Sequence[Mapping[str, Any]] | None = None,
+    parameters: Mapping[str, Any] | None = None,
 ) -> DurableRunManifest:
     """
     Describe the turn for its run: agent-runtime's manifest, so that their databases' hashes still match.
 
-    A conversation that the request brings is a member more, and where it brings none the hash is theirs.
+    A conversation that the request brings, and parameters, are members more; without them the hash is theirs.
 
     Source:
         docs/reference/agent-runtime.md, Hashes: the digest of the manifest and of its input are pinned there.
@@ -109,6 +110,7 @@ def turn_manifest(
             "userMessage": user_message,
             "model": model,
             **({} if history is None else {"history": [dict(message) for message in history]}),
+            **({"parameters": dict(parameters)} if parameters else {}),
         },
         tags={"session_id": identity.session_id, "tenant_id": identity.tenant_id},
     )

@@ -1,6 +1,6 @@
 """What is asked of a turn, and what is told about it: values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ class TurnRequest:
         model: The model asked for, or None for the deployment's.
         metadata: The caller's own, JSON.
         history: The conversation before the message, where the request brings its own; None: the session's is it.
+        parameters: How the model is to answer; see `chatturn.backends.parameters`.
         supersede: Start the turn anew if it was started with another message or model.
         follow: Show what is being answered already, instead of refusing.
     """
@@ -32,6 +33,7 @@ class TurnRequest:
     model: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     history: Sequence[ChatMessage] | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     supersede: bool = False
     follow: bool = False
 
@@ -107,6 +109,7 @@ class TurnInput:
             user_message=request.message,
             model=request.model,
             history=request.history,
+            parameters=request.parameters,
         )
 
     @property

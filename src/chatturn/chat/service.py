@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
+from chatturn.backends.parameters import allowed_parameters
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.engine import durable_chat_turn_engine
 from chatturn.chat.following import FollowedTurn
@@ -38,6 +39,7 @@ from chatturn.errors import (
     SchemaOutdated,
     StoreError,
 )
+from chatturn.settings import names_in
 
 __all__ = ["DurableChatService"]
 
@@ -59,8 +61,23 @@ class DurableChatService:
     tracing: RequestTracing | None = None
 
     async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> ChatTurn:
-        """Claim a turn, ready to run; see `DurableChatTurnEngine.open`."""
+        """
+        Claim a turn, ready to run; see `DurableChatTurnEngine.open`.
+
+        Raises:
+            InvalidField: It is a new turn whose model or parameters the deployment does not allow.
+        """
+        await self._check_wishes(identity, request)
         return await durable_chat_turn_engine.open(self._traced(identity, request))
+
+    async def _check_wishes(self, identity: ChatTurnIdentity, request: TurnRequest) -> None:
+        """Refuse what the deployment does not allow, unless the turn is there: what was begun may be ended."""
+        refusal = self.deployment.objection(request.model, request.parameters)
+        if refusal is None:
+            return
+        [found] = await self.deployment.database.batch([chat_sql.read_turn(turn_run_id(identity))])
+        if not found.rows:
+            raise refusal
 
     def _traced(self, identity: ChatTurnIdentity, request: TurnRequest) -> TurnInput:
         deployment = self.deployment
@@ -127,7 +144,8 @@ class DurableChatService:
 
     def model_names(self) -> Sequence[str]:
         """Return what a request may name as its model; the first is the deployment's."""
-        return [name for each in self.deployment.settings.model.split(",") if (name := each.strip())]
+        settings = self.deployment.settings
+        return list(dict.fromkeys(names_in(f"{settings.model},{settings.models}")))
 
     async def cancel(self, identity: ChatTurnIdentity) -> Cancellation | None:
         """
@@ -161,11 +179,13 @@ class DurableChatService:
 
     async def _reopen(self, row: Row) -> ChatTurn:
         metadata, model, history = row["metadata_json"], row["model"], row["history_json"]
+        parameters = row["parameters_json"]
         request = TurnRequest(
             message=str(row["user_message"]),
             model=None if model is None else str(model),
             metadata={} if metadata is None else json.loads(str(metadata)),
             history=None if history is None else json.loads(str(history)),
+            parameters={} if parameters is None else json.loads(str(parameters)),
         )
         return await self.open(_identity(row), request)
 
@@ -174,9 +194,11 @@ class DurableChatService:
         Look whether a turn could run.
 
         Raises:
+            ConfigurationError: A setting that only turns look at cannot be read.
             StoreUnavailable: The database does not answer.
             SchemaOutdated: Its tables are missing, or older than this code.
         """
+        allowed_parameters(self.deployment.settings.allow_parameters)
         version = await read_version(self.deployment.database)
         if version < DURABLE_SCHEMA_VERSION:
             message = f"the schema is at version {version}, but this code needs {DURABLE_SCHEMA_VERSION}"

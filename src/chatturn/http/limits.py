@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
+from chatturn.backends.parameters import MAX_PARAMETERS_BYTES, PARAMETERS, wrong_parameter
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
 from chatturn.chat.requests import TurnRequest
 from chatturn.errors import InvalidField, PayloadTooLarge, UnsupportedMediaType
@@ -40,6 +41,7 @@ __all__ = [
     "read_event_payload",
     "read_message",
     "read_model",
+    "read_parameters",
     "read_run_id",
     "read_session_id",
     "read_text",
@@ -72,6 +74,7 @@ TURN_MEMBERS: Final[Members] = {
     "message": {"type": "string", "format": "storable", "minLength": 1, "maxLength": MAX_MESSAGE_CHARACTERS},
     "model": {"type": ["string", "null"], "format": "printable", "minLength": 1, "maxLength": MAX_MODEL_CHARACTERS},
     "metadata": {"type": ["object", "null"]},
+    "parameters": {"type": ["object", "null"], "properties": PARAMETERS, "additionalProperties": False},
     "on_mismatch": {"type": "string", "enum": list(_ON_MISMATCH), "default": _ON_MISMATCH[0]},
     "follow": {"type": "boolean", "default": False},
 }
@@ -199,7 +202,7 @@ def _decoded(segment: str, field: str) -> str:
 
 def read_turn_request(body: bytes) -> TurnRequest:
     """
-    Read the *body* of a request for a turn: ``{"message", "model"?, "metadata"?, "on_mismatch"?, "follow"?}``.
+    Read the *body* of a request for a turn: ``{"message", "model"?, "metadata"?, "parameters"?, …}``.
 
     A member that is not known is refused rather than ignored: ``mesage`` and ``Model`` are found out at once.
 
@@ -221,6 +224,7 @@ def read_turn_request(body: bytes) -> TurnRequest:
         message=read_message(members.get("message")),
         model=read_model(members.get("model")),
         metadata=_metadata(members.get("metadata")),
+        parameters=read_parameters(members.get("parameters")),
         supersede=_on_mismatch(members.get("on_mismatch", "refuse")) == "supersede",
         follow=_follow(members.get("follow", False)),
     )
@@ -327,6 +331,26 @@ def read_model(value: object) -> str | None:
         return None
     if not isinstance(value, str) or not 0 < len(value) <= MAX_MODEL_CHARACTERS or not value.isprintable():
         raise InvalidField(f"model must be 1 to {MAX_MODEL_CHARACTERS} printable characters, or null", field="model")
+    return value
+
+
+def read_parameters(value: object) -> dict[str, Any]:
+    """
+    Read how the model is to answer.
+
+    Raises:
+        PayloadTooLarge: It is longer than its limit.
+        InvalidField: It is no object, or a member is unknown or not what it must be.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InvalidField("parameters must be an object, or null", field="parameters")
+    for name, parameter in value.items():
+        if (wrong := wrong_parameter(name, parameter)) is not None:
+            raise InvalidField(f"parameters.{shortened(name)} {wrong}", field=f"parameters.{shortened(name)}")
+    if len(json.dumps(value, ensure_ascii=False).encode()) > MAX_PARAMETERS_BYTES:
+        raise _too_large("parameters", f"{MAX_PARAMETERS_BYTES} bytes of JSON")
     return value
 
 

@@ -19,10 +19,11 @@ Source:
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from chatturn.backends.parameters import PARAMETERS
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.turn.sinks import BufferSink
@@ -36,7 +37,14 @@ from chatturn.errors import (
 )
 from chatturn.http.application import Call
 from chatturn.http.client_bodies import Conversation, read_conversation
-from chatturn.http.limits import MAX_BODY_BYTES, check_body_headers, read_model, read_session_id, read_turn_index
+from chatturn.http.limits import (
+    MAX_BODY_BYTES,
+    check_body_headers,
+    read_model,
+    read_parameters,
+    read_session_id,
+    read_turn_index,
+)
 from chatturn.http.messages import HttpResponse
 from chatturn.http.problems import detail_of, error_headers, json_response, shown
 from chatturn.http.projected import OpenedTurn, ProjectedTurn, Projection, open_or_follow
@@ -56,13 +64,8 @@ MAX_KEY_CHARACTERS: Final = 255
 _RETRIED_WITHIN_S: Final = 900
 """An SDK's retries are over by then: two of them, each after at most a minute, of a request of ten minutes."""
 
-_IGNORED: Final = frozenset(
-    (
-        "frequency_penalty", "logit_bias", "max_completion_tokens", "max_tokens", "presence_penalty",
-        "reasoning_effort", "seed", "stop", "temperature", "top_p",
-    )
-)  # fmt: skip
-"""Parameters of the model that are not passed on yet: clients send them by themselves."""
+_IGNORED: Final = frozenset(("logit_bias", "parallel_tool_calls", "tool_choice"))
+"""Parameters of the model that are not passed on, though clients send them by themselves."""
 
 _REFUSED: Final = frozenset(("audio", "function_call", "functions", "logprobs", "prediction", "tools", "top_logprobs"))
 """Members that ask for what cannot be done: an answer without it would be another one."""
@@ -101,7 +104,7 @@ async def post_completion(call: Call) -> HttpResponse:
     check_body_headers(call.request.headers)
     body = await call.request.read(MAX_BODY_BYTES)
     members = read_json_object(body)
-    asked = _read(members)
+    asked = _read(members, call.service.deployment.may_say)
     place = await _place(call, asked, body)
     try:
         opened = await open_or_follow(call.service, place.identity, place.request)
@@ -198,7 +201,11 @@ async def _place(call: Call, asked: "_Asked", body: bytes) -> _Place:
         prefix = f"once.{_digest(user, hashlib.sha256(body).hexdigest())}."
         session = await _retried(call, prefix) or prefix + derive_worker_id().removeprefix("worker-")
     request = TurnRequest(
-        message=conversation.question, model=asked.asked_model, history=conversation.before, follow=True
+        message=conversation.question,
+        model=asked.asked_model,
+        history=conversation.before,
+        parameters=asked.parameters,
+        follow=True,
     )
     return _Place(identity=_identity(call, session, 0), request=request, by_key=bool(key))
 
@@ -224,7 +231,9 @@ def _of_session(call: Call, asked: "_Asked") -> _Place:
         index = asked.conversation.turn_index if given is None else read_turn_index(_named(given, "turn_index"))
     except InvalidField as error:
         raise InvalidField(str(error), field=f"metadata.{error.field}") from None
-    request = TurnRequest(message=asked.conversation.question, model=asked.asked_model, follow=True)
+    request = TurnRequest(
+        message=asked.conversation.question, model=asked.asked_model, parameters=asked.parameters, follow=True
+    )
     return _Place(identity=_identity(call, session, index), request=request)
 
 
@@ -270,7 +279,8 @@ class _Asked:
         metadata: The caller's own.
         stream: Whether the answer is a stream.
         include_usage: Whether its usage ends it.
-        ignored: Parameters that were not looked at.
+        parameters: How the model is to answer.
+        ignored: Parameters that are not passed on.
     """
 
     conversation: Conversation
@@ -279,11 +289,14 @@ class _Asked:
     metadata: Mapping[str, Any]
     stream: bool
     include_usage: bool
+    parameters: Mapping[str, Any]
     ignored: tuple[str, ...]
 
 
-def _read(members: Mapping[str, Any]) -> _Asked:
-    _refuse_what_cannot_be_done(members)
+def _read(members: Mapping[str, Any], may_say: Callable[[str], bool]) -> _Asked:
+    _refuse_what_cannot_be_done(members, may_say)
+    said = [name for name in sorted(members) if members[name] is not None and name in PARAMETERS.keys() | _IGNORED]
+    taken = [name for name in said if name not in _IGNORED and may_say(name)]
     asked_model = read_model(members.get("model"))
     metadata = members.get("metadata") or {}
     if not isinstance(metadata, dict):
@@ -296,11 +309,20 @@ def _read(members: Mapping[str, Any]) -> _Asked:
         metadata=metadata,
         stream=members.get("stream") is True,
         include_usage=isinstance(options, dict) and options.get("include_usage") is True,
-        ignored=tuple(sorted(name for name in members if name in _IGNORED and members[name] is not None)),
+        parameters=_parameters({name: members[name] for name in taken}),
+        ignored=tuple(name for name in said if name not in taken),
     )
 
 
-def _refuse_what_cannot_be_done(members: Mapping[str, Any]) -> None:
+def _parameters(said: dict[str, Any]) -> Mapping[str, Any]:
+    try:
+        return read_parameters(said)
+    except InvalidField as error:
+        name = (error.field or "").removeprefix("parameters.")
+        raise InvalidField(str(error).removeprefix("parameters."), field=name) from None
+
+
+def _refuse_what_cannot_be_done(members: Mapping[str, Any], may_say: Callable[[str], bool]) -> None:
     """
     Refuse a request whose answer would not be what it asks for.
 
@@ -315,7 +337,8 @@ def _refuse_what_cannot_be_done(members: Mapping[str, Any]) -> None:
     if members.get("modalities") not in (None, ["text"]):
         raise UnsupportedParameter("modalities can only be text", field="modalities")
     form = members.get("response_format")
-    if form is not None and (not isinstance(form, dict) or form.get("type") != "text"):
+    is_text = form is None or (isinstance(form, dict) and form.get("type") == "text")
+    if not is_text and not may_say("response_format"):
         raise UnsupportedParameter("response_format can only be text", field="response_format")
 
 

@@ -264,7 +264,7 @@ class OpenAICompatibleBackend:
             "stream_options": {"include_usage": True},  # which `options` may replace, for servers that refuse it
             **{name: value for name, value in self.asked.defaults.items() if _is_open(name, request.options)},
             **continuation,
-            **request.options,
+            **{name: value for name, value in request.options.items() if _has_subject(name, request.options)},
             "model": model,
             "stream": True,
             "messages": messages,
@@ -307,6 +307,11 @@ def _is_open(name: str, options: Mapping[str, Any]) -> bool:
     """Say whether a request leaves a parameter to the deployment: said nothing like it, and has what it is about."""
     if name in _LIMITS:
         return not _LIMITS & set(options)
+    return _has_subject(name, options)
+
+
+def _has_subject(name: str, options: Mapping[str, Any]) -> bool:
+    """Say whether a parameter is about something: APIs refuse those about tools where there are none."""
     return name not in _ABOUT_TOOLS or bool(options.get("tools"))
 
 

@@ -135,8 +135,8 @@ class AgentProducer:
         self, said: "_Round", messages: Sequence[ChatMessage]
     ) -> AsyncGenerator[EventBatch, None]:
         context = self._context
-        options: dict[str, Any] = dict(self._options)
-        if options and said.number == self._max_rounds:
+        options: dict[str, Any] = {**context.parameters, **self._options}
+        if self._options and said.number == self._max_rounds:
             options["tool_choice"] = "none"
         stream = context.backend.stream(
             AgentBackendInput(messages=list(messages), model=context.model, options=options),

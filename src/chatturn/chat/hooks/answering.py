@@ -22,7 +22,10 @@ async def answer(context: TurnContext, *, system: str | None = None) -> AsyncGen
     instructions: list[ChatMessage] = [{"role": "system", "content": system}] if system else []
     question: ChatMessage = {"role": "user", "content": context.user_message}
     request = AgentBackendInput(
-        messages=[*instructions, *context.history, question], model=context.model, continue_from=context.continue_from
+        messages=[*instructions, *context.history, question],
+        model=context.model,
+        continue_from=context.continue_from,
+        options=context.parameters,
     )
     backend_context = AgentBackendContext(request_id=context.request_id, tracer=context.tracer)
     if context.continue_from:

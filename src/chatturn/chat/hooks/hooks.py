@@ -31,6 +31,7 @@ class TurnContext:
         model: The model asked for, or the deployment's; None for the backend's default.
         history: The session's finished turns before this one, oldest first, as user and assistant messages.
         metadata: The request's.
+        parameters: How the request wants the model to answer: temperature, max_tokens … (see the page HTTP).
         attempt: From 1.
         request_id: Stable for this attempt of this turn; an idempotency key for what the hook calls.
         continue_from: What an attempt whose worker died had said, if the backend can go on from there; "" for a
@@ -51,6 +52,7 @@ class TurnContext:
     backend: AgentExecutionBackend
     durable: DurableContext
     continue_from: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     tracer: Tracer = NULL_TRACER
     log: OperatorLog = print_log
 

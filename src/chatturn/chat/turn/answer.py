@@ -174,6 +174,7 @@ class Production:
             model=turn.model,
             history=self._history,
             metadata=turn.request.metadata,
+            parameters=turn.request.parameters,
             attempt=self._log.attempt,
             request_id=canonical_hash([self._key_name, self._log.attempt]),
             backend=MeteredBackend(deployment.backend, self._account),

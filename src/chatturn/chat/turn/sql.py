@@ -37,12 +37,13 @@ _TRACED_HERE: Final = f"chat_turns.traceparent IS NULL OR {_ANEW}"
 _BEGIN_TURN: Final = f"""
 INSERT INTO chat_turns (run_id, tenant_id, session_id, user_id, turn_index, user_message, model, metadata_json,
                         trace_id, traceparent, caller_span_id, attempt, first_attempt, manifest_hash, created_at,
-                        updated_at, history_json)
-SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, epoch, epoch, manifest_hash, updated_at, updated_at, ?14
+                        updated_at, history_json, parameters_json)
+SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, epoch, epoch, manifest_hash, updated_at, updated_at, ?14, ?15
 FROM durable_runs WHERE run_id = ?1 AND {HELD}
 ON CONFLICT (run_id) DO UPDATE SET
   user_id = excluded.user_id, user_message = excluded.user_message, model = excluded.model,
-  metadata_json = excluded.metadata_json, history_json = excluded.history_json, attempt = excluded.attempt,
+  metadata_json = excluded.metadata_json, history_json = excluded.history_json,
+  parameters_json = excluded.parameters_json, attempt = excluded.attempt,
   updated_at = excluded.updated_at, cancelled_at = NULL, log_compact = 0, manifest_hash = excluded.manifest_hash,
   first_attempt = CASE WHEN {_ANEW} THEN excluded.attempt ELSE first_attempt END,
   suspensions = CASE WHEN {_ANEW} THEN 0 ELSE suspensions END,
@@ -108,7 +109,7 @@ _FORGET_CHECKPOINTS: Final = f"DELETE FROM durable_steps WHERE run_id = ?1 AND s
 
 _READ_TURN_INPUT: Final = """
 SELECT t.tenant_id, t.session_id, t.user_id, t.turn_index, t.user_message, t.model, t.metadata_json, t.history_json,
-  r.status
+  t.parameters_json, r.status
 FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id WHERE t.run_id = ?1
 """
 
@@ -125,6 +126,7 @@ def begin_turn(
     model: str | None,
     metadata_json: str | None,
     history_json: str | None = None,
+    parameters_json: str | None = None,
     trace: Sequence[str | None] = (None, None, None),
 ) -> Statement:
     """
@@ -136,6 +138,7 @@ def begin_turn(
         model: Of whom, if the request says so.
         metadata_json: The caller's own.
         history_json: The conversation before, where the request brings it.
+        parameters_json: How the model is to answer, where the request says so.
         trace: The trace, the turn's span as a ``traceparent``, and the span around it, for a turn that has none yet.
     """
     return Statement(
@@ -150,6 +153,7 @@ def begin_turn(
             metadata_json,
             *trace,
             history_json,
+            parameters_json,
         ),
     )
 

@@ -371,6 +371,7 @@ class ChatTurn:
             user_message=request.message,
             model=request.model,
             metadata_json=metadata,
+            parameters_json=json.dumps(request.parameters, ensure_ascii=False) if request.parameters else None,
             history_json=None if request.history is None else json.dumps(list(request.history), ensure_ascii=False),
             trace=tracing.begin_with(turn.tracing),
         )

@@ -191,7 +191,9 @@ def test_the_manual_has_the_table() -> None:
 def test_the_manual_has_every_reason() -> None:
     """The words of the manual's table come to what it says."""
     page = (Path(__file__).parents[4] / "docs/reference/model-apis.md").read_text()
-    rows = re.findall(r"^\| (`\w+`|an error) \| ([a-z_]+(?:, [a-z_]+)*) \|", page, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (`(?:stop|tool_calls|length|content_filter)`|an error) \| ([a-z_]+(?:, [a-z_]+)*) \|", page, re.MULTILINE
+    )
     told = {word: told.strip("`") for told, words in rows for word in words.split(", ")}
 
     assert told == {word: "an error" if end.is_failure else end.value for word, end in known_words().items()}
