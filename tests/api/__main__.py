@@ -11,6 +11,7 @@ from tests.support.client import token
 from tests.support.worker import running_worker
 
 _FOLDER: Final = Path(__file__).parent
+_ROOT: Final = _FOLDER.parents[1]
 _SCOPES: Final = "turns turns:read operate"
 
 
@@ -24,7 +25,7 @@ def main(arguments: list[str]) -> int:
             *("--header", f"Authorization: Bearer {token(scope=_SCOPES, exp=2**31)}"),
             *arguments,
         ]
-        environment = {**os.environ, "SCHEMATHESIS_HOOKS": "tests.api.hooks", "PYTHONPATH": str(_FOLDER.parents[1])}
+        environment = {**os.environ, "SCHEMATHESIS_HOOKS": "tests.api.hooks", "PYTHONPATH": f"{_ROOT}:{_ROOT / 'src'}"}
         status = subprocess.run(command, env=environment, cwd=cache, check=False).returncode
         if status:
             print(worker.log)
