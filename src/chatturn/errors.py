@@ -17,6 +17,7 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
     + UnsupportedParameter                 400 unsupported_parameter
     + IdempotencyKeyReused                 422 idempotency_key_reused
   x ConfigurationError                   503 misconfigured: the operator must change a setting
+  x BodyTimeout                          408 body_timeout (r): the request did not arrive whole
   x KeysUnavailable                      503 keys_unavailable (r): those that tokens are checked with
   x DurableRunError                      the run is not this caller's to continue
     + DurableRunLeaseHeldError             409 turn_in_flight (r)
@@ -67,6 +68,7 @@ __all__ = [
     "BackendReportedError",
     "BackendTimeout",
     "BackendTransportError",
+    "BodyTimeout",
     "BudgetExceeded",
     "ChatTurnError",
     "ConfigurationError",
@@ -139,6 +141,15 @@ class ConfigurationError(ChatTurnError):
     def __init__(self, setting: str, message: str) -> None:
         super().__init__(f"{setting}: {message}")
         self.setting = setting
+
+
+class BodyTimeout(ChatTurnError):
+    """The body did not arrive whole in time; nothing was written, and the same request may be sent again."""
+
+    code = "body_timeout"
+    status = 408
+    retryable = True
+    public = "The request did not arrive in time. Send it again."
 
 
 class KeysUnavailable(ChatTurnError):

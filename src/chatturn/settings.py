@@ -60,6 +60,7 @@ class Settings:
         "*", "parameters, separated by commas, that a request may say; `*` for all, `none` for none"
     )
     lease_ms: int = _setting(60_000, "how long a worker may be silent before its turn is taken over", least=1_000)
+    body_timeout_ms: int = _setting(30_000, "wait for the whole body of a request; 0 waits for ever", least=0)
     request_timeout_ms: int = _setting(300_000, "wait for the model's headers, per try; 0 waits for ever", least=0)
     idle_timeout_ms: int = _setting(300_000, "wait between two chunks of the model's answer; 0 waits for ever", least=0)
     total_timeout_ms: int = _setting(900_000, "for one whole model call, tries and answer; 0 waits for ever", least=0)

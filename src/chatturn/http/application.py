@@ -41,6 +41,7 @@ class Application:
         log: Takes a sentence and what was raised, for the operator.  Never raises.
         tickets: What an EventSource shows in place of a token.
         cors: Which pages of other origins may read the responses.
+        body_within_s: How long a request's body may take to arrive; None for ever.
         owner: Runs turns in place of this request; None where it runs them itself.
     """
 
@@ -49,6 +50,7 @@ class Application:
     log: Callable[[str, BaseException], None]
     tickets: Tickets = NO_TICKETS
     cors: Cors = field(default_factory=Cors)
+    body_within_s: float | None = None
     owner: SessionOwner | None = None
 
     @classmethod

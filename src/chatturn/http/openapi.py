@@ -20,6 +20,7 @@ from chatturn.chat.lists.lists import RUN_STATUSES
 from chatturn.chat.usage.totals import USAGE_KEYS
 from chatturn.errors import (
     BackendError,
+    BodyTimeout,
     BudgetExceeded,
     ChatTurnError,
     ConfigurationError,
@@ -62,7 +63,7 @@ _EVERYWHERE: Final[Errors] = (
     ConfigurationError,
     KeysUnavailable,
 )
-_OF_A_BODY: Final[Errors] = (MalformedRequest, PayloadTooLarge, UnsupportedMediaType)
+_OF_A_BODY: Final[Errors] = (BodyTimeout, MalformedRequest, PayloadTooLarge, UnsupportedMediaType)
 _OF_THE_STORE: Final[Errors] = (StoreError,)
 _OF_A_CLAIM: Final[Errors] = (
     *_OF_THE_STORE,

@@ -5,13 +5,15 @@ Everything about a response but its body is decided before the first byte of it:
 is within its limits, and whether the turn can be had.  Adding a route is adding a row to `ROUTES`.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
-from chatturn.errors import ChatTurnError, MethodNotAllowed, NotFound, RequestError
+from chatturn.errors import BodyTimeout, ChatTurnError, MethodNotAllowed, NotFound, RequestError
 from chatturn.http.ai_sdk import AI_SDK_CHAT, ai_sdk_problem, get_chat_stream, post_chat, session_of_chat
 from chatturn.http.application import Application, Call, PublicRoute, Route
 from chatturn.http.auth import OPERATE, READ_TURNS, RUN_TURNS, require_scope
@@ -152,8 +154,20 @@ async def _dispatch(request: HttpRequest, app: Application) -> HttpResponse:
         parameters = found.groupdict()
         if app.owner is not None and route.session is not None and (session := route.session(parameters)) is not None:
             return await app.owner.forward(principal.tenant_id, session)
-        return await route.operation(Call(app.chat(), request, principal, parameters, app.tickets, ticket))
+        timed = request
+        if app.body_within_s is not None:
+            timed = replace(request, read=partial(_read_in_time, request, app.body_within_s))
+        return await route.operation(Call(app.chat(), timed, principal, parameters, app.tickets, ticket))
     raise NotFound("no route has this path")
+
+
+async def _read_in_time(request: HttpRequest, within_s: float, most_bytes: int) -> bytes:
+    """Read the body, or give it up: a client that sends half of one must not hold the request for ever."""
+    try:
+        async with asyncio.timeout(within_s):
+            return await request.read(most_bytes)
+    except TimeoutError:
+        raise BodyTimeout(f"the body did not arrive within {within_s} s") from None
 
 
 def _ticket(request: HttpRequest, app: Application) -> Ticket | None:

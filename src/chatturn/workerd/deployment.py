@@ -90,6 +90,7 @@ def application(
         log=log,
         tickets=isolate.tickets,
         cors=isolate.cors,
+        body_within_s=isolate.chat.settings.body_timeout_ms / 1000 or None,
         owner=owner,
     )
 

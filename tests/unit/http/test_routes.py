@@ -1,9 +1,11 @@
 """The Worker's HTTP: what each route answers, and that nothing a stranger sends makes it answer otherwise."""
 
+import asyncio
 import inspect
 import json
 import re
 from collections.abc import Coroutine, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import jwt
@@ -761,3 +763,20 @@ def test_nothing_that_is_sent_makes_it_fail(
         assert 0 < len(request.message.strip()) <= MAX_MESSAGE_CHARACTERS
         json.dumps([request.message, request.model, request.metadata], allow_nan=False).encode()
         request.message.encode()
+
+
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    """408, nothing is opened, and a retry may help; without a limit it is waited for as before."""
+    service = FakeService()
+    app = replace(application(service), body_within_s=0.01)
+
+    async def never(_most: int) -> bytes:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    request = replace(http_request("POST", TURN, headers={**JSON, **ANN}), read=never)
+    response = asyncio.run(handle(request, app))
+
+    assert (response.status, members(response)["code"]) == (408, "body_timeout")
+    assert "Retry-After" in response.headers
+    assert service.opened == []

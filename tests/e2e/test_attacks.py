@@ -1,0 +1,70 @@
+"""One user alone against an isolate of the real workerd: others are served, and nothing is held for ever."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+
+import pytest
+
+from tests.support.client import Client
+from tests.support.http import http
+from tests.support.worker import Worker, running_worker
+
+BODY_MS = 1_500
+HALF = b'{"message": "hel'
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    """A Worker that waits a second and a half for bodies."""
+    with running_worker(variables={"BODY_TIMEOUT_MS": str(BODY_MS)}) as started:
+        yield started
+
+
+def half_sent(worker: Worker, client: Client, number: int, *, chunked: bool) -> socket.socket:
+    """Begin a request whose body stops in the middle, and stays open."""
+    connection = socket.create_connection(("127.0.0.1", worker.server.port), timeout=30)
+    framing = "transfer-encoding: chunked" if chunked else "content-length: 500"
+    head = (
+        f"POST /v1/sessions/half-{number}/turns/0 HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        f"authorization: {client.headers['authorization']}\r\n{framing}\r\n\r\n"
+    )
+    body = f"{len(HALF):x}\r\n".encode() + HALF + b"\r\n" if chunked else HALF
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
+def test_half_sent_bodies_are_given_up(worker: Worker, chunked: bool) -> None:
+    """Three hundred at once: each is told so, nothing is written, and meanwhile others are answered."""
+    client = Client(worker.url)
+    with ExitStack() as stack:
+        began = time.monotonic()
+        connections = [
+            stack.enter_context(closing(half_sent(worker, client, number, chunked=chunked))) for number in range(300)
+        ]
+        asked = time.monotonic()
+        assert http.get(f"{worker.url}/healthz").status_code == 200
+        health_s = time.monotonic() - asked
+        client.post(f"beside-{chunked}")
+        answers = [_answer(connection) for connection in connections]
+        took = time.monotonic() - began
+
+    assert {status for status, _ in answers} == {408}
+    assert {json.loads(body)["code"] for _, body in answers} == {"body_timeout"}
+    assert health_s < 5
+    assert took < 60
+    assert worker.sql("SELECT run_id FROM durable_runs WHERE run_id LIKE '%half%'") == []
+
+
+def _answer(connection: socket.socket) -> tuple[int, bytes]:
+    """Read one answer that is not chunked, or has one chunk."""
+    received = b""
+    while b"}" not in received:
+        data = connection.recv(65_536)
+        assert data, received
+        received += data
+    body = received[received.index(b"{") : received.rindex(b"}") + 1]
+    return int(received.split(b" ", 2)[1]), body
