@@ -10,7 +10,8 @@ A product is a module whose class ``Hooks`` derives from `ChatTurnHooks`::
             return StreamProducer(answer(context, system="You help lawyers to read documents."))
 
 Hooks and what they are given:
-    `ChatTurnHooks`, `TurnContext`, `FinishedTurn`, `ChatTurnIdentity`.
+    `ChatTurnHooks`, `TurnContext`, `FinishedTurn`, `ChatTurnIdentity`; `EndedAttempt`, whose end is
+    `Completed`, `Cancelled`, `Suspended` or `Failed`.
 The answer:
     `StreamProducer` and `DurableTurnProducer`, `answer`, `AgentBackendInput`, `AgentBackendContext`,
     `AgentExecutionBackend`, `ChatMessage`.
@@ -26,14 +27,14 @@ Failures and the operator's log:
 
 from chatturn.backends.api import AgentBackendContext, AgentBackendInput, AgentExecutionBackend, ChatMessage
 from chatturn.chat.hooks.answering import answer
-from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn, TurnContext
+from chatturn.chat.hooks.hooks import ChatTurnHooks, DurableTurnProducer, EndedAttempt, FinishedTurn, TurnContext
 from chatturn.chat.hooks.tool import Tool, ToolContext, ToolError
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.turn.stream import StreamProducer
 from chatturn.durable.context import DurableContext
+from chatturn.durable.ends import Cancelled, Completed, Failed, Suspended
 from chatturn.durable.steps import StepRetry
 from chatturn.durable.tasks import StepCall
-from chatturn.durable.turn import DurableTurnProducer
 from chatturn.errors import (
     BackendError,
     BackendRejected,
@@ -58,16 +59,20 @@ __all__ = [
     "BackendTimeout",
     "BackendTransportError",
     "BudgetExceeded",
+    "Cancelled",
     "ChatMessage",
     "ChatStreamEvent",
     "ChatTurnError",
     "ChatTurnHooks",
     "ChatTurnIdentity",
+    "Completed",
     "DurableAwaitEventTimeoutError",
     "DurableContext",
     "DurableRunDivergenceError",
     "DurableTurnProducer",
+    "EndedAttempt",
     "EventBatch",
+    "Failed",
     "FinishedTurn",
     "OperatorLog",
     "StepCall",
@@ -75,6 +80,7 @@ __all__ = [
     "StepTimeout",
     "StepTooLarge",
     "StreamProducer",
+    "Suspended",
     "Tool",
     "ToolContext",
     "ToolError",

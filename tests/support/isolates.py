@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from chatturn.agent_runtime.attempt_runs import keep_runtime_runs
 from chatturn.backends.api import AgentExecutionBackend
 from chatturn.backends.echo import create_echo_backend
 from chatturn.chat.deployment import Deployment
@@ -206,6 +207,7 @@ class Isolate:
             log=lambda event, particulars: self.logged.append((event, particulars)),
             live=self._live,
             prices=self.prices,
+            attempt_listeners={"runtime_runs": keep_runtime_runs},
         )
         tracing = None if self.telemetry is None else self.telemetry.request(traceparent)
         return DurableChatService(deployment=deployment, tracing=tracing)

@@ -17,7 +17,7 @@ from chatturn.chat.log.query_budget import Pace
 from chatturn.chat.requests import TurnInput, TurnRequest
 from chatturn.chat.turn.sinks import BufferSink
 from chatturn.chat.turn.stream import StreamProducer
-from chatturn.chat.turn.turn import ChatTurn
+from chatturn.chat.turn.turn import run_turn
 from chatturn.database.api import Database, Statement
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.durable.sql_store import SqlRunStore
@@ -200,7 +200,7 @@ class Desk:
     async def run(self, sink: BufferSink | None = None, **changes: Any) -> list[dict[str, Any]]:
         """Run a turn and return its lines, parsed; pings are in the sink."""
         sink = sink or BufferSink()
-        await ChatTurn(self.input(**changes)).run(sink)
+        await run_turn(self.input(**changes), sink)
         return events_of(sink.text())
 
     async def rows(self, sql: str) -> list[tuple[Any, ...]]:

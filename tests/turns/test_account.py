@@ -21,7 +21,7 @@ from chatturn.chat.hooks.hooks import ChatTurnHooks, TurnContext
 from chatturn.chat.log.query_budget import Pace
 from chatturn.chat.turn.sinks import BufferSink
 from chatturn.chat.turn.stream import StreamProducer
-from chatturn.chat.turn.turn import ChatTurn
+from chatturn.chat.turn.turn import run_turn
 from chatturn.chat.usage.calls import Budgets
 from chatturn.database.api import Database, Statement
 from chatturn.database.sqlite import SqliteDatabase
@@ -616,7 +616,7 @@ async def test_a_worker_that_lost_its_turn_says_what_its_calls_cost(
         log_pace=Pace(first_ms=10**9, queries=2),
         prices=micro_dollar_a_token(),
     )
-    sleeper = asyncio.create_task(ChatTurn(turn).run(BufferSink()))
+    sleeper = asyncio.create_task(run_turn(turn, BufferSink()))
     await asyncio.sleep(4)
     before = await ledger(database, "attempt, outcome")
     slow = Reply(body=[frame("Hi"), 3.0, frame(finish="stop") + USAGE + DONE])
@@ -663,7 +663,7 @@ async def test_a_worker_that_slept_between_its_calls_has_lost_none(
         log_pace=Pace(first_ms=10**9, queries=2),
         prices=micro_dollar_a_token(),
     )
-    sleeper = asyncio.create_task(ChatTurn(turn).run(BufferSink()))
+    sleeper = asyncio.create_task(run_turn(turn, BufferSink()))
     await asyncio.sleep(3.2)
     slow = Reply(body=[frame("Hi"), 3.0, frame(finish="stop") + USAGE + DONE])
     successor = Desk(
@@ -685,7 +685,7 @@ async def test_a_worker_may_say_what_it_called_before_its_successor_takes_that_f
     body: list[BodyPart] = [frame("w"), wakes_s, frame(finish="stop") + USAGE + DONE]
     asleep = Desk(database, Assistant(), backend=backend(ScriptedTransport([Reply(body=body)])))
     turn = asleep.input(lease_ms=3_000, renewals_per_term=0.001, log_pace=Pace(first_ms=10**9, queries=2))
-    sleeper = asyncio.create_task(ChatTurn(turn).run(BufferSink()))
+    sleeper = asyncio.create_task(run_turn(turn, BufferSink()))
     await asyncio.sleep(3.2)
     slow = Reply(body=[frame("Hi"), 3.0, frame(finish="stop") + USAGE + DONE])
     successor = Desk(

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from chatturn.chat.engine import durable_chat_turn_engine
+from chatturn.agent_runtime.chat_engine import durable_chat_turn_engine
 from chatturn.chat.hooks.hooks import FinishedTurn
 from chatturn.chat.hooks.outbox import Outbox
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.turn.sinks import BufferSink
 from chatturn.chat.turn.tracing import attributes_of_turn
-from chatturn.chat.turn.turn import ChatTurn
+from chatturn.chat.turn.turn import ChatTurn, open_turn, run_turn
 from chatturn.database.api import Row, Statement
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.durable.records import Lease
@@ -158,7 +158,7 @@ async def test_the_model_sees_the_session_so_far(database: FaultyDatabase) -> No
 async def test_c1_a_disconnect_does_not_end_the_turn(database: FaultyDatabase, after: int) -> None:
     """Whenever the reader goes, the answer is completed, stored, and replayed on the next request."""
     desk = Desk(database)
-    await desk.run(GoneSink(after)) if after else await ChatTurn(desk.input()).run(GoneSink(0))
+    await desk.run(GoneSink(after)) if after else await run_turn(desk.input(), GoneSink(0))
     lines = await desk.run()
 
     assert ["session.run.started", "result", "session.run.completed"] == kinds(lines)
@@ -191,7 +191,8 @@ async def test_on_disconnect_cancel_ends_the_turn_and_closes_the_model(database:
 
 async def test_an_abort_says_so_in_the_stream(database: FaultyDatabase) -> None:
     """An explicit abort ends with one terminal line whose code is ``aborted``."""
-    turn = ChatTurn(Desk(database, Product(text_delta("a"), 1_000.0)).input())
+    turn = await open_turn(Desk(database, Product(text_delta("a"), 1_000.0)).input())
+    assert isinstance(turn, ChatTurn)
     sink = BufferSink()
     running = asyncio.create_task(turn.run(sink))
     await asyncio.sleep(5)
@@ -350,7 +351,8 @@ async def test_a_producer_that_hangs_in_its_clean_up_ends_with_its_turn(database
                 await asyncio.sleep(1_000_000)
 
     desk, sink = Desk(database, Hanging()), BufferSink()
-    turn = ChatTurn(desk.input())
+    turn = await open_turn(desk.input())
+    assert isinstance(turn, ChatTurn)
     running = asyncio.create_task(turn.run(sink))
     await asyncio.sleep(1)
     turn.cancel()
@@ -707,7 +709,7 @@ async def test_a_database_that_goes_down_mid_turn_is_said_and_survived(database:
     product = Cutting(text_delta("a"))
     desk = Desk(database, product)
     sink = BufferSink()
-    running = asyncio.create_task(ChatTurn(desk.input()).run(sink))
+    running = asyncio.create_task(run_turn(desk.input(), sink))
     await asyncio.sleep(30)
     told = events_of(sink.text())
     database.down = False
@@ -806,7 +808,7 @@ async def test_a_zombie_turn_changes_no_table(database: FaultyDatabase) -> None:
     product = Recorded(text_delta("zombie"), usage_event(tokensIn=1), 100.0)
     desk = Desk(database, product, lease_ms=1_000)
     sink = BufferSink()
-    zombie = asyncio.create_task(ChatTurn(desk.input(store=_StalledRenewals(database))).run(sink))
+    zombie = asyncio.create_task(run_turn(desk.input(store=_StalledRenewals(database)), sink))
     await asyncio.sleep(50)
     successor = Desk(database, Recorded(text_delta("successor"), usage_event(tokensIn=2)))
     await successor.run()
@@ -843,6 +845,7 @@ async def test_a_turn_aborted_before_it_runs_does_not_run(database: FaultyDataba
     """The model is not called, and the run is free at once."""
     desk = Desk(database)
     turn = await durable_chat_turn_engine.open(desk.input())
+    assert isinstance(turn, ChatTurn)
     turn.abort()
     sink = BufferSink()
     await turn.run(sink)

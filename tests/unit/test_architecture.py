@@ -18,12 +18,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("chatturn.errors", "chatturn.jsontext", "chatturn.product_calls", "chatturn.timestamps", "chatturn.transport"),
     ("chatturn.durable.records",),
     ("chatturn.events", "chatturn.jsontext.canonical", "chatturn.settings", "chatturn.sse_frames", "chatturn.usage"),
-    # What the chat knows of the wing, until one neutral hook ties them.
-    ("chatturn.agent_runtime.fixed_words", "chatturn.agent_runtime.knowledge"),
-    ("chatturn.agent_runtime.tasks",),
-    ("chatturn.agent_runtime.events",),
-    ("chatturn.agent_runtime.runs",),
-    ("chatturn.agent_runtime.run_ledger",),
     ("chatturn.database", "chatturn.telemetry"),
     ("chatturn.backends", "chatturn.durable"),
     ("chatturn.telemetry.otlp",),  # it leaves over the backends' transport

@@ -541,7 +541,8 @@ def test_every_name_that_a_product_may_import_is_told() -> None:
     ("heading", "shown"),
     [
         ("What `produce` is given", {*(item.name for item in fields(product.TurnContext)), "traceparent"}),
-        ("What the last two hooks are given", {item.name for item in fields(product.FinishedTurn)}),
+        ("What the hooks of a stored answer are given", {item.name for item in fields(product.FinishedTurn)}),
+        ("What `on_attempt_end` is given", {item.name for item in fields(product.EndedAttempt)}),
         ("Attributes of the class", {"sync_http", "tools", "instructions", "runtime_runs"}),
         ("Tools and approvals", {item.name for item in fields(product.Tool)}),
     ],

@@ -14,6 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:  # the same table as below, for type checkers; a test holds the two together
+    from chatturn.agent_runtime.chat_engine import ChatTurnResult as ChatTurnResult
+    from chatturn.agent_runtime.chat_engine import DurableChatTurnEngine as DurableChatTurnEngine
+    from chatturn.agent_runtime.chat_engine import RunChatTurnInput as RunChatTurnInput
+    from chatturn.agent_runtime.chat_engine import durable_chat_turn_engine as durable_chat_turn_engine
     from chatturn.agent_runtime.codec import decode_runtime_event as decode_runtime_event
     from chatturn.agent_runtime.codec import encode_runtime_event as encode_runtime_event
     from chatturn.agent_runtime.collectors import RuntimeEventCollector as RuntimeEventCollector
@@ -33,6 +37,10 @@ if TYPE_CHECKING:  # the same table as below, for type checkers; a test holds th
     from chatturn.agent_runtime.d1 import D1DatabaseLike as D1DatabaseLike
     from chatturn.agent_runtime.d1 import D1PreparedStatementLike as D1PreparedStatementLike
     from chatturn.agent_runtime.d1 import as_d1 as as_d1
+    from chatturn.agent_runtime.durable_turn import DurableTurnHandle as DurableTurnHandle
+    from chatturn.agent_runtime.durable_turn import DurableTurnProducer as DurableTurnProducer
+    from chatturn.agent_runtime.durable_turn import RunDurableTurnOptions as RunDurableTurnOptions
+    from chatturn.agent_runtime.durable_turn import run_durable_turn as run_durable_turn
     from chatturn.agent_runtime.events import RuntimeStreamEvent as RuntimeStreamEvent
     from chatturn.agent_runtime.intents import ClassifyIntentOptions as ClassifyIntentOptions
     from chatturn.agent_runtime.intents import ClassifyIntentResult as ClassifyIntentResult
@@ -108,10 +116,6 @@ if TYPE_CHECKING:  # the same table as below, for type checkers; a test holds th
     from chatturn.agent_runtime.trace_bridge import to_agent_eval_trace as to_agent_eval_trace
     from chatturn.backends.openai.backend import create_openai_compatible_backend as create_openai_compatible_backend
     from chatturn.backends.openai.retry import BackendRetryPolicy as BackendRetryPolicy
-    from chatturn.chat.engine import ChatTurnResult as ChatTurnResult
-    from chatturn.chat.engine import DurableChatTurnEngine as DurableChatTurnEngine
-    from chatturn.chat.engine import RunChatTurnInput as RunChatTurnInput
-    from chatturn.chat.engine import durable_chat_turn_engine as durable_chat_turn_engine
     from chatturn.chat.hooks.hooks import ChatTurnHooks as ChatTurnHooks
     from chatturn.chat.identity import ChatTurnIdentity as ChatTurnIdentity
     from chatturn.database.schema import DURABLE_SCHEMA_SQL as DURABLE_SCHEMA_SQL
@@ -131,10 +135,6 @@ if TYPE_CHECKING:  # the same table as below, for type checkers; a test holds th
     from chatturn.durable.runner import RunDurableResult as RunDurableResult
     from chatturn.durable.runner import run_durable as run_durable
     from chatturn.durable.store import DurableRunStore as DurableRunStore
-    from chatturn.durable.turn import DurableTurnHandle as DurableTurnHandle
-    from chatturn.durable.turn import DurableTurnProducer as DurableTurnProducer
-    from chatturn.durable.turn import RunDurableTurnOptions as RunDurableTurnOptions
-    from chatturn.durable.turn import run_durable_turn as run_durable_turn
     from chatturn.durable.workflows.context import RunOnWorkflowStepInput as RunOnWorkflowStepInput
     from chatturn.durable.workflows.context import run_on_workflow_step as run_on_workflow_step
     from chatturn.durable.workflows.step import WorkflowStepConfig as WorkflowStepConfig
@@ -287,7 +287,7 @@ _HOMES: Final = {
     ),
     "chatturn.backends.openai.backend": ("create_openai_compatible_backend",),
     "chatturn.backends.openai.retry": ("BackendRetryPolicy",),
-    "chatturn.chat.engine": (
+    "chatturn.agent_runtime.chat_engine": (
         "ChatTurnResult",
         "DurableChatTurnEngine",
         "RunChatTurnInput",
@@ -320,7 +320,7 @@ _HOMES: Final = {
         "run_durable",
     ),
     "chatturn.durable.store": ("DurableRunStore",),
-    "chatturn.durable.turn": (
+    "chatturn.agent_runtime.durable_turn": (
         "DurableTurnHandle",
         "DurableTurnProducer",
         "RunDurableTurnOptions",

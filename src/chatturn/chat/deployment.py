@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from chatturn.backends.api import AgentExecutionBackend
 from chatturn.backends.parameters import allowed_parameters
+from chatturn.chat.hooks.attempts import AttemptListener
 from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.log.live import Alarm, EventAlarm, LiveLogs
 from chatturn.chat.log.query_budget import RENEWALS_PER_TERM, Pace, log_pace
@@ -37,6 +38,7 @@ class Deployment:
         live: The logs of the turns that run in this isolate, for followers.
         alarm: Makes what wakes a follower in this isolate.
         sources: Of undetermined values, for durable steps.
+        attempt_listeners: Are told of each attempt that ended, beside the product's own hook.
         turns_at_once: How many turns one invocation may run; they share its queries.
     """
 
@@ -49,6 +51,7 @@ class Deployment:
     live: LiveLogs = field(default_factory=LiveLogs)
     alarm: Callable[[], Alarm] = EventAlarm
     sources: ContextSources = field(default_factory=default_sources)
+    attempt_listeners: Mapping[str, AttemptListener] = field(default_factory=dict)
     turns_at_once: int = 1
 
     @property

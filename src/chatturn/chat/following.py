@@ -28,11 +28,12 @@ from chatturn.chat.log.polls import Poll
 from chatturn.chat.log.query_budget import FOLLOW_PACES
 from chatturn.chat.log.sql import note_follower
 from chatturn.chat.turn.finish import ending_words, failure_words, kind_of
-from chatturn.chat.turn.reader import Output
+from chatturn.chat.turn.reader import Reader
+from chatturn.chat.turn.replay import ReplayedTurn
 from chatturn.chat.turn.sinks import Sink
 from chatturn.chat.turn.turn import ChatTurn
+from chatturn.durable.ends import Completed
 from chatturn.durable.records import RunStatus
-from chatturn.durable.settling import TurnEnd
 from chatturn.errors import ChatTurnError, DurableRunLeaseHeldError, StoreError, error_class
 from chatturn.events import ChatStreamEvent, encode_line
 
@@ -52,7 +53,7 @@ _NOTED_EVERY_S: Final = 5.0
 _SLACK_S: Final = 5.0
 """How late it may be told so again."""
 
-TakeOver = Callable[[], Awaitable[ChatTurn]]
+TakeOver = Callable[[], Awaitable[ChatTurn | ReplayedTurn]]
 """Claims the turn, as `DurableChatService.open` does."""
 
 
@@ -96,13 +97,13 @@ class FollowedTurn:
 
         Where the database does not answer, the stream breaks off without a terminal line: the reader comes back.
         """
-        output = Output(sink, None, self.deployment.log)
+        reader = Reader(sink, None, self.deployment.log)
         if not self.page.over:
-            output.start_pings()
+            reader.start_pings()
         self._began = self._looked_at = asyncio.get_running_loop().time()
         taken: ChatTurn | None = None
         try:
-            taken = await self._follow(output, sink)
+            taken = await self._follow(reader, sink)
         except StoreError as error:
             self.deployment.log("log.not_read", {"run_id": self.run_id, "error": error})
             if self.finished:  # whoever keeps what is finished must not take this for the whole
@@ -110,31 +111,31 @@ class FollowedTurn:
         except ChatTurnError as error:
             # Nobody can go on with the turn, so there is nothing to wait for.
             self.deployment.log("turn.not_resumed", {"run_id": self.run_id, "error": error})
-            self._say(output, failure_words(self.identity, kind_of(error)))
+            self._say(reader, failure_words(self.identity, kind_of(error)))
         finally:
-            output.stop_pings()
+            reader.stop_pings()
             if taken is None:
                 await sink.close()
         if taken is not None:
             await taken.run(sink, joined=True)
 
-    async def _follow(self, output: Output, sink: Sink) -> ChatTurn | None:
+    async def _follow(self, reader: Reader, sink: Sink) -> ChatTurn | None:
         """Show lines until the turn is over or the reader gone; return the turn if this reader takes it over."""
         page: LogPage | None = self.page
         poll = self.deployment.live.polls.of(self.run_id)
         while page is not None and not sink.closed:
             if page.text:
-                output.send(page.text, ())
+                reader.send(page.text, ())
             self._last = page.last
-            await output.drain()
+            await reader.drain()
             if not page.more:
                 if page.over:
-                    await self._say_end(output, page)
+                    await self._say_end(reader, page)
                     return None
                 if page.lease_left_ms == 0 and self._may_take_over(poll):
                     if (taken := await self._take()) is not None:
                         return taken
-                elif not await self._follow_live(output, sink):
+                elif not await self._follow_live(reader, sink):
                     page = await self._poll(poll)
                     continue
                 if self._done:
@@ -147,7 +148,7 @@ class FollowedTurn:
             return False
         return poll.may_take_over(asyncio.get_running_loop().time())
 
-    async def _follow_live(self, output: Output, sink: Sink) -> bool:
+    async def _follow_live(self, reader: Reader, sink: Sink) -> bool:
         """Show what is said in this isolate, until there is no more of it; return whether there was anything."""
         log = self.deployment.live.get(self.run_id)
         if log is None:
@@ -160,8 +161,8 @@ class FollowedTurn:
                 text, self._last = behind
                 if text:
                     shown = True
-                    output.send(text, ())
-                    await output.drain()
+                    reader.send(text, ())
+                    await reader.drain()
                 elif over:
                     self._done = log.ended
                     break
@@ -187,7 +188,7 @@ class FollowedTurn:
             taken = await self.take_over()
         except DurableRunLeaseHeldError:
             return None
-        return None if taken.replayed else taken
+        return taken if isinstance(taken, ChatTurn) else None
 
     async def _poll(self, poll: Poll) -> LogPage | None:
         """Wait for another isolate to store more, and return what it has, by one's own look or by another's."""
@@ -229,7 +230,7 @@ class FollowedTurn:
         finally:
             poll.unwatch(alarm.ring)
 
-    async def _say_end(self, output: Output, page: LogPage) -> None:
+    async def _say_end(self, reader: Reader, page: LogPage) -> None:
         """
         Say how the turn ended where its log does not: its worker could end the run, but not write the log.
 
@@ -241,18 +242,18 @@ class FollowedTurn:
         if page.status is RunStatus.FAILED:
             words = failure_words(self.identity, error_class(page.outcome))
         else:
-            words = ending_words(self.identity, TurnEnd(text=""), replayed=True)
+            words = ending_words(self.identity, Completed(), replayed=True)
         if page.closed:
-            output.send(await self._stored_end(page), ())
+            reader.send(await self._stored_end(page), ())
         elif page.last >= page.furthest:
-            self._say(output, words[-1:])
+            self._say(reader, words[-1:])
         else:
-            self._say(output, words, range(page.furthest - len(words) + 1, page.furthest + 1))
+            self._say(reader, words, range(page.furthest - len(words) + 1, page.furthest + 1))
 
     async def _stored_end(self, page: LogPage) -> str:
         last = await load_page(self.deployment.database, self.run_id, page.ends - 1)
         return "" if last is None else _SEQ.sub(r"\1", last.text)
 
-    def _say(self, output: Output, events: list[ChatStreamEvent], seqs: Sequence[int | None] = (None, None)) -> None:
+    def _say(self, reader: Reader, events: list[ChatStreamEvent], seqs: Sequence[int | None] = (None, None)) -> None:
         attempt = self.page.attempt
-        output.send("".join(encode_line(event, seq, attempt) for event, seq in zip(events, seqs, strict=False)), events)
+        reader.send("".join(encode_line(event, seq, attempt) for event, seq in zip(events, seqs, strict=False)), events)

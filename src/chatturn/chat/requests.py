@@ -7,7 +7,7 @@ from typing import Any, Final
 from chatturn.backends.api import ChatMessage
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.identity import ChatTurnIdentity, turn_manifest, turn_run_id
-from chatturn.chat.turn.tracing import TurnTracing
+from chatturn.chat.listeners import TurnTracing
 from chatturn.chat.usage.totals import Sums
 from chatturn.durable.records import DurableRunManifest, RunOutcome
 

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from chatturn.backends.parameters import allowed_parameters
 from chatturn.chat.deployment import Deployment
-from chatturn.chat.engine import durable_chat_turn_engine
 from chatturn.chat.following import FollowedTurn
 from chatturn.chat.identity import ChatTurnIdentity, legacy_run_id, session_run_ids, turn_run_id
+from chatturn.chat.listeners import RequestTracing
 from chatturn.chat.lists.lists import MessagePage, MessageQuery, TurnPage, TurnQuery, list_messages, list_turns
 from chatturn.chat.lists.sql import read_latest_turn, read_recent_turn, read_running
 from chatturn.chat.log.pages import load_page
@@ -20,9 +20,10 @@ from chatturn.chat.log.sql import request_cancel
 from chatturn.chat.requests import CANCELLED, Cancellation, TurnInput, TurnRequest, TurnView
 from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn.reader import ping_every_ms
+from chatturn.chat.turn.replay import ReplayedTurn
 from chatturn.chat.turn.sinks import NoSink
-from chatturn.chat.turn.tracing import RequestTracing, attributes_of_turn
-from chatturn.chat.turn.turn import ChatTurn
+from chatturn.chat.turn.tracing import attributes_of_turn
+from chatturn.chat.turn.turn import ChatTurn, open_turn
 from chatturn.chat.usage.sql import read_usage_of_turn
 from chatturn.chat.usage.totals import UsagePage, UsageQuery, list_usage, sums_of
 from chatturn.database.api import Row
@@ -60,15 +61,15 @@ class DurableChatService:
     deployment: Deployment
     tracing: RequestTracing | None = None
 
-    async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> ChatTurn:
+    async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> ChatTurn | ReplayedTurn:
         """
-        Claim a turn, ready to run; see `DurableChatTurnEngine.open`.
+        Claim a turn, ready to run; see `open_turn`.
 
         Raises:
             InvalidField: It is a new turn whose model or parameters the deployment does not allow.
         """
         await self._check_wishes(identity, request)
-        return await durable_chat_turn_engine.open(self._traced(identity, request))
+        return await open_turn(self._traced(identity, request))
 
     async def _check_wishes(self, identity: ChatTurnIdentity, request: TurnRequest) -> None:
         """Refuse what the deployment does not allow, unless the turn is there: what was begun may be ended."""
@@ -163,7 +164,7 @@ class DurableChatService:
             log.cancel_requested = True
         return Cancellation(requested=bool(requested.rows), turn=_view(state.rows[0]))
 
-    async def reopen(self, run_id: str) -> ChatTurn:
+    async def reopen(self, run_id: str) -> ChatTurn | ReplayedTurn:
         """
         Claim a turn again, with what it was asked the first time.
 
@@ -177,7 +178,7 @@ class DurableChatService:
             raise RunNotFound("it is no chat turn", run_id=run_id)
         return await self._reopen(row)
 
-    async def _reopen(self, row: Row) -> ChatTurn:
+    async def _reopen(self, row: Row) -> ChatTurn | ReplayedTurn:
         metadata, model, history = row["metadata_json"], row["model"], row["history_json"]
         parameters = row["parameters_json"]
         request = TurnRequest(

@@ -14,7 +14,7 @@ from typing import Final, Self
 
 from chatturn.database.api import Row, Statement
 from chatturn.durable.records import Lease
-from chatturn.durable.store import DurableRunStore, News
+from chatturn.durable.store import NO_NEWS, DurableRunStore, News
 from chatturn.errors import DurableRunError, LeaseLost
 from chatturn.telemetry.operator_log import OperatorLog
 
@@ -48,12 +48,11 @@ class Heartbeat:
         log: OperatorLog,
         *,
         renewals_per_term: float = RENEWALS_PER_TERM,
-        news: News | None = None,
     ) -> None:
         self.lease = lease
         self._store = store
         self._log = log
-        self._news = news
+        self._news = NO_NEWS
         self._lost: LeaseLost | None = None
         self._interruption: DurableRunError | None = None
         self._worker: asyncio.Task[object] | None = None
@@ -68,13 +67,15 @@ class Heartbeat:
         self._renewal_s = self._term_s / renewals_per_term
         self._renewed_at = 0.0
 
-    def start(self, claimed_at: float) -> None:
+    def start(self, claimed_at: float, news: News = NO_NEWS) -> None:
         """
         Begin renewing.
 
         Args:
             claimed_at: When the claim was asked for, by the event loop's clock: the lease is no fresher.
+            news: What to hear with every renewal.
         """
+        self._news = news
         self._renewed_at = claimed_at
         self._beat_after(claimed_at + self._renewal_s - asyncio.get_running_loop().time())
 
@@ -163,8 +164,7 @@ class Heartbeat:
         asked_at = loop.time()
         try:
             async with asyncio.timeout(self._term_s / _TRIES_PER_TERM):
-                columns = "" if self._news is None else self._news.columns
-                lease, rows = await self._store.write(self.lease, (), renew=True, returning=columns)
+                lease, rows = await self._store.write(self.lease, (), renew=True, returning=self._news.columns)
         except LeaseLost as error:
             self._lose(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, giving up renewing would be worse
@@ -176,8 +176,7 @@ class Heartbeat:
                 self._beat_after(min(self._term_s / _TRIES_PER_TERM, left_s))
         else:
             self._renew_from(lease, asked_at)
-            if self._news is not None:
-                self._news.told(rows[-1][0], asked_at)
+            self._news.told(rows[-1][0], asked_at)
             self._beat_after(self._renewal_s)
 
     def _renew_from(self, lease: Lease, asked_at: float) -> None:

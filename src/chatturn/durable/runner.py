@@ -16,7 +16,6 @@
                             the next claim replays the recorded steps and goes on after them
 """
 
-import asyncio
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,13 +23,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Generic, TypeVar
 
+from chatturn.durable.attempt import ENDINGS, Attempt, Finished, RunToClaim
 from chatturn.durable.context import ContextSources, DurableContext
-from chatturn.durable.heartbeat import Heartbeat
-from chatturn.durable.records import Claim, DurableRunManifest, Lease, RunOutcome, RunRecord, RunStatus, StepRecord
-from chatturn.durable.settling import code_of
+from chatturn.durable.ends import Completed, End, Failed, Suspended
+from chatturn.durable.records import Claim, DurableRunManifest, RunOutcome, RunRecord, RunStatus, StepRecord
 from chatturn.durable.store import DEFAULT_LEASE_MS, DurableRunStore
-from chatturn.durable.suspension import Suspended
-from chatturn.errors import AttemptsExhausted, LeaseLost, RunNotFound, StoreError
+from chatturn.errors import AttemptsExhausted
 from chatturn.jsontext.canonical import derive_worker_id
 from chatturn.telemetry.operator_log import OperatorLog, print_log
 from chatturn.timestamps import timestamp
@@ -116,45 +114,45 @@ async def run_durable(run: RunDurableInput[T]) -> RunDurableResult[T]:
         Exception: Whatever the task raises, itself; the run is failed, and the next call goes on after the
             last recorded step.
     """
-    claimed_at = asyncio.get_running_loop().time()
-    claim = await run.store.start_or_resume(
-        run_id=run.run_id, manifest=run.manifest, worker_id=run.worker_id, lease_ms=run.lease_ms
+    claimed = await Attempt.claim_run(
+        run.store,
+        RunToClaim(
+            run_id=run.run_id,
+            manifest=run.manifest,
+            outcome=run.default_outcome,
+            worker_id=run.worker_id,
+            lease_ms=run.lease_ms,
+        ),
+        run.log,
     )
-    context = _context(run, claim)
-    if claim.lease is None:
+    context = _context(run, claimed.claim)
+    if isinstance(claimed, Finished):
         async with context.task():
             result = await run.task_fn(context)
             context.require_all_consumed()
-        return RunDurableResult(result=result, record=claim.run, steps=context.steps())
-    heartbeat = Heartbeat(run.store, claim.lease, run.log)
-    context.require_held = heartbeat.require_held
-    heartbeat.start(claimed_at)
-    try:
-        return await _run_leased(run, claim.run, context, heartbeat)
-    finally:
-        heartbeat.stop()
+        return RunDurableResult(result=result, record=claimed.claim.run, steps=context.steps())
+    context.require_held = claimed.require_held
+    return await _run_leased(run, context, claimed)
 
 
-async def _run_leased(
-    run: RunDurableInput[T], record: RunRecord, context: DurableContext, heartbeat: Heartbeat
-) -> RunDurableResult[T]:
-    lease = heartbeat.lease
-    try:
-        with heartbeat:
-            async with context.task():
-                _require_attempt(run, record)
-                result = await run.task_fn(context)
-                context.require_all_consumed()
-        # Outside the block: once this is applied the lease is released, which must not cancel the wait for the reply.
-        record = await run.store.end_run(lease, RunStatus.COMPLETED, run.default_outcome)
-    except Suspended as suspended:
-        record = await run.store.suspend(lease, suspended.wait)
-        return RunDurableResult(result=None, record=record, steps=context.steps())
-    except (Exception, asyncio.CancelledError) as error:
-        if not (isinstance(error, LeaseLost) and error.run_id == run.run_id):
-            await _give_up(run, lease, error)
-        raise
-    return RunDurableResult(result=result, record=record, steps=context.steps())
+async def _run_leased(run: RunDurableInput[T], context: DurableContext, attempt: Attempt) -> RunDurableResult[T]:
+    result: T | None = None
+    end: End = Completed()
+    with attempt.kept():
+        try:
+            with attempt.held():
+                async with context.task():
+                    _require_attempt(run, attempt.claim.run)
+                    result = await run.task_fn(context)
+                    context.require_all_consumed()
+        except ENDINGS as error:
+            end = attempt.end_of(error)
+        await attempt.settle(end)
+    if isinstance(end, Failed):
+        raise end.error
+    return RunDurableResult(
+        result=None if isinstance(end, Suspended) else result, record=attempt.record, steps=context.steps()
+    )
 
 
 def _context(run: RunDurableInput[T], claim: Claim) -> DurableContext:
@@ -176,13 +174,3 @@ def _require_attempt(run: RunDurableInput[T], record: RunRecord) -> None:
     if run.max_attempts is not None and record.idle_attempts > run.max_attempts:
         message = f"it has come no further in {record.idle_attempts - 1} attempts"
         raise AttemptsExhausted(message, run_id=record.run_id)
-
-
-async def _give_up(run: RunDurableInput[T], lease: Lease, error: BaseException) -> None:
-    """End the run as failed so that the next call may claim it at once; *error* is what leaves in any case."""
-    try:
-        await run.store.end_run(lease, RunStatus.FAILED, RunOutcome(passed=False, notes=code_of(error)))
-    except StoreError as failure:
-        run.log("run.unsettled", {"run_id": lease.run_id, "cause": error, "error": failure})
-    except (LeaseLost, RunNotFound):
-        pass  # Somebody else runs it by now, or has deleted it, which is as good as settled.

@@ -16,7 +16,7 @@ Timestamps and lease decisions are the database's clock, never a worker's.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from chatturn.database.api import Row, Statement
 from chatturn.durable.records import (
@@ -34,7 +34,16 @@ from chatturn.durable.records import (
     Wait,
 )
 
-__all__ = ["DEFAULT_LEASE_MS", "DELETED_AT_ONCE", "Begin", "DurableRunStore", "EndStatus", "Settlement"]
+__all__ = [
+    "DEFAULT_LEASE_MS",
+    "DELETED_AT_ONCE",
+    "NO_NEWS",
+    "Begin",
+    "DurableRunStore",
+    "EndStatus",
+    "News",
+    "Settlement",
+]
 
 DEFAULT_LEASE_MS = 30_000
 
@@ -95,6 +104,10 @@ class News:
 
     columns: str
     told: Callable[[Row, float], None]
+
+
+NO_NEWS: Final = News(columns="", told=lambda _row, _asked_at: None)
+"""Nothing."""
 
 
 class DurableRunStore(Protocol):

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 from pyodide.ffi import JsProxy
 from workers import import_from_javascript
 
+from chatturn.agent_runtime.attempt_runs import keep_runtime_runs
 from chatturn.backends.api import AgentExecutionBackend
 from chatturn.backends.echo import create_echo_backend
 from chatturn.backends.providers import Provider, parse_providers, prices_of
@@ -184,6 +185,7 @@ def _build(make_hooks: HooksMaker) -> _Isolate:
         log=log,
         prices=PriceTable({**prices_of(providers), **parse_prices(settings.prices)}),
         alarm=RequestAlarm,
+        attempt_listeners={"runtime_runs": keep_runtime_runs},
     )
     return _Isolate(
         chat=chat,

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from chatturn.agent_runtime.durable_turn import DurableTurnHandle, RunDurableTurnOptions, run_durable_turn
 from chatturn.database.api import Statement
+from chatturn.durable.ends import End as TurnEnd
 from chatturn.durable.records import DurableRunManifest, RunOutcome, RunStatus, StepStatus, TaskSpec
 from chatturn.durable.sql_store import SqlRunStore
-from chatturn.durable.turn import DurableTurnHandle, RunDurableTurnOptions, TurnEnd, run_durable_turn
 from chatturn.errors import DurableRunLeaseHeldError, EmptyAnswer, LeaseLost, StoreError, StoreUnavailable
 from tests.support.clock import AtMoment
 from tests.support.faults import FaultyDatabase

@@ -1,23 +1,23 @@
 """What a product adds to a turn: its model call, and what happens to the answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from chatturn.backends.api import AgentExecutionBackend, ChatMessage
 from chatturn.chat.hooks.tool import Tool
 from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.usage.calls import ModelCall
 from chatturn.durable.context import DurableContext
-from chatturn.durable.records import RunRecord
-from chatturn.durable.turn import DurableTurnProducer
+from chatturn.durable.ends import End
+from chatturn.durable.records import DurableRunManifest, RunRecord
 from chatturn.events import ChatStreamEvent, EventBatch
 from chatturn.telemetry.operator_log import OperatorLog, print_log
 from chatturn.telemetry.tracer import NULL_TRACER, Tracer
 
-if TYPE_CHECKING:
-    from chatturn.agent_runtime.runs import RuntimeRunPersistenceAdapter
+__all__ = ["ChatTurnHooks", "DurableTurnProducer", "EndedAttempt", "FinishedTurn", "TurnContext"]
 
-__all__ = ["ChatTurnHooks", "FinishedTurn", "TurnContext"]
+E_co = TypeVar("E_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +62,17 @@ class TurnContext:
         return self.tracer.traceparent()
 
 
+class DurableTurnProducer(Protocol[E_co]):
+    """The live side of a turn."""
+
+    @property
+    def stream(self) -> AsyncGenerator[E_co, None]:
+        """The turn's events.  Closed as soon as the turn ends for any reason."""
+
+    def final_text(self) -> str | None:
+        """Return the answer; asked once, after `stream` has drained.  None: take what was accumulated."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedTurn:
     """
@@ -83,6 +94,30 @@ class FinishedTurn:
     record: RunRecord = field(compare=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedAttempt:
+    """
+    One attempt at a turn, when its reader has everything.
+
+    Attributes:
+        run_id: The turn's run.
+        attempt: Which attempt it was, from 1.
+        manifest: What was asked.
+        end: How it ended, as it is stored; None if that is not known, or the turn is another worker's by now.
+        calls: The model calls that it made.
+        ended_at: When it ended, as a timestamp.
+        duration_ms: Since it was claimed.
+    """
+
+    run_id: str
+    attempt: int
+    manifest: DurableRunManifest
+    end: End | None
+    calls: Sequence[ModelCall]
+    ended_at: str
+    duration_ms: int
+
+
 class ChatTurnHooks:
     """
     A product's hooks: subclass it, and override what the product needs.
@@ -98,8 +133,8 @@ class ChatTurnHooks:
         tools: What the model may do.  With tools, `chatturn.chat.agent.agent.AgentProducer` answers in place of
             `produce`, and each model call and each tool call is a durable step.
         instructions: Said to the model before the conversation, by that producer.
-        runtime_runs: Takes a row of agent-runtime's run ledger for each attempt, after the reader has everything; what
-            it raises is logged.
+        runtime_runs: Takes a row of agent-runtime's run ledger for each attempt, after the reader has everything: a
+            `chatturn.agent_runtime.runs.RuntimeRunPersistenceAdapter`, or None.  What it raises is logged.
         sync_http: Whether hooks use `urllib.request` or `requests`, which need `fetch` put underneath; that
             costs the first request of an isolate 0.1 s, or half a second where `requests` is vendored.
     """
@@ -107,7 +142,7 @@ class ChatTurnHooks:
     sync_http: ClassVar[bool] = False
     tools: Sequence[Tool] = ()
     instructions: str = ""
-    runtime_runs: "RuntimeRunPersistenceAdapter | None" = None
+    runtime_runs: Any = None
 
     def __init__(self, variables: Mapping[str, str] | None = None) -> None:
         self.variables: Mapping[str, str] = {} if variables is None else variables
@@ -126,6 +161,9 @@ class ChatTurnHooks:
 
     async def persist_assistant_message(self, turn: FinishedTurn) -> None:
         """Write the answer to the product's own store, after it is stored here."""
+
+    async def on_attempt_end(self, attempt: EndedAttempt) -> None:
+        """See how each attempt has ended, after the reader has everything; a failure is logged, and not made up for."""
 
     async def on_turn_complete(self, turn: FinishedTurn) -> None:
         """Post-process: proposals, citations, metering.  Called after `persist_assistant_message` succeeded."""

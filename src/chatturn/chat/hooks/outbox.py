@@ -144,9 +144,10 @@ class Outbox:
             if not succeeded:
                 break
 
-    def forget(self) -> list[Statement]:
-        """Forget the calls of an answer that is superseded, as statements of the claim's batch."""
-        return [Statement(_FORGET)]
+    @staticmethod
+    def forget() -> Statement:
+        """Forget the calls of an answer that is superseded, as a statement of the claim's batch."""
+        return Statement(_FORGET)
 
     async def sweep(self) -> int:
         """

@@ -1,7 +1,8 @@
 """The logs of the turns that run in this isolate, for whoever follows them here."""
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from chatturn.chat.log.log import TurnLog
@@ -52,16 +53,21 @@ class LiveLogs:
         self.polls = Polls()
         self._logs: dict[str, TurnLog] = {}
 
-    def add(self, run_id: str, log: TurnLog) -> None:
-        """Show *log*, in place of an earlier attempt's, if there is one."""
+    @contextmanager
+    def showing(self, run_id: str, log: TurnLog) -> Iterator[None]:
+        """
+        Show *log* while the block runs, in place of an earlier attempt's, if there is one.
+
+        Whoever reads it afterwards sees by itself that it has ended, or was left.
+        """
         self._logs[run_id] = log
+        try:
+            yield
+        finally:
+            log.leave()
+            if self._logs.get(run_id) is log:
+                del self._logs[run_id]
 
     def get(self, run_id: str) -> TurnLog | None:
         """Return the log of a turn that runs here."""
         return self._logs.get(run_id)
-
-    def remove(self, run_id: str, log: TurnLog) -> None:
-        """Show *log* no longer; whoever reads it sees by itself that it has ended, or was left."""
-        log.leave()
-        if self._logs.get(run_id) is log:
-            del self._logs[run_id]

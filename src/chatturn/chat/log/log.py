@@ -38,7 +38,7 @@ _KEPT_CHARACTERS: Final = 256_000
 
 class TurnLog:
     """
-    The lines of one attempt, once it has begun; only plain data, so that other requests may read it.
+    The lines of one attempt; only plain data, so that other requests may read it.
 
     Pings are no lines of the log and have no seq.
 
@@ -46,7 +46,9 @@ class TurnLog:
     `transform_final_text` has not seen.  Every line keeps its place and type; the answer comes as a ``result``.
 
     Args:
-        redacting: Whether it is.
+        place: Where the attempt's lines begin.
+        attempt: Which attempt says them.
+        redacting: Whether the log is redacting.
 
     Attributes:
         attempt: Which attempt says them.
@@ -56,27 +58,21 @@ class TurnLog:
         followers: How many read it here.
     """
 
-    def __init__(self, *, redacting: bool = False) -> None:
-        self.attempt = 1
+    def __init__(self, place: Place = Place(), attempt: int = 1, *, redacting: bool = False) -> None:  # noqa: B008 - frozen
+        self.attempt = attempt
         self.ended = False
         self.left = False
         self.cancel_requested = False
         self.followers = 0
         self._watchers: list[Callable[[], object]] = []
         self._redacting = redacting
-        self._follows = -1
-        self._first_seq = 0
-        self._kept_from = 0  # the seq of the first line in `_lines`
-        self._stored_to = 0  # the seq of the first line that is not stored
+        self._follows = place.follows
+        self._first_seq = place.first_seq
+        self._kept_from = place.first_seq  # the seq of the first line in `_lines`
+        self._stored_to = place.first_seq  # the seq of the first line that is not stored
         self._lines: list[str] = []
         self._size = 0
         self._unstored = 0
-
-    def begin(self, place: Place, attempt: int) -> None:
-        """Say where the attempt's lines begin; before there are any."""
-        self.attempt = attempt
-        self._follows = place.follows
-        self._first_seq = self._kept_from = self._stored_to = place.first_seq
 
     # Saying.
 

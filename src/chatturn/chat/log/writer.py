@@ -7,14 +7,15 @@ what it says next could not be made up for.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, Protocol
 
 from chatturn.chat.log.log import FLUSH_CHARACTERS, TurnLog
 from chatturn.chat.log.query_budget import Pace
 from chatturn.chat.log.sql import watch
 from chatturn.database.api import Row, Statement
-from chatturn.durable.sql.runs import CAME_FURTHER
+from chatturn.durable.attempt import Attempt
 from chatturn.errors import LeaseLost, StoreError, StoreUnavailable
 from chatturn.telemetry.operator_log import OperatorLog
 
@@ -52,39 +53,32 @@ class Companion(Protocol):
 
 class LogWriter:
     """
-    Stores one attempt's log, from `start` to `stop`.
+    Stores one attempt's log.
 
     Args:
-        run_id: The turn's run.
+        attempt: Under whose lease.
         log: What is said.
-        companion: What is stored with it.
-        write: Writes under the lease, as `DurableTurnHandle.write`.
-        pace: How often that may be done.
-        news: Takes what comes back.
+        companions: What is stored with it.
+        listener: Takes what comes back.
+        pace: How often it may be stored.
         report: Takes failures.
-        comes_further: Says whether what was said so far is more than all attempts before have said.
     """
 
     def __init__(
         self,
-        run_id: str,
+        attempt: Attempt,
         log: TurnLog,
-        companion: Companion,
+        companions: Sequence[Companion],
+        listener: Listener,
         *,
-        write: Callable[[Sequence[Statement]], Awaitable[list[Sequence[Row]]]],
         pace: Pace,
-        news: Listener,
         report: OperatorLog,
-        comes_further: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._comes_further = comes_further
-        self._came_further = False
-        self._run_id = run_id
+        self._attempt = attempt
         self._log = log
-        self._companion = companion
-        self._write = write
+        self._companions = companions
+        self._listener = listener
         self._pace = pace
-        self._news = news
         self._report = report
         self._began = 0.0
         self._wrote = 0.0
@@ -93,10 +87,15 @@ class LogWriter:
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to look."""
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Look what there is to store while the block runs, or until `stop`."""
         self._began = self._wrote = asyncio.get_running_loop().time()
         self._look_again()
+        try:
+            yield
+        finally:
+            self.stop()
 
     def stop(self) -> None:
         """Look no more; a write that is on its way goes on, and is harmless."""
@@ -111,7 +110,7 @@ class LogWriter:
 
     def look(self) -> None:
         """Look now, not only when it is time: a reader has gone."""
-        if self._timer is not None and self._news.look():
+        if self._timer is not None and self._listener.look():
             self._store()
 
     def said(self) -> None:
@@ -141,7 +140,7 @@ class LogWriter:
 
     def _look(self) -> None:
         self._look_again()
-        urgent = self._news.look()
+        urgent = self._listener.look()
         now = asyncio.get_running_loop().time()
         due = (now - self._wrote) * 1000 + _EARLY_MS >= self._pace.interval_ms((now - self._began) * 1000)
         if (urgent or due) and self._timer is not None:
@@ -163,21 +162,21 @@ class LogWriter:
 
     async def _try_to_store(self) -> bool:
         asked_at = self._wrote
-        further = [] if self._came_further or not self._comes_further() else [Statement(CAME_FURTHER)]
         statement, to_seq = self._log.unstored()
+        beside = [each for companion in self._companions for each in companion.unrecorded()]
         try:
-            [[row], *_] = await self._write([statement or watch(), *self._companion.unrecorded(), *further])
+            [[row], *_] = await self._attempt.write([statement or watch(), *beside])
         except LeaseLost:
             self.stop()  # The turn was told by its heartbeat, or has just ended.
             return False
         except StoreError as error:
             self._refusal = None if isinstance(error, StoreUnavailable) else error
-            self._report("log.not_stored", {"run_id": self._run_id, "error": error})
+            self._report("log.not_stored", {"run_id": self._attempt.run_id, "error": error})
             return False
         self._refusal = None
-        self._came_further |= bool(further)
         if statement is not None:
             self._log.stored(to_seq)
-        self._companion.recorded()
-        self._news.told(row, asked_at)
+        for companion in self._companions:
+            companion.recorded()
+        self._listener.told(row, asked_at)
         return True

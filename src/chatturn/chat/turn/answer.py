@@ -1,34 +1,33 @@
 """What an attempt's answer is made of: the product's producer, its context, and what an earlier attempt had said."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final
 
-from chatturn.agent_runtime.runs import RuntimeRunPersistenceAdapter
 from chatturn.backends.api import ChatMessage
 from chatturn.chat.agent.agent import MODEL_STEP, AgentProducer
-from chatturn.chat.hooks.hooks import TurnContext
-from chatturn.chat.hooks.outbox import HOOK_TIMEOUT_MS, overrides
+from chatturn.chat.hooks.hooks import DurableTurnProducer, TurnContext
+from chatturn.chat.hooks.outbox import overrides
 from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.position import Place
+from chatturn.chat.log.writer import LogWriter
 from chatturn.chat.requests import TurnInput
-from chatturn.chat.runtime_run import AttemptRun
+from chatturn.chat.turn.disconnects import CANCEL_REQUESTED
 from chatturn.chat.turn.earlier_attempt import recall_text
-from chatturn.chat.turn.stream import ChatProducer, StreamProducer
+from chatturn.chat.turn.reader import Reader
+from chatturn.chat.turn.stream import ChatProducer, SaysSoFar, StreamProducer
 from chatturn.chat.turn.tracing import tracer_of
-from chatturn.chat.usage.attempt_usage import Account
+from chatturn.chat.usage.attempt_usage import AttemptUsage
 from chatturn.chat.usage.calls import MeteredBackend
+from chatturn.database.api import Statement
+from chatturn.durable.attempt import Attempt
 from chatturn.durable.context import DurableContext
-from chatturn.durable.records import Claim
-from chatturn.durable.settling import TurnEnd
-from chatturn.durable.turn import DurableTurnProducer
+from chatturn.durable.sql.runs import CAME_FURTHER
 from chatturn.errors import AttemptsExhausted
 from chatturn.events import EventBatch, text_so_far
 from chatturn.jsontext.canonical import canonical_hash
-from chatturn.product_calls import awaited
 
-__all__ = ["Production"]
+__all__ = ["Answer"]
 
 MAX_ATTEMPTS_IN_ALL: Final = 100
 """Of one answer, also where each comes further; those that ended in a wait left out."""
@@ -40,194 +39,169 @@ _INLINE_WAIT_MS: Final = 2_000
 """A reader may be about to answer; beyond that, a worker that waits costs more than one that comes back."""
 
 
-class Production:
+class Answer:
     """
-    The making of one answer.
+    The making of one answer, and the note that it has come further, which is stored with the log.
 
     Args:
         turn: What is to be answered.
-        run_id: The turn's run.
-        log: Numbers what is said.
-        account: Counts what the model's calls consume.
-        room: Takes a number of events; waits until they may be said.
-        drain: Waits for a reader that is behind.
-        cancel: Stops the turn for good.
-        require_held: Raises `LeaseLost` if the turn's lease is known to be lost.
+        attempt: Under whose lease.
+        place: Where the turn stands.
+        history: The conversation before it, oldest message first.
+        log: Numbers the lines.
+        usage: Counts what the model's calls consume.
+
+    Attributes:
+        recalled: What an attempt before had said, and this one begins with; "" for nothing.
+        steps: The run's steps, after the turn itself.
+        said: What is said by now.
     """
 
     def __init__(
         self,
         turn: TurnInput,
-        run_id: str,
-        log: TurnLog,
-        account: Account,
+        attempt: Attempt,
+        place: Place,
         *,
-        room: Callable[[int], Awaitable[None]],
-        drain: Callable[[], Awaitable[None]],
-        cancel: Callable[[], None],
-        require_held: Callable[[], None],
+        history: Sequence[ChatMessage],
+        log: TurnLog,
+        usage: AttemptUsage,
     ) -> None:
-        self._require_held = require_held
+        self.recalled = ""
+        self.steps = _steps(turn, attempt, usage)
+        self.said: SaysSoFar = _Nothing()
         self._turn = turn
-        self._deployment = turn.deployment
-        self._run_id = run_id
+        self._attempt = attempt
+        self._place = place
+        self._history = history
         self._log = log
-        self._account = account
-        self._room = room
-        self._drain = drain
-        self._cancel = cancel
-        self._claim: Claim | None = None
-        self._place = Place()
-        self._history: Sequence[ChatMessage] = ()
-        self._recalled = ""
-        self._durable: DurableContext | None = None
-        self._producer: ChatProducer | None = None
-        self._kept: AttemptRun | None = None
-
-    def begin(self, claim: Claim, place: Place, history: Sequence[ChatMessage]) -> None:
-        """Take what the claim found."""
-        self._claim, self._place, self._history = claim, place, history
-        if self._deployment.hooks.runtime_runs is not None and claim.lease is not None:
-            self._begin_run(self._deployment.hooks.runtime_runs)
-
-    def _begin_run(self, adapter: RuntimeRunPersistenceAdapter) -> None:
-        turn, attempt = self._turn, self._log.attempt
-        self._kept = AttemptRun(
-            adapter, turn.manifest, run_id=self._run_id, attempt=attempt, now=self._deployment.sources.now
-        )
-
-    async def keep_run(self, end: TurnEnd | None) -> None:
-        """Have the attempt's row stored, if the product keeps those; a failure is logged."""
-        if self._kept is None:
-            return
-        try:
-            await awaited(self._kept.end(end, self._account.all_calls(self.usages)), HOOK_TIMEOUT_MS)
-        except Exception as error:  # noqa: BLE001 - a product's code, and the turn is over
-            self._deployment.log("hook.failed", {"run_id": self._run_id, "hook": "runtime_runs", "error": error})
-
-    @property
-    def usages(self) -> Sequence[dict[str, Any]]:
-        """What the model calls consumed so far: the data of the ``usage`` events."""
-        return () if self._producer is None else self._producer.usages
-
-    @property
-    def went_on(self) -> bool:
-        """Whether the answer begins with what an attempt before had said."""
-        return bool(self._recalled)
-
-    @property
-    def comes_further(self) -> bool:
-        """Whether the answer is longer by now than what an attempt before had said, and so is worth another one."""
-        return self.went_on and len(self.said_so_far()) >= len(self._recalled) + _FURTHER_CHARACTERS
+        self._usage = usage
+        self._telling = self._told = False
 
     @property
     def has_checkpoints(self) -> bool:
         """Whether steps on the way to the answer are on record."""
-        return self._durable is not None and bool(self._durable.steps())
+        return bool(self.steps.steps())
 
-    @property
-    def _key_name(self) -> str:
-        return self._run_id if self._claim is None else self._claim.run.key_name
-
-    def said_so_far(self) -> str:
-        """Return the text so far, as a reader has it."""
-        return "" if self._producer is None else self._producer.said_so_far()
-
-    def produce(self) -> ChatProducer:
+    async def begin(self, writer: LogWriter, reader: Reader) -> ChatProducer:
         """
-        Build the producer.
+        Make the producer, which goes on with what an attempt before had said, if that is possible.
+
+        Args:
+            writer: Is waited for if the database is behind.
+            reader: Is waited for if it is behind.
 
         Raises:
             AttemptsExhausted: The turn was tried as often as it may be.
-        """
-        if not self._place.cancel_requested:
-            self._require_attempt(self._place.idle_attempts, self._place.attempts)
-        self._producer = ChatProducer(
-            self._begin, self._log, self._deployment.log, task=self._task, room=self._room, drain=self._drain
-        )
-        return self._producer
-
-    async def _begin(self) -> DurableTurnProducer[EventBatch]:
-        """
-        Make the product's producer, which goes on with what an attempt before had said, if that is possible.
-
-        Raises:
             StoreError: The database does not answer, or refuses.
             Exception: What the product's hook raises.
         """
-        turn, deployment, place = self._turn, self._deployment, self._place
+        producer, report = await self._product(), self._turn.deployment.log
+        said = ChatProducer(producer, self.steps, self._log, self._usage, writer=writer, reader=reader, report=report)
+        self.said = said
+        return said
+
+    # What is stored with the log, see `Companion`.
+
+    def unrecorded(self) -> Sequence[Statement]:
+        """Note that the answer is longer by now than what attempts before had said, and so is worth another attempt."""
+        self._telling = not self._told and self._comes_further()
+        return [Statement(CAME_FURTHER)] if self._telling else []
+
+    def recorded(self) -> None:
+        """Take note that it is noted."""
+        self._told = self._told or self._telling
+
+    def _comes_further(self) -> bool:
+        recalled = self.recalled
+        return bool(recalled) and len(self.said.said_so_far()) >= len(recalled) + _FURTHER_CHARACTERS
+
+    async def _product(self) -> DurableTurnProducer[EventBatch]:
+        turn, deployment, place = self._turn, self._turn.deployment, self._place
         hooks = deployment.hooks
+        if not place.cancel_requested:
+            self._require_attempt(place.idle_attempts, place.attempts)
         continues = place.interrupted and not hooks.tools and deployment.backend.continues(turn.model)
         redacting = overrides(hooks, "transform_final_text")
         if place.interrupted and (continues or place.cancel_requested) and not redacting:
-            self._recalled = await recall_text(
-                deployment.database, self._run_id, self._log.attempt, after_tools=bool(hooks.tools)
-            )
+            self.recalled = await self._recall(waited=False)
         if place.cancel_requested and not place.interrupted:
-            self._recalled = await self._said_before_the_wait()
-        self._durable = self._steps()
+            self.recalled = await self._said_before_the_wait()
         if place.cancel_requested:
-            return StreamProducer(_say_again(self._recalled, self._cancel))
-        context = TurnContext(
+            return StreamProducer(_say_again(self.recalled, self._attempt))
+        context = self._context()
+        return AgentProducer(context, hooks.tools, hooks.instructions) if hooks.tools else hooks.produce(context)
+
+    def _require_attempt(self, idle_attempts: int, attempts: int) -> None:
+        run_id = self._turn.run_id
+        if idle_attempts > self._turn.deployment.settings.turn_attempts:
+            raise AttemptsExhausted(f"it has come no further in {idle_attempts - 1} attempts", run_id=run_id)
+        if attempts > MAX_ATTEMPTS_IN_ALL:
+            raise AttemptsExhausted(f"it was tried {attempts - 1} times", run_id=run_id)
+
+    async def _recall(self, *, waited: bool) -> str:
+        deployment, number = self._turn.deployment, self._attempt.number
+        after_tools = bool(deployment.hooks.tools)
+        return await recall_text(deployment.database, self._turn.run_id, number, after_tools=after_tools, waited=waited)
+
+    async def _said_before_the_wait(self) -> str:
+        """Return what the suspended attempt before has said; the text of a product that redacts is in no log."""
+        hooks = self._turn.deployment.hooks
+        if overrides(hooks, "transform_final_text"):
+            rounds = [step for step in self._attempt.claim.completed_steps if step.intent.startswith(MODEL_STEP)]
+            return str(rounds[-1].result["text"]) if hooks.tools and rounds else ""
+        return await self._recall(waited=True)
+
+    def _context(self) -> TurnContext:
+        turn, deployment, number = self._turn, self._turn.deployment, self._attempt.number
+        return TurnContext(
             identity=turn.identity,
             user_message=turn.request.message,
             model=turn.model,
             history=self._history,
             metadata=turn.request.metadata,
             parameters=turn.request.parameters,
-            attempt=self._log.attempt,
-            request_id=canonical_hash([self._key_name, self._log.attempt]),
-            backend=MeteredBackend(deployment.backend, self._account),
-            durable=self._durable,
-            continue_from=self._recalled,
+            attempt=number,
+            request_id=canonical_hash([self._attempt.claim.run.key_name, number]),
+            backend=MeteredBackend(deployment.backend, self._usage),
+            durable=self.steps,
+            continue_from=self.recalled,
             tracer=tracer_of(turn.tracing),
             log=deployment.log,
         )
-        tools, instructions = hooks.tools, hooks.instructions
-        return AgentProducer(context, tools, instructions) if tools else hooks.produce(context)
-
-    def _require_attempt(self, idle_attempts: int, attempts: int) -> None:
-        if idle_attempts > self._deployment.settings.turn_attempts:
-            raise AttemptsExhausted(f"it has come no further in {idle_attempts - 1} attempts", run_id=self._run_id)
-        if attempts > MAX_ATTEMPTS_IN_ALL:
-            raise AttemptsExhausted(f"it was tried {attempts - 1} times", run_id=self._run_id)
-
-    async def _said_before_the_wait(self) -> str:
-        """Return what the suspended attempt before has said; the text of a product that redacts is in no log."""
-        hooks, claim = self._deployment.hooks, self._claim
-        if overrides(hooks, "transform_final_text"):
-            rounds = [step for step in (claim.completed_steps if claim else ()) if step.intent.startswith(MODEL_STEP)]
-            return str(rounds[-1].result["text"]) if hooks.tools and rounds else ""
-        database, attempt = self._deployment.database, self._log.attempt
-        return await recall_text(database, self._run_id, attempt, after_tools=bool(hooks.tools), waited=True)
-
-    def _task(self) -> AbstractAsyncContextManager[None]:
-        return nullcontext() if self._durable is None else self._durable.task()
-
-    def _steps(self) -> DurableContext:
-        """Return the run's steps after the turn itself."""
-        turn, deployment, claim = self._turn, self._deployment, self._claim
-        return DurableContext(
-            store=deployment.store,
-            lease=None if claim is None else claim.lease,
-            run_id=self._run_id,
-            project_id=deployment.settings.project_id,
-            scenario_id=turn.identity.session_id,
-            recorded=() if claim is None else claim.steps,
-            sources=deployment.sources,
-            inline_wait_ms=_INLINE_WAIT_MS,
-            log=deployment.log,
-            first_position=1,
-            with_statements=self._account.news,
-            tracer=tracer_of(turn.tracing),
-            require_held=self._require_held,
-            key_name=self._key_name,
-        )
 
 
-async def _say_again(text: str, cancel: Callable[[], None]) -> AsyncGenerator[EventBatch, None]:
+def _steps(turn: TurnInput, attempt: Attempt, usage: AttemptUsage) -> DurableContext:
+    """Return the run's steps after the turn itself."""
+    deployment = turn.deployment
+    return DurableContext(
+        store=deployment.store,
+        lease=attempt.lease,
+        run_id=turn.run_id,
+        project_id=deployment.settings.project_id,
+        scenario_id=turn.identity.session_id,
+        recorded=attempt.claim.steps,
+        sources=deployment.sources,
+        inline_wait_ms=_INLINE_WAIT_MS,
+        log=deployment.log,
+        first_position=1,
+        with_statements=usage.news,
+        tracer=tracer_of(turn.tracing),
+        require_held=attempt.require_held,
+        key_name=attempt.claim.run.key_name,
+    )
+
+
+class _Nothing:
+    """Before anything is said."""
+
+    def said_so_far(self) -> str:
+        return ""
+
+
+async def _say_again(text: str, attempt: Attempt) -> AsyncGenerator[EventBatch, None]:
     """Say what an attempt had said that broke off, and then be cancelled: somebody wants the turn stopped."""
     if text:
         yield text_so_far(text)
-    cancel()
+    attempt.cancel(CANCEL_REQUESTED)
     await asyncio.sleep(0)

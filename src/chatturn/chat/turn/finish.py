@@ -1,6 +1,7 @@
 """How a turn ends: its last words, and what is written with them, in one transaction."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,16 +10,15 @@ from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.log.log import TurnLog
 from chatturn.chat.turn import sql as chat_sql
 from chatturn.database.api import Statement
-from chatturn.durable.records import Wait
-from chatturn.durable.settling import TurnEnd
+from chatturn.durable.ends import Cancelled, Completed, End, Failed, Suspended, answer_of
 from chatturn.errors import ChatTurnError, TurnAborted
-from chatturn.events import ChatStreamEvent
+from chatturn.events import ChatStreamEvent, encode_line
 
-__all__ = ["Ending", "ending_words", "failure_words", "kind_of"]
+__all__ = ["Finish", "ending_words", "failure_words", "kind_of", "started_words", "unlogged"]
 
 
 @dataclass(slots=True, kw_only=True)
-class Ending:
+class Finish:
     """
     The end of one attempt.
 
@@ -38,7 +38,7 @@ class Ending:
     words: list[ChatStreamEvent] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
 
-    def statements(self, end: TurnEnd, *, checkpoints: bool) -> list[Statement]:
+    def statements(self, end: End, *, checkpoints: bool) -> list[Statement]:
         """
         Make the statements of the last write: the log with its terminal line, messages, hook calls.
 
@@ -46,29 +46,37 @@ class Ending:
             end: How the turn ends.
             checkpoints: Whether it has steps on the way to its answer.
         """
-        self.words = ending_words(self.identity, end)
-        if self.redacting and end.text is not None:
+        self.words, text = ending_words(self.identity, end), answer_of(end)
+        if self.redacting and text is not None:
             # The log has no other text: what was said before no redactor had seen.
-            self.words.insert(0, ChatStreamEvent("result", {"finalText": end.text}))
+            self.words.insert(0, ChatStreamEvent("result", {"finalText": text}))
         self.lines = self.log.preview(self.words)
         return [
             *self.log.last_statements(self.lines),
             *chat_sql.end_turn(end),
-            *([] if end.text is None else [chat_sql.record_messages(end.text)]),
-            *(self.outbox.statements(self.log.attempt) if end.text else []),
-            *([chat_sql.forget_checkpoints()] if checkpoints and self.redacting and end.text is not None else []),
+            *([] if text is None else [chat_sql.record_messages(text)]),
+            *(self.outbox.statements(self.log.attempt) if text else []),
+            *([chat_sql.forget_checkpoints()] if checkpoints and self.redacting and text is not None else []),
         ]
 
 
-def ending_words(identity: ChatTurnIdentity, end: TurnEnd, *, replayed: bool = False) -> list[ChatStreamEvent]:
+def ending_words(identity: ChatTurnIdentity, end: End, *, replayed: bool = False) -> list[ChatStreamEvent]:
     """Return the last words of a turn that ends, or ended, like this."""
-    if end.cancelled is not None:
-        return [_last("cancelled", identity, {"reason": end.cancelled, "replayed": replayed})]
-    if end.wait is not None:
-        return [_suspended(identity, end.wait)]
-    if end.text is None:
-        return failure_words(identity, kind_of(end.error))
-    return [_last("completed", identity, {"replayed": replayed})]
+    match end:
+        case Completed():
+            return [_last("completed", identity, {"replayed": replayed})]
+        case Cancelled(reason=reason):
+            return [_last("cancelled", identity, {"reason": reason, "replayed": replayed})]
+        case Suspended(wait):
+            return [_last("suspended", identity, {"key": wait.key, "wakeAt": wait.wake_at})]
+        case Failed(error):
+            return failure_words(identity, kind_of(error))
+
+
+def started_words(identity: ChatTurnIdentity) -> list[ChatStreamEvent]:
+    """Return the first words of a turn."""
+    data = {"sessionId": identity.session_id, "tenantId": identity.tenant_id, "turnIndex": identity.turn_index}
+    return [ChatStreamEvent("session.run.started", data)]
 
 
 def failure_words(identity: ChatTurnIdentity, kind: type[ChatTurnError]) -> list[ChatStreamEvent]:
@@ -84,8 +92,9 @@ def kind_of(error: BaseException | None) -> type[ChatTurnError]:
     return TurnAborted if isinstance(error, asyncio.CancelledError | GeneratorExit) else ChatTurnError
 
 
-def _suspended(identity: ChatTurnIdentity, wait: Wait) -> ChatStreamEvent:
-    return _last("suspended", identity, {"key": wait.key, "wakeAt": wait.wake_at})
+def unlogged(events: Sequence[ChatStreamEvent], attempt: int) -> str:
+    """Return lines that are in no log, and so have no place in it."""
+    return "".join(encode_line(event, None, attempt) for event in events)
 
 
 def _last(how: str, identity: ChatTurnIdentity, members: dict[str, Any]) -> ChatStreamEvent:

@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
+from chatturn.chat.hooks.outbox import overrides
+from chatturn.chat.requests import TurnInput
 from chatturn.chat.turn.sinks import Sink
 from chatturn.events import ChatStreamEvent
 from chatturn.telemetry.operator_log import OperatorLog
 
-__all__ = ["ATTENTIVE_PING_EVERY_MS", "PING_EVERY_MS", "Output", "ping_every_ms"]
+__all__ = ["ATTENTIVE_PING_EVERY_MS", "PING_EVERY_MS", "Reader", "observer_of", "ping_every_ms"]
 
 PING_EVERY_MS: Final = 15_000
 """Proxies cut connections that are silent for 60 s or more; the platform notices a lost client on a write."""
@@ -22,7 +25,13 @@ def ping_every_ms(on_disconnect: str) -> int:
     return PING_EVERY_MS if on_disconnect == "continue" else ATTENTIVE_PING_EVERY_MS
 
 
-class Output:
+def observer_of(turn: TurnInput) -> Callable[[ChatStreamEvent], None] | None:
+    """Return the product's `on_event` for a turn; None where it has none."""
+    hooks = turn.deployment.hooks
+    return partial(hooks.on_event, turn.identity) if overrides(hooks, "on_event") else None
+
+
+class Reader:
     """
     Sends lines to the reader, and shows their events to the product's observer.
 
@@ -33,14 +42,22 @@ class Output:
         sink: The reader.
         observe: Sees every event that is said; its failures are logged.
         report: Takes those failures.
+        every_ms: After so much silence, once `start_pings` was called, the reader is sent a ping.
     """
 
-    def __init__(self, sink: Sink, observe: Callable[[ChatStreamEvent], None] | None, report: OperatorLog) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        observe: Callable[[ChatStreamEvent], None] | None,
+        report: OperatorLog,
+        *,
+        every_ms: int = PING_EVERY_MS,
+    ) -> None:
         self._sink = sink
         self._observe = observe
         self._report = report
         self._timer: asyncio.TimerHandle | None = None
-        self._every_ms = PING_EVERY_MS
+        self._every_ms = every_ms
         self._unannounced = False
         self._said_at = 0.0
 
@@ -63,10 +80,6 @@ class Output:
     async def drain(self) -> None:
         """Wait for a reader that is behind."""
         await self._sink.drain()
-
-    def ping_every(self, silence_ms: int) -> None:
-        """Ping after so much silence, once `start_pings` was called."""
-        self._every_ms = silence_ms
 
     def start_pings(self) -> None:
         """From now on ping where nothing is said, and once right behind the next line."""

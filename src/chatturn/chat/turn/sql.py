@@ -10,7 +10,7 @@ from typing import Final
 
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.database.api import NOW, Statement
-from chatturn.durable.settling import TurnEnd
+from chatturn.durable.ends import Cancelled, End, Suspended
 from chatturn.durable.sql.adoption import either
 from chatturn.durable.sql.runs import HELD, MOMENT
 
@@ -163,11 +163,11 @@ def read_place(run_id: str) -> Statement:
     return Statement(_READ_PLACE, (run_id,))
 
 
-def end_turn(end: TurnEnd) -> list[Statement]:
+def end_turn(end: End) -> list[Statement]:
     """Note how an attempt ended, with its last write; nothing for one that answered, or failed."""
-    if end.cancelled is not None:
+    if isinstance(end, Cancelled):
         return [Statement(_END_CANCELLED, (NOW,))]
-    if end.wait is not None:
+    if isinstance(end, Suspended):
         return [Statement(_END_SUSPENDED), Statement(_WAKE_SUSPENDED, (NOW,))]
     return []
 

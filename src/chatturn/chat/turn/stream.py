@@ -5,12 +5,16 @@ A product's producer may relay a whole engine's stream, with its own lifecycle a
 lifecycle is this engine's to say, once, after it is true; and an in-band error is a failed turn.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
+from chatturn.chat.hooks.hooks import DurableTurnProducer
 from chatturn.chat.log.log import TurnLog
-from chatturn.durable.turn import DurableTurnProducer
+from chatturn.chat.log.writer import LogWriter
+from chatturn.chat.turn.reader import Reader
+from chatturn.chat.usage.attempt_usage import AttemptUsage
+from chatturn.durable.context import DurableContext
 from chatturn.errors import BackendError, BackendReportedError, HookError
 from chatturn.events import (
     LIFECYCLE_PREFIX,
@@ -23,13 +27,10 @@ from chatturn.events import (
 )
 from chatturn.telemetry.operator_log import OperatorLog
 
-__all__ = ["MAX_ANSWER_BYTES", "MAX_USAGES", "ChatProducer", "Said", "StreamProducer"]
+__all__ = ["MAX_ANSWER_BYTES", "ChatProducer", "Said", "SaysSoFar", "StreamProducer"]
 
 MAX_ANSWER_BYTES: Final = 1_500_000
 """In UTF-8: with its escapes as JSON, an answer up to here fits a row of 2,000,000 bytes."""
-
-MAX_USAGES: Final = 2_000
-"""What a producer may report for the ledger: all of it is stored with the answer, in one row of a statement."""
 
 _SAID_AT_ONCE: Final = 1_000
 """Events, so that a large batch is not further ahead of the stored log than it may be."""
@@ -67,54 +68,53 @@ class ChatProducer:
     """
     A product's producer, filtered and put into lines.
 
-    Encoding happens here, inside the durable turn, so that what cannot be a line fails the attempt for what
+    Encoding happens here, inside the attempt, so that what cannot be a line fails the attempt for what
     it is.  So do the waits for a database or a reader that is behind: whoever stops the turn ends them, too.
 
     Args:
-        begin: Makes the product's producer.
-        turn_log: Numbers the lines.
-        log: Takes failures.
-        task: Returns what the producer runs in: the turn's steps, once it has begun.
-        room: Takes a number of events; waits until they may be said.
-        drain: Waits for a reader that is behind.
+        producer: The product's.
+        steps: The steps that it may have.
+        log: Numbers the lines.
+        usage: Keeps what the producer reports.
+        writer: Waits until there is room for further lines.
+        reader: Is waited for if it is behind.
+        report: Takes failures.
 
     Attributes:
         stream: What it says; raises `BackendReportedError` where it reported an error, and `HookError` where
             it says what no line can carry.
-        usages: The data of every ``usage`` event so far, of the first `MAX_USAGES`.
     """
 
     def __init__(
         self,
-        begin: Callable[[], Awaitable[DurableTurnProducer[EventBatch]]],
-        turn_log: TurnLog,
-        log: OperatorLog,
+        producer: DurableTurnProducer[EventBatch],
+        steps: DurableContext,
+        log: TurnLog,
+        usage: AttemptUsage,
         *,
-        task: Callable[[], AbstractAsyncContextManager[None]],
-        room: Callable[[int], Awaitable[None]],
-        drain: Callable[[], Awaitable[None]],
+        writer: LogWriter,
+        reader: Reader,
+        report: OperatorLog,
     ) -> None:
-        self._begin = begin
-        self._task = task
-        self._producer: DurableTurnProducer[EventBatch] | None = None
-        self._turn_log = turn_log
+        self._producer = producer
+        self._steps = steps
         self._log = log
-        self._room = room
-        self._drain = drain
+        self._usage = usage
+        self._writer = writer
+        self._reader = reader
+        self._report = report
         self._assembly = TextAssembly()
-        self.usages: list[dict[str, Any]] = []
-        self._uncounted = False
         self.stream: AsyncGenerator[Said, None] = self._filtered()
 
     def final_text(self) -> str | None:
         """Return the producer's own text, or else the text of its events, which were delivered already."""
         assembled = self._assembly.text()
         try:
-            return (self._producer.final_text() if self._producer is not None else None) or assembled
+            return self._producer.final_text() or assembled
         except Exception as error:
             if not assembled:
                 raise
-            self._log("hook.final_text_failed", {"error": error})
+            self._report("hook.final_text_failed", {"error": error})
             return assembled
 
     def said_so_far(self) -> str:
@@ -124,15 +124,14 @@ class ChatProducer:
         return self._assembly.text()
 
     async def _filtered(self) -> AsyncGenerator[Said, None]:
-        self._producer = await self._begin()
-        async with self._task(), aclosing(self._producer.stream) as stream:
+        async with self._steps.task(), aclosing(self._producer.stream) as stream:
             async for batch in stream:
                 own, failure = self._take(events_of(batch))
                 for at in range(0, len(own), _SAID_AT_ONCE):
                     said = own[at : at + _SAID_AT_ONCE]
-                    await self._room(len(said))
+                    await self._writer.room(len(said))
                     yield Said(said, self._lines(said))
-                    await self._drain()
+                    await self._reader.drain()
                 if failure is not None:
                     raise _reported(failure)
 
@@ -153,23 +152,16 @@ class ChatProducer:
             if kind.startswith(LIFECYCLE_PREFIX):
                 continue
             if kind == "usage" and isinstance(event.data, dict):
-                self._keep_account(event.data)
+                self._usage.said(event.data)
             self._assembly.add(event)
             own.append(event)
         return own, None
-
-    def _keep_account(self, usage: dict[str, Any]) -> None:
-        if len(self.usages) < MAX_USAGES:
-            self.usages.append(usage)
-        elif not self._uncounted:
-            self._uncounted = True
-            self._log("usage.unrecorded", {"level": "warning", "most": MAX_USAGES})
 
     def _lines(self, events: Sequence[ChatStreamEvent]) -> str:
         if self._assembly.size > MAX_ANSWER_BYTES:
             raise BackendError(f"the answer has more than {MAX_ANSWER_BYTES} bytes", backend="producer")
         try:
-            return self._turn_log.extend(events)
+            return self._log.extend(events)
         except (TypeError, ValueError) as error:
             raise HookError(f"says what no line can carry: {error}", hook="produce") from error
 

@@ -1,26 +1,20 @@
-"""
-The seam between a turn and its telemetry: what the turn tells, and when.
-
-Where nobody listens there is none of this: no ids, no spans, no statements.
-"""
+"""What a turn tells its telemetry, and when."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
 
 from chatturn.chat.identity import ChatTurnIdentity, turn_run_id
+from chatturn.chat.listeners import TurnTracing
+from chatturn.chat.requests import TurnInput
 from chatturn.chat.turn import tracing_sql as sql
 from chatturn.chat.usage.calls import ModelCall
-from chatturn.database.api import Database, Row, Statement
-from chatturn.durable.settling import TurnEnd, code_of
+from chatturn.database.api import Row, Statement
+from chatturn.durable.ends import Cancelled, Completed, End, Failed, Suspended, answer_of, code_of
 from chatturn.telemetry import conventions as names
 from chatturn.telemetry.attempt_facts import UNTRACED, AttemptEnd, AttemptStart, CallFacts, TraceOnRecord, TurnOutcome
 from chatturn.telemetry.tracer import NULL_TRACER, AttributeValue, Tracer
-from chatturn.telemetry.w3c import TraceParent
 
 __all__ = [
-    "RequestTracing",
-    "TurnTracing",
     "attributes_of_turn",
     "begin_with",
     "end_with",
@@ -28,47 +22,6 @@ __all__ = [
     "tell_end",
     "tracer_of",
 ]
-
-
-class TurnTracing(Protocol):
-    """The telemetry of one attempt: `chatturn.telemetry.otlp.turns.TurnTrace`."""
-
-    @property
-    def tracer(self) -> Tracer:
-        """Takes the spans below the attempt's."""
-
-    @property
-    def turn(self) -> TraceParent:
-        """The turn's span, as it is to be stored if the turn has none yet."""
-
-    @property
-    def caller_span_id(self) -> str | None:
-        """The span around it."""
-
-    def log(self, event: str, particulars: Mapping[str, object]) -> None:
-        """Log what belongs to the attempt."""
-
-    def around(self, database: Database) -> Database:
-        """Return *database*, its batches traced."""
-
-    def claimed(self, start: AttemptStart) -> None:
-        """Take what the claim found."""
-
-    def sends_turn(self, *, failed: bool) -> bool:
-        """Say, before the attempt's end is stored, whether it sends the turn's span."""
-
-    def ended(self, end: AttemptEnd) -> None:
-        """Take how the attempt ended."""
-
-    async def flush(self) -> None:
-        """Send what has gathered; never raises."""
-
-
-class RequestTracing(Protocol):
-    """The telemetry of one request."""
-
-    def turn(self, about: Mapping[str, AttributeValue]) -> TurnTracing:
-        """Begin an attempt at the turn that has these attributes."""
 
 
 def attributes_of_turn(identity: ChatTurnIdentity, project_id: str) -> Mapping[str, AttributeValue]:
@@ -111,45 +64,45 @@ def found(rows: Sequence[Row], *, attempt: int, replayed: bool) -> AttemptStart:
     return AttemptStart(attempt=attempt, first_attempt=first, lost=lost, replayed=replayed, on_record=on_record)
 
 
-def end_with(tracing: TurnTracing | None, end: TurnEnd) -> list[Statement]:
+def end_with(tracing: TurnTracing | None, end: End) -> list[Statement]:
     """Return what joins the attempt's last write."""
-    return [sql.mark_traced()] if tracing is not None and tracing.sends_turn(failed=end.error is not None) else []
+    return [sql.mark_traced()] if tracing is not None and tracing.sends_turn(failed=isinstance(end, Failed)) else []
 
 
-def tell_end(
-    tracing: TurnTracing,
-    end: TurnEnd | None,
-    failure: BaseException | None,
-    calls: Sequence[ModelCall],
-    *,
-    replayed: bool,
-    provider: str,
-    question: str,
+async def tell_end(
+    turn: TurnInput, stored: End | None, failure: BaseException | None, calls: Sequence[ModelCall], *, replayed: bool
 ) -> None:
     """
-    Tell how an attempt ended.
+    Tell who listens how an attempt ended, and have it sent; every failure is logged, none leaves.
 
     Args:
-        tracing: Whom.
-        end: As it is stored; None if it is not known to be.
+        turn: The turn.
+        stored: How it ended, as it is stored; None if it is not known to be.
         failure: What went wrong, if anything did.
         calls: Its model calls.
         replayed: Whether there was none to make.
-        provider: Who runs the model.
-        question: What the user said.
     """
-    error = failure if end is None else end.error
-    tracing.ended(
-        AttemptEnd(
-            outcome="replayed" if replayed and failure is None else _outcome(end),
-            error_type=None if error is None else code_of(error),
-            provider=provider,
-            calls=list(map(_facts, calls)),
-            delivered=end is not None and (bool(end.text) or end.wait is not None),
-            question=question,
-            answer=None if end is None else end.text,
+    if turn.tracing is None:
+        return
+    if isinstance(stored, Failed):
+        failure = stored.error
+    elif stored is not None:
+        failure = None
+    try:
+        turn.tracing.ended(
+            AttemptEnd(
+                outcome="replayed" if replayed and failure is None else _outcome(stored),
+                error_type=None if failure is None else code_of(failure),
+                provider=turn.deployment.backend.kind,
+                calls=list(map(_facts, calls)),
+                delivered=bool(answer_of(stored)) or isinstance(stored, Suspended),
+                question=turn.request.message,
+                answer=answer_of(stored),
+            )
         )
-    )
+        await turn.tracing.flush()
+    except Exception as error:  # noqa: BLE001 - telemetry must never fail a turn
+        turn.deployment.log("telemetry.failed", {"run_id": turn.run_id, "error": error})
 
 
 def _on_record(row: Row) -> TraceOnRecord:
@@ -161,14 +114,18 @@ def _on_record(row: Row) -> TraceOnRecord:
     )
 
 
-def _outcome(end: TurnEnd | None) -> TurnOutcome:
-    if end is None:
-        return "lost"
-    if end.cancelled is not None:
-        return "cancelled"
-    if end.wait is not None:
-        return "suspended"
-    return "failed" if end.text is None else "completed"
+def _outcome(end: End | None) -> TurnOutcome:
+    match end:
+        case None:
+            return "lost"
+        case Completed():
+            return "completed"
+        case Cancelled():
+            return "cancelled"
+        case Suspended():
+            return "suspended"
+        case Failed():
+            return "failed"
 
 
 def _facts(call: ModelCall) -> CallFacts:

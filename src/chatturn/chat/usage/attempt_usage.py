@@ -1,5 +1,5 @@
 """
-The account of one attempt: what its model calls consume, put on record with whatever the turn writes next.
+What one attempt consumes: what its model calls consume, put on record with whatever the turn writes next.
 
 A call is on record soon after it has begun, with the log; when it is over, with the step that keeps it, if there is
 one; and in any case with the attempt's last write.  So a worker that dies leaves behind what it had paid for.  Only
@@ -12,73 +12,60 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from chatturn.chat.identity import ChatTurnIdentity, session_run_ids
+from chatturn.chat.identity import session_run_ids
+from chatturn.chat.requests import TurnInput
 from chatturn.chat.usage import sql
-from chatturn.chat.usage.calls import Budgets, ModelCall, count
+from chatturn.chat.usage.calls import ModelCall, count
 from chatturn.database.api import Database, Row, Statement
-from chatturn.durable.settling import TurnEnd
+from chatturn.durable.ends import End, Suspended, answer_of
 from chatturn.errors import BudgetExceeded, StoreError
-from chatturn.telemetry.operator_log import OperatorLog
-from chatturn.usage.prices import PriceTable
 
-__all__ = ["Account"]
+__all__ = ["MAX_USAGES", "AttemptUsage", "read_with"]
+
+MAX_USAGES: Final = 2_000
+"""What a producer may report for the ledger: all of it is stored with the answer, in one row of a statement."""
 
 _SCOPES: Final = ("turn", "session", "tenant")
 
 
-class Account:
+def read_with(turn: TurnInput) -> list[Statement]:
+    """Return what the claim has to read: what was spent so far, if there is a limit."""
+    identity, budgets = turn.identity, turn.deployment.budgets
+    scopes = [scope for scope in _SCOPES if getattr(budgets, scope)]
+    if not scopes:
+        return []
+    session = session_run_ids(identity.tenant_id, identity.session_id)
+    return [sql.read_spent(turn.run_id, session, identity.tenant_id, scopes=scopes)]
+
+
+class AttemptUsage:
     """
     What one attempt consumes: the `Meter` of its calls, and what of them is put on record with which write.
 
     Args:
-        run_id: The turn's run.
-        identity: Whose turn.
-        model: Who is asked, as far as that is known.
-        prices: The deployment's.
-        budgets: The deployment's budgets.
-        log: Takes what cannot be recorded, or counted.
+        turn: The turn.
+        attempt: Which attempt at it, from 1.
+        spent: The rows of `read_with`.
 
     Attributes:
         calls: The attempt's, in the order in which they began.
     """
 
-    def __init__(
-        self,
-        run_id: str,
-        identity: ChatTurnIdentity,
-        *,
-        model: str | None,
-        prices: PriceTable,
-        budgets: Budgets,
-        log: OperatorLog,
-    ) -> None:
+    def __init__(self, turn: TurnInput, attempt: int, spent: Sequence[Row]) -> None:
         self.calls: list[ModelCall] = []
-        self._run_id = run_id
-        self._identity = identity
-        self._model = model
-        self._prices = prices
-        self._budgets = budgets
-        self._log = log
-        self._attempt = 1
-        self._spent: Mapping[str, int] = {}
-        self._follows = False
-        self._on_record: dict[int, str] = {}
-        self._on_its_way: dict[int, str] = {}
-
-    def read_with(self) -> list[Statement]:
-        """Return what the claim has to read: what was spent so far, if there is a limit."""
-        identity = self._identity
-        scopes = [scope for scope in _SCOPES if getattr(self._budgets, scope)]
-        if not scopes:
-            return []
-        session = session_run_ids(identity.tenant_id, identity.session_id)
-        return [sql.read_spent(self._run_id, session, identity.tenant_id, scopes=scopes)]
-
-    def begin(self, attempt: int, spent: Sequence[Row]) -> None:
-        """Take what the claim found; *spent* is of `read_with`."""
+        self._run_id = turn.run_id
+        self._identity = turn.identity
+        self._model = turn.model
+        self._prices = turn.deployment.prices
+        self._budgets = turn.deployment.budgets
+        self._log = turn.deployment.log
         self._attempt = attempt
         self._spent = {scope: int(value or 0) for row in spent for scope, value in row.items()}
         self._follows = attempt > 1
+        self._said: list[Mapping[str, Any]] = []
+        self._uncounted = False
+        self._on_record: dict[int, str] = {}
+        self._on_its_way: dict[int, str] = {}
 
     # Counting.
 
@@ -103,17 +90,24 @@ class Account:
                 message = f"the {scope} has spent {spent} micro-dollars of {limit}"
                 raise BudgetExceeded(message, run_id=self._run_id, scope=scope)
 
-    def all_calls(self, said: Sequence[Mapping[str, Any]]) -> list[ModelCall]:
+    def said(self, usage: Mapping[str, Any]) -> None:
+        """Keep the data of a ``usage`` event, of the first `MAX_USAGES`."""
+        if len(self._said) < MAX_USAGES:
+            self._said.append(usage)
+        elif not self._uncounted:
+            self._uncounted = True
+            self._log("usage.unrecorded", {"level": "warning", "most": MAX_USAGES})
+
+    def all_calls(self) -> list[ModelCall]:
         """
         Return all calls that the attempt knows of.
 
-        Args:
-            said: The data of all ``usage`` events that were said.  One that no call has reported is about a call of
-                its own, which the product's producer has made; one of an attempt before is on record.
+        A ``usage`` event that no call has reported is about a call of its own, which the product's producer has made;
+        one of an attempt before is on record.
         """
         calls = [replace(call, outcome="cancelled") if call.outcome == "running" else call for call in self.calls]
         reported = Counter(call.said_as() for call in calls)
-        for usage in said:
+        for usage in self._said:
             if (count(usage, "attempt") or self._attempt) < self._attempt:
                 continue
             call = ModelCall(attempt=self._attempt, index=len(calls), prices=self._prices, outcome="completed")
@@ -140,20 +134,17 @@ class Account:
         self._follows = False
         self._on_record |= self._on_its_way
 
-    def last_statements(
-        self, end: TurnEnd, said: Sequence[Mapping[str, Any]], *, went_on: bool, checkpoints: bool
-    ) -> list[Statement]:
+    def last_statements(self, end: End, *, went_on: bool, checkpoints: bool) -> list[Statement]:
         """
         Return the statements for the attempt's last write.
 
         Args:
             end: How the attempt ends.
-            said: The data of its ``usage`` events.
             went_on: Whether its answer begins with what attempts before it had said.
             checkpoints: Whether it rests on steps, of this attempt or others; they are still there.
         """
-        delivered = bool(end.text) or end.wait is not None
-        calls = self.all_calls(said)
+        delivered = bool(answer_of(end)) or isinstance(end, Suspended)
+        calls = self.all_calls()
         self._tell(calls)
         return [
             *self._losses(),
@@ -162,9 +153,9 @@ class Account:
             *([sql.deliver_checkpoints()] if delivered and checkpoints else []),
         ]
 
-    async def record_late(self, database: Database, said: Sequence[Mapping[str, Any]]) -> None:
+    async def record_late(self, database: Database) -> None:
         """Put on record what no write of the turn could: the lease is another worker's, or the database was away."""
-        calls = self.all_calls(said)
+        calls = self.all_calls()
         self._tell(calls)
         try:
             await database.batch(sql.record_calls_late(self._run_id, self._attempt, calls, self._identity))

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from chatturn.backends.api import AgentBackendContext, AgentBackendInput, AgentExecutionBackend, Meter
-from chatturn.durable.settling import code_of
+from chatturn.durable.ends import code_of
 from chatturn.events import ChatStreamEvent, EventBatch, TextDeltas
 from chatturn.usage.money import micro_usd
 from chatturn.usage.prices import PriceTable

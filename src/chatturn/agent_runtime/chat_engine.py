@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from chatturn.chat.requests import TurnInput
+from chatturn.chat.turn.replay import ReplayedTurn
 from chatturn.chat.turn.sinks import PullSink
-from chatturn.chat.turn.turn import ChatTurn
+from chatturn.chat.turn.turn import ChatTurn, open_turn, run_turn
 
 __all__ = ["CONTENT_TYPE", "ChatTurnResult", "DurableChatTurnEngine", "RunChatTurnInput", "durable_chat_turn_engine"]
 
@@ -27,18 +28,9 @@ class ChatTurnResult:
 class DurableChatTurnEngine:
     """Runs chat turns.  It has no state: one instance serves every request."""
 
-    async def open(self, turn: TurnInput) -> ChatTurn:
-        """
-        Claim the turn, in one round trip, and return it ready to run.
-
-        Raises:
-            DurableRunLeaseHeldError: It is being answered elsewhere.
-            DurableRunInputMismatchError: It was started with another message or model.
-            StoreError: The database does not answer or is not set up.
-        """
-        opened = ChatTurn(turn)
-        await opened.claim()
-        return opened
+    async def open(self, turn: TurnInput) -> ChatTurn | ReplayedTurn:
+        """Claim the turn, in one round trip, and return it ready to run; see `open_turn`."""
+        return await open_turn(turn)
 
     def run_turn(self, turn: TurnInput) -> ChatTurnResult:
         """
@@ -47,7 +39,7 @@ class DurableChatTurnEngine:
         A reader that stops early ends neither the turn nor its storing: it goes on in the background.
         """
         sink = PullSink()
-        return ChatTurnResult(body=sink.pull(ChatTurn(turn).run(sink)))
+        return ChatTurnResult(body=sink.pull(run_turn(turn, sink)))
 
 
 durable_chat_turn_engine: Final = DurableChatTurnEngine()

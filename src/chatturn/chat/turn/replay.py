@@ -1,0 +1,68 @@
+"""`ReplayedTurn`: a turn that had finished before it was asked for again."""
+
+from chatturn.chat.hooks.outbox import overrides
+from chatturn.chat.requests import TurnInput
+from chatturn.chat.turn.finish import ending_words, failure_words, kind_of, started_words, unlogged
+from chatturn.chat.turn.reader import Reader, observer_of
+from chatturn.chat.turn.sinks import Sink
+from chatturn.chat.turn.tracing import tell_end
+from chatturn.durable.attempt import Finished
+from chatturn.events import ChatStreamEvent
+
+__all__ = ["TURN_STEP", "ReplayedTurn"]
+
+TURN_STEP = 0
+"""The position of the step whose result is a turn's answer."""
+
+
+class ReplayedTurn:
+    """
+    A finished turn: its answer comes from the store, and nothing is written.
+
+    Attributes:
+        run_id: Its run.
+        attempt: The attempt that finished it, from 1.
+        created_at: When it was begun.
+        redacting: Whether the product redacts the answer.
+    """
+
+    replayed = True
+
+    def __init__(self, turn: TurnInput, finished: Finished) -> None:
+        self.run_id = turn.run_id
+        self.attempt = max(finished.claim.run.epoch, 1)
+        self.created_at = finished.claim.run.created_at
+        self.redacting = overrides(turn.deployment.hooks, "transform_final_text")
+        self._turn = turn
+        self._finished = finished
+
+    async def run(self, sink: Sink, *, joined: bool = False) -> None:
+        """
+        Say how the turn started, its answer, and how it ended: every line goes to *sink*, which is closed.
+
+        Args:
+            sink: The reader.
+            joined: Whether the reader has read the log so far, and needs not be told that the run has started.
+        """
+        turn = self._turn
+        reader = Reader(sink, observer_of(turn), turn.deployment.log)
+        failure: Exception | None = None
+        try:
+            if not joined:
+                self._say(reader, started_words(turn.identity))
+            self._say_answer(reader)
+        except Exception as error:  # noqa: BLE001 - the boundary: the reader gets a terminal line for everything
+            failure = error
+            turn.deployment.log("turn.failed", {"run_id": self.run_id, "attempt": self.attempt, "error": error})
+            self._say(reader, failure_words(turn.identity, kind_of(error)))
+        finally:
+            await sink.close()
+        await tell_end(turn, None, failure, (), replayed=True)
+
+    def _say_answer(self, reader: Reader) -> None:
+        end = self._finished.answer(TURN_STEP)
+        self._say(reader, [ChatStreamEvent("result", {"finalText": end.text})])
+        self._say(reader, ending_words(self._turn.identity, end, replayed=True))
+
+    def _say(self, reader: Reader, events: list[ChatStreamEvent]) -> None:
+        reader.send(unlogged(events, self.attempt), events)

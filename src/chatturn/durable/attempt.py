@@ -1,0 +1,402 @@
+"""
+`Attempt`: one execution of a run under a lease, from its claim to its end.
+
+::
+
+    claim ──▶ Finished: the run was completed before; nothing is written
+      │
+      ▼
+    Attempt ──▶ kept: the lease is renewed ──▶ settle: Completed │ Cancelled │ Suspended │ Failed
+                     held: work that ends with the lease              │ the database is away
+                     write: further statements under the lease        ▼
+                                                                 settle_late
+
+A worker that dies anywhere leaves the run as the last write left it: claimable when the lease lapses.  A worker that
+lost its lease writes nothing at all.
+
+An answer was paid for, so storing it is tried hard: again while there is no answer from the database, and late, after
+the client was told.  A failure only has to get out of the next attempt's way, so where its details are refused it is
+recorded without them.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
+from typing import Final, Self, TypeVar
+
+from chatturn.database.api import Row, Statement
+from chatturn.durable import suspension
+from chatturn.durable.ends import Cancelled, Completed, End, Failed, Suspended, code_of
+from chatturn.durable.heartbeat import RENEWALS_PER_TERM, Heartbeat
+from chatturn.durable.records import (
+    Claim,
+    DurableRunManifest,
+    Lease,
+    RunOutcome,
+    RunRecord,
+    RunStatus,
+    StepError,
+)
+from chatturn.durable.store import DEFAULT_LEASE_MS, NO_NEWS, Begin, DurableRunStore, News, Settlement
+from chatturn.errors import (
+    ChatTurnError,
+    DurableRunDivergenceError,
+    LeaseLost,
+    RunNotFound,
+    StoreUnavailable,
+    TurnAborted,
+    TurnCancelled,
+)
+from chatturn.jsontext.canonical import derive_worker_id
+from chatturn.telemetry.operator_log import OperatorLog, print_log
+
+__all__ = ["ENDINGS", "Attempt", "Finished", "RunToClaim"]
+
+E = TypeVar("E")
+
+ENDINGS: Final = (Exception, asyncio.CancelledError, GeneratorExit, suspension.Suspended)
+"""What is raised in an attempt and ends it; anything else is the end of the process, which writes nothing."""
+
+_FIRST_LATE_PAUSE_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunToClaim:
+    """
+    The run that an attempt is at, and how it is claimed.
+
+    Attributes:
+        run_id: Names the run; the same on every attempt.
+        manifest: What the run is; another one under the same id is refused.
+        answer: The step whose result is the run's answer; None for a run whose results are all in its steps.
+        outcome: Of a run without an answer, once it is completed.
+        worker_id: Who claims; a fresh one by default.
+        lease_ms: How long the worker may be silent towards the store before others may take the run over.
+        renewals_per_term: How often the lease is renewed in that time.
+        with_statements: Writes of the claim's transaction, as in `DurableRunStore.start_or_resume`.
+        reads: Reads of the claim's transaction; their rows are in the claim.
+        supersede: Start a run that has another manifest anew instead of refusing it.
+        legacy_run_id: What agent-runtime calls the run, as in `DurableRunStore.start_or_resume`; or None.
+    """
+
+    run_id: str
+    manifest: DurableRunManifest
+    answer: Begin | None = None
+    outcome: RunOutcome | None = None
+    worker_id: str = field(default_factory=derive_worker_id)
+    lease_ms: int = DEFAULT_LEASE_MS
+    renewals_per_term: float = RENEWALS_PER_TERM
+    with_statements: Sequence[Statement] = ()
+    reads: Sequence[Statement] = ()
+    supersede: bool = False
+    legacy_run_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """
+    A run that was completed before: there is nothing to do but to tell.
+
+    Attributes:
+        claim: What the claim found; it has no lease.
+    """
+
+    claim: Claim
+
+    def answer(self, step_index: int) -> Completed | Cancelled:
+        """
+        Return how the run has ended.
+
+        Raises:
+            DurableRunDivergenceError: It holds no answer there.
+        """
+        found = _stored_answer(self.claim, step_index)
+        if found is None:
+            raise DurableRunDivergenceError("it is completed, but holds no answer", run_id=self.claim.run.run_id)
+        return found
+
+
+class Attempt:
+    """
+    One execution of a run under a lease; made by `claim_run`.
+
+    Attributes:
+        claim: What the claim found.
+        lease: The lease as it was granted.
+        record: The run, as far as this attempt knows.
+        stored: How the attempt has ended, once that is known to be stored; None before.
+    """
+
+    def __init__(
+        self,
+        store: DurableRunStore,
+        run: RunToClaim,
+        claim: Claim,
+        lease: Lease,
+        *,
+        claimed_at: float,
+        log: OperatorLog,
+    ) -> None:
+        self.claim = claim
+        self.lease = lease
+        self.record: RunRecord = claim.run
+        self.stored: End | None = None
+        self._store = store
+        self._run = run
+        self._log = log
+        self._claimed_at = claimed_at
+        self._heartbeat = Heartbeat(store, lease, log, renewals_per_term=run.renewals_per_term)
+        self._unsettled: tuple[Settlement, End] | None = None
+
+    @classmethod
+    async def claim_run(cls, store: DurableRunStore, run: RunToClaim, log: OperatorLog = print_log) -> Self | Finished:
+        """
+        Claim a run, in one round trip.
+
+        A run whose worker died between its answer and its end, as only agent-runtime's can, is ended, in a second one.
+
+        Args:
+            store: Where the run is.
+            run: Which one.
+            log: Takes failures that must not mask another error.
+
+        Raises:
+            DurableRunLeaseHeldError: It is running elsewhere.
+            DurableRunInputMismatchError: It was started with another manifest.
+            StoreUnavailable: The database does not answer.
+        """
+        claimed_at = asyncio.get_running_loop().time()
+        claim = await store.start_or_resume(
+            run_id=run.run_id,
+            manifest=run.manifest,
+            worker_id=run.worker_id,
+            lease_ms=run.lease_ms,
+            begin=run.answer,
+            with_statements=run.with_statements,
+            reads=run.reads,
+            supersede=run.supersede,
+            legacy_run_id=run.legacy_run_id,
+        )
+        if claim.lease is None:
+            return Finished(claim)
+        if run.answer is not None and _stored_answer(claim, run.answer.step_index) is not None:
+            await store.end_run(claim.lease, RunStatus.COMPLETED, RunOutcome(notes=run.answer.intent))
+            return Finished(claim)
+        return cls(store, run, claim, claim.lease, claimed_at=claimed_at, log=log)
+
+    @property
+    def run_id(self) -> str:
+        """The run."""
+        return self.lease.run_id
+
+    @property
+    def number(self) -> int:
+        """Which attempt at the run this is, from 1."""
+        return self.lease.epoch
+
+    def elapsed_ms(self) -> int:
+        """Return how long ago the run was claimed."""
+        return round((asyncio.get_running_loop().time() - self._claimed_at) * 1000)
+
+    # Working under the lease.
+
+    @contextmanager
+    def kept(self, news: News = NO_NEWS) -> Iterator[None]:
+        """Renew the lease while the block runs, and hear the news with each renewal."""
+        self._heartbeat.start(self._claimed_at, news)
+        try:
+            yield
+        finally:
+            self._heartbeat.stop()
+
+    def held(self) -> Heartbeat:
+        """Return what work runs inside that must not outlive the lease, as in ``with attempt.held():``."""
+        return self._heartbeat
+
+    def require_held(self) -> None:
+        """Raise `LeaseLost` if the lease is known to be lost: then no effect may be had in its name."""
+        self._heartbeat.require_held()
+
+    async def forwarded(self, stream: AsyncGenerator[E, None]) -> AsyncGenerator[E, None]:
+        """Yield what *stream* yields; every wait for it ends with the lease.  It is closed with this one."""
+        async with aclosing(stream):
+            while True:
+                with self._heartbeat:
+                    try:
+                        event = await anext(stream)
+                    except StopAsyncIteration:
+                        return
+                yield event
+
+    async def write(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
+        """Write under the lease; see `Heartbeat.write`."""
+        return await self._heartbeat.write(statements)
+
+    def cancel(self, reason: str) -> None:
+        """
+        Stop the attempt for good: what is held is ended by `TurnCancelled`, now or as it begins.
+
+        Too late, once the work is `done`: then the answer is whole.
+        """
+        self._heartbeat.interrupt(TurnCancelled(reason, run_id=self.run_id))
+
+    def abort(self) -> None:
+        """Stop the attempt, and let the next one begin: what is held is ended by `TurnAborted`."""
+        self._heartbeat.interrupt(TurnAborted("it was stopped", run_id=self.run_id))
+
+    def done(self) -> None:
+        """Take note that the work is as good as done: it cannot be cancelled any more."""
+        self._heartbeat.allow_no_interruption()
+
+    # Ending.
+
+    def end_of(self, error: BaseException) -> Suspended | Failed:
+        """
+        Return how the attempt ends that has raised *error*, one of `ENDINGS`.
+
+        Raises:
+            LeaseLost: It is *error*, and of this run: nothing may be written any more.
+        """
+        if isinstance(error, suspension.Suspended):
+            return Suspended(error.wait)
+        if isinstance(error, LeaseLost) and error.run_id == self.run_id:
+            raise error
+        return Failed(error)
+
+    async def settle(self, end: End, last: Callable[[End], Sequence[Statement]] = lambda _end: ()) -> None:
+        """
+        Store how the attempt ends, and release the run; an end that cannot be stored makes it a failure.
+
+        Outside of `held`, though the lease is still kept: the write is fenced by itself, and once it is applied the
+        lease is released, so a renewal is refused; that must not cancel the wait for the reply.
+
+        Args:
+            end: How it ends.  Of a failure nothing is raised: it is the caller's to tell.
+            last: Makes further statements of the last write, as in `Settlement.with_statements`.
+
+        Raises:
+            StoreUnavailable: An answer is not known to be stored; `settle_late` goes on trying.
+            LeaseLost: Another worker has the run; nothing was written.
+            StoreError, TypeError: It cannot be stored.
+        """
+        if isinstance(end, Failed):
+            await self._fail(end, last)
+            return
+        try:
+            self.require_held()
+            await self._store_end(end, last(end))
+        except (Exception, asyncio.CancelledError) as error:
+            if self._unsettled is None and not (isinstance(error, LeaseLost) and error.run_id == self.run_id):
+                await self._fail(Failed(error), last)
+            raise
+
+    async def settle_late(self) -> bool:
+        """
+        Go on trying to store an answer that `settle` could not, until it is stored or the lease has lapsed.
+
+        For after the client was told: once the answer is stored, a retry replays it.  Never raises but
+        cancellation; an answer that is lost is logged.
+
+        Returns:
+            Whether the answer is stored now; False also if there was nothing to do.
+        """
+        if self._unsettled is None:
+            return False
+        settlement, end = self._unsettled
+        try:
+            async with asyncio.timeout(self.lease.lease_ms / 1000):
+                self._ended(end, await self._insist(settlement))
+        except Exception as error:  # noqa: BLE001 - the lease's end, a refusal: lost in any case, and nobody waits
+            self._log("turn.answer_lost", {"run_id": self.run_id, "error": error})
+            return False
+        return True
+
+    async def _store_end(self, end: Completed | Cancelled | Suspended, statements: Sequence[Statement]) -> None:
+        store, run, lease = self._store, self._run, self._heartbeat.lease
+        if isinstance(end, Suspended):
+            self._ended(end, await store.suspend(lease, end.wait, statements))
+        elif run.answer is None:
+            self._ended(end, await store.end_run(lease, RunStatus.COMPLETED, run.outcome))
+        else:
+            settlement = _settlement(run.answer, end, statements)
+            try:
+                self._ended(end, await store.settle(lease, settlement))
+            except StoreUnavailable:
+                self._unsettled = settlement, end
+                raise
+
+    async def _fail(self, end: Failed, last: Callable[[End], Sequence[Statement]]) -> None:
+        """End the run as failed, so that the next one may claim at once; nothing but cancellation is raised."""
+        answer = self._run.answer
+        outcome = RunOutcome(passed=False, notes=code_of(end.error))
+        try:
+            if answer is None:
+                record = await self._store.end_run(self._heartbeat.lease, RunStatus.FAILED, outcome)
+            else:
+                settlement = Settlement(
+                    step_index=answer.step_index,
+                    error=StepError(message=_storable(end.error), code=code_of(end.error)),
+                    outcome=outcome,
+                    with_statements=last(end),
+                )
+                record = await self._store.settle(self._heartbeat.lease, settlement)
+            self._ended(end, record)
+        except (LeaseLost, RunNotFound):
+            return  # Ended, taken over or deleted by now, which is as good.
+        except Exception as failure:  # noqa: BLE001 - the first error is what leaves; the lease lapses by itself
+            particulars = {"run_id": self.run_id, "cause": end.error, "error": failure}
+            if answer is None:
+                self._log("run.unsettled", particulars)
+                return
+            self._log("turn.unsettled", particulars)
+            if not isinstance(failure, StoreUnavailable):
+                await self._release(outcome)  # The same details would be refused at every attempt.
+
+    async def _release(self, outcome: RunOutcome) -> None:
+        try:
+            self.record = await self._store.end_run(self._heartbeat.lease, RunStatus.FAILED, outcome)
+        except Exception as error:  # noqa: BLE001 - the first error is what leaves; the lease lapses by itself
+            self._log("turn.unsettled", {"run_id": self.run_id, "error": error})
+
+    async def _insist(self, settlement: Settlement) -> RunRecord:
+        pause_s = _FIRST_LATE_PAUSE_S
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                return await self._store.settle(self._heartbeat.lease, settlement)
+            except StoreUnavailable:
+                pause_s *= 2
+
+    def _ended(self, end: End, record: RunRecord) -> None:
+        self.stored, self.record = end, record
+
+
+def _settlement(answer: Begin, end: Completed | Cancelled, statements: Sequence[Statement]) -> Settlement:
+    metadata = {"chars": _utf16_length(end.text)}
+    if isinstance(end, Completed):
+        result, outcome = {"finalText": end.text}, RunOutcome(notes=answer.intent, metadata=metadata)
+    else:
+        result = {"finalText": end.text, "cancelled": end.reason}
+        outcome = RunOutcome(passed=False, notes="cancelled", metadata=metadata)
+    return Settlement(step_index=answer.step_index, result=result, outcome=outcome, with_statements=statements)
+
+
+def _stored_answer(claim: Claim, step_index: int) -> Completed | Cancelled | None:
+    for step in claim.completed_steps:
+        if step.step_index == step_index and isinstance(step.result, dict):
+            text, reason = step.result.get("finalText"), step.result.get("cancelled")
+            if not isinstance(text, str):
+                return None
+            return Completed(text) if reason is None else Cancelled(text, reason)
+    return None
+
+
+def _storable(error: BaseException) -> str:
+    """Say what went wrong; what a foreign exception says may be anything, the answer included: its type must do."""
+    return str(error) if isinstance(error, ChatTurnError) else type(error).__name__
+
+
+def _utf16_length(text: str) -> int:
+    """Count as agent-runtime does: JavaScript's code units."""
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2
