@@ -83,7 +83,7 @@ chromium:
 	@echo "The tests with a browser need Debian's Chromium (90 MB to download) …"
 	@apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null
 
-$(STAMPS)/clients: $(CLIENTS)/requirements.txt $(CLIENTS)/package-lock.json $(CLIENTS)/bundle.mjs $(wildcard $(CLIENTS)/pages/*.js) | $(STAMPS)/node
+$(STAMPS)/clients: $(CLIENTS)/requirements.txt $(CLIENTS)/package-lock.json $(CLIENTS)/bundle.mjs $(wildcard $(CLIENTS)/pages/*.js) examples/openai_sdk.mjs | $(STAMPS)/node
 	@echo "OpenAI's, LangChain's, LiteLLM's and the AI SDK's clients into $(CLIENTS) (800 MB) …"
 	@$(PYTHON) -m venv $(CLIENTS)/.venv
 	@$(CLIENTS)/.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \

@@ -113,6 +113,8 @@ export interface Messages {
     role: "user" | "assistant";
     content: string;
     createdAt: string;
+    /** Of the turn's run: what the AI SDK's streams call the answer. */
+    runId: string;
     /** On an answer that was stopped. */
     cancelled?: boolean;
   }[];

@@ -8,11 +8,15 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +30,7 @@ from tests.support.upstream_script import Script
 from tests.support.worker import Worker, running_worker
 
 HERE: Final = Path(__file__).parent
+ROOT: Final = HERE.parents[1]
 PYTHON: Final = str(HERE / ".venv" / "bin" / "python")
 NODE: Final = str(Path(sys.executable).with_name("node"))
 LEASE_MS: Final = 3_000
@@ -50,10 +55,18 @@ OURS: Final = {
     "ours, Python": [sys.executable, "use_ours.py", "waits"],
     "ours, Python with asyncio": [sys.executable, "use_ours.py", "awaits"],
 }
+PAGES: Final = {
+    "useChat in a page, examples/react.html": [NODE, "browser.mjs", "react.html"],
+    "EventSource in a page, examples/eventsource.html": [NODE, "browser.mjs", "eventsource.html"],
+}
+EXAMPLES: Final = {
+    "examples/openai_sdk.py": [sys.executable, "use_example.py", PYTHON, "../../examples/openai_sdk.py"],
+    "examples/openai_sdk.mjs": [sys.executable, "use_example.py", NODE, ".build/openai_sdk.mjs"],
+}
 STREAMED: Final = [name for name in OPENAI if "not streamed" not in name]
-CLIENTS: Final = {**OPENAI, **AI_SDK, **BARE, **OURS}
+CLIENTS: Final = {**OPENAI, **AI_SDK, **BARE, **OURS, **PAGES, **EXAMPLES}
 
-ENVIRONMENT: Final = {**os.environ, "PYTHONPATH": str(HERE.parents[1] / "clients" / "python")}
+ENVIRONMENT: Final = {**os.environ, "PYTHONPATH": str(ROOT / "clients" / "python")}
 
 if not Path(PYTHON).exists() or not (HERE / "node_modules" / "ai").exists():
     pytest.skip("the clients are not installed: make clients", allow_module_level=True)
@@ -87,8 +100,28 @@ def upstream() -> Iterator[Upstream]:
 
 
 @pytest.fixture(scope="module")
-def worker(upstream: Upstream) -> Iterator[Worker]:
-    """A Worker whose model it is, with a short lease."""
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The examples on a server of their own, and what they import beside them, as a user would put it there."""
+    folder = tmp_path_factory.mktemp("pages")
+    shutil.copytree(ROOT / "examples", folder, dirs_exist_ok=True)
+    shutil.copytree(HERE / ".build", folder / "vendor")
+    shutil.copy(ROOT / "clients" / "typescript" / "chatturn.js", folder / "vendor")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def worker(upstream: Upstream, pages: str) -> Iterator[Worker]:
+    """A Worker whose model it is, with a short lease, that pages of their origin may call."""
     with running_worker(
         variables={
             "BACKEND": "openai",
@@ -96,15 +129,17 @@ def worker(upstream: Upstream) -> Iterator[Worker]:
             "OPENAI_BASE_URL": upstream.url,
             "OPENAI_API_KEY": "sk-of-the-tests",
             "LEASE_MS": str(LEASE_MS),
+            "CORS_ORIGINS": pages,
         }
     ) as worker:
         yield worker
 
 
 @pytest.fixture(scope="module")
-def front(worker: Worker) -> Iterator[Front]:
+def front(worker: Worker, pages: str) -> Iterator[Front]:
     """What the clients connect to."""
     with Front(int(worker.url.rpartition(":")[2])) as front:
+        front.pages = pages
         yield front
 
 
@@ -113,13 +148,20 @@ def rows() -> Iterator[list[Row]]:
     """The table, which is printed and kept in the end."""
     rows: list[Row] = []
     yield rows
-    lines = [f"| {r.client} | {r.fault} | {r.model_calls} | {r.missing} | {r.doubled} |" for r in rows]
-    table = "\n".join(
-        ["| client | fault | model calls | characters missing | doubled |", "|---|---|---|---|---|", *lines]
-    )
+    table = "\n".join(pivot(rows))
     sys.stdout.write(f"\n{table}\n")
     if target := os.environ.get("CLIENTS_TABLE"):
         Path(target).write_text(table + "\n", "utf-8")
+
+
+def pivot(rows: list[Row]) -> Iterator[str]:
+    """Yield the lines of the table: a row for each client, a column for each fault."""
+    clients, faults = dict.fromkeys(row.client for row in rows), dict.fromkeys(row.fault for row in rows)
+    cells = {(row.client, row.fault): f"{row.model_calls} · {row.missing} · {row.doubled}" for row in rows}
+    yield f"| Client | {' | '.join(faults)} |"
+    yield "|---" * (1 + len(faults)) + "|"
+    for client in clients:
+        yield f"| {client} | {' | '.join(cells.get((client, fault), '') for fault in faults)} |"
 
 
 class Chat:
@@ -133,10 +175,13 @@ class Chat:
 
     def start(self, **more: Any) -> "subprocess.Popen[str]":
         """Start the client."""
-        path = "/v1" if self.client in OPENAI else "" if self.client in OURS else "/v1/ai-sdk/chat"
+        path = "/v1" if self.client in OPENAI else "/v1/ai-sdk/chat" if self.client in {**AI_SDK, **BARE} else ""
         asked = {
             "url": self.front.url + path,
             "token": token(),
+            "pages": self.front.pages,
+            "chromium": shutil.which("chromium"),
+            "length": len(WORDS),
             "key": self.name,
             "chat": self.name,
             "question": self.question,
@@ -198,7 +243,7 @@ def test_a_fresh_turn(client: str, front: Front, upstream: Upstream, rows: list[
 @pytest.mark.parametrize("client", CLIENTS)
 def test_connections_that_are_cut(client: str, front: Front, upstream: Upstream, rows: list[Row]) -> None:
     """Reset three times, at random bytes of the answer."""
-    chat = Chat(front, upstream, client, "cut at random bytes, 3 times")
+    chat = Chat(front, upstream, client, "cut at 3 random bytes")
     chance = random.Random(client)
     front.cut = 0
     most = 1_000 if "not streamed" in client else 9_000  # of an answer of so many bytes
@@ -216,7 +261,7 @@ def test_a_worker_that_is_killed(
     client: str, front: Front, upstream: Upstream, worker: Worker, rows: list[Row]
 ) -> None:
     """SIGKILL in the middle of the answer: another attempt says it, and the client has it once."""
-    chat = Chat(front, upstream, client, "SIGKILL of the Worker in mid-stream")
+    chat = Chat(front, upstream, client, "SIGKILL in mid-stream")
     process = chat.start()
     chat.wait_for_words(40)
     worker.kill()
@@ -225,6 +270,28 @@ def test_a_worker_that_is_killed(
     rows.append(chat.row(said))
 
     assert_whole(rows[-1], calls=2)
+
+
+@pytest.mark.parametrize("client", PAGES)
+def test_pages(client: str, front: Front, upstream: Upstream, rows: list[Row]) -> None:
+    """A second tab, a reload in the middle, and a stop that is still one after a reload: one message each time."""
+    for fault, more in (("second tab", {"second_tab": True}), ("reload", {"reload_after": 100})):
+        chat = Chat(front, upstream, client, fault)
+        said = chat.ask(**more)
+        rows.append(chat.row(said))
+
+        assert_whole(rows[-1])
+        assert (1, said["text"]) == (said["bubbles"], said.get("first", said["text"]))
+
+    chat = Chat(front, upstream, client, "stop", Script(text=WORDS, pause_s=0.05))
+    said = chat.ask(stop_after=40)
+    headers = {"Authorization": f"Bearer {token()}"}
+    thread = http.get(f"{front.url}/v1/sessions/{chat.name}/messages", headers=headers).json()["messages"]
+    kept = thread[-1]["content"]
+    rows.append(Row(client, "stop", len(upstream.calls(chat.question)), len(kept) - len(said["text"]), 0, 0))
+
+    assert (True, kept, 1) == (thread[-1]["cancelled"], said["text"], said["bubbles"])
+    assert len(kept) < len(WORDS)
 
 
 @pytest.mark.parametrize("client", [*STREAMED, *AI_SDK, *OURS])

@@ -98,3 +98,23 @@ def test_a_lost_turn_is_finished_with_nobody_asking(worker: Worker, upstream: Up
     assert 2 == run["epoch"]
     assert 2 == len(upstream.calls("lost"))
     assert WORDS == answer_of(client.post("lost", "lost"))
+
+
+def test_turns_of_other_clients_run_there_too(worker: Worker, upstream: Upstream) -> None:
+    """Their session is in the body or follows from a key; it runs once, where its followers find it in memory."""
+    upstream.on("others", Script(text=WORDS, pause_s=0.02))
+    client = Client(worker.url)
+    question = {"role": "user", "content": "others", "parts": [{"type": "text", "text": "others"}]}
+    requests: tuple[tuple[str, dict[str, object], dict[str, str]], ...] = (
+        ("/v1/ai-sdk/chat", {"id": "others", "messages": [question]}, {}),
+        ("/v1/chat/completions", {"model": "default", "messages": [question]}, {"idempotency-key": "others"}),
+    )
+    for path, body, headers in requests:
+        reply = httpx.post(worker.url + path, json=body, headers={**client.headers, **headers}, timeout=60)
+        assert reply.status_code == 200, reply.text
+        assert "word29" in reply.text
+    refused = httpx.post(worker.url + "/v1/chat/completions", content=b"{", headers=client.headers, timeout=60)
+
+    assert 2 == len(upstream.calls("others"))
+    assert {"completed"} == {row["status"] for row in worker.sql("SELECT status FROM durable_runs WHERE epoch = 1")}
+    assert (415, "unsupported_media_type") == (refused.status_code, refused.json()["error"]["code"])

@@ -28,6 +28,7 @@ class Front:
         url: Its address.
         cuts: After how many bytes of the answer each of the next connections is reset, in turn.
         cut: How many were.
+        pages: Where pages of another origin are, for those who are told.
     """
 
     def __init__(self, port: int) -> None:
@@ -36,6 +37,7 @@ class Front:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.cuts: list[int] = []
         self.cut = 0
+        self.pages = ""
         self._closed = False
 
     def __enter__(self) -> Self:

@@ -19,18 +19,19 @@ from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
 from chatturn.chat.identity import ChatTurnIdentity, turn_of_run, turn_run_id
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.turn.reader import PING_EVERY_MS
-from chatturn.errors import ChatTurnError, InvalidField, StoreError, StoreUnavailable
+from chatturn.errors import ChatTurnError, InvalidField, RequestError, StoreError, StoreUnavailable
 from chatturn.http.application import Call, Parameters
-from chatturn.http.auth import RUN_TURNS
+from chatturn.http.auth import RUN_TURNS, Principal
 from chatturn.http.client_bodies import read_client_body, read_conversation
 from chatturn.http.limits import MAX_EVENT_KEY_CHARACTERS, MAX_REASON_CHARACTERS, read_run_id, read_session_id
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import detail_of, error_headers
 from chatturn.http.projected import OpenedTurn, ProjectedTurn, find, open_or_follow
+from chatturn.http.strict_json import read_json_object
 from chatturn.jsontext.canonical import derive_worker_id
 from chatturn.wire.ai_sdk import UiMessageStream
 
-__all__ = ["AI_SDK_CHAT", "ai_sdk_problem", "get_chat_stream", "post_chat", "session_of_chat"]
+__all__ = ["AI_SDK_CHAT", "ai_sdk_problem", "get_chat_stream", "post_chat", "session_of_body", "session_of_chat"]
 
 AI_SDK_CHAT: Final = "/v1/ai-sdk/chat"
 
@@ -68,6 +69,15 @@ def session_of_chat(parameters: Parameters) -> str | None:
     named = read_run_id(parameters["id"])
     turn = turn_of_run(named)
     return read_session_id(parameters["id"]) if turn is None else turn[0]
+
+
+def session_of_body(_request: HttpRequest, _principal: Principal, body: bytes) -> str | None:
+    """Return whose owner a chat is for; None where none is named, or the body cannot be read, which is told later."""
+    try:
+        chat = read_json_object(body).get("id")
+        return None if chat is None else _session(chat)
+    except RequestError:
+        return None
 
 
 async def post_chat(call: Call) -> HttpResponse:

@@ -21,9 +21,14 @@ Parameters: TypeAlias = Mapping[str, str]
 class SessionOwner(Protocol):
     """Runs the turns of each session in one place, which outlives requests."""
 
-    async def forward(self, tenant_id: str, session_id: str) -> HttpResponse:
+    async def forward(self, tenant_id: str, session_id: str, body: bytes | None = None) -> HttpResponse:
         """
         Let the session's owner answer this request, which is known to be allowed.
+
+        Args:
+            tenant_id: Whose session.
+            session_id: Which.
+            body: The request's, if it was read.
 
         Raises:
             OwnerUnavailable: It does not answer.
@@ -100,6 +105,8 @@ class Route:
     Attributes:
         session: Finds the session in the path's parameters, where the operation may run a turn: then it is for the
             session's owner, if there is one.
+        session_in_body: Finds it in the request and its body, where the path does not name it; None where the turn is
+            one that nobody else can ask for.
         takes_tickets: Whether ``?ticket=`` may say who is asking.
         problem: Tells its clients about an error, in their form.
     """
@@ -109,6 +116,7 @@ class Route:
     scopes: tuple[str, ...]
     operation: Callable[[Call], Awaitable[HttpResponse]]
     session: Callable[[Parameters], str | None] | None = None
+    session_in_body: Callable[[HttpRequest, Principal, bytes], str | None] | None = None
     takes_tickets: bool = False
     problem: Callable[[ChatTurnError], HttpResponse] = problem
 

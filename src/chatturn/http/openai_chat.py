@@ -34,8 +34,10 @@ from chatturn.errors import (
     InvalidField,
     RequestError,
     UnsupportedParameter,
+    error_class,
 )
 from chatturn.http.application import Call
+from chatturn.http.auth import Principal
 from chatturn.http.client_bodies import Conversation, read_conversation
 from chatturn.http.limits import (
     MAX_BODY_BYTES,
@@ -45,7 +47,7 @@ from chatturn.http.limits import (
     read_session_id,
     read_turn_index,
 )
-from chatturn.http.messages import HttpResponse
+from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import detail_of, error_headers, json_response, shown
 from chatturn.http.projected import OpenedTurn, ProjectedTurn, Projection, open_or_follow
 from chatturn.http.queries import check_no_query
@@ -53,7 +55,7 @@ from chatturn.http.strict_json import read_json_object
 from chatturn.jsontext.canonical import derive_worker_id
 from chatturn.wire.openai_chat import ChatCompletion, ChatCompletionChunks, CompletionHead, Failure, error_members
 
-__all__ = ["COMPLETIONS", "get_models", "openai_problem", "post_completion"]
+__all__ = ["COMPLETIONS", "get_models", "openai_problem", "post_completion", "session_of_completion"]
 
 COMPLETIONS: Final = "/v1/chat/completions"
 
@@ -72,9 +74,12 @@ _REFUSED: Final = frozenset(("audio", "function_call", "functions", "logprobs", 
 
 _KINDS: Final[Mapping[int, str]] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CLIENT_ERRORS: Final = range(400, 500)
-_MOST_RETRY_AFTER_S: Final = 60
-_GONE_WRONG: Final = 502
-_CONFLICT: Final = 409
+
+_BY_KEY: Final = "key."
+"""Begins the sessions of idempotency keys."""
+
+_STATUSES: Final[Mapping[str, int]] = {"cancelled": 409, "suspended": 409}
+"""Of ends that are no errors to our own clients."""
 
 
 def openai_problem(error: ChatTurnError) -> HttpResponse:
@@ -147,7 +152,7 @@ async def _whole(turn: ProjectedTurn, projection: ChatCompletion, headers: Mappi
         failure = Failure(code="turn_in_flight", message="The answer is not ready. Send the request again.")
         return _failed(failure, status=503, retryable=True)
     if projection.failure is not None:
-        status = _GONE_WRONG if projection.failure.retryable else _CONFLICT
+        status = _STATUSES.get(projection.failure.code) or error_class(projection.failure.code).status
         return _failed(projection.failure, status=status, retryable=projection.failure.retryable)
     response = json_response(projection.members())
     return HttpResponse(status=200, headers={**response.headers, **headers}, body=response.body)
@@ -187,17 +192,12 @@ class _Place:
 
 
 async def _place(call: Call, asked: "_Asked", body: bytes) -> _Place:
-    headers, user = call.request.headers, call.principal.user_id
-    conversation, metadata = asked.conversation, asked.metadata
-    key = _header(headers, "idempotency-key")
-    chat, message = _header(headers, "x-openwebui-chat-id"), _header(headers, "x-openwebui-message-id")
-    if not key and not (chat and message) and "session_id" in metadata:
+    conversation, user = asked.conversation, call.principal.user_id
+    session = _named_by_headers(call.request.headers, user)
+    by_key = session is not None and session.startswith(_BY_KEY)
+    if session is None and "session_id" in asked.metadata:
         return _of_session(call, asked)
-    if key:
-        session = f"key.{_digest(user, key)}"
-    elif chat and message:
-        session = f"owui.{_digest(user, chat, message, _header(headers, 'x-openwebui-task'))}"
-    else:
+    if session is None:
         prefix = f"once.{_digest(user, hashlib.sha256(body).hexdigest())}."
         session = await _retried(call, prefix) or prefix + derive_worker_id().removeprefix("worker-")
     request = TurnRequest(
@@ -207,7 +207,30 @@ async def _place(call: Call, asked: "_Asked", body: bytes) -> _Place:
         parameters=asked.parameters,
         follow=True,
     )
-    return _Place(identity=_identity(call, session, 0), request=request, by_key=bool(key))
+    return _Place(identity=_identity(call, session, 0), request=request, by_key=by_key)
+
+
+def _named_by_headers(headers: Mapping[str, str], user: str) -> str | None:
+    """Return the session that a key, or Open WebUI's ids, stand for."""
+    if key := _header(headers, "idempotency-key"):
+        return f"{_BY_KEY}{_digest(user, key)}"
+    chat, message = _header(headers, "x-openwebui-chat-id"), _header(headers, "x-openwebui-message-id")
+    if chat and message:
+        return f"owui.{_digest(user, chat, message, _header(headers, 'x-openwebui-task'))}"
+    return None
+
+
+def session_of_completion(request: HttpRequest, principal: Principal, body: bytes) -> str | None:
+    """Return whose owner a completion is for; None for a turn of its own, or a request that is refused later."""
+    try:
+        if (session := _named_by_headers(request.headers, principal.user_id)) is not None:
+            return session
+        metadata = read_json_object(body).get("metadata")
+        if not isinstance(metadata, dict) or "session_id" not in metadata:
+            return None
+        return read_session_id(str(metadata["session_id"]))
+    except RequestError:
+        return None
 
 
 async def _retried(call: Call, prefix: str) -> str | None:

@@ -14,12 +14,20 @@ from types import MappingProxyType
 from typing import Final
 
 from chatturn.errors import BodyTimeout, ChatTurnError, MethodNotAllowed, NotFound, RequestError
-from chatturn.http.ai_sdk import AI_SDK_CHAT, ai_sdk_problem, get_chat_stream, post_chat, session_of_chat
+from chatturn.http.ai_sdk import (
+    AI_SDK_CHAT,
+    ai_sdk_problem,
+    get_chat_stream,
+    post_chat,
+    session_of_body,
+    session_of_chat,
+)
 from chatturn.http.application import Application, Call, PublicRoute, Route
 from chatturn.http.auth import OPERATE, READ_TURNS, RUN_TURNS, require_scope
+from chatturn.http.limits import MAX_BODY_BYTES
 from chatturn.http.lists import get_messages, get_runs, post_event, session_of_run
 from chatturn.http.messages import HttpRequest, HttpResponse
-from chatturn.http.openai_chat import COMPLETIONS, get_models, openai_problem, post_completion
+from chatturn.http.openai_chat import COMPLETIONS, get_models, openai_problem, post_completion, session_of_completion
 from chatturn.http.openapi import describe
 from chatturn.http.problems import json_response, problem, shown
 from chatturn.http.queries import ticket_in
@@ -63,9 +71,16 @@ ROUTES: Final[tuple[Route | PublicRoute, ...]] = (
     Route("GET", TURN + "/stream", _READERS, get_stream, session_of, takes_tickets=True),
     Route("POST", TURN + "/ticket", _READERS, post_ticket),
     Route("POST", TURN + "/cancel", (RUN_TURNS,), post_cancel, session_of),
-    Route("POST", AI_SDK_CHAT, (RUN_TURNS,), post_chat, problem=ai_sdk_problem),
+    Route("POST", AI_SDK_CHAT, (RUN_TURNS,), post_chat, session_in_body=session_of_body, problem=ai_sdk_problem),
     Route("GET", AI_SDK_CHAT + "/{id}/stream", _READERS, get_chat_stream, session_of_chat, problem=ai_sdk_problem),
-    Route("POST", COMPLETIONS, (RUN_TURNS,), post_completion, problem=openai_problem),
+    Route(
+        "POST",
+        COMPLETIONS,
+        (RUN_TURNS,),
+        post_completion,
+        session_in_body=session_of_completion,
+        problem=openai_problem,
+    ),
     Route("GET", "/v1/models", _READERS, get_models, problem=openai_problem),
     Route("GET", "/v1/sessions/{session}/messages", _READERS, get_messages),
     Route("GET", "/v1/runs", (*_READERS, OPERATE), get_runs),
@@ -157,6 +172,11 @@ async def _dispatch(request: HttpRequest, app: Application) -> HttpResponse:
         timed = request
         if app.body_within_s is not None:
             timed = replace(request, read=partial(_read_in_time, request, app.body_within_s))
+        if app.owner is not None and route.session_in_body is not None:
+            body = await timed.read(MAX_BODY_BYTES)
+            if (session := route.session_in_body(timed, principal, body)) is not None:
+                return await app.owner.forward(principal.tenant_id, session, body)
+            timed = replace(request, read=partial(_read_already, body))
         return await route.operation(Call(app.chat(), timed, principal, parameters, app.tickets, ticket))
     raise NotFound("no route has this path")
 
@@ -168,6 +188,10 @@ async def _read_in_time(request: HttpRequest, within_s: float, most_bytes: int) 
             return await request.read(most_bytes)
     except TimeoutError:
         raise BodyTimeout(f"the body did not arrive within {within_s} s") from None
+
+
+async def _read_already(body: bytes, _most: int) -> bytes:
+    return body
 
 
 def _ticket(request: HttpRequest, app: Application) -> Ticket | None:

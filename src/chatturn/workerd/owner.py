@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from pyodide.ffi import JsException, JsProxy
+import js
+from pyodide.ffi import JsException, JsProxy, to_js
 
 from chatturn.errors import OwnerUnavailable
 from chatturn.http.messages import HttpResponse
-from chatturn.workerd.ffi import settled, started
+from chatturn.workerd.ffi import js_object, settled, started
 
 __all__ = ["SessionObjects", "SessionWatch"]
+
+_new_request: Final = js.Request.new  # type: ignore[attr-defined]  # no class in the stub: the SDK's own has its name
 
 _LOOK_EVERY_MS: Final = 20_000
 """Below 70 s: after so long without a request the platform puts an object away."""
@@ -39,11 +42,12 @@ class SessionObjects:
         self._namespace = namespace
         self._request = request
 
-    async def forward(self, tenant_id: str, session_id: str) -> HttpResponse:
+    async def forward(self, tenant_id: str, session_id: str, body: bytes | None = None) -> HttpResponse:
         """Let the session's object answer; see `SessionOwner.forward`."""
         stub = self._namespace.getByName(json.dumps([tenant_id, session_id]))
+        request = self._request if body is None else _with_body(self._request, body)
         try:
-            response = await settled(started(stub.fetch.bind(stub, self._request)))
+            response = await settled(started(stub.fetch.bind(stub, request)))
         except JsException as error:
             raise OwnerUnavailable(str(error)) from error
         return HttpResponse(status=response.status, headers={}, passed_on=response)
@@ -91,6 +95,12 @@ class SessionWatch:
     async def _asked(self, method: str, *arguments: Any) -> Any:
         function = getattr(self._storage, method)
         return await settled(started(function.bind(self._storage, *arguments)))
+
+
+def _with_body(request: JsProxy, body: bytes) -> JsProxy:
+    """Make the same request, whose body was read, with the same body."""
+    options = js_object({"method": request.method, "headers": request.headers, "body": to_js(body)})
+    return _new_request(request.url, options)
 
 
 def _now_ms() -> int:

@@ -1,2 +1,1 @@
-export * from "react";
-export { default } from "react";
+export { createElement, useEffect, useState } from "react";

@@ -187,6 +187,7 @@ def _message(row: Row) -> Mapping[str, Any]:
         "role": row["role"],
         "content": row["content"],
         "createdAt": row["created_at"],
+        "runId": row["run_id"],
     }
     return {**members, "cancelled": True} if row["cancelled"] and row["role"] == "assistant" else members
 
