@@ -254,13 +254,14 @@ class _NotCompletedError(Exception):
         self.result = result
 
 
-def manifest_of(task: AgentTaskSpec, durable: DurableTask) -> DurableRunManifest:
-    """Return what makes a task's run the same run: its id, intent, domain and inputs."""
+def manifest_of(task: AgentTaskSpec, durable: DurableTask, **said: Any) -> DurableRunManifest:
+    """Return what makes a task's run the same run: its id, intent, domain and inputs, and what else was *said*."""
+    inputs = to_json(task.inputs)
     return DurableRunManifest(
         project_id=durable.project_id,
         scenario_id=durable.scenario_id,
         task=TaskSpec(id=task.id, intent=task.intent, domain=task.domain, metadata=dict(task.metadata or {})),
-        input=to_json(task.inputs),
+        input={"inputs": inputs, **said} if said else inputs,
     )
 
 

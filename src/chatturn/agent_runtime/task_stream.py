@@ -175,7 +175,13 @@ async def _run_durably(options: RunAgentTaskStreamOptions, durable: DurableTask,
 
     run = RunDurableInput(
         run_id=durable.run_id,
-        manifest=manifest_of(options.task, durable),
+        manifest=manifest_of(
+            options.task,
+            durable,
+            message=options.message,
+            messages=None if options.messages is None else [dict(message) for message in options.messages],
+            model=options.model,
+        ),
         store=durable.store,
         task_fn=task_fn,
         lease_ms=durable.lease_ms,

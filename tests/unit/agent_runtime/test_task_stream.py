@@ -32,7 +32,7 @@ from chatturn.agent_runtime.task_stream import RunAgentTaskStreamOptions, run_ag
 from chatturn.agent_runtime.tasks import AgentTaskStatus, RuntimeSession, SessionStatus
 from chatturn.database.api import Database
 from chatturn.durable.sql_store import SqlRunStore
-from chatturn.errors import BackendRejected, SessionMismatchError, StoreUnavailable
+from chatturn.errors import BackendRejected, DurableRunInputMismatchError, SessionMismatchError, StoreUnavailable
 from chatturn_testing.faults import Crash, Fuse, MortalDatabase
 from tests.support.agent_tasks import SOURCES, TASK, requirement
 from tests.support.transport import Reply, ScriptedTransport
@@ -411,6 +411,17 @@ async def test_a_task_that_has_completed_is_told_again_and_nobody_is_asked() -> 
     ][:5]
     assert 1 == kinds(again).count("llm_call")
     assert ["hello"] == [event.text for event in again if isinstance(event, TextDeltaEvent)]
+
+
+@pytest.mark.parametrize(
+    "said", [{"message": "And now?"}, {"model": "another"}, {"messages": [{"role": "user", "content": "hi"}]}]
+)
+async def test_something_else_under_the_same_run_is_refused(said: dict[str, Any]) -> None:
+    """It is not told the answer to what was asked before."""
+    with open_sqlite() as database:
+        await told(Sandbox().backend(), message="Hello?", durable=durable(database))
+        with pytest.raises(DurableRunInputMismatchError):
+            await told(Sandbox().backend(), **{"message": "Hello?", **said}, durable=durable(database))
 
 
 async def test_an_answer_too_long_for_its_record_keeps_its_text_and_its_calls() -> None:
