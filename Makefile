@@ -11,10 +11,11 @@ STAMPS := $(VENV)/stamps
 READY := $(STAMPS)/python $(STAMPS)/worker $(STAMPS)/node
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run demo chaos api test models docs reset schema lint format types bench clients chromium deploy-check clean FORCE
+.PHONY: help setup .installed run demo token chaos api test models docs reset schema lint format types bench clients chromium deploy-check clean FORCE
 
 help:
 	@echo "make run           start the Worker at http://localhost:$(PORT) (PORT=, PRODUCT=legal)"
+	@echo "make token         print a token (SCOPE='turns operate', TENANT=acme, SUB=ann, DAYS=30)"
 	@echo "make demo          watch a Worker die in the middle of an answer, and the answer survive"
 	@echo "make test          run every test, those inside workerd too (ARGS='-k name')"
 	@echo "make models        play recorded answers of model APIs to a Worker, and tell what came of them (ARGS=name)"
@@ -28,28 +29,37 @@ help:
 	@echo "make bench         measure, and write bench/RESULTS.md"
 	@echo "make deploy-check  let wrangler check what it would deploy"
 
-setup: $(READY)
+# One set-up at a time: `make run` beside `make demo` waits for it instead of breaking it.
+setup:
+	@$(PYTHON) dev/locked.py dev/.build/setup.lock $(MAKE) --no-print-directory GOALS="$(MAKECMDGOALS)" .installed
 
-run: $(READY)
+.installed: $(READY)
+	@:
+
+run: setup
 	@exec $(BIN)/python -m dev.run --port $(PORT) $(if $(PRODUCT),--product $(PRODUCT))
 
-demo: $(READY)
+token: setup
+	@$(BIN)/python -m dev.local_token $(if $(SCOPE),--scope '$(SCOPE)') $(if $(TENANT),--tenant '$(TENANT)') \
+		$(if $(SUB),--sub '$(SUB)') $(if $(DAYS),--days '$(DAYS)')
+
+demo: setup
 	@$(BIN)/python -m dev.demo
 
-chaos: $(READY)
+chaos: setup
 	@PYTHONPATH=src $(BIN)/python -m tests.chaos $(ARGS)
 
-models: $(READY)
+models: setup
 	@PYTHONPATH=src $(BIN)/python -m tests.models $(ARGS)
 
-api: $(READY)
+api: setup
 	@$(BIN)/python -m tests.api $(ARGS)
 
-test: $(READY)
+test: setup
 	@$(BIN)/python -m dev.test $(ARGS)
 
 # From an empty cache, so that a warning of an earlier build is a warning again.
-docs: $(READY)
+docs: setup
 	@$(BIN)/zensical build --clean --strict
 
 # Only the local database; the secrets in .dev.vars stay.
@@ -58,24 +68,24 @@ reset:
 	@echo "the local database is empty; make run creates it again"
 
 # The copy that people read; its source is src/chatturn/database/schema.py.
-schema: $(READY)
+schema: setup
 	@$(BIN)/python -m dev.schema
 
-lint: $(READY)
+lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-format: $(READY)
+format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-types: $(READY)
+types: setup
 	$(BIN)/mypy dev src chatturn_testing clients/python tests $(if $(wildcard bench/*.py),bench)
 
 # The clients of others: 800 MB in a folder of their own, and a Chromium, which is Debian's.
 CLIENTS := tests/clients
 
-clients: $(READY) $(STAMPS)/clients
+clients: setup $(STAMPS)/clients
 	@command -v chromium >/dev/null || $(MAKE) chromium
 	@CLIENTS_TABLE=dev/.build/clients.md $(BIN)/python -m dev.test $(CLIENTS) $(ARGS)
 
@@ -83,7 +93,7 @@ chromium:
 	@echo "The tests with a browser need Debian's Chromium (90 MB to download) …"
 	@apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null
 
-$(STAMPS)/clients: $(CLIENTS)/requirements.txt $(CLIENTS)/package-lock.json $(CLIENTS)/bundle.mjs $(wildcard $(CLIENTS)/pages/*.js) examples/openai_sdk.mjs | $(STAMPS)/node
+$(STAMPS)/clients: $(CLIENTS)/requirements.txt $(CLIENTS)/package-lock.json $(CLIENTS)/bundle.mjs $(wildcard $(CLIENTS)/pages/*.js) examples/openai_sdk.mjs | setup
 	@echo "OpenAI's, LangChain's, LiteLLM's and the AI SDK's clients into $(CLIENTS) (800 MB) …"
 	@$(PYTHON) -m venv $(CLIENTS)/.venv
 	@$(CLIENTS)/.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
@@ -92,10 +102,10 @@ $(STAMPS)/clients: $(CLIENTS)/requirements.txt $(CLIENTS)/package-lock.json $(CL
 	@cd $(CLIENTS) && "$(CURDIR)/$(BIN)/node" bundle.mjs
 	@touch $@
 
-bench: $(READY)
+bench: setup
 	$(BIN)/python -m bench.run $(ARGS)
 
-deploy-check: $(READY)
+deploy-check: setup
 	$(BIN)/python -m dev.deploy_check
 
 # Everything the commands above made, the local database and the local secrets excepted.
@@ -104,7 +114,7 @@ clean:
 
 $(STAMPS)/python: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(GOALS)"; exit 1; }
 	@echo "[1/3] Python tools and Node into $(VENV) (100 MB to download, a minute or two) …"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+PLACEHOLDER_ID: Final = "00000000-0000-0000-0000-"
+"""What the id of a database begins with that has not been made."""
+
 # Keys of the deployment that mean nothing, or something else, to a JavaScript host.
 _REPLACED: Final = {"$schema", "main", "base_dir", "rules", "no_bundle", "env", "vars", "routes", "route", "build"}
 # Bindings and vars are not inherited by `[env.<product>]`: wrangler's own rule.
@@ -18,6 +21,38 @@ _NOT_INHERITED: Final = {
     "vars", "d1_databases", "durable_objects", "workflows", "services", "kv_namespaces",
     "r2_buckets", "queues", "ai", "vectorize", "analytics_engine_datasets",
 }  # fmt: skip
+
+
+_NEW_ENVIRONMENT: Final = """\
+{file} has no [env.{product}]. Add to it:
+
+[env.{product}]
+name = "{worker}-{product}"
+
+[env.{product}.vars]
+PRODUCT = "{product}"      # a name in src/products/__init__.py
+PROJECT_ID = "{product}"
+BACKEND = "openai"
+OPENAI_BASE_URL = "https://api.openai.com/v1"
+MODEL = "gpt-4.1-mini"
+
+[[env.{product}.d1_databases]]
+binding = "DB"
+database_name = "{worker}-{product}"
+database_id = "{placeholder}"      # to deploy: the one that `wrangler d1 create {worker}-{product}` prints
+migrations_dir = "migrations"
+"""
+
+
+def _how_to_add(product: str, settings: Mapping[str, Any], file: str) -> str:
+    number = len(settings.get("env", {})) + 1
+    placeholder = f"{PLACEHOLDER_ID}{number:012}"
+    return _NEW_ENVIRONMENT.format(product=product, worker=settings["name"], file=file, placeholder=placeholder)
+
+
+def _product_at_the_top(settings: Mapping[str, Any]) -> str | None:
+    found: str | None = settings.get("vars", {}).get("PRODUCT")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +66,16 @@ class Config:
 
     @classmethod
     def read(cls, path: Path, *, environment: str | None = None, variables: Mapping[str, str] = {}) -> "Config":
-        """Read *path* (`wrangler.toml`), with the settings of `[env.<environment>]` if given."""
+        """
+        Read *path* (`wrangler.toml`), with the settings of `[env.<environment>]` if given.
+
+        Raises:
+            ValueError: There is no such environment; the message says what to write.
+        """
         settings = tomllib.loads(path.read_text("utf-8"))
-        if environment is not None:
+        if environment is not None and environment != _product_at_the_top(settings):
             if environment not in settings.get("env", {}):
-                raise ValueError(f"{path.name} has no [env.{environment}]")
+                raise ValueError(_how_to_add(environment, settings, path.name))
             inherited = {k: v for k, v in settings.items() if k not in _NOT_INHERITED}
             settings = {**inherited, **settings["env"][environment]}
         return cls(deployment=settings, variables=variables)
@@ -60,6 +100,10 @@ class Config:
             database["binding"]: database.get("preview_database_id", database["database_id"])
             for database in self.deployment.get("d1_databases", [])
         }
+
+    def crons(self) -> list[str]:
+        """Return the patterns at which the Worker is called."""
+        return list(self.deployment.get("triggers", {}).get("crons", []))
 
     def for_host(self) -> dict[str, Any]:
         """Return the configuration of the JavaScript Worker that hosts Python."""

@@ -172,7 +172,7 @@ def main() -> int:
 
 
 def _play(screen: _Screen, model: DemoModel, server: Server) -> bool:
-    token = secrets_file.local_token(_SECRET)
+    token = secrets_file.token(_SECRET)
 
     def reader(number: int, turn: int) -> _Reader:
         return _Reader(f"terminal {number}", f"{server.url}/v1/sessions/demo/turns/{turn}", token, screen.show)

@@ -1,7 +1,8 @@
 """
 `make run`: the Worker at http://localhost:8787, on a local D1 that persists.
 
-Edits in `src/` are picked up; Ctrl-C ends every process that was started.
+Edits in `src/` are picked up, the cron runs every minute, and a process that dies is started again; Ctrl-C ends all
+that were started.
 """
 
 import argparse
@@ -17,11 +18,13 @@ from typing import Final, NoReturn
 from dev import paths, secrets_file, terminal
 from dev.bundle import SOURCES_ARCHIVE, Mounts, pack
 from dev.config import Config
+from dev.cron import Cron
 from dev.server import Server, StartError, is_free
 from dev.watch import Fingerprint, fingerprint
 
 _POLL_SECONDS: Final = 0.3
 _NOTICE_SECONDS: Final = 10.0  # Within this wrangler sees a changed file, unless it missed the change or is starved.
+_RECOVERY_SECONDS: Final = 10.0  # wrangler replaces a workerd that died in 2 to 5, unless it was the one in front.
 _ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -89,7 +92,7 @@ def main(arguments: list[str]) -> int:
     for number in _ENDINGS:
         signal.signal(number, _interrupt)
     try:
-        _run(project, options.port)
+        _run(project, options.port, options.cron_seconds)
     except _Interrupted:
         return 0
     except (StartError, ValueError) as error:
@@ -102,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dev.run", description="Run the Worker locally.")
     parser.add_argument("--port", type=int, default=8787)
     parser.add_argument("--product", help="use the settings of [env.PRODUCT] in wrangler.toml")
+    parser.add_argument("--cron-seconds", type=float, default=60.0, help="between two calls of the cron triggers")
     parser.add_argument("--source", type=Path, default=paths.SOURCES, help="folder of entry.py")
     parser.add_argument("--config", type=Path, default=paths.DEPLOYMENT_CONFIG, help="wrangler.toml")
     parser.add_argument("--schema", type=Path, default=paths.SCHEMA, help="applied to the local D1")
@@ -113,7 +117,7 @@ def _interrupt(*_: object) -> NoReturn:
     raise _Interrupted
 
 
-def _run(project: _Project, port: int) -> None:
+def _run(project: _Project, port: int, cron_seconds: float) -> None:
     secret = secrets_file.ensure_signing_secret(project.secrets)
     reading, writing = os.pipe()
     server = Server(
@@ -134,7 +138,8 @@ def _run(project: _Project, port: int) -> None:
         print(f"ready in {server.boot_seconds:.1f} s, BACKEND={project.backend}", flush=True)
         if not _is_broken(server):
             _show_how_to_try(server, secret)
-        _reload_after_edits(server, project, screen, seen)
+        cron = Cron(server, server.config.crons(), every_s=cron_seconds)
+        _keep_running(server, project, screen, seen, cron)
     finally:
         # A second Ctrl-C while the processes end must not leave any behind.
         for number in _ENDINGS:
@@ -143,7 +148,7 @@ def _run(project: _Project, port: int) -> None:
 
 
 def _show_how_to_try(server: Server, secret: str) -> None:
-    token = secrets_file.local_token(secret)
+    token = secrets_file.token(secret)
     print(
         f"Ctrl-C stops it. Try:\n\n"
         f"curl -N http://localhost:{server.port}/v1/sessions/demo/turns/0 "
@@ -166,9 +171,16 @@ def _fingerprint(project: _Project) -> Fingerprint:
     return fingerprint(project.mounts, project.settings)
 
 
-def _reload_after_edits(server: Server, project: _Project, screen: terminal.Screen, seen: Fingerprint) -> NoReturn:
+def _keep_running(
+    server: Server, project: _Project, screen: terminal.Screen, seen: Fingerprint, cron: Cron
+) -> NoReturn:
+    crashes = 0
     while server.process.poll() is None:
         time.sleep(_POLL_SECONDS)
+        cron.tick()
+        if screen.crashes > crashes:
+            crashes = screen.crashes
+            _recover(server)
         now = _fingerprint(project)
         if now == seen:
             continue
@@ -185,6 +197,16 @@ def _reload_after_edits(server: Server, project: _Project, screen: terminal.Scre
         if not _is_broken(server):
             print(f"reloaded in {time.monotonic() - began:.1f} s", flush=True)
     raise StartError("wrangler ended by itself")
+
+
+def _recover(server: Server) -> None:
+    """Wait for the workerd that wrangler starts in the place of a dead one; if it does not answer, start all again."""
+    began = time.monotonic()
+    print("workerd died, starting again …", flush=True)
+    if not server.answers(within_s=_RECOVERY_SECONDS):
+        server.stop()
+        server.start()
+    print(f"it answers again after {time.monotonic() - began:.1f} s", flush=True)
 
 
 def _reload(server: Server, project: _Project, screen: terminal.Screen) -> None:

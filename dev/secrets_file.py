@@ -9,7 +9,7 @@ from typing import Final
 import jwt
 
 SIGNING_SECRET: Final = "AUTH_JWT_SECRET"  # noqa: S105 -- a name
-_TOKEN_SECONDS: Final = 7 * 24 * 3600
+_DAY_SECONDS: Final = 24 * 3600
 _NEW_FILE: Final = """\
 # Secrets for local development. Never committed; `make run` made this file.
 # With OPENAI_API_KEY (and OPENAI_BASE_URL for another provider) `make run` talks to a real model.
@@ -42,12 +42,7 @@ def ensure_signing_secret(path: Path) -> str:
     return secret
 
 
-def local_token(secret: str) -> str:
-    """Return a token for the local Worker: tenant `local`, good for a week."""
-    claims = {
-        "sub": "dev",
-        "tenant": "local",
-        "scope": "turns",
-        "exp": int(time.time()) + _TOKEN_SECONDS,
-    }
+def token(secret: str, *, tenant: str = "local", sub: str = "dev", scope: str = "turns", days: float = 7.0) -> str:
+    """Return a bearer token: for the local Worker, if nothing else is said."""
+    claims = {"sub": sub, "tenant": tenant, "scope": scope, "exp": int(time.time() + days * _DAY_SECONDS)}
     return jwt.encode(claims, secret, algorithm="HS256")

@@ -139,6 +139,15 @@ class Server:
             time.sleep(0.05)
         return status
 
+    def answers(self, *, within_s: float) -> bool:
+        """Return whether `health_path` is answered in that time, with whatever status."""
+        deadline = time.monotonic() + within_s
+        while (left := deadline - time.monotonic()) > 0:
+            if _status_of(self.port, self.health_path, left) is not None:
+                return True
+            time.sleep(0.05)
+        return False
+
     def log(self) -> str:
         """Return what the Worker has printed so far; nothing if it went to `output`."""
         if self.output is not None or not self.log_file.exists():
@@ -193,9 +202,9 @@ class Server:
         _wait_for_group(process.pid)
 
 
-def _status_of(port: int, path: str) -> int | None:
-    """Return the status of a GET of *path* on *port*, or None when nobody answers."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=START_SECONDS)
+def _status_of(port: int, path: str, seconds: float = START_SECONDS) -> int | None:
+    """Return the status of a GET of *path* on *port*, or None when nobody answers in time."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=seconds)
     try:
         connection.request("GET", path)
         return connection.getresponse().status

@@ -10,12 +10,13 @@ _NOISE: Final = re.compile(
     r"""
       ^[┌├└│]
     | ^(Using\ secrets|Your\ Worker\ has\ access|Binding\ |env\.|Attaching\ additional|⎔|chatturn:\ sources\ \w)
-    | Ready\ on\ http | GET\ /healthz | Logs\ were\ written\ to
+    | Ready\ on\ http | GET\ /healthz | GET\ /cdn-cgi/ | Logs\ were\ written\ to
     | ^\s+at\ .*(wasm://|/pyodide\.)  # Frames of the interpreter; Python's own traceback is above them.
     """,
     re.VERBOSE,
 )
 _STARTED: Final = re.compile(r"chatturn: sources (\w+)")
+_CRASHED: Final = "The Workers runtime crashed unexpectedly"
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -31,9 +32,15 @@ def worth_showing(lines: Iterable[str]) -> Iterable[str]:
 
 
 class Screen:
-    """Prints, in the background, what wrangler says; knows which sources the running Worker started with."""
+    """
+    Prints, in the background, what wrangler says; knows which sources the running Worker started with.
+
+    Attributes:
+        crashes: How often a process of workerd has ended by itself, of which wrangler starts another one.
+    """
 
     def __init__(self, source: IO[bytes], *, to: IO[str]) -> None:
+        self.crashes = 0
         self._source = source
         self._to = to
         self._digest = ""
@@ -56,4 +63,6 @@ class Screen:
                 with self._changed:
                     self._digest = found[1]
                     self._changed.notify_all()
+            if _CRASHED in line:
+                self.crashes += 1
             yield line

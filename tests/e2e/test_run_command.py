@@ -1,5 +1,7 @@
 """`make run`: what it prints, what it opens, and that it leaves nothing behind."""
 
+import fcntl
+import os
 import re
 import signal
 import socket
@@ -11,18 +13,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import jwt
 import pytest
 
 from dev import paths
 from dev.bundle import SOURCES_ARCHIVE
+from dev.config import Config
 from dev.secrets_file import ensure_signing_secret
 from dev.server import free_port, is_free
 from tests.support.http import http
 from tests.support.processes import descendants, exists
 
+PRODUCTS_AND_NEW: Final = ("assistant", "legal", "gtm", "agent", "contracts")
 PROBE: Final = Path(__file__).resolve().parent.parent / "worker" / "probe"
 WAIT_SECONDS: Final = 120.0
 """How long something may take on a busy machine."""
+
+
+def comm(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 @dataclass
@@ -46,7 +55,7 @@ class Command:
     def end(self, number: signal.Signals) -> None:
         """Send it a signal; check that nothing of it is left."""
         running = descendants(self.process.pid)
-        names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in running}
+        names = {comm(pid) for pid in running}
         self.process.send_signal(number)
         status = self.process.wait(WAIT_SECONDS)
 
@@ -189,6 +198,105 @@ def test_dev_vars_reach_the_worker_and_gain_a_secret_of_their_own(
     assert re.search(r"^AUTH_JWT_SECRET=[\w-]{43}$", kept, re.MULTILINE)
     assert ensure_signing_secret(secrets) in kept
     assert secrets.read_text() == kept
+
+
+def test_the_cron_runs_and_a_process_that_dies_is_started_again(make_run: Callable[..., Command]) -> None:
+    """Also the one in front, whose successor knows of no Worker."""
+    command = make_run(*of_the_probe(), "--cron-seconds", "0.5")
+    url = f"http://127.0.0.1:{command.port}"
+    command.eventually(lambda: http.get(f"{url}/noted/scheduled%20*%20*%20*%20*%20*").json() is True)
+    workerds = [pid for pid in descendants(command.process.pid) if "workerd" in comm(pid)]
+    for pid in workerds:
+        os.kill(pid, signal.SIGKILL)
+    command.eventually(lambda: "it answers again" in command.output)
+    answer = http.get(f"{url}/healthz").text
+    command.end(signal.SIGTERM)
+
+    assert 2 == len(workerds)
+    assert "workerd died, starting again" in command.output
+    assert "ok" == answer
+
+
+def test_a_product_without_an_environment_is_told_what_to_write(tmp_path: Path) -> None:
+    """What is printed can be pasted into `wrangler.toml`, and then it is one."""
+    arguments = ["--product", "contracts", "--home", str(tmp_path), "--port", str(free_port())]
+    finished = subprocess.run(
+        [sys.executable, "-m", "dev.run", *arguments], cwd=paths.ROOT, capture_output=True, text=True, check=False
+    )
+    said, _, to_paste = finished.stdout.partition("\n")
+    edited = tmp_path / "wrangler.toml"
+    edited.write_text(paths.DEPLOYMENT_CONFIG.read_text() + to_paste)
+
+    assert (1, "wrangler.toml has no [env.contracts]. Add to it:") == (finished.returncode, said)
+    assert "contracts" == Config.read(edited, environment="contracts").deployment["vars"]["PRODUCT"]
+    assert 5 == len({Config.read(edited, environment=name).database_ids()["DB"] for name in PRODUCTS_AND_NEW})
+
+
+def test_the_product_at_the_top_of_the_file_needs_no_environment() -> None:
+    """Its settings are the ones that stand there."""
+    assert Config.read(paths.DEPLOYMENT_CONFIG, environment="assistant") == Config.read(paths.DEPLOYMENT_CONFIG)
+
+
+def test_two_set_ups_wait_for_each_other(tmp_path: Path) -> None:
+    """The second says so, and runs once the first has ended."""
+    lock, order = tmp_path / "made" / "lock", tmp_path / "order"
+    order.touch()
+    locked = [sys.executable, str(paths.ROOT / "dev" / "locked.py"), str(lock)]
+    first = subprocess.Popen(
+        [*locked, "sh", "-c", f"read word; echo $word >> {order}"], stdin=subprocess.PIPE, text=True
+    )
+    while not lock.exists() or is_lockable(lock):
+        assert first.poll() is None
+    second = subprocess.Popen([*locked, "sh", "-c", f"echo second >> {order}"], stdout=subprocess.PIPE, text=True)
+    assert second.stdout is not None
+    said = second.stdout.readline()
+    first.communicate("first\n")
+    second.communicate()
+
+    assert "another set-up runs in this folder; waiting for its end …\n" == said
+    assert ["first", "second"] == order.read_text().split()
+
+
+def is_lockable(file: Path) -> bool:
+    with file.open() as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def test_a_token_says_what_it_was_asked_to_say() -> None:
+    """For a Worker that is deployed, signed with its own secret."""
+    secret = "a secret of a deployment, thirty-two bytes or more"
+    arguments = ["--scope", "operate turns:read", "--tenant", "acme", "--sub", "ann", "--days", "2"]
+    printed = subprocess.run(
+        [sys.executable, "-m", "dev.local_token", *arguments],
+        cwd=paths.ROOT,
+        env={**os.environ, "AUTH_JWT_SECRET": secret},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    claims = jwt.decode(printed.stdout.strip(), secret, algorithms=["HS256"])
+
+    assert ("operate turns:read", "acme", "ann") == (claims["scope"], claims["tenant"], claims["sub"])
+    assert abs(claims["exp"] - time.time() - 2 * 24 * 3600) < 60
+
+
+def test_a_scope_that_there_is_not_is_refused() -> None:
+    """With those that there are."""
+    refused = subprocess.run(
+        [sys.executable, "-m", "dev.local_token", "--scope", "everything"],
+        cwd=paths.ROOT,
+        env={**os.environ, "AUTH_JWT_SECRET": "a secret of a deployment, thirty-two bytes or more"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (1, "") == (refused.returncode, refused.stdout)
+    assert "no such scope: everything; there are operate, turns, turns:read\n" == refused.stderr
 
 
 def test_a_new_file_of_secrets_is_for_its_owner_only(tmp_path: Path) -> None:

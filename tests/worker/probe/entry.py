@@ -10,6 +10,7 @@ import time
 import uuid
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import js
 from pyodide.ffi import can_run_sync, create_proxy, run_sync, to_js
@@ -143,6 +144,9 @@ class _Probes:
     async def note(self, _request: Request, argument: str) -> Response:
         await _note(argument)
         return Response("noted")
+
+    async def noted(self, _request: Request, argument: str) -> Response:
+        return _json(await _is_noted(unquote(argument)))
 
     async def background(self, _request: Request, argument: str) -> Response:
         """Answer at once; write a note when somebody else has written one."""
