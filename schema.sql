@@ -78,6 +78,16 @@ CREATE TABLE IF NOT EXISTS durable_waits (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS idx_durable_waits_wake ON durable_waits (wake_at);
 
+-- The threads: whose each is, and how often it has changed.
+CREATE TABLE IF NOT EXISTS chat_sessions (
+  tenant_id TEXT NOT NULL,
+  session_id TEXT NOT NULL,
+  owner_id TEXT NOT NULL,               -- the subject of the token that claimed its first turn
+  created_at TEXT NOT NULL CHECK (length(created_at) = 24),
+  revision INTEGER NOT NULL DEFAULT 0 CHECK (revision >= 0),          -- how often what a reader sees of it has changed
+  PRIMARY KEY (tenant_id, session_id)
+) STRICT, WITHOUT ROWID;
+
 -- One turn of a thread: who asked what.  Its progress is its run's, in durable_runs.
 CREATE TABLE IF NOT EXISTS chat_turns (
   run_id TEXT PRIMARY KEY,              -- chat:<tenant>:<session>:<turn_index>, parts percent-encoded
@@ -228,6 +238,6 @@ WHERE tenant_id = '' AND EXISTS (SELECT 1 FROM chat_turns AS t WHERE t.run_id = 
 
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 108, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 109, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome');

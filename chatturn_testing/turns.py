@@ -223,8 +223,10 @@ class Worker:
         data = lines[-1]["data"]
         asked = {line["data"]["key"] for line in lines if line["type"] == "tool.approval"}
         if data["key"] in asked:
-            tenant_id = self._scene.identity().tenant_id
-            await self.service.emit(tenant_id, run_id, data["key"], {"approved": self._scene.approve})
+            identity = self._scene.identity()
+            await self.service.emit(
+                identity.tenant_id, identity.user_id, run_id, data["key"], {"approved": self._scene.approve}
+            )
         else:
             now, wakes = datetime.fromisoformat(virtual_moment()), datetime.fromisoformat(data["wakeAt"])
             await asyncio.sleep(max(0.0, (wakes - now).total_seconds()))

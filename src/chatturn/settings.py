@@ -18,6 +18,7 @@ __all__ = [
     "DisconnectPolicy",
     "Flag",
     "Plan",
+    "SessionOwner",
     "Settings",
     "Switch",
     "names_in",
@@ -28,6 +29,7 @@ BackendName = Literal["echo", "openai"]
 DisconnectPolicy = Literal["continue", "cancel", "grace"]
 Plan = Literal["paid", "free"]
 AuthMode = Literal["jwt", "off"]
+SessionOwner = Literal["tenant", "subject"]
 Switch = Literal["off", "on"]
 Flag = Literal["false", "true"]
 
@@ -101,6 +103,12 @@ class Settings:
         "off",
         "`on`: a turn may be one of agent-runtime's in this database; for one tenant only",
         choices=get_args(Switch),
+    )
+    session_owner: SessionOwner = _setting(
+        "tenant",
+        "whose a session is: `tenant`: ANY USER of a tenant may read and go on with ALL of its sessions;"
+        " `subject`: only who began it, by the token's `sub`",
+        choices=get_args(SessionOwner),
     )
     auth: AuthMode = _setting("jwt", "`off` lets everyone in: local development only", choices=get_args(AuthMode))
     auth_jwt_secret: str = _setting("", "the HS256 key of bearer tokens, at least 32 bytes; a secret", secret=True)

@@ -154,9 +154,8 @@ class _Scopes:
 
     async def authenticate(self, headers: Mapping[str, str]) -> Principal:
         tenant = headers.get("x-tenant", self.tenant)
-        return Principal(
-            tenant_id=tenant, user_id="ann", scopes=frozenset(headers.get("x-scopes", self.scopes).split())
-        )
+        scopes = frozenset(headers.get("x-scopes", self.scopes).split())
+        return Principal(tenant_id=tenant, user_id=headers.get("x-user", "ann"), scopes=scopes)
 
 
 @dataclass

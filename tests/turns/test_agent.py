@@ -485,7 +485,7 @@ async def test_an_event_for_a_foreign_or_unknown_run_is_refused(
     shop = Shop(database, Model("hello"))
     await shop.desk.run()
     with pytest.raises(RunNotFound):
-        await service(shop, database).emit(tenant, run_id, "key", {})
+        await service(shop, database).emit(tenant, "ann", run_id, "key", {})
 
     assert [] == await shop.desk.rows("SELECT * FROM durable_events")
 
@@ -497,8 +497,8 @@ async def test_the_first_event_wins_and_the_turn_goes_on_alone(database: SqliteD
     # The turn itself on the database's own clock, as the service's.
     turn = await chat.open(ANN, TurnRequest(message="hi"))
     await turn.run(NoSink())
-    first = await chat.emit("acme", RUN, "approve:1.1.0", {"approved": True})
-    second = await chat.emit("acme", RUN, "approve:1.1.0", {"approved": False})
+    first = await chat.emit("acme", "ann", RUN, "approve:1.1.0", {"approved": True})
+    second = await chat.emit("acme", "ann", RUN, "approve:1.1.0", {"approved": False})
     resumed = await chat.resume(RUN)
     again = await chat.resume(RUN)
 
@@ -518,7 +518,7 @@ async def test_an_event_that_comes_while_the_turn_is_suspended_is_not_missed(dat
     sink = BufferSink()
     running = asyncio.create_task(turn.run(sink))
     await asyncio.sleep(2.2)
-    await other.emit("acme", RUN, "approve:1.1.0", {"approved": True})
+    await other.emit("acme", "ann", RUN, "approve:1.1.0", {"approved": True})
     resumed = await other.resume(RUN)
     await running
 
@@ -535,7 +535,7 @@ async def test_the_cron_goes_on_with_what_is_due(database: SqliteDatabase) -> No
     await turn.run(NoSink())
     sweep = Sweep(service=chat)
     before = await sweep.run()
-    await chat.emit("acme", RUN, "approve:1.1.0", {"approved": True})
+    await chat.emit("acme", "ann", RUN, "approve:1.1.0", {"approved": True})
 
     assert (0, 1, 0) == (before, await sweep.run(), await sweep.run())
     assert [("completed",)] == await shop.desk.rows("SELECT status FROM durable_runs")

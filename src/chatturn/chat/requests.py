@@ -86,12 +86,14 @@ class TurnInput:
         identity: Whose turn, where in which thread.
         request: What the user says.
         tracing: The turn's telemetry; None: nobody listens.
+        asked_again: Whether it is the deployment that asks, with what was asked before; it may go on with any turn.
     """
 
     deployment: Deployment
     identity: ChatTurnIdentity
     request: TurnRequest
     tracing: TurnTracing | None = None
+    asked_again: bool = False
 
     @property
     def run_id(self) -> str:

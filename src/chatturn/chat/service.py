@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from chatturn.chat.log.pages import load_page
 from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.log.sql import request_cancel
 from chatturn.chat.requests import CANCELLED, Cancellation, TurnInput, TurnRequest, TurnView
+from chatturn.chat.session_sql import read_owner
 from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn.reader import ping_every_ms
 from chatturn.chat.turn.replay import ReplayedTurn
@@ -60,6 +61,7 @@ class DurableChatService:
 
     deployment: Deployment
     tracing: RequestTracing | None = None
+    _allowed: set[tuple[str, str, str]] = field(default_factory=set, init=False)
 
     async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> ChatTurn | ReplayedTurn:
         """
@@ -69,7 +71,7 @@ class DurableChatService:
             InvalidField: It is a new turn whose model or parameters the deployment does not allow.
         """
         await self._check_wishes(identity, request)
-        return await open_turn(self._traced(identity, request))
+        return await open_turn(self._traced(identity, request, asked_again=False))
 
     async def _check_wishes(self, identity: ChatTurnIdentity, request: TurnRequest) -> None:
         """Refuse what the deployment does not allow, unless the turn is there: what was begun may be ended."""
@@ -80,16 +82,38 @@ class DurableChatService:
         if not found.rows:
             raise refusal
 
-    def _traced(self, identity: ChatTurnIdentity, request: TurnRequest) -> TurnInput:
+    async def may_see(self, tenant_id: str, session_id: str, user_id: str) -> bool:
+        """
+        Say whether a user may know of a session: each of its tenant's, or only its owner, as `SESSION_OWNER` has it.
+
+        A session without a turn is anybody's.
+        """
+        who = (tenant_id, session_id, user_id)
+        if self.deployment.settings.session_owner == "tenant" or who in self._allowed:
+            return True
+        [found] = await self.deployment.database.batch([read_owner(tenant_id, session_id)])
+        if found.rows[0]["owner_id"] not in {None, user_id}:
+            return False
+        self._allowed.add(who)
+        return True
+
+    async def _may_see_turn(self, identity: ChatTurnIdentity) -> bool:
+        return await self.may_see(identity.tenant_id, identity.session_id, identity.user_id)
+
+    def _traced(self, identity: ChatTurnIdentity, request: TurnRequest, *, asked_again: bool) -> TurnInput:
         deployment = self.deployment
         if self.tracing is None:
-            return TurnInput(deployment=deployment, identity=identity, request=request)
+            return TurnInput(deployment=deployment, identity=identity, request=request, asked_again=asked_again)
         tracing = self.tracing.turn(attributes_of_turn(identity, deployment.settings.project_id))
         traced = replace(deployment, database=tracing.around(deployment.database), log=tracing.log)
-        return TurnInput(deployment=traced, identity=identity, request=request, tracing=tracing)
+        return TurnInput(
+            deployment=traced, identity=identity, request=request, tracing=tracing, asked_again=asked_again
+        )
 
     async def show(self, identity: ChatTurnIdentity) -> TurnView | None:
         """Return the turn's run, or None if this tenant has none there."""
+        if not await self._may_see_turn(identity):
+            return None
         legacy = legacy_run_id(identity) if self.deployment.settings.legacy_run_ids == "on" else None
         run_id = turn_run_id(identity)
         found, usage = await self.deployment.database.batch(
@@ -111,6 +135,8 @@ class DurableChatService:
         Raises:
             InvalidField: There can be no line of that seq yet.
         """
+        if not await self._may_see_turn(identity):
+            return None
         run_id, cursor = turn_run_id(identity), -1 if after is None else after
         page = await load_page(self.deployment.database, run_id, cursor)
         if page is None:
@@ -130,8 +156,10 @@ class DurableChatService:
         """After how much silence the reader of a turn that is run for it is sent a ping."""
         return ping_every_ms(self.deployment.settings.on_disconnect)
 
-    async def latest_turn(self, tenant_id: str, session_id: str) -> int | None:
-        """Return the highest index of a session's turns; None if it has none."""
+    async def latest_turn(self, tenant_id: str, session_id: str, user_id: str) -> int | None:
+        """Return the highest index of a session's turns; None if it has none, or none for this user."""
+        if not await self.may_see(tenant_id, session_id, user_id):
+            return None
         [found] = await self.deployment.database.batch([read_latest_turn(*session_run_ids(tenant_id, session_id))])
         latest = found.rows[0]["latest"]
         return None if latest is None else int(latest)
@@ -154,6 +182,8 @@ class DurableChatService:
 
         A turn that is over stays as it is.  One that nobody runs is left to `resume`, which ends it.
         """
+        if not await self._may_see_turn(identity):
+            return None
         run_id = turn_run_id(identity)
         requested, _, state = await self.deployment.database.batch(
             [request_cancel(run_id), chat_sql.wake_cancelled(run_id), chat_sql.read_turn(run_id)]
@@ -188,7 +218,7 @@ class DurableChatService:
             history=None if history is None else json.loads(str(history)),
             parameters={} if parameters is None else json.loads(str(parameters)),
         )
-        return await self.open(_identity(row), request)
+        return await open_turn(self._traced(_identity(row), request, asked_again=True))
 
     async def check(self) -> None:
         """
@@ -205,8 +235,10 @@ class DurableChatService:
             message = f"the schema is at version {version}, but this code needs {DURABLE_SCHEMA_VERSION}"
             raise SchemaOutdated(message)
 
-    async def messages(self, tenant_id: str, session_id: str, query: MessageQuery) -> MessagePage:
-        """Return a stretch of a session's messages."""
+    async def messages(self, tenant_id: str, session_id: str, user_id: str, query: MessageQuery) -> MessagePage | None:
+        """Return a stretch of a session's messages; None if the session is another user's."""
+        if not await self.may_see(tenant_id, session_id, user_id):
+            return None
         return await list_messages(self.deployment.database, tenant_id, session_id, query)
 
     async def turns(self, query: TurnQuery) -> TurnPage:
@@ -216,7 +248,10 @@ class DurableChatService:
         Raises:
             InvalidField: The cursor is not one of this list's.
         """
-        return await list_turns(self.deployment.database, self.deployment.settings.project_id, query)
+        settings = self.deployment.settings
+        if settings.session_owner == "tenant":
+            query = replace(query, user_id=None)
+        return await list_turns(self.deployment.database, settings.project_id, query)
 
     async def usage(self, query: UsageQuery) -> UsagePage:
         """
@@ -227,19 +262,21 @@ class DurableChatService:
         """
         return await list_usage(self.deployment.database, query)
 
-    async def emit(self, tenant_id: str, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
+    async def emit(self, tenant_id: str, user_id: str, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
         """
-        Record an event of a run of this tenant's; the first under its key wins.
+        Record an event of a run of this user's; the first under its key wins.
 
         Returns:
             Whether this one was the first, and the one that is recorded.
 
         Raises:
-            RunNotFound: This tenant has no such run; nothing was stored.
+            RunNotFound: This user has no such run; nothing was stored.
         """
         row = await self._asked(run_id)
         if row is None or row["tenant_id"] != tenant_id:
             raise RunNotFound("this tenant has none of that name", run_id=run_id)
+        if not await self.may_see(tenant_id, str(row["session_id"]), user_id):
+            raise RunNotFound("it is another user's", run_id=run_id)
         return await self.deployment.store.emit_event(run_id, key, payload)
 
     async def resume(self, run_id: str) -> bool:

@@ -38,7 +38,7 @@ from chatturn.durable.records import (
     RunStatus,
     StepError,
 )
-from chatturn.durable.store import DEFAULT_LEASE_MS, NO_NEWS, Begin, DurableRunStore, News, Settlement
+from chatturn.durable.store import DEFAULT_LEASE_MS, NO_NEWS, Begin, DurableRunStore, Guard, News, Settlement
 from chatturn.errors import (
     ChatTurnError,
     DurableRunDivergenceError,
@@ -78,6 +78,7 @@ class RunToClaim:
         reads: Reads of the claim's transaction; their rows are in the claim.
         supersede: Start a run that has another manifest anew instead of refusing it.
         legacy_run_id: What agent-runtime calls the run, as in `DurableRunStore.start_or_resume`; or None.
+        guard: What must hold for it to be claimed; or None.
     """
 
     run_id: str
@@ -91,6 +92,7 @@ class RunToClaim:
     reads: Sequence[Statement] = ()
     supersede: bool = False
     legacy_run_id: str | None = None
+    guard: Guard | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,7 @@ class Attempt:
             reads=run.reads,
             supersede=run.supersede,
             legacy_run_id=run.legacy_run_id,
+            guard=run.guard,
         )
         if claim.lease is None:
             return Finished(claim)

@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, Final
 
 from chatturn.database.api import NOW, Database, Result, Row, Statement
@@ -34,7 +35,7 @@ from chatturn.durable.rows import event_from_row, run_from_row, step_from_row
 from chatturn.durable.run_lists import delete_finished_runs, list_runs
 from chatturn.durable.sql import adoption as legacy
 from chatturn.durable.sql import runs as sql
-from chatturn.durable.store import DEFAULT_LEASE_MS, DELETED_AT_ONCE, Begin, EndStatus, Settlement
+from chatturn.durable.store import DEFAULT_LEASE_MS, DELETED_AT_ONCE, Begin, EndStatus, Guard, Settlement
 from chatturn.errors import (
     DurableRunDivergenceError,
     LeaseLost,
@@ -92,6 +93,7 @@ class SqlRunStore:
         reads: Sequence[Statement] = (),
         supersede: bool = False,
         legacy_run_id: str | None = None,
+        guard: Guard | None = None,
     ) -> Claim:
         """Claim the run; see `DurableRunStore.start_or_resume`."""
         digest = manifest_hash(manifest)
@@ -101,10 +103,13 @@ class SqlRunStore:
         what = (digest, manifest.project_id, manifest.scenario_id, NOW, _term(lease_ms), step_count, key_part)
         claim = (run_id, holder, *what)
         fence = (run_id, holder, None)
-        writes = [
+        guarded = [
             *(_supersede(run_id, digest) if supersede else []),
             *([] if legacy_run_id is None else legacy.adoption(run_id, digest, legacy_run_id)),
             _or_legacy(sql.CLAIM_RUN, legacy.CLAIM_RUN_UNLESS_LEGACY, claim, legacy_run_id),
+        ]
+        writes = [
+            *(guarded if guard is None else [_guarded(each, guard) for each in guarded]),
             *([] if begin is None else [_begin(fence, begin)]),
             *(Statement(extra.sql, (*fence, *extra.params)) for extra in with_statements),
         ]
@@ -112,8 +117,12 @@ class SqlRunStore:
             _or_legacy(sql.LOAD_RUN, legacy.LOAD_RUN_OR_LEGACY, (run_id, NOW), legacy_run_id),
             _or_legacy(sql.LOAD_STEPS, legacy.LOAD_STEPS_OR_LEGACY, (run_id, 0), legacy_run_id),
         ]
+        if guard is not None:
+            reads = [*reads, _guarded(Statement(f"SELECT {sql.GUARDED} AS holds"), guard)]
         outcomes = await self._batch([*writes, *own_reads, *reads], _CLAIM_DELAYS_S)
         run, begun, *rest = [outcome.rows for outcome in outcomes[len(writes) :]]
+        if guard is not None and not rest.pop()[0]["holds"]:
+            raise guard.refusal()
         lease = claimed(run[0], digest, holder, lease_ms, supersede=supersede)
         steps = [step_from_row(step) for step in begun]
         if begin is not None and lease is not None:
@@ -354,6 +363,18 @@ def _or_legacy(
     text: str, text_or_legacy: str, params: tuple[str | int | None, ...], legacy_run_id: str | None
 ) -> Statement:
     return Statement(text, params) if legacy_run_id is None else Statement(text_or_legacy, (*params, legacy_run_id))
+
+
+def _guarded(statement: Statement, guard: Guard) -> Statement:
+    """Return the statement, doing nothing unless the guard's condition holds."""
+    text = _guarded_text(statement.sql, guard.sql, len(statement.params), len(guard.params))
+    return statement if text == statement.sql else Statement(text, (*statement.params, *guard.params))
+
+
+@cache
+def _guarded_text(text: str, condition: str, own: int, more: int) -> str:
+    placeholders = [f"?{own + 1 + each}" for each in range(more)]
+    return text.replace(sql.GUARDED, f"({condition.format(*placeholders)})")
 
 
 def _begin(fence: tuple[str, str, int | None], begin: Begin) -> Statement:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
-from chatturn.database.api import Row, Statement
+from chatturn.database.api import Row, Statement, Value
 from chatturn.durable.records import (
     Claim,
     DurableRunManifest,
@@ -110,6 +110,22 @@ NO_NEWS: Final = News(columns="", told=lambda _row, _asked_at: None)
 """Nothing."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """
+    What must hold for a run to be claimed, looked at in the claim's own transaction.
+
+    Attributes:
+        sql: A condition, in which ``{0}``, ``{1}``, … stand for its parameters; it still holds behind the claim.
+        params: Its parameters.
+        refusal: Makes what is raised where it does not hold; nothing was written then.
+    """
+
+    sql: str
+    params: tuple[Value, ...]
+    refusal: Callable[[], Exception]
+
+
 class DurableRunStore(Protocol):
     """
     Durable runs.  Every method is one round trip and one transaction: it applies whole or not at all.
@@ -130,6 +146,7 @@ class DurableRunStore(Protocol):
         reads: Sequence[Statement] = (),
         supersede: bool = False,
         legacy_run_id: str | None = None,
+        guard: Guard | None = None,
     ) -> Claim:
         """
         Claim the run, creating it if absent; a completed run is returned without a lease, unchanged.
@@ -146,6 +163,7 @@ class DurableRunStore(Protocol):
                 a live lease still stands.
             legacy_run_id: What agent-runtime calls the run.  Where there is none of ours, theirs with the
                 same manifest is meant: completed, it is returned as it is; else it becomes ours.
+            guard: What must hold, or what it makes is raised.
 
         Raises:
             DurableRunInputMismatchError: The run has another manifest.

@@ -101,7 +101,7 @@ async def post_chat(call: Call) -> HttpResponse:
     )
     decisions = _decisions(messages)
     for key, payload in decisions.items():
-        await call.service.emit(identity.tenant_id, turn_run_id(identity), key, payload)
+        await call.service.emit(identity.tenant_id, identity.user_id, turn_run_id(identity), key, payload)
     opened = await open_or_follow(call.service, identity, request)
     return _stream(call, identity, opened, resets=_resets(query), goes_on=bool(decisions))
 
@@ -173,12 +173,13 @@ async def _identity_of(call: Call) -> ChatTurnIdentity | None:
 
 
 async def _latest_turn(call: Call, session_id: str) -> int | None:
+    principal = call.principal
     for _ in range(_FOUND_WITHIN_S):
         try:
-            return await call.service.latest_turn(call.principal.tenant_id, session_id)
+            return await call.service.latest_turn(principal.tenant_id, session_id, principal.user_id)
         except StoreUnavailable:
             await asyncio.sleep(1)
-    return await call.service.latest_turn(call.principal.tenant_id, session_id)
+    return await call.service.latest_turn(principal.tenant_id, session_id, principal.user_id)
 
 
 def _identity(call: Call, session_id: str, turn_index: int) -> ChatTurnIdentity:

@@ -5,7 +5,7 @@ from typing import Any
 
 from chatturn.chat.identity import session_id_of
 from chatturn.chat.lists.lists import TurnRow
-from chatturn.errors import Forbidden
+from chatturn.errors import Forbidden, NotFound
 from chatturn.http.application import Call, Parameters
 from chatturn.http.auth import OPERATE
 from chatturn.http.limits import (
@@ -26,7 +26,10 @@ __all__ = ["get_messages", "get_runs", "post_event", "session_of_run"]
 async def get_messages(call: Call) -> HttpResponse:
     """Show a session's messages, and which of its turns have no answer yet."""
     session_id = read_session_id(call.parameters["session"])
-    page = await call.service.messages(call.principal.tenant_id, session_id, read_message_query(call.request))
+    principal, query = call.principal, read_message_query(call.request)
+    page = await call.service.messages(principal.tenant_id, session_id, principal.user_id, query)
+    if page is None:
+        raise NotFound("there is no such session")
     return json_response({"messages": page.messages, "open": page.open_turns, "next": page.next})
 
 
@@ -37,7 +40,7 @@ async def get_runs(call: Call) -> HttpResponse:
     if not operates:
         if query.tenant_id not in {None, call.principal.tenant_id}:
             raise Forbidden(f"the token's scope must contain {OPERATE!r} to see another tenant's", field="tenant")
-        query = replace(query, tenant_id=call.principal.tenant_id)
+        query = replace(query, tenant_id=call.principal.tenant_id, user_id=call.principal.user_id)
     page = await call.service.turns(query)
     return json_response({"runs": [_run(row, operates=operates) for row in page.turns], "next": page.next})
 
@@ -48,7 +51,7 @@ async def post_event(call: Call) -> HttpResponse:
     check_no_query(call.request)
     check_body_headers(call.request.headers)
     payload = read_event_payload(await call.request.read(MAX_BODY_BYTES), key)
-    accepted, event = await call.service.emit(call.principal.tenant_id, run_id, key, payload)
+    accepted, event = await call.service.emit(call.principal.tenant_id, call.principal.user_id, run_id, key, payload)
 
     async def resume() -> None:
         await call.service.resume(run_id)

@@ -89,9 +89,11 @@ async def _check_ticket(call: Call, ticket: Ticket, identity: ChatTurnIdentity) 
 
 
 async def post_ticket(call: Call) -> HttpResponse:
-    """Issue a ticket for the turn's stream, whether or not the turn has begun; nothing is stored or read."""
+    """Issue a ticket for the turn's stream, whether or not the turn has begun; nothing is stored."""
     identity = _identity(call)
     check_no_query(call.request)
+    if not await call.service.may_see(identity.tenant_id, identity.session_id, identity.user_id):
+        raise NotFound("there is no such session")
     text, opens_until_s, expires_at_s = call.tickets.issue(call.principal, identity.session_id, identity.turn_index)
     return json_response(
         {

@@ -135,7 +135,7 @@ def test_every_table_of_ours_says_what_it_is_for() -> None:
     """Every chat table has a comment above it, and is strict."""
     tables = re.findall(r"(-- [^\n]+\n)?CREATE TABLE IF NOT EXISTS (chat_\w+) \(.*?\n\) ([A-Z, ]+);", SCHEMA, re.DOTALL)
 
-    assert len(tables) == 5
+    assert len(tables) == 6
     assert all(comment and "STRICT" in options for comment, _, options in tables)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from chatturn.chat.identity import session_run_ids
@@ -74,6 +74,7 @@ class TurnQuery:
     Attributes:
         status: One of `RUN_STATUSES`, or None for any.
         tenant_id: Whose; None for every tenant's.
+        user_id: Of sessions that this user may see; None for all.
         limit: Turns on a page, at most.
         after: The `next` of the page before.
     """
@@ -82,6 +83,7 @@ class TurnQuery:
     tenant_id: str | None
     limit: int
     after: str | None
+    user_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +146,8 @@ async def list_turns(database: Database, project_id: str, query: TurnQuery) -> T
     """
     Return one page of a project's turns, the latest created first, in two round trips.
 
+    With a user, each turn's session is looked up: only those that are the user's are on the page.
+
     Raises:
         InvalidField: The cursor is not one of this list's.
     """
@@ -151,8 +155,12 @@ async def list_turns(database: Database, project_id: str, query: TurnQuery) -> T
         page = await _undelivered(database, project_id, query)
     else:
         page = await list_runs(database, _run_query(project_id, query))
-    [found] = await database.batch([sql.read_turns([run.run_id for run in page.runs])])
+    run_ids = [run.run_id for run in page.runs]
+    [found] = await database.batch([sql.read_turns(run_ids, owners=query.user_id is not None)])
     rows = {row["run_id"]: row for row in found.rows}
+    if query.user_id is not None:
+        owners = {run_id: row["owner_id"] for run_id, row in rows.items()}
+        page = replace(page, runs=[run for run in page.runs if owners.get(run.run_id) == query.user_id])
     turns = [TurnRow(run=run, turn=rows.get(run.run_id)) for run in page.runs]
     return TurnPage(turns=[turn for turn in turns if query.status in {None, UNDELIVERED, turn.status}], next=page.next)
 

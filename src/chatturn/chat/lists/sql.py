@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from json import dumps
 from typing import Final
 
+from chatturn.chat.session_sql import OWNER_OF_TURN
 from chatturn.database.api import NOW, Statement
 from chatturn.durable.sql.runs import MOMENT
 
@@ -57,7 +58,7 @@ SELECT t.run_id, t.tenant_id, t.session_id, t.user_id, t.turn_index, t.model, t.
   (SELECT json_group_array(json_object('hook', o.hook, 'status', o.status, 'failures', o.failures,
                                        'nextCallAt', o.next_call_at, 'lastError', o.last_error))
    FROM (SELECT * FROM chat_outbox WHERE run_id = t.run_id AND status <> 'done' ORDER BY hook DESC) AS o)
-    AS hooks_json
+    AS hooks_json, CASE WHEN ?3 THEN {OWNER_OF_TURN} END AS owner_id
 FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id
 WHERE t.run_id IN (SELECT value FROM json_each(?1))
 """
@@ -100,9 +101,9 @@ def read_running(first_run_id: str, last_run_id: str) -> Statement:
     return Statement(_RUNNING, (first_run_id, last_run_id, NOW))
 
 
-def read_turns(run_ids: Sequence[str]) -> Statement:
-    """Read the turns of runs, with their hook calls that have not succeeded."""
-    return Statement(_TURNS, (dumps(list(run_ids)), NOW))
+def read_turns(run_ids: Sequence[str], *, owners: bool) -> Statement:
+    """Read the turns of runs, with their hook calls that have not succeeded, and whose their sessions are if asked."""
+    return Statement(_TURNS, (dumps(list(run_ids)), NOW, int(owners)))
 
 
 def read_undelivered(project_id: str, moment: str, run_id: str, limit: int, tenant_id: str | None) -> Statement:

@@ -33,6 +33,7 @@ from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.position import Place
 from chatturn.chat.log.writer import LogWriter
 from chatturn.chat.requests import TurnInput
+from chatturn.chat.session_sql import owned_by, record_session
 from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn import tracing
 from chatturn.chat.turn.answer import Answer
@@ -359,6 +360,7 @@ def _run_to_claim(turn: TurnInput) -> RunToClaim:
         reads=_reads(turn),
         supersede=turn.request.supersede,
         legacy_run_id=legacy_run_id(turn.identity) if settings.legacy_run_ids == "on" else None,
+        guard=owned_by(turn.identity) if settings.session_owner == "subject" and not turn.asked_again else None,
     )
 
 
@@ -373,7 +375,8 @@ def _begin_statements(turn: TurnInput) -> list[Statement]:
         history_json=None if request.history is None else json.dumps(list(request.history), ensure_ascii=False),
         trace=tracing.begin_with(turn.tracing),
     )
-    return [begin, *([Outbox.forget(), chat_sql.forget_messages()] if request.supersede else [])]
+    superseded = [Outbox.forget(), chat_sql.forget_messages()] if request.supersede else []
+    return [record_session(turn.identity), begin, *superseded]
 
 
 def _reads(turn: TurnInput) -> list[Statement]:

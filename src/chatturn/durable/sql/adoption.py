@@ -17,7 +17,7 @@ In every statement ``?1`` is our id; agent-runtime's id stands last.
 from typing import Final
 
 from chatturn.database.api import NOW, Statement
-from chatturn.durable.sql.runs import CLAIM_RUN, CLAIM_WHERE, LOAD_RUN, LOAD_STEPS, MOMENT
+from chatturn.durable.sql.runs import CLAIM_RUN, CLAIM_WHERE, GUARDED, LOAD_RUN, LOAD_STEPS, MOMENT
 
 __all__ = ["CLAIM_RUN_UNLESS_LEGACY", "LOAD_RUN_OR_LEGACY", "LOAD_STEPS_OR_LEGACY", "adoption", "either"]
 
@@ -27,7 +27,7 @@ _ADOPTABLE: Final = f"""
 EXISTS (
   SELECT 1 FROM durable_runs WHERE run_id = ?4 AND manifest_hash = ?2 AND status <> 'completed'
     AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= {MOMENT.format("?3")}))
-AND NOT {_HAS_RUN}
+AND NOT {_HAS_RUN} AND {GUARDED}
 """
 
 # The run last: while it has their id, each statement finds it so.
@@ -38,7 +38,8 @@ _RENAME: Final = tuple(
 
 CLAIM_RUN_UNLESS_LEGACY: Final = CLAIM_RUN.replace(
     CLAIM_WHERE,
-    f"WHERE {_HAS_RUN} OR NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?10 AND manifest_hash = ?3)",
+    f"WHERE {GUARDED} AND ({_HAS_RUN} OR NOT EXISTS (\n"
+    "  SELECT 1 FROM durable_runs WHERE run_id = ?10 AND manifest_hash = ?3))",
 )
 
 

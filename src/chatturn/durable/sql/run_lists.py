@@ -20,6 +20,7 @@ __all__ = [
     "LIST_OF_PROJECT",
     "LIST_OF_TENANT",
     "LIST_STALE",
+    "SESSION_OF_RUN",
     "TENANT_SCAN_END",
     "TURNS_SCANNED_AT_MOST",
 ]
@@ -88,12 +89,19 @@ WHERE completed_at < {MOMENT.format("?1, ?2")} AND +status IN ('completed', 'fai
 ORDER BY completed_at, rowid LIMIT ?3
 """
 
+SESSION_OF_RUN: Final = "rtrim({}, '0123456789~')"
+"""The SQL of what the ids of a session's runs begin with, and no others, made of one of them."""
+
 # What is last decides for all: while the runs are there, each statement finds the same ones.  What they consumed stays
 # on record, under ids that no other run has: the same turn may be run again, and its attempts then count from 1.
 DELETE_FINISHED: Final = (
     f"""DELETE FROM chat_messages WHERE (tenant_id, session_id, turn_index) IN (
       SELECT tenant_id, session_id, turn_index FROM chat_turns WHERE run_id IN ({_FINISHED}))""",
     f"""UPDATE chat_usage SET run_id = run_id || '@' || {MOMENT.format("?1")} WHERE run_id IN ({_FINISHED})""",
+    f"""DELETE FROM chat_sessions WHERE (tenant_id, session_id) IN (
+      SELECT t.tenant_id, t.session_id FROM chat_turns AS t WHERE t.run_id IN ({_FINISHED}) AND NOT EXISTS (
+        SELECT 1 FROM chat_turns AS o WHERE o.run_id > {SESSION_OF_RUN.format("t.run_id")}
+          AND o.run_id < {SESSION_OF_RUN.format("t.run_id")} || '~' AND o.run_id NOT IN ({_FINISHED})))""",
     *(
         f"DELETE FROM {table} WHERE run_id IN ({_FINISHED})"
         for table in (

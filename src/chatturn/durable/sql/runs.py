@@ -21,6 +21,7 @@ __all__ = [
     "FAIL_STEP",
     "FORGET_STEPS",
     "GIVE_UP_RUN",
+    "GUARDED",
     "HELD",
     "LOAD_EVENT",
     "LOAD_RUN",
@@ -46,7 +47,10 @@ HELD: Final = (
 
 # A holder is unique to one claim, so finding oneself with a live lease means that the reply to an earlier try
 # was lost: the claim stands, and is found by the read after it.  Expiry equal to now is free.
-CLAIM_WHERE: Final = "WHERE true"
+GUARDED: Final = "true /* what a guard asks */"
+"""Where the condition of a guard goes; see `chatturn.durable.store.Guard`."""
+
+CLAIM_WHERE: Final = f"WHERE {GUARDED}"
 """Whether a run that does not exist is made; SQLite's grammar wants it before ON CONFLICT in any case."""
 
 CLAIM_RUN: Final = f"""
@@ -65,7 +69,7 @@ WHERE manifest_hash = excluded.manifest_hash AND status <> 'completed'
 """
 
 _OTHER_MANIFEST: Final = f"""
-run_id = ?1 AND manifest_hash <> ?2
+run_id = ?1 AND {GUARDED} AND manifest_hash <> ?2
 AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= {MOMENT.format("?3")})
 """
 

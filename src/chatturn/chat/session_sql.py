@@ -1,0 +1,63 @@
+"""
+The SQL of whose a session is: its owner is who claimed its first turn.
+
+A session from before there was a table of them belongs to who claimed the turn of its lowest index; it gets its row
+with the next turn that is claimed in it.  A row is deleted with the last of the session's turns.
+"""
+
+from typing import Final
+
+from chatturn.chat.identity import ChatTurnIdentity, session_run_ids
+from chatturn.database.api import NOW, Statement
+from chatturn.durable.sql.run_lists import SESSION_OF_RUN
+from chatturn.durable.sql.runs import HELD, MOMENT
+from chatturn.durable.store import Guard
+from chatturn.errors import NotFound
+
+__all__ = ["OWNER_OF_TURN", "owned_by", "read_owner", "record_session"]
+
+_OWNER: Final = """
+coalesce((SELECT owner_id FROM chat_sessions WHERE tenant_id = {tenant} AND session_id = {session}),
+         (SELECT user_id FROM chat_turns WHERE run_id > {first} AND run_id < {last} ORDER BY turn_index LIMIT 1){user})
+"""
+
+_RECORD: Final = f"""
+INSERT INTO chat_sessions (tenant_id, session_id, owner_id, created_at)
+SELECT ?4, ?5, {_OWNER.format(tenant="?4", session="?5", first="?6", last="?7", user=", ?8")}, {MOMENT.format("?9")}
+WHERE {HELD} AND NOT EXISTS (SELECT 1 FROM chat_sessions WHERE tenant_id = ?4 AND session_id = ?5)
+"""
+
+_IS_OWNER: Final = f"{_OWNER.format(tenant='{0}', session='{1}', first='{2}', last='{3}', user=', {4}')} = {{4}}"
+
+_READ: Final = f"SELECT {_OWNER.format(tenant='?1', session='?2', first='?3', last='?4', user='')} AS owner_id"
+
+OWNER_OF_TURN: Final = f"""
+coalesce((SELECT s.owner_id FROM chat_sessions AS s WHERE s.tenant_id = t.tenant_id AND s.session_id = t.session_id),
+         (SELECT f.user_id FROM chat_turns AS f WHERE f.run_id > {SESSION_OF_RUN.format("t.run_id")}
+          AND f.run_id < {SESSION_OF_RUN.format("t.run_id")} || '~' ORDER BY f.turn_index LIMIT 1))
+"""
+"""The SQL of the owner of the turn ``t``."""
+
+
+def record_session(identity: ChatTurnIdentity) -> Statement:
+    """Record whose session it is, with the claim and before its turn, unless that is on record."""
+    return Statement(_RECORD, (*_session(identity.tenant_id, identity.session_id), identity.user_id, NOW))
+
+
+def owned_by(identity: ChatTurnIdentity) -> Guard:
+    """Let only the session's owner claim a turn of it; in a session without a turn, anybody."""
+
+    def refusal() -> Exception:
+        return NotFound("there is no such session")
+
+    params = (*_session(identity.tenant_id, identity.session_id), identity.user_id)
+    return Guard(sql=_IS_OWNER, params=params, refusal=refusal)
+
+
+def read_owner(tenant_id: str, session_id: str) -> Statement:
+    """Read whose a session is; null for one without a turn."""
+    return Statement(_READ, _session(tenant_id, session_id))
+
+
+def _session(tenant_id: str, session_id: str) -> tuple[str, str, str, str]:
+    return (tenant_id, session_id, *session_run_ids(tenant_id, session_id))
