@@ -47,6 +47,7 @@ EVENT_TYPES: Final[Mapping[str, str]] = {
     "session.run.cancelled": "terminal: the turn was stopped; what it had said is its answer",
     "session.run.restarted": "the worker was lost, and another goes on: discard the text of the attempt before",
     "session.run.suspended": "terminal: the turn waits for an event, and no worker for it; ask again when it has come",
+    "context": "what of the conversation the model is not shown: there is too much of it",
     "message.part.updated": "a piece of the answer, or of its reasoning",
     "tool.call": "the model asks for a tool, arguments complete",
     "tool.approval": "somebody must agree before this tool call is done; `key` is the event's",
@@ -79,6 +80,7 @@ _STORED_MEMBERS: Final[Mapping[str, frozenset[str] | None]] = {
     "session.run.started": None,
     "session.run.restarted": None,
     "usage": None,
+    "context": None,
     "tool.approval": frozenset({"key", "toolName"}),
 }
 """What of an event holds nothing of a user's or a model's: these members of its data; None stands for all."""

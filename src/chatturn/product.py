@@ -11,7 +11,8 @@ A product is a module whose class ``Hooks`` derives from `ChatTurnHooks`::
 
 Hooks and what they are given:
     `ChatTurnHooks`, `TurnContext`, `FinishedTurn`, `ChatTurnIdentity`; `EndedAttempt`, whose end is
-    `Completed`, `Cancelled`, `Suspended` or `Failed`.
+    `Completed`, `Cancelled`, `Suspended` or `Failed`;
+    `PastTurn`, `ShownHistory` and `recent`, for a history of its own.
 The answer:
     `StreamProducer` and `DurableTurnProducer`, `answer`, `AgentBackendInput`, `AgentBackendContext`,
     `AgentExecutionBackend`, `ChatMessage`.
@@ -26,6 +27,7 @@ Failures and the operator's log:
 """
 
 from chatturn.backends.api import AgentBackendContext, AgentBackendInput, AgentExecutionBackend, ChatMessage
+from chatturn.chat.history import PastTurn, ShownHistory, recent
 from chatturn.chat.hooks.answering import answer
 from chatturn.chat.hooks.hooks import ChatTurnHooks, DurableTurnProducer, EndedAttempt, FinishedTurn, TurnContext
 from chatturn.chat.hooks.tool import Tool, ToolContext, ToolError
@@ -75,6 +77,8 @@ __all__ = [
     "Failed",
     "FinishedTurn",
     "OperatorLog",
+    "PastTurn",
+    "ShownHistory",
     "StepCall",
     "StepRetry",
     "StepTimeout",
@@ -88,6 +92,7 @@ __all__ = [
     "answer",
     "print_log",
     "reasoning_delta",
+    "recent",
     "text_delta",
     "text_so_far",
     "usage_event",

@@ -83,7 +83,11 @@ class Settings:
         "", "models, separated by commas, whose server can continue an answer that broke off; `*` for all"
     )
     history_turns: int = _setting(20, "finished turns of the session that the model is shown, at most", least=0)
-    history_characters: int = _setting(100_000, "characters of that history, at most; turns stay whole", least=0)
+    history_characters: int = _setting(
+        100_000,
+        "characters of that history, at most; where it is longer, a turn of more than half is shortened in its middle",
+        least=0,
+    )
     compact_logs: Switch = _setting(
         "on",
         "`off`: logs of turns that are over stay as they were written; for an upgrade that may be taken back",

@@ -39,9 +39,9 @@ async def everything(database: SqliteDatabase) -> list[list[tuple[Any, ...]]]:
     return [await rows(database, f"SELECT * FROM {table}") for table in tables]  # noqa: S608
 
 
-async def asked(isolate: Isolate, path: str = TURN, **headers: str) -> list[dict[str, Any]]:
+async def asked(isolate: Isolate, path: str = TURN, *, x_user: str = "ann") -> list[dict[str, Any]]:
     """Post a turn and read it to its end."""
-    reply = await isolate.ask("POST", path, HI, **headers)
+    reply = await isolate.ask("POST", path, HI, x_user=x_user)
     assert 200 == reply.status, reply.body
     return await reply.lines()
 

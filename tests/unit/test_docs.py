@@ -255,6 +255,7 @@ async def test_every_event_has_the_members_that_are_told() -> None:
         lines += [json.loads(line) for line in sink.text().splitlines() if line.startswith('{"type":"ping"')]
         broken = Desk(database, Product(RuntimeError()))
         lines += await broken.run(identity=replace(IDENTITY, turn_index=1))
+        lines += await broken.run(identity=replace(IDENTITY, turn_index=1), history_characters=1)
         model = Model([("note", {"text": "a"}), ("unknown", {}), ("send", {"text": "a"})])
         lines += await Desk(database, Agent(), backend=model.backend()).run(identity=replace(IDENTITY, turn_index=2))
         counts: dict[str, Any] = {
@@ -508,7 +509,7 @@ def test_every_line_becomes_what_the_manual_says() -> None:
 
         assert said
         assert said <= set(names(becomes)) & set(EVENT_CLASSES), kind
-    assert set(EVENT_TYPES) - {"ping"} == {names(line)[0] for line, _ in rows}
+    assert set(EVENT_TYPES) - {"ping", "context"} == {names(line)[0] for line, _ in rows}
 
 
 def test_every_option_of_telemetry_is_told() -> None:

@@ -48,6 +48,7 @@ class TurnView:
     A turn's run as its owner may see it; timestamps as in the records, the answer left out.
 
     Attributes:
+        finish_reason: Why its answer ended; None where it has none, or nobody said.
         usage: What it consumed, where that was asked for.
     """
 
@@ -59,6 +60,7 @@ class TurnView:
     completed_at: str | None
     model: str | None
     outcome: RunOutcome | None
+    finish_reason: str | None = None
     usage: Sums | None = None
 
 

@@ -354,7 +354,7 @@ def _identity(row: Row) -> ChatTurnIdentity:
 
 
 def _view(row: Row) -> TurnView:
-    run, model = run_from_row(row), row["model"]
+    run, model, reason = run_from_row(row), row["model"], row["finish_reason"]
     return TurnView(
         run_id=run.run_id,
         status=CANCELLED if row["cancelled_at"] is not None else run.status,
@@ -364,4 +364,5 @@ def _view(row: Row) -> TurnView:
         completed_at=run.completed_at,
         model=None if model is None else str(model),
         outcome=run.outcome,
+        finish_reason=None if reason is None else str(reason),
     )

@@ -29,6 +29,8 @@ ADDED_COLUMNS: Final = (
     ("chat_turns", "history_json", "TEXT"),
     ("chat_turns", "log_compact", "INTEGER NOT NULL DEFAULT 0 CHECK (log_compact IN (0, 1))"),
     ("chat_turns", "parameters_json", "TEXT"),
+    ("chat_turns", "finish_reason", "TEXT"),
+    ("chat_turns", "retry_at", "TEXT CHECK (length(retry_at) = 24)"),
     ("chat_segments", "ended", "INTEGER NOT NULL DEFAULT 0 CHECK (ended IN (0, 1))"),
     ("chat_usage", "tenant_id", "TEXT NOT NULL DEFAULT ''"),
     ("chat_usage", "session_id", "TEXT NOT NULL DEFAULT ''"),
@@ -166,7 +168,9 @@ CREATE TABLE IF NOT EXISTS chat_turns (
   traced_by INTEGER CHECK (traced_by >= 1),                           -- the attempt that sent it; null: none yet
   history_json TEXT,                    -- the conversation before, if the request brings one; JSON
   log_compact INTEGER NOT NULL DEFAULT 0 CHECK (log_compact IN (0, 1)),  -- 1: its log is stored in its short form
-  parameters_json TEXT                  -- how the model is to answer, if the request says so; JSON
+  parameters_json TEXT,                 -- how the model is to answer, if the request says so; JSON
+  finish_reason TEXT,                   -- why its answer ended: stop, length, …; null: it has none, or nobody said
+  retry_at TEXT CHECK (length(retry_at) = 24)           -- after a failure: when it may be tried again; null: at once
 ) STRICT, WITHOUT ROWID;
 -- For lists of one tenant's turns, the latest first.
 CREATE INDEX IF NOT EXISTS idx_chat_turns_tenant ON chat_turns (tenant_id, created_at, run_id);

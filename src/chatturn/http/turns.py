@@ -213,6 +213,7 @@ def _members(identity: ChatTurnIdentity, view: TurnView) -> dict[str, Any]:
         "createdAt": view.created_at,
         "updatedAt": view.updated_at,
         "completedAt": view.completed_at,
+        "finishReason": view.finish_reason,
         "outcome": None if view.outcome is None else view.outcome.to_json(),
         "stream": f"{_address(identity)}/stream",
     }

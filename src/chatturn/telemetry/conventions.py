@@ -14,6 +14,10 @@ from typing import Final
 __all__ = [
     "AGENT_NAME",
     "CHAT",
+    "CONTEXT_LEFT_OUT",
+    "CONTEXT_SHORTENED",
+    "CONTEXT_SPAN",
+    "CONTEXT_TURNS",
     "CONVERSATION_ID",
     "D1_BATCHES",
     "DB_BATCH_SIZE",
@@ -114,6 +118,10 @@ LINK_REASON: Final = "chatturn.link.reason"
 TURN_OUTCOME: Final = "chatturn.turn.outcome"
 TURN_LOST_ATTEMPTS: Final = "chatturn.turn.lost_attempts"  # before this one, without another in between
 
+CONTEXT_SPAN: Final = "context"  # where the model is not shown the whole conversation
+CONTEXT_TURNS: Final = "chatturn.context.turns"  # shown
+CONTEXT_LEFT_OUT: Final = "chatturn.context.left_out"  # turns, at least
+CONTEXT_SHORTENED: Final = "chatturn.context.shortened"  # of the turns that are shown
 TURN_TENANT_ID: Final = "chatturn.tenant.id"
 TURN_RUN_ID: Final = "chatturn.run.id"
 TURN_INDEX: Final = "chatturn.turn.index"

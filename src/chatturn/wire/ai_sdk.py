@@ -363,6 +363,7 @@ def _nothing(stream: UiMessageStream, line: Line) -> None:
 
 _HANDLERS: Final[Mapping[str, Callable[[UiMessageStream, Line], None]]] = {
     "session.run.started": _nothing,
+    "context": _nothing,
     "session.run.restarted": _nothing,  # that the attempt is another one was seen by its number
     MESSAGE_PART: UiMessageStream._part,  # noqa: SLF001 - the class's own table
     "tool.call": UiMessageStream._tool_call,  # noqa: SLF001

@@ -100,8 +100,14 @@ class FakeService:
         if self.error:
             raise self.error
 
-    async def latest_turn(self, tenant_id: str, session_id: str) -> int | None:
-        del tenant_id, session_id
+    async def may_see(self, tenant_id: str, session_id: str, user_id: str) -> bool:
+        del tenant_id, session_id, user_id
+        if self.error:
+            raise self.error
+        return True
+
+    async def latest_turn(self, tenant_id: str, session_id: str, user_id: str) -> int | None:
+        del tenant_id, session_id, user_id
         if self.error:
             raise self.error
         return None
@@ -122,8 +128,8 @@ class FakeService:
         if self.error:
             raise self.error
 
-    async def messages(self, tenant_id: str, session_id: str, query: MessageQuery) -> MessagePage:
-        del tenant_id, session_id, query
+    async def messages(self, tenant_id: str, session_id: str, user_id: str, query: MessageQuery) -> MessagePage:
+        del tenant_id, session_id, user_id, query
         if self.error:
             raise self.error
         return MessagePage(messages=(), open_turns=(), next=None)
@@ -140,7 +146,8 @@ class FakeService:
         self.usage_queries.append(query)
         return UsagePage(groups=(), total={}, first_day="2026-11-01", last_day="2026-11-30", next=None)
 
-    async def emit(self, tenant_id: str, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
+    async def emit(self, tenant_id: str, user_id: str, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
+        del user_id
         if self.error:
             raise self.error
         if tenant_id != "acme":
@@ -400,6 +407,7 @@ def test_a_turn_can_be_looked_at() -> None:
         "createdAt": "2026-01-01T00:00:00.000Z",
         "updatedAt": "2026-01-01T00:00:02.000Z",
         "completedAt": "2026-01-01T00:00:02.000Z",
+        "finishReason": None,
         "outcome": None,
         "stream": TURN + "/stream",
         "usage": None,

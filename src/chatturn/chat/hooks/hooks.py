@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from chatturn.backends.api import AgentExecutionBackend, ChatMessage
+from chatturn.chat.history import PastTurn, ShownHistory, recent
 from chatturn.chat.hooks.tool import Tool
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.usage.calls import ModelCall
@@ -85,12 +86,14 @@ class FinishedTurn:
             succeeds, and by then may have done its work already.
         record: The run.
         cancelled: Whether the turn was stopped, and the text is what it had said by then.
+        finish_reason: Why the answer ended: ``stop``, or it is not whole; see the protocol's terminal lines.
     """
 
     identity: ChatTurnIdentity
     final_text: str
     idempotency_key: str
     cancelled: bool = False
+    finish_reason: str | None = None
     record: RunRecord = field(compare=False)
 
 
@@ -154,6 +157,18 @@ class ChatTurnHooks:
         Must be overridden, except by a product with `tools`.
         """
         raise NotImplementedError
+
+    def show_history(self, turns: Sequence[PastTurn], most_characters: int) -> ShownHistory:
+        """
+        Choose what of the turns before the model is shown; see `recent`, which does it by default.
+
+        Must depend on nothing else, and must not wait.  A line of the log says what was left out or shortened.
+
+        Args:
+            turns: The latest answered ones, oldest first, `HISTORY_TURNS` at most.
+            most_characters: `HISTORY_CHARACTERS`.
+        """
+        return recent(turns, most_characters)
 
     async def transform_final_text(self, text: str) -> str:
         """Change the answer before anything is stored (redaction); the live stream is not altered."""

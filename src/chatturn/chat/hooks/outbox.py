@@ -82,7 +82,7 @@ RETURNING run_id, hook
 """
 
 _READ_FINISHED: Final = """
-SELECT r.*, t.tenant_id, t.session_id, t.user_id, t.turn_index, s.result_json
+SELECT r.*, t.tenant_id, t.session_id, t.user_id, t.turn_index, t.finish_reason, s.result_json
 FROM durable_runs AS r JOIN chat_turns AS t ON t.run_id = r.run_id
 JOIN durable_steps AS s ON s.run_id = r.run_id AND s.step_index = 0
 WHERE r.run_id = ?1 AND r.status = 'completed'
@@ -191,7 +191,12 @@ class Outbox:
 
 
 def finished_turn(
-    identity: ChatTurnIdentity, final_text: str, record: RunRecord, *, cancelled: bool = False
+    identity: ChatTurnIdentity,
+    final_text: str,
+    record: RunRecord,
+    *,
+    cancelled: bool = False,
+    finish_reason: str | None = None,
 ) -> FinishedTurn:
     """
     Describe a finished turn for its hooks.
@@ -200,7 +205,12 @@ def finished_turn(
     """
     key = f"{record.key_name}/{record.epoch}"
     return FinishedTurn(
-        identity=identity, final_text=final_text, idempotency_key=key, record=record, cancelled=cancelled
+        identity=identity,
+        final_text=final_text,
+        idempotency_key=key,
+        record=record,
+        cancelled=cancelled,
+        finish_reason=finish_reason,
     )
 
 
@@ -212,4 +222,6 @@ def _finished_turn(row: Row) -> FinishedTurn:
         turn_index=int(row["turn_index"] or 0),
     )
     result = json.loads(str(row["result_json"]))
-    return finished_turn(identity, result["finalText"], run_from_row(row), cancelled="cancelled" in result)
+    reason = None if row["finish_reason"] is None else str(row["finish_reason"])
+    cancelled = "cancelled" in result
+    return finished_turn(identity, result["finalText"], run_from_row(row), cancelled=cancelled, finish_reason=reason)

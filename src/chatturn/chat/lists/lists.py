@@ -190,14 +190,17 @@ async def _undelivered(database: Database, project_id: str, query: TurnQuery) ->
 
 
 def _message(row: Row) -> Mapping[str, Any]:
-    members = {
+    members: dict[str, Any] = {
         "turnIndex": row["turn_index"],
         "role": row["role"],
         "content": row["content"],
         "createdAt": row["created_at"],
         "runId": row["run_id"],
     }
-    return {**members, "cancelled": True} if row["cancelled"] and row["role"] == "assistant" else members
+    if row["role"] == "assistant":
+        members |= {"finishReason": row["finish_reason"]} if row["finish_reason"] is not None else {}
+        members |= {"cancelled": True} if row["cancelled"] else {}
+    return members
 
 
 def _open_turn(row: Row) -> Mapping[str, Any]:

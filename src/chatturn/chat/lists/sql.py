@@ -22,7 +22,8 @@ _END: Final = 2**31
 
 # One turn more than wanted, which tells whether there is a page before.
 _MESSAGES: Final = """
-SELECT m.turn_index, m.role, m.content, m.created_at, m.run_id, t.cancelled_at IS NOT NULL AS cancelled
+SELECT m.turn_index, m.role, m.content, m.created_at, m.run_id, t.cancelled_at IS NOT NULL AS cancelled,
+  t.finish_reason
 FROM chat_messages AS m LEFT JOIN chat_turns AS t ON t.run_id = m.run_id
 WHERE m.tenant_id = ?1 AND m.session_id = ?2 AND m.turn_index < ?3
 ORDER BY m.turn_index DESC, m.role ASC LIMIT ?4

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Final
 
-from chatturn.backends.api import ChatMessage
 from chatturn.chat.agent.agent import MODEL_STEP, AgentProducer
+from chatturn.chat.history import PastTurn, ShownHistory
 from chatturn.chat.hooks.hooks import DurableTurnProducer, TurnContext
 from chatturn.chat.hooks.outbox import overrides
 from chatturn.chat.log.log import TurnLog
@@ -23,7 +24,7 @@ from chatturn.database.api import Statement
 from chatturn.durable.attempt import Attempt
 from chatturn.durable.context import DurableContext
 from chatturn.durable.sql.runs import CAME_FURTHER
-from chatturn.errors import AttemptsExhausted
+from chatturn.errors import AttemptsExhausted, HookError
 from chatturn.events import EventBatch, text_so_far
 from chatturn.jsontext.canonical import canonical_hash
 
@@ -47,11 +48,12 @@ class Answer:
         turn: What is to be answered.
         attempt: Under whose lease.
         place: Where the turn stands.
-        history: The conversation before it, oldest message first.
+        past: The answered turns before it, oldest first; one more than is shown at most, if there are so many.
         log: Numbers the lines.
         usage: Counts what the model's calls consume.
 
     Attributes:
+        shown: What of the turns before the model is shown; known once it has begun.
         recalled: What an attempt before had said, and this one begins with; "" for nothing.
         steps: The run's steps, after the turn itself.
         said: What is said by now.
@@ -63,17 +65,18 @@ class Answer:
         attempt: Attempt,
         place: Place,
         *,
-        history: Sequence[ChatMessage],
+        past: Sequence[PastTurn],
         log: TurnLog,
         usage: AttemptUsage,
     ) -> None:
         self.recalled = ""
+        self.shown = ShownHistory()
         self.steps = _steps(turn, attempt, usage)
         self.said: SaysSoFar = _Nothing()
         self._turn = turn
         self._attempt = attempt
         self._place = place
-        self._history = history
+        self._past = past
         self._log = log
         self._usage = usage
         self._telling = self._told = False
@@ -129,6 +132,7 @@ class Answer:
             self.recalled = await self._said_before_the_wait()
         if place.cancel_requested:
             return StreamProducer(_say_again(self.recalled, self._attempt))
+        self.shown = self._shown()
         context = self._context()
         return AgentProducer(context, hooks.tools, hooks.instructions) if hooks.tools else hooks.produce(context)
 
@@ -152,13 +156,25 @@ class Answer:
             return str(rounds[-1].result["text"]) if hooks.tools and rounds else ""
         return await self._recall(waited=True)
 
+    def _shown(self) -> ShownHistory:
+        turn, deployment = self._turn, self._turn.deployment
+        if turn.request.history is not None:
+            return ShownHistory(messages=turn.request.history)
+        settings = deployment.settings
+        looked_at = self._past[-settings.history_turns :] if settings.history_turns else []
+        try:
+            shown = deployment.hooks.show_history(looked_at, settings.history_characters)
+        except Exception as error:
+            raise HookError(f"raised {type(error).__name__}", hook="show_history") from error
+        return replace(shown, left_out=shown.left_out + len(self._past) - len(looked_at))
+
     def _context(self) -> TurnContext:
         turn, deployment, number = self._turn, self._turn.deployment, self._attempt.number
         return TurnContext(
             identity=turn.identity,
             user_message=turn.request.message,
             model=turn.model,
-            history=self._history,
+            history=self.shown.messages,
             metadata=turn.request.metadata,
             parameters=turn.request.parameters,
             attempt=number,

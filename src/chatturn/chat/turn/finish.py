@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
+from chatturn.chat.history import ShownHistory
 from chatturn.chat.hooks.outbox import Outbox
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.log.log import TurnLog
@@ -14,7 +15,20 @@ from chatturn.durable.ends import Cancelled, Completed, End, Failed, Suspended, 
 from chatturn.errors import ChatTurnError, TurnAborted
 from chatturn.events import ChatStreamEvent, encode_line
 
-__all__ = ["Finish", "ending_words", "failure_words", "kind_of", "started_words", "unlogged"]
+__all__ = [
+    "FINISH_REASONS",
+    "Finish",
+    "context_event",
+    "ending_words",
+    "failure_words",
+    "finish_reason_of",
+    "kind_of",
+    "started_words",
+    "unlogged",
+]
+
+FINISH_REASONS: Final = ("stop", "length", "content_filter", "tool_calls", "cancelled")
+"""Why an answer ended: only the first has it whole."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,6 +43,7 @@ class Finish:
         redacting: Whether the product redacts.
         words: The attempt's last events, once it is known how it ends.
         lines: Their lines.
+        finish_reason: Why its answer has ended; None without one.
     """
 
     identity: ChatTurnIdentity
@@ -37,40 +52,69 @@ class Finish:
     redacting: bool
     words: list[ChatStreamEvent] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    finish_reason: str | None = None
 
-    def statements(self, end: End, *, checkpoints: bool) -> list[Statement]:
+    def statements(self, end: End, *, checkpoints: bool, finish_reason: str | None) -> list[Statement]:
         """
         Make the statements of the last write: the log with its terminal line, messages, hook calls.
 
         Args:
             end: How the turn ends.
             checkpoints: Whether it has steps on the way to its answer.
+            finish_reason: Why the model stopped, as far as it said so.
         """
-        self.words, text = ending_words(self.identity, end), answer_of(end)
+        self.finish_reason = reason = finish_reason_of(end, finish_reason)
+        self.words, text = ending_words(self.identity, end, finish_reason=reason), answer_of(end)
         if self.redacting and text is not None:
             # The log has no other text: what was said before no redactor had seen.
             self.words.insert(0, ChatStreamEvent("result", {"finalText": text}))
         self.lines = self.log.preview(self.words)
         return [
             *self.log.last_statements(self.lines),
-            *chat_sql.end_turn(end),
+            *chat_sql.end_turn(end, reason),
             *([] if text is None else [chat_sql.record_messages(text)]),
             *(self.outbox.statements(self.log.attempt) if text else []),
             *([chat_sql.forget_checkpoints()] if checkpoints and self.redacting and text is not None else []),
         ]
 
 
-def ending_words(identity: ChatTurnIdentity, end: End, *, replayed: bool = False) -> list[ChatStreamEvent]:
-    """Return the last words of a turn that ends, or ended, like this."""
+def finish_reason_of(end: End, said: str | None) -> str | None:
+    """
+    Return why an answer ended, in one of `FINISH_REASONS`; None where there is none.
+
+    Args:
+        end: How the turn ends.
+        said: What the last model call said; a product's own model may say anything, or nothing.
+    """
     match end:
         case Completed():
-            return [_last("completed", identity, {"replayed": replayed})]
+            return said if said in FINISH_REASONS else "stop"
+        case Cancelled():
+            return "cancelled"
+        case _:
+            return None
+
+
+def ending_words(
+    identity: ChatTurnIdentity, end: End, *, replayed: bool = False, finish_reason: str | None = None
+) -> list[ChatStreamEvent]:
+    """Return the last words of a turn that ends, or ended, like this."""
+    known = {} if finish_reason is None else {"finishReason": finish_reason}
+    match end:
+        case Completed():
+            return [_last("completed", identity, {"replayed": replayed, **known})]
         case Cancelled(reason=reason):
-            return [_last("cancelled", identity, {"reason": reason, "replayed": replayed})]
+            return [_last("cancelled", identity, {"reason": reason, "replayed": replayed, "finishReason": "cancelled"})]
         case Suspended(wait):
             return [_last("suspended", identity, {"key": wait.key, "wakeAt": wait.wake_at})]
         case Failed(error):
             return failure_words(identity, kind_of(error))
+
+
+def context_event(shown: ShownHistory) -> ChatStreamEvent:
+    """Return what says what of the conversation the model is not shown."""
+    data = {"turns": shown.turns, "leftOut": shown.left_out, "shortened": list(shown.shortened)}
+    return ChatStreamEvent("context", data)
 
 
 def started_words(identity: ChatTurnIdentity) -> list[ChatStreamEvent]:

@@ -28,13 +28,14 @@ class ReplayedTurn:
 
     replayed = True
 
-    def __init__(self, turn: TurnInput, finished: Finished) -> None:
+    def __init__(self, turn: TurnInput, finished: Finished, finish_reason: str | None = None) -> None:
         self.run_id = turn.run_id
         self.attempt = max(finished.claim.run.epoch, 1)
         self.created_at = finished.claim.run.created_at
         self.redacting = overrides(turn.deployment.hooks, "transform_final_text")
         self._turn = turn
         self._finished = finished
+        self._finish_reason = finish_reason
 
     async def run(self, sink: Sink, *, joined: bool = False) -> None:
         """
@@ -62,7 +63,8 @@ class ReplayedTurn:
     def _say_answer(self, reader: Reader) -> None:
         end = self._finished.answer(TURN_STEP)
         self._say(reader, [ChatStreamEvent("result", {"finalText": end.text})])
-        self._say(reader, ending_words(self._turn.identity, end, replayed=True))
+        words = ending_words(self._turn.identity, end, replayed=True, finish_reason=self._finish_reason)
+        self._say(reader, words)
 
     def _say(self, reader: Reader, events: list[ChatStreamEvent]) -> None:
         reader.send(unlogged(events, self.attempt), events)

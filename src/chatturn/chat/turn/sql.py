@@ -10,7 +10,7 @@ from typing import Final
 
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.database.api import NOW, Statement
-from chatturn.durable.ends import Cancelled, End, Suspended
+from chatturn.durable.ends import Cancelled, Completed, End, Suspended
 from chatturn.durable.sql.adoption import either
 from chatturn.durable.sql.runs import HELD, MOMENT
 
@@ -44,7 +44,8 @@ ON CONFLICT (run_id) DO UPDATE SET
   user_id = excluded.user_id, user_message = excluded.user_message, model = excluded.model,
   metadata_json = excluded.metadata_json, history_json = excluded.history_json,
   parameters_json = excluded.parameters_json, attempt = excluded.attempt,
-  updated_at = excluded.updated_at, cancelled_at = NULL, log_compact = 0, manifest_hash = excluded.manifest_hash,
+  updated_at = excluded.updated_at, cancelled_at = NULL, finish_reason = NULL, log_compact = 0,
+  manifest_hash = excluded.manifest_hash,
   first_attempt = CASE WHEN {_ANEW} THEN excluded.attempt ELSE first_attempt END,
   suspensions = CASE WHEN {_ANEW} THEN 0 ELSE suspensions END,
   trace_id = CASE WHEN {_TRACED_HERE} THEN excluded.trace_id ELSE trace_id END,
@@ -60,7 +61,7 @@ ON CONFLICT (run_id) DO UPDATE SET
 # Where the log ends, what is known of the attempts before, and of the turn's trace.
 _READ_PLACE: Final = """
 SELECT t.cancel_requested_at, r.idle_attempts, r.attempts, t.first_attempt, t.log_from, s.last_seq, s.attempt, s.ended,
-  t.traceparent, t.caller_span_id, t.traced_by, t.created_at,
+  t.traceparent, t.caller_span_id, t.traced_by, t.created_at, t.finish_reason,
   CASE WHEN s.ended THEN s.attempt
        ELSE (SELECT max(attempt) FROM chat_segments WHERE run_id = ?1 AND ended) END AS last_ended
 FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id LEFT JOIN (
@@ -69,7 +70,10 @@ WHERE t.run_id = ?1
 """
 
 # With the attempt's last write: what it leaves for the next one, or for good.
-_END_CANCELLED: Final = f"UPDATE chat_turns SET cancelled_at = {MOMENT.format('?4')} WHERE run_id = ?1 AND {HELD}"
+_END_ANSWERED: Final = f"UPDATE chat_turns SET finish_reason = ?4 WHERE run_id = ?1 AND {HELD}"
+_END_CANCELLED: Final = f"""
+UPDATE chat_turns SET cancelled_at = {MOMENT.format("?4")}, finish_reason = 'cancelled' WHERE run_id = ?1 AND {HELD}
+"""
 _END_SUSPENDED: Final = f"UPDATE chat_turns SET suspensions = suspensions + 1 WHERE run_id = ?1 AND {HELD}"
 
 # A wait that somebody wants stopped is over; so the sweep finds it, whoever dies.
@@ -82,10 +86,11 @@ _WAKE_CANCELLED: Final = _WAKE.format(moment="?2")
 
 # Newest first, so that the limit keeps the latest; within a turn the assistant's row sorts before the user's.
 _HISTORY: Final = """
-SELECT role, content FROM chat_messages
-WHERE tenant_id = ?1 AND session_id = ?2 AND turn_index < ?3
+SELECT m.turn_index, m.role, m.content, t.finish_reason
+FROM chat_messages AS m LEFT JOIN chat_turns AS t ON t.run_id = m.run_id
+WHERE m.tenant_id = ?1 AND m.session_id = ?2 AND m.turn_index < ?3
   AND NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?4 AND status = 'completed')
-ORDER BY turn_index DESC, role ASC LIMIT ?5
+ORDER BY m.turn_index DESC, m.role ASC LIMIT ?5
 """
 
 _MESSAGES: Final = f"""
@@ -114,7 +119,8 @@ FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id WHERE t.run_i
 """
 
 _READ_TURN: Final = f"""
-SELECT r.*, t.model, t.cancelled_at FROM durable_runs AS r LEFT JOIN chat_turns AS t ON t.run_id = r.run_id
+SELECT r.*, t.model, t.cancelled_at, t.finish_reason
+FROM durable_runs AS r LEFT JOIN chat_turns AS t ON t.run_id = r.run_id
 WHERE r.run_id = {either("?2")}
 """
 
@@ -163,8 +169,10 @@ def read_place(run_id: str) -> Statement:
     return Statement(_READ_PLACE, (run_id,))
 
 
-def end_turn(end: End) -> list[Statement]:
-    """Note how an attempt ended, with its last write; nothing for one that answered, or failed."""
+def end_turn(end: End, finish_reason: str | None) -> list[Statement]:
+    """Note how an attempt ended, with its last write; nothing for one that failed."""
+    if isinstance(end, Completed):
+        return [Statement(_END_ANSWERED, (finish_reason,))]
     if isinstance(end, Cancelled):
         return [Statement(_END_CANCELLED, (NOW,))]
     if isinstance(end, Suspended):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from chatturn.chat.history import ShownHistory
 from chatturn.chat.identity import ChatTurnIdentity, turn_run_id
 from chatturn.chat.listeners import TurnTracing
 from chatturn.chat.requests import TurnInput
@@ -19,6 +20,7 @@ __all__ = [
     "begin_with",
     "end_with",
     "found",
+    "tell_context",
     "tell_end",
     "tracer_of",
 ]
@@ -67,6 +69,17 @@ def found(rows: Sequence[Row], *, attempt: int, replayed: bool) -> AttemptStart:
 def end_with(tracing: TurnTracing | None, end: End) -> list[Statement]:
     """Return what joins the attempt's last write."""
     return [sql.mark_traced()] if tracing is not None and tracing.sends_turn(failed=isinstance(end, Failed)) else []
+
+
+def tell_context(tracing: TurnTracing | None, shown: ShownHistory) -> None:
+    """Tell what of the conversation the model is not shown."""
+    attributes: Mapping[str, AttributeValue] = {
+        names.CONTEXT_TURNS: shown.turns,
+        names.CONTEXT_LEFT_OUT: shown.left_out,
+        names.CONTEXT_SHORTENED: len(shown.shortened),
+    }
+    with tracer_of(tracing).span(names.CONTEXT_SPAN, attributes=attributes):
+        pass
 
 
 async def tell_end(

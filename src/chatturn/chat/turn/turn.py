@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Final
 
-from chatturn.backends.api import ChatMessage
+from chatturn.chat.history import PastTurn
 from chatturn.chat.hooks.attempts import tell_attempt_end
 from chatturn.chat.hooks.hooks import EndedAttempt
 from chatturn.chat.hooks.outbox import Outbox, call_in_time, finished_turn, overrides
@@ -38,8 +38,8 @@ from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn import tracing
 from chatturn.chat.turn.answer import Answer
 from chatturn.chat.turn.disconnects import CANCEL_REQUESTED, Readership
-from chatturn.chat.turn.finish import Finish, failure_words, kind_of, started_words, unlogged
-from chatturn.chat.turn.history import recent
+from chatturn.chat.turn.finish import Finish, context_event, failure_words, kind_of, started_words, unlogged
+from chatturn.chat.turn.past import past_turns
 from chatturn.chat.turn.reader import Reader, observer_of, ping_every_ms
 from chatturn.chat.turn.replay import TURN_STEP, ReplayedTurn
 from chatturn.chat.turn.sinks import Sink
@@ -76,11 +76,10 @@ async def open_turn(turn: TurnInput) -> "ChatTurn | ReplayedTurn":
     if turn.tracing is not None:
         turn.tracing.claimed(tracing.found(found, attempt=epoch, replayed=finished))
     if isinstance(claimed, Finished):
-        return ReplayedTurn(turn, claimed)
-    history = turn.request.history
-    if history is None:
-        history = recent([dict(row) for row in rows[0]] if rows else [], deployment.settings.history_characters)
-    return ChatTurn(turn, claimed, Place.of(found, epoch=epoch), history, spent)
+        reason = found[0]["finish_reason"] if found else None
+        return ReplayedTurn(turn, claimed, None if reason is None else str(reason))
+    past = past_turns(rows[0]) if rows else []
+    return ChatTurn(turn, claimed, Place.of(found, epoch=epoch), past, spent)
 
 
 async def run_turn(turn: TurnInput, sink: Sink) -> None:
@@ -109,7 +108,7 @@ class ChatTurn:
         turn: What is asked.
         attempt: The claimed attempt.
         place: Where the turn stands.
-        history: The conversation before it, oldest message first.
+        past: The answered turns before it, oldest first; one more than is shown at most, if there are so many.
         spent: What it may spend no more of, as `attempt_usage.read_with` read it.
 
     Attributes:
@@ -119,7 +118,7 @@ class ChatTurn:
     replayed: Final = False
 
     def __init__(
-        self, turn: TurnInput, attempt: Attempt, place: Place, history: Sequence[ChatMessage], spent: Sequence[Row]
+        self, turn: TurnInput, attempt: Attempt, place: Place, past: Sequence[PastTurn], spent: Sequence[Row]
     ) -> None:
         deployment, hooks = turn.deployment, turn.deployment.hooks
         redacting = overrides(hooks, "transform_final_text")
@@ -131,7 +130,7 @@ class ChatTurn:
         self._log = TurnLog(place, attempt.number, redacting=redacting)
         self._usage = AttemptUsage(turn, attempt.number, spent)
         self._readership = Readership(deployment.settings, self._log, attempt)
-        self._answer = Answer(turn, attempt, place, history=history, log=self._log, usage=self._usage)
+        self._answer = Answer(turn, attempt, place, past=past, log=self._log, usage=self._usage)
         self._writer = LogWriter(
             attempt,
             self._log,
@@ -224,6 +223,7 @@ class ChatTurn:
         attempt = self._attempt
         with attempt.held():
             producer = await self._answer.begin(self._writer, reader)
+        self._say_what_is_missing(reader)
         async with aclosing(attempt.forwarded(producer.stream)) as stream:
             async for said in stream:
                 reader.send(said.lines, said.events)
@@ -261,7 +261,7 @@ class ChatTurn:
         went_on, checkpoints = bool(self._answer.recalled), self._answer.has_checkpoints
         return [
             *self._usage.last_statements(end, went_on=went_on, checkpoints=checkpoints),
-            *self._finish.statements(end, checkpoints=checkpoints),
+            *self._finish.statements(end, checkpoints=checkpoints, finish_reason=self._usage.finish_reason),
             *tracing.end_with(self._turn.tracing, end),
         ]
 
@@ -270,7 +270,8 @@ class ChatTurn:
         end, record = self._attempt.stored, self._attempt.record
         text, cancelled = answer_of(end), isinstance(end, Cancelled)
         if text:
-            turn = finished_turn(self._turn.identity, text, record, cancelled=cancelled)
+            reason = self._finish.finish_reason
+            turn = finished_turn(self._turn.identity, text, record, cancelled=cancelled, finish_reason=reason)
             await self._outbox.deliver(turn, marks)
 
     async def _mark(self, marks: list[Statement]) -> None:
@@ -326,6 +327,14 @@ class ChatTurn:
         if self._place.interrupted:
             data = {"attempt": self.attempt, "reason": "lease_lapsed"}
             self._say(reader, [ChatStreamEvent("session.run.restarted", data)])
+
+    def _say_what_is_missing(self, reader: Reader) -> None:
+        """Say what of the conversation the model is not shown, if anything."""
+        shown = self._answer.shown
+        if shown.is_whole:
+            return
+        self._say(reader, [context_event(shown)])
+        tracing.tell_context(self._turn.tracing, shown)
 
     def _say(self, reader: Reader, events: list[ChatStreamEvent]) -> None:
         reader.send(self._log.extend(events), events)
@@ -383,5 +392,5 @@ def _reads(turn: TurnInput) -> list[Statement]:
     turns = turn.deployment.settings.history_turns
     reads = [chat_sql.read_place(turn.run_id), *attempt_usage.read_with(turn)]
     if turns and turn.identity.turn_index and turn.request.history is None:
-        reads.append(chat_sql.read_history(turn.identity, turn.run_id, turns))
+        reads.append(chat_sql.read_history(turn.identity, turn.run_id, turns + 1))
     return reads

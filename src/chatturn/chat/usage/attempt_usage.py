@@ -98,6 +98,12 @@ class AttemptUsage:
             self._uncounted = True
             self._log("usage.unrecorded", {"level": "warning", "most": MAX_USAGES})
 
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the latest model call that said so has ended."""
+        reasons = [call.finish_reason for call in self.all_calls() if call.finish_reason is not None]
+        return reasons[-1] if reasons else None
+
     def all_calls(self) -> list[ModelCall]:
         """
         Return all calls that the attempt knows of.

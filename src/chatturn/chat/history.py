@@ -1,0 +1,119 @@
+"""
+What of a session the model is shown: its latest answered turns, as far as they fit.  Pure.
+
+Nothing falls out silently: what was left out or shortened is in the value, and the engine says it in a line of the
+log and in the trace.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from chatturn.backends.api import ChatMessage
+
+__all__ = ["PastTurn", "ShownHistory", "recent", "shortened_in_the_middle"]
+
+_MARK: Final = " […{} characters left out…] "
+_LEAST_CHARACTERS: Final = 2 * len(_MARK)
+"""Of a text that is shortened: below that, little but the mark would be left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastTurn:
+    """
+    An answered turn before the one that is asked.
+
+    Attributes:
+        turn_index: Its place in the session.
+        question: What the user said.
+        answer: What was answered.
+        finish_reason: Why the answer ended: ``stop``; or ``length``, ``content_filter``, ``tool_calls``, ``cancelled``:
+            then it is not whole; None where that is not on record.
+    """
+
+    turn_index: int
+    question: str
+    answer: str
+    finish_reason: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Its characters."""
+        return len(self.question) + len(self.answer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownHistory:
+    """
+    What the model is shown of the turns before.
+
+    Attributes:
+        messages: Oldest first.
+        turns: How many turns are in them.
+        left_out: How many turns are not; at least, where there are more than were looked at.
+        shortened: The indices of those that are not whole.
+    """
+
+    messages: Sequence[ChatMessage] = ()
+    turns: int = 0
+    left_out: int = 0
+    shortened: Sequence[int] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is missing."""
+        return not self.left_out and not self.shortened
+
+
+def recent(turns: Sequence[PastTurn], most_characters: int) -> ShownHistory:
+    """
+    Show the latest turns that have no more than *most_characters* together.
+
+    Where they do not all fit, a turn of more than half of that is shortened in its middle to this half, so that no
+    turn is the reason for leaving out all others; the rest stay whole.
+
+    Args:
+        turns: Oldest first.
+        most_characters: 0 for none at all.
+    """
+    fits = sum(turn.size for turn in turns) <= most_characters
+    kept: list[PastTurn] = []
+    shortened: list[int] = []
+    left = most_characters
+    for turn in reversed(turns):
+        shown = turn if fits or 2 * turn.size <= most_characters else _shortened(turn, most_characters // 2)
+        if shown is None or shown.size > left:
+            break
+        left -= shown.size
+        kept.insert(0, shown)
+        if shown is not turn:
+            shortened.insert(0, turn.turn_index)
+    return ShownHistory(
+        messages=[message for turn in kept for message in _messages(turn)],
+        turns=len(kept),
+        left_out=len(turns) - len(kept),
+        shortened=shortened,
+    )
+
+
+def shortened_in_the_middle(text: str, characters: int) -> str:
+    """Return *text* with no more than so many *characters*: its beginning, how many were left out, and its end."""
+    if len(text) <= characters:
+        return text
+    mark = _MARK.format(len(text))
+    kept = max(0, characters - len(mark))
+    mark = _MARK.format(len(text) - kept)
+    return text[: kept - kept // 2] + mark + text[len(text) - kept // 2 :]
+
+
+def _shortened(turn: PastTurn, characters: int) -> PastTurn | None:
+    """Shorten the longer of a turn's texts, and both where each has more than half; None if nothing would be left."""
+    if characters < 2 * _LEAST_CHARACTERS:
+        return None
+    of_question = max(characters // 2, characters - len(turn.answer))
+    question = shortened_in_the_middle(turn.question, of_question)
+    return replace(turn, question=question, answer=shortened_in_the_middle(turn.answer, characters - len(question)))
+
+
+def _messages(turn: PastTurn) -> tuple[ChatMessage, ChatMessage]:
+    return {"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}
