@@ -363,13 +363,26 @@ _HOMES: Final = {
 }
 _HOME: Final = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+# Stores of one platform: not in `__all__`, so that an import of everything works on both.
+_PLATFORM: Final = {
+    "D1DurableRunStore": "inside the Worker; elsewhere there are FileSystemDurableRunStore and InMemoryDurableRunStore",
+    "FileSystemDurableRunStore": "outside the Worker, which has no sqlite3; in it there is D1DurableRunStore",
+    "InMemoryDurableRunStore": "outside the Worker, which has no sqlite3; in it there is D1DurableRunStore",
+}
+
+__all__ = sorted(_HOME.keys() - _PLATFORM.keys())  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    try:
+        module = import_module(_HOME[name])
+    except ModuleNotFoundError as error:
+        if name not in _PLATFORM:
+            raise
+        raise ImportError(f"{name} can be imported only {_PLATFORM[name]}") from error
+    value = globals()[name] = getattr(module, name)
     return value
 
 

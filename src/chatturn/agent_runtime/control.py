@@ -2,7 +2,7 @@
 `AgentRuntimeEvent`: what agent-runtime says where it runs a task as a loop of control.
 
 It has no time and no session.  Up to the readiness gate its members are those of the stream's events; then come the
-loop's steps.  Values only: chatturn has no such loop, and reads these events to sanitize and collect them.
+loop's steps.  Values only: `task_loop` is the loop.
 """
 
 from collections.abc import Mapping
