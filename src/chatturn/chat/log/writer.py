@@ -1,9 +1,9 @@
 """
 Storing a turn's log while the turn runs, off everybody's way.
 
-A timer looks every few hundred milliseconds what was said, and stores it in one write, which renews the lease as
-well; where nothing was said it only asks for news.  The stream never waits for it, unless it is so far ahead that
-what it says next could not be made up for.
+A timer looks every 250 ms what was said, and stores it in one write, which renews the lease as well; where nothing was
+said it only asks for news.  In a busy isolate it stores more rarely, so that storing does not make it busier.  The
+stream never waits for it, unless it is so far ahead that what it says next could not be made up for.
 """
 
 import asyncio
@@ -26,6 +26,12 @@ _LOOK_EVERY_S: Final = 0.25
 
 _MUCH_CHARACTERS: Final = 400_000
 """When this many characters are not stored yet, they do not wait; it is about what one row holds."""
+
+_LOAD_FACTOR: Final = 20
+"""An interval is at least 20 times what the last write took, or the timer was late: a twentieth of the time."""
+
+_SLOWEST_S: Final = 2.0
+"""However busy the isolate is, lines are stored this often; and six times in a lease's term, if that is more often."""
 
 _EARLY_MS: Final = 10.0
 """A timer may come a little before the interval is over; waiting for the next one would double it."""
@@ -83,6 +89,10 @@ class LogWriter:
         self._began = 0.0
         self._wrote = 0.0
         self._writes = 0
+        self._looks_at = 0.0
+        self._took_s = 0.0
+        self._late_s = 0.0
+        self._slowest_s = min(_SLOWEST_S, attempt.lease.lease_ms / 6_000)
         self._refusal: StoreError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -136,15 +146,24 @@ class LogWriter:
                 await asyncio.sleep(_LOOK_EVERY_S)
 
     def _look_again(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
+        loop = asyncio.get_running_loop()
+        self._looks_at = loop.time() + _LOOK_EVERY_S
+        self._timer = loop.call_later(_LOOK_EVERY_S, self._look)
 
     def _look(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._late_s = max(0.0, now - self._looks_at)
         self._look_again()
         urgent = self._listener.look()
-        now = asyncio.get_running_loop().time()
-        due = (now - self._wrote) * 1000 + _EARLY_MS >= self._pace.interval_ms((now - self._began) * 1000)
+        due = (now - self._wrote) * 1000 + _EARLY_MS >= self._interval_ms(now)
         if (urgent or due) and self._timer is not None:
             self._store()
+
+    def _interval_ms(self, now: float) -> float:
+        """Return how long to wait between two writes: as the query budget wants it, and longer in a busy isolate."""
+        paced = self._pace.interval_ms((now - self._began) * 1000)
+        by_load_s = min(_LOAD_FACTOR * max(self._took_s, self._late_s), self._slowest_s)
+        return max(paced, by_load_s * 1000)
 
     def _store(self) -> None:
         if self._writing is None:
@@ -157,6 +176,7 @@ class LogWriter:
             stored = await self._try_to_store()
         finally:
             self._writing = None
+            self._took_s = asyncio.get_running_loop().time() - self._wrote
         if stored:
             self.said()
 
