@@ -503,6 +503,7 @@ async def test_the_first_event_wins_and_the_turn_goes_on_alone(database: SqliteD
     again = await chat.resume(RUN)
 
     assert (True, False) == (first[0], second[0])
+    assert second[1] is not None
     assert {"approved": True} == second[1].payload
     assert (True, False) == (resumed, again)
     assert [("sent",)] == await shop.desk.rows("SELECT content FROM chat_messages WHERE role = 'assistant'")

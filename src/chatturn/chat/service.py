@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from chatturn.backends.parameters import allowed_parameters
+from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.following import FollowedTurn
 from chatturn.chat.identity import ChatTurnIdentity, legacy_run_id, session_run_ids, turn_run_id
@@ -31,7 +32,7 @@ from chatturn.database.api import Row
 from chatturn.database.migration import read_version
 from chatturn.database.schema import DURABLE_SCHEMA_VERSION
 from chatturn.durable.records import EventRecord, RunOutcome, RunStatus
-from chatturn.durable.rows import run_from_row
+from chatturn.durable.rows import event_from_row, run_from_row
 from chatturn.errors import (
     ChatTurnError,
     DurableRunInputMismatchError,
@@ -41,6 +42,7 @@ from chatturn.errors import (
     SchemaOutdated,
     StoreError,
 )
+from chatturn.jsontext.stored import json_text
 from chatturn.settings import names_in
 
 __all__ = ["DurableChatService"]
@@ -262,22 +264,39 @@ class DurableChatService:
         """
         return await list_usage(self.deployment.database, query)
 
-    async def emit(self, tenant_id: str, user_id: str, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord]:
+    async def emit(
+        self, tenant_id: str, user_id: str, run_id: str, key: str, payload: Any
+    ) -> tuple[bool, EventRecord | None]:
         """
         Record an event of a run of this user's; the first under its key wins.
 
+        An approval is recorded only while it is asked for: one that comes too late is void, and one that is sent again
+        is answered as the first time.
+
         Returns:
-            Whether this one was the first, and the one that is recorded.
+            Whether this one was the first, and the one that is recorded; None for a void approval.
 
         Raises:
-            RunNotFound: This user has no such run; nothing was stored.
+            RunNotFound: This user has no such run, or nobody has asked for such an approval; nothing was stored.
         """
         row = await self._asked(run_id)
         if row is None or row["tenant_id"] != tenant_id:
             raise RunNotFound("this tenant has none of that name", run_id=run_id)
         if not await self.may_see(tenant_id, str(row["session_id"]), user_id):
             raise RunNotFound("it is another user's", run_id=run_id)
+        if key.startswith(APPROVAL_PREFIX):
+            return await self._approve(run_id, key, payload)
         return await self.deployment.store.emit_event(run_id, key, payload)
+
+    async def _approve(self, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord | None]:
+        text = json_text(payload, "the event's payload")
+        _, found, asked = await self.deployment.database.batch(chat_sql.approve(run_id, key, text))
+        if found.rows:
+            event = event_from_row(found.rows[0])
+            return event.payload == payload, event
+        if not asked.rows[0]["asked"]:
+            raise RunNotFound("nobody has asked for this approval", run_id=run_id)
+        return False, None
 
     async def resume(self, run_id: str) -> bool:
         """

@@ -27,6 +27,7 @@ from chatturn.durable.records import EventRecord, Lease, StepError, StepKind, St
 from chatturn.durable.sql.runs import STEPS_PER_PAGE
 from chatturn.durable.steps import (
     OpenStep,
+    OpenWait,
     StepRetry,
     fingerprint,
     inside_step,
@@ -52,11 +53,14 @@ from chatturn.telemetry.operator_log import OperatorLog
 from chatturn.telemetry.tracer import NULL_TRACER, AttributeValue, Span, Tracer
 from chatturn.timestamps import epoch_ms, moment_after
 
-__all__ = ["ContextSources", "DurableContext", "StepCall"]
+__all__ = ["EVENT_STEP", "ContextSources", "DurableContext", "StepCall"]
 
 T = TypeVar("T")
 
 Opening: TypeAlias = Coroutine[Any, Any, OpenStep]
+
+EVENT_STEP: Final = "event:"
+"""Begins the intents of waits for events on record; the event's key follows."""
 
 _POLL_MS: Final = 250
 _ONCE: Final = StepRetry()
@@ -187,9 +191,20 @@ class DurableContext:
         """
         return self._open(self._take(), StepCall(intent=intent, run=_not_run, kind=kind, input=input))
 
-    def step_key(self, intent: str) -> str:
-        """Return the next step's key if it is *intent*: the same on every attempt, for others to deduplicate by."""
-        return step_id(self.key_name or self.run_id, self._next, intent)
+    def step_key(self, intent: str, *, ahead: int = 0) -> str:
+        """
+        Return the next step's key if it is *intent*: the same on every attempt, for others to deduplicate by.
+
+        Args:
+            intent: The step's.
+            ahead: How many steps will be asked for before it.
+        """
+        return step_id(self.key_name or self.run_id, self._next + ahead, intent)
+
+    @property
+    def has_own_keys(self) -> bool:
+        """Whether its keys are no other run's, not even of one that has its name later."""
+        return self.key_name not in {"", self.run_id}
 
     def step_span(self, intent: str, kind: str, *, replayed: bool) -> AbstractContextManager[Span]:
         """Begin the span of a step."""
@@ -237,12 +252,29 @@ class DurableContext:
                 attempt that was; and so on every later attempt.
             ValueError: *timeout_ms* is no number, below 0 or beyond the calendar.
         """
+        return await (await self.open_event(key, timeout_ms=timeout_ms)).payload()
+
+    async def open_event(self, key: str, *, timeout_ms: int = DEFAULT_EVENT_TIMEOUT_MS) -> OpenWait:
+        """
+        Begin to wait for an event, and return once that is on record; `OpenWait.payload` does the waiting.
+
+        For a caller that says in between what it waits for: nobody can answer before it is known that it is asked.
+
+        Raises:
+            ValueError: *timeout_ms* is no number, below 0 or beyond the calendar.
+        """
         require_number("timeout_ms", timeout_ms)
-        begin = Begin(step_index=self._take(), intent=f"event:{key}", kind=StepKind.EVENT)
-        step = await self._waited(begin, key, timeout_ms)
-        if "payload" not in step.result:
-            raise DurableAwaitEventTimeoutError(f"{key!r} did not come within {timeout_ms} ms", run_id=self.run_id)
-        return step.result["payload"]
+        begin = Begin(step_index=self._take(), intent=f"{EVENT_STEP}{key}", kind=StepKind.EVENT)
+        step = await self._open_wait(begin)
+
+        async def payload() -> Any:
+            result = (await self._waited(begin, step, key, timeout_ms)).result
+            if "payload" not in result:
+                message = f"{key!r} did not come within {timeout_ms} ms"
+                raise DurableAwaitEventTimeoutError(message, run_id=self.run_id)
+            return result["payload"]
+
+        return OpenWait(payload=payload)
 
     async def sleep(self, duration_ms: int) -> None:
         """
@@ -253,7 +285,7 @@ class DurableContext:
         """
         require_number("duration_ms", duration_ms)
         begin = Begin(step_index=self._take(), intent="sleep", kind=StepKind.DETERMINISTIC)
-        await self._waited(begin, None, duration_ms)
+        await self._waited(begin, await self._open_wait(begin), None, duration_ms)
 
     # Around the task, and when it has ended.
 
@@ -465,8 +497,8 @@ class DurableContext:
 
     # Waits.
 
-    async def _waited(self, begin: Begin, key: str | None, timeout_ms: int) -> StepRecord:
-        """Return a wait that is over, one way or the other, as it is on record."""
+    async def _open_wait(self, begin: Begin) -> StepRecord:
+        """Return the step of a wait, over or under way."""
         with self._strands.work():
             recorded = await self._recorded(begin)
             if recorded is not None and recorded.status is StepStatus.COMPLETED:
@@ -474,13 +506,19 @@ class DurableContext:
             if recorded is not None and self._is_final(recorded):
                 await self._fail_again(recorded)
             with self._cancellable(begin, 1 if recorded is None else recorded.attempts):
-                step = await self._begun(begin, recorded)
-                wake_at = moment_after(str(step.started_at), timeout_ms)
-                with self._work.wait(Wait(step_index=step.step_index, key=key, wake_at=wake_at)):
-                    event = await self._polled(step, key, timeout_ms)
-                result = None if key is None else {"timedOut": True} if event is None else {"payload": event.payload}
-                with self._work.step():
-                    return await self._complete(begin, step.attempts, result)
+                return await self._begun(begin, recorded)
+
+    async def _waited(self, begin: Begin, step: StepRecord, key: str | None, timeout_ms: int) -> StepRecord:
+        """Return a wait that is over, one way or the other, as it is on record."""
+        if step.status is StepStatus.COMPLETED:
+            return step
+        with self._strands.work(), self._cancellable(begin, step.attempts):
+            wake_at = moment_after(str(step.started_at), timeout_ms)
+            with self._work.wait(Wait(step_index=step.step_index, key=key, wake_at=wake_at)):
+                event = await self._polled(step, key, timeout_ms)
+            result = None if key is None else {"timedOut": True} if event is None else {"payload": event.payload}
+            with self._work.step():
+                return await self._complete(begin, step.attempts, result)
 
     async def _begun(self, begin: Begin, recorded: StepRecord | None) -> StepRecord:
         """Return the step of a wait: on record already, or begun now, so that its time runs from now."""

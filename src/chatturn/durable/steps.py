@@ -16,6 +16,7 @@ __all__ = [
     "MAX_STEP_DEPTH",
     "MAX_WAIT_MS",
     "OpenStep",
+    "OpenWait",
     "StepRetry",
     "fingerprint",
     "inside_step",
@@ -97,6 +98,18 @@ class OpenStep:
     complete: Callable[[Any], Awaitable[None]]
     replayed: bool = False
     result: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenWait:
+    """
+    A wait for an event that is on record.
+
+    Attributes:
+        payload: Waits and returns the event's payload, as `DurableContext.await_event` does; awaited once.
+    """
+
+    payload: Callable[[], Awaitable[Any]]
 
 
 def result_text(value: Any, intent: str, run_id: str) -> str:

@@ -56,7 +56,8 @@ async def post_event(call: Call) -> HttpResponse:
     async def resume() -> None:
         await call.service.resume(run_id)
 
-    members = {"accepted": accepted, "payload": event.payload, "emittedAt": event.emitted_at}
+    payload, emitted_at = (None, None) if event is None else (event.payload, event.emitted_at)
+    members = {"accepted": accepted, "payload": payload, "emittedAt": emitted_at}
     return replace(json_response(members), background=resume)
 
 

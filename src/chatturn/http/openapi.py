@@ -143,7 +143,9 @@ _OF_A_TURN: Final[Members] = {
 _TURN: Final[Schema] = _object({**_OF_A_TURN, "usage": {"anyOf": [_USAGE, {"type": "null"}]}})
 _CANCELLED: Final[Schema] = _object({**_OF_A_TURN, "cancelRequested": _YES_OR_NO})
 _TICKET: Final[Schema] = _object({"ticket": _TEXT, "stream": _TEXT, "opensUntil": _MOMENT, "expiresAt": _MOMENT})
-_EVENT: Final[Schema] = _object({"accepted": _YES_OR_NO, "payload": {}, "emittedAt": _MOMENT})
+_EVENT: Final[Schema] = _object(
+    {"accepted": _YES_OR_NO, "payload": {}, "emittedAt": {**_MOMENT, "type": ["string", "null"]}}
+)
 
 _MESSAGE: Final[Schema] = _object(
     {

@@ -8,7 +8,7 @@ from typing import Any, Final
 from chatturn.chat.hooks.hooks import TurnContext
 from chatturn.chat.hooks.tool import Tool, ToolContext, ToolError
 from chatturn.durable.records import StepKind
-from chatturn.durable.steps import result_text
+from chatturn.durable.steps import OpenWait, fingerprint, result_text
 from chatturn.errors import AttemptsExhausted, DurableAwaitEventTimeoutError, StepTooLarge
 from chatturn.events import ChatStreamEvent, tool_approval, tool_error, tool_result
 from chatturn.jsontext.stored import json_text
@@ -24,6 +24,9 @@ MAX_CALLS: Final = 32
 """Tool calls of one round that are done; the model is told that the others are not."""
 
 _APPROVAL_TIMEOUT_MS: Final = 7 * 24 * 3_600_000
+_DIGEST_CHARACTERS: Final = 32
+"""128 bits: nobody finds another call with the same."""
+
 _MOST_RESULT_CHARACTERS: Final = 200_000
 _MOST_ERROR_CHARACTERS: Final = 2_000
 
@@ -93,27 +96,31 @@ class ToolSteps:
             return
         denial = None
         if tool.needs_approval:
-            key = APPROVAL_PREFIX + call.place
+            key = self._approval_key(tool, call)
+            # On record before anybody is asked: only what is asked for can be approved.
+            wait = await self._context.durable.open_event(key, timeout_ms=_APPROVAL_TIMEOUT_MS)
             yield tool_approval(tool_call_id=call.id, tool_name=call.name, args=call.args, key=key)
-            denial = await self._denial(key)
+            denial = await _denial(wait)
         outcome.settle(denial or await self._done(tool, call))
         yield outcome.event(call)
 
-    async def _denial(self, key: str) -> dict[str, Any] | None:
-        """Wait for an approval; return why there is none."""
-        try:
-            payload = await self._context.durable.await_event(key, timeout_ms=_APPROVAL_TIMEOUT_MS)
-        except DurableAwaitEventTimeoutError:
-            return _failed("not_approved", "nobody approved it in time")
-        # Whatever is not exactly an approval is none.
-        if isinstance(payload, Mapping) and payload.get("approved") is True:
-            return None
-        reason = payload.get("reason") if isinstance(payload, Mapping) else None
-        return _failed("denied", f"denied: {reason}" if isinstance(reason, str) and reason else "denied")
+    def _approval_key(self, tool: Tool, call: ToolCall) -> str:
+        """
+        Return the key of a call's approval: of this call, of these arguments, of no other run.
+
+        A run without keys of its own has the key that every version of this code makes of the call's place.
+        """
+        durable = self._context.durable
+        if not durable.has_own_keys:
+            return APPROVAL_PREFIX + call.place
+        step_key = durable.step_key(_intent(tool, call), ahead=1)  # behind the wait
+        asked = [tool.name, call.args, step_key]
+        digest = fingerprint(asked, f"{APPROVAL_PREFIX}{call.place}", durable.run_id)
+        return f"{APPROVAL_PREFIX}{call.place}.{digest[:_DIGEST_CHARACTERS]}"
 
     async def _done(self, tool: Tool, call: ToolCall) -> dict[str, Any]:
         durable = self._context.durable
-        intent = f"tool:{tool.name}:{call.place}"
+        intent = _intent(tool, call)
         tool_context = ToolContext(
             identity=self._context.identity, tool_call_id=call.id, step_key=durable.step_key(intent)
         )
@@ -158,6 +165,23 @@ class ToolSteps:
                 raise ToolError(f"it took longer than {tool.timeout_ms} ms") from error
             span.set(conventions.TOOL_CALL_RESULT, self._context.tracer.content(result))
         return _checked(result, tool, self._context.durable.run_id)
+
+
+def _intent(tool: Tool, call: ToolCall) -> str:
+    return f"tool:{tool.name}:{call.place}"
+
+
+async def _denial(wait: OpenWait) -> dict[str, Any] | None:
+    """Wait for an approval; return why there is none."""
+    try:
+        payload = await wait.payload()
+    except DurableAwaitEventTimeoutError:
+        return _failed("not_approved", "nobody approved it in time")
+    # Whatever is not exactly an approval is none.
+    if isinstance(payload, Mapping) and payload.get("approved") is True:
+        return None
+    reason = payload.get("reason") if isinstance(payload, Mapping) else None
+    return _failed("denied", f"denied: {reason}" if isinstance(reason, str) and reason else "denied")
 
 
 def _objection(tool: Tool, call: ToolCall) -> dict[str, Any] | None:

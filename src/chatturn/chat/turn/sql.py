@@ -5,16 +5,19 @@ In fenced ones ``?1`` to ``?3`` are the lease (see `chatturn.durable.sql.runs`);
 at ``?4``.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Final
 
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.database.api import NOW, Statement
+from chatturn.durable.context import EVENT_STEP
 from chatturn.durable.ends import Cancelled, Completed, End, Suspended
 from chatturn.durable.sql.adoption import either
-from chatturn.durable.sql.runs import HELD, MOMENT
+from chatturn.durable.sql.runs import HELD, LOAD_EVENT, MOMENT
 
 __all__ = [
+    "approve",
     "begin_turn",
     "end_turn",
     "forget_checkpoints",
@@ -112,6 +115,20 @@ DELETE FROM chat_messages WHERE (tenant_id, session_id, turn_index) IN (
 # The checkpoints on the way to an answer; step 0 is the turn itself, and holds the answer.
 _FORGET_CHECKPOINTS: Final = f"DELETE FROM durable_steps WHERE run_id = ?1 AND step_index > 0 AND {HELD}"
 
+# An approval counts while the wait for it is open and nobody wants the turn stopped.  ?1 the run, ?2 the key, ?3 the
+# payload, ?4 now; and of what was asked for once, also in an answer that is history, the log knows.
+_APPROVE: Final = f"""
+INSERT OR IGNORE INTO durable_events (run_id, key, payload_json, emitted_at)
+SELECT ?1, ?2, ?3, {MOMENT.format("?4")}
+FROM durable_steps AS s JOIN durable_runs AS r ON r.run_id = s.run_id JOIN chat_turns AS t ON t.run_id = s.run_id
+WHERE s.run_id = ?1 AND s.intent = '{EVENT_STEP}' || ?2 AND s.status = 'running'
+  AND r.status IN ('running', 'suspended') AND t.cancel_requested_at IS NULL
+"""
+_WAS_ASKED: Final = f"""
+SELECT EXISTS (SELECT 1 FROM durable_steps WHERE run_id = ?1 AND intent = '{EVENT_STEP}' || ?2)
+  OR EXISTS (SELECT 1 FROM chat_segments WHERE run_id = ?1 AND instr(lines, '"key":' || ?3)) AS asked
+"""
+
 _READ_TURN_INPUT: Final = """
 SELECT t.tenant_id, t.session_id, t.user_id, t.turn_index, t.user_message, t.model, t.metadata_json, t.history_json,
   t.parameters_json, r.status
@@ -203,6 +220,20 @@ def forget_messages() -> Statement:
 def forget_checkpoints() -> Statement:
     """Forget a turn's steps on the way to its answer, with the finish."""
     return Statement(_FORGET_CHECKPOINTS)
+
+
+def approve(run_id: str, key: str, payload_json: str) -> list[Statement]:
+    """
+    Record somebody's answer to a tool call that needs approval, if it is asked for; the first counts.
+
+    Returns:
+        Three statements: the write, a read of the event, and of whether anybody has ever asked for it.
+    """
+    return [
+        Statement(_APPROVE, (run_id, key, payload_json, NOW)),
+        Statement(LOAD_EVENT, (run_id, key)),
+        Statement(_WAS_ASKED, (run_id, key, json.dumps(key, ensure_ascii=False))),
+    ]
 
 
 def read_turn_input(run_id: str) -> Statement:
