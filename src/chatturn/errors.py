@@ -18,6 +18,7 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
     + IdempotencyKeyReused                 422 idempotency_key_reused
   x ConfigurationError                   503 misconfigured: the operator must change a setting
   x BodyTimeout                          408 body_timeout (r): the request did not arrive whole
+  x RateLimited                          429 rate_limited (r): too many requests of one user or tenant
   x KeysUnavailable                      503 keys_unavailable (r): those that tokens are checked with
   x DurableRunError                      the run is not this caller's to continue
     + DurableRunLeaseHeldError             409 turn_in_flight (r)
@@ -92,6 +93,7 @@ __all__ = [
     "OwnerUnavailable",
     "PayloadTooLarge",
     "QuotaExhausted",
+    "RateLimited",
     "RequestError",
     "RunNotFound",
     "RuntimeRunStateError",
@@ -150,6 +152,24 @@ class BodyTimeout(ChatTurnError):
     status = 408
     retryable = True
     public = "The request did not arrive in time. Send it again."
+
+
+class RateLimited(ChatTurnError):
+    """
+    One user, or one tenant, asks too often; nothing was done.
+
+    Attributes:
+        retry_after_s: When to ask again.
+    """
+
+    code = "rate_limited"
+    status = 429
+    retryable = True
+    public = "There were too many requests. Wait as Retry-After says, then send the same request again."
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class KeysUnavailable(ChatTurnError):

@@ -133,6 +133,10 @@ class Settings:
     cors_origins: str = _setting(
         "", "origins whose pages may call the Worker, separated by commas: `https://app.example.com`"
     )
+    rate_subject_per_minute: int = _setting(
+        1_200, "requests of one user, a quarter of it at once; 0: any number; see Limits of a user", least=0
+    )
+    rate_tenant_per_minute: int = _setting(12_000, "likewise, of one tenant", least=0)
     otel_exporter_otlp_endpoint: str = _setting("", "where traces, metrics and logs go; none: nowhere")
     otel_exporter_otlp_headers: str = _setting("", "`name=value,…` sent with them; a secret", secret=True)
     otel_service_name: str = _setting("chatturn", "this service's name in telemetry")

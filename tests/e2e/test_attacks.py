@@ -5,9 +5,12 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 
+from dev import paths
+from tests.e2e.conftest import StartWorker
 from tests.support.client import Client
 from tests.support.http import http
 from tests.support.worker import Worker, running_worker
@@ -68,3 +71,34 @@ def _answer(connection: socket.socket) -> tuple[int, bytes]:
         received += data
     body = received[received.index(b"{") : received.rindex(b"}") + 1]
     return int(received.split(b" ", 2)[1]), body
+
+
+def test_who_asks_too_often_is_told_when_to_ask_again(start_worker: StartWorker) -> None:
+    """429 for that user; his finished turn is repeated, others are served, and nothing more is stored for him."""
+    worker = start_worker(variables={"RATE_SUBJECT_PER_MINUTE": "8"})  # two at once, one more in 7.5 s
+    ann, bob = Client(worker.url), Client(worker.url, sub="bob")
+    whole = ann.post("mine")
+    statuses = [http.get(ann.address("mine"), headers=ann.headers).status_code for _ in range(6)]
+    refused = http.post(ann.address("new"), json={"message": "hi"}, headers=ann.headers)
+
+    assert statuses[0] == 200
+    assert 429 in statuses
+    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert ann.post("mine")[-1]["type"] == whole[-1]["type"] == "session.run.completed"
+    assert bob.post("his")[-1]["type"] == "session.run.completed"
+    assert worker.sql("SELECT run_id FROM durable_runs WHERE run_id LIKE '%:new:%'") == []
+
+
+def test_the_platforms_rate_limiter_counts_where_it_is_bound(start_worker: StartWorker, tmp_path: Path) -> None:
+    """The binding's limit, whatever the settings say."""
+    deployment = tmp_path / "wrangler.toml"
+    binding = '\n[[ratelimits]]\nname = "RATE_SUBJECT"\nnamespace_id = "1001"\nsimple = { limit = 3, period = 60 }\n'
+    deployment.write_text(paths.DEPLOYMENT_CONFIG.read_text("utf-8") + binding, "utf-8")
+    worker = start_worker(deployment=deployment)
+    ann, bob = Client(worker.url), Client(worker.url, sub="bob")
+    statuses = [http.get(ann.address("none"), headers=ann.headers).status_code for _ in range(8)]
+
+    assert statuses[0] == 404
+    assert statuses[-1] == 429
+    assert http.get(bob.address("none"), headers=bob.headers).status_code == 404

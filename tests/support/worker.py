@@ -20,7 +20,13 @@ from dev.server import Server
 SECRET: Final = "a-secret-of-the-tests-and-of-nothing-else"
 """AUTH_JWT_SECRET of every Worker started here; a developer's `.dev.vars` is never read."""
 
-DEFAULTS: Final = {"BACKEND": "echo", "AUTH_JWT_SECRET": SECRET}
+DEFAULTS: Final = {
+    "BACKEND": "echo",
+    "AUTH_JWT_SECRET": SECRET,
+    # Tests and benches ask faster than any user; those of the limits set their own.
+    "RATE_SUBJECT_PER_MINUTE": "0",
+    "RATE_TENANT_PER_MINUTE": "0",
+}
 
 
 @dataclass(kw_only=True)

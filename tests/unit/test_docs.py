@@ -390,7 +390,13 @@ def test_every_setting_is_told_as_it_is() -> None:
 
 def test_no_other_setting_is_mentioned() -> None:
     """A name in the prose that looks like a setting is one, or belongs to a command."""
-    known = {field.name.upper() for field in fields(Settings)} | {"PORT", "ARGS", "SESSIONS"}
+    known = {field.name.upper() for field in fields(Settings)} | {
+        "PORT",
+        "ARGS",
+        "SESSIONS",
+        "RATE_SUBJECT",
+        "RATE_TENANT",
+    }
     known |= {preset.key for preset in PRESETS.values()}
     words = {"GET", "HEAD", "OPTIONS", "POST", "WHERE", "DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION"}
     mentioned = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+|[A-Z]{4,})(?:=[^`]*)?`", PROSE))

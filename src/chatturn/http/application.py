@@ -10,6 +10,7 @@ from chatturn.http.auth import Authenticator, Principal, UnconfiguredAuth
 from chatturn.http.cors import Cors
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import problem
+from chatturn.http.rates import Rates
 from chatturn.http.tickets import NO_TICKETS, Ticket, Tickets
 
 __all__ = ["Application", "Call", "Parameters", "PublicRoute", "Route", "SessionOwner"]
@@ -46,6 +47,7 @@ class Application:
         log: Takes a sentence and what was raised, for the operator.  Never raises.
         tickets: What an EventSource shows in place of a token.
         cors: Which pages of other origins may read the responses.
+        rates: How often one user and one tenant may ask; None for any number.
         body_within_s: How long a request's body may take to arrive; None for ever.
         owner: Runs turns in place of this request; None where it runs them itself.
     """
@@ -55,6 +57,7 @@ class Application:
     log: Callable[[str, BaseException], None]
     tickets: Tickets = NO_TICKETS
     cors: Cors = field(default_factory=Cors)
+    rates: Rates | None = None
     body_within_s: float | None = None
     owner: SessionOwner | None = None
 
@@ -107,6 +110,7 @@ class Route:
             session's owner, if there is one.
         session_in_body: Finds it in the request and its body, where the path does not name it; None where the turn is
             one that nobody else can ask for.
+        replays: Says whether the answer is stored and is to be repeated, which is never refused for being asked often.
         takes_tickets: Whether ``?ticket=`` may say who is asking.
         problem: Tells its clients about an error, in their form.
     """
@@ -117,6 +121,7 @@ class Route:
     operation: Callable[[Call], Awaitable[HttpResponse]]
     session: Callable[[Parameters], str | None] | None = None
     session_in_body: Callable[[HttpRequest, Principal, bytes], str | None] | None = None
+    replays: Callable[[Call], Awaitable[bool]] | None = None
     takes_tickets: bool = False
     problem: Callable[[ChatTurnError], HttpResponse] = problem
 

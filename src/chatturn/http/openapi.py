@@ -34,6 +34,7 @@ from chatturn.errors import (
     NotFound,
     OwnerUnavailable,
     PayloadTooLarge,
+    RateLimited,
     StoreError,
     Unauthenticated,
     UnsupportedMediaType,
@@ -62,6 +63,7 @@ _EVERYWHERE: Final[Errors] = (
     InvalidField,
     ConfigurationError,
     KeysUnavailable,
+    RateLimited,
 )
 _OF_A_BODY: Final[Errors] = (BodyTimeout, MalformedRequest, PayloadTooLarge, UnsupportedMediaType)
 _OF_THE_STORE: Final[Errors] = (StoreError,)

@@ -13,6 +13,7 @@ from chatturn.errors import (
     ChatTurnError,
     DurableRunLeaseHeldError,
     MethodNotAllowed,
+    RateLimited,
     RequestError,
     Unauthenticated,
     UnsupportedMediaType,
@@ -88,6 +89,8 @@ def _extra_headers(error: ChatTurnError) -> Mapping[str, str]:
 
 
 def _retry_after_s(error: ChatTurnError) -> int:
+    if isinstance(error, RateLimited):
+        return error.retry_after_s
     if isinstance(error, DurableRunLeaseHeldError):
         # Most turns end long before their lease would: whoever asks again gets the answer, or the rest of the wait.
         return min(max(_RETRY_SOON_S, -(-error.retry_after_ms // 1000)), _RETRY_IN_FLIGHT_S)

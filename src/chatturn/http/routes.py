@@ -13,7 +13,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
-from chatturn.errors import BodyTimeout, ChatTurnError, MethodNotAllowed, NotFound, RequestError
+from chatturn.errors import BodyTimeout, ChatTurnError, MethodNotAllowed, NotFound, RateLimited, RequestError
 from chatturn.http.ai_sdk import (
     AI_SDK_CHAT,
     ai_sdk_problem,
@@ -22,7 +22,7 @@ from chatturn.http.ai_sdk import (
     session_of_body,
     session_of_chat,
 )
-from chatturn.http.application import Application, Call, PublicRoute, Route
+from chatturn.http.application import Application, Call, PublicRoute, Route, SessionOwner
 from chatturn.http.auth import OPERATE, READ_TURNS, RUN_TURNS, require_scope
 from chatturn.http.limits import MAX_BODY_BYTES
 from chatturn.http.lists import get_messages, get_runs, post_event, session_of_run
@@ -33,7 +33,7 @@ from chatturn.http.problems import json_response, problem, shown
 from chatturn.http.queries import ticket_in
 from chatturn.http.readiness import check_readiness
 from chatturn.http.tickets import Ticket
-from chatturn.http.turns import TURN, get_stream, get_turn, post_cancel, post_ticket, post_turn, session_of
+from chatturn.http.turns import TURN, get_stream, get_turn, is_replay, post_cancel, post_ticket, post_turn, session_of
 from chatturn.http.usage import get_usage
 
 __all__ = ["ROUTES", "handle"]
@@ -66,7 +66,7 @@ ROUTES: Final[tuple[Route | PublicRoute, ...]] = (
     PublicRoute("GET", "/healthz", _healthz),
     PublicRoute("GET", "/readyz", _readyz),
     PublicRoute("GET", "/openapi.json", _openapi),
-    Route("POST", TURN, (RUN_TURNS,), post_turn, session_of),
+    Route("POST", TURN, (RUN_TURNS,), post_turn, session_of, replays=is_replay),
     Route("GET", TURN, _READERS, get_turn),
     Route("GET", TURN + "/stream", _READERS, get_stream, session_of, takes_tickets=True),
     Route("POST", TURN + "/ticket", _READERS, post_ticket),
@@ -166,19 +166,45 @@ async def _dispatch(request: HttpRequest, app: Application) -> HttpResponse:
         ticket = _ticket(request, app) if route.takes_tickets else None
         principal = await app.authenticator.authenticate(request.headers) if ticket is None else ticket.principal
         require_scope(principal, route.scopes)
-        parameters = found.groupdict()
-        if app.owner is not None and route.session is not None and (session := route.session(parameters)) is not None:
-            return await app.owner.forward(principal.tenant_id, session)
-        timed = request
-        if app.body_within_s is not None:
-            timed = replace(request, read=partial(_read_in_time, request, app.body_within_s))
-        if app.owner is not None and route.session_in_body is not None:
-            body = await timed.read(MAX_BODY_BYTES)
-            if (session := route.session_in_body(timed, principal, body)) is not None:
-                return await app.owner.forward(principal.tenant_id, session, body)
-            timed = replace(request, read=partial(_read_already, body))
-        return await route.operation(Call(app.chat(), timed, principal, parameters, app.tickets, ticket))
+        call = Call(app.chat(), _timed(request, app), principal, found.groupdict(), app.tickets, ticket)
+        await _check_rates(call, route, app)
+        return await (route.operation(call) if app.owner is None else _by_owner(call, route, app.owner))
     raise NotFound("no route has this path")
+
+
+async def _by_owner(call: Call, route: Route, owner: SessionOwner) -> HttpResponse:
+    """Let the owner of the session answer that the request is about, in its path or in its body; else answer here."""
+    if route.session is not None and (session := route.session(call.parameters)) is not None:
+        return await owner.forward(call.principal.tenant_id, session)
+    if route.session_in_body is not None:
+        body = await call.request.read(MAX_BODY_BYTES)
+        if (session := route.session_in_body(call.request, call.principal, body)) is not None:
+            return await owner.forward(call.principal.tenant_id, session, body)
+        call = replace(call, request=replace(call.request, read=partial(_read_already, body)))
+    return await route.operation(call)
+
+
+async def _check_rates(call: Call, route: Route, app: Application) -> None:
+    """
+    Count the request.
+
+    Raises:
+        RateLimited: There were too many, and it is none that repeats a stored answer.
+    """
+    if app.rates is None:
+        return
+    try:
+        await app.rates.check(call.principal)
+    except RateLimited:
+        if route.replays is None or not await route.replays(call):
+            raise
+
+
+def _timed(request: HttpRequest, app: Application) -> HttpRequest:
+    """Return *request* with a deadline for its body."""
+    if app.body_within_s is None:
+        return request
+    return replace(request, read=partial(_read_in_time, request, app.body_within_s))
 
 
 async def _read_in_time(request: HttpRequest, within_s: float, most_bytes: int) -> bytes:

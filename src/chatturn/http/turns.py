@@ -28,7 +28,7 @@ from chatturn.http.tickets import Ticket
 from chatturn.http.usage import shown_usage
 from chatturn.timestamps import iso_timestamp
 
-__all__ = ["TURN", "get_stream", "get_turn", "post_cancel", "post_ticket", "post_turn", "session_of"]
+__all__ = ["TURN", "get_stream", "get_turn", "is_replay", "post_cancel", "post_ticket", "post_turn", "session_of"]
 
 TURN: Final = "/v1/sessions/{session}/turns/{turn_index}"
 _NDJSON: Final = "application/x-ndjson"
@@ -37,6 +37,7 @@ _NDJSON: Final = "application/x-ndjson"
 _STREAM_HEADERS: Final[Mapping[str, str]] = {"X-Content-Type-Options": "nosniff", "X-Accel-Buffering": "no"}
 
 _UNCHANGING: Final = "private, max-age=31536000, immutable"
+_FINISHED: Final = frozenset({"cancelled", "completed"})
 _OVER: Final = frozenset({"cancelled", "completed", "failed"})
 _NO_CONTENT: Final = 204
 _NOT_MODIFIED: Final = 304
@@ -67,6 +68,12 @@ async def post_turn(call: Call) -> HttpResponse:
         "X-Ping-Ms": str(call.service.ping_every_ms),
     }
     return _stream(call, headers, turn.run)
+
+
+async def is_replay(call: Call) -> bool:
+    """Say whether the turn is finished, so that posting it only repeats its answer."""
+    view = await call.service.show(_identity(call))
+    return view is not None and view.status in _FINISHED
 
 
 async def get_stream(call: Call) -> HttpResponse:

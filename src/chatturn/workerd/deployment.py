@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from pyodide.ffi import JsProxy
+from pyodide.ffi import JsException, JsProxy
 from workers import import_from_javascript
 
 from chatturn.agent_runtime.attempt_runs import keep_runtime_runs
@@ -30,6 +30,7 @@ from chatturn.errors import ChatTurnError, ConfigurationError, KeysUnavailable
 from chatturn.http.application import Application
 from chatturn.http.auth import Authenticator, authenticator_for
 from chatturn.http.cors import Cors, read_origins
+from chatturn.http.rates import AskedRate, IsolateRate, Rate, Rates
 from chatturn.http.tickets import Tickets, tickets_for
 from chatturn.http.token_keys import PublishedKeys
 from chatturn.settings import Settings, setting_names
@@ -39,7 +40,7 @@ from chatturn.usage.prices import PriceTable, parse_prices
 from chatturn.workerd.ai import BindingTransport
 from chatturn.workerd.d1 import D1Database
 from chatturn.workerd.fetch import FetchTransport
-from chatturn.workerd.ffi import RequestAlarm, read_env, read_other_env
+from chatturn.workerd.ffi import RequestAlarm, js_object, read_env, read_other_env, settled, started
 from chatturn.workerd.lifetime import outlive
 from chatturn.workerd.owner import SessionObjects, SessionWatch
 from chatturn.workerd.signatures import verify_signature
@@ -63,6 +64,7 @@ class _Isolate:
     authenticator: Authenticator
     tickets: Tickets
     cors: Cors
+    rates: Rates
     telemetry: Telemetry | None
 
 
@@ -91,6 +93,7 @@ def application(
         log=log,
         tickets=isolate.tickets,
         cors=isolate.cors,
+        rates=None if owned else isolate.rates,  # who forwards a request to the session's object has counted it
         body_within_s=isolate.chat.settings.body_timeout_ms / 1000 or None,
         owner=owner,
     )
@@ -192,6 +195,7 @@ def _build(make_hooks: HooksMaker) -> _Isolate:
         authenticator=authenticator_for(settings, now=time.time, published=functools.partial(_published_keys, log)),
         tickets=tickets_for(settings, now=time.time),
         cors=Cors(read_origins(settings.cors_origins)),
+        rates=_rates(settings, log),
         telemetry=telemetry,
     )
 
@@ -227,6 +231,29 @@ def _backend(settings: Settings, providers: Sequence[Provider], log: OperatorLog
         transport=FetchTransport(), binding=BindingTransport(binding), uniform=random.uniform, now=time.time, log=log
     )
     return create_backend(settings, providers, means)
+
+
+def _rates(settings: Settings, log: OperatorLog) -> Rates:
+    def rate(binding_name: str, per_minute: int) -> Rate:
+        binding: JsProxy | None = getattr(_env(), binding_name, None)
+        if binding is None:
+            return IsolateRate(per_minute, now=time.time)
+        return AskedRate(allows=functools.partial(_allows, binding, log))
+
+    return Rates(
+        subject=rate("RATE_SUBJECT", settings.rate_subject_per_minute),
+        tenant=rate("RATE_TENANT", settings.rate_tenant_per_minute),
+    )
+
+
+async def _allows(binding: JsProxy, log: OperatorLog, key: str) -> bool:
+    """Ask the platform's rate limiter; where it does not answer, nobody is refused."""
+    try:
+        outcome = await settled(started(binding.limit.bind(binding, js_object({"key": key}))))
+    except JsException as error:
+        log("rates.not_counted", {"error": error})
+        return True
+    return bool(outcome.success)
 
 
 def _published_keys(log: OperatorLog, url: str) -> PublishedKeys:

@@ -258,6 +258,7 @@ def raised(cls: type[ChatTurnError], message: str) -> ChatTurnError:
         "detail": message,
         "hook": "produce",
         "retry_after_ms": 1,
+        "retry_after_s": 1,
         "run_id": "r",
         "scope": "turn",
     }
