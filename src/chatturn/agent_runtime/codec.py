@@ -16,7 +16,13 @@ from functools import cache
 from types import UnionType
 from typing import Any, Final, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
-from chatturn.agent_runtime.events import EVENT_CLASSES, BackendMadeEvent, RuntimeMadeEvent, RuntimeStreamEvent
+from chatturn.agent_runtime.events import (
+    EVENT_CLASSES,
+    BackendMadeEvent,
+    RuntimeMadeEvent,
+    RuntimeStreamEvent,
+    without_tokens,
+)
 from chatturn.errors import InvalidRuntimeEvent
 from chatturn.jsontext.depth import nests_deeper
 
@@ -47,13 +53,13 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=
 
 def encode_runtime_event(event: RuntimeStreamEvent) -> str:
     """
-    Return the JSON text of *event*: one line, without its end.
+    Return the JSON text of *event*: one line, without its end, and without its session's resume token.
 
     Raises:
         ValueError: It holds NaN or an infinity, which JSON cannot carry.
         TypeError: It holds something else that is not JSON.
     """
-    return _encode(to_json(event))
+    return _encode(to_json(without_tokens(event)))
 
 
 def to_json(value: Any) -> Any:

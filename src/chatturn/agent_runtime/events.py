@@ -48,6 +48,8 @@ __all__ = [
     "ToolCallEvent",
     "ToolResultEvent",
     "filled_in",
+    "without_token",
+    "without_tokens",
 ]
 
 
@@ -332,3 +334,18 @@ def filled_in(
         session=event.session or session,
         timestamp=event.timestamp or timestamp,
     )
+
+
+def without_token(session: RuntimeSession) -> RuntimeSession:
+    """Return *session* as anybody may see it: its resume token is a credential."""
+    return replace(session, resume_token=None)
+
+
+def without_tokens(event: RuntimeStreamEvent) -> RuntimeStreamEvent:
+    """Return *event* without its session's resume token."""
+    session: RuntimeSession | None = getattr(event, "session", None)
+    if session is None or session.resume_token is None:
+        return event
+    told: Any = event  # of a class that has a session
+    stripped: RuntimeStreamEvent = replace(told, session=without_token(session))
+    return stripped

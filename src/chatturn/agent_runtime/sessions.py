@@ -25,8 +25,6 @@ __all__ = [
     "StoredRuntimeEvent",
     "event_text",
     "metadata_text",
-    "without_token",
-    "without_tokens",
 ]
 
 MAX_SESSION_ID: Final = 200
@@ -76,21 +74,6 @@ class RuntimeSessionStore(Protocol):
         """Return at most *limit* events, from 1 to 100, behind number *after*; none of a session that is not there."""
 
 
-def without_token(session: RuntimeSession) -> RuntimeSession:
-    """Return *session* as anybody may see it."""
-    return replace(session, resume_token=None)
-
-
-def without_tokens(event: RuntimeStreamEvent) -> RuntimeStreamEvent:
-    """Return *event* without its session's resume token."""
-    session: RuntimeSession | None = getattr(event, "session", None)
-    if session is None or session.resume_token is None:
-        return event
-    told: Any = event  # of a class that has a session
-    stripped: RuntimeStreamEvent = replace(told, session=without_token(session))
-    return stripped
-
-
 def require_session(session: RuntimeSession) -> None:
     """Refuse an id that cannot be stored.  Raises `ValidationError`."""
     if not 0 < len(session.id) <= MAX_SESSION_ID:
@@ -107,7 +90,7 @@ def metadata_text(session: RuntimeSession) -> str | None:
 def event_text(event: RuntimeStreamEvent) -> str:
     """Return an event as JSON text without a resume token.  Raises `ValidationError`."""
     try:
-        return _measured(encode_runtime_event(without_tokens(event)), MAX_EVENT_BYTES, "an event")
+        return _measured(encode_runtime_event(event), MAX_EVENT_BYTES, "an event")
     except (TypeError, ValueError, RecursionError) as error:
         raise ValidationError(f"an event must be JSON: {error}") from error
 

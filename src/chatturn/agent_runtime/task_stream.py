@@ -42,13 +42,15 @@ from chatturn.agent_runtime.events import (
     TaskStartEvent,
     TextDeltaEvent,
     filled_in,
+    without_token,
+    without_tokens,
 )
 from chatturn.agent_runtime.fixed_words import BACKEND_COMPLETED
 from chatturn.agent_runtime.knowledge import KnowledgeReadinessReport
 from chatturn.agent_runtime.pump import Pump, Put
 from chatturn.agent_runtime.readiness import DEFAULT_MINIMUM_SCORE, KnowledgeHooks, ReadinessGate, assess_knowledge
 from chatturn.agent_runtime.sayings import SayingMapper
-from chatturn.agent_runtime.sessions import RuntimeSessionStore, without_token, without_tokens
+from chatturn.agent_runtime.sessions import RuntimeSessionStore
 from chatturn.agent_runtime.task_backends import (
     AgentBackendContext,
     AgentBackendInput,

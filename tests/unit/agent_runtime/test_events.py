@@ -26,6 +26,7 @@ from chatturn.agent_runtime.events import (
     TextDeltaEvent,
     ToolCallEvent,
     filled_in,
+    without_tokens,
 )
 from chatturn.agent_runtime.tasks import AgentTaskSpec, RuntimeSession, SessionStatus
 from chatturn.durable.records import TaskSpec
@@ -104,8 +105,8 @@ def test_a_run_s_task_is_a_task() -> None:
 
 @given(events(lambda _: st.text()))
 def test_every_event_is_read_as_it_was_written(event: RuntimeStreamEvent) -> None:
-    """Encoding and decoding give the same value."""
-    assert event == decode_runtime_event(encode_runtime_event(event))
+    """Encoding and decoding give the same value; but a resume token, which is a credential, is never written."""
+    assert without_tokens(event) == decode_runtime_event(encode_runtime_event(event))
 
 
 @given(values_of(AgentTaskSpec, lambda _: st.text()))
