@@ -63,7 +63,7 @@ class RuntimeRunCost:
 
     Attributes:
         tokens_in: Of all calls that reported them, as is `tokens_out`; None if there were calls and none did.
-        cost_micro_usd: Likewise, as it was measured.
+        cost_micro_usd: What was measured, millionths of a dollar; None if nothing was.
         wall_ms: From the run's start to its end, or to now.
         llm_calls: Model calls.
         tokens_known: Whether every call reported both its counts.

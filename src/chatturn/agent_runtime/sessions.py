@@ -54,7 +54,7 @@ class RuntimeSessionStore(Protocol):
         Store *session* in the place of the one with its id, whose `created_at` stays.
 
         Raises:
-            SessionMismatchError: That one is another backend's; nothing was written.
+            SessionMismatchError: The session on record is another backend's; nothing was written.
             ValidationError: Its id has no character or more than 200, or its metadata are no JSON or too long.
             StoreError: The database failed.
         """

@@ -109,7 +109,7 @@ class RunAgentTaskOptions:
         minimum_score: See `decide_knowledge_readiness`.
         hooks: What is done about gaps.
         on_event: Takes each event; what it raises is noted, and changes nothing.
-        on_step: Is awaited after each round; likewise.
+        on_step: Is awaited after each round.
         abort: Set it to stop the task: the hook that runs is cancelled.
         durable: Where the task is recorded; None for nowhere.
         sources: The time.

@@ -99,5 +99,5 @@ class Deployment:
         return parameter in allowed_parameters(self.settings.allow_parameters)
 
     def running(self, turns_at_once: int) -> Self:
-        """Return the same deployment for an invocation that runs so many turns beside each other."""
+        """Return the same deployment for an invocation that runs *turns_at_once* turns beside each other."""
         return replace(self, turns_at_once=turns_at_once)

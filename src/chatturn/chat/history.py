@@ -97,7 +97,7 @@ def recent(turns: Sequence[PastTurn], most_characters: int) -> ShownHistory:
 
 
 def shortened_in_the_middle(text: str, characters: int) -> str:
-    """Return *text* with no more than so many *characters*: its beginning, how many were left out, and its end."""
+    """Return *text* with *characters* characters at most: its beginning, how many were left out, and its end."""
     if len(text) <= characters:
         return text
     mark = _MARK.format(len(text))

@@ -41,7 +41,7 @@ _LIMITS: Final = frozenset({"max_tokens", "max_completion_tokens"})
 _ABOUT_TOOLS: Final = frozenset({"tool_choice", "parallel_tool_calls"})
 
 _MADE_UP_CHARACTERS: Final = 9
-"""Mistral takes ids of exactly so many letters and digits."""
+"""Mistral takes ids of exactly 9 letters and digits."""
 
 # How vLLM, SGLang and others are asked to go on with the last message instead of answering it.
 # Source: docs.vllm.ai, OpenAI-compatible server, extra parameters of the chat API.

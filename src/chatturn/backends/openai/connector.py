@@ -90,7 +90,7 @@ class Connector:
 
         Raises:
             BackendRejected: The API refused the request, and would again; its reason is in ``detail``.
-            QuotaExhausted, ContextOverflow: Likewise, for what the class says.
+            QuotaExhausted, ContextOverflow: The API refused the request for the reason in the class's name.
             BackendTransportError: The tries are used up, or the wait that the API asks for is too long.
             BackendTimeout: The last try got no headers in time, or the call's whole time is over.
         """

@@ -65,7 +65,8 @@ UPDATE chat_usage SET error_code = coalesce(error_code, '{LeaseLost.code}')
 WHERE run_id = ?1 AND attempt = ?2 AND wasted = 1
 """
 
-# What attempts before this one, ?4, have left.  Those before the latest that is on record were seen to by it.
+# Lost calls of the attempts before ?4.  The latest attempt on record has already recorded those of the attempts before
+# it, so the search begins with that attempt.
 # ?5 the model, ?6 and ?7 tenant and session, ?8 now.
 _LOSE_UNKNOWN: Final = f"""
 INSERT INTO chat_usage (run_id, attempt, call_index, model, outcome, wasted, tenant_id, session_id, recorded_at)

@@ -64,7 +64,7 @@ class TurnTrace:
     Attributes:
         tracer: Takes the spans below the attempt's.
         turn: The turn's span, as it is to be stored if the turn has none yet.
-        caller_span_id: The span around that one, if there is one.
+        caller_span_id: The span around the turn's, None if the turn's is the first.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class TurnTrace:
         return self.turn.sampled or failed or start.lost > 0 or start.on_record.traced_by is not None
 
     def _attempts(self, end: AttemptEnd) -> list[FinishedSpan]:
-        """Return the spans of this attempt, of those before it that were lost, and of the turn."""
+        """Return the spans of this attempt, of lost attempts before it, and of the turn."""
         start = self._start
         made = partial(FinishedSpan, trace_id=self.turn.trace_id, kind="internal", end_ns=self._end_ns)
         attributes: dict[str, AttributeValue] = {
