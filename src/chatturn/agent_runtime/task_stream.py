@@ -79,6 +79,7 @@ from chatturn.errors import (
     BackendTransportError,
     ChatTurnError,
     HookError,
+    LeaseLost,
     SessionMismatchError,
     StoreError,
 )
@@ -253,8 +254,20 @@ class _TaskStream:
         """However it ended: a session whose task has told no end is not left open, and its backend not running."""
         if self.status is None and self._session is not None:
             self.status = AgentTaskStatus.ABORTED
+            with suppress(StoreError):  # of a store that does not answer nobody knows; the lease has lasted until now
+                if not await self._holds_lease():
+                    return  # backend and session are another worker's by now
             await self._stop(_ABANDONED)
             await self._close_session(SessionStatus.ABORTED)
+
+    async def _holds_lease(self) -> bool:
+        if self._context is None or self._context.lease is None:
+            return True
+        try:
+            await self._context.store.renew_lease(self._context.lease)
+        except LeaseLost:
+            return False
+        return True
 
     async def _told(self, kept: RuntimeSession | None) -> AsyncGenerator[RuntimeStreamEvent, None]:
         await self._steps.begin()
@@ -466,6 +479,8 @@ class _TaskStream:
         status = AgentTaskStatus.ABORTED if error is None else AgentTaskStatus.FAILED
         reason = "aborted" if error is None else self._code(error)
         detail = BackendErrorDetail(kind="backend", message="aborted") if error is None else _detail(error)
+        if self._context is not None and not await self._holds_lease():
+            raise LeaseLost("another worker goes on with the task", run_id=self._context.run_id)
         unstopped = await self._stop(reason)
         await self._close_session(SessionStatus.ABORTED if error is None else SessionStatus.FAILED)
         if unstopped is not None:

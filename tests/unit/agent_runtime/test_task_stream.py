@@ -32,7 +32,13 @@ from chatturn.agent_runtime.task_stream import RunAgentTaskStreamOptions, run_ag
 from chatturn.agent_runtime.tasks import AgentTaskStatus, RuntimeSession, SessionStatus
 from chatturn.database.api import Database
 from chatturn.durable.sql_store import SqlRunStore
-from chatturn.errors import BackendRejected, DurableRunInputMismatchError, SessionMismatchError, StoreUnavailable
+from chatturn.errors import (
+    BackendRejected,
+    DurableRunInputMismatchError,
+    LeaseLost,
+    SessionMismatchError,
+    StoreUnavailable,
+)
 from chatturn_testing.faults import Crash, Fuse, MortalDatabase
 from tests.support.agent_tasks import SOURCES, TASK, requirement
 from tests.support.transport import Reply, ScriptedTransport
@@ -452,6 +458,23 @@ async def test_a_task_that_failed_is_gone_on_with_in_its_session() -> None:
     assert ["start", "stream", "stop: backend_error", f"resume with {TOKEN}", "stream"] == sandbox.calls
     assert 3 == len(calls)
     assert {"run-1:answer"} == {context.request_id for _, context in sandbox.asked}
+
+
+@pytest.mark.parametrize("script", [("hel", 100.0), ("hel", 2.0, ValueError("no"))])
+async def test_a_worker_that_was_taken_over_stops_nothing_and_closes_nothing(script: Script) -> None:
+    """Backend and session are its successor's; it learns of it from its heartbeat, or where its own backend fails."""
+    with open_sqlite() as database:
+        sandbox, sessions = Sandbox(script=script), SqlRuntimeSessionStore(database)
+        reading = asyncio.ensure_future(told(sandbox.backend(), durable=durable(database), session_store=sessions))
+        await asyncio.sleep(1)
+        database._connection.execute("UPDATE durable_runs SET epoch = epoch + 1, lease_holder_id = 'its successor'")
+        with pytest.raises(LeaseLost):
+            await reading
+        session = await sessions.get("run-1")
+
+    assert (["start", "stream"], 0) == (sandbox.calls, sandbox.open)
+    assert session is not None
+    assert SessionStatus.ACTIVE == session.status
 
 
 def _mortal(sandbox: Sandbox, fuse: Fuse, calls: list[str], database: Database) -> dict[str, Any]:
