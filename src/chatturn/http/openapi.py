@@ -139,6 +139,7 @@ _OF_A_TURN: Final[Members] = {
     "createdAt": _MOMENT,
     "updatedAt": _MOMENT,
     "completedAt": _MOMENT_OR_NULL,
+    "finishReason": _TEXT_OR_NULL,
     "outcome": {"type": ["object", "null"]},
     "stream": _TEXT,
 }
@@ -155,9 +156,11 @@ _MESSAGE: Final[Schema] = _object(
         "role": {"type": "string", "enum": ["user", "assistant"]},
         "content": _TEXT,
         "createdAt": _MOMENT,
+        "runId": _TEXT,
+        "finishReason": _TEXT,
         "cancelled": _YES_OR_NO,
     },
-    optional=["cancelled"],
+    optional=["cancelled", "finishReason"],
 )
 _OPEN: Final[Schema] = _object({"turnIndex": _COUNT, "message": _TEXT, "status": _STATUS, "createdAt": _MOMENT})
 _MESSAGES: Final[Schema] = _object({"messages": _list(_MESSAGE), "open": _list(_OPEN), "next": _COUNT_OR_NULL})

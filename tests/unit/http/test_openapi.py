@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from chatturn.errors import error_classes
+from chatturn.events import text_delta
 from chatturn.http.application import Route
 from chatturn.http.limits import TURN_MEMBERS
 from chatturn.http.openapi import describe
@@ -12,6 +13,8 @@ from chatturn.http.parameters import Query
 from chatturn.http.queries import LOG_QUERY, MESSAGES_QUERY, TURNS_QUERY, USAGE_QUERY
 from chatturn.http.routes import ROUTES
 from chatturn.http.turns import TURN
+from tests.support.isolates import Isolate
+from tests.support.turns import Product, open_sqlite
 
 DOCUMENT: dict[str, Any] = json.loads(json.dumps(describe(ROUTES)))
 
@@ -71,3 +74,27 @@ def test_every_refusal_names_codes_that_there_are() -> None:
                     assert set(re.findall(r"`(\w+)`", response["description"])) <= codes
     for reference in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(DOCUMENT)):
         assert reference in DOCUMENT["components"]["schemas"]
+
+
+def schema_of(template: str) -> dict[str, Any]:
+    """Return what a GET of an address is told to answer."""
+    answer = DOCUMENT["paths"][template]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert isinstance(answer, dict)
+    return answer
+
+
+async def test_what_is_told_of_answers_is_what_is_sent() -> None:
+    """Member by member, of a turn, of a list and of a thread; `make api` looks at all of them."""
+    with open_sqlite() as database:
+        isolate = Isolate(database, Product(text_delta("a")))
+        await (await isolate.post()).lines()
+        turn = (await isolate.ask("GET")).body
+        [run] = (await isolate.ask("GET", "/v1/runs")).body["runs"]
+        thread = (await isolate.ask("GET", "/v1/sessions/thread-1/messages")).body
+    told_run = schema_of("/v1/runs")["properties"]["runs"]["items"]
+    told_message = schema_of("/v1/sessions/{session}/messages")["properties"]["messages"]["items"]
+
+    assert set(turn) == set(schema_of(TURN)["properties"])
+    assert set(told_run["required"]) <= set(run) <= set(told_run["properties"])
+    for message in thread["messages"]:
+        assert set(told_message["required"]) <= set(message) <= set(told_message["properties"])
