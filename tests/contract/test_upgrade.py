@@ -7,7 +7,7 @@ import pytest
 
 from chatturn.chat.identity import turn_run_id
 from chatturn.database.api import Database, Result, Statement
-from chatturn.database.migration import migrate, read_version
+from chatturn.database.migration import mend, migrate, missing_parts, read_version
 from chatturn.database.schema import DURABLE_SCHEMA_VERSION
 from chatturn.durable.records import Claim, RunStatus, StepStatus
 from chatturn.durable.sql_store import SqlRunStore
@@ -116,6 +116,32 @@ async def version_102(database: Database, clock: Clock) -> None:
     await version_101(database, clock)
     await apply(database, "0004_logs.sql")
 
+
+async def early_0004(database: Database, clock: Clock) -> None:
+    """Ours, whose fourth migration was applied when it had another text; the later ones came on top of it."""
+    await version_101(database, clock)
+    await database.batch([Statement(text) for text in EARLY_0004])
+    await apply(database, *LATER)
+
+
+LATER = (
+    "0005_ledger.sql",
+    "0006_own_history.sql",
+    "0007_compact_logs.sql",
+    "0008_runtime_sessions.sql",
+    "0009_attempts_and_keys.sql",
+    "0010_parameters.sql",
+    "0011_sessions.sql",
+)
+EARLY_0004 = (
+    "ALTER TABLE chat_turns ADD COLUMN log_from INTEGER NOT NULL DEFAULT 0 CHECK (log_from >= 0)",
+    "ALTER TABLE chat_turns ADD COLUMN suspensions INTEGER NOT NULL DEFAULT 0 CHECK (suspensions >= 0)",
+    "ALTER TABLE chat_turns ADD COLUMN cancelled_at TEXT CHECK (length(cancelled_at) = 24)",
+    "ALTER TABLE chat_turns ADD COLUMN followed_at TEXT CHECK (length(followed_at) = 24)",
+    "ALTER TABLE chat_segments ADD COLUMN ended INTEGER NOT NULL DEFAULT 0 CHECK (ended IN (0, 1))",
+    "CREATE INDEX IF NOT EXISTS idx_chat_outbox_given_up ON chat_outbox (next_call_at) WHERE status = 'given_up'",
+    "INSERT OR IGNORE INTO durable_schema_info VALUES (102, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))",
+)
 
 _ALL = (nothing, version_1, version_2, half_way, version_100, version_101, version_102)
 STARTS = {start.__name__: start for start in _ALL}
@@ -466,3 +492,51 @@ async def test_a_superseded_turn_takes_nothing_that_a_late_worker_of_theirs_left
 
     assert claimed.lease is not None
     assert [] == list(claimed.completed_steps)
+
+
+async def test_a_database_of_an_earlier_text_of_a_migration_is_recognised_and_mended(
+    database: Database, clock: Clock
+) -> None:
+    """Its number says that it has everything; what it lacks is seen, added, and filled."""
+    await early_0004(database, clock)
+    turn = "INSERT INTO durable_runs (run_id, manifest_hash, project_id, status, created_at, updated_at, epoch) VALUES"
+    await database.batch(
+        [
+            Statement(f"{turn} ('old', 'hash', 'p', 'failed', '{MOMENT}', '{MOMENT}', 1)"),
+            Statement(
+                "INSERT INTO chat_turns (run_id, tenant_id, session_id, user_id, turn_index, user_message, attempt,"  # noqa: S608 - ours
+                f" created_at, updated_at) VALUES ('old', 't', 's', 'u', 0, 'hi', 1, '{MOMENT}', '{MOMENT}')"
+            ),
+            Statement("INSERT INTO chat_segments VALUES ('old', 0, 0, 1, ?1, 0)", (f'{{"type":"{ENDED}","seq":0}}\n',)),
+            Statement("INSERT INTO chat_segments VALUES ('live', 0, 0, 1, '{}', 0)"),
+        ]
+    )
+    lacks = await missing_parts(database)
+    mended = [await mend(database), await mend(database)]
+    [turns, segments] = await database.batch(
+        [
+            Statement("SELECT manifest_hash, first_attempt, followed_until FROM chat_turns WHERE run_id = 'old'"),
+            Statement("SELECT run_id, ended FROM chat_segments WHERE run_id IN ('old', 'live') ORDER BY run_id"),
+        ]
+    )
+
+    assert ["chat_turns.followed_until", "chat_turns.first_attempt", "chat_turns.manifest_hash"] == lacks
+    assert DURABLE_SCHEMA_VERSION == await read_version(database)
+    assert ([True, False], []) == (mended, await missing_parts(database))
+    assert [{"manifest_hash": "hash", "first_attempt": 1, "followed_until": None}] == [dict(row) for row in turns.rows]
+    assert [("live", 0), ("old", 1)] == [(row["run_id"], row["ended"]) for row in segments.rows]
+
+
+MOMENT = "2026-01-01T00:00:00.000Z"
+ENDED = "session.run.failed"
+
+
+@pytest.mark.parametrize("start", STARTS)
+async def test_what_a_turn_needs_is_what_the_schema_has(database: Database, clock: Clock, start: str) -> None:
+    """It is looked for by name, and nothing is missing after the migration."""
+    await STARTS[start](database, clock)
+    before = await missing_parts(database)
+    await migrate(database)
+
+    assert before
+    assert [] == await missing_parts(database)

@@ -29,8 +29,7 @@ from chatturn.chat.turn.turn import ChatTurn, open_turn
 from chatturn.chat.usage.sql import read_usage_of_turn
 from chatturn.chat.usage.totals import UsagePage, UsageQuery, list_usage, sums_of
 from chatturn.database.api import Row
-from chatturn.database.migration import read_version
-from chatturn.database.schema import DURABLE_SCHEMA_VERSION
+from chatturn.database.migration import missing_parts
 from chatturn.durable.records import EventRecord, RunOutcome, RunStatus
 from chatturn.durable.rows import event_from_row, run_from_row
 from chatturn.errors import (
@@ -232,10 +231,8 @@ class DurableChatService:
             SchemaOutdated: Its tables are missing, or older than this code.
         """
         allowed_parameters(self.deployment.settings.allow_parameters)
-        version = await read_version(self.deployment.database)
-        if version < DURABLE_SCHEMA_VERSION:
-            message = f"the schema is at version {version}, but this code needs {DURABLE_SCHEMA_VERSION}"
-            raise SchemaOutdated(message)
+        if missing := await missing_parts(self.deployment.database):
+            raise SchemaOutdated(f"the database lacks {', '.join(missing)}")
 
     async def messages(self, tenant_id: str, session_id: str, user_id: str, query: MessageQuery) -> MessagePage | None:
         """Return a stretch of a session's messages; None if the session is another user's."""

@@ -14,6 +14,7 @@ from chatturn.chat.log.compaction import compact_logs
 from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.usage.sql import delete_usage
+from chatturn.database.migration import mend
 from chatturn.durable.records import RunQuery
 
 __all__ = ["Sweep"]
@@ -38,6 +39,8 @@ class Sweep:
     async def run(self) -> int:
         """Do what is due, a bounded part; return how many hook calls and turns came to an end."""
         deployment, settings = self.service.deployment, self.service.deployment.settings
+        if await mend(deployment.database):
+            deployment.log("schema.mended", {"level": "warning"})
         outbox = Outbox(database=deployment.database, hooks=deployment.hooks, log=deployment.log)
         called = await outbox.sweep()
         resumed = await self._resume([*await self._due(), *await self._orphans()])

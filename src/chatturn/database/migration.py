@@ -10,12 +10,31 @@ from collections.abc import Sequence
 from typing import Final
 
 from chatturn.database.api import Database, Result, Statement
-from chatturn.database.schema import ADDED_COLUMNS, DURABLE_SCHEMA_VERSION, schema_statements
+from chatturn.database.schema import ADDED_COLUMNS, DURABLE_SCHEMA_VERSION, schema_columns, schema_statements
 from chatturn.errors import SchemaOutdated, StoreError
 
-__all__ = ["READ_VERSION", "migrate", "read_version"]
+__all__ = ["READ_VERSION", "mend", "migrate", "missing_parts", "read_version"]
 
 _TRIES: Final = 3
+
+# The fourth migration had another text once, without three of its columns and what they are to hold.  A database
+# that it has made is found by what it lacks, whatever its number.
+_OF_AN_EARLIER_TEXT: Final = ("chat_turns", "manifest_hash")
+_NUMBER_OF_THAT_TEXT: Final = 102
+_WHAT_THAT_TEXT_LEFT_OUT: Final = (
+    """
+UPDATE chat_segments SET ended = 1 WHERE ended = 0
+  AND NOT EXISTS (SELECT 1 FROM chat_segments AS s WHERE s.run_id = chat_segments.run_id
+                  AND s.attempt = chat_segments.attempt AND s.first_seq > chat_segments.first_seq)
+  AND (lines LIKE '%{"type":"session.run.completed"%' OR lines LIKE '%{"type":"session.run.failed"%'
+    OR lines LIKE '%{"type":"session.run.cancelled"%' OR lines LIKE '%{"type":"session.run.suspended"%')
+""",
+    """
+UPDATE chat_turns SET
+  manifest_hash = coalesce((SELECT r.manifest_hash FROM durable_runs AS r WHERE r.run_id = chat_turns.run_id), '')
+WHERE manifest_hash = ''
+""",
+)
 
 READ_VERSION: Final = Statement("SELECT max(version) AS version FROM durable_schema_info")
 
@@ -32,14 +51,55 @@ async def migrate(database: Database) -> int:
         StoreError: The database refused it and is as it was.
     """
     for tries_left in reversed(range(_TRIES)):
-        if await read_version(database) >= DURABLE_SCHEMA_VERSION:
-            break
+        version, missing = await read_version(database), await _missing_columns(database)
+        if version >= DURABLE_SCHEMA_VERSION and not missing:
+            return version
+        texts = [f"ALTER TABLE {table} ADD COLUMN {column} {kind}" for (table, column), kind in missing.items()]
+        texts += schema_statements()
+        if version >= _NUMBER_OF_THAT_TEXT and _OF_AN_EARLIER_TEXT in missing:
+            texts += _WHAT_THAT_TEXT_LEFT_OUT
         try:
-            await database.batch([*await _missing_columns(database), *map(Statement, schema_statements())])
+            await database.batch(list(map(Statement, texts)))
         except StoreError:
             if not tries_left:
                 raise
     return await read_version(database)
+
+
+async def mend(database: Database) -> bool:
+    """
+    Bring a database to the schema that an earlier text of a migration has made; any other is only read, by one query.
+
+    Returns:
+        Whether it was one.
+
+    Raises:
+        StoreError: As `migrate` does.
+    """
+    table, column = _OF_AN_EARLIER_TEXT
+    [found] = await database.batch([_columns_of(table)])
+    if not found.rows or column in {row["name"] for row in found.rows}:
+        return False
+    if await read_version(database) < _NUMBER_OF_THAT_TEXT:
+        return False
+    await migrate(database)
+    return True
+
+
+async def missing_parts(database: Database) -> Sequence[str]:
+    """
+    Return what of the schema a database lacks: tables by their names, columns as ``table.column``.
+
+    Raises:
+        StoreError: The database does not answer, or refuses.
+    """
+    wanted = schema_columns()
+    found: Sequence[Result] = await database.batch(list(map(_columns_of, wanted)))
+    missing: list[str] = []
+    for (table, columns), result in zip(wanted.items(), found, strict=True):
+        present = {row["name"] for row in result.rows}
+        missing += [f"{table}.{column}" for column in columns if column not in present] if present else [table]
+    return missing
 
 
 async def read_version(database: Database) -> int:
@@ -51,14 +111,16 @@ async def read_version(database: Database) -> int:
     return int(outcome.rows[0]["version"] or 0)
 
 
-async def _missing_columns(database: Database) -> Sequence[Statement]:
-    """Make the statements that add the columns which an existing table lacks."""
-    found: Sequence[Result] = await database.batch(
-        [Statement(f"SELECT name FROM pragma_table_info('{table}')") for table, _, _ in ADDED_COLUMNS]  # noqa: S608
-    )
+async def _missing_columns(database: Database) -> dict[tuple[str, str], str]:
+    """Return the columns that existing tables lack, with their definitions."""
+    found: Sequence[Result] = await database.batch([_columns_of(table) for table, _, _ in ADDED_COLUMNS])
     present = [{row["name"] for row in outcome.rows} for outcome in found]
-    return [
-        Statement(f"ALTER TABLE {table} ADD COLUMN {column} {definition}")
+    return {
+        (table, column): definition
         for (table, column, definition), columns in zip(ADDED_COLUMNS, present, strict=True)
         if columns and column not in columns  # a table that does not exist is about to be made
-    ]
+    }
+
+
+def _columns_of(table: str) -> Statement:
+    return Statement(f"SELECT name FROM pragma_table_info('{table}')")  # noqa: S608 - a name of ours

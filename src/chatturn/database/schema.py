@@ -5,12 +5,16 @@ It stands here and not in a ``.sql`` file because only Python is uploaded to the
 the project's root is a copy for people and for the ``sqlite3`` shell; a test holds the two together.
 """
 
+import re
 from typing import Final
 
-__all__ = ["ADDED_COLUMNS", "DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION", "schema_statements"]
+__all__ = ["ADDED_COLUMNS", "DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION", "schema_columns", "schema_statements"]
 
 DURABLE_SCHEMA_VERSION: Final = 109
 """The version in ``durable_schema_info`` that this code needs; below 100 are agent-runtime's own."""
+
+_TABLE: Final = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+)", re.MULTILINE)
+_COLUMN: Final = re.compile(r"^  ([a-z_]+) [A-Z]", re.MULTILINE)
 
 ADDED_COLUMNS: Final = (
     ("durable_runs", "epoch", "INTEGER NOT NULL DEFAULT 0"),
@@ -312,3 +316,12 @@ def schema_statements() -> list[str]:
             statements.append("\n".join(pending))
             pending = []
     return statements
+
+
+def schema_columns() -> dict[str, list[str]]:
+    """Return the columns of every table of the schema."""
+    tables: dict[str, list[str]] = {}
+    for statement in schema_statements():
+        if (made := _TABLE.search(statement)) is not None:
+            tables[made[1]] = _COLUMN.findall(statement)
+    return tables

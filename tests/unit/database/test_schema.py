@@ -4,6 +4,7 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +13,7 @@ import pytest
 from chatturn.chat.hooks.outbox import _HOOKS
 from chatturn.chat.usage.calls import CallOutcome
 from chatturn.database.api import NOW, Statement
-from chatturn.database.schema import DURABLE_SCHEMA_SQL, DURABLE_SCHEMA_VERSION, schema_statements
+from chatturn.database.schema import DURABLE_SCHEMA_SQL, DURABLE_SCHEMA_VERSION, schema_columns, schema_statements
 from chatturn.database.sqlite import SqliteDatabase, split_statements
 from chatturn.durable.records import RunStatus, StepStatus
 from chatturn.durable.sql_store import SqlRunStore
@@ -22,6 +23,22 @@ from tests.support.runs import claim
 ROOT = Path(__file__).parents[3]
 SCHEMA = (ROOT / "schema.sql").read_text()
 MIGRATIONS = [path.read_text() for path in sorted((ROOT / "migrations").glob("*.sql"))]
+
+
+# What has landed has been applied somewhere: a change goes into a migration of its own.
+DIGESTS = {
+    "0001_documents_v1.sql": "9a321f9e38075b2b2aadc7f390a7f1fd58d5bf4e2bc2d293c657d4e550f5fa51",
+    "0002_chatturn.sql": "23b45c5ec01541bb048e25a328d54495be099bae144a4b275a2b85cf385400b6",
+    "0003_lists_and_retention.sql": "dbd279ad12b5d4f45d73318397d98a29c6d01b44497f19c69003daff529529d8",
+    "0004_logs.sql": "a69817416742ff23590128584ec1c5d705f4022867298a879172ddf3ef36f392",
+    "0005_ledger.sql": "06f77514f7bf4e29940efb23cbfedbfa252706ada711bd5d66f2b7ab0af5404d",
+    "0006_own_history.sql": "574166b137417d8067bdfdc72d29fc21e645a8e54e2f3d54989352557e4743e1",
+    "0007_compact_logs.sql": "1ffd08ad6fdc091c1bd2bb412a03d4b4b5ca095d2f66367e1b07c539045b9172",
+    "0008_runtime_sessions.sql": "d452d11c3030bb9f9deae192698dd03a77b00ebdbd8f2051ec40308234860c35",
+    "0009_attempts_and_keys.sql": "3026c619ffd19488a4b663c47045253b34e3957b1b0e75e75bacff9f8b62b9bf",
+    "0010_parameters.sql": "e04fd900a1643f44d5f352454fe867c6388ca791731902f42c8f794fec62faed",
+    "0011_sessions.sql": "f28ba8e2456fa0730f248efa5a5c519e4dade369e1dcb3ae1eb725cc5f92b17e",
+}
 
 
 @pytest.fixture
@@ -43,6 +60,22 @@ def structure(connection: sqlite3.Connection) -> dict[str, object]:
 def test_the_copy_is_the_codes_schema() -> None:
     """schema.sql is what the Worker has, byte for byte; if this fails, `make schema`."""
     assert DURABLE_SCHEMA_SQL == SCHEMA
+
+
+def test_a_migration_that_has_landed_never_changes() -> None:
+    """A new one adds its line here, and no line is ever changed."""
+    digests = {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted((ROOT / "migrations").glob("*.sql"))}
+
+    assert DIGESTS == digests
+
+
+def test_the_columns_of_the_schema_are_read_from_its_text(empty: sqlite3.Connection) -> None:
+    """As SQLite has them."""
+    empty.executescript(SCHEMA)
+    tables = {table: [row[1] for row in empty.execute(f"PRAGMA table_info({table})")] for table in schema_columns()}
+
+    assert tables == schema_columns()
+    assert len(tables) == empty.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()[0]
 
 
 def test_the_version_is_a_number_above_agent_runtimes() -> None:
