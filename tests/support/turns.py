@@ -82,14 +82,16 @@ class Product(ChatTurnHooks):
     def produce(self, context: TurnContext) -> StreamProducer:
         """Play the script."""
         self.calls.append(context)
-        producer = StreamProducer(self._play())
+        producer = StreamProducer(self._play(context))
         if self._final_text is not None:
             producer.final_text = self._final_text  # type: ignore[method-assign]  # a scripted product's own
         return producer
 
-    async def _play(self) -> AsyncGenerator[EventBatch, None]:
+    async def _play(self, context: TurnContext) -> AsyncGenerator[EventBatch, None]:
         try:
             for step in self.script:
+                for event in _usages(step):
+                    context.meter.report(event)
                 if isinstance(step, BaseException):
                     raise step
                 if isinstance(step, float | int):
@@ -98,6 +100,12 @@ class Product(ChatTurnHooks):
                     yield step
         finally:
             self.closed += 1
+
+
+def _usages(step: Step) -> list[dict[str, Any]]:
+    """Return what a scripted producer says of model calls of its own."""
+    events = step if isinstance(step, list) else [step] if isinstance(step, ChatStreamEvent) else []
+    return [event.data for event in events if event.type == "usage" and event.data is not None]
 
 
 class Recorded(Product):

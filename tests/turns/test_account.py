@@ -8,7 +8,7 @@ real server has billed.
 import asyncio
 import gc
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -326,7 +326,7 @@ async def test_a_cost_that_the_api_says_is_the_cost(database: SqliteDatabase, co
     [usage] = [line["data"] for line in lines if line["type"] == "usage"]
 
     assert [(micro,)] == await ledger(database, "cost_micro_usd")
-    assert {"model", "tokensIn", "tokensOut", "finishReason"} == set(usage), "money is the operator's business"
+    assert {"model", "tokensIn", "tokensOut", "finishReason", "call"} == set(usage), "money is the operator's business"
 
 
 @pytest.mark.parametrize("name", ["x" * 10_000, "\ud800", "a\x00b", "'; DROP TABLE chat_usage; --"])
@@ -371,8 +371,8 @@ async def test_a_call_that_failed_is_wasted_though_its_turn_went_well(database: 
     )
 
 
-async def test_usage_that_a_product_says_of_itself_is_a_call(database: SqliteDatabase) -> None:
-    """Two that are the same are two; nothing is known of them beyond what was said."""
+async def test_a_call_that_a_product_reports_is_on_record(database: SqliteDatabase) -> None:
+    """Two that are the same are two; nothing is known of them beyond what was reported."""
     said = usage_event(model="own", tokensIn=1, tokensOut=2, finishReason="stop")
     desk = Desk(database, Product(text_delta("a"), said, said, usage_event(tokensIn=5)))
     await desk.run()
@@ -385,24 +385,74 @@ async def test_usage_that_a_product_says_of_itself_is_a_call(database: SqliteDat
     )
 
 
-async def test_usage_that_a_metered_call_has_reported_is_no_call_of_its_own(database: SqliteDatabase) -> None:
-    """A product may say more than its backend did; each is counted once."""
+class Reporting(Assistant):
+    """A product with calls of its own, beside the deployment's model."""
 
-    class Chatty(Assistant):
-        def produce(self, context: TurnContext) -> StreamProducer:
-            return StreamProducer(self._say(context))
+    def produce(self, context: TurnContext) -> StreamProducer:
+        return StreamProducer(self._say(context))
 
-        async def _say(self, context: TurnContext) -> AsyncGenerator[EventBatch, None]:
-            yield usage_event(model="embeddings", tokensIn=3)
-            async for batch in answer(context):
-                yield batch
-            yield usage_event(model="moderation", tokensIn=4)
+    async def _say(self, context: TurnContext) -> AsyncGenerator[EventBatch, None]:
+        embedded = context.report_call(model="embeddings", tokens_in=3, cost_usd=0.000002)
+        yield usage_event(model="embeddings", tokensIn=3, call=embedded)
+        async for batch in answer(context):
+            yield batch
+        context.report_call(model="m-2024", tokens_in=4, tokens_out=0)
 
+
+async def test_calls_of_a_product_stand_beside_those_of_the_backend(database: SqliteDatabase) -> None:
+    """Each is told under its index; a price is looked up where no cost is given."""
     alone = isolate(database, COUNTED)
-    alone.hooks = Chatty()
-    await (await alone.post()).lines()
+    alone.hooks = Reporting()
+    lines = await (await alone.post()).lines()
 
-    assert [("m-2024", 7), ("embeddings", 3), ("moderation", 4)] == await ledger(database, "model, tokens_in")
+    assert [("embeddings", 0), ("m-2024", 1)] == [
+        (line["data"]["model"], line["data"]["call"]) for line in lines if line["type"] == "usage"
+    ]
+    assert [(0, "embeddings", 3, 2), (1, "m-2024", 7, 9), (2, "m-2024", 4, 4)] == await ledger(
+        database, "call_index, model, tokens_in, cost_micro_usd"
+    )
+
+
+class Rewriting(Assistant):
+    """A product that changes what is said of its model's calls."""
+
+    def __init__(self, rewrite: Callable[[ChatStreamEvent], list[ChatStreamEvent]]) -> None:
+        super().__init__()
+        self._rewrite = rewrite
+
+    def produce(self, context: TurnContext) -> StreamProducer:
+        return StreamProducer(self._say(context))
+
+    async def _say(self, context: TurnContext) -> AsyncGenerator[EventBatch, None]:
+        async for batch in answer(context):
+            for event in [batch] if isinstance(batch, ChatStreamEvent) else batch:
+                yield self._rewrite(event) if event.type == "usage" else event
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda usage: [ChatStreamEvent("usage", {**usage.data, "tokensIn": 15, "model": "renamed"})],
+        lambda usage: [usage, usage],
+        lambda usage: [ChatStreamEvent("usage", {**usage.data, "call": 7})],
+        lambda _usage: [usage_event(model="m", tokensIn=15, tokensOut=2)],
+        lambda _usage: [],
+    ],
+    ids=["edited", "doubled", "renumbered", "replaced", "hidden"],
+)
+async def test_what_a_product_says_of_its_models_calls_bills_nothing(
+    database: SqliteDatabase, rewrite: Callable[[ChatStreamEvent], list[ChatStreamEvent]]
+) -> None:
+    """The call went through the deployment's backend, so it is billed from the meter, and once."""
+    alone = isolate(database, COUNTED)
+    alone.hooks = Rewriting(rewrite)
+    await (await alone.post()).lines()
+    total = (await alone.ask("GET", "/v1/usage?by=day", x_scopes="operate")).body["total"]
+
+    assert [(0, "m-2024", 7, 2, 9)] == await ledger(
+        database, "call_index, model, tokens_in, tokens_out, cost_micro_usd"
+    )
+    assert 7 == total["delivered"]["tokensIn"]
 
 
 async def test_a_product_that_hides_usage_hides_it_from_its_readers_only(database: SqliteDatabase) -> None:

@@ -286,7 +286,7 @@ async def test_a_retry_goes_on_behind_the_last_step(database: SqliteDatabase) ->
     assert ["session.run.started", "tool.call", "tool.result", "session.run.completed"] == kinds(second)
     assert 3 == len(shop.model.calls)
     assert [["a"]] == list(shop.agent.effects.values())
-    assert [{"tokensOut": 1, "attempt": 1}, {"tokensOut": 2}] == data(second, "usage")
+    assert [{"tokensOut": 1, "call": 0, "attempt": 1}, {"tokensOut": 2, "call": 0}] == data(second, "usage")
     assert [(1, 0, 1), (1, 1, 2), (2, 0, 2)] == await shop.desk.rows(
         "SELECT attempt, call_index, tokens_out FROM chat_usage ORDER BY 1, 2"
     )

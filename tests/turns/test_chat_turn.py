@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from chatturn.agent_runtime.chat_engine import durable_chat_turn_engine
-from chatturn.chat.hooks.hooks import FinishedTurn
+from chatturn.chat.hooks.hooks import FinishedTurn, TurnContext
 from chatturn.chat.hooks.outbox import Outbox
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.turn.sinks import BufferSink
@@ -343,7 +343,8 @@ async def test_a_producer_that_hangs_in_its_clean_up_ends_with_its_turn(database
     """Or a cancel would keep it, its lease and its reader for ever."""
 
     class Hanging(Product):
-        async def _play(self) -> AsyncGenerator[EventBatch, None]:
+        async def _play(self, context: TurnContext) -> AsyncGenerator[EventBatch, None]:
+            del context
             try:
                 yield text_delta("a")
                 await asyncio.sleep(1_000)

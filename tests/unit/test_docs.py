@@ -547,7 +547,10 @@ def test_every_name_that_a_product_may_import_is_told() -> None:
 @pytest.mark.parametrize(
     ("heading", "shown"),
     [
-        ("What `produce` is given", {*(item.name for item in fields(product.TurnContext)), "traceparent"}),
+        (
+            "What `produce` is given",
+            {*(item.name for item in fields(product.TurnContext)), "traceparent", "report_call"},
+        ),
         ("What the hooks of a stored answer are given", {item.name for item in fields(product.FinishedTurn)}),
         ("What `on_attempt_end` is given", {item.name for item in fields(product.EndedAttempt)}),
         ("Attributes of the class", {"sync_http", "tools", "instructions", "runtime_runs"}),

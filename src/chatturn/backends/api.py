@@ -62,6 +62,10 @@ class CallMeter(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
 
+    @property
+    def index(self) -> int | None:
+        """Which of the attempt's calls it is, from 0, for the member ``call`` of its ``usage`` event; None: unknown."""
+
     def tried(self) -> None:
         """A request is sent; again for every further try."""
 
@@ -95,9 +99,14 @@ class Meter(Protocol):
             BudgetExceeded: There may be none: what may be spent is spent.
         """
 
+    def report(self, usage: Mapping[str, Any]) -> int | None:
+        """Take a call that was made elsewhere, as in `CallMeter.reported`; return its index; None: none."""
+
 
 class _NullMeter:
     """Keeps no account."""
+
+    index = None
 
     def call(self, model: str | None, request_id: str) -> Self:
         del model, request_id
@@ -115,6 +124,8 @@ class _NullMeter:
     def said(self, events: Sequence[ChatStreamEvent]) -> None: ...
 
     def reported(self, usage: Mapping[str, Any]) -> None: ...
+
+    def report(self, usage: Mapping[str, Any]) -> None: ...
 
 
 NULL_METER: Final[Meter] = _NullMeter()

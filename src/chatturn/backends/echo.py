@@ -67,7 +67,8 @@ class EchoBackend:
             span.set(conventions.USAGE_INPUT_TOKENS, tokens_in)
             span.set(conventions.USAGE_OUTPUT_TOKENS, len(words))
             reason = "stop" if order is None else "tool_calls"
-            usage = usage_event(model=_MODEL, tokensIn=tokens_in, tokensOut=len(words), finishReason=reason)
+            counts = {"tokensIn": tokens_in, "tokensOut": len(words)}
+            usage = usage_event(model=_MODEL, **counts, finishReason=reason, call=call.index)
             call.reported(usage.data or {})
             yield usage
 

@@ -1,11 +1,18 @@
 """Any function that yields events, as a backend."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from chatturn.backends.api import NULL_METER, AgentBackendContext, AgentBackendInput, AgentExecutionBackend
-from chatturn.events import EventBatch, TextDeltas, events_of
+from chatturn.backends.api import (
+    NULL_METER,
+    AgentBackendContext,
+    AgentBackendInput,
+    AgentExecutionBackend,
+    CallMeter,
+    Meter,
+)
+from chatturn.events import ChatStreamEvent, EventBatch, TextDeltas, events_of
 
 __all__ = ["StreamFunction", "create_iterable_backend"]
 
@@ -36,16 +43,36 @@ class _IterableBackend:
     async def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
         with context.meter.call(request.model, context.request_id) as call:
             call.tried()
+            reports = _Reports(call, context.meter)
             # It may ask another backend, whose calls are a part of this one.
             stream = self.function(request, replace(context, meter=NULL_METER))
             try:
                 async for batch in stream:
                     events = events_of(batch)
                     call.said(events)
-                    for event in () if isinstance(events, TextDeltas) else events:
-                        if event.type == "usage" and event.data is not None:
-                            call.reported(event.data)
-                    yield batch
+                    yield batch if isinstance(events, TextDeltas) else reports.counted(events)
             finally:
                 if isinstance(stream, AsyncGenerator):
                     await stream.aclose()
+
+
+@dataclass(slots=True)
+class _Reports:
+    """What a function says about its calls: the last report is about the metered one, those before about others."""
+
+    call: CallMeter
+    meter: Meter
+    latest: Mapping[str, Any] | None = None
+
+    def counted(self, events: Sequence[ChatStreamEvent]) -> Sequence[ChatStreamEvent]:
+        """Take what *events* report; return them, with the index of the call that each report is about."""
+        return [self._taken(event) if event.type == "usage" and event.data is not None else event for event in events]
+
+    def _taken(self, event: ChatStreamEvent) -> ChatStreamEvent:
+        usage = {name: value for name, value in (event.data or {}).items() if name != "call"}
+        if self.latest is not None:
+            self.meter.report(self.latest)
+        self.latest = usage
+        self.call.reported(usage)
+        index = self.call.index
+        return ChatStreamEvent(event.type, usage if index is None else {**usage, "call": index})

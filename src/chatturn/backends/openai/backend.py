@@ -223,7 +223,7 @@ class OpenAICompatibleBackend:
                         call.said(batch)
                         yield batch
                     chunk = None if reader.done else await self._next_chunk(chunks, reader, watchdog)
-                events = reader.finish()
+                events = reader.finish(call.index)
                 if kept := reader.kept():
                     context.keep({"provider": self.provider.name, **kept})
                 if events:

@@ -135,9 +135,12 @@ class CompletionReader:
             batches.append(events)
         return batches
 
-    def finish(self) -> list[ChatStreamEvent]:
+    def finish(self, call: int | None = None) -> list[ChatStreamEvent]:
         """
         End the answer; return its last events: what came without an end, the tool calls, then usage.
+
+        Args:
+            call: Which of its attempt's calls this is.
 
         Raises:
             BackendRejected: The API refused the request, in the body of an answer.
@@ -156,7 +159,7 @@ class CompletionReader:
             raise AnswerWithheld(f"ended with {self.finish_reason!r} and no text", backend=self._backend)
         counts = self.counts()
         if counts or self.finish_reason is not None:
-            events.append(usage_event(model=self.model, **counts, finishReason=self._told_reason()))
+            events.append(usage_event(model=self.model, **counts, finishReason=self._told_reason(), call=call))
         return events
 
     def kept(self) -> dict[str, Any]:

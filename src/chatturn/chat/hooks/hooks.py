@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from chatturn.backends.api import AgentExecutionBackend, ChatMessage
+from chatturn.backends.api import NULL_METER, AgentExecutionBackend, ChatMessage, Meter
 from chatturn.chat.history import PastTurn, ShownHistory, recent
 from chatturn.chat.hooks.tool import Tool
 from chatturn.chat.identity import ChatTurnIdentity
@@ -41,6 +41,7 @@ class TurnContext:
         durable: The turn's run, for steps of the producer's own: positions 1, 2, … after the turn itself.
         tracer: Takes spans.
         log: Takes failures that nobody else hears of.
+        meter: Keeps account of the model calls; see `report_call`.
     """
 
     identity: ChatTurnIdentity
@@ -56,6 +57,38 @@ class TurnContext:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     tracer: Tracer = NULL_TRACER
     log: OperatorLog = print_log
+    meter: Meter = NULL_METER
+
+    def report_call(
+        self,
+        *,
+        model: str | None = None,
+        tokens_in: int | None = None,
+        tokens_out: int | None = None,
+        tokens_cached: int | None = None,
+        tokens_reasoning: int | None = None,
+        cost_usd: float | None = None,
+        finish_reason: str | None = None,
+    ) -> int | None:
+        """
+        Put a model call on record that the product has made by itself, and not through `backend`.
+
+        What is not given is not known, and no zero.  Without *cost_usd* the cost is that of the model's price.
+
+        Returns:
+            The call's index, for the member ``call`` of a ``usage`` event; None where nobody keeps account, or more
+            calls were reported than are kept.
+        """
+        usage = {
+            "model": model,
+            "tokensIn": tokens_in,
+            "tokensOut": tokens_out,
+            "tokensCached": tokens_cached,
+            "tokensReasoning": tokens_reasoning,
+            "costUsd": cost_usd,
+            "finishReason": finish_reason,
+        }
+        return self.meter.report(usage)
 
     @property
     def traceparent(self) -> str | None:

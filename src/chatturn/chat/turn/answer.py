@@ -100,7 +100,7 @@ class Answer:
             Exception: What the product's hook raises.
         """
         producer, report = await self._product(), self._turn.deployment.log
-        said = ChatProducer(producer, self.steps, self._log, self._usage, writer=writer, reader=reader, report=report)
+        said = ChatProducer(producer, self.steps, self._log, writer=writer, reader=reader, report=report)
         self.said = said
         return said
 
@@ -180,6 +180,7 @@ class Answer:
             attempt=number,
             request_id=canonical_hash([self._attempt.claim.run.key_name, number]),
             backend=MeteredBackend(deployment.backend, self._usage),
+            meter=self._usage,
             durable=self.steps,
             continue_from=self.recalled,
             tracer=tracer_of(turn.tracing),

@@ -13,7 +13,6 @@ from chatturn.chat.hooks.hooks import DurableTurnProducer
 from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.writer import LogWriter
 from chatturn.chat.turn.reader import Reader
-from chatturn.chat.usage.attempt_usage import AttemptUsage
 from chatturn.durable.context import DurableContext
 from chatturn.errors import BackendError, BackendReportedError, HookError
 from chatturn.events import (
@@ -75,7 +74,6 @@ class ChatProducer:
         producer: The product's.
         steps: The steps that it may have.
         log: Numbers the lines.
-        usage: Keeps what the producer reports.
         writer: Waits until there is room for further lines.
         reader: Is waited for if it is behind.
         report: Takes failures.
@@ -90,7 +88,6 @@ class ChatProducer:
         producer: DurableTurnProducer[EventBatch],
         steps: DurableContext,
         log: TurnLog,
-        usage: AttemptUsage,
         *,
         writer: LogWriter,
         reader: Reader,
@@ -99,7 +96,6 @@ class ChatProducer:
         self._producer = producer
         self._steps = steps
         self._log = log
-        self._usage = usage
         self._writer = writer
         self._reader = reader
         self._report = report
@@ -151,8 +147,6 @@ class ChatProducer:
                 return own, event
             if kind.startswith(LIFECYCLE_PREFIX):
                 continue
-            if kind == "usage" and isinstance(event.data, dict):
-                self._usage.said(event.data)
             self._assembly.add(event)
             own.append(event)
         return own, None

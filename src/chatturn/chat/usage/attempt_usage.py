@@ -7,7 +7,6 @@ the call that it was making may be missing, and the attempt after it makes up fo
 was lost has one call that is ``lost``, of which nothing is known, unless the worker comes back and says what it was.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -15,14 +14,14 @@ from typing import Any, Final
 from chatturn.chat.identity import session_run_ids
 from chatturn.chat.requests import TurnInput
 from chatturn.chat.usage import sql
-from chatturn.chat.usage.calls import ModelCall, count
+from chatturn.chat.usage.calls import ModelCall
 from chatturn.database.api import Database, Row, Statement
 from chatturn.durable.ends import End, Suspended, answer_of
 from chatturn.errors import BudgetExceeded, StoreError
 
-__all__ = ["MAX_USAGES", "AttemptUsage", "read_with"]
+__all__ = ["MAX_REPORTS", "AttemptUsage", "read_with"]
 
-MAX_USAGES: Final = 2_000
+MAX_REPORTS: Final = 2_000
 """What a producer may report for the ledger: all of it is stored with the answer, in one row of a statement."""
 
 _SCOPES: Final = ("turn", "session", "tenant")
@@ -62,8 +61,7 @@ class AttemptUsage:
         self._attempt = attempt
         self._spent = {scope: int(value or 0) for row in spent for scope, value in row.items()}
         self._follows = attempt > 1
-        self._said: list[Mapping[str, Any]] = []
-        self._uncounted = False
+        self._reports = 0
         self._on_record: dict[int, str] = {}
         self._on_its_way: dict[int, str] = {}
 
@@ -90,13 +88,18 @@ class AttemptUsage:
                 message = f"the {scope} has spent {spent} micro-dollars of {limit}"
                 raise BudgetExceeded(message, run_id=self._run_id, scope=scope)
 
-    def said(self, usage: Mapping[str, Any]) -> None:
-        """Keep the data of a ``usage`` event, of the first `MAX_USAGES`."""
-        if len(self._said) < MAX_USAGES:
-            self._said.append(usage)
-        elif not self._uncounted:
-            self._uncounted = True
-            self._log("usage.unrecorded", {"level": "warning", "most": MAX_USAGES})
+    def report(self, usage: Mapping[str, Any]) -> int | None:
+        """Take a call that was made elsewhere, of the first `MAX_REPORTS`; see `Meter.report`."""
+        if self._reports >= MAX_REPORTS:
+            if self._reports == MAX_REPORTS:
+                self._log("usage.unrecorded", {"level": "warning", "most": MAX_REPORTS})
+            self._reports = MAX_REPORTS + 1
+            return None
+        self._reports += 1
+        call = ModelCall(attempt=self._attempt, index=len(self.calls), prices=self._prices, outcome="completed")
+        call.reported(usage)
+        self.calls.append(call)
+        return call.index
 
     @property
     def finish_reason(self) -> str | None:
@@ -105,24 +108,8 @@ class AttemptUsage:
         return reasons[-1] if reasons else None
 
     def all_calls(self) -> list[ModelCall]:
-        """
-        Return all calls that the attempt knows of.
-
-        A ``usage`` event that no call has reported is about a call of its own, which the product's producer has made;
-        one of an attempt before is on record.
-        """
-        calls = [replace(call, outcome="cancelled") if call.outcome == "running" else call for call in self.calls]
-        reported = Counter(call.said_as() for call in calls)
-        for usage in self._said:
-            if (count(usage, "attempt") or self._attempt) < self._attempt:
-                continue
-            call = ModelCall(attempt=self._attempt, index=len(calls), prices=self._prices, outcome="completed")
-            call.reported(usage)
-            if reported[call.said_as()]:
-                reported[call.said_as()] -= 1
-            else:
-                calls.append(call)
-        return calls
+        """Return all calls that the attempt knows of, as they are when it ends; what was said of them bills nothing."""
+        return [replace(call, outcome="cancelled") if call.outcome == "running" else call for call in self.calls]
 
     # Recording.
 

@@ -110,11 +110,6 @@ class ModelCall:
         """Whether no answer can have anything of it: it failed, or was stopped before it had said anything."""
         return self.outcome == "failed" or (self.outcome == "cancelled" and not self.pieces)
 
-    def said_as(self) -> tuple[object, ...]:
-        """Return what the call's ``usage`` event says of it."""
-        counts = (self.tokens_in, self.tokens_out, self.tokens_cached, self.tokens_reasoning)
-        return (self.model, *counts, self.finish_reason)
-
     # What its backend tells, see `CallMeter`.
 
     def __enter__(self) -> Self:
