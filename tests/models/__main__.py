@@ -40,8 +40,8 @@ def main(names: list[str]) -> int:
             "MAX_ATTEMPTS": "3",
             "PRODUCT": "recorded",
         }
-        mounts = {f"products/{path.name}": path for path in _PRODUCTS.glob("*.py")}
-        with running_worker(variables=variables, mounts=mounts) as worker, ThreadPoolExecutor(_AT_ONCE) as pool:
+        products = {path.stem: path for path in _PRODUCTS.glob("*.py")}
+        with running_worker(variables=variables, products=products) as worker, ThreadPoolExecutor(_AT_ONCE) as pool:
             slow_first = sorted(cases, key=_seconds, reverse=True)
             outcomes = pool.map(partial(_play, worker, player), slow_first)
             wrong = [
@@ -60,6 +60,8 @@ def _play(worker: Worker, player: Player, case: Case) -> Outcome:
     body = {"message": message, "model": case.name}
     post = partial(http.post, client.address(case.name), json=body, headers=client.headers, timeout=_TURN_S)
     answered = post()
+    if answered.status_code != OK:
+        print(f"{case.name}: HTTP {answered.status_code} {answered.text[:300]}")
     told = "told" in case.want
     messages = f"{worker.url}/v1/sessions/{case.name}/messages"
     if words := case.want.get("log"):

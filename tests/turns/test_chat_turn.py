@@ -756,13 +756,20 @@ async def test_an_event_that_no_line_can_carry_fails_the_turn(database: FaultyDa
     assert "hook_failed" == json.loads(error)["code"]
 
 
-async def test_an_answer_too_long_to_be_stored_fails_while_it_streams(database: FaultyDatabase) -> None:
-    """Not at its end, when all of it is paid for."""
-    product = Product(*[text_delta("é" * 10_000)] * 100)
-    lines = await Desk(database, product).run()
+async def test_an_answer_too_long_to_be_stored_ends_where_it_is_full(database: FaultyDatabase) -> None:
+    """What fits is the answer, told to be cut, live and in a replay; no more is paid for, nor is it asked again."""
+    product = Product(*[text_delta("é" * 9_999 + "a")] * 100)
+    desk = Desk(database, product)
+    lines, again = await desk.run(), await desk.run()
+    text = "".join(line["data"]["delta"] for line in lines if line["type"] == "message.part.updated")
+    [(stored,)] = await desk.rows("SELECT content FROM chat_messages WHERE role = 'assistant'")
 
-    assert "backend_error" == lines[-1]["data"]["code"]
-    assert 75 < len(lines) < 80
+    assert ("session.run.completed", "length") == (lines[-1]["type"], lines[-1]["data"]["finishReason"])
+    assert ("session.run.completed", "length") == (again[-1]["type"], again[-1]["data"]["finishReason"])
+    assert (text, text) == (stored, again[1]["data"]["finalText"])
+    assert 1_499_999 <= len(text.encode()) <= 1_500_000
+    assert ["answer.too_large"] == [event for event, _ in desk.logged]
+    assert 1 == len(product.calls)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from chatturn.chat.requests import TurnInput
 from chatturn.chat.turn.disconnects import CANCEL_REQUESTED
 from chatturn.chat.turn.earlier_attempt import recall_text
 from chatturn.chat.turn.reader import Reader
-from chatturn.chat.turn.stream import ChatProducer, SaysSoFar, StreamProducer
+from chatturn.chat.turn.stream import ChatProducer, StreamProducer
 from chatturn.chat.turn.tracing import tracer_of
 from chatturn.chat.usage.attempt_usage import AttemptUsage
 from chatturn.chat.usage.calls import MeteredBackend
@@ -72,7 +72,7 @@ class Answer:
         self.recalled = ""
         self.shown = ShownHistory()
         self.steps = _steps(turn, attempt, usage)
-        self.said: SaysSoFar = _Nothing()
+        self.said: ChatProducer | _Nothing = _Nothing()
         self._turn = turn
         self._attempt = attempt
         self._place = place
@@ -211,6 +211,8 @@ def _steps(turn: TurnInput, attempt: Attempt, usage: AttemptUsage) -> DurableCon
 
 class _Nothing:
     """Before anything is said."""
+
+    is_full = False
 
     def said_so_far(self) -> str:
         return ""

@@ -14,7 +14,7 @@ from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.writer import LogWriter
 from chatturn.chat.turn.reader import Reader
 from chatturn.durable.context import DurableContext
-from chatturn.errors import BackendError, BackendReportedError, HookError
+from chatturn.errors import BackendReportedError, HookError
 from chatturn.events import (
     LIFECYCLE_PREFIX,
     MESSAGE_PART,
@@ -23,6 +23,9 @@ from chatturn.events import (
     TextAssembly,
     TextDeltas,
     events_of,
+    is_answer,
+    pieces_of,
+    text_delta,
 )
 from chatturn.telemetry.operator_log import OperatorLog
 
@@ -30,6 +33,8 @@ __all__ = ["MAX_ANSWER_BYTES", "ChatProducer", "Said", "SaysSoFar", "StreamProdu
 
 MAX_ANSWER_BYTES: Final = 1_500_000
 """In UTF-8: with its escapes as JSON, an answer up to here fits a row of 2,000,000 bytes."""
+
+_MOST_BYTES_OF_A_CHARACTER: Final = 4
 
 _SAID_AT_ONCE: Final = 1_000
 """Events, so that a large batch is not further ahead of the stored log than it may be."""
@@ -80,7 +85,8 @@ class ChatProducer:
 
     Attributes:
         stream: What it says; raises `BackendReportedError` where it reported an error, and `HookError` where
-            it says what no line can carry.
+            it says what no line can carry.  It ends where the answer is as long as can be stored.
+        is_full: Whether it was cut there.
     """
 
     def __init__(
@@ -100,10 +106,24 @@ class ChatProducer:
         self._reader = reader
         self._report = report
         self._assembly = TextAssembly()
+        self.is_full = False
         self.stream: AsyncGenerator[Said, None] = self._filtered()
 
     def final_text(self) -> str | None:
-        """Return the producer's own text, or else the text of its events, which were delivered already."""
+        """
+        Return the producer's own text, or else the text of its events, which were delivered already.
+
+        It is cut to `MAX_ANSWER_BYTES`; then `is_full` says so.
+        """
+        text = self.said_so_far() if self.is_full else self._whole_text()
+        if text is None or len(text) * _MOST_BYTES_OF_A_CHARACTER <= MAX_ANSWER_BYTES:
+            return text
+        fitting = _cut(text, MAX_ANSWER_BYTES)
+        if len(fitting) < len(text) and not self.is_full:
+            self._fill()
+        return fitting
+
+    def _whole_text(self) -> str | None:
         assembled = self._assembly.text()
         try:
             return self._producer.final_text() or assembled
@@ -122,7 +142,11 @@ class ChatProducer:
     async def _filtered(self) -> AsyncGenerator[Said, None]:
         async with self._steps.task(), aclosing(self._producer.stream) as stream:
             async for batch in stream:
+                size = self._assembly.size
                 own, failure = self._take(events_of(batch))
+                if self._assembly.size > MAX_ANSWER_BYTES:
+                    own = _fitting(own, MAX_ANSWER_BYTES - size)
+                    self._fill()
                 for at in range(0, len(own), _SAID_AT_ONCE):
                     said = own[at : at + _SAID_AT_ONCE]
                     await self._writer.room(len(said))
@@ -130,6 +154,8 @@ class ChatProducer:
                     await self._reader.drain()
                 if failure is not None:
                     raise _reported(failure)
+                if self.is_full:
+                    return
 
     def _take(self, events: Sequence[ChatStreamEvent]) -> tuple[Sequence[ChatStreamEvent], ChatStreamEvent | None]:
         """Take account of *events*; return those to forward and, if one is a failure, which."""
@@ -151,13 +177,30 @@ class ChatProducer:
             own.append(event)
         return own, None
 
+    def _fill(self) -> None:
+        """Take note that no more can be stored: what was said so far is the answer, and is not paid for again."""
+        self.is_full = True
+        self._report("answer.too_large", {"level": "warning", "run_id": self._steps.run_id, "most": MAX_ANSWER_BYTES})
+
     def _lines(self, events: Sequence[ChatStreamEvent]) -> str:
-        if self._assembly.size > MAX_ANSWER_BYTES:
-            raise BackendError(f"the answer has more than {MAX_ANSWER_BYTES} bytes", backend="producer")
         try:
             return self._log.extend(events)
         except (TypeError, ValueError) as error:
             raise HookError(f"says what no line can carry: {error}", hook="produce") from error
+
+
+def _fitting(events: Sequence[ChatStreamEvent], most_bytes: int) -> list[ChatStreamEvent]:
+    """Return the deltas of *events* in one, as far as they fit; what says its text as a whole is left out."""
+    if type(events) is TextDeltas:
+        text = events.text()
+    else:
+        deltas = ((event.data or {}).get("delta") for event in events if is_answer(event))
+        text = "".join(delta for delta in deltas if isinstance(delta, str))
+    return list(map(text_delta, pieces_of(_cut(text, most_bytes))))
+
+
+def _cut(text: str, most_bytes: int) -> str:
+    return text.encode("utf-8", "replace")[: max(0, most_bytes)].decode("utf-8", "ignore")
 
 
 def _reported(event: ChatStreamEvent) -> BackendReportedError:

@@ -259,9 +259,11 @@ class ChatTurn:
         # ones that overtook it would store them twice.
         self._writer.stop()
         went_on, checkpoints = bool(self._answer.recalled), self._answer.has_checkpoints
+        is_full = isinstance(end, Completed) and self._answer.said.is_full
+        reason = "length" if is_full else self._usage.finish_reason
         return [
             *self._usage.last_statements(end, went_on=went_on, checkpoints=checkpoints),
-            *self._finish.statements(end, checkpoints=checkpoints, finish_reason=self._usage.finish_reason),
+            *self._finish.statements(end, checkpoints=checkpoints, finish_reason=reason),
             *tracing.end_with(self._turn.tracing, end),
         ]
 
