@@ -244,6 +244,57 @@ async def test_c2_a_hook_that_never_succeeds_is_given_up_loudly(database: Faulty
     assert {("given_up",)} == set(await desk.rows("SELECT status FROM chat_outbox"))
 
 
+REVIVE = """
+UPDATE chat_outbox
+SET status = 'pending', failures = 0, next_call_at = strftime('%Y-%m-%dT%H:%M:%fZ', '2026-01-01')
+WHERE hook = 'persist_assistant_message' AND status = 'given_up'
+"""
+"""As the manual says it, for all turns at once."""
+
+
+async def test_c2_a_call_that_is_revived_revives_what_depends_on_it(database: FaultyDatabase) -> None:
+    """Whoever repairs the first hook needs not know of the second."""
+    product = Recorded()
+    product.persist_fails = 11
+    desk = Desk(database, product)
+    await desk.run()
+    outbox = Outbox(database=database, hooks=product, log=lambda *_: None)
+    for _ in range(12):
+        await asyncio.sleep(40_000)
+        await outbox.sweep()
+    given_up = await desk.rows("SELECT status, count(*) FROM chat_outbox GROUP BY status")
+    await desk.rows(REVIVE)
+    await outbox.sweep()  # fails once more
+    await asyncio.sleep(60)
+    await outbox.sweep()
+
+    assert [("given_up", 2)] == given_up
+    assert [("done", 2)] == await desk.rows("SELECT status, count(*) FROM chat_outbox GROUP BY status")
+    assert 1 == len(product.completed)
+
+
+async def test_c2_a_receiver_that_hangs_holds_up_neither_other_calls_nor_lost_turns(database: FaultyDatabase) -> None:
+    """Turns first, and calls side by side."""
+    desk = Desk(database, Recorded())
+    moments: dict[str, float] = {}
+
+    class Hanging(Recorded):
+        async def persist_assistant_message(self, turn: FinishedTurn) -> None:
+            if turn.identity.turn_index == 0:
+                await asyncio.sleep(1_000)
+            moments[str(turn.identity.turn_index)] = asyncio.get_running_loop().time()
+
+    for index in range(3):
+        desk.hooks.persist_fails = 1  # type: ignore[attr-defined]
+        await desk.run(identity=replace(IDENTITY, turn_index=index))
+    await asyncio.sleep(100)
+    began = asyncio.get_running_loop().time()
+    await Outbox(database=database, hooks=Hanging(), log=lambda *_: None).sweep()
+
+    assert {"1", "2"} == set(moments)
+    assert max(moments.values()) - began < 1
+
+
 async def test_c2_hooks_run_in_order_before_the_completed_line(database: FaultyDatabase) -> None:
     """agent-runtime's order: persist, post-process, completed; a replay calls neither."""
     order: list[str] = []

@@ -42,8 +42,9 @@ class Sweep:
         if await mend(deployment.database):
             deployment.log("schema.mended", {"level": "warning"})
         outbox = Outbox(database=deployment.database, hooks=deployment.hooks, log=deployment.log)
-        called = await outbox.sweep()
-        resumed = await self._resume([*await self._due(), *await self._orphans()])
+        # Turns first, and no hook holds them up: somebody may be waiting for an answer.
+        waiting = [*await self._due(), *await self._orphans()]
+        resumed, called = await asyncio.gather(self._resume(waiting), outbox.sweep())
         if settings.compact_logs == "on":
             await compact_logs(deployment.database)
         if settings.retention_days:

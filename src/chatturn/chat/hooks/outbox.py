@@ -6,6 +6,7 @@ hook gets the same idempotency key every time.  It is made at once; what fails i
 later and later, until it succeeds or is given up for an operator to see.
 """
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,9 @@ _HELD_FOR: Final = "+60 seconds"
 _MOST_FAILURES: Final = 10
 _SWEEP_AT_MOST: Final = 10
 """Calls per sweep: with three queries each, they stay within the free plan's 50 per invocation."""
+
+_CALLS_AT_ONCE: Final = 4
+"""So that a receiver that hangs does not hold up the others."""
 
 _RECORD: Final = f"""
 INSERT INTO chat_outbox (run_id, hook, attempt, status, next_call_at, created_at)
@@ -66,6 +70,15 @@ _GIVE_UP_FOLLOWERS: Final = """
 UPDATE chat_outbox SET status = 'given_up', last_error = 'persist_assistant_message was given up'
 WHERE run_id = ?1 AND hook = 'on_turn_complete' AND status = 'pending' AND EXISTS (
   SELECT 1 FROM chat_outbox WHERE run_id = ?1 AND hook = 'persist_assistant_message' AND status = 'given_up')
+"""
+
+# Somebody has had the call made again that it depends on.
+_REVIVE_FOLLOWERS: Final = f"""
+UPDATE chat_outbox
+SET status = 'pending', failures = 0, last_error = NULL, next_call_at = {MOMENT.format("?2")}
+WHERE run_id = ?1 AND hook = 'on_turn_complete' AND status = 'given_up'
+  AND last_error = 'persist_assistant_message was given up' AND EXISTS (
+  SELECT 1 FROM chat_outbox WHERE run_id = ?1 AND hook = 'persist_assistant_message' AND status = 'done')
 """
 
 # One at a time, so that each is held from when it is called and not from when the sweep began.
@@ -151,20 +164,31 @@ class Outbox:
 
     async def sweep(self) -> int:
         """
-        Call what is due, a bounded number, and return how many calls succeeded.
+        Call what is due, a bounded number, some at the same time, and return how many calls succeeded.
 
         One that cannot be recorded is logged, and leaves the others alone.
         """
-        succeeded = 0
-        for _ in range(_SWEEP_AT_MOST):
-            [taken] = await self.database.batch([Statement(_TAKE_DUE, (NOW, _HELD_FOR))])
-            if not taken.rows:
-                break
-            run_id, hook = str(taken.rows[0]["run_id"]), str(taken.rows[0]["hook"])
-            try:
-                succeeded += await self._retry(run_id, hook)
-            except StoreError as error:
-                self.log("outbox.unmarked", {"run_id": run_id, "hook": hook, "error": error})
+        left, at_work, succeeded = _SWEEP_AT_MOST, 0, 0
+
+        async def work() -> None:
+            nonlocal left, at_work, succeeded
+            at_work += 1
+            while left > 0:
+                left -= 1
+                [taken] = await self.database.batch([Statement(_TAKE_DUE, (NOW, _HELD_FOR))])
+                if not taken.rows:
+                    break
+                if at_work < _CALLS_AT_ONCE:
+                    workers.create_task(work())
+                run_id, hook = str(taken.rows[0]["run_id"]), str(taken.rows[0]["hook"])
+                try:
+                    succeeded += await self._retry(run_id, hook)
+                except StoreError as error:
+                    self.log("outbox.unmarked", {"run_id": run_id, "hook": hook, "error": error})
+            at_work -= 1
+
+        async with asyncio.TaskGroup() as workers:
+            workers.create_task(work())
         return succeeded
 
     async def _retry(self, run_id: str, hook: str) -> bool:
@@ -172,7 +196,8 @@ class Outbox:
         if not found.rows:  # superseded since it was taken
             return False
         mark, succeeded = await self._call(hook, _finished_turn(found.rows[0]))
-        marked, _ = await self.database.batch([mark, Statement(_GIVE_UP_FOLLOWERS, (run_id,))])
+        followers = [Statement(_GIVE_UP_FOLLOWERS, (run_id,)), Statement(_REVIVE_FOLLOWERS, (run_id, NOW))]
+        marked, *_ = await self.database.batch([mark, *followers])
         if any(row["status"] == "given_up" for row in marked.rows):
             self.log("hook.given_up", {"level": "error", "run_id": run_id, "hook": hook, "calls": _MOST_FAILURES})
         return succeeded
