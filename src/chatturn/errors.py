@@ -421,15 +421,25 @@ class BackendTransportError(BackendError):
 
     Attributes:
         upstream_status: The last HTTP status, 0 if there was no response at all.
+        retry_after_ms: How long it asked to wait; None if it did not say.
     """
 
     code = "backend_unavailable"
     retryable = True
     public = "The model is not reachable at the moment. Send the same request again in a moment."
 
-    def __init__(self, message: str, *, backend: str, upstream_status: int = 0, detail: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        backend: str,
+        upstream_status: int = 0,
+        detail: str = "",
+        retry_after_ms: int | None = None,
+    ) -> None:
         super().__init__(message, backend=backend, detail=detail)
         self.upstream_status = upstream_status
+        self.retry_after_ms = retry_after_ms
 
 
 class BackendRejected(BackendTransportError):

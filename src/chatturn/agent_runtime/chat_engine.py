@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from chatturn.chat.requests import TurnInput
-from chatturn.chat.turn.replay import ReplayedTurn
+from chatturn.chat.turn.replay import FailedTurn, ReplayedTurn
 from chatturn.chat.turn.sinks import PullSink
 from chatturn.chat.turn.turn import ChatTurn, open_turn, run_turn
 
@@ -28,7 +28,7 @@ class ChatTurnResult:
 class DurableChatTurnEngine:
     """Runs chat turns.  It has no state: one instance serves every request."""
 
-    async def open(self, turn: TurnInput) -> ChatTurn | ReplayedTurn:
+    async def open(self, turn: TurnInput) -> ChatTurn | ReplayedTurn | FailedTurn:
         """Claim the turn, in one round trip, and return it ready to run; see `open_turn`."""
         return await open_turn(turn)
 

@@ -29,7 +29,7 @@ from chatturn.chat.log.query_budget import FOLLOW_PACES
 from chatturn.chat.log.sql import note_follower
 from chatturn.chat.turn.finish import ending_words, failure_words, kind_of
 from chatturn.chat.turn.reader import Reader
-from chatturn.chat.turn.replay import ReplayedTurn
+from chatturn.chat.turn.replay import FailedTurn, ReplayedTurn
 from chatturn.chat.turn.sinks import Sink
 from chatturn.chat.turn.turn import ChatTurn
 from chatturn.durable.ends import Completed
@@ -53,7 +53,7 @@ _NOTED_EVERY_S: Final = 5.0
 _SLACK_S: Final = 5.0
 """How late it may be told so again."""
 
-TakeOver = Callable[[], Awaitable[ChatTurn | ReplayedTurn]]
+TakeOver = Callable[[], Awaitable[ChatTurn | ReplayedTurn | FailedTurn]]
 """Claims the turn, as `DurableChatService.open` does."""
 
 

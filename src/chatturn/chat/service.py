@@ -22,7 +22,7 @@ from chatturn.chat.requests import CANCELLED, Cancellation, TurnInput, TurnReque
 from chatturn.chat.session_sql import read_owner
 from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn.reader import ping_every_ms
-from chatturn.chat.turn.replay import ReplayedTurn
+from chatturn.chat.turn.replay import FailedTurn, ReplayedTurn
 from chatturn.chat.turn.sinks import NoSink
 from chatturn.chat.turn.tracing import attributes_of_turn
 from chatturn.chat.turn.turn import ChatTurn, open_turn
@@ -64,7 +64,7 @@ class DurableChatService:
     tracing: RequestTracing | None = None
     _allowed: set[tuple[str, str, str]] = field(default_factory=set, init=False)
 
-    async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> ChatTurn | ReplayedTurn:
+    async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> ChatTurn | ReplayedTurn | FailedTurn:
         """
         Claim a turn, ready to run; see `open_turn`.
 
@@ -195,7 +195,7 @@ class DurableChatService:
             log.cancel_requested = True
         return Cancellation(requested=bool(requested.rows), turn=_view(state.rows[0]))
 
-    async def reopen(self, run_id: str) -> ChatTurn | ReplayedTurn:
+    async def reopen(self, run_id: str) -> ChatTurn | ReplayedTurn | FailedTurn:
         """
         Claim a turn again, with what it was asked the first time.
 
@@ -209,7 +209,7 @@ class DurableChatService:
             raise RunNotFound("it is no chat turn", run_id=run_id)
         return await self._reopen(row)
 
-    async def _reopen(self, row: Row) -> ChatTurn | ReplayedTurn:
+    async def _reopen(self, row: Row) -> ChatTurn | ReplayedTurn | FailedTurn:
         metadata, model, history = row["metadata_json"], row["model"], row["history_json"]
         parameters = row["parameters_json"]
         request = TurnRequest(

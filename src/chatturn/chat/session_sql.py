@@ -8,7 +8,7 @@ with the next turn that is claimed in it.  A row is deleted with the last of the
 from typing import Final
 
 from chatturn.chat.identity import ChatTurnIdentity, session_run_ids
-from chatturn.database.api import NOW, Statement
+from chatturn.database.api import NOW, Row, Statement
 from chatturn.durable.sql.run_lists import SESSION_OF_RUN
 from chatturn.durable.sql.runs import HELD, MOMENT
 from chatturn.durable.store import Guard
@@ -47,7 +47,7 @@ def record_session(identity: ChatTurnIdentity) -> Statement:
 def owned_by(identity: ChatTurnIdentity) -> Guard:
     """Let only the session's owner claim a turn of it; in a session without a turn, anybody."""
 
-    def refusal() -> Exception:
+    def refusal(_row: Row) -> Exception:
         return NotFound("there is no such session")
 
     params = (*_session(identity.tenant_id, identity.session_id), identity.user_id)

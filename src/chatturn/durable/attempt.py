@@ -78,7 +78,7 @@ class RunToClaim:
         reads: Reads of the claim's transaction; their rows are in the claim.
         supersede: Start a run that has another manifest anew instead of refusing it.
         legacy_run_id: What agent-runtime calls the run, as in `DurableRunStore.start_or_resume`; or None.
-        guard: What must hold for it to be claimed; or None.
+        guards: What must hold for it to be claimed.
     """
 
     run_id: str
@@ -92,7 +92,7 @@ class RunToClaim:
     reads: Sequence[Statement] = ()
     supersede: bool = False
     legacy_run_id: str | None = None
-    guard: Guard | None = None
+    guards: Sequence[Guard] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ class Attempt:
             reads=run.reads,
             supersede=run.supersede,
             legacy_run_id=run.legacy_run_id,
-            guard=run.guard,
+            guards=run.guards,
         )
         if claim.lease is None:
             return Finished(claim)

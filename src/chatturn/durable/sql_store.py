@@ -93,7 +93,7 @@ class SqlRunStore:
         reads: Sequence[Statement] = (),
         supersede: bool = False,
         legacy_run_id: str | None = None,
-        guard: Guard | None = None,
+        guards: Sequence[Guard] = (),
     ) -> Claim:
         """Claim the run; see `DurableRunStore.start_or_resume`."""
         digest = manifest_hash(manifest)
@@ -109,7 +109,7 @@ class SqlRunStore:
             _or_legacy(sql.CLAIM_RUN, legacy.CLAIM_RUN_UNLESS_LEGACY, claim, legacy_run_id),
         ]
         writes = [
-            *(guarded if guard is None else [_guarded(each, guard) for each in guarded]),
+            *(_guarded(each, guards) for each in guarded),
             *([] if begin is None else [_begin(fence, begin)]),
             *(Statement(extra.sql, (*fence, *extra.params)) for extra in with_statements),
         ]
@@ -117,12 +117,12 @@ class SqlRunStore:
             _or_legacy(sql.LOAD_RUN, legacy.LOAD_RUN_OR_LEGACY, (run_id, NOW), legacy_run_id),
             _or_legacy(sql.LOAD_STEPS, legacy.LOAD_STEPS_OR_LEGACY, (run_id, 0), legacy_run_id),
         ]
-        if guard is not None:
-            reads = [*reads, _guarded(Statement(f"SELECT {sql.GUARDED} AS holds"), guard)]
-        outcomes = await self._batch([*writes, *own_reads, *reads], _CLAIM_DELAYS_S)
-        run, begun, *rest = [outcome.rows for outcome in outcomes[len(writes) :]]
-        if guard is not None and not rest.pop()[0]["holds"]:
-            raise guard.refusal()
+        looks = [_look(guard) for guard in guards]
+        outcomes = await self._batch([*writes, *looks, *own_reads, *reads], _CLAIM_DELAYS_S)
+        for guard, looked in zip(guards, outcomes[len(writes) :], strict=False):
+            if not looked.rows[0]["holds"]:
+                raise guard.refusal(looked.rows[0])
+        run, begun, *rest = [outcome.rows for outcome in outcomes[len(writes) + len(looks) :]]
         lease = claimed(run[0], digest, holder, lease_ms, supersede=supersede)
         steps = [step_from_row(step) for step in begun]
         if begin is not None and lease is not None:
@@ -365,16 +365,33 @@ def _or_legacy(
     return Statement(text, params) if legacy_run_id is None else Statement(text_or_legacy, (*params, legacy_run_id))
 
 
-def _guarded(statement: Statement, guard: Guard) -> Statement:
-    """Return the statement, doing nothing unless the guard's condition holds."""
-    text = _guarded_text(statement.sql, guard.sql, len(statement.params), len(guard.params))
-    return statement if text == statement.sql else Statement(text, (*statement.params, *guard.params))
+def _guarded(statement: Statement, guards: Sequence[Guard]) -> Statement:
+    """Return the statement, doing nothing unless the conditions of all guards hold."""
+    if not guards or sql.GUARDED not in statement.sql:
+        return statement
+    conditions = tuple((guard.sql, len(guard.params)) for guard in guards)
+    text = _guarded_text(statement.sql, len(statement.params), conditions)
+    return Statement(text, statement.params + tuple(param for guard in guards for param in guard.params))
 
 
 @cache
-def _guarded_text(text: str, condition: str, own: int, more: int) -> str:
-    placeholders = [f"?{own + 1 + each}" for each in range(more)]
-    return text.replace(sql.GUARDED, f"({condition.format(*placeholders)})")
+def _guarded_text(text: str, params: int, conditions: tuple[tuple[str, int], ...]) -> str:
+    every: list[str] = []
+    for condition, more in conditions:
+        every.append(_numbered(condition, params, more))
+        params += more
+    return text.replace(sql.GUARDED, " AND ".join(f"({each})" for each in every))
+
+
+@cache
+def _numbered(text: str, first: int, params: int) -> str:
+    return text.format(*(f"?{first + 1 + each}" for each in range(params)))
+
+
+def _look(guard: Guard) -> Statement:
+    """Look whether the guard's condition holds, and what its refusal is made of."""
+    told = f", {guard.told}" if guard.told else ""
+    return Statement(_numbered(f"SELECT ({guard.sql}) AS holds{told}", 0, len(guard.params)), guard.params)
 
 
 def _begin(fence: tuple[str, str, int | None], begin: Begin) -> Statement:

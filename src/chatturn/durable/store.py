@@ -119,11 +119,13 @@ class Guard:
         sql: A condition, in which ``{0}``, ``{1}``, … stand for its parameters; it still holds behind the claim.
         params: Its parameters.
         refusal: Makes what is raised where it does not hold; nothing was written then.
+        told: Columns that the refusal is made of, with the same parameters; "" for none.
     """
 
     sql: str
     params: tuple[Value, ...]
-    refusal: Callable[[], Exception]
+    refusal: Callable[[Row], Exception]
+    told: str = ""
 
 
 class DurableRunStore(Protocol):
@@ -146,7 +148,7 @@ class DurableRunStore(Protocol):
         reads: Sequence[Statement] = (),
         supersede: bool = False,
         legacy_run_id: str | None = None,
-        guard: Guard | None = None,
+        guards: Sequence[Guard] = (),
     ) -> Claim:
         """
         Claim the run, creating it if absent; a completed run is returned without a lease, unchanged.
@@ -163,7 +165,7 @@ class DurableRunStore(Protocol):
                 a live lease still stands.
             legacy_run_id: What agent-runtime calls the run.  Where there is none of ours, theirs with the
                 same manifest is meant: completed, it is returned as it is; else it becomes ours.
-            guard: What must hold, or what it makes is raised.
+            guards: What must hold; what the first makes that does not is raised.
 
         Raises:
             DurableRunInputMismatchError: The run has another manifest.

@@ -67,6 +67,8 @@ async def post_turn(call: Call) -> HttpResponse:
         "X-Turn-Replayed": "true" if turn.replayed else "false",
         "X-Ping-Ms": str(call.service.ping_every_ms),
     }
+    if turn.retry_after_ms:
+        headers["Retry-After"] = str(-(-turn.retry_after_ms // 1000))
     return _stream(call, headers, turn.run)
 
 

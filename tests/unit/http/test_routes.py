@@ -64,6 +64,7 @@ class FakeTurn:
         self.replayed = replayed
         self.created_at = "2026-11-28T10:00:00.000Z"
         self.redacting = False
+        self.retry_after_ms = 0
 
     async def run(self, sink: Sink) -> None:
         sink.write("one line\n")

@@ -149,6 +149,7 @@ class Connector:
         status = response.status
         hint = RetryHint.from_headers(response.headers, now=self.now).with_words(words)
         if (refused := refusal(words, status, self.kind, comes_back=hint.after_ms is not None)) is not None:
+            refused.retry_after_ms = hint.after_ms
             raise refused
         passing = self.retry.may_retry(status, hint)
         wait_s = self._wait_s(attempt, hint, watchdog) if passing else None
@@ -160,6 +161,7 @@ class Connector:
             backend=self.kind,
             upstream_status=status,
             detail=shortened(f"Location: {location}\n{words}" if location else words),
+            retry_after_ms=hint.after_ms,
         )
 
     def _wait_s(self, attempt: int, hint: RetryHint, watchdog: Watchdog) -> float | None:

@@ -10,6 +10,7 @@ from chatturn.chat.hooks.outbox import Outbox
 from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.log.log import TurnLog
 from chatturn.chat.turn import sql as chat_sql
+from chatturn.chat.turn.retries import retry_after_ms
 from chatturn.database.api import Statement
 from chatturn.durable.ends import Cancelled, Completed, End, Failed, Suspended, answer_of
 from chatturn.errors import ChatTurnError, TurnAborted
@@ -41,6 +42,7 @@ class Finish:
         log: What it has said.
         outbox: Where its hook calls are recorded.
         redacting: Whether the product redacts.
+        idle_attempts: How many attempts in a row have come no further, this one among them.
         words: The attempt's last events, once it is known how it ends.
         lines: Their lines.
         finish_reason: Why its answer has ended; None without one.
@@ -50,6 +52,7 @@ class Finish:
     log: TurnLog
     outbox: Outbox
     redacting: bool
+    idle_attempts: int = 1
     words: list[ChatStreamEvent] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     finish_reason: str | None = None
@@ -64,14 +67,16 @@ class Finish:
             finish_reason: Why the model stopped, as far as it said so.
         """
         self.finish_reason = reason = finish_reason_of(end, finish_reason)
-        self.words, text = ending_words(self.identity, end, finish_reason=reason), answer_of(end)
+        wait_ms = retry_after_ms(end.error, self.idle_attempts) if isinstance(end, Failed) else 0
+        self.words = ending_words(self.identity, end, finish_reason=reason, wait_ms=wait_ms)
+        text = answer_of(end)
         if self.redacting and text is not None:
             # The log has no other text: what was said before no redactor had seen.
             self.words.insert(0, ChatStreamEvent("result", {"finalText": text}))
         self.lines = self.log.preview(self.words)
         return [
             *self.log.last_statements(self.lines),
-            *chat_sql.end_turn(end, reason),
+            *chat_sql.end_turn(end, reason, wait_ms),
             *([] if text is None else [chat_sql.record_messages(text)]),
             *(self.outbox.statements(self.log.attempt) if text else []),
             *([chat_sql.forget_checkpoints()] if checkpoints and self.redacting and text is not None else []),
@@ -96,7 +101,12 @@ def finish_reason_of(end: End, said: str | None) -> str | None:
 
 
 def ending_words(
-    identity: ChatTurnIdentity, end: End, *, replayed: bool = False, finish_reason: str | None = None
+    identity: ChatTurnIdentity,
+    end: End,
+    *,
+    replayed: bool = False,
+    finish_reason: str | None = None,
+    wait_ms: int = 0,
 ) -> list[ChatStreamEvent]:
     """Return the last words of a turn that ends, or ended, like this."""
     known = {} if finish_reason is None else {"finishReason": finish_reason}
@@ -108,7 +118,7 @@ def ending_words(
         case Suspended(wait):
             return [_last("suspended", identity, {"key": wait.key, "wakeAt": wait.wake_at})]
         case Failed(error):
-            return failure_words(identity, kind_of(error))
+            return failure_words(identity, kind_of(error), wait_ms)
 
 
 def context_event(shown: ShownHistory) -> ChatStreamEvent:
@@ -123,10 +133,11 @@ def started_words(identity: ChatTurnIdentity) -> list[ChatStreamEvent]:
     return [ChatStreamEvent("session.run.started", data)]
 
 
-def failure_words(identity: ChatTurnIdentity, kind: type[ChatTurnError]) -> list[ChatStreamEvent]:
+def failure_words(identity: ChatTurnIdentity, kind: type[ChatTurnError], wait_ms: int = 0) -> list[ChatStreamEvent]:
     """Return the last words of a turn that failed with this kind of error: its code and fixed sentence."""
+    wait = {"retryAfterMs": wait_ms} if wait_ms else {}
     reason = {"code": kind.code, "message": kind.public, "retryable": kind.retryable}
-    return [ChatStreamEvent("error", reason), _last("failed", identity, reason)]
+    return [ChatStreamEvent("error", reason), _last("failed", identity, {**reason, **wait})]
 
 
 def kind_of(error: BaseException | None) -> type[ChatTurnError]:

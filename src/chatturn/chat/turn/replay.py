@@ -4,12 +4,13 @@ from chatturn.chat.hooks.outbox import overrides
 from chatturn.chat.requests import TurnInput
 from chatturn.chat.turn.finish import ending_words, failure_words, kind_of, started_words, unlogged
 from chatturn.chat.turn.reader import Reader, observer_of
+from chatturn.chat.turn.retries import TooEarly
 from chatturn.chat.turn.sinks import Sink
 from chatturn.chat.turn.tracing import tell_end
 from chatturn.durable.attempt import Finished
 from chatturn.events import ChatStreamEvent
 
-__all__ = ["TURN_STEP", "ReplayedTurn"]
+__all__ = ["TURN_STEP", "FailedTurn", "ReplayedTurn"]
 
 TURN_STEP = 0
 """The position of the step whose result is a turn's answer."""
@@ -27,6 +28,7 @@ class ReplayedTurn:
     """
 
     replayed = True
+    retry_after_ms = 0
 
     def __init__(self, turn: TurnInput, finished: Finished, finish_reason: str | None = None) -> None:
         self.run_id = turn.run_id
@@ -68,3 +70,43 @@ class ReplayedTurn:
 
     def _say(self, reader: Reader, events: list[ChatStreamEvent]) -> None:
         reader.send(unlogged(events, self.attempt), events)
+
+
+class FailedTurn:
+    """
+    A turn that failed and may not be tried again yet: its failure comes from the store, and nothing is written.
+
+    Attributes:
+        run_id: Its run.
+        attempt: The attempt that failed, from 1.
+        created_at: When it was begun.
+        redacting: Whether the product redacts the answer.
+        retry_after_ms: Until it may be tried again.
+    """
+
+    replayed = True
+
+    def __init__(self, turn: TurnInput, early: TooEarly) -> None:
+        self.run_id = turn.run_id
+        self.attempt = early.attempt
+        self.created_at = early.created_at
+        self.redacting = overrides(turn.deployment.hooks, "transform_final_text")
+        self.retry_after_ms = early.wait_ms
+        self._turn = turn
+        self._kind = early.kind
+
+    async def run(self, sink: Sink, *, joined: bool = False) -> None:
+        """
+        Say how the turn started, and how it failed: every line goes to *sink*, which is closed.
+
+        Args:
+            sink: The reader.
+            joined: Whether the reader has read the log so far, and needs not be told that the run has started.
+        """
+        turn = self._turn
+        reader = Reader(sink, observer_of(turn), turn.deployment.log)
+        begin = [] if joined else started_words(turn.identity)
+        words = [*begin, *failure_words(turn.identity, self._kind, self.retry_after_ms)]
+        reader.send(unlogged(words, self.attempt), words)
+        await sink.close()
+        await tell_end(turn, None, None, (), replayed=True)

@@ -17,6 +17,8 @@ from chatturn.durable.sql.adoption import either
 from chatturn.durable.sql.runs import HELD, LOAD_EVENT, MOMENT
 
 __all__ = [
+    "FAILURE_ON_RECORD",
+    "MAY_BE_TRIED",
     "approve",
     "begin_turn",
     "end_turn",
@@ -47,7 +49,7 @@ ON CONFLICT (run_id) DO UPDATE SET
   user_id = excluded.user_id, user_message = excluded.user_message, model = excluded.model,
   metadata_json = excluded.metadata_json, history_json = excluded.history_json,
   parameters_json = excluded.parameters_json, attempt = excluded.attempt,
-  updated_at = excluded.updated_at, cancelled_at = NULL, finish_reason = NULL, log_compact = 0,
+  updated_at = excluded.updated_at, cancelled_at = NULL, finish_reason = NULL, retry_at = NULL, log_compact = 0,
   manifest_hash = excluded.manifest_hash,
   first_attempt = CASE WHEN {_ANEW} THEN excluded.attempt ELSE first_attempt END,
   suspensions = CASE WHEN {_ANEW} THEN 0 ELSE suspensions END,
@@ -74,6 +76,7 @@ WHERE t.run_id = ?1
 
 # With the attempt's last write: what it leaves for the next one, or for good.
 _END_ANSWERED: Final = f"UPDATE chat_turns SET finish_reason = ?4 WHERE run_id = ?1 AND {HELD}"
+_END_WAITING: Final = f"UPDATE chat_turns SET retry_at = {MOMENT.format('?4, ?5')} WHERE run_id = ?1 AND {HELD}"
 _END_CANCELLED: Final = f"""
 UPDATE chat_turns SET cancelled_at = {MOMENT.format("?4")}, finish_reason = 'cancelled' WHERE run_id = ?1 AND {HELD}
 """
@@ -127,6 +130,20 @@ WHERE s.run_id = ?1 AND s.intent = '{EVENT_STEP}' || ?2 AND s.status = 'running'
 _WAS_ASKED: Final = f"""
 SELECT EXISTS (SELECT 1 FROM durable_steps WHERE run_id = ?1 AND intent = '{EVENT_STEP}' || ?2)
   OR EXISTS (SELECT 1 FROM chat_segments WHERE run_id = ?1 AND instr(lines, '"key":' || ?3)) AS asked
+"""
+
+# ``{0}`` the run, ``{1}`` its manifest, ``{2}`` now: see `chatturn.durable.store.Guard`.
+MAY_BE_TRIED: Final = f"""
+NOT EXISTS (SELECT 1 FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id
+  WHERE t.run_id = {{0}} AND r.status = 'failed' AND t.manifest_hash = {{1}} AND t.retry_at > {MOMENT.format("{2}")})
+"""
+
+FAILURE_ON_RECORD: Final = f"""
+(SELECT epoch FROM durable_runs WHERE run_id = {{0}}) AS epoch,
+(SELECT created_at FROM durable_runs WHERE run_id = {{0}}) AS created_at,
+(SELECT outcome_json ->> '$.notes' FROM durable_runs WHERE run_id = {{0}}) AS code,
+(SELECT CAST((julianday(retry_at) - julianday({MOMENT.format("{2}")})) * 86400000 AS INTEGER)
+ FROM chat_turns WHERE run_id = {{0}}) AS wait_ms
 """
 
 _READ_TURN_INPUT: Final = """
@@ -186,15 +203,15 @@ def read_place(run_id: str) -> Statement:
     return Statement(_READ_PLACE, (run_id,))
 
 
-def end_turn(end: End, finish_reason: str | None) -> list[Statement]:
-    """Note how an attempt ended, with its last write; nothing for one that failed."""
+def end_turn(end: End, finish_reason: str | None, wait_ms: int) -> list[Statement]:
+    """Note how an attempt ended, with its last write; nothing for one that failed and may be tried again at once."""
     if isinstance(end, Completed):
         return [Statement(_END_ANSWERED, (finish_reason,))]
     if isinstance(end, Cancelled):
         return [Statement(_END_CANCELLED, (NOW,))]
     if isinstance(end, Suspended):
         return [Statement(_END_SUSPENDED), Statement(_WAKE_SUSPENDED, (NOW,))]
-    return []
+    return [Statement(_END_WAITING, (NOW, f"+{wait_ms / 1000:.3f} seconds"))] if wait_ms else []
 
 
 def wake_cancelled(run_id: str) -> Statement:

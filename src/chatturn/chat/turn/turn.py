@@ -41,7 +41,8 @@ from chatturn.chat.turn.disconnects import CANCEL_REQUESTED, Readership
 from chatturn.chat.turn.finish import Finish, context_event, failure_words, kind_of, started_words, unlogged
 from chatturn.chat.turn.past import past_turns
 from chatturn.chat.turn.reader import Reader, observer_of, ping_every_ms
-from chatturn.chat.turn.replay import TURN_STEP, ReplayedTurn
+from chatturn.chat.turn.replay import TURN_STEP, FailedTurn, ReplayedTurn
+from chatturn.chat.turn.retries import TooEarly, not_too_early
 from chatturn.chat.turn.sinks import Sink
 from chatturn.chat.usage import attempt_usage
 from chatturn.chat.usage.attempt_usage import AttemptUsage
@@ -50,16 +51,16 @@ from chatturn.database.api import Row, Statement
 from chatturn.durable.attempt import ENDINGS, Attempt, Finished, RunToClaim
 from chatturn.durable.ends import Cancelled, Completed, End, Failed, answer_of
 from chatturn.durable.records import StepKind
-from chatturn.durable.store import Begin
+from chatturn.durable.store import Begin, Guard
 from chatturn.durable.suspension import ungrouped_waits
 from chatturn.errors import EmptyAnswer, HookError, StoreError, TurnAborted, TurnCancelled
 from chatturn.events import ChatStreamEvent
-from chatturn.jsontext.canonical import canonical_hash
+from chatturn.jsontext.canonical import canonical_hash, manifest_hash
 
 __all__ = ["ChatTurn", "open_turn", "run_turn"]
 
 
-async def open_turn(turn: TurnInput) -> "ChatTurn | ReplayedTurn":
+async def open_turn(turn: TurnInput) -> "ChatTurn | ReplayedTurn | FailedTurn":
     """
     Claim a turn, in one round trip, and return it ready to run.
 
@@ -69,7 +70,10 @@ async def open_turn(turn: TurnInput) -> "ChatTurn | ReplayedTurn":
         StoreError: The database does not answer or is not set up.
     """
     deployment = turn.deployment
-    claimed = await Attempt.claim_run(deployment.store, _run_to_claim(turn), deployment.log)
+    try:
+        claimed = await Attempt.claim_run(deployment.store, _run_to_claim(turn), deployment.log)
+    except TooEarly as early:
+        return FailedTurn(turn, early)
     finished, epoch = isinstance(claimed, Finished), max(claimed.claim.run.epoch, 1)
     found, *rows = claimed.claim.rows
     spent = rows.pop(0) if deployment.budgets else ()
@@ -116,6 +120,7 @@ class ChatTurn:
     """
 
     replayed: Final = False
+    retry_after_ms: Final = 0
 
     def __init__(
         self, turn: TurnInput, attempt: Attempt, place: Place, past: Sequence[PastTurn], spent: Sequence[Row]
@@ -140,7 +145,13 @@ class ChatTurn:
             report=deployment.log,
         )
         self._outbox = Outbox(database=deployment.database, hooks=hooks, log=deployment.log)
-        self._finish = Finish(identity=turn.identity, log=self._log, outbox=self._outbox, redacting=redacting)
+        self._finish = Finish(
+            identity=turn.identity,
+            log=self._log,
+            outbox=self._outbox,
+            redacting=redacting,
+            idle_attempts=place.idle_attempts,
+        )
 
     @property
     def attempt(self) -> int:
@@ -371,8 +382,13 @@ def _run_to_claim(turn: TurnInput) -> RunToClaim:
         reads=_reads(turn),
         supersede=turn.request.supersede,
         legacy_run_id=legacy_run_id(turn.identity) if settings.legacy_run_ids == "on" else None,
-        guard=owned_by(turn.identity) if settings.session_owner == "subject" and not turn.asked_again else None,
+        guards=_guards(turn, manifest_hash(manifest)),
     )
+
+
+def _guards(turn: TurnInput, digest: str) -> list[Guard]:
+    bounded = turn.deployment.settings.session_owner == "subject" and not turn.asked_again
+    return [*([owned_by(turn.identity)] if bounded else []), not_too_early(turn.run_id, digest)]
 
 
 def _begin_statements(turn: TurnInput) -> list[Statement]:
