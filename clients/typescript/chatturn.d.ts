@@ -6,7 +6,8 @@ export interface ChatTurnSettings {
   token?: string | (() => string | Promise<string>);
   /** In place of the global `fetch`. */
   fetch?: typeof fetch;
-  /** Milliseconds without a byte after which a connection is taken for dead: by default three missed pings, 45,000. */
+  /** Milliseconds without a byte after which a connection is taken for dead: by default three missed pings, as often as
+   *  the service says that it pings, 45,000 where it does not say. */
   silenceMs?: number;
   /** Milliseconds without a line, over all connections, after which the client gives up: by default ten minutes. */
   patienceMs?: number;

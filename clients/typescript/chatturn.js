@@ -30,7 +30,7 @@ export class ChatTurnError extends Error {
 export class ChatTurnClient {
   #settings;
 
-  constructor({ url, token, fetch: fetcher, silenceMs = MISSED_PINGS * PING_EVERY_MS, patienceMs = 600_000 } = {}) {
+  constructor({ url, token, fetch: fetcher, silenceMs, patienceMs = 600_000 } = {}) {
     this.#settings = { url: (url ?? "").replace(/\/+$/, ""), token, fetcher, silenceMs, patienceMs };
   }
 
@@ -110,6 +110,7 @@ class Turn {
           if (!refusal.retryable) throw refusal;
           retryAfterMs = retryAfter(response);
         } else {
+          if (this.#settings.silenceMs === undefined) connection.expectPings(response);
           for await (const line of linesOf(response, connection)) {
             refreshed = false;
             heardAt = Date.now();
@@ -224,7 +225,7 @@ class Connection {
   #outer;
   #stop = () => this.#controller.abort();
 
-  constructor(outer, silenceMs) {
+  constructor(outer, silenceMs = MISSED_PINGS * PING_EVERY_MS) {
     this.#outer = outer;
     this.silenceMs = silenceMs;
     outer?.addEventListener("abort", this.#stop, { once: true });
@@ -238,6 +239,13 @@ class Connection {
   heard() {
     clearTimeout(this.#timer);
     if (this.silenceMs < Infinity) this.#timer = setTimeout(this.#stop, this.silenceMs);
+  }
+
+  /** The service says how often it pings. */
+  expectPings(response) {
+    const everyMs = Number(response.headers.get("x-ping-ms"));
+    if (everyMs > 0) this.silenceMs = MISSED_PINGS * everyMs;
+    this.heard();
   }
 
   /** From here on nothing can be heard before the end. */

@@ -111,6 +111,15 @@ test("a connection that is silent for three pings is dead", async (t) => {
   assert.equal((await client({ silenceMs: 60 }).turn("s", 0).ask("hi")).text, "ab");
 });
 
+test("the service says how often it pings", async (t) => {
+  const often = (response) => {
+    response.writeHead(200, { "x-ping-ms": "20" });
+    response.write(started + word("a", 1));
+  };
+  const { client } = await serving(t, often, says(word("b", 2), completed(3)));
+  assert.equal((await client().turn("s", 0).ask("hi")).text, "ab");
+});
+
 test("a failure that may pass is tried again, as another attempt", async (t) => {
   const failed = (retryable, seq) =>
     line("session.run.failed", { code: "backend_timeout", message: "too long", retryable }, seq);

@@ -36,7 +36,7 @@ NODE: Final = str(Path(sys.executable).with_name("node"))
 LEASE_MS: Final = 3_000
 WORDS: Final = " ".join(f"word{number}" for number in range(120))
 ANSWER: Final = Script(text=WORDS, pause_s=0.01)
-SECONDS: Final = 60
+SECONDS: Final = 180
 
 OPENAI: Final = {
     "openai (PyPI)": [PYTHON, "use_openai.py", "openai"],
@@ -264,8 +264,10 @@ def test_a_worker_that_is_killed(
     chat = Chat(front, upstream, client, "SIGKILL in mid-stream")
     process = chat.start()
     chat.wait_for_words(40)
+    front.there.clear()
     worker.kill()
     worker.restart()
+    front.there.set()
     said = chat.said(process)
     rows.append(chat.row(said))
 

@@ -28,6 +28,7 @@ class Front:
         url: Its address.
         cuts: After how many bytes of the answer each of the next connections is reset, in turn.
         cut: How many were.
+        there: Whether the other answers; until it does, connections wait.
         pages: Where pages of another origin are, for those who are told.
     """
 
@@ -37,6 +38,8 @@ class Front:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.cuts: list[int] = []
         self.cut = 0
+        self.there = threading.Event()
+        self.there.set()
         self.pages = ""
         self._closed = False
 
@@ -73,6 +76,7 @@ class Front:
 
     def _connect(self) -> socket.socket | None:
         deadline = time.monotonic() + _PATIENCE_S
+        self.there.wait(_PATIENCE_S)
         while time.monotonic() < deadline and not self._closed:
             with suppress(OSError):
                 return socket.create_connection(("127.0.0.1", self._port), timeout=_PATIENCE_S)

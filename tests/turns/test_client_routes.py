@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -218,6 +219,37 @@ def test_an_approval_goes_on_with_the_same_turn(approved: bool) -> None:
 
     with open_sqlite() as database:
         run(main(database))
+
+
+def test_a_decision_that_comes_twice_is_one() -> None:
+    """Two tabs decide at once: the first counts, both see the turn go on, and the tool runs once."""
+    runs: list[int] = []
+
+    class Counting(Clerk):
+        tools = (replace(Clerk.tools[0], run=lambda _args, _context: _counted(runs)),)
+
+    async def main(database: SqliteDatabase) -> None:
+        isolates = [Isolate(database, Counting()), Isolate(database, Counting())]
+        view = await seen(await isolates[0].ask("POST", CHAT, {"id": "c1", "messages": [ui("use send {}")]}))
+        [tool] = [part for part in view.parts if part["type"] == "dynamic-tool"]
+        decided = {**tool, "state": "approval-responded", "approval": {"id": tool["approval"], "approved": True}}
+        answer = {"id": view.id, "role": "assistant", "parts": [{"type": "step-start"}, decided]}
+        thread = {"id": "c1", "messages": [ui("use send {}"), answer]}
+        replies = await asyncio.gather(*(isolate.ask("POST", CHAT, thread) for isolate in isolates))
+
+        for reply in replies:
+            assert reply.task is not None
+            await reply.task
+            assert '"finishReason":"stop"' in reply.reader.text
+        assert [1] == runs
+
+    with open_sqlite() as database:
+        run(main(database))
+
+
+async def _counted(runs: list[int]) -> str:
+    runs.append(1)
+    return "sent"
 
 
 # OpenAI

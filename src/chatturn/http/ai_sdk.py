@@ -49,6 +49,9 @@ _FIRST_THAT_RESETS: Final = 7
 _TAKEN_OF_A_USER: Final = ("text", "data-")
 """How the types of the parts begin that a user's message may have; data are for the application alone."""
 
+_DECIDED_S: Final = (1.0, 3.0)
+"""When to ask again for a turn whose decision has come: one that is just being suspended has a lease for a moment."""
+
 _FOUND_WITHIN_S: Final = 20
 """How long a reconnect waits for a database that does not answer, before it is known which turn it is about."""
 
@@ -102,7 +105,7 @@ async def post_chat(call: Call) -> HttpResponse:
     decisions = _decisions(messages)
     for key, payload in decisions.items():
         await call.service.emit(identity.tenant_id, identity.user_id, turn_run_id(identity), key, payload)
-    opened = await open_or_follow(call.service, identity, request)
+    opened = await open_or_follow(call.service, identity, request, pauses_s=_DECIDED_S if decisions else ())
     return _stream(call, identity, opened, resets=_resets(query), goes_on=bool(decisions))
 
 

@@ -7,7 +7,7 @@ followed until somebody goes on with the turn; if nobody does, it is broken off.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Protocol
@@ -123,11 +123,19 @@ class OpenedTurn:
         return int(datetime.fromisoformat(self.created_at).timestamp())
 
 
-async def open_or_follow(service: DurableChatService, identity: ChatTurnIdentity, request: TurnRequest) -> OpenedTurn:
+async def open_or_follow(
+    service: DurableChatService, identity: ChatTurnIdentity, request: TurnRequest, *, pauses_s: Sequence[float] = ()
+) -> OpenedTurn:
     """
     Claim a turn; where it is being answered, follow it, and where it is finished, show its log.
 
     The log has what a replay leaves out: reasoning, tools, usage.
+
+    Args:
+        service: The chat.
+        identity: The turn.
+        request: What is asked.
+        pauses_s: Before each further try to claim a turn that is being answered, until it is followed.
 
     Raises:
         ChatTurnError: As `DurableChatService.open`; that it is being answered only if another message is.
@@ -135,6 +143,9 @@ async def open_or_follow(service: DurableChatService, identity: ChatTurnIdentity
     try:
         turn = await service.open(identity, request)
     except DurableRunLeaseHeldError as error:
+        if pauses_s:
+            await asyncio.sleep(pauses_s[0])
+            return await open_or_follow(service, identity, request, pauses_s=pauses_s[1:])
         if not error.same_input or (found := await find(service, identity, may_take_over=True)) is None:
             raise
         return found
