@@ -11,7 +11,7 @@ STAMPS := $(VENV)/stamps
 READY := $(STAMPS)/python $(STAMPS)/worker $(STAMPS)/node
 
 .DELETE_ON_ERROR:
-.PHONY: help setup .installed run demo token chaos api test models docs reset schema lint format types bench clients chromium deploy-check clean FORCE
+.PHONY: help setup .installed run demo token chaos api test models docs reset schema lint format types bench clients chromium deploy deploy-check clean FORCE
 
 help:
 	@echo "make run           start the Worker at http://localhost:$(PORT) (PORT=, PRODUCT=legal)"
@@ -27,7 +27,8 @@ help:
 	@echo "make schema        write schema.sql from the code"
 	@echo "make lint types    ruff, mypy --strict"
 	@echo "make bench         measure, and write bench/RESULTS.md"
-	@echo "make deploy-check  let wrangler check what it would deploy"
+	@echo "make deploy        check a product, then let pywrangler deploy it (PRODUCT=legal)"
+	@echo "make deploy-check  say what would fail, and upload nothing (PRODUCT=, DRY_RUN=1 asks no account)"
 
 # One set-up at a time: `make run` beside `make demo` waits for it instead of breaking it.
 setup:
@@ -105,8 +106,12 @@ $(STAMPS)/clients: $(CLIENTS)/requirements.txt $(CLIENTS)/package-lock.json $(CL
 bench: setup
 	$(BIN)/python -m bench.run $(ARGS)
 
+deploy: setup
+	@test -n "$(PRODUCT)" || { echo "which product? make deploy PRODUCT=legal"; exit 1; }
+	@$(BIN)/python -m dev.deploy --product '$(PRODUCT)'
+
 deploy-check: setup
-	$(BIN)/python -m dev.deploy_check
+	@$(BIN)/python -m dev.deploy --check $(if $(PRODUCT),--product '$(PRODUCT)') $(if $(DRY_RUN),--dry-run)
 
 # Everything the commands above made, the local database and the local secrets excepted.
 clean:
