@@ -36,15 +36,18 @@ def agent_isolate(database: SqliteDatabase, agent: Agent, **settings: str) -> Is
 def session_watch(storage: Any, look_after: Any) -> Any:
     """Import `chatturn.workerd.owner` on CPython, over a storage that is none of JavaScript's."""
     pyodide, ffi = types.ModuleType("pyodide"), types.ModuleType("pyodide.ffi")
-    ffi.JsException, ffi.JsProxy = Exception, object  # type: ignore[attr-defined]
+    ffi.JsException, ffi.JsProxy, ffi.to_js = Exception, object, bytes  # type: ignore[attr-defined]
+    js = types.ModuleType("js")
+    js.Request = types.SimpleNamespace(new=None)  # type: ignore[attr-defined]
     ours = types.ModuleType("chatturn.workerd.ffi")
 
     async def settled(promise: Any) -> Any:
         return await promise
 
     ours.settled, ours.started = settled, lambda function: function()  # type: ignore[attr-defined]
+    ours.js_object = dict  # type: ignore[attr-defined]
     path = Path(__file__).parents[2] / "src" / "chatturn" / "workerd" / "owner.py"
-    fakes = {"pyodide": pyodide, "pyodide.ffi": ffi, "chatturn.workerd.ffi": ours}
+    fakes = {"js": js, "pyodide": pyodide, "pyodide.ffi": ffi, "chatturn.workerd.ffi": ours}
     before = {name: sys.modules.get(name) for name in fakes}
     sys.modules.update(fakes)
     try:

@@ -195,28 +195,29 @@ class FollowedTurn:
         loop = asyncio.get_running_loop()
         pace = FOLLOW_PACES[self.deployment.settings.workers_plan]
         looks = poll.looks
+        interval_s = pace.interval_ms((loop.time() - self._began) * 1000) / 1000
         while True:
             now = loop.time()
-            interval_s = pace.interval_ms((now - self._began) * 1000) / 1000
             left_s = max(poll.looked_at, self._looked_at) + interval_s - now
             if left_s <= 0 and poll.may_look(now):
-                return await self._look(poll, now, interval_s)
+                return await self._look(poll, now, pace.interval_ms((now - self._began) * 1000) / 1000)
             await self._wait_for_a_look(poll, left_s if left_s > 0 else interval_s)
             if poll.looks != looks:
                 looks, self._looked_at = poll.looks, poll.looked_at
                 if (page := poll.page_after(self._last)) is not None:
                     return page
 
-    async def _look(self, poll: Poll, now: float, interval_s: float) -> LogPage | None:
-        """Ask the database, for all who follow the turn from here."""
+    async def _look(self, poll: Poll, now: float, next_s: float) -> LogPage | None:
+        """Ask the database, for all who follow the turn from here; the next look is *next_s* later or a little more."""
         database, after, page = self.deployment.database, self._last, None
         self._looked_at = now
         poll.begin_look(now)
         try:
-            if self.deployment.settings.on_disconnect != "continue" and now >= poll.noted_until:
-                every_s = max(_NOTED_EVERY_S, 2 * interval_s)
-                poll.noted_until = now + every_s
-                await database.batch([note_follower(self.run_id, round((every_s + _SLACK_S) * 1000))])
+            # Noted again while the note still holds: every second look, where looks are rare.
+            if self.deployment.settings.on_disconnect != "continue" and now + 1.5 * next_s >= poll.noted_until:
+                for_s = max(_NOTED_EVERY_S, 3 * next_s)
+                poll.noted_until = now + for_s
+                await database.batch([note_follower(self.run_id, round((for_s + _SLACK_S) * 1000))])
             page = await load_page(database, self.run_id, after)
         finally:
             poll.end_look(after, page)
