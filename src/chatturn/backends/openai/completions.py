@@ -317,7 +317,7 @@ class CompletionReader:
         text = frame.data.strip()
         if frame.event == "error":
             raise Complaint(words=text).error(self._backend) from cause
-        if text == DONE:
+        if text.upper() == DONE:
             self._read_done()
         elif frame.event == "line":
             self._stray = f"{self._stray}{text}\n"[:_MAX_STRAY_CHARACTERS]
@@ -411,7 +411,7 @@ class CompletionReader:
     def _keep(self, kept: Keeper, delta: dict[str, Any]) -> None:
         kept.add(delta)
         content = delta.get("content")
-        if type(content) is list and any(type(part) is dict and part.get("type") != "text" for part in content):
+        if type(content) is list:
             kept.add_parts(content)
 
     def _say(self, text: str, events: list[ChatStreamEvent]) -> None:

@@ -59,8 +59,8 @@ _PASSING: Final = re.compile(
 )
 _WRONG: Final = re.compile(
     r"invalid_(?:request|argument|api_key|prompt|parameter)|invalidparameter|bad_?request|authenticat|unauthor"
-    r"|permission|forbidden|not_found|notfound|unsupported|unprocessable|model_not|validation_error|unexpected endpoint"
-    r"|datainspection|content_policy"
+    r"|permission|forbidden|not[ _]?found|field required|unsupported|unprocessable|model_not|validation_error"
+    r"|unexpected endpoint|datainspection|content_policy"
 )
 _CLIENT_ERRORS: Final = range(400, 500)
 _ERRORS: Final = range(400, 600)

@@ -37,8 +37,9 @@ class Keeper:
             self._pieces.append(kept)
 
     def add_parts(self, content: Sequence[Any]) -> None:
-        """Take a content that is not all text, as parts."""
-        self._pieces.append({"content": content})
+        """Take those parts of a content that are no text, which is known as such."""
+        if parts := [part for part in content if not isinstance(part, Mapping) or part.get("type") != "text"]:
+            self._pieces.append({"content": parts})
 
     def members(self) -> dict[str, Any]:
         """Return what the pieces add up to; nothing if that is too long."""
@@ -96,6 +97,6 @@ def _groups(items: Sequence[Any]) -> list[list[Any]]:
 
 
 def _goes_on(before: Any, item: Any) -> bool:
-    if not isinstance(before, Mapping) or not isinstance(item, Mapping) or "signature" in before:
+    if not isinstance(before, Mapping) or not isinstance(item, Mapping) or before.get("signature"):
         return False
     return "index" not in before and all(before.get(name) == item.get(name) for name in ("type", "id"))

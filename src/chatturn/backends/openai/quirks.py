@@ -76,7 +76,10 @@ class Quirks:
         if kept.get("provider") != provider:
             return said
         calls = said.get("tool_calls", [])
-        return {**said, **kept["message"], "tool_calls": _with_kept(calls, kept["calls"])}
+        together = {**said, **kept["message"], "tool_calls": _with_kept(calls, kept["calls"])}
+        if "content" in kept["message"] and said.get("content"):
+            together["content"] = [*kept["message"]["content"], {"type": "text", "text": said["content"]}]
+        return together
 
 
 def _with_kept(calls: Sequence[Mapping[str, Any]], kept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

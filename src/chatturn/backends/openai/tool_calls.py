@@ -72,6 +72,7 @@ class _Progress:
 
 @dataclass(slots=True, eq=False)
 class _Call:
+    delta: int  # in which delta it began
     id: str = ""
     name: str = ""
     arguments: Any = None  # if they came as a whole
@@ -132,6 +133,7 @@ class ToolCallAssembler:
     def __init__(self, make_id: Callable[[int], str] = "call_{}".format, names: Collection[str] = ()) -> None:
         self._make_id = make_id
         self._names = frozenset(names)
+        self._deltas = 0
         self._calls: list[_Call] = []
         self._by_index: dict[Any, _Call] = {}
         self._by_id: dict[str, _Call] = {}
@@ -141,6 +143,7 @@ class ToolCallAssembler:
 
     def add(self, pieces: object, *, whole: bool = False) -> None:
         """Take the ``tool_calls`` of a delta, or of a *whole* message, each of which is a call."""
+        self._deltas += 1
         for piece in pieces if isinstance(pieces, list) else ():
             if isinstance(piece, Mapping):
                 self._add_piece(piece, whole=whole)
@@ -167,7 +170,7 @@ class ToolCallAssembler:
         arguments = function.get("arguments", function.get("parameters"))
         call = None if whole else self._call_of(piece.get("index"), id_, name, arguments)
         if call is None:
-            call = _Call()
+            call = _Call(delta=self._deltas)
             self._calls.append(call)
         index = piece.get("index")
         if isinstance(index, int | str):
@@ -197,6 +200,8 @@ class ToolCallAssembler:
         other_id = bool(id_ and call.id and id_ != call.id)
         if not name:
             return other_id and call.is_whole and call.text().strip() != _PLACEHOLDER
+        if call.delta == self._deltas and not (id_ and id_ == call.id):
+            return True  # beside each other in one delta: nobody says one name in two pieces there
         same = name == call.name and not other_id
         if call.is_whole:
             is_repeat = same and (not arguments or (bool(id_) and call.text().strip() == _PLACEHOLDER))
@@ -215,9 +220,8 @@ class ToolCallAssembler:
     def _acceptable(self, name: str) -> str:
         """Return *name* as every API takes it back, and as the tool is called, where that can be told."""
         plain = _MARKUP.sub("", name).strip()
-        last = re.split(r"[.:/]", plain)[-1]
-        if last in self._names:
-            return last
+        if known := [part for part in re.split(r"[.:/]", plain) if part in self._names]:
+            return known[-1]
         return _NOT_IN_NAMES.sub("_", plain)[:_MOST_IN_NAME] or _UNNAMED
 
 
