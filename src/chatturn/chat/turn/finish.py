@@ -13,6 +13,7 @@ from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn.retries import retry_after_ms
 from chatturn.database.api import Statement
 from chatturn.durable.ends import Cancelled, Completed, End, Failed, Suspended, answer_of
+from chatturn.durable.states import ENDS
 from chatturn.errors import ChatTurnError, TurnAborted
 from chatturn.events import ChatStreamEvent, encode_line
 
@@ -112,11 +113,11 @@ def ending_words(
     known = {} if finish_reason is None else {"finishReason": finish_reason}
     match end:
         case Completed():
-            return [_last("completed", identity, {"replayed": replayed, **known})]
+            return [_last(Completed, identity, {"replayed": replayed, **known})]
         case Cancelled(reason=reason):
-            return [_last("cancelled", identity, {"reason": reason, "replayed": replayed, "finishReason": "cancelled"})]
+            return [_last(Cancelled, identity, {"reason": reason, "replayed": replayed, "finishReason": "cancelled"})]
         case Suspended(wait):
-            return [_last("suspended", identity, {"key": wait.key, "wakeAt": wait.wake_at})]
+            return [_last(Suspended, identity, {"key": wait.key, "wakeAt": wait.wake_at})]
         case Failed(error):
             return failure_words(identity, kind_of(error), wait_ms)
 
@@ -137,7 +138,7 @@ def failure_words(identity: ChatTurnIdentity, kind: type[ChatTurnError], wait_ms
     """Return the last words of a turn that failed with this kind of error: its code and fixed sentence."""
     wait = {"retryAfterMs": wait_ms} if wait_ms else {}
     reason = {"code": kind.code, "message": kind.public, "retryable": kind.retryable}
-    return [ChatStreamEvent("error", reason), _last("failed", identity, {**reason, **wait})]
+    return [ChatStreamEvent("error", reason), _last(Failed, identity, {**reason, **wait})]
 
 
 def kind_of(error: BaseException | None) -> type[ChatTurnError]:
@@ -152,5 +153,5 @@ def unlogged(events: Sequence[ChatStreamEvent], attempt: int) -> str:
     return "".join(encode_line(event, None, attempt) for event in events)
 
 
-def _last(how: str, identity: ChatTurnIdentity, members: dict[str, Any]) -> ChatStreamEvent:
-    return ChatStreamEvent(f"session.run.{how}", {"sessionId": identity.session_id, **members})
+def _last(end: type[End], identity: ChatTurnIdentity, members: dict[str, Any]) -> ChatStreamEvent:
+    return ChatStreamEvent(ENDS[end].line, {"sessionId": identity.session_id, **members})
