@@ -13,7 +13,7 @@ from chatturn.durable.local_stores import FileSystemDurableRunStore
 from chatturn.errors import StoreUnavailable
 from chatturn.events import reasoning_delta, text_delta
 from tests.chaos import rig
-from tests.support.isolates import TURN, Isolate
+from tests.support.isolates import TURN, Isolate, Reader
 from tests.support.turns import Product, Recorded, open_sqlite
 from tests.support.whole_turns import WORDS, wrap
 
@@ -119,7 +119,7 @@ async def test_a_follower_that_takes_over_stays_within_one_invocation(database: 
     assert wrapped.statements <= 1_000
 
 
-async def test_a_finished_log_costs_a_query_per_megabyte(database: SqliteDatabase) -> None:
+async def test_a_finished_log_costs_a_query_per_page(database: SqliteDatabase) -> None:
     """As the manual's table of queries says."""
     isolate = Isolate(database, Product(*[step for n in range(200) for step in (text_delta(f"{n} "), 0.1)]))
     await (await isolate.post()).lines()
@@ -127,6 +127,40 @@ async def test_a_finished_log_costs_a_query_per_megabyte(database: SqliteDatabas
     await (await isolate.follow()).lines()
 
     assert 1 == wrapped.batches  # 20 kB
+
+
+class Stalled(Reader):
+    """Takes nothing until it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.takes = asyncio.Event()
+        self.writes: list[int] = []
+
+    def write(self, text: str) -> None:
+        self.writes.append(len(text))
+        super().write(text)
+
+    async def drain(self) -> None:
+        await self.takes.wait()
+
+
+async def test_a_reader_that_takes_nothing_costs_one_page(database: SqliteDatabase) -> None:
+    """Of a log of two megabytes it has 256 kB at a time, and nothing more is read for it before it goes on."""
+    script = [step for _ in range(20) for step in ([reasoning_delta("x" * 900)] * 100, 0.3)]
+    isolate = Isolate(database, Product(*script, text_delta("end")))
+    whole = await (await isolate.post()).lines()
+    wrapped, reader = wrap(isolate), Stalled()
+    reply = await isolate.ask("GET", f"{TURN}/stream", reader=reader)
+    await asyncio.sleep(20)
+    read_meanwhile = wrapped.batches
+    reader.takes.set()
+    lines = await reply.lines()
+
+    assert 1 == read_meanwhile
+    assert len(reader.text) > 1_500_000
+    assert max(reader.writes) < 400_000  # a page, and the row that goes beyond it
+    assert [line.get("seq") for line in whole] == [line.get("seq") for line in lines]
 
 
 async def test_a_log_that_broke_off_is_not_cached_for_ever(database: SqliteDatabase) -> None:

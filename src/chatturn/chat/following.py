@@ -17,7 +17,7 @@ Any number may follow a turn.  What each is shown is the same log, in its order,
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from chatturn.chat.deployment import Deployment
@@ -79,6 +79,7 @@ class FollowedTurn:
     _began: float = 0.0
     _looked_at: float = 0.0
     _done: bool = False
+    _came_with_all: bool = False
 
     @property
     def finished(self) -> bool:
@@ -101,6 +102,7 @@ class FollowedTurn:
         if not self.page.over:
             reader.start_pings()
         self._began = self._looked_at = asyncio.get_running_loop().time()
+        self._came_with_all = self.nothing_left
         taken: ChatTurn | None = None
         try:
             taken = await self._follow(reader, sink)
@@ -126,9 +128,11 @@ class FollowedTurn:
         while page is not None and not sink.closed:
             if page.text:
                 reader.send(page.text, ())
-            self._last = page.last
+            self._last, more = page.last, page.more
+            # What was sent is dropped: a reader that takes nothing for a while must not hold a page here as well.
+            self.page = page = replace(page, text="")
             await reader.drain()
-            if not page.more:
+            if not more:
                 if page.over:
                     await self._say_end(reader, page)
                     return None
@@ -238,7 +242,7 @@ class FollowedTurn:
         It is numbered behind all that the worker may have said, so that a reader who comes back with it has all.  A
         reader who has seen all already is told the end again, without a number: else it could not tell that it has.
         """
-        if page.closed and not self.nothing_left:
+        if page.closed and not self._came_with_all:
             return
         if page.status is RunStatus.FAILED:
             words = failure_words(self.identity, error_class(page.outcome))

@@ -49,7 +49,7 @@ _LAST_CURSOR: Final = 2**53 - 2
 
 _PAGE_SEGMENTS: Final = 1_000
 _RECALLED_SEGMENTS: Final = 16
-_PAGE_CHARACTERS: Final = 1_000_000
+_PAGE_CHARACTERS: Final = 256_000
 """Of a page, unless its first segment alone is longer; what one reader has in memory at a time."""
 
 _LINE_CHARACTERS: Final = 120
