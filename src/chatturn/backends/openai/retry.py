@@ -19,6 +19,7 @@ from chatturn.backends.openai.failures import PASSING_STATUSES
 __all__ = ["NO_HINT", "BackendRetryPolicy", "RetryHint"]
 
 _DECIMAL: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
+_MOMENT: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,12})?")
 _SPAN: Final = re.compile(
     r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?)"
 )
@@ -107,7 +108,7 @@ def _reset_ms(headers: Mapping[str, str], now: Callable[[], float]) -> int | Non
 
 
 def _until_ms(value: str, now: Callable[[], float]) -> int | None:
-    if _DECIMAL.fullmatch(value):
+    if _MOMENT.fullmatch(value):
         number = float(value)
         if number < _EPOCH_S:
             return math.ceil(number * 1000)

@@ -20,6 +20,8 @@ from chatturn.errors import (
     BackendTimeout,
     BackendTransportError,
     ConfigurationError,
+    ContextOverflow,
+    QuotaExhausted,
 )
 from chatturn.events import ChatStreamEvent, EventBatch, TextAssembly, events_of, text_delta, usage_event
 from chatturn.telemetry.spans import SpanRecorder
@@ -573,3 +575,109 @@ async def test_o8_tool_calls_are_not_dropped() -> None:
 
     assert call == ChatStreamEvent("tool.call", {"toolCallId": "c1", "toolName": "find", "args": {"q": "x"}})
     assert usage.type == "usage"
+
+
+# What is refused, and what can be said otherwise
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_on_the_same_host_is_followed(status: int) -> None:
+    """With the same body and headers, whatever the method would become by HTTP's rules."""
+    headers = {"location": "/v2/chat/completions"}
+    transport = ScriptedTransport([Reply(status=status, headers=headers), OK])
+    assert await text_of(backend(transport)) == "Hello"
+    first, second = (exchange.request for exchange in transport.exchanges)
+
+    assert second.url == "https://api.example/v2/chat/completions"
+    assert (first.body, first.headers) == (second.body, second.headers)
+
+
+@pytest.mark.parametrize(
+    "location", ["https://elsewhere.example/v1", "http://api.example/v1", "https://user@api.example/v1", ""]
+)
+async def test_a_redirect_to_another_host_is_told(location: str) -> None:
+    """A key is not handed to strangers, nor over an open line; the log has the address."""
+    transport = ScriptedTransport([Reply(status=307, headers={"location": location})])
+    error = await failure_of(backend(transport))
+
+    assert isinstance(error, BackendRejected)
+    assert location in error.detail
+
+
+async def test_a_redirect_in_a_circle_ends() -> None:
+    """After three."""
+    replies = [Reply(status=307, headers={"location": f"/{at}"}) for at in range(9)]
+    transport = ScriptedTransport(replies)
+
+    assert isinstance(await failure_of(backend(transport)), BackendRejected)
+    assert len(transport.exchanges) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "expected"),
+    [
+        ("Argument not supported: stream_options", {}, {"stream_options": None}),
+        (
+            "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+            {"max_tokens": 5},
+            {"max_tokens": None, "max_completion_tokens": 5},
+        ),
+    ],
+)
+async def test_what_an_api_wants_otherwise_is_learnt(words: str, options: Any, expected: dict[str, Any]) -> None:
+    """At its first refusal, which is no try; later calls say it so at once."""
+    transport = ScriptedTransport([Reply(status=400, body=[words.encode()]), OK, OK])
+    answering = backend(transport, retry=BackendRetryPolicy(max_attempts=1))
+    for _ in range(2):
+        await batches(answering, AgentBackendInput(messages=[], options=options))
+    bodies = [json.loads(exchange.request.body) for exchange in transport.exchanges]
+
+    assert [expected, expected] == [{name: body.get(name) for name in expected} for body in bodies[1:]]
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (Reply(status=402), QuotaExhausted),
+        (Reply(status=429, body=[b'{"error":{"code":"insufficient_quota"}}']), QuotaExhausted),
+        (Reply(status=403, body=[b"Your credit balance is too low"]), QuotaExhausted),
+        (Reply(status=400, body=[b'{"error":{"code":"context_length_exceeded"}}']), ContextOverflow),
+        (Reply(status=413, body=[b"prompt is too long: 9 tokens > 8 maximum"]), ContextOverflow),
+        (Reply(status=400, body=[b"Input token count (9) exceeds the maximum number of tokens allowed (8)"]), ContextOverflow),
+        (Reply(status=401, body=[b"no key"]), BackendRejected),
+    ],
+)  # fmt: skip
+async def test_what_no_try_can_better_is_told_apart(reply: Reply, error: type[BackendError]) -> None:
+    """At the first answer."""
+    transport = ScriptedTransport([reply])
+    failure = await failure_of(backend(transport))
+
+    assert (type(failure), failure.retryable, len(transport.exchanges)) == (error, False, 1)
+
+
+async def test_a_quota_that_comes_back_is_waited_for() -> None:
+    """Gemini says so of the quota of a minute, in the words that others use of an empty account."""
+    words = b"You exceeded your current quota, please check your plan and billing details. Please retry in 7s."
+    transport = ScriptedTransport([Reply(status=429, body=[words]), OK])
+
+    assert await text_of(backend(transport)) == "Hello"
+    assert waits(transport) == [7]
+
+
+async def test_what_an_api_wants_back_goes_to_nobody_else() -> None:
+    """Neither to another provider, nor as a member that no API knows."""
+    kept = {"provider": "openai", "message": {"reasoning_content": "hm"}, "calls": [{"extra_content": {"sig": "s"}}]}
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    said = {"role": "assistant", "content": None, "tool_calls": [call], "kept": kept}
+    transport = ScriptedTransport([OK, OK])
+    for provider in ("openai", "other"):
+        await batches(backend(transport, provider=provider), AgentBackendInput(messages=[said]))
+    own, other = (json.loads(exchange.request.body)["messages"][0] for exchange in transport.exchanges)
+
+    assert own == {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "hm",
+        "tool_calls": [{**call, "extra_content": {"sig": "s"}}],
+    }
+    assert other == {"role": "assistant", "content": "", "tool_calls": [call]}

@@ -152,3 +152,40 @@ def test_a_wrong_policy_is_refused_by_the_fields_name(field: str, value: Any) ->
     """A value out of its range fails at construction, and the message says which."""
     with pytest.raises(ValueError, match=f"^{field} "):
         BackendRetryPolicy(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected_ms"),
+    [
+        ({"retry_after": "7m12s"}, 432_000),
+        ({"retry_after": "1.5 seconds"}, 1_500),
+        ({"x_ratelimit_remaining_requests": "0", "x_ratelimit_reset_requests": "6m0s"}, 360_000),
+        ({"x_ratelimit_remaining_tokens": "0", "x_ratelimit_reset_tokens": "120ms"}, 120),
+        ({"x_ratelimit_remaining_requests": "5", "x_ratelimit_reset_requests": "6m0s"}, None),
+        ({"x_ratelimit_remaining": "0", "x_ratelimit_reset": str(int(NOW) + 9)}, 9_000),
+        ({"x_ratelimit_remaining": "0", "x_ratelimit_reset": str(int(NOW) * 1000 + 9)}, 9),
+        ({"ratelimit_remaining": "0", "ratelimit_reset": "30"}, 30_000),
+        ({"anthropic_ratelimit_tokens_remaining": "0", "anthropic_ratelimit_tokens_reset": "2023-11-14T22:13:25Z"}, 5_000),
+        ({"x_ratelimit_remaining": "0", "x_ratelimit_reset": "soon"}, None),
+        ({"retry_after": "2", "x_ratelimit_remaining": "0", "x_ratelimit_reset": "9"}, 2_000),
+    ],
+)  # fmt: skip
+def test_vendors_say_when_a_limit_is_reset(headers: dict[str, str], expected_ms: int | None) -> None:
+    """In spans, seconds, dates and moments; only of a limit that is used up, and after what HTTP says itself."""
+    assert expected_ms == hint(**headers).after_ms
+
+
+@pytest.mark.parametrize(
+    ("words", "expected_ms"),
+    [
+        ("Rate limit reached. Please try again in 7m12s. Visit …", 432_000),
+        ("Please retry in 36.9s.", 36_900),
+        ('{"details":[{"@type":"RetryInfo","retryDelay":"36s"}]}', 36_000),
+        ("try again later", None),
+        ("retry in " + "9" * 400, None),
+    ],
+)
+def test_a_body_says_when_to_come_again(words: str, expected_ms: int | None) -> None:
+    """Where the headers do not."""
+    assert expected_ms == NO_HINT.with_words(words).after_ms
+    assert 5 == RetryHint(after_ms=5).with_words(words).after_ms
