@@ -11,7 +11,7 @@ STAMPS := $(VENV)/stamps
 READY := $(STAMPS)/python $(STAMPS)/worker $(STAMPS)/node
 
 .DELETE_ON_ERROR:
-.PHONY: help setup .installed run demo token chaos api test models docs reset schema lint format types bench clients chromium deploy deploy-check clean FORCE
+.PHONY: help setup .installed run demo token chaos rolling api test models docs reset schema lint format types bench clients chromium deploy deploy-check clean FORCE
 
 help:
 	@echo "make run           start the Worker at http://localhost:$(PORT) (PORT=, PRODUCT=legal)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test          run every test, those inside workerd too (ARGS='-k name')"
 	@echo "make models        play recorded answers of model APIs to a Worker, and tell what came of them (ARGS=name)"
 	@echo "make chaos         kill 5,000 workers in the middle of turns, and add up (ARGS='--kills 200')"
+	@echo "make rolling       let an earlier version's code serve the same database, under kills (ARGS='--kills 200')"
 	@echo "make api           try the Worker by what /openapi.json says of it (ARGS='--phases fuzzing')"
 	@echo "make docs          build the manual into site/, strictly: a link that leads nowhere is an error"
 	@echo "make clients       try OpenAI's and the AI SDK's own clients, and a browser, with kills and cuts"
@@ -49,6 +50,9 @@ demo: setup
 
 chaos: setup
 	@PYTHONPATH=src $(BIN)/python -m tests.chaos $(ARGS)
+
+rolling: setup
+	@PYTHONPATH=src $(BIN)/python -m tests.rolling $(ARGS)
 
 models: setup
 	@PYTHONPATH=src $(BIN)/python -m tests.models $(ARGS)

@@ -12,13 +12,12 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from chatturn.durable.local_stores import FileSystemDurableRunStore
 from tests.chaos import worker
@@ -96,30 +95,59 @@ class Report:
         return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value:,} |" for name, value in rows)])
 
 
-def run(folder: Path, *, kills: int, seed: int, progress: Callable[[int], None] = lambda _done: None) -> Report:
-    """Kill so many processes, then let the turns be finished, and add up."""
+class Process(Protocol):
+    """A worker's process, of this version or of another."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its id."""
+
+    def join(self, timeout: float, /) -> None:
+        """Wait for its end."""
+
+
+StartOther = Callable[[int, str, tuple[int, int]], Process | None]
+"""Starts the n-th worker, which serves these turns by way of the model at that address; None for one of our own."""
+
+
+def run(
+    folder: Path,
+    *,
+    kills: int,
+    seed: int,
+    progress: Callable[[int], None] = lambda _done: None,
+    settings: Mapping[str, str] | None = None,
+    start_other: StartOther = lambda _number, _upstream, _turns: None,
+) -> Report:
+    """
+    Kill so many processes, then let the turns be finished, and add up.
+
+    Args:
+        folder: Where the database and the counters are.
+        kills: How many processes.
+        seed: Of chance.
+        progress: Is told how many were killed so far.
+        settings: Of our own workers, in place of the rig's.
+        start_other: Starts workers that are not our own.
+    """
     chance, began = random.Random(seed), time.monotonic()
     report = Report(turns=kills // 2 + _SPAN)
     store = FileSystemDurableRunStore(folder / "db.sqlite3")
     store.sqlite.close()
     with Upstream() as upstream:
         texts = _script(upstream, report.turns, chance)
-        running: list[BaseProcess] = []
+        running: list[Process] = []
         for number in range(kills):
             turns = (number // 2, number // 2 + _SPAN)
-            serving, says_so = CONTEXT.Pipe(duplex=False)
-            running.append(start(worker.work, folder, upstream.url, seed + number, turns, says_so))
-            says_so.close()
-            assert serving.poll(_PATIENCE_S), "a worker does not start"
-            serving.recv_bytes()
-            serving.close()
+            other = start_other(number, upstream.url, turns)
+            running.append(other or _start(folder, upstream.url, seed + number, turns, settings))
             time.sleep(chance.uniform(0.01, 0.12))
             if len(running) == 2:
                 _end(running.pop(0), chance, report)
             progress(number + 1)
         for child in running:
             _end(child, chance, report)
-        last = start(worker.finish, folder, upstream.url, report.turns)
+        last = start(worker.finish, folder, upstream.url, report.turns, settings)
         last.join(120 + report.turns)
         if last.exitcode != 0:
             last.kill()
@@ -130,6 +158,18 @@ def run(folder: Path, *, kills: int, seed: int, progress: Callable[[int], None] 
         report.faults[f"database, {kind}"] = path.stat().st_size if path.exists() else 0
     report.seconds = time.monotonic() - began
     return report
+
+
+def _start(
+    folder: Path, upstream: str, seed: int, turns: tuple[int, int], settings: Mapping[str, str] | None
+) -> Process:
+    serving, says_so = CONTEXT.Pipe(duplex=False)
+    child = start(worker.work, folder, upstream, seed, turns, says_so, settings)
+    says_so.close()
+    assert serving.poll(_PATIENCE_S), "a worker does not start"
+    serving.recv_bytes()
+    serving.close()
+    return child
 
 
 def _script(upstream: Upstream, turns: int, chance: random.Random) -> dict[int, str]:
@@ -145,7 +185,7 @@ def _script(upstream: Upstream, turns: int, chance: random.Random) -> dict[int, 
     return texts
 
 
-def _end(child: BaseProcess, chance: random.Random, report: Report) -> None:
+def _end(child: Process, chance: random.Random, report: Report) -> None:
     assert child.pid is not None
     if chance.random() < _STOPPED:
         os.kill(child.pid, signal.SIGSTOP)

@@ -24,6 +24,7 @@ from chatturn.errors import (
     BackendRejected,
     DurableRunInputMismatchError,
     DurableRunLeaseHeldError,
+    StoreUnavailable,
     error_classes,
 )
 from chatturn.events import ChatStreamEvent, EventBatch, reasoning_delta, text_delta, tool_call, usage_event
@@ -293,6 +294,15 @@ async def test_c2_a_receiver_that_hangs_holds_up_neither_other_calls_nor_lost_tu
 
     assert {"1", "2"} == set(moments)
     assert max(moments.values()) - began < 1
+
+
+async def test_c2_a_sweep_without_a_database_says_so(database: FaultyDatabase) -> None:
+    """By the error that everybody handles, and not by a group of them."""
+    desk = Desk(database, Recorded())
+    await desk.run()
+    database.down = True
+    with pytest.raises(StoreUnavailable):
+        await Outbox(database=database, hooks=desk.hooks, log=lambda *_: None).sweep()
 
 
 async def test_c2_hooks_run_in_order_before_the_completed_line(database: FaultyDatabase) -> None:

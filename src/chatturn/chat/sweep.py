@@ -44,7 +44,10 @@ class Sweep:
         outbox = Outbox(database=deployment.database, hooks=deployment.hooks, log=deployment.log)
         # Turns first, and no hook holds them up: somebody may be waiting for an answer.
         waiting = [*await self._due(), *await self._orphans()]
-        resumed, called = await asyncio.gather(self._resume(waiting), outbox.sweep())
+        ended = await asyncio.gather(self._resume(waiting), outbox.sweep(), return_exceptions=True)
+        for each in ended:  # once both are over: what goes on behind a failure would be cut off
+            if isinstance(each, BaseException):
+                raise each
         if settings.compact_logs == "on":
             await compact_logs(deployment.database)
         if settings.retention_days:
@@ -52,7 +55,7 @@ class Sweep:
             await deployment.store.delete_finished_runs(older_than_ms=age_ms)
         if settings.usage_retention_days:
             await deployment.database.batch([delete_usage(settings.usage_retention_days)])
-        return called + resumed
+        return sum(each for each in ended if isinstance(each, int))
 
     async def _due(self) -> list[str]:
         """Return suspended turns whose event or moment has come."""

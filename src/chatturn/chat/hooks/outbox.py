@@ -187,8 +187,11 @@ class Outbox:
                     self.log("outbox.unmarked", {"run_id": run_id, "hook": hook, "error": error})
             at_work -= 1
 
-        async with asyncio.TaskGroup() as workers:
-            workers.create_task(work())
+        try:
+            async with asyncio.TaskGroup() as workers:
+                workers.create_task(work())
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group
         return succeeded
 
     async def _retry(self, run_id: str, hook: str) -> bool:
