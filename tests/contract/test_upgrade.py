@@ -12,7 +12,7 @@ from chatturn.database.schema import DURABLE_SCHEMA_VERSION
 from chatturn.durable.records import Claim, RunStatus, StepStatus
 from chatturn.durable.sql_store import SqlRunStore
 from chatturn.durable.store import Begin, Settlement
-from chatturn.errors import DurableRunLeaseHeldError, LeaseLost, StoreUnavailable
+from chatturn.errors import DurableRunInputMismatchError, DurableRunLeaseHeldError, LeaseLost, StoreUnavailable
 from tests.support.agent_runtime_database import (
     ANSWER,
     COMPLETED,
@@ -356,7 +356,22 @@ async def test_an_answer_that_their_worker_did_not_live_to_end_is_kept(
     assert [{"finalText": ANSWER}] == [step.result for step in claimed.completed_steps]
 
 
-@pytest.mark.parametrize("turn_index", [COMPLETED, FAILED, LIVE])
+async def test_another_message_to_a_finished_turn_of_theirs_is_refused(store: SqlRunStore, clock: Clock) -> None:
+    """As to one of ours; and one that supersedes it is a run of ours beside theirs, which stays."""
+    legacy = await migrated(store, clock)
+    theirs = await legacy.load_run(legacy_id(COMPLETED))
+    other = manifest_of(COMPLETED, "something else")
+    with pytest.raises(DurableRunInputMismatchError):
+        await claim_turn(legacy, COMPLETED, manifest=other)
+    refused = await legacy.load_run(turn_run_id(identity_of(COMPLETED)))
+    claimed = await claim_turn(legacy, COMPLETED, manifest=other, supersede=True)
+
+    assert refused is None
+    assert claimed.lease is not None
+    assert theirs == await legacy.load_run(legacy_id(COMPLETED))
+
+
+@pytest.mark.parametrize("turn_index", [FAILED, LIVE])
 async def test_another_turn_under_their_id_is_not_this_one(store: SqlRunStore, clock: Clock, turn_index: int) -> None:
     """Another message, or another product: a new run, and theirs stays."""
     legacy = await migrated(store, clock)

@@ -70,8 +70,13 @@ async def test_the_checklist_holds_on_a_database_that_it_filled(path: Path) -> N
         unended = await (await ask(isolate, UNENDED)).lines()
         assert ANSWER in repr(unended)
 
-        another = await (await ask(isolate, COMPLETED, "another message")).lines()
-        assert [False, "session.run.completed"] == [another[-1]["data"]["replayed"], another[-1]["type"]]
+        assert 422 == (await ask(isolate, COMPLETED, "another message")).status
+        cancelled = await isolate.ask("POST", f"/v1/sessions/thread-1/turns/{COMPLETED}/cancel")
+        assert (200, "completed", False) == (
+            cancelled.status,
+            cancelled.body["status"],
+            cancelled.body["cancelRequested"],
+        )
         [left] = await rows_of(database, "durable_runs")
         assert {legacy_id(COMPLETED), legacy_id(LIVE)} <= {row["run_id"] for row in left}
         assert {legacy_id(FAILED), legacy_id(INTERRUPTED)}.isdisjoint({row["run_id"] for row in left})

@@ -115,8 +115,7 @@ class DurableChatService:
         """Return the turn's run, or None if this tenant has none there."""
         if not await self._may_see_turn(identity):
             return None
-        legacy = legacy_run_id(identity) if self.deployment.settings.legacy_run_ids == "on" else None
-        run_id = turn_run_id(identity)
+        run_id, legacy = turn_run_id(identity), self._legacy_run_id(identity)
         found, usage = await self.deployment.database.batch(
             [chat_sql.read_turn(run_id, legacy), read_usage_of_turn(run_id)]
         )
@@ -185,15 +184,18 @@ class DurableChatService:
         """
         if not await self._may_see_turn(identity):
             return None
-        run_id = turn_run_id(identity)
+        run_id, legacy = turn_run_id(identity), self._legacy_run_id(identity)
         requested, _, state = await self.deployment.database.batch(
-            [request_cancel(run_id), chat_sql.wake_cancelled(run_id), chat_sql.read_turn(run_id)]
+            [request_cancel(run_id), chat_sql.wake_cancelled(run_id), chat_sql.read_turn(run_id, legacy)]
         )
         if not state.rows:
             return None
         if requested.rows and (log := self.deployment.live.get(run_id)) is not None:
             log.cancel_requested = True
         return Cancellation(requested=bool(requested.rows), turn=_view(state.rows[0]))
+
+    def _legacy_run_id(self, identity: ChatTurnIdentity) -> str | None:
+        return legacy_run_id(identity) if self.deployment.settings.legacy_run_ids == "on" else None
 
     async def reopen(self, run_id: str) -> ChatTurn | ReplayedTurn | FailedTurn:
         """

@@ -106,7 +106,12 @@ class SqlRunStore:
         guarded = [
             *(_supersede(run_id, digest) if supersede else []),
             *([] if legacy_run_id is None else legacy.adoption(run_id, digest, legacy_run_id)),
-            _or_legacy(sql.CLAIM_RUN, legacy.CLAIM_RUN_UNLESS_LEGACY, claim, legacy_run_id),
+            _or_legacy(
+                sql.CLAIM_RUN,
+                legacy.CLAIM_RUN_UNLESS_SAME_LEGACY if supersede else legacy.CLAIM_RUN_UNLESS_LEGACY,
+                claim,
+                legacy_run_id,
+            ),
         ]
         writes = [
             *(_guarded(each, guards) for each in guarded),

@@ -19,7 +19,14 @@ from typing import Final
 from chatturn.database.api import NOW, Statement
 from chatturn.durable.sql.runs import CLAIM_RUN, CLAIM_WHERE, GUARDED, LOAD_RUN, LOAD_STEPS, MOMENT
 
-__all__ = ["CLAIM_RUN_UNLESS_LEGACY", "LOAD_RUN_OR_LEGACY", "LOAD_STEPS_OR_LEGACY", "adoption", "either"]
+__all__ = [
+    "CLAIM_RUN_UNLESS_LEGACY",
+    "CLAIM_RUN_UNLESS_SAME_LEGACY",
+    "LOAD_RUN_OR_LEGACY",
+    "LOAD_STEPS_OR_LEGACY",
+    "adoption",
+    "either",
+]
 
 _HAS_RUN: Final = "EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1)"
 
@@ -38,9 +45,16 @@ _RENAME: Final = tuple(
 
 CLAIM_RUN_UNLESS_LEGACY: Final = CLAIM_RUN.replace(
     CLAIM_WHERE,
-    f"WHERE {GUARDED} AND ({_HAS_RUN} OR NOT EXISTS (\n"
-    "  SELECT 1 FROM durable_runs WHERE run_id = ?10 AND manifest_hash = ?3))",
+    f"WHERE {_HAS_RUN} OR NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?10 AND (manifest_hash = ?3"
+    " OR (status = 'completed' AND project_id = ?4)))",
 )
+"""Where theirs of the same project is completed with another manifest it is refused, as a run of ours is."""
+
+CLAIM_RUN_UNLESS_SAME_LEGACY: Final = CLAIM_RUN.replace(
+    CLAIM_WHERE,
+    f"WHERE {_HAS_RUN} OR NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?10 AND manifest_hash = ?3)",
+)
+"""Of a claim that supersedes: where theirs has another manifest, ours takes its place, and theirs stays as it is."""
 
 
 def either(placeholder: str) -> str:
