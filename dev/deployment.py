@@ -33,6 +33,8 @@ _UNAPPLIED: Final = re.compile(r"\b\d{4}_\w+\.sql\b")
 _NOT_THERE_YET: Final = "does not exist"
 """Of a Worker that was never uploaded; its first secret makes it."""
 _ANSWER_SECONDS: Final = 120
+_LINES: Final = 3
+"""Of what wrangler says when it cannot answer: the error; below it is general advice."""
 
 
 @dataclass(frozen=True)
@@ -243,5 +245,6 @@ def _ask(target: Target, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _unanswered(what: str, finished: subprocess.CompletedProcess[str]) -> Problem:
-    said = "\n".join(filter(None, (finished.stdout, finished.stderr))).strip()
+    lines = f"{finished.stdout or ''}\n{finished.stderr or ''}".splitlines()
+    said = "\n".join([line for line in lines if line.strip()][:_LINES])
     return Problem(f"wrangler does not say {what}:\n{said}", "wrangler login, or set CLOUDFLARE_API_TOKEN")

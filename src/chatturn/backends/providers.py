@@ -206,9 +206,9 @@ class _Place:
         return rest
 
     def end(self) -> None:
-        """Refuse what nobody has taken."""
-        for name in self._members:
-            raise self.error(name[:40], "is not known")
+        """Refuse what nobody has taken, without its name: it may be a key that was put into the wrong place."""
+        if self._members:
+            raise ConfigurationError(self.path, "has a member that is not known")
 
     def error(self, name: str, words: str) -> ConfigurationError:
         """Make the error about a member."""
