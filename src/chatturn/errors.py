@@ -23,6 +23,8 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
   x DurableRunError                      the run is not this caller's to continue
     + DurableRunLeaseHeldError             409 turn_in_flight (r)
     + DurableRunInputMismatchError         422 input_mismatch
+    + VersionConflict                      409 version_conflict
+    + SessionBusy                          409 session_busy (r)
     + DurableRunDivergenceError            409 step_divergence
       - StepInputMismatch                    409 step_input_mismatch
     + DurableAwaitEventTimeoutError        408 await_event_timeout
@@ -98,6 +100,7 @@ __all__ = [
     "RunNotFound",
     "RuntimeRunStateError",
     "SchemaOutdated",
+    "SessionBusy",
     "SessionMismatchError",
     "StepFailed",
     "StepInputMismatch",
@@ -111,6 +114,7 @@ __all__ = [
     "UnsupportedMediaType",
     "UnsupportedParameter",
     "ValidationError",
+    "VersionConflict",
     "error_class",
     "error_classes",
 ]
@@ -551,6 +555,21 @@ class DurableRunInputMismatchError(DurableRunError):
     code = "input_mismatch"
     status = 422
     public = "This turn was started with another message or model. Use the next turn index for a new message."
+
+
+class VersionConflict(DurableRunError):
+    """Another version of the turn counts than the request says, or one that was named does not exist."""
+
+    code = "version_conflict"
+    public = "This turn has changed meanwhile. Read it, and send the request with the version that counts."
+
+
+class SessionBusy(DurableRunError):
+    """A turn of the session is being answered."""
+
+    code = "session_busy"
+    retryable = True
+    public = "The session is being answered at the moment. Wait until it is done, then send the same request again."
 
 
 class DurableRunDivergenceError(DurableRunError):

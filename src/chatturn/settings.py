@@ -74,7 +74,7 @@ class Settings:
     turn_attempts: int = _setting(10, "attempts in which a turn comes no further, until it fails for good", least=1)
     threads: Switch = _setting(
         "off",
-        "`on`: keys of a new run are no other run's; once no earlier version serves the database",
+        "`on`: turns have versions, and new runs keys of their own; once no earlier version serves the database",
         choices=get_args(Switch),
     )
     log_every_ms: int = _setting(250, "how often a turn's lines are stored, at first; 0: only with its end", least=0)

@@ -15,6 +15,8 @@ __all__ = [
     "turn_manifest",
     "turn_of_run",
     "turn_run_id",
+    "version_of_run",
+    "version_run_ids",
 ]
 
 
@@ -28,21 +30,30 @@ class ChatTurnIdentity:
         session_id: The thread.
         user_id: Who sent the message; not part of the turn's identity.
         turn_index: 0-based position in the thread.
+        version: Which version of the turn, from 1.
     """
 
     tenant_id: str
     session_id: str
     user_id: str
     turn_index: int
+    version: int = 1
 
 
 def turn_run_id(identity: ChatTurnIdentity) -> str:
     """
-    Return the id of the turn's run: ``chat:<tenant>:<session>:<turn_index>``.
+    Return the id of the turn's run: ``chat:<tenant>:<session>:<turn_index>``, of a later version with ``~n`` behind it.
 
     Each part is percent-encoded, so no choice of names makes two turns share an id.
     """
-    return f"{_session(identity.tenant_id, identity.session_id)}:{identity.turn_index}"
+    first = f"{_session(identity.tenant_id, identity.session_id)}:{identity.turn_index}"
+    return first if identity.version == 1 else f"{first}~{identity.version}"
+
+
+def version_run_ids(identity: ChatTurnIdentity) -> tuple[str, str, str]:
+    """Return the run of the turn's first version, and two texts between which the ids of the others are."""
+    first = f"{_session(identity.tenant_id, identity.session_id)}:{identity.turn_index}"
+    return first, f"{first}~", f"{first}~:"  # the character after the digits
 
 
 def session_run_ids(tenant_id: str, session_id: str) -> tuple[str, str]:
@@ -62,9 +73,16 @@ def turn_of_run(run_id: str) -> tuple[str, int] | None:
     """Return the session and the index of a turn's run; None for a run that is no turn of ours."""
     kind, _, name = run_id.partition(":")
     parts = name.split(":")
-    if kind != "chat" or len(parts) != 3 or not parts[2].isdecimal():  # noqa: PLR2004 - tenant, session, index
+    index = parts[-1].partition("~")[0]
+    if kind != "chat" or len(parts) != 3 or not index.isdecimal():  # noqa: PLR2004 - tenant, session, index
         return None
-    return unquote(parts[1]), int(parts[2])
+    return unquote(parts[1]), int(index)
+
+
+def version_of_run(run_id: str) -> int:
+    """Return which version of its turn a run is."""
+    version = run_id.rpartition(":")[2].partition("~")[2]
+    return int(version) if version.isdecimal() else 1
 
 
 def _session(tenant_id: str, session_id: str) -> str:

@@ -9,6 +9,7 @@ from chatturn.chat.deployment import Deployment
 from chatturn.chat.identity import ChatTurnIdentity, turn_manifest, turn_run_id
 from chatturn.chat.listeners import TurnTracing
 from chatturn.chat.usage.totals import Sums
+from chatturn.chat.versions import Choice, Replace
 from chatturn.durable.records import DurableRunManifest, RunOutcome
 
 __all__ = ["CANCELLED", "Cancellation", "TurnInput", "TurnRequest", "TurnView"]
@@ -27,6 +28,7 @@ class TurnRequest:
         parameters: How the model is to answer; see `chatturn.backends.parameters`.
         supersede: Start the turn anew if it was started with another message or model.
         follow: Show what is being answered already, instead of refusing.
+        replace: The version that it takes the place of; None for none.
     """
 
     message: str
@@ -36,6 +38,7 @@ class TurnRequest:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     supersede: bool = False
     follow: bool = False
+    replace: Replace | None = None
 
 
 CANCELLED: Final = "cancelled"
@@ -49,6 +52,7 @@ class TurnView:
 
     Attributes:
         finish_reason: Why its answer ended; None where it has none, or nobody said.
+        version: Which version of the turn it is, from 1.
         usage: What it consumed, where that was asked for.
     """
 
@@ -61,6 +65,7 @@ class TurnView:
     model: str | None
     outcome: RunOutcome | None
     finish_reason: str | None = None
+    version: int = 1
     usage: Sums | None = None
 
 
@@ -89,6 +94,7 @@ class TurnInput:
         request: What the user says.
         tracing: The turn's telemetry; None: nobody listens.
         asked_again: Whether it is the deployment that asks, with what was asked before; it may go on with any turn.
+        choice: Which version of the turn it is about, where that was looked up.
     """
 
     deployment: Deployment
@@ -96,6 +102,7 @@ class TurnInput:
     request: TurnRequest
     tracing: TurnTracing | None = None
     asked_again: bool = False
+    choice: Choice | None = None
 
     @property
     def run_id(self) -> str:

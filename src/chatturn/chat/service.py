@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
@@ -28,6 +29,14 @@ from chatturn.chat.turn.tracing import attributes_of_turn
 from chatturn.chat.turn.turn import ChatTurn, open_turn
 from chatturn.chat.usage.sql import read_usage_of_turn
 from chatturn.chat.usage.totals import UsagePage, UsageQuery, list_usage, sums_of
+from chatturn.chat.version_sql import (
+    OtherVersion,
+    activate,
+    read_shown_version,
+    read_version_state,
+    read_versions,
+)
+from chatturn.chat.versions import Choice, version_for
 from chatturn.database.api import Row
 from chatturn.database.migration import missing_parts
 from chatturn.durable.records import EventRecord, RunOutcome, RunStatus
@@ -37,14 +46,21 @@ from chatturn.errors import (
     DurableRunInputMismatchError,
     DurableRunLeaseHeldError,
     InvalidField,
+    NotFound,
     RunNotFound,
     SchemaOutdated,
+    SessionBusy,
     StoreError,
+    VersionConflict,
 )
+from chatturn.jsontext.canonical import manifest_hash
 from chatturn.jsontext.stored import json_text
 from chatturn.settings import names_in
 
 __all__ = ["DurableChatService"]
+
+_VERSION_TRIES: Final = 3
+"""Which version counts may change between the look and the claim."""
 
 _RESUME_PAUSES_S: Final = (0.0, 1.0, 3.0)
 """A turn that is just being suspended has a lease for a moment longer, and may have missed the event."""
@@ -72,7 +88,81 @@ class DurableChatService:
             InvalidField: It is a new turn whose model or parameters the deployment does not allow.
         """
         await self._check_wishes(identity, request)
-        return await open_turn(self._traced(identity, request, asked_again=False))
+        if self.deployment.settings.threads == "off":
+            if request.replace is not None:
+                raise InvalidField("this deployment has no versions: its THREADS is off", field="replace")
+            return await open_turn(self._traced(identity, request, asked_again=False))
+        return await self._open_version(identity, request)
+
+    async def _open_version(
+        self, identity: ChatTurnIdentity, request: TurnRequest
+    ) -> ChatTurn | ReplayedTurn | FailedTurn:
+        """Claim the version of the turn that the request is about; the only one without looking."""
+        if request.replace is None and not request.supersede:
+            with suppress(OtherVersion):
+                return await open_turn(self._traced(identity, request, asked_again=False))
+        for tries_left in reversed(range(_VERSION_TRIES)):
+            choice = await self._choose(identity, request)
+            about = replace(identity, version=choice.version)
+            asked = replace(request, supersede=request.supersede and choice.counts is None)
+            try:
+                return await open_turn(replace(self._traced(about, asked, asked_again=False), choice=choice))
+            except OtherVersion:
+                if not tries_left:
+                    raise VersionConflict("it changes all the time", run_id=turn_run_id(identity)) from None
+            except DurableRunInputMismatchError:
+                if not tries_left or not choice.is_new:
+                    raise
+            except DurableRunLeaseHeldError as error:
+                if error.same_input or not tries_left or not choice.is_new:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    async def _choose(self, identity: ChatTurnIdentity, request: TurnRequest) -> Choice:
+        if not await self._may_see_turn(identity):
+            raise NotFound("there is no such session")
+        asked = request.replace
+        digest = manifest_hash(TurnInput(deployment=self.deployment, identity=identity, request=request).manifest)
+        read = read_version_state(
+            identity, digest, None if asked is None else asked.version, None if asked is None else asked.kind
+        )
+        [state] = await self.deployment.database.batch([read])
+        run_id = turn_run_id(identity)
+        return version_for(state.rows[0], run_id, identity.turn_index, asked, supersede=request.supersede)
+
+    async def shown_version(self, identity: ChatTurnIdentity) -> ChatTurnIdentity:
+        """Return the version of a turn that is shown to who names none: the one that runs, else the one that counts."""
+        if self.deployment.settings.threads == "off":
+            return identity
+        [found] = await self.deployment.database.batch([read_shown_version(identity)])
+        return replace(identity, version=int(found.rows[0]["version"] or 1))
+
+    async def versions(self, identity: ChatTurnIdentity) -> Sequence[Row] | None:
+        """Return a turn's versions, the first first; None if this user has no such turn."""
+        if not await self._may_see_turn(identity):
+            return None
+        [found] = await self.deployment.database.batch([read_versions(identity)])
+        return found.rows or None
+
+    async def activate(self, identity: ChatTurnIdentity) -> None:
+        """
+        Let a version of a turn count; one that counts already stays.
+
+        Raises:
+            NotFound: This user has no such turn.
+            VersionConflict: There is no such version, or it has no answer.
+            SessionBusy: A turn of the session is being answered; nothing was changed.
+        """
+        if not await self._may_see_turn(identity):
+            raise NotFound("there is no such turn")
+        run_id = turn_run_id(identity)
+        *_, found = await self.deployment.database.batch(activate(identity, run_id))
+        came = found.rows[0]
+        if came["counts"]:
+            return
+        if not came["may_count"]:
+            raise VersionConflict("it has no answer", run_id=run_id)
+        raise SessionBusy("a turn of the session is being answered", run_id=run_id)
 
     async def _check_wishes(self, identity: ChatTurnIdentity, request: TurnRequest) -> None:
         """Refuse what the deployment does not allow, unless the turn is there: what was begun may be ended."""
@@ -368,6 +458,7 @@ def _identity(row: Row) -> ChatTurnIdentity:
         session_id=str(row["session_id"]),
         user_id=str(row["user_id"]),
         turn_index=int(row["turn_index"] or 0),
+        version=int(row["version"] or 1),
     )
 
 
@@ -383,4 +474,5 @@ def _view(row: Row) -> TurnView:
         model=None if model is None else str(model),
         outcome=run.outcome,
         finish_reason=None if reason is None else str(reason),
+        version=int(row["version"] or 1),
     )

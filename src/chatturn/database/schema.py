@@ -10,7 +10,7 @@ from typing import Final
 
 __all__ = ["ADDED_COLUMNS", "DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION", "schema_columns", "schema_statements"]
 
-DURABLE_SCHEMA_VERSION: Final = 109
+DURABLE_SCHEMA_VERSION: Final = 110
 """The version in ``durable_schema_info`` that this code needs; below 100 are agent-runtime's own."""
 
 _TABLE: Final = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+)", re.MULTILINE)
@@ -35,6 +35,13 @@ ADDED_COLUMNS: Final = (
     ("chat_turns", "parameters_json", "TEXT"),
     ("chat_turns", "finish_reason", "TEXT"),
     ("chat_turns", "retry_at", "TEXT CHECK (length(retry_at) = 24)"),
+    ("chat_turns", "version", "INTEGER NOT NULL DEFAULT 1 CHECK (version >= 1)"),
+    ("chat_turns", "replaces", "INTEGER CHECK (replaces >= 1)"),
+    ("chat_turns", "replace_kind", "TEXT CHECK (replace_kind IN ('regenerate', 'edit'))"),
+    ("chat_turns", "parent_index", "INTEGER CHECK (parent_index >= 0)"),
+    ("chat_turns", "parent_version", "INTEGER CHECK (parent_version >= 1)"),
+    ("chat_messages", "version", "INTEGER NOT NULL DEFAULT 1 CHECK (version >= 1)"),
+    ("chat_messages", "breaks", "INTEGER NOT NULL DEFAULT 0 CHECK (breaks IN (0, 1))"),
     ("chat_segments", "ended", "INTEGER NOT NULL DEFAULT 0 CHECK (ended IN (0, 1))"),
     ("chat_usage", "tenant_id", "TEXT NOT NULL DEFAULT ''"),
     ("chat_usage", "session_id", "TEXT NOT NULL DEFAULT ''"),
@@ -174,7 +181,12 @@ CREATE TABLE IF NOT EXISTS chat_turns (
   log_compact INTEGER NOT NULL DEFAULT 0 CHECK (log_compact IN (0, 1)),  -- 1: its log is stored in its short form
   parameters_json TEXT,                 -- how the model is to answer, if the request says so; JSON
   finish_reason TEXT,                   -- why its answer ended: stop, length, …; null: it has none, or nobody said
-  retry_at TEXT CHECK (length(retry_at) = 24)           -- after a failure: when it may be tried again; null: at once
+  retry_at TEXT CHECK (length(retry_at) = 24),          -- after a failure: when it may be tried again; null: at once
+  version INTEGER NOT NULL DEFAULT 1 CHECK (version >= 1),            -- which version of the turn it is
+  replaces INTEGER CHECK (replaces >= 1),               -- the version that it takes the place of
+  replace_kind TEXT CHECK (replace_kind IN ('regenerate', 'edit')),   -- how
+  parent_index INTEGER CHECK (parent_index >= 0),       -- the turn that it follows; null: none, or the one before
+  parent_version INTEGER CHECK (parent_version >= 1)    -- the version of that; null: the first
 ) STRICT, WITHOUT ROWID;
 -- For lists of one tenant's turns, the latest first.
 CREATE INDEX IF NOT EXISTS idx_chat_turns_tenant ON chat_turns (tenant_id, created_at, run_id);
@@ -200,6 +212,8 @@ CREATE TABLE IF NOT EXISTS chat_messages (
   content TEXT NOT NULL,                -- the assistant's after transform_final_text
   run_id TEXT NOT NULL,
   created_at TEXT NOT NULL CHECK (length(created_at) = 24),
+  version INTEGER NOT NULL DEFAULT 1 CHECK (version >= 1),            -- the version of the turn that counts
+  breaks INTEGER NOT NULL DEFAULT 0 CHECK (breaks IN (0, 1)),         -- 1: it follows a version that does not count
   PRIMARY KEY (tenant_id, session_id, turn_index, role)
 ) STRICT, WITHOUT ROWID;
 
@@ -296,9 +310,15 @@ UPDATE chat_usage SET
   session_id = (SELECT t.session_id FROM chat_turns AS t WHERE t.run_id = chat_usage.run_id)
 WHERE tenant_id = '' AND EXISTS (SELECT 1 FROM chat_turns AS t WHERE t.run_id = chat_usage.run_id);
 
+-- Where a thread ends: what stands from the first of them on is detached.
+CREATE INDEX IF NOT EXISTS idx_chat_messages_breaks ON chat_messages (tenant_id, session_id, turn_index)
+WHERE breaks = 1;
+-- For whether a session is busy.
+CREATE INDEX IF NOT EXISTS idx_durable_runs_open ON durable_runs (run_id) WHERE status IN ('pending', 'running');
+
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 109, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 110, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome');
 """

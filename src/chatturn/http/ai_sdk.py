@@ -12,11 +12,12 @@ Source:
 import asyncio
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
-from chatturn.chat.identity import ChatTurnIdentity, turn_of_run, turn_run_id
+from chatturn.chat.identity import ChatTurnIdentity, turn_of_run, turn_run_id, version_of_run
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.turn.reader import PING_EVERY_MS
 from chatturn.errors import ChatTurnError, InvalidField, RequestError, StoreError, StoreUnavailable
@@ -103,8 +104,9 @@ async def post_chat(call: Call) -> HttpResponse:
         follow=True,
     )
     decisions = _decisions(messages)
+    asked = await call.service.shown_version(identity) if decisions else identity
     for key, payload in decisions.items():
-        await call.service.emit(identity.tenant_id, identity.user_id, turn_run_id(identity), key, payload)
+        await call.service.emit(identity.tenant_id, identity.user_id, turn_run_id(asked), key, payload)
     opened = await open_or_follow(call.service, identity, request, pauses_s=_DECIDED_S if decisions else ())
     return _stream(call, identity, opened, resets=_resets(query), goes_on=bool(decisions))
 
@@ -140,6 +142,8 @@ def _stream(
     goes_on: bool = False,
     may_take_over: bool = True,
 ) -> HttpResponse:
+    if opened is not None:
+        identity = replace(identity, version=version_of_run(opened.run_id))
     run_id = turn_run_id(identity)
     headers = {**_HEADERS, "X-Workflow-Run-Id": run_id, "X-Ping-Ms": str(PING_EVERY_MS)}
     if opened is not None:
@@ -169,10 +173,10 @@ async def _identity_of(call: Call) -> ChatTurnIdentity | None:
     """Return the turn that a run's id names, or the latest of a chat; None for a chat that has none."""
     turn = turn_of_run(read_run_id(call.parameters["id"]))
     if turn is not None:
-        return _identity(call, *turn)
+        return replace(_identity(call, *turn), version=version_of_run(read_run_id(call.parameters["id"])))
     session_id = read_session_id(call.parameters["id"])
     latest = await _latest_turn(call, session_id)
-    return None if latest is None else _identity(call, session_id, latest)
+    return None if latest is None else await call.service.shown_version(_identity(call, session_id, latest))
 
 
 async def _latest_turn(call: Call, session_id: str) -> int | None:

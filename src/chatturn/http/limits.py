@@ -9,12 +9,13 @@ member and its limit.
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, get_args
 from urllib.parse import unquote_to_bytes
 
 from chatturn.backends.parameters import MAX_PARAMETERS_BYTES, PARAMETERS, wrong_parameter
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
 from chatturn.chat.requests import TurnRequest
+from chatturn.chat.versions import Replace, ReplaceKind
 from chatturn.errors import InvalidField, PayloadTooLarge, UnsupportedMediaType
 from chatturn.http.problems import shortened, shown
 from chatturn.http.strict_json import read_json_object
@@ -33,6 +34,7 @@ __all__ = [
     "MAX_TOKEN_CHARACTERS",
     "MAX_TOKEN_HEADER_CHARACTERS",
     "MAX_TURN_INDEX",
+    "MAX_VERSION",
     "PATH_MEMBERS",
     "TURN_MEMBERS",
     "Members",
@@ -47,6 +49,7 @@ __all__ = [
     "read_text",
     "read_turn_index",
     "read_turn_request",
+    "read_version",
 ]
 
 MAX_BODY_BYTES: Final = 1_048_576
@@ -55,6 +58,7 @@ MAX_MODEL_CHARACTERS: Final = 200
 MAX_METADATA_BYTES: Final = 16_384
 MAX_ID_CHARACTERS: Final = 200
 MAX_TURN_INDEX: Final = 1_000_000
+MAX_VERSION: Final = 10_000
 MAX_EVENT_KEY_CHARACTERS: Final = 200
 MAX_EVENT_PAYLOAD_BYTES: Final = 65_536
 MAX_REASON_CHARACTERS: Final = 2_000
@@ -65,6 +69,7 @@ MAX_TOKEN_HEADER_CHARACTERS: Final = 512
 
 _SESSION_ID: Final = re.compile(rf"[A-Za-z0-9._~@-]{{1,{MAX_ID_CHARACTERS}}}")
 _TURN_INDEX: Final = re.compile(r"0|[1-9][0-9]{0,6}")
+_REPLACE_KINDS: Final = get_args(ReplaceKind)
 _ON_MISMATCH: Final = ("refuse", "supersede")
 
 Members = Mapping[str, Mapping[str, Any]]
@@ -77,6 +82,15 @@ TURN_MEMBERS: Final[Members] = {
     "parameters": {"type": ["object", "null"], "properties": PARAMETERS, "additionalProperties": False},
     "on_mismatch": {"type": "string", "enum": list(_ON_MISMATCH), "default": _ON_MISMATCH[0]},
     "follow": {"type": "boolean", "default": False},
+    "replace": {
+        "type": ["object", "null"],
+        "properties": {
+            "kind": {"type": "string", "enum": list(_REPLACE_KINDS)},
+            "version": {"type": "integer", "minimum": 1, "maximum": MAX_VERSION},
+        },
+        "required": ["kind", "version"],
+        "additionalProperties": False,
+    },
 }
 EVENT_MEMBERS: Final[Members] = {"payload": {}}
 
@@ -84,6 +98,7 @@ EVENT_MEMBERS: Final[Members] = {"payload": {}}
 PATH_MEMBERS: Final[Members] = {
     "session": {"type": "string", "pattern": f"^{_SESSION_ID.pattern}$", "not": {"enum": [".", ".."]}},
     "turn_index": {"type": "integer", "minimum": 0, "maximum": MAX_TURN_INDEX},
+    "version": {"type": "integer", "minimum": 1, "maximum": MAX_VERSION},
     "run_id": {"type": "string", "format": "printable", "minLength": 1},
     "key": {"type": "string", "format": "printable", "minLength": 1, "maxLength": MAX_EVENT_KEY_CHARACTERS},
     "id": {"type": "string", "pattern": f"^{_SESSION_ID.pattern}$", "not": {"enum": [".", ".."]}},
@@ -144,6 +159,20 @@ def read_session_id(segment: str) -> str:
             field="session",
         )
     return text
+
+
+def read_version(segment: str) -> int:
+    """
+    Read a version's number out of its path *segment*: decimal, without sign or leading zeros.
+
+    Raises:
+        InvalidField: It is anything else, 0, or above `MAX_VERSION`.
+    """
+    text = _decoded(segment, "version")
+    if not _TURN_INDEX.fullmatch(text) or not 1 <= int(text) <= MAX_VERSION:
+        message = f"version is {shown(text)}, but must be a whole number from 1 to {MAX_VERSION}"
+        raise InvalidField(message, field="version")
+    return int(text)
 
 
 def read_turn_index(segment: str) -> int:
@@ -227,6 +256,7 @@ def read_turn_request(body: bytes) -> TurnRequest:
         parameters=read_parameters(members.get("parameters")),
         supersede=_on_mismatch(members.get("on_mismatch", "refuse")) == "supersede",
         follow=_follow(members.get("follow", False)),
+        replace=_replace(members.get("replace")),
     )
 
 
@@ -279,6 +309,19 @@ def _on_mismatch(value: object) -> object:
     if value not in _ON_MISMATCH:
         raise InvalidField(f"on_mismatch must be {' or '.join(map(repr, _ON_MISMATCH))}", field="on_mismatch")
     return value
+
+
+def _replace(value: object) -> Replace | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or value.keys() != {"kind", "version"}:
+        raise InvalidField("replace must be an object of kind and version", field="replace")
+    kind, version = value["kind"], value["version"]
+    if kind not in _REPLACE_KINDS:
+        raise InvalidField(f"replace.kind must be {' or '.join(map(repr, _REPLACE_KINDS))}", field="replace.kind")
+    if type(version) is not int or not 1 <= version <= MAX_VERSION:
+        raise InvalidField(f"replace.version must be a whole number from 1 to {MAX_VERSION}", field="replace.version")
+    return Replace(kind=kind, version=version)
 
 
 def _follow(value: object) -> bool:

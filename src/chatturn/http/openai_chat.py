@@ -20,11 +20,11 @@ Source:
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from chatturn.backends.parameters import PARAMETERS
-from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.identity import ChatTurnIdentity, version_of_run
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.turn.sinks import BufferSink
 from chatturn.errors import (
@@ -165,7 +165,8 @@ def _failed(failure: Failure, *, status: int, retryable: bool) -> HttpResponse:
 
 
 def _turn(call: Call, place: "_Place", opened: OpenedTurn, projection: Projection) -> ProjectedTurn:
-    return ProjectedTurn(service=call.service, identity=place.identity, projection=projection, first=opened.run)
+    identity = replace(place.identity, version=version_of_run(opened.run_id))
+    return ProjectedTurn(service=call.service, identity=identity, projection=projection, first=opened.run)
 
 
 def _completion_id(run_id: str) -> str:

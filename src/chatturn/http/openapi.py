@@ -35,9 +35,11 @@ from chatturn.errors import (
     OwnerUnavailable,
     PayloadTooLarge,
     RateLimited,
+    SessionBusy,
     StoreError,
     Unauthenticated,
     UnsupportedMediaType,
+    VersionConflict,
     error_classes,
 )
 from chatturn.http.ai_sdk import AI_SDK_CHAT, ai_sdk_problem
@@ -46,7 +48,14 @@ from chatturn.http.auth import SCOPES
 from chatturn.http.limits import EVENT_MEMBERS, PATH_MEMBERS, TURN_MEMBERS, Members
 from chatturn.http.openai_chat import COMPLETIONS, openai_problem
 from chatturn.http.parameters import Parameter, Query
-from chatturn.http.queries import LAST_EVENT_ID, LOG_QUERY, MESSAGES_QUERY, TURNS_QUERY, USAGE_QUERY
+from chatturn.http.queries import (
+    LAST_EVENT_ID,
+    LOG_QUERY,
+    MESSAGES_QUERY,
+    TURNS_QUERY,
+    USAGE_QUERY,
+    VERSION_QUERY,
+)
 from chatturn.http.turns import TURN
 
 __all__ = ["describe"]
@@ -133,6 +142,7 @@ _OF_A_TURN: Final[Members] = {
     "runId": _TEXT,
     "sessionId": _TEXT,
     "turnIndex": _COUNT,
+    "version": _COUNT,
     "status": _STATUS,
     "attempts": _COUNT,
     "model": _TEXT_OR_NULL,
@@ -145,6 +155,23 @@ _OF_A_TURN: Final[Members] = {
 }
 _TURN: Final[Schema] = _object({**_OF_A_TURN, "usage": {"anyOf": [_USAGE, {"type": "null"}]}})
 _CANCELLED: Final[Schema] = _object({**_OF_A_TURN, "cancelRequested": _YES_OR_NO})
+_VERSION: Final[Schema] = _object(
+    {
+        "version": _COUNT,
+        "runId": _TEXT,
+        "counts": _YES_OR_NO,
+        "replaces": _COUNT_OR_NULL,
+        "kind": _TEXT_OR_NULL,
+        "message": _TEXT,
+        "model": _TEXT_OR_NULL,
+        "status": _STATUS,
+        "finishReason": _TEXT_OR_NULL,
+        "createdAt": _MOMENT,
+        "completedAt": _MOMENT_OR_NULL,
+        "stream": _TEXT,
+    }
+)
+_VERSIONS: Final[Schema] = _object({"versions": _list(_VERSION)})
 _TICKET: Final[Schema] = _object({"ticket": _TEXT, "stream": _TEXT, "opensUntil": _MOMENT, "expiresAt": _MOMENT})
 _EVENT: Final[Schema] = _object(
     {"accepted": _YES_OR_NO, "payload": {}, "emittedAt": {**_MOMENT, "type": ["string", "null"]}}
@@ -157,6 +184,7 @@ _MESSAGE: Final[Schema] = _object(
         "content": _TEXT,
         "createdAt": _MOMENT,
         "runId": _TEXT,
+        "version": _COUNT,
         "finishReason": _TEXT,
         "cancelled": _YES_OR_NO,
     },
@@ -253,7 +281,11 @@ _TOLD: Final[Mapping[tuple[str, str], _Told]] = {
         body=_object(TURN_MEMBERS, optional=TURN_MEMBERS.keys() - {"message"}),
         errors=_OF_A_CLAIM,
     ),
-    ("GET", TURN): _Told(answers={200: _TURN}, errors=(NotFound, *_OF_THE_STORE)),
+    ("GET", TURN): _Told(answers={200: _TURN}, query=VERSION_QUERY, errors=(NotFound, *_OF_THE_STORE)),
+    ("GET", TURN + "/versions"): _Told(answers={200: _VERSIONS}, errors=(NotFound, *_OF_THE_STORE)),
+    ("POST", TURN + "/versions/{version}/activate"): _Told(
+        answers={200: _object({"version": _COUNT})}, errors=(NotFound, VersionConflict, SessionBusy, *_OF_THE_STORE)
+    ),
     ("GET", TURN + "/stream"): _Told(
         answers={200: _NDJSON_OR_EVENTS, 204: None, 304: None},
         query=LOG_QUERY,
@@ -261,7 +293,9 @@ _TOLD: Final[Mapping[tuple[str, str], _Told]] = {
         errors=(NotFound, *_OF_A_CLAIM),
     ),
     ("POST", TURN + "/ticket"): _Told(answers={200: _TICKET}),
-    ("POST", TURN + "/cancel"): _Told(answers={200: _CANCELLED, 202: _CANCELLED}, errors=(NotFound, *_OF_A_CLAIM)),
+    ("POST", TURN + "/cancel"): _Told(
+        answers={200: _CANCELLED, 202: _CANCELLED}, query=VERSION_QUERY, errors=(NotFound, *_OF_A_CLAIM)
+    ),
     ("POST", AI_SDK_CHAT): _Told(answers={200: _EVENTS}, body=_CHAT, errors=_OF_A_CLAIM),
     ("GET", AI_SDK_CHAT + "/{id}/stream"): _Told(answers={200: _EVENTS, 204: None}, errors=_OF_THE_STORE),
     ("POST", COMPLETIONS): _Told(

@@ -8,11 +8,11 @@ followed until somebody goes on with the turn; if nobody does, it is broken off.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Protocol
 
-from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.identity import ChatTurnIdentity, version_of_run
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.turn.sinks import Sink
@@ -146,10 +146,12 @@ async def open_or_follow(
         if pauses_s:
             await asyncio.sleep(pauses_s[0])
             return await open_or_follow(service, identity, request, pauses_s=pauses_s[1:])
-        if not error.same_input or (found := await find(service, identity, may_take_over=True)) is None:
+        about = replace(identity, version=version_of_run(error.run_id))
+        if not error.same_input or (found := await find(service, about, may_take_over=True)) is None:
             raise
         return found
-    if turn.replayed and (found := await find(service, identity, may_take_over=True)) is not None:
+    about = replace(identity, version=version_of_run(turn.run_id))
+    if turn.replayed and (found := await find(service, about, may_take_over=True)) is not None:
         return found
     return OpenedTurn(
         run_id=turn.run_id,

@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl
 from chatturn.chat.lists.lists import RUN_STATUSES, MessageQuery, TurnQuery
 from chatturn.chat.usage.totals import USAGE_KEYS, UsageQuery
 from chatturn.errors import InvalidField
-from chatturn.http.limits import MAX_ID_CHARACTERS, MAX_TICKET_CHARACTERS, MAX_TURN_INDEX
+from chatturn.http.limits import MAX_ID_CHARACTERS, MAX_TICKET_CHARACTERS, MAX_TURN_INDEX, MAX_VERSION
 from chatturn.http.messages import HttpRequest
 from chatturn.http.parameters import Query, day, one_of, opaque, printable, read_query, whole_number
 
@@ -17,12 +17,14 @@ __all__ = [
     "MESSAGES_QUERY",
     "TURNS_QUERY",
     "USAGE_QUERY",
+    "VERSION_QUERY",
     "LogCursor",
     "check_no_query",
     "read_cursor",
     "read_message_query",
     "read_turn_query",
     "read_usage_query",
+    "read_version_query",
     "ticket_in",
 ]
 
@@ -37,9 +39,15 @@ _LIMIT: Final = whole_number("how many, at most", least=1, most=MAX_LISTED, defa
 _NEXT: Final = opaque("the `next` of the page before", most=MAX_LIST_CURSOR_CHARACTERS, kind="cursor")
 _TENANT: Final = printable("whose; an operator may name any tenant", most=MAX_ID_CHARACTERS)
 
+_VERSION: Final = whole_number(
+    "which version; without it the one that runs, else that counts", least=1, most=MAX_VERSION
+)
+
+VERSION_QUERY: Final[Query] = {"version": _VERSION}
 LOG_QUERY: Final[Query] = {
     "after": whole_number("the seq of the last line that the client has seen", most=MAX_CURSOR),
     "attempt": whole_number("the attempt that finished the log, if the client knows it", most=MAX_CURSOR),
+    "version": _VERSION,
     "ticket": opaque("who is asking, in place of a token", most=MAX_TICKET_CHARACTERS, kind="ticket"),
 }
 LAST_EVENT_ID: Final = whole_number("the same as `after`, as an EventSource says it", most=MAX_CURSOR)
@@ -71,13 +79,15 @@ class LogCursor:
     Attributes:
         after: The seq of the last line that it has seen; None for none.
         attempt: The attempt that finished the log, if the reader knows: then the answer never changes.
+        version: Of which version of the turn; None for the one that is shown.
     """
 
-    __slots__ = ("after", "attempt")
+    __slots__ = ("after", "attempt", "version")
 
-    def __init__(self, after: int | None, attempt: int | None) -> None:
+    def __init__(self, after: int | None, attempt: int | None, version: int | None = None) -> None:
         self.after = after
         self.attempt = attempt
+        self.version = version
 
 
 def check_no_query(request: HttpRequest) -> None:
@@ -114,7 +124,18 @@ def read_cursor(request: HttpRequest, *, id_suffix: str = "") -> LogCursor:
     last_event_id = request.headers.get("last-event-id", "").removesuffix(id_suffix)
     if last_event_id:
         after = LAST_EVENT_ID.read(last_event_id, "Last-Event-ID")
-    return LogCursor(after, said["attempt"])
+    return LogCursor(after, said["attempt"], said["version"])
+
+
+def read_version_query(request: HttpRequest) -> int | None:
+    """
+    Read which version of a turn is wanted: ``?version=``; None where it is not said.
+
+    Raises:
+        InvalidField: A member is unknown, or not what it should be.
+    """
+    version: int | None = read_query(request.query, VERSION_QUERY)["version"]
+    return version
 
 
 def read_message_query(request: HttpRequest) -> MessageQuery:

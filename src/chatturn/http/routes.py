@@ -33,7 +33,18 @@ from chatturn.http.problems import json_response, problem, shown
 from chatturn.http.queries import ticket_in
 from chatturn.http.readiness import check_readiness
 from chatturn.http.tickets import Ticket
-from chatturn.http.turns import TURN, get_stream, get_turn, is_replay, post_cancel, post_ticket, post_turn, session_of
+from chatturn.http.turns import (
+    TURN,
+    get_stream,
+    get_turn,
+    get_versions,
+    is_replay,
+    post_activate,
+    post_cancel,
+    post_ticket,
+    post_turn,
+    session_of,
+)
 from chatturn.http.usage import get_usage
 
 __all__ = ["ROUTES", "handle"]
@@ -71,6 +82,8 @@ ROUTES: Final[tuple[Route | PublicRoute, ...]] = (
     Route("GET", TURN + "/stream", _READERS, get_stream, session_of, takes_tickets=True),
     Route("POST", TURN + "/ticket", _READERS, post_ticket),
     Route("POST", TURN + "/cancel", (RUN_TURNS,), post_cancel, session_of),
+    Route("GET", TURN + "/versions", _READERS, get_versions),
+    Route("POST", TURN + "/versions/{version}/activate", (RUN_TURNS,), post_activate),
     Route("POST", AI_SDK_CHAT, (RUN_TURNS,), post_chat, session_in_body=session_of_body, problem=ai_sdk_problem),
     Route("GET", AI_SDK_CHAT + "/{id}/stream", _READERS, get_chat_stream, session_of_chat, problem=ai_sdk_problem),
     Route(
@@ -167,7 +180,7 @@ async def _dispatch(request: HttpRequest, app: Application) -> HttpResponse:
         principal = await app.authenticator.authenticate(request.headers) if ticket is None else ticket.principal
         require_scope(principal, route.scopes)
         call = Call(app.chat(), _timed(request, app), principal, found.groupdict(), app.tickets, ticket)
-        await _check_rates(call, route, app)
+        call = await _check_rates(call, route, app)
         return await (route.operation(call) if app.owner is None else _by_owner(call, route, app.owner))
     raise NotFound("no route has this path")
 
@@ -184,20 +197,25 @@ async def _by_owner(call: Call, route: Route, owner: SessionOwner) -> HttpRespon
     return await route.operation(call)
 
 
-async def _check_rates(call: Call, route: Route, app: Application) -> None:
+async def _check_rates(call: Call, route: Route, app: Application) -> Call:
     """
-    Count the request.
+    Count the request, and return it; its body may have been read, and is there again.
 
     Raises:
         RateLimited: There were too many, and it is none that repeats a stored answer.
     """
     if app.rates is None:
-        return
+        return call
     try:
         await app.rates.check(call.principal)
     except RateLimited:
-        if route.replays is None or not await route.replays(call):
+        if route.replays is None:
             raise
+        body = await call.request.read(MAX_BODY_BYTES)
+        call = replace(call, request=replace(call.request, read=partial(_read_already, body)))
+        if not await route.replays(call):
+            raise
+    return call
 
 
 def _timed(request: HttpRequest, app: Application) -> HttpRequest:

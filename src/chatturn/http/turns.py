@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from chatturn.chat.following import FollowedTurn
-from chatturn.chat.identity import ChatTurnIdentity
-from chatturn.chat.requests import TurnView
+from chatturn.chat.identity import ChatTurnIdentity, version_of_run
+from chatturn.chat.requests import CANCELLED, TurnView
 from chatturn.chat.turn.reader import PING_EVERY_MS
 from chatturn.chat.turn.sinks import Sink
+from chatturn.database.api import Row
 from chatturn.errors import DurableRunLeaseHeldError, NotFound
 from chatturn.http.application import Call, Parameters
 from chatturn.http.auth import OPERATE, RUN_TURNS
@@ -18,17 +19,28 @@ from chatturn.http.limits import (
     read_session_id,
     read_turn_index,
     read_turn_request,
+    read_version,
 )
 from chatturn.http.messages import HttpRequest, HttpResponse, accepted_type
 from chatturn.http.problems import json_response, problem
-from chatturn.http.queries import LogCursor, check_no_query, read_cursor
+from chatturn.http.queries import LogCursor, check_no_query, read_cursor, read_version_query
 from chatturn.http.sse import CONTENT_TYPE as SSE
 from chatturn.http.sse import SseSink
-from chatturn.http.tickets import Ticket
 from chatturn.http.usage import shown_usage
 from chatturn.timestamps import iso_timestamp
 
-__all__ = ["TURN", "get_stream", "get_turn", "is_replay", "post_cancel", "post_ticket", "post_turn", "session_of"]
+__all__ = [
+    "TURN",
+    "get_stream",
+    "get_turn",
+    "get_versions",
+    "is_replay",
+    "post_activate",
+    "post_cancel",
+    "post_ticket",
+    "post_turn",
+    "session_of",
+]
 
 TURN: Final = "/v1/sessions/{session}/turns/{turn_index}"
 _NDJSON: Final = "application/x-ndjson"
@@ -55,7 +67,8 @@ async def post_turn(call: Call) -> HttpResponse:
     except DurableRunLeaseHeldError as error:
         if not turn_request.follow or not error.same_input:
             return problem(error, stream=f"{_address(identity)}/stream")
-        followed = await call.service.follow(identity, None, may_take_over=True)
+        running = replace(identity, version=version_of_run(error.run_id))
+        followed = await call.service.follow(running, None, may_take_over=True)
         if followed is None:
             raise
         return _log_response(call, followed, LogCursor(None, None))
@@ -74,6 +87,9 @@ async def post_turn(call: Call) -> HttpResponse:
 
 async def is_replay(call: Call) -> bool:
     """Say whether the turn is finished, so that posting it only repeats its answer."""
+    request = read_turn_request(await call.request.read(MAX_BODY_BYTES))
+    if request.replace is not None or request.supersede:
+        return False
     view = await call.service.show(_identity(call))
     return view is not None and view.status in _FINISHED
 
@@ -81,17 +97,19 @@ async def is_replay(call: Call) -> bool:
 async def get_stream(call: Call) -> HttpResponse:
     """Show the turn's log from a cursor on, live until it ends."""
     identity = _identity(call)
-    if call.ticket is not None:
-        await _check_ticket(call, call.ticket, identity)
     cursor = read_cursor(call.request, id_suffix=_id_suffix(call))
+    if call.ticket is not None:
+        call.ticket.check_turn(identity.session_id, identity.turn_index)
+    identity = await _shown(call, identity, cursor.version)
+    if call.ticket is not None:
+        await _check_ticket(call, identity)
     log = await call.service.follow(identity, cursor.after, may_take_over=RUN_TURNS in call.principal.scopes)
     if log is None or (cursor.attempt is not None and not (log.finished and log.page.attempt == cursor.attempt)):
         raise NotFound("there is no such turn, or not yet the finished log of this attempt")
     return _log_response(call, log, cursor)
 
 
-async def _check_ticket(call: Call, ticket: Ticket, identity: ChatTurnIdentity) -> None:
-    ticket.check_turn(identity.session_id, identity.turn_index)
+async def _check_ticket(call: Call, identity: ChatTurnIdentity) -> None:
     view = await call.service.show(identity)
     if view is not None and view.status in _OVER and view.completed_at is not None:
         call.tickets.check_end(view.completed_at)
@@ -117,7 +135,7 @@ async def post_ticket(call: Call) -> HttpResponse:
 async def get_turn(call: Call) -> HttpResponse:
     """Show the turn's run, without its answer."""
     identity = _identity(call)
-    check_no_query(call.request)
+    identity = await _shown(call, identity, read_version_query(call.request))
     view = await call.service.show(identity)
     if view is None:
         raise NotFound("there is no such turn")
@@ -128,7 +146,7 @@ async def get_turn(call: Call) -> HttpResponse:
 async def post_cancel(call: Call) -> HttpResponse:
     """Stop the turn for good; once it is over, change nothing."""
     identity = _identity(call)
-    check_no_query(call.request)
+    identity = await _shown(call, identity, read_version_query(call.request))
     cancellation = await call.service.cancel(identity)
     if cancellation is None:
         raise NotFound("there is no such turn")
@@ -140,6 +158,46 @@ async def post_cancel(call: Call) -> HttpResponse:
         await call.service.resume(cancellation.turn.run_id)
 
     return replace(json_response(members, status=_ACCEPTED), background=end_if_nobody_runs_it)
+
+
+async def get_versions(call: Call) -> HttpResponse:
+    """List the turn's versions, without their answers."""
+    identity = _identity(call)
+    check_no_query(call.request)
+    versions = await call.service.versions(identity)
+    if versions is None:
+        raise NotFound("there is no such turn")
+    return json_response({"versions": [_version(identity, row) for row in versions]})
+
+
+async def post_activate(call: Call) -> HttpResponse:
+    """Let a version count, and what followed it; one that counts already stays."""
+    version = read_version(call.parameters["version"])
+    identity = replace(_identity(call), version=version)
+    check_no_query(call.request)
+    await call.service.activate(identity)
+    return json_response({"version": version})
+
+
+async def _shown(call: Call, identity: ChatTurnIdentity, version: int | None) -> ChatTurnIdentity:
+    return await call.service.shown_version(identity) if version is None else replace(identity, version=version)
+
+
+def _version(identity: ChatTurnIdentity, row: Row) -> dict[str, Any]:
+    return {
+        "version": row["version"],
+        "runId": row["run_id"],
+        "counts": bool(row["counts"]),
+        "replaces": row["replaces"],
+        "kind": row["replace_kind"],
+        "message": row["user_message"],
+        "model": row["model"],
+        "status": CANCELLED if row["cancelled_at"] is not None else row["status"],
+        "finishReason": row["finish_reason"],
+        "createdAt": row["created_at"],
+        "completedAt": row["completed_at"],
+        "stream": f"{_address(identity)}/stream?version={row['version']}",
+    }
 
 
 def session_of(parameters: Parameters) -> str:
@@ -216,6 +274,7 @@ def _members(identity: ChatTurnIdentity, view: TurnView) -> dict[str, Any]:
         "runId": view.run_id,
         "sessionId": identity.session_id,
         "turnIndex": identity.turn_index,
+        "version": view.version,
         "status": view.status,
         "attempts": view.attempts,
         "model": view.model,

@@ -46,6 +46,7 @@ def test_the_limits_are_what_the_documentation_says() -> None:
     """A limit that changes is a change of the API."""
     assert {name: value for name, value in vars(limits).items() if name.startswith("MAX_")} == {
         "MAX_BODY_BYTES": 1_048_576,
+        "MAX_VERSION": 10_000,
         "MAX_MESSAGE_CHARACTERS": 200_000,
         "MAX_MODEL_CHARACTERS": 200,
         "MAX_METADATA_BYTES": 16_384,

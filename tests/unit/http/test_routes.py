@@ -107,6 +107,21 @@ class FakeService:
             raise self.error
         return True
 
+    async def shown_version(self, identity: ChatTurnIdentity) -> ChatTurnIdentity:
+        if self.error:
+            raise self.error
+        return identity
+
+    async def versions(self, identity: ChatTurnIdentity) -> None:
+        del identity
+        if self.error:
+            raise self.error
+
+    async def activate(self, identity: ChatTurnIdentity) -> None:
+        del identity
+        if self.error:
+            raise self.error
+
     async def latest_turn(self, tenant_id: str, session_id: str, user_id: str) -> int | None:
         del tenant_id, session_id, user_id
         if self.error:
@@ -403,6 +418,7 @@ def test_a_turn_can_be_looked_at() -> None:
         "runId": "chat:acme:thread-1:0",
         "sessionId": "thread-1",
         "turnIndex": 0,
+        "version": 1,
         "status": "completed",
         "attempts": 2,
         "model": "tiny",

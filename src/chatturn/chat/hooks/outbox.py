@@ -95,7 +95,7 @@ RETURNING run_id, hook
 """
 
 _READ_FINISHED: Final = """
-SELECT r.*, t.tenant_id, t.session_id, t.user_id, t.turn_index, t.finish_reason, s.result_json
+SELECT r.*, t.tenant_id, t.session_id, t.user_id, t.turn_index, t.version, t.finish_reason, s.result_json
 FROM durable_runs AS r JOIN chat_turns AS t ON t.run_id = r.run_id
 JOIN durable_steps AS s ON s.run_id = r.run_id AND s.step_index = 0
 WHERE r.run_id = ?1 AND r.status = 'completed'
@@ -248,6 +248,7 @@ def _finished_turn(row: Row) -> FinishedTurn:
         session_id=str(row["session_id"]),
         user_id=str(row["user_id"]),
         turn_index=int(row["turn_index"] or 0),
+        version=int(row["version"] or 1),
     )
     result = json.loads(str(row["result_json"]))
     reason = None if row["finish_reason"] is None else str(row["finish_reason"])

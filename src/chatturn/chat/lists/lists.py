@@ -195,6 +195,7 @@ def _message(row: Row) -> Mapping[str, Any]:
         "role": row["role"],
         "content": row["content"],
         "createdAt": row["created_at"],
+        "version": row["version"],
         "runId": row["run_id"],
     }
     if row["role"] == "assistant":

@@ -5,6 +5,7 @@ from json import dumps
 from typing import Final
 
 from chatturn.chat.session_sql import OWNER_OF_TURN
+from chatturn.chat.version_sql import ATTACHED
 from chatturn.database.api import NOW, Statement
 from chatturn.durable.sql.runs import MOMENT
 
@@ -21,11 +22,11 @@ __all__ = [
 _END: Final = 2**31
 
 # One turn more than wanted, which tells whether there is a page before.
-_MESSAGES: Final = """
+_MESSAGES: Final = f"""
 SELECT m.turn_index, m.role, m.content, m.created_at, m.run_id, t.cancelled_at IS NOT NULL AS cancelled,
-  t.finish_reason
+  t.finish_reason, m.version
 FROM chat_messages AS m LEFT JOIN chat_turns AS t ON t.run_id = m.run_id
-WHERE m.tenant_id = ?1 AND m.session_id = ?2 AND m.turn_index < ?3
+WHERE m.tenant_id = ?1 AND m.session_id = ?2 AND m.turn_index < ?3 AND m.{ATTACHED.strip()}
 ORDER BY m.turn_index DESC, m.role ASC LIMIT ?4
 """
 
@@ -37,6 +38,7 @@ _OPEN_TURNS: Final = f"""
 SELECT t.turn_index, t.user_message, r.status, t.created_at
 FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id
 WHERE t.run_id > ?1 AND t.run_id < ?2 AND r.status <> 'completed'
+  AND (t.version = 1 OR r.status <> 'failed')
 ORDER BY t.turn_index DESC LIMIT {_MOST_OPEN}
 """
 

@@ -72,7 +72,7 @@ class LogPage:
             lease_left_ms=max(0, int(state["lease_left_ms"] or 0)),
             begins=begins,
             ends=ends,
-            furthest=ends + MAX_AHEAD * unstored_attempts(state, attempt),
+            furthest=max(ends, begins - 1) + MAX_AHEAD * unstored_attempts(state, attempt),
             text=text,
             last=int(rows[-1]["last_seq"] or 0) if texts else max(after, begins - 1),
             closed=bool(state["ended"]) and int(state["attempt"] or 0) == attempt,

@@ -64,7 +64,7 @@ class Place:
         follows = -1 if row["last_seq"] is None else int(row["last_seq"])
         broken_off = unstored_attempts(row, epoch) - 1  # this one has said nothing yet
         return cls(
-            first_seq=follows + 1 + MAX_AHEAD * broken_off,
+            first_seq=max(follows + 1, int(row["log_from"] or 0)) + MAX_AHEAD * broken_off,
             follows=follows,
             log_begins=follows < int(row["log_from"] or 0),
             interrupted=broken_off > 0 and int(row["first_attempt"] or 0) < epoch,

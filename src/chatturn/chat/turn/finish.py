@@ -11,6 +11,7 @@ from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.log.log import TurnLog
 from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn.retries import retry_after_ms
+from chatturn.chat.version_sql import mark_breaks
 from chatturn.database.api import Statement
 from chatturn.durable.ends import Cancelled, Completed, End, Failed, Suspended, answer_of
 from chatturn.durable.states import ENDS
@@ -44,6 +45,7 @@ class Finish:
         outbox: Where its hook calls are recorded.
         redacting: Whether the product redacts.
         idle_attempts: How many attempts in a row have come no further, this one among them.
+        threaded: Whether turns have versions.
         words: The attempt's last events, once it is known how it ends.
         lines: Their lines.
         finish_reason: Why its answer has ended; None without one.
@@ -54,6 +56,7 @@ class Finish:
     outbox: Outbox
     redacting: bool
     idle_attempts: int = 1
+    threaded: bool = False
     words: list[ChatStreamEvent] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     finish_reason: str | None = None
@@ -78,10 +81,16 @@ class Finish:
         return [
             *self.log.last_statements(self.lines),
             *chat_sql.end_turn(end, reason, wait_ms),
-            *([] if text is None else [chat_sql.record_messages(text)]),
+            *self._messages(text),
             *(self.outbox.statements(self.log.attempt) if text else []),
             *([chat_sql.forget_checkpoints()] if checkpoints and self.redacting and text is not None else []),
         ]
+
+    def _messages(self, text: str | None) -> list[Statement]:
+        # A version that was stopped before it said anything leaves the one before it as it is.
+        if text is None or (not text and self.identity.version > 1):
+            return []
+        return [chat_sql.record_messages(text), *([mark_breaks(self.identity)] if self.threaded else [])]
 
 
 def finish_reason_of(end: End, said: str | None) -> str | None:

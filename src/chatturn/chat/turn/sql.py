@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.version_sql import ATTACHED
 from chatturn.database.api import NOW, Statement
 from chatturn.durable.context import EVENT_STEP
 from chatturn.durable.ends import Cancelled, Completed, End, Suspended
@@ -91,23 +92,23 @@ _WAKE_SUSPENDED: Final = f"{_WAKE.format(moment='?4')} AND {HELD}"
 _WAKE_CANCELLED: Final = _WAKE.format(moment="?2")
 
 # Newest first, so that the limit keeps the latest; within a turn the assistant's row sorts before the user's.
-_HISTORY: Final = """
+_HISTORY: Final = f"""
 SELECT m.turn_index, m.role, m.content, t.finish_reason
 FROM chat_messages AS m LEFT JOIN chat_turns AS t ON t.run_id = m.run_id
-WHERE m.tenant_id = ?1 AND m.session_id = ?2 AND m.turn_index < ?3
+WHERE m.tenant_id = ?1 AND m.session_id = ?2 AND m.turn_index < ?3 AND m.{ATTACHED.strip()}
   AND NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?4 AND status = 'completed')
 ORDER BY m.turn_index DESC, m.role ASC LIMIT ?5
 """
 
 _MESSAGES: Final = f"""
-INSERT INTO chat_messages (tenant_id, session_id, turn_index, role, content, run_id, created_at)
-SELECT t.tenant_id, t.session_id, t.turn_index, m.role, m.content, t.run_id, {MOMENT.format("?5")}
+INSERT INTO chat_messages (tenant_id, session_id, turn_index, role, content, run_id, created_at, version)
+SELECT t.tenant_id, t.session_id, t.turn_index, m.role, m.content, t.run_id, {MOMENT.format("?5")}, t.version
 FROM chat_turns AS t
 JOIN (SELECT 'user' AS role, user_message AS content FROM chat_turns WHERE run_id = ?1
       UNION ALL SELECT 'assistant', ?4) AS m
 WHERE t.run_id = ?1 AND {HELD}
 ON CONFLICT (tenant_id, session_id, turn_index, role) DO UPDATE SET
-  content = excluded.content, created_at = excluded.created_at
+  content = excluded.content, created_at = excluded.created_at, run_id = excluded.run_id, version = excluded.version
 """
 
 _FORGET_MESSAGES: Final = f"""
@@ -147,13 +148,13 @@ FAILURE_ON_RECORD: Final = f"""
 """
 
 _READ_TURN_INPUT: Final = """
-SELECT t.tenant_id, t.session_id, t.user_id, t.turn_index, t.user_message, t.model, t.metadata_json, t.history_json,
-  t.parameters_json, r.status
+SELECT t.tenant_id, t.session_id, t.user_id, t.turn_index, t.version, t.user_message, t.model, t.metadata_json,
+  t.history_json, t.parameters_json, r.status
 FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id WHERE t.run_id = ?1
 """
 
 _READ_TURN: Final = f"""
-SELECT r.*, t.model, t.cancelled_at, t.finish_reason
+SELECT r.*, t.model, t.cancelled_at, t.finish_reason, t.version
 FROM durable_runs AS r LEFT JOIN chat_turns AS t ON t.run_id = r.run_id
 WHERE r.run_id = {either("?2")}
 """

@@ -47,6 +47,8 @@ from chatturn.chat.turn.sinks import Sink
 from chatturn.chat.usage import attempt_usage
 from chatturn.chat.usage.attempt_usage import AttemptUsage
 from chatturn.chat.usage.calls import ModelCall
+from chatturn.chat.version_sql import only_one_version, record_version, still_counts
+from chatturn.chat.versions import Choice
 from chatturn.database.api import Row, Statement
 from chatturn.durable.attempt import ENDINGS, Attempt, Finished, RunToClaim
 from chatturn.durable.ends import Cancelled, Completed, End, Failed, answer_of
@@ -151,6 +153,7 @@ class ChatTurn:
             outbox=self._outbox,
             redacting=redacting,
             idle_attempts=place.idle_attempts,
+            threaded=deployment.settings.threads == "on",
         )
 
     @property
@@ -388,7 +391,19 @@ def _run_to_claim(turn: TurnInput) -> RunToClaim:
 
 def _guards(turn: TurnInput, digest: str) -> list[Guard]:
     bounded = turn.deployment.settings.session_owner == "subject" and not turn.asked_again
-    return [*([owned_by(turn.identity)] if bounded else []), not_too_early(turn.run_id, digest)]
+    return [
+        *([owned_by(turn.identity)] if bounded else []),
+        *_version_guards(turn),
+        not_too_early(turn.run_id, digest),
+    ]
+
+
+def _version_guards(turn: TurnInput) -> list[Guard]:
+    if turn.deployment.settings.threads == "off" or turn.asked_again:
+        return []
+    if turn.choice is None:
+        return [only_one_version(turn.identity)]
+    return [still_counts(turn.identity, turn.choice.counts)] if turn.choice.is_new else []
 
 
 def _begin_statements(turn: TurnInput) -> list[Statement]:
@@ -403,7 +418,14 @@ def _begin_statements(turn: TurnInput) -> list[Statement]:
         trace=tracing.begin_with(turn.tracing),
     )
     superseded = [Outbox.forget(), chat_sql.forget_messages()] if request.supersede else []
-    return [record_session(turn.identity), begin, *superseded]
+    return [record_session(turn.identity), begin, *_version_statements(turn), *superseded]
+
+
+def _version_statements(turn: TurnInput) -> list[Statement]:
+    if turn.deployment.settings.threads == "off":
+        return []
+    choice = turn.choice or Choice(version=1)
+    return [record_version(turn.identity, choice.replaces, choice.kind)]
 
 
 def _reads(turn: TurnInput) -> list[Statement]:

@@ -96,7 +96,8 @@ SESSION_OF_RUN: Final = "rtrim({}, '0123456789~')"
 # on record, under ids that no other run has: the same turn may be run again, and its attempts then count from 1.
 DELETE_FINISHED: Final = (
     f"""DELETE FROM chat_messages WHERE (tenant_id, session_id, turn_index) IN (
-      SELECT tenant_id, session_id, turn_index FROM chat_turns WHERE run_id IN ({_FINISHED}))""",
+      SELECT tenant_id, session_id, turn_index FROM chat_turns WHERE run_id IN ({_FINISHED}))
+      AND run_id IN ({_FINISHED})""",
     f"""UPDATE chat_usage SET run_id = run_id || '@' || {MOMENT.format("?1")} WHERE run_id IN ({_FINISHED})""",
     f"""DELETE FROM chat_sessions WHERE (tenant_id, session_id) IN (
       SELECT t.tenant_id, t.session_id FROM chat_turns AS t WHERE t.run_id IN ({_FINISHED}) AND NOT EXISTS (

@@ -53,11 +53,18 @@ GUARDED: Final = "true /* what a guard asks */"
 CLAIM_WHERE: Final = f"WHERE {GUARDED}"
 """Whether a run that does not exist is made; SQLite's grammar wants it before ON CONFLICT in any case."""
 
+# A later version of a turn, ``<run>~n``, goes on behind the attempts of the others.
+EARLIER_EPOCHS: Final = """
+CASE WHEN instr(?1, '~') THEN coalesce((
+  SELECT max(o.epoch) FROM durable_runs AS o WHERE o.run_id = rtrim(rtrim(?1, '0123456789'), '~')
+    OR (o.run_id > rtrim(?1, '0123456789') AND o.run_id < rtrim(?1, '0123456789') || ':')), 0) ELSE 0 END
+"""
+
 CLAIM_RUN: Final = f"""
 INSERT INTO durable_runs (run_id, manifest_hash, project_id, scenario_id, status, created_at, updated_at,
                           lease_holder_id, lease_expires_at, step_count, epoch, idle_attempts, attempts, key_part)
 SELECT ?1, ?3, ?4, ?5, 'running', {MOMENT.format("?6")}, {MOMENT.format("?6")},
-       ?2, {MOMENT.format("?6, ?7")}, ?8, 1, 1, 1, ?9
+       ?2, {MOMENT.format("?6, ?7")}, ?8, 1 + {EARLIER_EPOCHS}, 1, 1, ?9
 {CLAIM_WHERE}
 ON CONFLICT (run_id) DO UPDATE SET
   status = 'running', updated_at = excluded.updated_at, completed_at = NULL, outcome_json = NULL,

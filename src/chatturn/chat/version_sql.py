@@ -1,0 +1,200 @@
+"""
+The SQL of a turn's versions: which one counts, which one a request is about, and what makes another one count.
+
+The messages of a turn are those of the version that counts; they name its run.  A version has a parent: the version of
+the turn before that counted when it was begun.  Where the version that counts before is another one of that turn, the
+messages are marked as broken off; what stands from the first mark on is detached, and comes back when the mark goes.
+"""
+
+from typing import Final
+
+from chatturn.chat.identity import ChatTurnIdentity, session_run_ids, turn_run_id, version_run_ids
+from chatturn.database.api import Statement
+from chatturn.durable.sql.runs import HELD
+from chatturn.durable.store import Guard
+
+__all__ = [
+    "ATTACHED",
+    "OtherVersion",
+    "activate",
+    "mark_breaks",
+    "only_one_version",
+    "read_shown_version",
+    "read_version_state",
+    "read_versions",
+    "record_version",
+    "still_counts",
+]
+
+ATTACHED: Final = """
+turn_index < coalesce((SELECT min(b.turn_index) FROM chat_messages AS b INDEXED BY idx_chat_messages_breaks
+  WHERE b.tenant_id = ?1 AND b.session_id = ?2 AND b.breaks = 1), 9223372036854775807)
+"""
+"""The SQL of what is in the thread, of the messages of session ``?2`` of tenant ``?1``."""
+
+# ?1 the first version's run, ?2 and ?3 around the others, ?4 the tenant, ?5 the session, ?6 the index, ?7 the manifest,
+# ?8 the version that the request replaces or null, ?9 how.
+_STATE: Final = """
+WITH versions AS (
+  SELECT t.run_id, t.version, t.replaces, t.replace_kind, t.manifest_hash, t.parent_index, t.parent_version
+  FROM chat_turns AS t WHERE t.run_id = ?1 OR (t.run_id > ?2 AND t.run_id < ?3)),
+before AS (
+  SELECT turn_index, version FROM chat_messages
+  WHERE tenant_id = ?4 AND session_id = ?5 AND turn_index < ?6 AND role = 'assistant'
+  ORDER BY turn_index DESC LIMIT 1)
+SELECT
+  (SELECT version FROM chat_messages
+   WHERE tenant_id = ?4 AND session_id = ?5 AND turn_index = ?6 AND role = 'assistant') AS counts,
+  (SELECT min(turn_index) FROM chat_messages INDEXED BY idx_chat_messages_breaks
+   WHERE tenant_id = ?4 AND session_id = ?5 AND turn_index <= ?6 AND breaks = 1) AS detached_from,
+  (SELECT max(version) FROM versions) AS latest,
+  (SELECT max(version) FROM versions WHERE replaces = ?8 AND replace_kind = ?9 AND manifest_hash = ?7) AS made,
+  (SELECT max(version) FROM versions
+   WHERE manifest_hash = ?7 AND parent_index IS (SELECT turn_index FROM before)
+     AND parent_version IS (SELECT version FROM before)) AS again,
+  (SELECT manifest_hash = ?7 FROM versions WHERE version = ?8) AS same,
+  (SELECT max(version) FROM versions WHERE manifest_hash = ?7) AS asked,
+  (SELECT max(v.version) FROM versions AS v JOIN durable_runs AS r ON r.run_id = v.run_id
+   WHERE v.manifest_hash = ?7 AND r.status IN ('pending', 'running', 'suspended')) AS open,
+  (SELECT v.manifest_hash = ?7 FROM versions AS v JOIN chat_messages AS m ON m.version = v.version
+   WHERE m.tenant_id = ?4 AND m.session_id = ?5 AND m.turn_index = ?6 AND m.role = 'assistant') AS counts_same
+"""
+
+# Behind the claim and the turn's row: what it replaces, and what it follows.  Numbers go on behind all others.
+_RECORD: Final = f"""
+UPDATE chat_turns SET version = ?4, replaces = coalesce(replaces, ?5), replace_kind = coalesce(replace_kind, ?6),
+  (parent_index, parent_version) = (
+    SELECT m.turn_index, m.version FROM chat_messages AS m
+    WHERE m.tenant_id = chat_turns.tenant_id AND m.session_id = chat_turns.session_id
+      AND m.turn_index < chat_turns.turn_index AND m.role = 'assistant'
+    ORDER BY m.turn_index DESC LIMIT 1),
+  log_from = max(log_from, coalesce((
+    SELECT max(s.last_seq) + 1 FROM chat_segments AS s
+    WHERE (s.run_id = ?7 OR (s.run_id > ?8 AND s.run_id < ?9)) AND s.run_id <> ?1), 0))
+WHERE run_id = ?1 AND parent_index IS NULL AND {HELD}
+"""
+
+_BREAKS: Final = """
+UPDATE chat_messages SET breaks = EXISTS (
+  SELECT 1 FROM chat_turns AS t
+  JOIN chat_messages AS p ON p.tenant_id = chat_messages.tenant_id AND p.session_id = chat_messages.session_id
+    AND p.role = 'assistant' AND p.turn_index = coalesce(t.parent_index, (
+      SELECT max(q.turn_index) FROM chat_messages AS q WHERE q.tenant_id = chat_messages.tenant_id
+        AND q.session_id = chat_messages.session_id AND q.turn_index < chat_messages.turn_index))
+  WHERE t.run_id = chat_messages.run_id AND p.version <> coalesce(t.parent_version, 1))
+WHERE tenant_id = {tenant} AND session_id = {session} AND role = 'assistant' AND turn_index IN (
+  {index}, (SELECT min(n.turn_index) FROM chat_messages AS n
+            WHERE n.tenant_id = {tenant} AND n.session_id = {session} AND n.turn_index > {index}))
+"""
+_BREAKS_OF_RUN: Final = f"""
+{_BREAKS.format(tenant="?4", session="?5", index="?6")} AND {HELD}
+"""
+_BREAKS_OF_TURN: Final = _BREAKS.format(tenant="?1", session="?2", index="?3")
+
+# ?1 the tenant, ?2 the session, ?3 the index, ?4 the version's run, ?5 and ?6 around the session's runs.
+_MAY_COUNT: Final = """
+EXISTS (SELECT 1 FROM durable_steps AS s WHERE s.run_id = ?4 AND s.step_index = 0 AND s.status = 'completed'
+  AND s.result_json ->> '$.finalText' <> '')
+"""
+_IDLE: Final = """
+NOT EXISTS (SELECT 1 FROM durable_runs AS r INDEXED BY idx_durable_runs_open
+  WHERE r.run_id > ?5 AND r.run_id < ?6 AND r.status IN ('pending', 'running'))
+"""
+_ACTIVATE: Final = f"""
+UPDATE chat_messages SET run_id = ?4, version = (SELECT t.version FROM chat_turns AS t WHERE t.run_id = ?4),
+  content = CASE role
+    WHEN 'user' THEN (SELECT t.user_message FROM chat_turns AS t WHERE t.run_id = ?4)
+    ELSE (SELECT s.result_json ->> '$.finalText' FROM durable_steps AS s WHERE s.run_id = ?4 AND s.step_index = 0) END
+WHERE tenant_id = ?1 AND session_id = ?2 AND turn_index = ?3 AND run_id <> ?4 AND {_MAY_COUNT} AND {_IDLE}
+"""
+_ACTIVATED: Final = f"""
+SELECT {_MAY_COUNT} AS may_count, {_IDLE} AS idle,
+  EXISTS (SELECT 1 FROM chat_messages
+    WHERE tenant_id = ?1 AND session_id = ?2 AND turn_index = ?3 AND run_id = ?4) AS counts
+"""
+
+_VERSIONS: Final = """
+SELECT t.version, t.replaces, t.replace_kind, t.user_message, t.model, t.cancelled_at, t.finish_reason, r.status,
+  r.created_at, r.completed_at, t.run_id, m.run_id IS NOT NULL AS counts
+FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id
+LEFT JOIN chat_messages AS m ON m.tenant_id = t.tenant_id AND m.session_id = t.session_id
+  AND m.turn_index = t.turn_index AND m.role = 'assistant' AND m.run_id = t.run_id
+WHERE t.run_id = ?1 OR (t.run_id > ?2 AND t.run_id < ?3)
+ORDER BY t.version
+"""
+
+# The one that runs, else the one that counts, else the latest.
+_SHOWN: Final = """
+SELECT coalesce(
+  (SELECT max(t.version) FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id
+   WHERE (t.run_id = ?1 OR (t.run_id > ?2 AND t.run_id < ?3)) AND r.status IN ('pending', 'running', 'suspended')),
+  (SELECT version FROM chat_messages
+   WHERE tenant_id = ?4 AND session_id = ?5 AND turn_index = ?6 AND role = 'assistant'),
+  (SELECT max(t.version) FROM chat_turns AS t WHERE t.run_id = ?1 OR (t.run_id > ?2 AND t.run_id < ?3)), 1) AS version
+"""
+
+
+_ONLY_ONE: Final = """
+NOT EXISTS (SELECT 1 FROM chat_turns WHERE run_id > {0} AND run_id < {1})
+AND NOT EXISTS (SELECT 1 FROM chat_messages INDEXED BY idx_chat_messages_breaks
+  WHERE tenant_id = {2} AND session_id = {3} AND turn_index <= {4} AND breaks = 1)
+"""
+_STILL_COUNTS: Final = """
+EXISTS (SELECT 1 FROM durable_runs WHERE run_id = {0}) OR {4} IS (
+  SELECT version FROM chat_messages
+  WHERE tenant_id = {1} AND session_id = {2} AND turn_index = {3} AND role = 'assistant')
+"""
+
+
+class OtherVersion(Exception):
+    """Which version the request is about has to be looked up."""
+
+
+def only_one_version(identity: ChatTurnIdentity) -> Guard:
+    """Claim the first version only where there is no other, and the turn is not detached."""
+    _, first, last = version_run_ids(identity)
+    params = (first, last, identity.tenant_id, identity.session_id, identity.turn_index)
+    return Guard(sql=_ONLY_ONE, params=params, refusal=lambda _row: OtherVersion())
+
+
+def still_counts(identity: ChatTurnIdentity, counts: int | None) -> Guard:
+    """Begin a version only while the one that it was to take the place of counts."""
+    place = (identity.tenant_id, identity.session_id, identity.turn_index)
+    params = (turn_run_id(identity), *place, counts)
+    return Guard(sql=_STILL_COUNTS, params=params, refusal=lambda _row: OtherVersion())
+
+
+def read_version_state(
+    identity: ChatTurnIdentity, manifest_hash: str, replaces: int | None, kind: str | None
+) -> Statement:
+    """Read what decides which version of a turn a request is about; see `chatturn.chat.versions.version_for`."""
+    place = (identity.tenant_id, identity.session_id, identity.turn_index)
+    return Statement(_STATE, (*version_run_ids(identity), *place, manifest_hash, replaces, kind))
+
+
+def record_version(identity: ChatTurnIdentity, replaces: int | None, kind: str | None) -> Statement:
+    """Record which version it is, with the claim and behind its turn."""
+    return Statement(_RECORD, (identity.version, replaces, kind, *version_run_ids(identity)))
+
+
+def mark_breaks(identity: ChatTurnIdentity) -> Statement:
+    """Mark what is detached by an answer that counts from now on, with the finish and behind its messages."""
+    return Statement(_BREAKS_OF_RUN, (identity.tenant_id, identity.session_id, identity.turn_index))
+
+
+def activate(identity: ChatTurnIdentity, run_id: str) -> list[Statement]:
+    """Let a version count, unless the session is busy, and read what came of it."""
+    place = (identity.tenant_id, identity.session_id, identity.turn_index)
+    params = (*place, run_id, *session_run_ids(identity.tenant_id, identity.session_id))
+    return [Statement(_ACTIVATE, params), Statement(_BREAKS_OF_TURN, place), Statement(_ACTIVATED, params)]
+
+
+def read_versions(identity: ChatTurnIdentity) -> Statement:
+    """Read all versions of a turn."""
+    return Statement(_VERSIONS, version_run_ids(identity))
+
+
+def read_shown_version(identity: ChatTurnIdentity) -> Statement:
+    """Read which version of a turn is shown to who names none."""
+    place = (identity.tenant_id, identity.session_id, identity.turn_index)
+    return Statement(_SHOWN, (*version_run_ids(identity), *place))

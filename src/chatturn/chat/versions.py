@@ -1,0 +1,103 @@
+"""
+Which version of a turn a request is about.  Pure.
+
+Each version is a run of its own.  The first has the turn's name; the others are made by a request that replaces the
+version that counts, or at the place of a turn that is detached.  The same request sent again is about the version that
+it made.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from chatturn.errors import DurableRunInputMismatchError, VersionConflict
+
+__all__ = ["Choice", "Replace", "ReplaceKind", "version_for"]
+
+ReplaceKind = Literal["regenerate", "edit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replace:
+    """
+    What a request replaces.
+
+    Attributes:
+        kind: ``regenerate``: the same question anew; ``edit``: another question.
+        version: The version that it takes the place of, from 1: the one that counts.
+    """
+
+    kind: ReplaceKind
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """
+    Which version a request is about.
+
+    Attributes:
+        version: Its number, from 1.
+        replaces: What it takes the place of; None for nothing that counts.
+        kind: How; None likewise.
+        is_new: Whether it is made by this request.
+        counts: Which version counts; None for none.
+    """
+
+    version: int
+    replaces: int | None = None
+    kind: str | None = None
+    is_new: bool = False
+    counts: int | None = None
+
+
+def version_for(
+    state: Mapping[str, Any], run_id: str, turn_index: int, replace: Replace | None, *, supersede: bool
+) -> Choice:
+    """
+    Choose the version.
+
+    Args:
+        state: As `chatturn.chat.version_sql.read_version_state` read it.
+        run_id: The turn's.
+        turn_index: Its place.
+        replace: What the request replaces; None for a plain one.
+        supersede: Whether a plain one may replace a version with another question.
+
+    Raises:
+        VersionConflict: Another version counts than the one that is to be replaced, or the thread ends before.
+        DurableRunInputMismatchError: It was to be asked anew, but this is another question.
+    """
+    counts, detached_from = state["counts"], state["detached_from"]
+    if detached_from is not None and detached_from < turn_index:
+        raise VersionConflict(f"the thread ends before turn {detached_from}", run_id=run_id)
+    if replace is not None:
+        return _replaced(state, run_id, replace)
+    if detached_from is not None:
+        return _there(state, state["again"]) or _new(state, None, None)
+    if supersede and counts is not None and state["asked"] != counts:
+        return _there(state, state["asked"]) or _new(state, counts, "edit")
+    if counts is not None and not state["counts_same"] and state["open"] is not None:
+        return Choice(version=int(state["open"]), counts=counts)  # it is being answered, or waits for an approval
+    return Choice(version=int(counts or state["latest"] or 1), counts=counts)
+
+
+def _replaced(state: Mapping[str, Any], run_id: str, replace: Replace) -> Choice:
+    made = _there(state, state["made"])
+    if made is not None:
+        return made
+    if state["counts"] != replace.version or state["detached_from"] is not None:
+        counts = "none" if state["counts"] is None else state["counts"]
+        raise VersionConflict(f"version {counts} counts, not {replace.version}", run_id=run_id)
+    if replace.kind == "regenerate" and not state["same"]:
+        raise DurableRunInputMismatchError("to regenerate is to ask the same", run_id=run_id)
+    return _new(state, replace.version, replace.kind)
+
+
+def _there(state: Mapping[str, Any], version: Any) -> Choice | None:
+    return None if version is None else Choice(version=int(version), counts=state["counts"])
+
+
+def _new(state: Mapping[str, Any], replaces: int | None, kind: str | None) -> Choice:
+    latest = int(state["latest"] or 0)
+    return Choice(version=latest + 1, replaces=replaces, kind=kind, is_new=True, counts=state["counts"])
