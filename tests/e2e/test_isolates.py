@@ -18,7 +18,7 @@ from tests.support.worker import DEFAULTS, Worker
 WATCHED: Final = Path(__file__).resolve().parent.parent / "worker" / "watched" / "watched.py"
 PRIVATE: Final = "sk-live-0123456789-meant-for-another-setting"
 PROBES: Final = 5_000
-SECONDS: Final = 120.0
+SECONDS: Final = 400.0
 
 
 @pytest.fixture(scope="module")
