@@ -376,7 +376,10 @@ class DurableContext:
             except Exception as error:
                 delay_ms = retry.delay_ms(attempt, error)
                 raised = lasting(error, call.intent, self.run_id)
-                await self._fail(begin, attempts, started, error_of(error, raised))
+                failure = error_of(error, raised)
+                if delay_ms is None:
+                    self._note(begin, attempts, started, failure)
+                await self._fail(begin, attempts, started, failure)
                 if delay_ms is None:
                     if raised is error:
                         raise
@@ -412,7 +415,6 @@ class DurableContext:
 
     async def _fail(self, begin: Begin, attempts: int, started: float, error: StepError) -> None:
         """Record a failed try; if that cannot be done, what it has raised still is what leaves."""
-        self._note(begin, attempts, started, error)
         try:
             await self._record(begin, attempts, started, error=error)
         except StoreError as unrecorded:
