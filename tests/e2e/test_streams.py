@@ -203,13 +203,15 @@ def gone(worker: Worker, client: Client, session: str, message: str, read: int, 
     """Post a turn over a bare socket, read so much of the answer, and go away."""
     url = urlsplit(client.address(session))
     body = json.dumps({"message": message}).encode()
-    head = f"POST {url.path} HTTP/1.1\r\nHost: x\r\nAuthorization: {client.headers['authorization']}\r\n"
+    head = f"POST {url.path} HTTP/1.1\r\nHost: {url.netloc}\r\nAuthorization: {client.headers['authorization']}\r\n"
     with socket.create_connection(("127.0.0.1", worker.server.port)) as connection:
         connection.sendall(
             f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
         )
         while read > 0:
-            read -= len(connection.recv(read))
+            arrived = len(connection.recv(read))
+            assert arrived, "the answer ended"
+            read -= arrived
         if how == "reset":
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
