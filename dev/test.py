@@ -29,6 +29,8 @@ from dev import paths
 __all__ = ["main", "run_groups"]
 
 _AT_ONCE: Final = 2 + (os.cpu_count() or 1)
+_APART: Final = {"clients"}
+"""What has a target of its own, since it takes minutes and installs clients first: `make clients`."""
 _HANDS: Final = 2
 """Processors that are filled by groups that mostly compute."""
 _SECONDS: Final = paths.BUILD / "test-seconds.json"
@@ -95,8 +97,8 @@ def run_groups(tests: Path, seconds: Path) -> int:
 def _groups(tests: Path) -> dict[str, list[Path]]:
     """Return the groups by name: what pytest is to run in each."""
     groups: dict[str, list[Path]] = {}
-    for rung in sorted(path for path in tests.iterdir() if path.is_dir()):
-        files = sorted(rung.rglob("test_*.py"))
+    for rung in sorted(path for path in tests.iterdir() if path.is_dir() and path.name not in _APART):
+        files = sorted(file for file in rung.rglob("test_*.py") if _is_ours(file.relative_to(tests)))
         name = f"{tests.name}/{rung.name}"
         if rung.name == "e2e":
             groups |= {f"{name}/{file.name}": [file] for file in files}
@@ -106,6 +108,11 @@ def _groups(tests: Path) -> dict[str, list[Path]]:
             groups[name] = files
     # Without files pytest would run everything.
     return {group: files for group, files in groups.items() if files}
+
+
+def _is_ours(file: Path) -> bool:
+    """Say whether a file is no part of what was installed below the tests, in a `.venv` or in `node_modules`."""
+    return not any(part.startswith(".") or part == "node_modules" for part in file.parts)
 
 
 def _longest_first(groups: dict[str, list[Path]], known: dict[str, float]) -> dict[str, list[Path]]:

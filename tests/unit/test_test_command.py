@@ -33,6 +33,8 @@ def write(folder: Path, files: dict[str, str]) -> Path:
 def test_every_group_is_shown_and_counted(tmp_path: Path, seconds: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever its rung; what was skipped stands at the end, with its reason."""
     files = {"unit/test_a.py": PASSES, "unit/test_b.py": PASSES, "contract/test_c.py": PASSES, "e2e/test_d.py": SKIPS}
+    others = {"clients/test_e.py": FAILS, "unit/.venv/lib/test_f.py": FAILS, "e2e/node_modules/x/test_g.py": FAILS}
+    write(tmp_path / "some", others)  # what has a target of its own, and what was installed
     status = run_groups(write(tmp_path / "some", files), seconds)
     *_, skipped, counts = capsys.readouterr().out.splitlines()
 
