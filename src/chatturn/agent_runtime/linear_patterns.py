@@ -241,7 +241,9 @@ class LinearPattern:
             for _ in range(most - least):
                 entry = self._add(_Split([following, self._build(inner, flags, entry)]))
         for _ in range(least):
-            entry = self._build(inner, flags, entry)
+            before, entry = entry, self._build(inner, flags, entry)
+            if entry is before:  # nothing, which is nothing however often
+                break
         return entry
 
 

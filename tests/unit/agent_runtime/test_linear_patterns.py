@@ -108,6 +108,15 @@ def test_what_re_does_not_understand_is_refused(source: str) -> None:
         LinearPattern(source)
 
 
+@pytest.mark.parametrize(
+    "source",
+    ["(?:){4000000000}", "(){4000000000}", "(?:a{0}){4000000000}", "((?:){9}){4000000000}", "(?:(?i:)){99999999}"],
+)
+def test_nothing_however_often_is_nothing(source: str) -> None:
+    """It is found everywhere, and costs nothing."""
+    assert LinearPattern(source).search("xyz")
+
+
 @pytest.mark.parametrize("source", [f"a{{{MAX_NODES}}}", "((a{50}){50}){50}", "(" * 2_000 + ")" * 2_000])
 def test_a_pattern_without_measure_is_refused(source: str) -> None:
     """It is small as text, and large written out."""
