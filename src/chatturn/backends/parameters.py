@@ -77,8 +77,8 @@ def allowed_parameters(setting: str) -> frozenset[str]:
         return frozenset(PARAMETERS)
     if names == {"none"}:
         return frozenset()
-    if unknown := sorted(names - PARAMETERS.keys()):
-        raise ConfigurationError("ALLOW_PARAMETERS", f"has {unknown[0]!r}, which is no parameter")
+    if not names <= PARAMETERS.keys():
+        raise ConfigurationError("ALLOW_PARAMETERS", f"may have these names only: {', '.join(PARAMETERS)}")
     return frozenset(names)
 
 

@@ -232,11 +232,18 @@ def _is_ms(value: Any) -> bool:
 
 
 def _is_url(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith(("http://", "https://")) and bool(urlsplit(value).hostname)
+    if not isinstance(value, str) or not value.startswith(("http://", "https://")):
+        return False
+    try:
+        return bool(urlsplit(value).hostname)
+    except ValueError:  # half an IPv6 address, for example
+        return False
 
 
 def _provider(place: _Place, variables: Mapping[str, str]) -> Provider:
-    kind = place.take("kind", lambda value: value in PRESETS, f"one of {', '.join(PRESETS)}", "compatible")
+    kind = place.take(
+        "kind", lambda value: isinstance(value, str) and value in PRESETS, f"one of {', '.join(PRESETS)}", "compatible"
+    )
     preset = PRESETS[kind]
     name = place.take("name", _is_name, f"like {_NAME.pattern}", kind)
     base_url = place.take("base_url", _is_url, "a URL that begins with http:// or https://", preset.base_url)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from chatturn.backends.parameters import PARAMETERS
+from chatturn.backends.parameters import PARAMETERS, allowed_parameters
 from chatturn.backends.providers import PRESETS, parse_providers, prices_of
 from chatturn.errors import ConfigurationError
 from chatturn.usage.prices import Price
@@ -157,3 +157,18 @@ def test_the_manual_names_every_preset_and_parameter() -> None:
     page = (Path(__file__).parents[3] / "docs/reference/model-apis.md").read_text()
 
     assert [] == [name for name in (*PRESETS, *PARAMETERS) if f"`{name}`" not in page]
+
+
+@pytest.mark.parametrize("member", ['"kind": []', '"kind": {}', '"base_url": "https://["'])
+def test_a_value_of_any_form_is_a_wrong_setting(member: str) -> None:
+    """And no other error, which every request would meet."""
+    with pytest.raises(ConfigurationError):
+        parse_providers(f"[{{{member}}}]", SECRETS)
+
+
+def test_a_name_that_is_no_parameter_is_not_shown() -> None:
+    """It may be a key that stands in the wrong place."""
+    with pytest.raises(ConfigurationError) as raised:
+        allowed_parameters("temperature, sk-live-0123456789")
+
+    assert "sk-live" not in str(raised.value)
