@@ -111,6 +111,7 @@ bench: setup
 	$(BIN)/python -m bench.run $(ARGS)
 
 deploy: setup
+	@test -z "$(DRY_RUN)" || { echo "make deploy uploads: say make deploy-check DRY_RUN=1 to upload nothing"; exit 2; }
 	@test -n "$(PRODUCT)" || { echo "which product? make deploy PRODUCT=legal"; exit 1; }
 	@$(BIN)/python -m dev.deploy --product '$(PRODUCT)'
 
