@@ -14,10 +14,10 @@ from chatturn.chat.deployment import Deployment
 from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn
 from chatturn.chat.hooks.outbox import overrides
 from chatturn.chat.hooks.tool import Tool, ToolContext
-from chatturn.chat.identity import ChatTurnIdentity, turn_run_id
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.sweep import Sweep
+from chatturn.chat.thread.identity import ChatTurnIdentity, turn_run_id
 from chatturn.chat.turn.sinks import BufferSink
 from chatturn.database.api import Database, Statement
 from chatturn.database.schema import DURABLE_SCHEMA_SQL

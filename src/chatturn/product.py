@@ -27,11 +27,11 @@ Failures and the operator's log:
 """
 
 from chatturn.backends.api import AgentBackendContext, AgentBackendInput, AgentExecutionBackend, ChatMessage
-from chatturn.chat.history import PastTurn, ShownHistory, recent
 from chatturn.chat.hooks.answering import answer
 from chatturn.chat.hooks.hooks import ChatTurnHooks, DurableTurnProducer, EndedAttempt, FinishedTurn, TurnContext
 from chatturn.chat.hooks.tool import Tool, ToolContext, ToolError
-from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.thread.history import PastTurn, ShownHistory, recent
+from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.chat.turn.stream import StreamProducer
 from chatturn.durable.context import DurableContext
 from chatturn.durable.ends import Cancelled, Completed, Failed, Suspended

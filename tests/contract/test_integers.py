@@ -2,9 +2,9 @@
 
 import pytest
 
-from chatturn.chat.identity import ChatTurnIdentity, turn_run_id
 from chatturn.chat.log.pages import load_page
 from chatturn.chat.log.sql import append_segment
+from chatturn.chat.thread.identity import ChatTurnIdentity, turn_run_id
 from chatturn.chat.turn.sql import begin_turn
 from chatturn.database.api import Database, Statement
 from chatturn.durable.sql_store import SqlRunStore

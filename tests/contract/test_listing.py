@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from chatturn.chat.identity import ChatTurnIdentity, turn_run_id
+from chatturn.chat.thread.identity import ChatTurnIdentity, turn_run_id
 from chatturn.chat.turn.sql import begin_turn
 from chatturn.database.api import Database, Statement
 from chatturn.durable.records import MAX_RUNS_PER_PAGE, DurableRunManifest, RunQuery, RunStatus, Wait

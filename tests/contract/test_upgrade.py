@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from chatturn.chat.identity import turn_run_id
+from chatturn.chat.thread.identity import turn_run_id
 from chatturn.database.api import Database, Result, Statement
 from chatturn.database.migration import mend, migrate, missing_parts, read_version
 from chatturn.database.schema import DURABLE_SCHEMA_VERSION

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from chatturn.chat.identity import ChatTurnIdentity, turn_run_id
+from chatturn.chat.thread.identity import ChatTurnIdentity, turn_run_id
 from chatturn.chat.usage import sql
 from chatturn.chat.usage.calls import CallOutcome, ModelCall
 from chatturn.chat.usage.totals import UsageQuery, list_usage

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from chatturn.chat import version_sql
-from chatturn.chat.identity import ChatTurnIdentity, turn_run_id
 from chatturn.chat.lists.sql import read_messages
+from chatturn.chat.thread import version_sql
+from chatturn.chat.thread.identity import ChatTurnIdentity, turn_run_id
 from chatturn.chat.turn.sql import begin_turn, record_messages
 from chatturn.database.api import Database, Row, Statement
 from chatturn.durable.sql_store import SqlRunStore

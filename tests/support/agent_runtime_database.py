@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from chatturn.chat.identity import ChatTurnIdentity, turn_manifest
+from chatturn.chat.thread.identity import ChatTurnIdentity, turn_manifest
 from chatturn.database.api import Database, Statement
 from chatturn.durable.records import DurableRunManifest
 from chatturn.jsontext.canonical import canonical_hash

@@ -12,9 +12,9 @@ from typing import Any
 from chatturn.backends.echo import create_echo_backend
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn, TurnContext
-from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.log.query_budget import Pace
 from chatturn.chat.requests import TurnInput, TurnRequest
+from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.chat.turn.sinks import BufferSink
 from chatturn.chat.turn.stream import StreamProducer
 from chatturn.chat.turn.turn import run_turn

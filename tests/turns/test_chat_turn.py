@@ -12,7 +12,7 @@ import pytest
 from chatturn.agent_runtime.chat_engine import durable_chat_turn_engine
 from chatturn.chat.hooks.hooks import FinishedTurn, TurnContext
 from chatturn.chat.hooks.outbox import Outbox
-from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.chat.turn.sinks import BufferSink
 from chatturn.chat.turn.tracing import attributes_of_turn
 from chatturn.chat.turn.turn import ChatTurn, open_turn, run_turn

@@ -11,7 +11,7 @@ import pytest
 
 from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.hooks.tool import Tool
-from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.events import text_delta
 from chatturn_testing.virtual_time import run

@@ -15,11 +15,11 @@ import pytest
 from chatturn.database.api import Database, Result, Statement
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.durable.context import DurableContext, StepCall
+from chatturn.durable.identifiers import step_id
 from chatturn.durable.runner import RunDurableInput, run_durable
 from chatturn.durable.sql_store import SqlRunStore
 from chatturn.durable.steps import StepRetry
 from chatturn.errors import ChatTurnError, StoreUnavailable
-from chatturn.jsontext.canonical import step_id
 from tests.support.runs import manifest
 from tests.support.turns import open_sqlite
 from tests.turns.test_agent import RUN, Agent, Model, Shop

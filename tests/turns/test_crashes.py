@@ -16,7 +16,7 @@ import pytest
 
 from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn, TurnContext
 from chatturn.chat.hooks.outbox import Outbox
-from chatturn.chat.identity import turn_manifest
+from chatturn.chat.thread.identity import turn_manifest
 from chatturn.chat.turn.sinks import BufferSink
 from chatturn.chat.turn.stream import StreamProducer
 from chatturn.database.sqlite import SqliteDatabase

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatturn.chat.history import PastTurn, ShownHistory, recent, shortened_in_the_middle
+from chatturn.chat.thread.history import PastTurn, ShownHistory, recent, shortened_in_the_middle
 from chatturn.database.api import Statement
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.events import text_delta, usage_event

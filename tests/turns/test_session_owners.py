@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from chatturn.chat.identity import session_run_ids
+from chatturn.chat.thread.identity import session_run_ids
 from chatturn.database.api import Statement
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.events import text_delta

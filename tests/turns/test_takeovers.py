@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from chatturn.backends.iterable import create_iterable_backend
-from chatturn.chat.identity import ChatTurnIdentity, turn_manifest
 from chatturn.chat.log.query_budget import FOLLOW_PACES
+from chatturn.chat.thread.identity import ChatTurnIdentity, turn_manifest
 from chatturn.database.api import Statement
 from chatturn.database.migration import migrate
 from chatturn.database.sqlite import SqliteDatabase
+from chatturn.durable.identifiers import manifest_hash
 from chatturn.errors import BackendTransportError, StoreError, StoreUnavailable
 from chatturn.events import text_delta, usage_event
-from chatturn.jsontext.canonical import manifest_hash
 from chatturn.settings import Plan, Settings
 from chatturn_testing.law import text_of
 from products.assistant import Hooks as Assistant

@@ -12,9 +12,9 @@ import pytest
 
 from chatturn.backends.echo import create_echo_backend
 from chatturn.chat.deployment import Deployment
-from chatturn.chat.identity import turn_run_id
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.service import DurableChatService
+from chatturn.chat.thread.identity import turn_run_id
 from chatturn.database.migration import migrate, read_version
 from chatturn.database.schema import DURABLE_SCHEMA_VERSION
 from chatturn.database.sqlite import SqliteDatabase

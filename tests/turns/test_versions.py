@@ -275,7 +275,7 @@ async def test_a_worker_may_die_at_every_batch_of_an_edit() -> None:
 
 async def _dies(isolate: Isolate) -> bool:
     from chatturn.chat.requests import TurnRequest  # noqa: PLC0415
-    from chatturn.chat.versions import Replace  # noqa: PLC0415
+    from chatturn.chat.thread.versions import Replace  # noqa: PLC0415
     from tests.support.turns import IDENTITY  # noqa: PLC0415
 
     try:

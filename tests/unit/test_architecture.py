@@ -16,8 +16,7 @@ MODULES = sorted(path for path in SRC.rglob("*.py") if "__pycache__" not in path
 # Dependencies point one way: a unit may import those on the lines above its own, and itself.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("chatturn.errors", "chatturn.jsontext", "chatturn.product_calls", "chatturn.timestamps", "chatturn.transport"),
-    ("chatturn.durable.records",),
-    ("chatturn.events", "chatturn.jsontext.canonical", "chatturn.settings", "chatturn.sse_frames", "chatturn.usage"),
+    ("chatturn.events", "chatturn.settings", "chatturn.sse_frames", "chatturn.usage"),
     ("chatturn.database", "chatturn.telemetry"),
     ("chatturn.backends", "chatturn.durable"),
     ("chatturn.telemetry.otlp",),  # it leaves over the backends' transport
@@ -59,7 +58,7 @@ CLOCKS_AND_CHANCE = {
 }
 # Where the core calls one of them itself: the defaults of its own `token` and `worker_id`.
 DEFAULTS_THAT_CALL = {
-    "chatturn.jsontext.canonical": {"os.urandom"},
+    "chatturn.durable.identifiers": {"os.urandom"},
     "chatturn.durable.sql_store": {"os.urandom"},
     "chatturn.durable.runner": {"datetime.datetime.now", "random.SystemRandom", "uuid.uuid4"},
 }

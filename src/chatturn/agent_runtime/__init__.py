@@ -117,10 +117,13 @@ if TYPE_CHECKING:  # the same table as below, for type checkers; a test holds th
     from chatturn.backends.openai.backend import create_openai_compatible_backend as create_openai_compatible_backend
     from chatturn.backends.openai.retry import BackendRetryPolicy as BackendRetryPolicy
     from chatturn.chat.hooks.hooks import ChatTurnHooks as ChatTurnHooks
-    from chatturn.chat.identity import ChatTurnIdentity as ChatTurnIdentity
+    from chatturn.chat.thread.identity import ChatTurnIdentity as ChatTurnIdentity
     from chatturn.database.schema import DURABLE_SCHEMA_SQL as DURABLE_SCHEMA_SQL
     from chatturn.database.schema import DURABLE_SCHEMA_VERSION as DURABLE_SCHEMA_VERSION
     from chatturn.durable.context import DurableContext as DurableContext
+    from chatturn.durable.identifiers import derive_worker_id as derive_worker_id
+    from chatturn.durable.identifiers import manifest_hash as manifest_hash
+    from chatturn.durable.identifiers import step_id as step_id
     from chatturn.durable.local_stores import FileSystemDurableRunStore as FileSystemDurableRunStore
     from chatturn.durable.local_stores import InMemoryDurableRunStore as InMemoryDurableRunStore
     from chatturn.durable.records import DurableRunManifest as DurableRunManifest
@@ -153,9 +156,6 @@ if TYPE_CHECKING:  # the same table as below, for type checkers; a test holds th
     from chatturn.events import ChatStreamEvent as ChatStreamEvent
     from chatturn.jsontext.canonical import canonical_hash as canonical_hash
     from chatturn.jsontext.canonical import canonical_json as canonical_json
-    from chatturn.jsontext.canonical import derive_worker_id as derive_worker_id
-    from chatturn.jsontext.canonical import manifest_hash as manifest_hash
-    from chatturn.jsontext.canonical import step_id as step_id
     from chatturn.sse_frames import ServerSentEventOptions as ServerSentEventOptions
     from chatturn.sse_frames import encode_server_sent_event as encode_server_sent_event
     from chatturn.workerd.stores import D1DurableRunStore as D1DurableRunStore
@@ -294,7 +294,7 @@ _HOMES: Final = {
         "durable_chat_turn_engine",
     ),
     "chatturn.chat.hooks.hooks": ("ChatTurnHooks",),
-    "chatturn.chat.identity": ("ChatTurnIdentity",),
+    "chatturn.chat.thread.identity": ("ChatTurnIdentity",),
     "chatturn.database.schema": (
         "DURABLE_SCHEMA_SQL",
         "DURABLE_SCHEMA_VERSION",
@@ -348,12 +348,14 @@ _HOMES: Final = {
         "ValidationError",
     ),
     "chatturn.events": ("ChatStreamEvent",),
-    "chatturn.jsontext.canonical": (
-        "canonical_hash",
-        "canonical_json",
+    "chatturn.durable.identifiers": (
         "derive_worker_id",
         "manifest_hash",
         "step_id",
+    ),
+    "chatturn.jsontext.canonical": (
+        "canonical_hash",
+        "canonical_json",
     ),
     "chatturn.sse_frames": (
         "ServerSentEventOptions",

@@ -22,11 +22,12 @@ from chatturn.database.api import Row, Statement
 from chatturn.durable.attempt import ENDINGS, Attempt, Finished, RunToClaim
 from chatturn.durable.ends import Cancelled, Completed, End, Failed
 from chatturn.durable.heartbeat import RENEWALS_PER_TERM
+from chatturn.durable.identifiers import derive_worker_id
 from chatturn.durable.records import Claim, DurableRunManifest, RunRecord, StepKind
 from chatturn.durable.store import NO_NEWS, Begin, DurableRunStore, News
 from chatturn.durable.suspension import ungrouped_waits
 from chatturn.errors import EmptyAnswer, TurnCancelled
-from chatturn.jsontext.canonical import canonical_hash, derive_worker_id
+from chatturn.jsontext.canonical import canonical_hash
 from chatturn.telemetry.operator_log import OperatorLog, print_log
 
 __all__ = ["DurableTurnHandle", "DurableTurnProducer", "RunDurableTurnOptions", "run_durable_turn"]

@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from chatturn.chat.deployment import Deployment
-from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.pages import LogPage, load_page
 from chatturn.chat.log.polls import Poll
 from chatturn.chat.log.query_budget import FOLLOW_PACES
 from chatturn.chat.log.sql import note_follower
+from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.chat.turn.finish import ending_words, failure_words, kind_of
 from chatturn.chat.turn.reader import Reader
 from chatturn.chat.turn.replay import FailedTurn, ReplayedTurn

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from chatturn.backends.api import ChatMessage
 from chatturn.chat.deployment import Deployment
-from chatturn.chat.identity import ChatTurnIdentity, turn_manifest, turn_run_id
 from chatturn.chat.listeners import TurnTracing
+from chatturn.chat.thread.identity import ChatTurnIdentity, turn_manifest, turn_run_id
+from chatturn.chat.thread.versions import Choice, Replace
 from chatturn.chat.usage.totals import Sums
-from chatturn.chat.versions import Choice, Replace
 from chatturn.durable.records import DurableRunManifest, RunOutcome
 
 __all__ = ["CANCELLED", "Cancellation", "TurnInput", "TurnRequest", "TurnView"]

@@ -12,7 +12,6 @@ from chatturn.backends.parameters import allowed_parameters
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.following import FollowedTurn
-from chatturn.chat.identity import ChatTurnIdentity, legacy_run_id, session_run_ids, turn_run_id
 from chatturn.chat.listeners import RequestTracing
 from chatturn.chat.lists.lists import MessagePage, MessageQuery, TurnPage, TurnQuery, list_messages, list_turns
 from chatturn.chat.lists.sql import read_latest_turn, read_recent_turn, read_running
@@ -20,7 +19,16 @@ from chatturn.chat.log.pages import load_page
 from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.log.sql import request_cancel
 from chatturn.chat.requests import CANCELLED, Cancellation, TurnInput, TurnRequest, TurnView
-from chatturn.chat.session_sql import read_owner
+from chatturn.chat.thread.identity import ChatTurnIdentity, legacy_run_id, session_run_ids, turn_run_id
+from chatturn.chat.thread.session_sql import read_owner
+from chatturn.chat.thread.version_sql import (
+    OtherVersion,
+    activate,
+    read_shown_version,
+    read_version_state,
+    read_versions,
+)
+from chatturn.chat.thread.versions import Choice, version_for
 from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn.reader import ping_every_ms
 from chatturn.chat.turn.replay import FailedTurn, ReplayedTurn
@@ -29,16 +37,9 @@ from chatturn.chat.turn.tracing import attributes_of_turn
 from chatturn.chat.turn.turn import ChatTurn, open_turn
 from chatturn.chat.usage.sql import read_usage_of_turn
 from chatturn.chat.usage.totals import UsagePage, UsageQuery, list_usage, sums_of
-from chatturn.chat.version_sql import (
-    OtherVersion,
-    activate,
-    read_shown_version,
-    read_version_state,
-    read_versions,
-)
-from chatturn.chat.versions import Choice, version_for
 from chatturn.database.api import Row
 from chatturn.database.migration import missing_parts
+from chatturn.durable.identifiers import manifest_hash
 from chatturn.durable.records import EventRecord, RunOutcome, RunStatus
 from chatturn.durable.rows import event_from_row, run_from_row
 from chatturn.errors import (
@@ -53,7 +54,6 @@ from chatturn.errors import (
     StoreError,
     VersionConflict,
 )
-from chatturn.jsontext.canonical import manifest_hash
 from chatturn.jsontext.stored import json_text
 from chatturn.settings import names_in
 

@@ -29,6 +29,7 @@ from chatturn.database.api import Row, Statement
 from chatturn.durable import suspension
 from chatturn.durable.ends import Cancelled, Completed, End, Failed, Suspended, code_of
 from chatturn.durable.heartbeat import RENEWALS_PER_TERM, Heartbeat
+from chatturn.durable.identifiers import derive_worker_id
 from chatturn.durable.records import (
     Claim,
     DurableRunManifest,
@@ -48,7 +49,6 @@ from chatturn.errors import (
     TurnAborted,
     TurnCancelled,
 )
-from chatturn.jsontext.canonical import derive_worker_id
 from chatturn.telemetry.operator_log import OperatorLog, print_log
 
 __all__ = ["ENDINGS", "Attempt", "Finished", "RunToClaim"]

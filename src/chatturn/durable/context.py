@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from chatturn.database.api import Statement
 from chatturn.durable.failures import CANCELLED, error_of, lasting, mark_final, raise_again
+from chatturn.durable.identifiers import step_id
 from chatturn.durable.records import EventRecord, Lease, StepError, StepKind, StepRecord, StepStatus, Wait
 from chatturn.durable.sql.runs import STEPS_PER_PAGE
 from chatturn.durable.steps import (
@@ -47,7 +48,6 @@ from chatturn.errors import (
     StepTooLarge,
     StoreError,
 )
-from chatturn.jsontext.canonical import step_id
 from chatturn.telemetry.conventions import STEP_INTENT, STEP_KIND, STEP_REPLAYED
 from chatturn.telemetry.operator_log import OperatorLog
 from chatturn.telemetry.tracer import NULL_TRACER, AttributeValue, Span, Tracer

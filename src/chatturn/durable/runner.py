@@ -26,10 +26,10 @@ from typing import Final, Generic, TypeVar
 from chatturn.durable.attempt import ENDINGS, Attempt, Finished, RunToClaim
 from chatturn.durable.context import ContextSources, DurableContext
 from chatturn.durable.ends import Completed, End, Failed, Suspended
+from chatturn.durable.identifiers import derive_worker_id
 from chatturn.durable.records import Claim, DurableRunManifest, RunOutcome, RunRecord, RunStatus, StepRecord
 from chatturn.durable.store import DEFAULT_LEASE_MS, DurableRunStore
 from chatturn.errors import AttemptsExhausted
-from chatturn.jsontext.canonical import derive_worker_id
 from chatturn.telemetry.operator_log import OperatorLog, print_log
 from chatturn.timestamps import timestamp
 

@@ -16,6 +16,7 @@ from chatturn.database.api import NOW, Database, Result, Row, Statement
 from chatturn.database.migration import read_version
 from chatturn.durable.checks import claimed, ended, require_begun, require_intent, require_status
 from chatturn.durable.failures import error_text, started_before
+from chatturn.durable.identifiers import manifest_hash
 from chatturn.durable.records import (
     Claim,
     DurableRunManifest,
@@ -42,7 +43,6 @@ from chatturn.errors import (
     RunNotFound,
     StoreUnavailable,
 )
-from chatturn.jsontext.canonical import manifest_hash
 from chatturn.jsontext.stored import json_text
 
 __all__ = ["SqlRunStore"]

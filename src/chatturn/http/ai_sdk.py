@@ -17,9 +17,10 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
-from chatturn.chat.identity import ChatTurnIdentity, turn_of_run, turn_run_id, version_of_run
 from chatturn.chat.requests import TurnRequest
+from chatturn.chat.thread.identity import ChatTurnIdentity, turn_of_run, turn_run_id, version_of_run
 from chatturn.chat.turn.reader import PING_EVERY_MS
+from chatturn.durable.identifiers import derive_worker_id
 from chatturn.errors import ChatTurnError, InvalidField, RequestError, StoreError, StoreUnavailable
 from chatturn.http.application import Call, Parameters
 from chatturn.http.auth import RUN_TURNS, Principal
@@ -29,7 +30,6 @@ from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import detail_of, error_headers
 from chatturn.http.projected import OpenedTurn, ProjectedTurn, find, open_or_follow
 from chatturn.http.strict_json import read_json_object
-from chatturn.jsontext.canonical import derive_worker_id
 from chatturn.wire.ai_sdk import UiMessageStream
 
 __all__ = ["AI_SDK_CHAT", "ai_sdk_problem", "get_chat_stream", "post_chat", "session_of_body", "session_of_chat"]

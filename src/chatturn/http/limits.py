@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 from chatturn.backends.parameters import MAX_PARAMETERS_BYTES, PARAMETERS, wrong_parameter
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
 from chatturn.chat.requests import TurnRequest
-from chatturn.chat.versions import Replace, ReplaceKind
+from chatturn.chat.thread.versions import Replace, ReplaceKind
 from chatturn.errors import InvalidField, PayloadTooLarge, UnsupportedMediaType
 from chatturn.http.problems import shortened, shown
 from chatturn.http.strict_json import read_json_object

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from chatturn.chat.identity import session_id_of
 from chatturn.chat.lists.lists import TurnRow
+from chatturn.chat.thread.identity import session_id_of
 from chatturn.errors import Forbidden, NotFound
 from chatturn.http.application import Call, Parameters
 from chatturn.http.auth import OPERATE

@@ -24,9 +24,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from chatturn.backends.parameters import PARAMETERS
-from chatturn.chat.identity import ChatTurnIdentity, version_of_run
 from chatturn.chat.requests import TurnRequest
+from chatturn.chat.thread.identity import ChatTurnIdentity, version_of_run
 from chatturn.chat.turn.sinks import BufferSink
+from chatturn.durable.identifiers import derive_worker_id
 from chatturn.errors import (
     ChatTurnError,
     DurableRunInputMismatchError,
@@ -52,7 +53,6 @@ from chatturn.http.problems import detail_of, error_headers, json_response, show
 from chatturn.http.projected import OpenedTurn, ProjectedTurn, Projection, open_or_follow
 from chatturn.http.queries import check_no_query
 from chatturn.http.strict_json import read_json_object
-from chatturn.jsontext.canonical import derive_worker_id
 from chatturn.wire.openai_chat import ChatCompletion, ChatCompletionChunks, CompletionHead, Failure, error_members
 
 __all__ = ["COMPLETIONS", "get_models", "openai_problem", "post_completion", "session_of_completion"]

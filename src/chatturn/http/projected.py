@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Protocol
 
-from chatturn.chat.identity import ChatTurnIdentity, version_of_run
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.service import DurableChatService
+from chatturn.chat.thread.identity import ChatTurnIdentity, version_of_run
 from chatturn.chat.turn.sinks import Sink
 from chatturn.errors import DurableRunLeaseHeldError, StoreError
 from chatturn.wire.lines import PING_FRAME, PING_START, last_seq

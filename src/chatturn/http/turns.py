@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from chatturn.chat.following import FollowedTurn
-from chatturn.chat.identity import ChatTurnIdentity, version_of_run
 from chatturn.chat.requests import CANCELLED, TurnView
+from chatturn.chat.thread.identity import ChatTurnIdentity, version_of_run
 from chatturn.chat.turn.reader import PING_EVERY_MS
 from chatturn.chat.turn.sinks import Sink
 from chatturn.database.api import Row

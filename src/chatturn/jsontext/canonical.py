@@ -1,5 +1,5 @@
 """
-One text for each JSON value, the same as JavaScript's, and the hashes made of it.
+One text for each JSON value, the same as JavaScript's, and its hash.
 
 Workers must agree on whether two requests are the same run, and databases of agent-runtime hold
 hashes that JavaScript made.  So the text is `JSON.stringify`'s, to the byte: its numbers, its escapes, its
@@ -19,16 +19,13 @@ Source:
 """
 
 import math
-import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from hashlib import sha256
 from json.encoder import encode_basestring
 from typing import Any, Final, TypeAlias
 
-from chatturn.durable.records import DurableRunManifest
-
-__all__ = ["MAX_DEPTH", "canonical_hash", "canonical_json", "derive_worker_id", "manifest_hash", "step_id"]
+__all__ = ["MAX_DEPTH", "canonical_hash", "canonical_json"]
 
 MAX_DEPTH: Final = 128
 """Arrays and objects inside one another, at most; two of the interpreter's 1,000 frames go on each."""
@@ -67,50 +64,6 @@ def canonical_hash(value: object) -> str:
         TypeError: As for `canonical_json`.
     """
     return sha256(canonical_json(value).encode()).hexdigest()
-
-
-def manifest_hash(manifest: DurableRunManifest) -> str:
-    """
-    Return the hash that tells whether two requests are the same run: project, scenario, task and input.
-
-    Tags and the task's metadata are not part of it.  A task without a domain hashes as ``null``;
-    agent-runtime refuses such a task, so no database of its own disagrees.
-
-    Raises:
-        TypeError: The input is not JSON.
-    """
-    task = manifest.task
-    return canonical_hash(
-        {
-            "input": manifest.input,
-            "projectId": manifest.project_id,
-            "scenarioId": manifest.scenario_id,
-            "taskDomain": task.domain,
-            "taskId": task.id,
-            "taskIntent": task.intent,
-        }
-    )
-
-
-def step_id(run_id: str, step_index: int, intent: str) -> str:
-    """Return the id of a step: the same for every attempt of its run."""
-    return canonical_hash({"intent": intent, "runId": run_id, "stepIndex": step_index})
-
-
-def _random_token() -> str:
-    return os.urandom(10).hex()
-
-
-def derive_worker_id(token: Callable[[], str] = _random_token) -> str:
-    """
-    Return a new name for a lease's holder: ``worker-<token>``.
-
-    Unlike agent-runtime's it tells neither host nor process, so it may be seen by anybody.
-
-    Args:
-        token: Gives another text at every call; 80 random bits in hex by default, drawn when called.
-    """
-    return f"worker-{token()}"
 
 
 # Below, *where* is the path to the value, and *open_* holds the ids of the arrays and objects around it.

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.lists.lists import MessagePage, MessageQuery, TurnPage, TurnQuery
 from chatturn.chat.requests import TurnRequest, TurnView
 from chatturn.chat.service import DurableChatService
+from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.chat.turn.sinks import BufferSink, Sink
 from chatturn.chat.usage.totals import UsagePage, UsageQuery
 from chatturn.durable.records import EventRecord

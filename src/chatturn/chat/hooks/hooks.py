@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from chatturn.backends.api import NULL_METER, AgentExecutionBackend, ChatMessage, Meter
-from chatturn.chat.history import PastTurn, ShownHistory, recent
 from chatturn.chat.hooks.tool import Tool
-from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.thread.history import PastTurn, ShownHistory, recent
+from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.chat.usage.calls import ModelCall
 from chatturn.durable.context import DurableContext
 from chatturn.durable.ends import End

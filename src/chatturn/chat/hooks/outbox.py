@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn
-from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.database.api import NOW, Database, Row, Statement
 from chatturn.durable.records import RunRecord
 from chatturn.durable.rows import run_from_row

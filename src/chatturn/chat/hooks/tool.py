@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.durable.steps import StepRetry
 
 __all__ = ["Tool", "ToolContext", "ToolError"]

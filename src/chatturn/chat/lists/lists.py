@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from chatturn.chat.identity import session_run_ids
 from chatturn.chat.lists import sql
 from chatturn.chat.requests import CANCELLED
+from chatturn.chat.thread.identity import session_run_ids
 from chatturn.database.api import Database, Row
 from chatturn.durable.records import RunPage, RunQuery, RunRecord, RunStatus
 from chatturn.durable.rows import run_from_row

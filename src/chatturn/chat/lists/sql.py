@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from json import dumps
 from typing import Final
 
-from chatturn.chat.session_sql import OWNER_OF_TURN
-from chatturn.chat.version_sql import ATTACHED
+from chatturn.chat.thread.session_sql import OWNER_OF_TURN
+from chatturn.chat.thread.version_sql import ATTACHED
 from chatturn.database.api import NOW, Statement
 from chatturn.durable.sql.runs import MOMENT
 

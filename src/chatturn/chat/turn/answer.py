@@ -6,19 +6,19 @@ from dataclasses import replace
 from typing import Final
 
 from chatturn.chat.agent.agent import MODEL_STEP, AgentProducer
-from chatturn.chat.history import PastTurn, ShownHistory
 from chatturn.chat.hooks.hooks import DurableTurnProducer, TurnContext
 from chatturn.chat.hooks.outbox import overrides
 from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.position import Place
 from chatturn.chat.log.writer import LogWriter
 from chatturn.chat.requests import TurnInput
+from chatturn.chat.thread.history import PastTurn, ShownHistory
+from chatturn.chat.turn.attempt_usage import AttemptUsage
 from chatturn.chat.turn.disconnects import CANCEL_REQUESTED
 from chatturn.chat.turn.earlier_attempt import recall_text
 from chatturn.chat.turn.reader import Reader
 from chatturn.chat.turn.stream import ChatProducer, StreamProducer
 from chatturn.chat.turn.tracing import tracer_of
-from chatturn.chat.usage.attempt_usage import AttemptUsage
 from chatturn.chat.usage.calls import MeteredBackend
 from chatturn.database.api import Statement
 from chatturn.durable.attempt import Attempt

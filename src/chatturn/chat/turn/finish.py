@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from chatturn.chat.history import ShownHistory
 from chatturn.chat.hooks.outbox import Outbox
-from chatturn.chat.identity import ChatTurnIdentity
 from chatturn.chat.log.log import TurnLog
+from chatturn.chat.thread.history import ShownHistory
+from chatturn.chat.thread.identity import ChatTurnIdentity
+from chatturn.chat.thread.version_sql import mark_breaks
 from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn.retries import retry_after_ms
-from chatturn.chat.version_sql import mark_breaks
 from chatturn.database.api import Statement
 from chatturn.durable.ends import Cancelled, Completed, End, Failed, Suspended, answer_of
 from chatturn.durable.states import ENDS

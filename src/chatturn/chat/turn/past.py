@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from chatturn.chat.history import PastTurn
+from chatturn.chat.thread.history import PastTurn
 from chatturn.database.api import Row
 
 __all__ = ["past_turns"]

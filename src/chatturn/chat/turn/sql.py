@@ -9,8 +9,8 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
-from chatturn.chat.identity import ChatTurnIdentity
-from chatturn.chat.version_sql import ATTACHED
+from chatturn.chat.thread.identity import ChatTurnIdentity
+from chatturn.chat.thread.version_sql import ATTACHED
 from chatturn.database.api import NOW, Statement
 from chatturn.durable.context import EVENT_STEP
 from chatturn.durable.ends import Cancelled, Completed, End, Suspended

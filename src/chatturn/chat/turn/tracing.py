@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from chatturn.chat.history import ShownHistory
-from chatturn.chat.identity import ChatTurnIdentity, turn_run_id
 from chatturn.chat.listeners import TurnTracing
 from chatturn.chat.requests import TurnInput
+from chatturn.chat.thread.history import ShownHistory
+from chatturn.chat.thread.identity import ChatTurnIdentity, turn_run_id
 from chatturn.chat.turn import tracing_sql as sql
 from chatturn.chat.usage.calls import ModelCall
 from chatturn.database.api import Row, Statement

@@ -24,19 +24,22 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Final
 
-from chatturn.chat.history import PastTurn
 from chatturn.chat.hooks.attempts import tell_attempt_end
 from chatturn.chat.hooks.hooks import EndedAttempt
 from chatturn.chat.hooks.outbox import Outbox, call_in_time, finished_turn, overrides
-from chatturn.chat.identity import legacy_run_id
 from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.position import Place
 from chatturn.chat.log.writer import LogWriter
 from chatturn.chat.requests import TurnInput
-from chatturn.chat.session_sql import owned_by, record_session
+from chatturn.chat.thread.history import PastTurn
+from chatturn.chat.thread.identity import legacy_run_id
+from chatturn.chat.thread.session_sql import owned_by, record_session
+from chatturn.chat.thread.version_sql import only_one_version, record_version, still_counts
+from chatturn.chat.thread.versions import Choice
+from chatturn.chat.turn import attempt_usage, tracing
 from chatturn.chat.turn import sql as chat_sql
-from chatturn.chat.turn import tracing
 from chatturn.chat.turn.answer import Answer
+from chatturn.chat.turn.attempt_usage import AttemptUsage
 from chatturn.chat.turn.disconnects import CANCEL_REQUESTED, Readership
 from chatturn.chat.turn.finish import Finish, context_event, failure_words, kind_of, started_words, unlogged
 from chatturn.chat.turn.past import past_turns
@@ -44,20 +47,17 @@ from chatturn.chat.turn.reader import Reader, observer_of, ping_every_ms
 from chatturn.chat.turn.replay import TURN_STEP, FailedTurn, ReplayedTurn
 from chatturn.chat.turn.retries import TooEarly, not_too_early
 from chatturn.chat.turn.sinks import Sink
-from chatturn.chat.usage import attempt_usage
-from chatturn.chat.usage.attempt_usage import AttemptUsage
 from chatturn.chat.usage.calls import ModelCall
-from chatturn.chat.version_sql import only_one_version, record_version, still_counts
-from chatturn.chat.versions import Choice
 from chatturn.database.api import Row, Statement
 from chatturn.durable.attempt import ENDINGS, Attempt, Finished, RunToClaim
 from chatturn.durable.ends import Cancelled, Completed, End, Failed, answer_of
+from chatturn.durable.identifiers import manifest_hash
 from chatturn.durable.records import StepKind
 from chatturn.durable.store import Begin, Guard
 from chatturn.durable.suspension import ungrouped_waits
 from chatturn.errors import EmptyAnswer, HookError, StoreError, TurnAborted, TurnCancelled
 from chatturn.events import ChatStreamEvent
-from chatturn.jsontext.canonical import canonical_hash, manifest_hash
+from chatturn.jsontext.canonical import canonical_hash
 
 __all__ = ["ChatTurn", "open_turn", "run_turn"]
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
-from chatturn.chat.identity import ChatTurnIdentity
+from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.chat.usage.calls import ModelCall
 from chatturn.database.api import NOW, Statement
 from chatturn.durable.sql.runs import HELD, MOMENT

@@ -24,6 +24,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
+from chatturn.durable.identifiers import step_id
 from chatturn.durable.records import EventRecord, StepKind
 from chatturn.durable.runner import default_sources
 from chatturn.durable.steps import (
@@ -52,7 +53,7 @@ from chatturn.errors import (
     StepTimeout,
     StepTooLarge,
 )
-from chatturn.jsontext.canonical import canonical_json, step_id
+from chatturn.jsontext.canonical import canonical_json
 from chatturn.jsontext.stored import json_text
 
 __all__ = ["RunOnWorkflowStepInput", "WorkflowContext", "run_on_workflow_step", "workflow_run_id"]

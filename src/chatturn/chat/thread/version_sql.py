@@ -8,7 +8,7 @@ messages are marked as broken off; what stands from the first mark on is detache
 
 from typing import Final
 
-from chatturn.chat.identity import ChatTurnIdentity, session_run_ids, turn_run_id, version_run_ids
+from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids, turn_run_id, version_run_ids
 from chatturn.database.api import Statement
 from chatturn.durable.sql.runs import HELD
 from chatturn.durable.store import Guard
@@ -167,7 +167,7 @@ def still_counts(identity: ChatTurnIdentity, counts: int | None) -> Guard:
 def read_version_state(
     identity: ChatTurnIdentity, manifest_hash: str, replaces: int | None, kind: str | None
 ) -> Statement:
-    """Read what decides which version of a turn a request is about; see `chatturn.chat.versions.version_for`."""
+    """Read what decides which version of a turn a request is about; see `chatturn.chat.thread.versions.version_for`."""
     place = (identity.tenant_id, identity.session_id, identity.turn_index)
     return Statement(_STATE, (*version_run_ids(identity), *place, manifest_hash, replaces, kind))
 

@@ -7,7 +7,7 @@ with the next turn that is claimed in it.  A row is deleted with the last of the
 
 from typing import Final
 
-from chatturn.chat.identity import ChatTurnIdentity, session_run_ids
+from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids
 from chatturn.database.api import NOW, Row, Statement
 from chatturn.durable.sql.run_lists import SESSION_OF_RUN
 from chatturn.durable.sql.runs import HELD, MOMENT

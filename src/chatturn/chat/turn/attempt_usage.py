@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from chatturn.chat.identity import session_run_ids
 from chatturn.chat.requests import TurnInput
+from chatturn.chat.thread.identity import session_run_ids
 from chatturn.chat.usage import sql
 from chatturn.chat.usage.calls import ModelCall
 from chatturn.database.api import Database, Row, Statement

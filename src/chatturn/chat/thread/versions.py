@@ -58,7 +58,7 @@ def version_for(
     Choose the version.
 
     Args:
-        state: As `chatturn.chat.version_sql.read_version_state` read it.
+        state: As `chatturn.chat.thread.version_sql.read_version_state` read it.
         run_id: The turn's.
         turn_index: Its place.
         replace: What the request replaces; None for a plain one.

@@ -1,0 +1,58 @@
+"""
+What a run, a step and a lease's holder are called: the first two by digests that every worker makes alike.
+
+Source:
+    docs/reference/agent-runtime.md, Hashes.
+"""
+
+import os
+from collections.abc import Callable
+
+from chatturn.durable.records import DurableRunManifest
+from chatturn.jsontext.canonical import canonical_hash
+
+__all__ = ["derive_worker_id", "manifest_hash", "step_id"]
+
+
+def manifest_hash(manifest: DurableRunManifest) -> str:
+    """
+    Return the hash that tells whether two requests are the same run: project, scenario, task and input.
+
+    Tags and the task's metadata are not part of it.  A task without a domain hashes as ``null``;
+    agent-runtime refuses such a task, so no database of its own disagrees.
+
+    Raises:
+        TypeError: The input is not JSON.
+    """
+    task = manifest.task
+    return canonical_hash(
+        {
+            "input": manifest.input,
+            "projectId": manifest.project_id,
+            "scenarioId": manifest.scenario_id,
+            "taskDomain": task.domain,
+            "taskId": task.id,
+            "taskIntent": task.intent,
+        }
+    )
+
+
+def step_id(run_id: str, step_index: int, intent: str) -> str:
+    """Return the id of a step: the same for every attempt of its run."""
+    return canonical_hash({"intent": intent, "runId": run_id, "stepIndex": step_index})
+
+
+def _random_token() -> str:
+    return os.urandom(10).hex()
+
+
+def derive_worker_id(token: Callable[[], str] = _random_token) -> str:
+    """
+    Return a new name for a lease's holder: ``worker-<token>``.
+
+    Unlike agent-runtime's it tells neither host nor process, so it may be seen by anybody.
+
+    Args:
+        token: Gives another text at every call; 80 random bits in hex by default, drawn when called.
+    """
+    return f"worker-{token()}"
