@@ -39,6 +39,7 @@ DIGESTS = {
     "0010_parameters.sql": "e04fd900a1643f44d5f352454fe867c6388ca791731902f42c8f794fec62faed",
     "0011_sessions.sql": "f28ba8e2456fa0730f248efa5a5c519e4dade369e1dcb3ae1eb725cc5f92b17e",
     "0012_versions.sql": "a5b5ccdf8bbc299b5910962d4dc2293773e9cbdc176176a73ba7ee0cdbf02735",
+    "0013_queue.sql": "bdf15c4ecacbe5da5153c7c84707077e33fa142d4ca83d6f2d94664034b144fd",
 }
 
 
