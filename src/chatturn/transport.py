@@ -10,11 +10,11 @@ __all__ = ["Transport", "TransportRequest", "TransportResponse"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransportRequest:
-    """An HTTP request, its body already encoded as JSON text."""
+    """An HTTP request, its body already encoded as JSON text; its headers have keys, and are not shown."""
 
     url: str
     method: str = "POST"
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: str = ""
 
 

@@ -15,7 +15,7 @@ from chatturn.agent_runtime.sessions import (
     RuntimeSessionStore,
 )
 from chatturn.agent_runtime.tasks import AgentTaskSpec, RuntimeSession, SessionStatus
-from chatturn.database.api import Database, Statement
+from chatturn.database.api import Database, Result, Statement
 from chatturn.errors import SessionMismatchError, ValidationError
 from tests.support.clock import Clock
 
@@ -132,6 +132,15 @@ async def test_a_resume_token_is_in_no_event(sessions: RuntimeSessionStore) -> N
 
     assert [None, None] == [each.event.session and each.event.session.resume_token for each in listed]  # type: ignore[union-attr]
     assert TOKEN not in repr(SESSION)
+
+
+async def test_a_resume_token_is_in_no_repr(sessions: RuntimeSessionStore) -> None:
+    """Not of the store, and not of what it keeps, asks its database and is answered."""
+    await sessions.put(SESSION)
+    asked = Statement("SELECT ?1", (TOKEN,))
+    answered = Result(rows=[{"resume_token": TOKEN}], changes=0)
+
+    assert TOKEN not in repr([sessions, vars(sessions), asked, answered])
 
 
 async def test_no_row_but_the_session_s_has_its_token(database: Database) -> None:

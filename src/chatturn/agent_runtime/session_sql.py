@@ -17,7 +17,7 @@ from chatturn.agent_runtime.sessions import (
     event_text,
     metadata_text,
     page_size,
-    require_session,
+    require_session_id,
 )
 from chatturn.agent_runtime.tasks import RuntimeSession, SessionStatus
 from chatturn.database.api import NOW, Database, Row, Statement
@@ -77,7 +77,7 @@ class SqlRuntimeSessionStore:
 
     async def put(self, session: RuntimeSession) -> None:
         """See `RuntimeSessionStore.put`."""
-        require_session(session)
+        require_session_id(session.id)
         members = (session.id, session.backend, session.status.value, session.resume_token, metadata_text(session))
         times = (session.created_at, session.updated_at)
         put, found = await self._database.batch(

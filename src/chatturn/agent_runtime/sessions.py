@@ -25,6 +25,8 @@ __all__ = [
     "StoredRuntimeEvent",
     "event_text",
     "metadata_text",
+    "page_size",
+    "require_session_id",
 ]
 
 MAX_SESSION_ID: Final = 200
@@ -74,10 +76,10 @@ class RuntimeSessionStore(Protocol):
         """Return at most *limit* events, from 1 to 100, behind number *after*; none of a session that is not there."""
 
 
-def require_session(session: RuntimeSession) -> None:
+def require_session_id(session_id: str) -> None:
     """Refuse an id that cannot be stored.  Raises `ValidationError`."""
-    if not 0 < len(session.id) <= MAX_SESSION_ID:
-        raise ValidationError(f"a session's id has 1 to {MAX_SESSION_ID} characters, and not {len(session.id)}")
+    if not 0 < len(session_id) <= MAX_SESSION_ID:
+        raise ValidationError(f"a session's id has 1 to {MAX_SESSION_ID} characters, and not {len(session_id)}")
 
 
 def metadata_text(session: RuntimeSession) -> str | None:
@@ -115,8 +117,8 @@ def _measured(text: str, most: int, what: str) -> str:
 
 @dataclass(slots=True)
 class _Kept:
-    session: str
-    events: list[str] = field(default_factory=list)
+    session: str = field(repr=False)  # with its resume token
+    events: list[str] = field(default_factory=list, repr=False)
 
 
 class InMemoryRuntimeSessionStore:
@@ -132,7 +134,7 @@ class InMemoryRuntimeSessionStore:
 
     async def put(self, session: RuntimeSession) -> None:
         """See `RuntimeSessionStore.put`."""
-        require_session(session)
+        require_session_id(session.id)
         metadata_text(session)
         before = await self.get(session.id)
         if before is not None:

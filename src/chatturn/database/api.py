@@ -6,7 +6,7 @@ at ``changes`` or at rows.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
 __all__ = ["NOW", "Database", "Result", "Row", "Statement", "Value"]
@@ -35,11 +35,11 @@ class Statement:
     Attributes:
         sql: With ``?1``-style placeholders only; at most 100 KB.
         params: In the order of the placeholders, at most 100.  Integers arrive in D1 as REAL: bind ids as
-            text, and let INTEGER columns convert.
+            text, and let INTEGER columns convert.  Not shown: credentials are among them.
     """
 
     sql: str
-    params: tuple[Value, ...] = ()
+    params: tuple[Value, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,11 @@ class Result:
     What one statement did.
 
     Attributes:
-        rows: What it returned; empty for a plain write.
+        rows: What it returned; empty for a plain write.  Not shown: credentials are among them.
         changes: How many rows it wrote; 0 for a read.  Meaningful only for a statement that writes.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[Row] = field(repr=False)
     changes: int
 
 
