@@ -4,9 +4,9 @@ Which event may follow which: the order in which agent-runtime says them.
 ::
 
     task_start ─▶ readiness_start ─▶ (questions_*) ─▶ (acquisition_*) ─▶ (readiness_start) ─▶ readiness_end
-        │ no gate                                                                         ready │    │ blocked
-        ▼                                                                                       │    │
-    session_* ◀─────────────────────────────────────────────────────────────────────────────────┘    │
+        │ no gate                                                                         ready │    │ blocked, or no
+        ▼                                                                                       │    │ session: with a
+    session_* ◀─────────────────────────────────────────────────────────────────────────────────┘    │ backend_error
       │     ▲                                                                                        │
       │     └──(another attempt)── backend_error ──────────────────┐                                 │
       ▼                                 ▲ fails                    ▼                                 │
@@ -17,9 +17,10 @@ Which event may follow which: the order in which agent-runtime says them.
 A task without a readiness gate, as a chat turn is, leaves the gate's events out.  A turn whose worker is lost goes on
 in the same stream: `backend_error`, then `session_resumed`, and everything that the backend said before is void.
 A hook of the gate that fails, or an abort while it is called, ends the task wherever the gate stands: `task_end`.
+A session that the backend cannot open, or an abort meanwhile, is a `backend_error` without a session before it.
 
 Source:
-    docs/reference/agent-runtime.md, Stream events; the three liberties above are ours.
+    docs/reference/agent-runtime.md, Stream events; the liberties above are ours.
 """
 
 from collections.abc import Iterable, Mapping
@@ -43,6 +44,7 @@ class Phase(StrEnum):
     ACQUIRED = "acquired"
     REASSESSING = "reassessing"
     ASSESSED = "assessed"
+    UNOPENED = "unopened"
     OPEN = "open"
     RUNNING = "running"
     BROKEN = "broken"
@@ -74,7 +76,8 @@ PHASES: Final[Mapping[Phase, Mapping[str, Phase]]] = {
     Phase.ACQUIRING: {"acquisition_end": Phase.ACQUIRED, **_CUT_OFF},
     Phase.ACQUIRED: {"readiness_start": Phase.REASSESSING, "readiness_end": Phase.ASSESSED, **_CUT_OFF},
     Phase.REASSESSING: {"readiness_end": Phase.ASSESSED, **_CUT_OFF},
-    Phase.ASSESSED: {"task_end": Phase.ENDED, **_SESSION},
+    Phase.ASSESSED: {"task_end": Phase.ENDED, "backend_error": Phase.UNOPENED, **_SESSION},
+    Phase.UNOPENED: {"task_end": Phase.ENDED},
     Phase.OPEN: {"backend_start": Phase.RUNNING},
     Phase.RUNNING: {"backend_error": Phase.BROKEN, "backend_end": Phase.STOPPED, **_SAID},
     # A backend may report an error and go on.

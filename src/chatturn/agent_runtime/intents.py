@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 from chatturn.agent_runtime.linear_patterns import LinearPattern
-from chatturn.agent_runtime.profiles import AgentProfile
+from chatturn.agent_runtime.profiles import AgentProfile, require_profile
 from chatturn.errors import ValidationError
 
 __all__ = ["ClassifyIntentOptions", "ClassifyIntentResult", "IntentHits", "SubagentMatcher", "classify_intent"]
@@ -104,8 +104,12 @@ def classify_intent(
     (or ``matcher``): one, or a list, each with a weight of its own; of several minimums the last counts.
 
     Raises:
-        ValidationError: A matcher is not of that shape, or a pattern cannot be searched in linear time.
+        ValidationError: The profile, a matcher or the message is not of that shape, or a pattern cannot be searched in
+            linear time.
     """
+    require_profile(profile)
+    if not isinstance(message, str):
+        raise ValidationError(f"a message must be a text, and not {type(message).__name__}")
     folded = message.casefold()
     scores: dict[str, float] = {}
     evaluated: dict[str, IntentHits] = {}

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
+from chatturn.errors import ValidationError
+
 __all__ = [
     "SHELL_CAPABILITIES",
     "AgentProfile",
@@ -18,6 +20,7 @@ __all__ = [
     "ConformanceOptions",
     "ConformanceResult",
     "assert_profile_conformance",
+    "require_profile",
 ]
 
 AgentProfile: TypeAlias = Mapping[str, Any]
@@ -38,7 +41,7 @@ class ConformanceIssue:
 
     Attributes:
         code: Stable, for programs: one of `assert_profile_conformance`'s.
-        path: Where it is: ``subagents.research.prompt``.
+        path: Where it is: ``subagents.research.prompt``; "" for the profile itself.
         message: In words, without anything that a prompt says.
     """
 
@@ -78,6 +81,12 @@ class ConformanceResult:
 _DEFAULTS: Final = ConformanceOptions()
 
 
+def require_profile(profile: object) -> None:
+    """Refuse what is no profile at all.  Raises `ValidationError`."""
+    if not isinstance(profile, Mapping):
+        raise ValidationError(f"a profile must be an object, and not {type(profile).__name__}")
+
+
 def assert_profile_conformance(profile: AgentProfile, options: ConformanceOptions = _DEFAULTS) -> ConformanceResult:
     """
     Return all that is wrong with *profile*; despite its name, which is agent-runtime's, it never raises.
@@ -91,6 +100,8 @@ def assert_profile_conformance(profile: AgentProfile, options: ConformanceOption
         - ``subagent-prompt-too-short``: under 100
         - ``profile-malformed``: a member is not of the shape that the other checks read; agent-runtime raises there
     """
+    if not isinstance(profile, Mapping):
+        return ConformanceResult(valid=False, errors=(_malformed("", "an object"),), warnings=())
     issues = [*_prompt_issues(profile, options), *_tool_issues(profile, options), *_subagent_issues(profile, options)]
     errors = tuple(issue for issue in issues if issue.severity == "error")
     warnings = tuple(issue for issue in issues if issue.severity == "warn")

@@ -11,7 +11,6 @@ Source:
     docs/reference/agent-runtime.md, Stream events.
 """
 
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
@@ -38,9 +37,16 @@ __all__ = [
     "assess_knowledge",
     "decide_knowledge_readiness",
     "questions_for",
+    "require_minimum_score",
 ]
 
 DEFAULT_MINIMUM_SCORE: Final = 0.7
+
+
+def require_minimum_score(score: float) -> None:
+    """Refuse what is no finite number from 0 to 1.  Raises `ValidationError`."""
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+        raise ValidationError(f"minimum_score must be a number from 0 to 1, not {score!r:.40}")
 
 
 def decide_knowledge_readiness(
@@ -58,8 +64,7 @@ def decide_knowledge_readiness(
     Raises:
         ValidationError: *minimum_score* is not a finite number from 0 to 1.
     """
-    if isinstance(minimum_score, bool) or not math.isfinite(minimum_score) or not 0 <= minimum_score <= 1:
-        raise ValidationError(f"minimum_score must be a number from 0 to 1, not {minimum_score!r:.40}")
+    require_minimum_score(minimum_score)
     blocking = tuple(gap.id for gap in report.blocking_missing_requirements)
     enough = report.readiness_score >= minimum_score
     return KnowledgeReadinessDecision(

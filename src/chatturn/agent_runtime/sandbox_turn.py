@@ -19,7 +19,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from chatturn.agent_runtime.profiles import AgentProfile
+from chatturn.agent_runtime.profiles import AgentProfile, require_profile
+from chatturn.agent_runtime.unsaid import Unsaid
 from chatturn.backends.openai.connector import Connector
 from chatturn.backends.openai.deadlines import Deadline, Watchdog
 from chatturn.backends.openai.model_json import parse_frame
@@ -27,7 +28,7 @@ from chatturn.backends.openai.retry import BackendRetryPolicy
 from chatturn.backends.openai.sse import EventTooLong, ServerSentEvent, SSEDecoder
 from chatturn.durable.context import ContextSources
 from chatturn.durable.runner import default_sources
-from chatturn.errors import BackendProtocolError, BackendTransportError, ValidationError
+from chatturn.errors import BackendError, BackendProtocolError, BackendTransportError, ValidationError
 from chatturn.telemetry.tracer import NULL_TRACER, Span, Tracer
 from chatturn.timestamps import epoch_ms
 from chatturn.transport import Transport, TransportRequest
@@ -166,7 +167,11 @@ def compose_turn_profile(base: AgentProfile, overlay: ChatTurnOverlay) -> dict[s
 
     Members of ``prompt`` and ``metadata``, and subagents by their id, take the place of those of the same name.  Of
     ``resources``, lists are appended to lists and objects merged into objects.
+
+    Raises:
+        ValidationError: *base* is no object, or a member of it that *overlay* changes is none.
     """
+    require_profile(base)
     profile = deepcopy(dict(base))
     for name, added in (("prompt", overlay.prompt), ("subagents", overlay.subagents), ("metadata", overlay.metadata)):
         if added is not None:
@@ -226,8 +231,9 @@ async def run_chat_turn(options: RunChatTurnOptions) -> AsyncGenerator[dict[str,
     """
     Ask the agent in a sandbox, and yield what it tells, JSON object by JSON object.
 
-    Frames that are no JSON object are left out, as agent-runtime leaves them out.  Cancelling whoever iterates, and
-    closing the generator, close the connection at once.
+    Frames that are no JSON object are left out, as agent-runtime leaves them out.  Where the sandbox quotes the key by
+    which it knows its caller, in an event or an error, that is replaced.  Cancelling whoever iterates, and closing the
+    generator, close the connection at once.
 
     Raises:
         BackendRejected: The sandbox refused; ``upstream_status`` and the beginning of its answer are in the error.
@@ -235,6 +241,18 @@ async def run_chat_turn(options: RunChatTurnOptions) -> AsyncGenerator[dict[str,
         BackendTimeout: The deadline that the message names is over.
         BackendProtocolError: What it told broke off, or there was not one event in it.
     """
+    auth = options.sandbox.auth_header
+    unsaid = Unsaid() if auth is None else Unsaid(auth.value, auth.value.rpartition(" ")[2])
+    try:
+        async with aclosing(_told(options)) as events:
+            async for event in events:
+                yield unsaid.cleaned(event)
+    except BackendError as error:
+        error.detail, error.args = unsaid.cleaned(error.detail), unsaid.cleaned(error.args)
+        raise
+
+
+async def _told(options: RunChatTurnOptions) -> AsyncGenerator[dict[str, Any], None]:
     connection = options.connection
     sources = connection.sources
     connector = Connector(
@@ -265,7 +283,8 @@ def _span(tracer: Tracer) -> AbstractContextManager[Span]:
 
 
 def _request(options: RunChatTurnOptions) -> TransportRequest:
-    """Make the request.  Raises `ValidationError` if the profile is no JSON."""
+    """Make the request.  Raises `ValidationError` if the profile is no JSON object."""
+    require_profile(options.profile)
     auth = options.sandbox.auth_header
     backend: dict[str, Any] = {"type": _backend_type(options.profile), "profile": options.profile}
     if options.model is not None:
@@ -359,7 +378,14 @@ class HttpSandbox:
     profile: AgentProfile
     model: str | None = None
 
-    async def stream_prompt(self, message: str, /, *, session_id: str) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream_prompt(
+        self,
+        message: str,
+        /,
+        *,
+        session_id: str,  # noqa: ARG002 - a request of this API has no session
+        request_id: str,
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Have its agent answer *message*; yield what it tells.  Raises what `run_chat_turn` raises."""
         options = RunChatTurnOptions(
             sandbox=self.target,
@@ -367,7 +393,7 @@ class HttpSandbox:
             profile=self.profile,
             content=message,
             model=self.model,
-            request_id=f"{session_id}:{self.connection.sources.uuid()}",
+            request_id=request_id,
         )
         async with aclosing(run_chat_turn(options)) as events:
             async for event in events:

@@ -168,8 +168,16 @@ class _IterableBackend:
 class SandboxBox(Protocol):
     """A sandbox with an agent in it: the SDK's own box, or `HttpSandbox`."""
 
-    def stream_prompt(self, message: str, /, *, session_id: str) -> AsyncIterator[Any]:
-        """Have its agent answer *message* in a session; yield the events that it tells."""
+    def stream_prompt(self, message: str, /, *, session_id: str, request_id: str) -> AsyncIterator[Any]:
+        """
+        Have its agent answer *message* in a session; yield the events that it tells.
+
+        Args:
+            message: What is said.
+            session_id: In which session.
+            request_id: The idempotency key: the same on every attempt at one durable task, so that a sandbox that
+                knows it does not have its agent work, and bill, a second time.
+        """
 
 
 def create_sandbox_prompt_backend(
@@ -198,7 +206,7 @@ def create_sandbox_prompt_backend(
         return replace(session, id=name, metadata={**(session.metadata or {}), "resumable": True})
 
     async def stream(request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[BackendOutput]:
-        events = box.stream_prompt(request.prompt, session_id=context.session.id)
+        events = box.stream_prompt(request.prompt, session_id=context.session.id, request_id=context.request_id)
         async with aclosing(_closable(events)) as told:
             async for event in told:
                 output = event if map_event is None else map_event(event)

@@ -34,7 +34,13 @@ from chatturn.agent_runtime.control import (
     ControlStep,
 )
 from chatturn.agent_runtime.knowledge import KnowledgeReadinessDecision, KnowledgeReadinessReport
-from chatturn.agent_runtime.readiness import DEFAULT_MINIMUM_SCORE, KnowledgeHooks, ReadinessGate, assess_knowledge
+from chatturn.agent_runtime.readiness import (
+    DEFAULT_MINIMUM_SCORE,
+    KnowledgeHooks,
+    ReadinessGate,
+    assess_knowledge,
+    require_minimum_score,
+)
 from chatturn.agent_runtime.task_steps import DurableTask, HookFailed, TaskAborted, TaskSteps
 from chatturn.agent_runtime.tasks import AgentTaskSpec, AgentTaskStatus
 from chatturn.durable.context import ContextSources, DurableContext
@@ -50,6 +56,7 @@ __all__ = [
     "AgentTaskRunSummary",
     "RunAgentTaskOptions",
     "TaskView",
+    "check_budget",
     "manifest_of",
     "run_agent_task",
     "summarize_agent_task_run",
@@ -132,6 +139,7 @@ class RunAgentTaskOptions:
 
     def __post_init__(self) -> None:
         check_budget(self.task)
+        require_minimum_score(self.minimum_score)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

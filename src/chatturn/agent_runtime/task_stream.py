@@ -23,7 +23,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from chatturn.agent_runtime.chat_events import UNKNOWN_MODEL
 from chatturn.agent_runtime.codec import event_from_json, read_value, to_json
@@ -48,18 +48,22 @@ from chatturn.agent_runtime.events import (
 from chatturn.agent_runtime.fixed_words import BACKEND_COMPLETED
 from chatturn.agent_runtime.knowledge import KnowledgeReadinessReport
 from chatturn.agent_runtime.pump import Pump, Put
-from chatturn.agent_runtime.readiness import DEFAULT_MINIMUM_SCORE, KnowledgeHooks, ReadinessGate, assess_knowledge
+from chatturn.agent_runtime.readiness import (
+    DEFAULT_MINIMUM_SCORE,
+    KnowledgeHooks,
+    ReadinessGate,
+    assess_knowledge,
+    require_minimum_score,
+)
 from chatturn.agent_runtime.sayings import SayingMapper
 from chatturn.agent_runtime.sessions import RuntimeSessionStore
 from chatturn.agent_runtime.task_backends import (
     AgentBackendContext,
     AgentBackendInput,
     AgentExecutionBackend,
-    ResumableBackend,
-    StartingBackend,
-    StoppableBackend,
 )
-from chatturn.agent_runtime.task_loop import manifest_of
+from chatturn.agent_runtime.task_loop import check_budget, manifest_of
+from chatturn.agent_runtime.task_session import TaskSession
 from chatturn.agent_runtime.task_steps import DurableTask, HookFailed, TaskAborted, TaskSteps
 from chatturn.agent_runtime.tasks import (
     AgentTaskSpec,
@@ -68,6 +72,7 @@ from chatturn.agent_runtime.tasks import (
     RuntimeSession,
     SessionStatus,
 )
+from chatturn.agent_runtime.unsaid import Unsaid
 from chatturn.backends.api import ChatMessage
 from chatturn.durable.context import ContextSources, DurableContext
 from chatturn.durable.records import StepKind
@@ -75,24 +80,20 @@ from chatturn.durable.runner import RunDurableInput, default_sources, run_durabl
 from chatturn.durable.steps import OpenStep, words_of
 from chatturn.errors import (
     BackendError,
+    BackendReportedError,
     BackendTimeout,
     BackendTransportError,
     ChatTurnError,
     HookError,
     LeaseLost,
-    SessionMismatchError,
     StoreError,
 )
-from chatturn.product_calls import Late, awaited
+from chatturn.telemetry.redaction import without_secrets
 
 __all__ = ["RunAgentTaskStreamOptions", "run_agent_task_stream"]
 
-_STOP_TIMEOUT_MS: Final = 10_000
 _MOST_RECORDED: Final = 900_000
 """Characters of an answer's events as ASCII JSON: what a step may hold, less the session."""
-
-_MOST_COALESCED: Final = 8_000
-"""Characters of text that are stored as one event of a session's."""
 
 _ABANDONED: Final = "nobody reads the stream any more"
 
@@ -119,6 +120,9 @@ class RunAgentTaskStreamOptions:
         abort: Set it to stop the task: the backend's connection is closed at once.
         durable: Where the task is recorded; None for nowhere.
         sources: The time, and ids.
+
+    Raises:
+        ValidationError: *minimum_score* is none, or the budget has what is no limit.
     """
 
     task: AgentTaskSpec
@@ -136,6 +140,10 @@ class RunAgentTaskStreamOptions:
     abort: asyncio.Event | None = None
     durable: DurableTask | None = None
     sources: ContextSources = field(default_factory=default_sources)
+
+    def __post_init__(self) -> None:
+        check_budget(self.task)
+        require_minimum_score(self.minimum_score)
 
 
 async def run_agent_task_stream(options: RunAgentTaskStreamOptions) -> AsyncGenerator[RuntimeStreamEvent, None]:
@@ -178,13 +186,7 @@ async def _run_durably(options: RunAgentTaskStreamOptions, durable: DurableTask,
 
     run = RunDurableInput(
         run_id=durable.run_id,
-        manifest=manifest_of(
-            options.task,
-            durable,
-            message=options.message,
-            messages=None if options.messages is None else [dict(message) for message in options.messages],
-            model=options.model,
-        ),
+        manifest=manifest_of(options.task, durable, **_asked(options)),
         store=durable.store,
         task_fn=task_fn,
         lease_ms=durable.lease_ms,
@@ -194,6 +196,21 @@ async def _run_durably(options: RunAgentTaskStreamOptions, durable: DurableTask,
         await run_durable(run)
     except _NotCompletedError:
         return
+
+
+def _asked(options: RunAgentTaskStreamOptions) -> dict[str, Any]:
+    """Return all that makes it another request, for the manifest; what was not given is left out, as it always was."""
+    given = {
+        "request_inputs": options.inputs,
+        "request_options": options.request_options or None,
+        "session_id": options.session_id,
+    }
+    return {
+        "message": options.message,
+        "messages": None if options.messages is None else [dict(message) for message in options.messages],
+        "model": options.model,
+        **{name: to_json(value) for name, value in given.items() if value is not None},
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +232,14 @@ class _Phase(Enum):
     ANSWERING = auto()
 
 
+class _Record(Enum):
+    """Whether the answer is on record."""
+
+    NO = auto()
+    PERHAPS = auto()
+    YES = auto()
+
+
 class _TaskStream:
     """
     One attempt at a task.
@@ -230,18 +255,23 @@ class _TaskStream:
         self._context = context
         self._knowledge = options.knowledge or assess_knowledge(options.task)
         self._mapper = SayingMapper(options.backend.kind, options.model or UNKNOWN_MODEL)
-        self._session: RuntimeSession | None = None
+        self._unsaid = Unsaid()
+        self._session = TaskSession(
+            backend=options.backend, store=options.session_store, steps=steps, unsaid=self._unsaid
+        )
         self._phase = _Phase.GATE
-        self._log = _SessionLog(options.session_store)
+        self._record_of_answer = _Record.NO
+        self._ends: Sequence[RuntimeStreamEvent] = ()
+        self._fatal: BackendErrorEvent | None = None
 
     async def events(self) -> AsyncGenerator[RuntimeStreamEvent, None]:
         """Run the task; yield what happens."""
-        kept = await self._kept_session()
+        await self._session.load(self._session_id())
         try:
-            async with aclosing(self._told(kept)) as events:
+            async with aclosing(self._told()) as events:
                 async for event in events:
-                    told = without_tokens(event)
-                    await self._log.add(self._session, told)
+                    told = self._shown(event)
+                    await self._session.tell(told)
                     yield told
         except Exception:
             with suppress(StoreError):  # it must not mask why this is called
@@ -250,15 +280,23 @@ class _TaskStream:
         finally:
             await self._abandon()
 
+    def _shown(self, event: RuntimeStreamEvent) -> RuntimeStreamEvent:
+        shown: RuntimeStreamEvent = self._unsaid.cleaned(without_tokens(event))
+        return shown
+
     async def _abandon(self) -> None:
         """However it ended: a session whose task has told no end is not left open, and its backend not running."""
-        if self.status is None and self._session is not None:
-            self.status = AgentTaskStatus.ABORTED
-            with suppress(StoreError):  # of a store that does not answer nobody knows; the lease has lasted until now
-                if not await self._holds_lease():
-                    return  # backend and session are another worker's by now
-            await self._stop(_ABANDONED)
-            await self._close_session(SessionStatus.ABORTED)
+        if self.status is not None or not self._session.is_begun:
+            return
+        self.status = AgentTaskStatus.ABORTED
+        with suppress(StoreError):  # of a store that does not answer nobody knows; the lease has lasted until now
+            if not await self._holds_lease():
+                return  # backend and session are another worker's by now
+        if self._record_of_answer is _Record.YES:
+            await self._session.finish(self._ends, again=True)
+            return
+        await self._session.stop(_ABANDONED)
+        await self._session.close(SessionStatus.ABORTED, dated=self._record_of_answer is _Record.NO)
 
     async def _holds_lease(self) -> bool:
         if self._context is None or self._context.lease is None:
@@ -269,11 +307,11 @@ class _TaskStream:
             return False
         return True
 
-    async def _told(self, kept: RuntimeSession | None) -> AsyncGenerator[RuntimeStreamEvent, None]:
+    async def _told(self) -> AsyncGenerator[RuntimeStreamEvent, None]:
         await self._steps.begin()
         yield TaskStartEvent(task=self._options.task, timestamp=self._steps.at)
         try:
-            async with aclosing(self._worked(kept)) as events:
+            async with aclosing(self._worked()) as events:
                 async for event in events:
                     yield event
         except TaskAborted:
@@ -285,7 +323,7 @@ class _TaskStream:
         for event in ends:
             yield event
 
-    async def _worked(self, kept: RuntimeSession | None) -> AsyncGenerator[RuntimeStreamEvent, None]:
+    async def _worked(self) -> AsyncGenerator[RuntimeStreamEvent, None]:
         options = self._options
         gate = ReadinessGate(
             report=self._knowledge, minimum_score=options.minimum_score, hooks=options.hooks, steps=self._steps
@@ -298,36 +336,46 @@ class _TaskStream:
                 yield event
             return
         self._knowledge = gate.report
+        key = self._steps.step_key("answer") or options.sources.uuid()
         step = None if self._context is None else await self._context.open_step("answer", kind=StepKind.LLM)
         if step is not None and step.replayed:
-            for event in await self._replayed(read_value(_Recorded, step.result), kept):
+            for event in await self._replayed(read_value(_Recorded, step.result)):
                 yield event
             return
-        async with aclosing(self._answered(step, kept)) as events:
+        async with aclosing(self._answered(step, key)) as events:
             async for event in events:
                 yield event
 
     # The answer.
 
-    async def _answered(
-        self, step: OpenStep | None, kept: RuntimeSession | None
-    ) -> AsyncGenerator[RuntimeStreamEvent, None]:
-        session = await self._open_session(kept)
-        for event in self._begun(session, kept is not None, self._steps.now()):
+    async def _answered(self, step: OpenStep | None, key: str) -> AsyncGenerator[RuntimeStreamEvent, None]:
+        self._phase = _Phase.OPENING
+        resumed, request = self._session.kept is not None, self._request()
+        session = await self._session.open(request, lambda: self._session_id() or self._options.sources.uuid())
+        self._phase = _Phase.ANSWERING
+        for event in self._begun(session, resumed, self._steps.now()):
             yield event
         said = list[RuntimeStreamEvent]()
-        async with aclosing(self._live(session)) as events:
+        async with aclosing(self._live(request, session, key)) as events:
             async for event in events:
                 said.append(event)
                 yield event
-        await self._record(step, kept is not None, said)
-        await self._close_session(SessionStatus.COMPLETED)
-        for event in self._completed(session, self._mapper.text(), self._steps.now()):
+        await self._session.flush()
+        await self._record(step, session, resumed, said)
+        self._ends = self._completed(session, self._mapper.text(), self._steps.now())
+        self._record_of_answer = _Record.YES
+        await self._session.finish(self._ends)
+        self.status = AgentTaskStatus.COMPLETED
+        for event in self._ends:
             yield event
 
-    async def _live(self, session: RuntimeSession) -> AsyncGenerator[RuntimeStreamEvent, None]:
+    async def _live(
+        self, request: AgentBackendInput, session: RuntimeSession, key: str
+    ) -> AsyncGenerator[RuntimeStreamEvent, None]:
         """Ask the backend, in a task of its own: an abort, or whoever stops reading, cancels that."""
-        request, context = self._request(), self._backend_context(session)
+        context = AgentBackendContext(
+            request_id=key, task=self._options.task, knowledge=self._knowledge, session=session
+        )
 
         async def produce(put: Put[Any]) -> None:
             stream = self._options.backend.stream(request, context)
@@ -342,22 +390,34 @@ class _TaskStream:
             while True:
                 output = await self._steps.unrecorded(partial(anext, pump, None))
                 if output is None:
-                    return
-                try:
-                    events = self._mapper.feed(output)
-                except BackendError as error:
-                    raise HookFailed(error) from error
-                for event in events:
-                    yield filled_in(
-                        event, task=self._options.task, session=without_token(session), timestamp=self._steps.now()
-                    )
+                    break
+                for event in self._mapped(output, session):
+                    yield event
+        if self._fatal is not None:
+            raise HookFailed(
+                BackendReportedError("it reported an error", backend=self._fatal.backend, detail=self._fatal.message)
+            )
 
-    async def _record(self, step: OpenStep | None, resumed: bool, said: Sequence[RuntimeStreamEvent]) -> None:
+    def _mapped(self, output: Any, session: RuntimeSession) -> list[RuntimeStreamEvent]:
+        """Return what the backend says with *output*; an error from which it says that nobody recovers is its last."""
+        try:
+            events = self._mapper.feed(output)
+        except BackendError as error:
+            raise HookFailed(error) from error
+        for event in events:
+            if isinstance(event, BackendErrorEvent) and not event.recoverable:
+                self._fatal = event
+        shown, now = without_token(session), self._steps.now()
+        return [filled_in(event, task=self._options.task, session=shown, timestamp=now) for event in events]
+
+    async def _record(
+        self, step: OpenStep | None, session: RuntimeSession, resumed: bool, said: Sequence[RuntimeStreamEvent]
+    ) -> None:
         """Record the answer: all that was said, or, where that is too much for a step, its text and its calls."""
-        if step is None or self._session is None:
+        if step is None:
             return
         recorded = _Recorded(
-            session=without_token(self._session),
+            session=without_token(session),
             resumed=resumed,
             text=self._mapper.text(),
             at=self._steps.now(),
@@ -365,21 +425,21 @@ class _TaskStream:
         )
         if len(json.dumps(recorded.events)) > _MOST_RECORDED:
             recorded = replace(recorded, events=_compact([each for each in said if isinstance(each, LlmCallEvent)]))
-        await step.complete(to_json(recorded))
+        self._record_of_answer = _Record.PERHAPS
+        await step.complete(to_json(self._unsaid.cleaned(recorded)))
 
-    async def _replayed(self, recorded: _Recorded, kept: RuntimeSession | None) -> list[RuntimeStreamEvent]:
-        if kept is not None and kept.status is SessionStatus.ACTIVE:
-            self._session = kept  # its worker died after it had recorded the answer
-            await self._close_session(SessionStatus.COMPLETED)
-            self._session = None
+    async def _replayed(self, recorded: _Recorded) -> list[RuntimeStreamEvent]:
         session, at = recorded.session, recorded.at
+        ends = self._completed(session, recorded.text, at)
+        await self._session.repair(session, ends)
+        self.status = AgentTaskStatus.COMPLETED
         said = [event_from_json(each) for each in recorded.events]
         if recorded.text and not any(isinstance(event, TextDeltaEvent) for event in said):
             said.insert(0, TextDeltaEvent(text=recorded.text))
         return [
             *self._begun(session, recorded.resumed, at),
             *(filled_in(event, task=self._options.task, session=session, timestamp=at) for event in said),
-            *self._completed(session, recorded.text, at),
+            *ends,
         ]
 
     def _request(self) -> AgentBackendInput:
@@ -395,73 +455,13 @@ class _TaskStream:
             inputs=options.inputs,
         )
 
-    def _backend_context(self, session: RuntimeSession) -> AgentBackendContext:
-        durable = self._options.durable
-        return AgentBackendContext(
-            request_id=self._options.sources.uuid() if durable is None else f"{durable.run_id}:answer",
-            task=self._options.task,
-            knowledge=self._knowledge,
-            session=session,
-        )
-
-    # The session.
-
-    async def _kept_session(self) -> RuntimeSession | None:
-        name, store = self._session_id(), self._options.session_store
-        kept = None if store is None or name is None else await store.get(name)
-        if kept is not None and kept.backend != self._options.backend.kind:
-            raise SessionMismatchError(kept.backend, self._options.backend.kind)
-        return kept
-
     def _session_id(self) -> str | None:
         durable = self._options.durable
         return self._options.session_id or (None if durable is None else durable.run_id)
 
-    async def _open_session(self, kept: RuntimeSession | None) -> RuntimeSession:
-        self._phase = _Phase.OPENING
-        backend, request, now = self._options.backend, self._request(), self._steps.now()
-        if kept is None:
-            session = RuntimeSession(
-                id=self._session_id() or self._options.sources.uuid(),
-                backend=backend.kind,
-                status=SessionStatus.ACTIVE,
-                created_at=now,
-                updated_at=now,
-            )
-            if isinstance(backend, StartingBackend):
-                session = await self._steps.unrecorded(partial(backend.start, request, session))
-        else:
-            session = replace(kept, status=SessionStatus.ACTIVE, updated_at=now)
-            if isinstance(backend, ResumableBackend):
-                session = await self._steps.unrecorded(partial(backend.resume, request, session))
-        self._session = session
-        if self._options.session_store is not None:
-            await self._options.session_store.put(session)
-        return session
-
-    async def _close_session(self, status: SessionStatus) -> None:
-        if self._session is None:
-            return
-        self._session = replace(self._session, status=status, updated_at=self._steps.now())
-        if self._options.session_store is not None:
-            await self._log.flush(self._session)
-            await self._options.session_store.put(self._session)
-
-    async def _stop(self, reason: str) -> Exception | None:
-        """Stop the backend; return why it could not be stopped, if that is so."""
-        backend = self._options.backend
-        if self._session is None or not isinstance(backend, StoppableBackend):
-            return None
-        try:
-            await awaited(backend.stop(self._session, reason), _STOP_TIMEOUT_MS)
-        except (Exception, Late) as error:  # noqa: BLE001 - a hook of the product's; it must not mask why it was called
-            return error
-        return None
-
     # What the runtime tells.
 
     def _begun(self, session: RuntimeSession, resumed: bool, at: str) -> list[RuntimeStreamEvent]:
-        self._phase = _Phase.ANSWERING
         kind = SessionResumedEvent if resumed else SessionCreatedEvent
         shown = without_token(session)
         return [
@@ -472,7 +472,8 @@ class _TaskStream:
     def _completed(self, session: RuntimeSession, text: str, at: str) -> list[RuntimeStreamEvent]:
         shown = replace(without_token(session), status=SessionStatus.COMPLETED, updated_at=at)
         end = BackendEndEvent(task=self._options.task, session=shown, backend=session.backend, timestamp=at)
-        return [end, *self._end(AgentTaskStatus.COMPLETED, BACKEND_COMPLETED, text=text, session=shown, at=at)]
+        ends = [end, *self._told_end(AgentTaskStatus.COMPLETED, BACKEND_COMPLETED, text=text, session=shown, at=at)]
+        return [self._shown(each) for each in ends]
 
     async def _broken(self, error: Exception | None) -> list[RuntimeStreamEvent]:
         """Stop what was begun, and tell why the task ends; None for an abort."""
@@ -481,14 +482,16 @@ class _TaskStream:
         detail = BackendErrorDetail(kind="backend", message="aborted") if error is None else _detail(error)
         if self._context is not None and not await self._holds_lease():
             raise LeaseLost("another worker goes on with the task", run_id=self._context.run_id)
-        unstopped = await self._stop(reason)
-        await self._close_session(SessionStatus.ABORTED if error is None else SessionStatus.FAILED)
+        unstopped = await self._session.stop(reason)
+        await self._session.close(SessionStatus.ABORTED if error is None else SessionStatus.FAILED)
         if unstopped is not None:
-            detail = replace(detail, message=f"{detail.message}; and stopping it: {words_of(unstopped)}")
-        session = None if self._session is None else without_token(self._session)
+            detail = replace(
+                detail, message=f"{detail.message}; and stopping it: {without_secrets(words_of(unstopped))}"
+            )
+        session = None if self._session.opened is None else without_token(self._session.opened)
         ends = self._end(status, reason, detail, text=self._mapper.text(), session=session)
-        if self._phase is not _Phase.ANSWERING:
-            return ends  # whatever failed, it was no answer
+        if self._phase is _Phase.GATE or self._fatal is not None:
+            return ends  # it was no backend that failed, or the backend has told it
         failure = BackendErrorEvent(
             task=self._options.task,
             session=session,
@@ -505,7 +508,11 @@ class _TaskStream:
             return error.code
         return HookError.code if self._phase is _Phase.GATE else BackendError.code
 
-    def _end(
+    def _end(self, status: AgentTaskStatus, reason: str, *particulars: Any, **members: Any) -> list[RuntimeStreamEvent]:
+        self.status = status
+        return self._told_end(status, reason, *particulars, **members)
+
+    def _told_end(
         self,
         status: AgentTaskStatus,
         reason: str,
@@ -515,7 +522,6 @@ class _TaskStream:
         session: RuntimeSession | None = None,
         at: str | None = None,
     ) -> list[RuntimeStreamEvent]:
-        self.status = status
         at = at or self._steps.now()
         return [
             TaskEndEvent(task=self._options.task, status=status, reason=reason, timestamp=at),
@@ -545,38 +551,6 @@ def _compact(said: Sequence[RuntimeStreamEvent]) -> tuple[Any, ...]:
     return tuple(compact)
 
 
-@dataclass(slots=True)
-class _SessionLog:
-    """What is stored of a session's events: pieces of text that follow one another, as one."""
-
-    store: RuntimeSessionStore | None
-    _pending: TextDeltaEvent | None = None
-    _pieces: list[str] = field(default_factory=list)
-    _size: int = 0
-
-    async def add(self, session: RuntimeSession | None, event: RuntimeStreamEvent) -> None:
-        """Store *event*, now or with the next one."""
-        if self.store is None or session is None:
-            return
-        if isinstance(event, TextDeltaEvent):
-            self._pending = self._pending or event
-            self._pieces.append(event.text)
-            self._size += len(event.text)
-            if self._size >= _MOST_COALESCED:
-                await self.flush(session)
-            return
-        await self.flush(session)
-        await self.store.append_event(session.id, event)
-
-    async def flush(self, session: RuntimeSession) -> None:
-        """Store what was held back."""
-        if self.store is None or self._pending is None:
-            return
-        event = replace(self._pending, text="".join(self._pieces))
-        self._pending, self._pieces, self._size = None, [], 0
-        await self.store.append_event(session.id, event)
-
-
 def _public(error: Exception | None) -> str:
     """Return what may be said to anybody; the words of an upstream may quote what was asked."""
     if error is None:
@@ -587,7 +561,6 @@ def _public(error: Exception | None) -> str:
 def _detail(error: Exception) -> BackendErrorDetail:
     unreached = isinstance(error, BackendTransportError | BackendTimeout)
     status = error.upstream_status if isinstance(error, BackendTransportError) else None
-    body = error.detail if isinstance(error, BackendError) else None
-    return BackendErrorDetail(
-        kind="transport" if unreached else "backend", message=words_of(error), status=status, body=body or None
-    )
+    body = without_secrets(error.detail) if isinstance(error, BackendError) else None
+    kind: Literal["transport", "backend"] = "transport" if unreached else "backend"
+    return BackendErrorDetail(kind=kind, message=without_secrets(words_of(error)), status=status, body=body or None)

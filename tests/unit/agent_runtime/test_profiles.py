@@ -4,12 +4,15 @@ from typing import Any
 
 import pytest
 
+from chatturn.agent_runtime.intents import classify_intent
 from chatturn.agent_runtime.profiles import (
     SHELL_CAPABILITIES,
     ConformanceOptions,
     ConformanceResult,
     assert_profile_conformance,
 )
+from chatturn.agent_runtime.sandbox_turn import ChatTurnOverlay, compose_turn_profile
+from chatturn.errors import ValidationError
 
 SUBAGENT = {"description": "Reads contracts and finds the clauses that matter.", "prompt": "Read. " * 20}
 
@@ -119,3 +122,20 @@ def test_no_message_quotes_a_prompt() -> None:
     )
 
     assert "secret" not in repr(result)
+
+
+@pytest.mark.parametrize("profile", [None, [], "profile", 7])
+def test_what_is_no_profile_is_found_out_and_never_raises(profile: Any) -> None:
+    """Where something is done with it, it is refused as an error of the one tree."""
+    found = assert_profile_conformance(profile)
+
+    assert (False, ["profile-malformed"]) == (found.valid, [issue.code for issue in found.errors])
+    with pytest.raises(ValidationError, match="object"):
+        compose_turn_profile(profile, ChatTurnOverlay())
+    with pytest.raises(ValidationError, match="object"):
+        classify_intent(profile, "hi")
+
+
+def test_a_message_that_is_no_text_is_refused() -> None:
+    with pytest.raises(ValidationError, match="text"):
+        classify_intent({}, None)  # type: ignore[arg-type]

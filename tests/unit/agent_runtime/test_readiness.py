@@ -11,8 +11,10 @@ from chatturn.agent_runtime.readiness import (
     decide_knowledge_readiness,
     questions_for,
 )
+from chatturn.agent_runtime.task_backends import create_iterable_backend
+from chatturn.agent_runtime.task_stream import RunAgentTaskStreamOptions
 from chatturn.errors import ValidationError
-from tests.support.agent_tasks import TASK, requirement
+from tests.support.agent_tasks import TASK, Counting, requirement
 
 READY = assess_knowledge(TASK)
 BLOCKED = assess_knowledge(replace(TASK, required_knowledge=(requirement("name"),)))
@@ -81,3 +83,17 @@ def test_gaps_become_questions_and_plans() -> None:
         (q.id, q.answer_type) for q in questions_for(report)
     ]
     assert [("acquire:law", "search_web")] == [(plan.id, plan.mode) for plan in acquisition_plans_for(report)]
+
+
+@pytest.mark.parametrize("minimum", [None, "0.7", 2, float("nan"), True])
+def test_a_minimum_that_is_none_is_refused_before_anybody_is_asked(minimum: Any) -> None:
+    """When the options are made, and not behind the questions."""
+    with pytest.raises(ValidationError, match="minimum_score"):
+        Counting().options(minimum_score=minimum)
+    with pytest.raises(ValidationError, match="minimum_score"):
+        RunAgentTaskStreamOptions(task=TASK, backend=create_iterable_backend("echo", None), minimum_score=minimum)  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="budget"):
+        RunAgentTaskStreamOptions(
+            task=replace(TASK, budget={"maxWishes": 3}),
+            backend=create_iterable_backend("echo", None),  # type: ignore[arg-type]
+        )

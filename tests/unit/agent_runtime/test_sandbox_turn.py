@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import aclosing
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,9 +25,11 @@ from chatturn.agent_runtime.sandbox_turn import (
     sandbox_as_chat_turn_target,
 )
 from chatturn.agent_runtime.task_backends import create_sandbox_prompt_backend
+from chatturn.agent_runtime.task_steps import DurableTask
 from chatturn.agent_runtime.task_stream import RunAgentTaskStreamOptions, run_agent_task_stream
 from chatturn.agent_runtime.tasks import AgentTaskStatus
 from chatturn.backends.openai.retry import BackendRetryPolicy
+from chatturn.durable.local_stores import FileSystemDurableRunStore
 from chatturn.errors import (
     BackendProtocolError,
     BackendRejected,
@@ -214,6 +218,22 @@ def test_a_refusal_has_its_status_and_the_beginning_of_its_answer(server: Upstre
     assert KEY not in repr(raised.value)
 
 
+@pytest.mark.parametrize("quoted", [KEY, KEY.removeprefix("Bearer "), json.dumps({"authorization": KEY})])
+def test_a_key_that_a_sandbox_quotes_is_not_told(server: Upstream, quoted: str) -> None:
+    """Not by a refusal, which a task's last event has, and not by an event."""
+    server.on(f"refuses {len(quoted)}", Script(status=401, body=f"{quoted} is not known here"))
+    with pytest.raises(BackendRejected) as raised:
+        told(server, f"refuses {len(quoted)}")
+    server.on(f"tells {len(quoted)}", Script(frames=(json.dumps({"type": "log", "deep": [quoted]}), "[DONE]")))
+    events = told(server, f"tells {len(quoted)}")
+    refused = as_task(server, f"refuses {len(quoted)}")
+
+    secret = KEY.removeprefix("Bearer ")
+    assert secret not in raised.value.detail + str(raised.value) + repr(events) + repr(refused)
+    assert "[redacted]" in raised.value.detail
+    assert "[redacted]" in repr(events)
+
+
 def test_a_failure_that_passes_is_tried_again_under_the_same_key(server: Upstream) -> None:
     server.on("passing", Script(status=503, body="{}"), Script(status=502, body="{}"), HELLO)
 
@@ -383,6 +403,34 @@ def test_a_sandbox_answers_a_task(server: Upstream) -> None:
         events[3].session.backend,
         events[3].session.metadata,
     )
+
+
+def test_two_attempts_at_one_task_ask_under_one_key(server: Upstream) -> None:
+    """So that a sandbox that knows it does not work, and bill, twice; another task asks under another one."""
+    server.on("twice", Script(status=400, body="{}"), HELLO, HELLO)
+
+    async def main(path: str, run_id: str) -> AgentTaskStatus:
+        store = FileSystemDurableRunStore(path)
+        box = HttpSandbox(target=target(server), connection=connection(), profile=PROFILE)
+        given = RunAgentTaskStreamOptions(
+            task=TASK,
+            backend=create_sandbox_prompt_backend(box),
+            message="twice",
+            durable=DurableTask(store=store, run_id=run_id, project_id="test-project"),
+        )
+        events = [event async for event in run_agent_task_stream(given)]
+        await store.close()
+        assert isinstance(events[-1], FinalEvent)
+        return events[-1].status
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/runs.sqlite3"
+        ends = [real(partial(main, path, run_id)) for run_id in ("run-1", "run-1", "run-2")]
+    first, second, third = (call.key for call in server.calls("twice"))
+
+    assert [AgentTaskStatus.FAILED, AgentTaskStatus.COMPLETED, AgentTaskStatus.COMPLETED] == ends
+    assert first == second != third
+    assert first
 
 
 def test_a_sandbox_is_asked_the_task_s_intent_where_nothing_is_said(server: Upstream) -> None:
