@@ -155,7 +155,7 @@ def test_an_edit_supersedes_and_a_regeneration_is_refused() -> None:
         ({"messages": [{"role": "user", "parts": [{"type": "file", "url": "x"}]}]}, b"only text"),
         ({"messages": [{"role": "wizard", "parts": []}]}, b"role"),
         ({"messages": [ui(" ")]}, b"blank"),
-        ({"id": "a b", "messages": [ui("x")]}, b"id is"),
+        ({"id": "a\nb", "messages": [ui("x")]}, b"id is"),
         ({"id": 7, "messages": [ui("x")]}, b"id must be text"),
         ({"messages": [ui("x\0")]}, b"NUL"),
     ],
@@ -356,7 +356,7 @@ def test_open_webui_s_ids_name_its_turns() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages[0]"),
         ({"messages": []}, 422, "messages"),
         ({"model": 7}, 422, "model"),
-        ({"metadata": {"session_id": "a b"}}, 422, "metadata.session"),
+        ({"metadata": {"session_id": "a\nb"}}, 422, "metadata.session"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(members: dict[str, Any], status: int, param: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -167,3 +168,30 @@ async def test_a_session_is_forgotten_with_its_last_turn(database: SqliteDatabas
     assert 1 == await store.delete_finished_runs(older_than_ms=50_000)
     assert [] == await rows(database, "SELECT owner_id FROM chat_sessions")
     await asked(isolate, x_user="bob")
+
+
+async def test_who_looked_before_there_was_a_session_is_no_owner_of_it(database: SqliteDatabase) -> None:
+    """In the isolate that let them look, too: before its first turn a session is anybody's, later its owner's only."""
+    isolate = Isolate(database, Product(), settings=BOUNDARY)
+    messages = "/v1/sessions/thread-1/messages"
+    assert 200 == (await isolate.ask("GET", messages, x_user="bob")).status
+    await asked(isolate)
+    assert 404 == (await isolate.ask("GET", messages, x_user="bob")).status
+    assert 200 == (await isolate.ask("GET", messages)).status
+
+    await asyncio.sleep(100)
+    assert 1 == await isolate.service.deployment.store.delete_finished_runs(older_than_ms=50_000)
+    await asked(isolate, x_user="bob")
+    assert 404 == (await isolate.ask("GET", messages)).status
+
+
+async def test_sessions_have_the_names_that_their_channels_give_them(database: SqliteDatabase) -> None:
+    """Whatever can be printed, percent-encoded in addresses; addresses in answers are encoded as well."""
+    isolate = Isolate(database, Product(), settings=BOUNDARY)
+    for name in ("auth0%7C5f7c", "-1001234:91088", "%2B491701234567", "!room%3Amatrix.org", "a%2Fb%20%F0%9F%98%80"):
+        path = f"/v1/sessions/{name}/turns/0"
+        await asked(isolate, path)
+        turn = (await isolate.ask("GET", path)).body
+        assert unquote(name) == turn["sessionId"]
+        assert "completed" == (await (await isolate.ask("GET", turn["stream"])).lines())[-1]["type"].rpartition(".")[2]
+        assert 404 == (await isolate.ask("GET", turn["stream"], x_user="bob")).status

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -78,7 +78,6 @@ class DurableChatService:
 
     deployment: Deployment
     tracing: RequestTracing | None = None
-    _allowed: set[tuple[str, str, str]] = field(default_factory=set, init=False)
 
     async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> ChatTurn | ReplayedTurn | FailedTurn:
         """
@@ -179,14 +178,11 @@ class DurableChatService:
 
         A session without a turn is anybody's.
         """
-        who = (tenant_id, session_id, user_id)
-        if self.deployment.settings.session_owner == "tenant" or who in self._allowed:
+        if self.deployment.settings.session_owner == "tenant":
             return True
+        # Asked each time: a session may be deleted, and then be somebody else's under the same name.
         [found] = await self.deployment.database.batch([read_owner(tenant_id, session_id)])
-        if found.rows[0]["owner_id"] not in {None, user_id}:
-            return False
-        self._allowed.add(who)
-        return True
+        return found.rows[0]["owner_id"] in {None, user_id}
 
     async def _may_see_turn(self, identity: ChatTurnIdentity) -> bool:
         return await self.may_see(identity.tenant_id, identity.session_id, identity.user_id)

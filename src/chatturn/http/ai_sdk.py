@@ -25,7 +25,13 @@ from chatturn.errors import ChatTurnError, InvalidField, RequestError, StoreErro
 from chatturn.http.application import Call, Parameters
 from chatturn.http.auth import RUN_TURNS, Principal
 from chatturn.http.client_bodies import read_client_body, read_conversation
-from chatturn.http.limits import MAX_EVENT_KEY_CHARACTERS, MAX_REASON_CHARACTERS, read_run_id, read_session_id
+from chatturn.http.limits import (
+    MAX_EVENT_KEY_CHARACTERS,
+    MAX_REASON_CHARACTERS,
+    check_session_id,
+    read_run_id,
+    read_session_id,
+)
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import detail_of, error_headers
 from chatturn.http.projected import OpenedTurn, ProjectedTurn, find, open_or_follow
@@ -207,7 +213,7 @@ def _session(value: object) -> str:
     if not isinstance(value, str):
         raise InvalidField("id must be text", field="id")
     try:
-        return read_session_id(value)
+        return check_session_id(value)
     except InvalidField as error:
         raise InvalidField(str(error).replace("session is", "id is", 1), field="id") from None
 

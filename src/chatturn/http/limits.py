@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 from chatturn.backends.parameters import MAX_PARAMETERS_BYTES, PARAMETERS, wrong_parameter
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
 from chatturn.chat.requests import TurnRequest
+from chatturn.chat.thread.identity import turn_of_run
 from chatturn.chat.thread.versions import Replace, ReplaceKind
 from chatturn.errors import InvalidField, PayloadTooLarge, UnsupportedMediaType
 from chatturn.http.problems import shortened, shown
@@ -39,6 +40,7 @@ __all__ = [
     "TURN_MEMBERS",
     "Members",
     "check_body_headers",
+    "check_session_id",
     "read_event_key",
     "read_event_payload",
     "read_message",
@@ -67,7 +69,8 @@ MAX_TOKEN_CHARACTERS: Final = 8_192
 # PyJWT parses a token's header before it has looked at the signature; this is too short to nest dangerously.
 MAX_TOKEN_HEADER_CHARACTERS: Final = 512
 
-_SESSION_ID: Final = re.compile(rf"[A-Za-z0-9._~@-]{{1,{MAX_ID_CHARACTERS}}}")
+_BROKEN_ENCODING: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_DIRECTORIES: Final = (".", "..")
 _TURN_INDEX: Final = re.compile(r"0|[1-9][0-9]{0,6}")
 _REPLACE_KINDS: Final = get_args(ReplaceKind)
 _ON_MISMATCH: Final = ("refuse", "supersede")
@@ -94,14 +97,22 @@ TURN_MEMBERS: Final[Members] = {
 }
 EVENT_MEMBERS: Final[Members] = {"payload": {}}
 
+_SESSION: Final[Mapping[str, Any]] = {
+    "type": "string",
+    "format": "printable",
+    "minLength": 1,
+    "maxLength": MAX_ID_CHARACTERS,
+    "not": {"enum": list(_DIRECTORIES)},
+}
+
 # What the variable segments of a path may be, decoded.
 PATH_MEMBERS: Final[Members] = {
-    "session": {"type": "string", "pattern": f"^{_SESSION_ID.pattern}$", "not": {"enum": [".", ".."]}},
+    "session": _SESSION,
     "turn_index": {"type": "integer", "minimum": 0, "maximum": MAX_TURN_INDEX},
     "version": {"type": "integer", "minimum": 1, "maximum": MAX_VERSION},
     "run_id": {"type": "string", "format": "printable", "minLength": 1},
     "key": {"type": "string", "format": "printable", "minLength": 1, "maxLength": MAX_EVENT_KEY_CHARACTERS},
-    "id": {"type": "string", "pattern": f"^{_SESSION_ID.pattern}$", "not": {"enum": [".", ".."]}},
+    "id": _SESSION,
 }
 
 
@@ -143,19 +154,29 @@ def _is_json(media_type: str) -> bool:
 
 def read_session_id(segment: str) -> str:
     """
-    Read the session's id out of its path *segment*.
-
-    Only characters that a URL carries unencoded, and ``@``: so an id means the same in every path, log and
-    file name.  ``.`` and ``..`` are left out, because URL parsers take them for directories.
+    Read the session's id out of its path *segment*, where it stands percent-encoded.
 
     Raises:
-        InvalidField: It is empty, too long, or has another character.
+        InvalidField: As for `check_session_id`.
     """
-    text = _decoded(segment, "session")
-    if not _SESSION_ID.fullmatch(text) or text in {".", ".."}:
+    return check_session_id(_decoded(segment, "session"))
+
+
+def check_session_id(text: str) -> str:
+    """
+    Return the session's id *text*: any printable one, as a channel calls its chats.
+
+    ``.`` and ``..`` are left out, because URL parsers take them for directories even if they are encoded; so is what
+    has the form of a turn's run id, since some addresses take either.
+
+    Raises:
+        InvalidField: It is empty, too long, not printable, or left out.
+    """
+    fits = 0 < len(text) <= MAX_ID_CHARACTERS and text.isprintable() and not text.isspace()
+    if not fits or text in _DIRECTORIES or turn_of_run(text) is not None:
         raise InvalidField(
-            f"session is {shown(text)}, but must have 1 to {MAX_ID_CHARACTERS} characters out of"
-            " A-Z a-z 0-9 . _ ~ @ - and not be . or ..",
+            f"session is {shown(text)}, but must have 1 to {MAX_ID_CHARACTERS} printable characters"
+            " and be neither . nor .. nor the id of a run",
             field="session",
         )
     return text
@@ -220,6 +241,8 @@ def read_event_key(segment: str) -> str:
 def _decoded(segment: str, field: str) -> str:
     if "%" not in segment:
         return segment
+    if _BROKEN_ENCODING.search(segment):
+        raise InvalidField(f"{field} is not percent-encoded UTF-8", field=field)
     try:
         return unquote_to_bytes(segment).decode()
     except UnicodeError:

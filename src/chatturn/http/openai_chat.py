@@ -43,9 +43,9 @@ from chatturn.http.client_bodies import Conversation, read_conversation
 from chatturn.http.limits import (
     MAX_BODY_BYTES,
     check_body_headers,
+    check_session_id,
     read_model,
     read_parameters,
-    read_session_id,
     read_turn_index,
 )
 from chatturn.http.messages import HttpRequest, HttpResponse
@@ -229,7 +229,7 @@ def session_of_completion(request: HttpRequest, principal: Principal, body: byte
         metadata = read_json_object(body).get("metadata")
         if not isinstance(metadata, dict) or "session_id" not in metadata:
             return None
-        return read_session_id(str(metadata["session_id"]))
+        return check_session_id(str(metadata["session_id"]))
     except RequestError:
         return None
 
@@ -250,7 +250,7 @@ def _of_session(call: Call, asked: "_Asked") -> _Place:
     """
     metadata = asked.metadata
     try:
-        session = read_session_id(_named(metadata["session_id"], "session"))
+        session = check_session_id(_named(metadata["session_id"], "session"))
         given = metadata.get("turn_index")
         index = asked.conversation.turn_index if given is None else read_turn_index(_named(given, "turn_index"))
     except InvalidField as error:

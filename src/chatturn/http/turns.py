@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
+from urllib.parse import quote
 
 from chatturn.chat.following import FollowedTurn
 from chatturn.chat.requests import CANCELLED, TurnView
@@ -266,7 +267,7 @@ def _identity(call: Call) -> ChatTurnIdentity:
 
 
 def _address(identity: ChatTurnIdentity) -> str:
-    return TURN.format(session=identity.session_id, turn_index=identity.turn_index)
+    return TURN.format(session=quote(identity.session_id, safe="@"), turn_index=identity.turn_index)
 
 
 def _members(identity: ChatTurnIdentity, view: TurnView) -> dict[str, Any]:

@@ -89,12 +89,15 @@ def _session(tenant_id: str, session_id: str) -> str:
     return f"chat:{quote(tenant_id, safe='')}:{quote(session_id, safe='')}"
 
 
-def legacy_run_id(identity: ChatTurnIdentity) -> str:
+def legacy_run_id(identity: ChatTurnIdentity) -> str | None:
     """
     Return what agent-runtime calls the turn's run: ``chat:<session>:<turn_index>``.
 
-    It has no tenant: two tenants whose sessions have the same name share it.
+    It has no tenant: two tenants whose sessions have the same name share it.  Of a session whose name has a colon it is
+    None, since theirs, which is not encoded, could be the id of another tenant's run.
     """
+    if ":" in identity.session_id:
+        return None
     return f"chat:{identity.session_id}:{identity.turn_index}"
 
 
