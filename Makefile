@@ -11,7 +11,7 @@ STAMPS := $(VENV)/stamps
 READY := $(STAMPS)/python $(STAMPS)/worker $(STAMPS)/node
 
 .DELETE_ON_ERROR:
-.PHONY: help setup .installed run demo token chaos rolling api test models docs reset schema lint format types bench clients chromium deploy deploy-check clean FORCE
+.PHONY: help setup .installed run demo token chaos rolling api attack test models docs reset schema lint format types bench clients chromium deploy deploy-check clean FORCE
 
 help:
 	@echo "make run           start the Worker at http://localhost:$(PORT) (PORT=, PRODUCT=legal)"
@@ -22,6 +22,7 @@ help:
 	@echo "make chaos         kill 5,000 workers in the middle of turns, and add up (ARGS='--kills 200')"
 	@echo "make rolling       let an earlier version's code serve the same database, under kills (ARGS='--kills 200')"
 	@echo "make api           try the Worker by what /openapi.json says of it (ARGS='--phases fuzzing')"
+	@echo "make attack        let one user attack an isolate, and print what it costs the others (ARGS=stalled)"
 	@echo "make docs          build the manual into site/, strictly: a link that leads nowhere is an error"
 	@echo "make clients       try OpenAI's and the AI SDK's own clients, and a browser, with kills and cuts"
 	@echo "make reset         forget the local database"
@@ -59,6 +60,9 @@ models: setup
 
 api: setup
 	@$(BIN)/python -m tests.api $(ARGS)
+
+attack: setup
+	@$(BIN)/python -m tests.attacks $(ARGS)
 
 test: setup
 	@$(BIN)/python -m dev.test $(ARGS)

@@ -19,6 +19,7 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
   x ConfigurationError                   503 misconfigured: the operator must change a setting
   x BodyTimeout                          408 body_timeout (r): the request did not arrive whole
   x RateLimited                          429 rate_limited (r): too many requests of one user or tenant
+  x ReadersBusy                          503 busy (r): readers have not taken what they were sent
   x KeysUnavailable                      503 keys_unavailable (r): those that tokens are checked with
   x DurableRunError                      the run is not this caller's to continue
     + DurableRunLeaseHeldError             409 turn_in_flight (r)
@@ -96,6 +97,7 @@ __all__ = [
     "PayloadTooLarge",
     "QuotaExhausted",
     "RateLimited",
+    "ReadersBusy",
     "RequestError",
     "RunNotFound",
     "RuntimeRunStateError",
@@ -174,6 +176,15 @@ class RateLimited(ChatTurnError):
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class ReadersBusy(ChatTurnError):
+    """Readers in this isolate have not yet taken what they were sent, and there is no room for more."""
+
+    code = "busy"
+    status = 503
+    retryable = True
+    public = "Too many readers are behind at the moment. Send the same request again in a moment."
 
 
 class KeysUnavailable(ChatTurnError):

@@ -83,7 +83,7 @@ class _Product(Assistant):
 
 
 class _Slow(Reader):
-    async def drain(self) -> None:
+    async def drain(self, _room: int | None = None) -> None:
         await asyncio.sleep(0.03)
 
 

@@ -18,6 +18,7 @@ from chatturn.backends.echo import create_echo_backend
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.log.live import LiveLogs
+from chatturn.chat.log.room import reading_room, sending_room
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.sweep import Sweep
 from chatturn.database.api import Database, Result, Statement
@@ -96,7 +97,7 @@ class Reader:
         if not self.ended:
             self.text += text
 
-    async def drain(self) -> None:
+    async def drain(self, _room: int | None = None) -> None:
         pass
 
     @property
@@ -189,6 +190,7 @@ class Isolate:
     def __post_init__(self) -> None:
         self.wire = _Wire(self.database)
         self._live = LiveLogs()
+        self._reading, self._sending = reading_room(), sending_room()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -205,6 +207,8 @@ class Isolate:
             database=self.wire,
             log=lambda event, particulars: self.logged.append((event, particulars)),
             live=self._live,
+            reading=self._reading,
+            sending=self._sending,
             prices=self.prices,
             attempt_listeners={"runtime_runs": keep_runtime_runs},
         )

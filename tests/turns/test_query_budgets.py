@@ -141,8 +141,42 @@ class Stalled(Reader):
         self.writes.append(len(text))
         super().write(text)
 
-    async def drain(self) -> None:
+    async def drain(self, _room: int | None = None) -> None:
         await self.takes.wait()
+
+
+async def test_readers_that_take_nothing_hold_no_more_than_there_is_room_for(database: SqliteDatabase) -> None:
+    """One who would hold more is told so, or waits where a refusal would be for good; then he gets all."""
+    script = [step for _ in range(20) for step in ([reasoning_delta("x" * 900)] * 100, 0.3)]
+    isolate = Isolate(database, Product(*script, text_delta("end")))
+    whole = await (await isolate.post()).lines()
+    wrapped, readers = wrap(isolate), [Stalled() for _ in range(60)]
+    replies = []
+    for number, reader in enumerate(readers):
+        replies.append(await isolate.ask("GET", f"{TURN}/stream", reader=reader, x_user=f"user-{number % 20}"))
+        await asyncio.sleep(0.1)
+    read_meanwhile = wrapped.batches
+    asked = isolate.ask("GET", f"{TURN}/stream", accept="text/event-stream", x_user="eve")
+    waiting = asyncio.create_task(asked)
+    await asyncio.sleep(1)
+    waits = not waiting.done()
+    for reader in readers:
+        reader.takes.set()
+    statuses = [reply.status for reply in replies]
+    refused = next(reply for reply in replies if reply.status == 503)
+    text = (await waiting).reader.text
+
+    assert statuses.count(200) == read_meanwhile <= 17
+    assert statuses.count(503) == 60 - statuses.count(200)
+    assert (refused.body["code"], refused.response.headers["Retry-After"]) == ("busy", "1")
+    assert waits
+    for reply in replies:
+        if reply.status == 200:
+            assert whole == await reply.lines()
+    while "session.run.completed" not in text:
+        await asyncio.sleep(1)
+        text = waiting.result().reader.text
+    assert (await isolate.ask("GET", f"{TURN}/stream")).status == 200
 
 
 async def test_a_reader_that_takes_nothing_costs_one_page(database: SqliteDatabase) -> None:

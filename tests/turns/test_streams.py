@@ -255,7 +255,7 @@ async def test_a_slow_follower_goes_on_with_the_database(database: SqliteDatabas
     isolate = Isolate(database, Product(*script))
 
     class Slow(Reader):
-        async def drain(self) -> None:
+        async def drain(self, _room: int | None = None) -> None:
             await asyncio.sleep(3)
 
     posted = await isolate.post()
@@ -638,7 +638,7 @@ async def test_a_cancel_reaches_a_turn_whose_reader_takes_nothing(database: Sqli
     """The wait for the reader is inside the turn."""
 
     class Stuck(Reader):
-        async def drain(self) -> None:
+        async def drain(self, _room: int | None = None) -> None:
             await asyncio.sleep(1_000)
 
     isolate = Isolate(database, Product(*WORDS))

@@ -10,6 +10,7 @@ from chatturn.chat.hooks.attempts import AttemptListener
 from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.log.live import Alarm, EventAlarm, LiveLogs
 from chatturn.chat.log.query_budget import RENEWALS_PER_TERM, Pace, log_pace
+from chatturn.chat.log.room import Room, reading_room, sending_room
 from chatturn.chat.usage.calls import Budgets
 from chatturn.database.api import Database
 from chatturn.durable.context import ContextSources
@@ -36,6 +37,8 @@ class Deployment:
         log: Takes failures that no client is told.
         prices: What models cost.
         live: The logs of the turns that run in this isolate, for followers.
+        reading: Room for the pages of logs that followers in this isolate read.
+        sending: Room for what they were sent and have not taken.
         alarm: Makes what wakes a follower in this isolate.
         sources: Of undetermined values, for durable steps.
         attempt_listeners: Are told of each attempt that ended, beside the product's own hook.
@@ -49,6 +52,8 @@ class Deployment:
     log: OperatorLog = print_log
     prices: PriceTable = field(default_factory=PriceTable)
     live: LiveLogs = field(default_factory=LiveLogs)
+    reading: Room = field(default_factory=reading_room)
+    sending: Room = field(default_factory=sending_room)
     alarm: Callable[[], Alarm] = EventAlarm
     sources: ContextSources = field(default_factory=default_sources)
     attempt_listeners: Mapping[str, AttemptListener] = field(default_factory=dict)

@@ -25,6 +25,7 @@ from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.pages import LogPage, load_page
 from chatturn.chat.log.polls import Poll
 from chatturn.chat.log.query_budget import FOLLOW_PACES
+from chatturn.chat.log.room import PAGE_CHARACTERS, SMALL_CHARACTERS, Room
 from chatturn.chat.log.sql import note_follower
 from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.chat.turn.finish import ending_words, failure_words, kind_of
@@ -37,10 +38,13 @@ from chatturn.durable.records import RunStatus
 from chatturn.errors import ChatTurnError, DurableRunLeaseHeldError, StoreError, error_class
 from chatturn.events import ChatStreamEvent, encode_line
 
-__all__ = ["FollowedTurn", "TakeOver"]
+__all__ = ["FollowedTurn", "TakeOver", "read_page_in_turn", "who_holds"]
 
 _LOOK_EVERY_S: Final = 1.0
 """At a log in memory whose alarm has not rung, should a ring be lost."""
+
+_ROOM_EVERY_S: Final = 10.0
+"""Who waits for room looks again after this, should a ring be lost."""
 
 _SEQ: Final = re.compile(r',"seq":[0-9]+(,"attempt":[0-9]+\}\n)$')
 
@@ -55,6 +59,27 @@ _SLACK_S: Final = 5.0
 
 TakeOver = Callable[[], Awaitable[ChatTurn | ReplayedTurn | FailedTurn]]
 """Claims the turn, as `DurableChatService.open` does."""
+
+
+def who_holds(identity: ChatTurnIdentity) -> str:
+    """Return the name of a user in a `Room`."""
+    return f"{len(identity.tenant_id)}:{identity.tenant_id}:{identity.user_id}"
+
+
+async def read_page_in_turn(deployment: Deployment, who: str, run_id: str, after: int) -> LogPage | None:
+    """Read a page of a log, which is to be sent, when there is room for it; see `load_page`."""
+    while not deployment.sending.fits(who, PAGE_CHARACTERS):
+        await _wait_for(deployment, deployment.sending, who, PAGE_CHARACTERS)
+    while not deployment.reading.fits(who, PAGE_CHARACTERS):
+        await _wait_for(deployment, deployment.reading, who, PAGE_CHARACTERS)
+    with deployment.reading.holding(who, PAGE_CHARACTERS):
+        return await load_page(deployment.database, run_id, after)
+
+
+async def _wait_for(deployment: Deployment, room: Room, who: str, characters: int) -> None:
+    alarm = deployment.alarm()
+    with room.watching(who, characters, alarm.ring):
+        await alarm.wait(_ROOM_EVERY_S)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -126,12 +151,11 @@ class FollowedTurn:
         page: LogPage | None = self.page
         poll = self.deployment.live.polls.of(self.run_id)
         while page is not None and not sink.closed:
-            if page.text:
-                reader.send(page.text, ())
-            self._last, more = page.last, page.more
+            text, more, self._last = page.text, page.more, page.last
             # What was sent is dropped: a reader that takes nothing for a while must not hold a page here as well.
             self.page = page = replace(page, text="")
-            await reader.drain()
+            await self._send(reader, text)
+            text = ""
             if not more:
                 if page.over:
                     await self._say_end(reader, page)
@@ -144,7 +168,7 @@ class FollowedTurn:
                     continue
                 if self._done:
                     return None
-            page = await load_page(self.deployment.database, self.run_id, self._last)
+            page = await self._load(self._last)
         return None
 
     def _may_take_over(self, poll: Poll) -> bool:
@@ -162,11 +186,15 @@ class FollowedTurn:
         try:
             while not sink.closed and (behind := log.after(self._last)) is not None:
                 over = log.ended or log.left
-                text, self._last = behind
+                text, last = behind
+                if not self._fits(text):
+                    size, text, behind = len(text), "", None
+                    await self._wait_for_room(size)
+                    continue
+                self._last = last
                 if text:
                     shown = True
-                    reader.send(text, ())
-                    await reader.drain()
+                    await self._send(reader, text)
                 elif over:
                     self._done = log.ended
                     break
@@ -175,6 +203,31 @@ class FollowedTurn:
             return shown
         finally:
             log.followers -= 1
+
+    @property
+    def _who(self) -> str:
+        return who_holds(self.identity)
+
+    def _fits(self, text: str) -> bool:
+        return len(text) <= SMALL_CHARACTERS or self.deployment.sending.fits(self._who, len(text))
+
+    async def _send(self, reader: Reader, text: str) -> None:
+        """Send what fits; what is long is in the isolate's room until the reader has taken it, or was given up."""
+        if len(text) <= SMALL_CHARACTERS:
+            if text:
+                reader.send(text, ())
+            await reader.drain(SMALL_CHARACTERS)
+            return
+        with self.deployment.sending.holding(self._who, len(text)):
+            reader.send(text, ())
+            del text
+            await reader.drain(0)
+
+    async def _wait_for_room(self, characters: int) -> None:
+        await _wait_for(self.deployment, self.deployment.sending, self._who, characters)
+
+    async def _load(self, after: int) -> LogPage | None:
+        return await read_page_in_turn(self.deployment, self._who, self.run_id, after)
 
     async def _wait_for_more(self, log: TurnLog) -> None:
         alarm = self.deployment.alarm()
@@ -256,7 +309,7 @@ class FollowedTurn:
             self._say(reader, words, range(page.furthest - len(words) + 1, page.furthest + 1))
 
     async def _stored_end(self, page: LogPage) -> str:
-        last = await load_page(self.deployment.database, self.run_id, page.ends - 1)
+        last = await self._load(page.ends - 1)
         return "" if last is None else _SEQ.sub(r"\1", last.text)
 
     def _say(self, reader: Reader, events: list[ChatStreamEvent], seqs: Sequence[int | None] = (None, None)) -> None:

@@ -11,12 +11,12 @@ from typing import Any, Final
 from chatturn.backends.parameters import allowed_parameters
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
 from chatturn.chat.deployment import Deployment
-from chatturn.chat.following import FollowedTurn
+from chatturn.chat.following import FollowedTurn, read_page_in_turn, who_holds
 from chatturn.chat.listeners import RequestTracing
 from chatturn.chat.lists.lists import MessagePage, MessageQuery, TurnPage, TurnQuery, list_messages, list_turns
 from chatturn.chat.lists.sql import read_latest_turn, read_recent_turn, read_running
-from chatturn.chat.log.pages import load_page
 from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
+from chatturn.chat.log.room import PAGE_CHARACTERS
 from chatturn.chat.log.sql import request_cancel
 from chatturn.chat.requests import CANCELLED, Cancellation, TurnInput, TurnRequest, TurnView
 from chatturn.chat.thread.identity import ChatTurnIdentity, legacy_run_id, session_run_ids, turn_run_id
@@ -48,6 +48,7 @@ from chatturn.errors import (
     DurableRunLeaseHeldError,
     InvalidField,
     NotFound,
+    ReadersBusy,
     RunNotFound,
     SchemaOutdated,
     SessionBusy,
@@ -208,7 +209,7 @@ class DurableChatService:
         return replace(_view(found.rows[0]), usage=sums_of(usage.rows[0])) if found.rows else None
 
     async def follow(
-        self, identity: ChatTurnIdentity, after: int | None, *, may_take_over: bool
+        self, identity: ChatTurnIdentity, after: int | None, *, may_take_over: bool, waits: bool = True
     ) -> FollowedTurn | None:
         """
         Find a turn's log, to be shown from a cursor on; None if this tenant has no such turn.
@@ -217,14 +218,18 @@ class DurableChatService:
             identity: The turn; its user is who follows.
             after: The seq of the last line that the reader has seen; None for the whole log.
             may_take_over: Whether the reader may run the turn if its worker is lost.
+            waits: Whether the reader waits where others have not taken what they were sent; else it is refused.
 
         Raises:
+            ReadersBusy: There is no room for another reader who is behind.
             InvalidField: There can be no line of that seq yet.
         """
         if not await self._may_see_turn(identity):
             return None
         run_id, cursor = turn_run_id(identity), -1 if after is None else after
-        page = await load_page(self.deployment.database, run_id, cursor)
+        if not waits and not self.deployment.sending.fits(who_holds(identity), PAGE_CHARACTERS):
+            raise ReadersBusy("no room for another page of a log")
+        page = await read_page_in_turn(self.deployment, who_holds(identity), run_id, cursor)
         if page is None:
             return None
         if cursor > page.furthest:

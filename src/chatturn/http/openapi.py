@@ -35,6 +35,7 @@ from chatturn.errors import (
     OwnerUnavailable,
     PayloadTooLarge,
     RateLimited,
+    ReadersBusy,
     SessionBusy,
     StoreError,
     Unauthenticated,
@@ -290,7 +291,7 @@ _TOLD: Final[Mapping[tuple[str, str], _Told]] = {
         answers={200: _NDJSON_OR_EVENTS, 204: None, 304: None},
         query=LOG_QUERY,
         headers={"Last-Event-ID": LAST_EVENT_ID},
-        errors=(NotFound, *_OF_A_CLAIM),
+        errors=(NotFound, ReadersBusy, *_OF_A_CLAIM),
     ),
     ("POST", TURN + "/ticket"): _Told(answers={200: _TICKET}),
     ("POST", TURN + "/cancel"): _Told(

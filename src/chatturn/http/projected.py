@@ -74,9 +74,9 @@ class _ProjectedSink:
         if self._projection.broken:
             self._sink.abort()
 
-    async def drain(self) -> None:
+    async def drain(self, room: int | None = None) -> None:
         """Wait until the reader has room again, or is gone."""
-        await self._sink.drain()
+        await self._sink.drain(room)
 
     @property
     def closed(self) -> bool:

@@ -53,9 +53,9 @@ class SseSink:
         """Send *text*, whole lines, as events."""
         self._sink.write(to_sse(text, self._id_suffix))
 
-    async def drain(self) -> None:
+    async def drain(self, room: int | None = None) -> None:
         """Wait until the reader has room again, or is gone."""
-        await self._sink.drain()
+        await self._sink.drain(room)
 
     @property
     def closed(self) -> bool:

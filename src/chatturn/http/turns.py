@@ -104,7 +104,10 @@ async def get_stream(call: Call) -> HttpResponse:
     identity = await _shown(call, identity, cursor.version)
     if call.ticket is not None:
         await _check_ticket(call, identity)
-    log = await call.service.follow(identity, cursor.after, may_take_over=RUN_TURNS in call.principal.scopes)
+    may_take_over = RUN_TURNS in call.principal.scopes
+    # An EventSource that is refused never comes back, so it waits.
+    waits = _wants_sse(call.request)
+    log = await call.service.follow(identity, cursor.after, may_take_over=may_take_over, waits=waits)
     if log is None or (cursor.attempt is not None and not (log.finished and log.page.attempt == cursor.attempt)):
         raise NotFound("there is no such turn, or not yet the finished log of this attempt")
     return _log_response(call, log, cursor)

@@ -45,7 +45,7 @@ class ResponseSink:
         self._writer: JsProxy | None = None
         self._write: JsProxy | None = None
         self._waiting: list[str] = []
-        self._size = 0
+        self._size = self._on_its_way = 0
         self._sending = False
         self._closed = False
         self._settled = Bell()
@@ -85,9 +85,9 @@ class ResponseSink:
         if not self._sending and self._write is not None:
             self._send()
 
-    async def drain(self) -> None:
-        """Wait while too much is waiting; a reader that takes nothing for 30 s is given up."""
-        while self._size > _ROOM_CHARACTERS:
+    async def drain(self, room: int | None = None) -> None:
+        """Wait while too much is not taken; a reader that takes nothing for 30 s is given up."""
+        while self._size > (_ROOM_CHARACTERS if room is None else room) and not self._closed:
             await self._progress()
 
     async def close(self) -> None:
@@ -110,7 +110,7 @@ class ResponseSink:
 
     def _taken(self) -> bytes:
         """Take what waits."""
-        text, self._waiting, self._size = "".join(self._waiting), [], 0
+        text, self._waiting, self._on_its_way = "".join(self._waiting), [], self._size
         return text.encode()
 
     def _send(self) -> None:
@@ -121,6 +121,8 @@ class ResponseSink:
         promise.then(self._written, self._refused)
 
     def _written(self, _value: object) -> None:
+        self._size -= self._on_its_way
+        self._on_its_way = 0
         if self._waiting:
             self._send()
         else:
@@ -141,7 +143,7 @@ class ResponseSink:
     def _lose(self) -> None:
         self._sending = False
         self._closed = True
-        self._waiting, self._size = [], 0
+        self._waiting, self._size, self._on_its_way = [], 0, 0
         if self._on_lost is not None:
             self._on_lost()
 

@@ -8,6 +8,7 @@ at ``?4``.
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from chatturn.chat.log.room import PAGE_CHARACTERS
 from chatturn.database.api import NOW, Statement
 from chatturn.durable.sql.runs import HELD, MOMENT
 
@@ -49,8 +50,6 @@ _LAST_CURSOR: Final = 2**53 - 2
 
 _PAGE_SEGMENTS: Final = 1_000
 _RECALLED_SEGMENTS: Final = 16
-_PAGE_CHARACTERS: Final = 256_000
-"""Of a page, unless its first segment alone is longer; what one reader has in memory at a time."""
 
 _LINE_CHARACTERS: Final = 120
 """Of a line that is stored in its short form, about: by this much a row counts for more than it is long."""
@@ -75,11 +74,11 @@ WITH RECURSIVE turn AS (
   SELECT (SELECT min(n.first_seq) FROM chat_segments AS n WHERE n.run_id = ?1 AND n.first_seq > page.first_seq),
          page.before + max(length(s.lines), {_LINE_CHARACTERS} * (s.last_seq - s.first_seq + 1))
   FROM page JOIN chat_segments AS s ON s.run_id = ?1 AND s.first_seq = page.first_seq
-  WHERE page.before < {_PAGE_CHARACTERS} LIMIT {_PAGE_SEGMENTS}
+  WHERE page.before < {PAGE_CHARACTERS} LIMIT {_PAGE_SEGMENTS}
 )
 SELECT turn.*, s.first_seq AS first_seq, s.last_seq AS last_seq, s.lines AS lines
 FROM turn LEFT JOIN (page JOIN chat_segments AS s ON s.run_id = ?1 AND s.first_seq = page.first_seq)
-  ON page.before < {_PAGE_CHARACTERS} ORDER BY s.first_seq
+  ON page.before < {PAGE_CHARACTERS} ORDER BY s.first_seq
 """
 
 # Of this answer's log only: an attempt that has ended is history.  ?1 the run, ?2 the attempt before which, ?3 the seq

@@ -77,9 +77,9 @@ class Reader:
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - an observer must not break a turn
                 self._report("hook.on_event_failed", {"event_type": event.type, "error": error})
 
-    async def drain(self) -> None:
-        """Wait for a reader that is behind."""
-        await self._sink.drain()
+    async def drain(self, room: int | None = None) -> None:
+        """Wait for a reader that is behind; see `Sink.drain`."""
+        await self._sink.drain(room)
 
     def start_pings(self) -> None:
         """From now on ping where nothing is said, and once right behind the next line."""

@@ -27,8 +27,13 @@ class Sink(Protocol):
         What is written while an earlier write is still on its way leaves together in one.
         """
 
-    async def drain(self) -> None:
-        """Wait until the reader has room again, or is gone.  Immediate in the usual case."""
+    async def drain(self, room: int | None = None) -> None:
+        """
+        Wait until the reader has room again, or is gone.  Immediate in the usual case.
+
+        Args:
+            room: How many characters may be left that the reader has not taken; None for what the sink has room for.
+        """
 
     @property
     def closed(self) -> bool:
@@ -56,7 +61,7 @@ class BufferSink:
         if not self._closed:
             self._texts.append(text)
 
-    async def drain(self) -> None:
+    async def drain(self, room: int | None = None) -> None:
         """Return at once: there is always room."""
 
     @property
@@ -88,7 +93,7 @@ class NoSink:
     def write(self, text: str) -> None:
         """Drop *text*."""
 
-    async def drain(self) -> None:
+    async def drain(self, room: int | None = None) -> None:
         """Return at once."""
 
     def when_lost(self, callback: Callable[[], None]) -> None:
@@ -119,9 +124,9 @@ class PullSink:
             self._size += len(text)
             self._changed.set()
 
-    async def drain(self) -> None:
+    async def drain(self, room: int | None = None) -> None:
         """Wait until little is left to be pulled, or the reader is gone."""
-        while self._size > _ROOM_CHARACTERS and not self._closed:
+        while self._size > (_ROOM_CHARACTERS if room is None else room) and not self._closed:
             self._changed.clear()
             try:
                 async with asyncio.timeout(_STALLED_S):

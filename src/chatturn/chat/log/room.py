@@ -1,0 +1,115 @@
+"""
+How much of logs all followers of an isolate may hold together: read just now, or sent and not yet taken.
+
+A follower that takes nothing holds what it was sent last, and five hundred of them would fill the isolate.  So each
+page needs room; who finds none holds nothing while it waits::
+
+    room to read? ──▶ page read ──▶ room to send? ──▶ sent ──▶ taken, or the reader given up
+        │ no: waits                      │ no: dropped, waits, read again
+
+Here is only plain data, since requests must not touch each other's tasks; what wakes a follower is its own alarm.  A
+follower that the platform ended never gives back what it held, so that falls free after a while.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+__all__ = ["PAGE_CHARACTERS", "SMALL_CHARACTERS", "Room", "reading_room", "sending_room"]
+
+PAGE_CHARACTERS: Final = 256_000
+"""Of a page, unless its first segment alone is longer; what one reader has in memory at a time."""
+
+SMALL_CHARACTERS: Final = 16_000
+"""What is no longer needs no room to be sent: a thousand followers of what is said live hold 16 MB."""
+
+_READ_AT_ONCE: Final = 4
+_READ_WITHIN_S: Final = 10.0
+"""A page is read in milliseconds."""
+
+_SENT_CHARACTERS: Final = 4_000_000
+_SENT_WITHIN_S: Final = 90.0
+"""A reader that takes nothing for 30 s is given up, and a page leaves in two writes at most."""
+
+_SHARE: Final = 4
+"""One user may hold a quarter of what is sent: the others are not kept out by him."""
+
+
+class Room:
+    """
+    Room of one isolate, for one purpose.
+
+    Args:
+        characters: How much there is.
+        of_one: How much one user may hold of it.
+        within_s: After so long what was taken falls free.
+    """
+
+    def __init__(self, characters: int, of_one: int, within_s: float) -> None:
+        self._characters = characters
+        self._of_one = of_one
+        self._within_s = within_s
+        self._held: dict[object, tuple[float, str, int]] = {}
+        self._of: Counter[str] = Counter()
+        self._waiting: dict[object, tuple[str, int, Callable[[], object]]] = {}
+
+    def fits(self, who: str, characters: int) -> bool:
+        """Say whether a user may hold so much more now; what is longer than all room fits where nobody holds any."""
+        self._forget()
+        of_one = not self._of[who] or self._of[who] + characters <= self._of_one
+        return of_one and (not self._held or self._of.total() + characters <= self._characters)
+
+    @contextmanager
+    def holding(self, who: str, characters: int) -> Iterator[None]:
+        """Hold room while the block runs; afterwards whoever waits is woken, as many as there is room for."""
+        key = object()
+        self._held[key] = (asyncio.get_running_loop().time() + self._within_s, who, characters)
+        self._of[who] += characters
+        try:
+            yield
+        finally:
+            self._give_back(key)
+            self._ring()
+
+    @contextmanager
+    def watching(self, who: str, characters: int, ring: Callable[[], object]) -> Iterator[None]:
+        """Call *ring*, once at most, if there is room for so much while the block runs; first come, first served."""
+        key = object()
+        self._waiting[key] = (who, characters, ring)
+        try:
+            yield
+        finally:
+            self._waiting.pop(key, None)
+
+    def _forget(self) -> None:
+        """Take back what is held for too long; who took first is first."""
+        now = asyncio.get_running_loop().time()
+        while self._held and next(iter(self._held.values()))[0] <= now:
+            self._give_back(next(iter(self._held)))
+
+    def _give_back(self, key: object) -> None:
+        if (held := self._held.pop(key, None)) is not None:
+            _, who, characters = held
+            self._of[who] -= characters
+            if not self._of[who]:
+                del self._of[who]
+
+    def _ring(self) -> None:
+        left = self._characters - self._of.total()
+        for key, (who, characters, ring) in tuple(self._waiting.items()):
+            if characters <= left and self.fits(who, characters):
+                left -= characters
+                del self._waiting[key]
+                ring()
+
+
+def reading_room() -> Room:
+    """Return room for pages that are being read."""
+    return Room(_READ_AT_ONCE * PAGE_CHARACTERS, _READ_AT_ONCE * PAGE_CHARACTERS, _READ_WITHIN_S)
+
+
+def sending_room() -> Room:
+    """Return room for what was sent and is not yet taken."""
+    return Room(_SENT_CHARACTERS, _SENT_CHARACTERS // _SHARE, _SENT_WITHIN_S)
