@@ -16,7 +16,10 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
     + InvalidField                         422 invalid_field
     + UnsupportedParameter                 400 unsupported_parameter
     + IdempotencyKeyReused                 422 idempotency_key_reused
+    + FileMissing                          422 file_missing
   x ConfigurationError                   503 misconfigured: the operator must change a setting
+  x FilesNotKept                         501 files_not_kept: the deployment has no binding for files
+  x FilesUnavailable                     503 files_unavailable (r): the store of files does not answer
   x BodyTimeout                          408 body_timeout (r): the request did not arrive whole
   x RateLimited                          429 rate_limited (r): too many requests of one user or tenant
   x ReadersBusy                          503 busy (r): readers have not taken what they were sent
@@ -46,6 +49,7 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
       - BackendRejected                      502 backend_rejected
         * QuotaExhausted                       502 quota_exhausted
         * ContextOverflow                      502 context_overflow
+        * ContentNotTaken                      502 content_not_taken
     + BackendTimeout                       504 backend_timeout (r)
     + BackendProtocolError                 502 backend_protocol (r)
     + BackendReportedError                 502 backend_reported (r)
@@ -76,6 +80,7 @@ __all__ = [
     "BudgetExceeded",
     "ChatTurnError",
     "ConfigurationError",
+    "ContentNotTaken",
     "ContextOverflow",
     "DurableAwaitEventTimeoutError",
     "DurableRunDivergenceError",
@@ -83,6 +88,9 @@ __all__ = [
     "DurableRunInputMismatchError",
     "DurableRunLeaseHeldError",
     "EmptyAnswer",
+    "FileMissing",
+    "FilesNotKept",
+    "FilesUnavailable",
     "Forbidden",
     "HookError",
     "IdempotencyKeyReused",
@@ -381,6 +389,31 @@ class IdempotencyKeyReused(RequestError):
     public = "This idempotency key was used with another request. Use a new key."
 
 
+class FileMissing(RequestError):
+    """A message names a stored file that is not there for this user; ``field`` names the member."""
+
+    code = "file_missing"
+    status = 422
+    public = "A file of the message is not there. Send the file again, and the message with its new id."
+
+
+class FilesNotKept(ChatTurnError):
+    """The deployment has no binding ``FILES``."""
+
+    code = "files_not_kept"
+    status = 501
+    public = "This service keeps no files. Put the file into the message itself, as a data: address."
+
+
+class FilesUnavailable(ChatTurnError):
+    """The store of files does not answer, or refused; sending the same file again is safe."""
+
+    code = "files_unavailable"
+    status = 503
+    retryable = True
+    public = "The store of files does not answer. Send the same request again."
+
+
 # The database did not do as it was asked.
 
 
@@ -477,6 +510,13 @@ class ContextOverflow(BackendRejected):
 
     code = "context_overflow"
     public = "The conversation is too long for the model. Shorten the message, or start a new session."
+
+
+class ContentNotTaken(BackendRejected):
+    """The message has an image or a file, and the model that is asked takes none of that kind."""
+
+    code = "content_not_taken"
+    public = "The model cannot read an image or a file of this message. Leave it out, or ask another model."
 
 
 class BackendTimeout(BackendError):

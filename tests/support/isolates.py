@@ -16,6 +16,7 @@ from chatturn.agent_runtime.attempt_runs import keep_runtime_runs
 from chatturn.backends.api import AgentExecutionBackend
 from chatturn.backends.echo import create_echo_backend
 from chatturn.chat.deployment import Deployment
+from chatturn.chat.files import FileStore
 from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.log.live import LiveLogs
 from chatturn.chat.log.room import reading_room, sending_room
@@ -172,6 +173,7 @@ class Isolate:
         lease_ms: Shorter than a setting may be, for tests in real time.
         prices: What models cost.
         telemetry: Of the isolate.
+        file_store: Where its files are.
 
     Attributes:
         logged: What was logged.
@@ -184,6 +186,7 @@ class Isolate:
     lease_ms: int | None = None
     prices: PriceTable = field(default_factory=PriceTable)
     telemetry: Telemetry | None = None
+    file_store: FileStore | None = None
     logged: list[tuple[str, Any]] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)
 
@@ -211,6 +214,7 @@ class Isolate:
             sending=self._sending,
             prices=self.prices,
             attempt_listeners={"runtime_runs": keep_runtime_runs},
+            file_store=self.file_store,
         )
         tracing = None if self.telemetry is None else self.telemetry.request(traceparent)
         return DurableChatService(deployment=deployment, tracing=tracing)
@@ -223,7 +227,7 @@ class Isolate:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
 
         async def read(_most: int) -> bytes:
-            return json.dumps(body).encode()
+            return body if isinstance(body, bytes) else json.dumps(body).encode()
 
         request = HttpRequest(
             method=method, path=path, query=query, headers={"content-type": "application/json", **named}, read=read

@@ -8,12 +8,13 @@ its connection on cancellation, at once, whatever it is waiting for.
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeAlias
+from typing import Any, Final, Protocol, Self, TypeAlias, runtime_checkable
 
 from chatturn.events import ChatStreamEvent, EventBatch
 from chatturn.telemetry.tracer import NULL_TRACER, Tracer
 
 __all__ = [
+    "CONTENTS",
     "NULL_METER",
     "AgentBackendContext",
     "AgentBackendInput",
@@ -21,7 +22,12 @@ __all__ = [
     "CallMeter",
     "ChatMessage",
     "Meter",
+    "TakesContents",
+    "taken_by",
 ]
+
+CONTENTS: Final = frozenset({"file_data", "file_url", "image_data", "image_url"})
+"""What a message may have besides text: images and files, each by its address or in the message itself."""
 
 ChatMessage: TypeAlias = Mapping[str, Any]
 """
@@ -168,3 +174,16 @@ class AgentExecutionBackend(Protocol):
             BackendError: One of its subclasses, for everything that goes wrong on the model's side.  Ending
                 without an error means that the model said it was done.
         """
+
+
+@runtime_checkable
+class TakesContents(Protocol):
+    """A backend that knows what its models take besides text."""
+
+    def takes(self, model: str | None) -> frozenset[str]:
+        """Return which of `CONTENTS` *model* takes; of its default for None."""
+
+
+def taken_by(backend: AgentExecutionBackend, model: str | None) -> frozenset[str]:
+    """Return which of `CONTENTS` may be sent to a model: any, where its backend does not know."""
+    return backend.takes(model) if isinstance(backend, TakesContents) else CONTENTS

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
+from chatturn.backends.api import CONTENTS
 from chatturn.backends.openai.quirks import Quirks
 from chatturn.backends.parameters import wrong_parameter
 from chatturn.errors import ConfigurationError
@@ -34,6 +35,13 @@ _LONGEST_MS: Final = 2**31 - 1
 _MOST_SYSTEM_CHARACTERS: Final = 100_000
 
 
+_IMAGES: Final = frozenset({"image_url", "image_data"})
+_OWN_IMAGES: Final = frozenset({"image_data"})
+"""Of servers on one's own machines: an address could be one of theirs, and would be asked from there."""
+
+_AND_FILES: Final = _IMAGES | {"file_data"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """
@@ -48,6 +56,8 @@ class Preset:
         key_prefix: What stands before it there.
         quirks: Their ways.
         is_binding: Whether they are a binding of the Worker, and no server.
+        takes: What their models may be sent besides text, as far as their pages say.
+        files_as: How they want a file; see `chatturn.backends.openai.contents`.
     """
 
     base_url: str = ""
@@ -58,10 +68,12 @@ class Preset:
     key_prefix: str = "Bearer "
     quirks: Quirks = field(default_factory=Quirks)
     is_binding: bool = False
+    takes: frozenset[str] = _IMAGES
+    files_as: str = "file"
 
 
 PRESETS: Final[Mapping[str, Preset]] = {
-    "openai": Preset(base_url="https://api.openai.com/v1", key="OPENAI_API_KEY"),
+    "openai": Preset(base_url="https://api.openai.com/v1", key="OPENAI_API_KEY", takes=_AND_FILES),
     "azure": Preset(
         path="/openai/deployments/{model}/chat/completions",
         query={"api-version": "2024-10-21"},
@@ -69,22 +81,28 @@ PRESETS: Final[Mapping[str, Preset]] = {
         key_header="api-key",
         key_prefix="",
     ),
-    "ai-gateway": Preset(key="AI_GATEWAY_KEY"),
-    "workers-ai": Preset(base_url="binding:AI", path="", is_binding=True),
+    "ai-gateway": Preset(key="AI_GATEWAY_KEY", takes=_AND_FILES),
+    "workers-ai": Preset(base_url="binding:AI", path="", is_binding=True, takes=_OWN_IMAGES),
     "anthropic": Preset(base_url="https://api.anthropic.com/v1", key="ANTHROPIC_API_KEY"),
-    "deepseek": Preset(base_url="https://api.deepseek.com", key="DEEPSEEK_API_KEY"),
+    "deepseek": Preset(base_url="https://api.deepseek.com", key="DEEPSEEK_API_KEY", takes=frozenset()),
     "fireworks": Preset(base_url="https://api.fireworks.ai/inference/v1", key="FIREWORKS_API_KEY"),
     "gemini": Preset(base_url="https://generativelanguage.googleapis.com/v1beta/openai", key="GEMINI_API_KEY"),
     "groq": Preset(base_url="https://api.groq.com/openai/v1", key="GROQ_API_KEY"),
-    "mistral": Preset(base_url="https://api.mistral.ai/v1", key="MISTRAL_API_KEY", quirks=Quirks(stream_options=False)),
-    "openrouter": Preset(base_url="https://openrouter.ai/api/v1", key="OPENROUTER_API_KEY"),
+    "mistral": Preset(
+        base_url="https://api.mistral.ai/v1",
+        key="MISTRAL_API_KEY",
+        quirks=Quirks(stream_options=False),
+        takes=CONTENTS,
+        files_as="document_url",
+    ),
+    "openrouter": Preset(base_url="https://openrouter.ai/api/v1", key="OPENROUTER_API_KEY", takes=CONTENTS),
     "together": Preset(base_url="https://api.together.xyz/v1", key="TOGETHER_API_KEY"),
     "xai": Preset(base_url="https://api.x.ai/v1", key="XAI_API_KEY"),
-    "llamacpp": Preset(base_url="http://localhost:8080/v1"),
-    "lmstudio": Preset(base_url="http://localhost:1234/v1"),
-    "ollama": Preset(base_url="http://localhost:11434/v1"),
-    "vllm": Preset(base_url="http://localhost:8000/v1"),
-    "compatible": Preset(),
+    "llamacpp": Preset(base_url="http://localhost:8080/v1", takes=_OWN_IMAGES),
+    "lmstudio": Preset(base_url="http://localhost:1234/v1", takes=_OWN_IMAGES),
+    "ollama": Preset(base_url="http://localhost:11434/v1", takes=_OWN_IMAGES),
+    "vllm": Preset(base_url="http://localhost:8000/v1", takes=_OWN_IMAGES),
+    "compatible": Preset(takes=_AND_FILES),
 }
 """By their kind.  Addresses and headers are those of the vendors' own pages for OpenAI's clients."""
 
@@ -100,6 +118,7 @@ class Model:
         system: Said before the conversation, where nothing else is.
         defaults: Parameters of requests that do not say them.
         price: What it costs.
+        takes: What it may be sent besides text; see `chatturn.backends.api.CONTENTS`.
     """
 
     request_timeout_ms: int | None = None
@@ -109,6 +128,7 @@ class Model:
     system: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     price: Price | None = None
+    takes: frozenset[str] = _AND_FILES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +145,7 @@ class Provider:
         models: Which it has, and how they are asked.
         others: How a model is asked that is not among these; None if it has no others.
         is_binding: Whether it is a binding of the Worker.
+        files_as: How it wants a file.
     """
 
     name: str
@@ -135,6 +156,7 @@ class Provider:
     models: Mapping[str, Model] = field(default_factory=dict)
     others: Model | None = field(default_factory=Model)
     is_binding: bool = False
+    files_as: str = "file"
 
     def url_of(self, model: str) -> str:
         """Return where *model* is asked."""
@@ -260,7 +282,7 @@ def _provider(place: _Place, variables: Mapping[str, str]) -> Provider:
         headers[preset.key_header] = preset.key_prefix + variables[key]
     quirks = _quirks(place.place("quirks"), preset.quirks)
     models = _models(place)
-    others = _model(place, Model())
+    others = _model(place, Model(takes=preset.takes))
     place.end()
     return Provider(
         name=name,
@@ -271,6 +293,7 @@ def _provider(place: _Place, variables: Mapping[str, str]) -> Provider:
         models={model: _model(each, others, is_listed=True) for model, each in models.items()},
         others=None if models else others,
         is_binding=preset.is_binding,
+        files_as=preset.files_as,
     )
 
 
@@ -356,10 +379,15 @@ def _model(place: _Place, otherwise: Model, *, is_listed: bool = False) -> Model
         system=system,
         defaults={**otherwise.defaults, **_parameters(defaults)},
         price=_price(place),
+        takes=frozenset(place.take("takes", _is_takes, f"some of {', '.join(sorted(CONTENTS))}", otherwise.takes)),
     )
     if is_listed:
         place.end()
     return model
+
+
+def _is_takes(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) and each in CONTENTS for each in value)
 
 
 def _parameters(place: _Place) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from chatturn.errors import (
     BackendTimeout,
     BackendTransportError,
     ConfigurationError,
+    ContentNotTaken,
     QuotaExhausted,
 )
 from chatturn.events import EventBatch
@@ -158,6 +159,10 @@ class RoutingBackend:
         candidates = self._candidates(model)
         return len(candidates) == 1 and bool(candidates[0].model.continues)
 
+    def takes(self, model: str | None) -> frozenset[str]:
+        """Return what a model may be sent besides text; of a chain, what one of it may."""
+        return frozenset[str]().union(*(candidate.model.takes for candidate in self._candidates(model)))
+
     def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
         """Answer; see `AgentExecutionBackend.stream`."""
         candidates = self._candidates(request.model)
@@ -179,7 +184,8 @@ class RoutingBackend:
             except BackendError as error:
                 if not _may_pass(error):
                     raise
-                self._let_rest(candidate, error)
+                if not isinstance(error, ContentNotTaken):
+                    self._let_rest(candidate, error)
                 if said or following is None:
                     raise
                 self._tell(candidate, following, error)
@@ -243,5 +249,5 @@ def _key(candidate: _Candidate) -> tuple[str, str]:
 
 
 def _may_pass(error: BackendError) -> bool:
-    refused = isinstance(error, BackendRejected) and not isinstance(error, QuotaExhausted)
+    refused = isinstance(error, BackendRejected) and not isinstance(error, QuotaExhausted | ContentNotTaken)
     return isinstance(error, _PASSING) and not refused

@@ -1,16 +1,18 @@
 """What is the same for all turns of one Worker, as one value."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Final, Protocol, Self
 
-from chatturn.backends.api import AgentExecutionBackend
+from chatturn.backends.api import AgentExecutionBackend, taken_by
 from chatturn.backends.parameters import allowed_parameters
+from chatturn.chat.files import Files, FileStore
 from chatturn.chat.hooks.attempts import AttemptListener
 from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.log.live import Alarm, EventAlarm, LiveLogs
 from chatturn.chat.log.query_budget import RENEWALS_PER_TERM, Pace, log_pace
 from chatturn.chat.log.room import Room, reading_room, sending_room
+from chatturn.chat.parts import Part, needs_of
 from chatturn.chat.usage.calls import Budgets
 from chatturn.database.api import Database
 from chatturn.durable.context import ContextSources
@@ -22,6 +24,26 @@ from chatturn.telemetry.operator_log import OperatorLog, print_log
 from chatturn.usage.prices import PriceTable
 
 __all__ = ["Deployment"]
+
+_NAMES_OF_NEEDS: Final[Mapping[str, str]] = {
+    "file_data": "files",
+    "file_url": "files by their address; send the file itself",
+    "image_data": "images",
+    "image_url": "images by their address; send the image itself",
+}
+
+
+class _Asked(Protocol):
+    """What of a `chatturn.chat.requests.TurnRequest` a deployment may object to."""
+
+    @property
+    def model(self) -> str | None: ...
+
+    @property
+    def parameters(self) -> Mapping[str, Any]: ...
+
+    @property
+    def parts(self) -> Sequence[Part]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +65,7 @@ class Deployment:
         sources: Of undetermined values, for durable steps.
         attempt_listeners: Are told of each attempt that ended, beside the product's own hook.
         turns_at_once: How many turns one invocation may run; they share its queries.
+        file_store: Where files are that are too large for a message; None: nowhere.
     """
 
     settings: Settings
@@ -58,6 +81,14 @@ class Deployment:
     sources: ContextSources = field(default_factory=default_sources)
     attempt_listeners: Mapping[str, AttemptListener] = field(default_factory=dict)
     turns_at_once: int = 1
+    file_store: FileStore | None = None
+
+    @property
+    def files(self) -> Files:
+        """The files that messages may name."""
+        settings = self.settings
+        owned = settings.session_owner == "subject"
+        return Files(project_id=settings.project_id, store=self.file_store, owned=owned)
 
     @property
     def store(self) -> SqlRunStore:
@@ -84,19 +115,21 @@ class Deployment:
             tenant=settings.budget_tenant_day_micro_usd,
         )
 
-    def objection(self, model: str | None, parameters: Mapping[str, Any]) -> InvalidField | None:
+    def objection(self, request: _Asked) -> InvalidField | None:
         """
-        Return why a request may not name *model*, or say *parameters*; None if it may.
+        Return why a request may not name its model, say its parameters, or have its parts; None if it may.
 
         Raises:
             ConfigurationError: ``ALLOW_PARAMETERS`` cannot be read.
         """
-        settings = self.settings
+        settings, model = self.settings, request.model
         if settings.models and model is not None and model not in names_in(f"{settings.models},{settings.model}"):
             return InvalidField("model is none that may be named here; GET /v1/models has them", field="model")
-        for name in parameters:
+        for name in request.parameters:
             if not self.may_say(name):
                 return InvalidField(f"parameters.{name} may not be said here", field=f"parameters.{name}")
+        if missing := needs_of(request.parts) - taken_by(self.backend, model or settings.model or None):
+            return InvalidField(f"the model takes no {_NAMES_OF_NEEDS[min(missing)]}", field="message")
         return None
 
     def may_say(self, parameter: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, Final
 from chatturn.backends.api import ChatMessage
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.listeners import TurnTracing
+from chatturn.chat.parts import Part
 from chatturn.chat.thread.identity import ChatTurnIdentity, turn_manifest, turn_run_id
 from chatturn.chat.thread.versions import Choice, Replace
 from chatturn.chat.usage.totals import Sums
@@ -21,7 +22,8 @@ class TurnRequest:
     What a user says, within the limits.
 
     Attributes:
-        message: Neither blank nor too long, storable as UTF-8.
+        message: Not too long, storable as UTF-8; of a message with parts, their text, which may be "".
+        parts: The message's parts, where it is more than text; see `chatturn.chat.parts`.
         model: The model asked for, or None for the deployment's.
         metadata: The caller's own, JSON.
         history: The conversation before the message, where the request brings its own; None: the session's is it.
@@ -32,6 +34,7 @@ class TurnRequest:
     """
 
     message: str
+    parts: Sequence[Part] = ()
     model: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     history: Sequence[ChatMessage] | None = None
@@ -121,6 +124,7 @@ class TurnInput:
             model=request.model,
             history=request.history,
             parameters=request.parameters,
+            parts=request.parts,
         )
 
     @property

@@ -11,6 +11,7 @@ from typing import Any, Final
 from chatturn.backends.parameters import allowed_parameters
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
 from chatturn.chat.deployment import Deployment
+from chatturn.chat.files import FileFacts, last_day
 from chatturn.chat.following import FollowedTurn, read_page_in_turn, who_holds
 from chatturn.chat.listeners import RequestTracing
 from chatturn.chat.lists.lists import MessagePage, MessageQuery, TurnPage, TurnQuery, list_messages, list_turns
@@ -24,6 +25,7 @@ from chatturn.chat.thread.session_sql import read_owner
 from chatturn.chat.thread.version_sql import (
     OtherVersion,
     activate,
+    read_same_turn,
     read_shown_version,
     read_version_state,
     read_versions,
@@ -46,9 +48,12 @@ from chatturn.errors import (
     ChatTurnError,
     DurableRunInputMismatchError,
     DurableRunLeaseHeldError,
+    FilesNotKept,
+    FilesUnavailable,
     InvalidField,
     NotFound,
     ReadersBusy,
+    RequestError,
     RunNotFound,
     SchemaOutdated,
     SessionBusy,
@@ -85,7 +90,9 @@ class DurableChatService:
         Claim a turn, ready to run; see `open_turn`.
 
         Raises:
-            InvalidField: It is a new turn whose model or parameters the deployment does not allow.
+            InvalidField: It is a new turn whose model or parameters the deployment does not allow, or whose model takes
+                nothing like the parts of the message.
+            FileMissing, PayloadTooLarge, FilesNotKept, FilesUnavailable: As `Files.check`; nothing was stored.
         """
         await self._check_wishes(identity, request)
         if self.deployment.settings.threads == "off":
@@ -166,12 +173,21 @@ class DurableChatService:
 
     async def _check_wishes(self, identity: ChatTurnIdentity, request: TurnRequest) -> None:
         """Refuse what the deployment does not allow, unless the turn is there: what was begun may be ended."""
-        refusal = self.deployment.objection(request.model, request.parameters)
+        refusal = self.deployment.objection(request) or await self._missing_file(identity, request)
         if refusal is None:
             return
-        [found] = await self.deployment.database.batch([chat_sql.read_turn(turn_run_id(identity))])
+        digest = manifest_hash(TurnInput(deployment=self.deployment, identity=identity, request=request).manifest)
+        [found] = await self.deployment.database.batch([read_same_turn(identity, digest)])
         if not found.rows:
             raise refusal
+
+    async def _missing_file(self, identity: ChatTurnIdentity, request: TurnRequest) -> ChatTurnError | None:
+        """Return what is wrong with the files that a message names; each is one look into their store."""
+        try:
+            await self.deployment.files.check(identity.tenant_id, identity.user_id, request.parts)
+        except (RequestError, FilesNotKept, FilesUnavailable) as refusal:
+            return refusal
+        return None
 
     async def may_see(self, tenant_id: str, session_id: str, user_id: str) -> bool:
         """
@@ -304,15 +320,28 @@ class DurableChatService:
 
     async def _reopen(self, row: Row) -> ChatTurn | ReplayedTurn | FailedTurn:
         metadata, model, history = row["metadata_json"], row["model"], row["history_json"]
-        parameters = row["parameters_json"]
+        parameters, parts = row["parameters_json"], row["parts_json"]
         request = TurnRequest(
             message=str(row["user_message"]),
+            parts=() if parts is None else json.loads(str(parts)),
             model=None if model is None else str(model),
             metadata={} if metadata is None else json.loads(str(metadata)),
             history=None if history is None else json.loads(str(history)),
             parameters={} if parameters is None else json.loads(str(parameters)),
         )
         return await open_turn(self._traced(_identity(row), request, asked_again=True))
+
+    async def keep_file(self, tenant_id: str, facts: FileFacts, data: bytes) -> tuple[str, str | None]:
+        """
+        Keep a file; return its id, and the last day on which it is there for certain; None for no end.
+
+        Raises:
+            FilesNotKept, FilesUnavailable: As `Files.keep`.
+        """
+        deployment, today = self.deployment, self.deployment.sources.now()[:10]
+        file_id = await deployment.files.keep(tenant_id, facts, data, today)
+        days = deployment.settings.retention_days
+        return file_id, last_day(today, days) if days else None
 
     async def check(self) -> None:
         """

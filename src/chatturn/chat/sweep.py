@@ -53,6 +53,7 @@ class Sweep:
         if settings.retention_days:
             age_ms = settings.retention_days * _DAY_MS
             await deployment.store.delete_finished_runs(older_than_ms=age_ms)
+            await deployment.files.delete_old(settings.retention_days, deployment.sources.now())
         if settings.usage_retention_days:
             await deployment.database.batch([delete_usage(settings.usage_retention_days)])
         return sum(each for each in ended if isinstance(each, int))

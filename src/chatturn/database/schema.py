@@ -10,7 +10,7 @@ from typing import Final
 
 __all__ = ["ADDED_COLUMNS", "DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION", "schema_columns", "schema_statements"]
 
-DURABLE_SCHEMA_VERSION: Final = 111
+DURABLE_SCHEMA_VERSION: Final = 112
 """The version in ``durable_schema_info`` that this code needs; below 100 are agent-runtime's own."""
 
 _TABLE: Final = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+)", re.MULTILINE)
@@ -41,6 +41,8 @@ ADDED_COLUMNS: Final = (
     ("chat_turns", "parent_index", "INTEGER CHECK (parent_index >= 0)"),
     ("chat_turns", "parent_version", "INTEGER CHECK (parent_version >= 1)"),
     ("chat_turns", "asked_at_index", "INTEGER CHECK (asked_at_index >= 0)"),
+    ("chat_turns", "parts_json", "TEXT"),
+    ("chat_turns", "kept_json", "TEXT"),
     ("chat_messages", "version", "INTEGER NOT NULL DEFAULT 1 CHECK (version >= 1)"),
     ("chat_messages", "breaks", "INTEGER NOT NULL DEFAULT 0 CHECK (breaks IN (0, 1))"),
     ("chat_segments", "ended", "INTEGER NOT NULL DEFAULT 0 CHECK (ended IN (0, 1))"),
@@ -188,7 +190,9 @@ CREATE TABLE IF NOT EXISTS chat_turns (
   replace_kind TEXT CHECK (replace_kind IN ('regenerate', 'edit')),   -- how
   parent_index INTEGER CHECK (parent_index >= 0),       -- the turn that it follows; null: none, or the one before
   parent_version INTEGER CHECK (parent_version >= 1),   -- the version of that; null: the first
-  asked_at_index INTEGER CHECK (asked_at_index >= 0)    -- where it was asked, if another turn had that place
+  asked_at_index INTEGER CHECK (asked_at_index >= 0),   -- where it was asked, if another turn had that place
+  parts_json TEXT,                      -- the message's parts, if it is more than text; JSON
+  kept_json TEXT                        -- what the answer's API wants back with it in later turns, and which; JSON
 ) STRICT, WITHOUT ROWID;
 -- For lists of one tenant's turns, the latest first.
 CREATE INDEX IF NOT EXISTS idx_chat_turns_tenant ON chat_turns (tenant_id, created_at, run_id);
@@ -321,7 +325,7 @@ CREATE INDEX IF NOT EXISTS idx_durable_runs_suspended ON durable_runs (run_id) W
 
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 111, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 112, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome');
 """

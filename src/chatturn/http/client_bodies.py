@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from chatturn.errors import InvalidField
-from chatturn.http.limits import MAX_BODY_BYTES, check_body_headers, read_message, read_text
+from chatturn.http.limits import MAX_BODY_BYTES, check_body_headers
 from chatturn.http.messages import HttpRequest
 from chatturn.http.problems import shown
 from chatturn.http.strict_json import read_json_object
+from chatturn.http.user_messages import read_message, read_text
 
 __all__ = ["Conversation", "TextOf", "read_client_body", "read_conversation"]
 

@@ -14,12 +14,14 @@ from urllib.parse import unquote_to_bytes
 
 from chatturn.backends.parameters import MAX_PARAMETERS_BYTES, PARAMETERS, wrong_parameter
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
+from chatturn.chat.files import FILE_ID
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.thread.identity import turn_of_run
 from chatturn.chat.thread.versions import Replace, ReplaceKind
-from chatturn.errors import InvalidField, PayloadTooLarge, UnsupportedMediaType
+from chatturn.errors import InvalidField, UnsupportedMediaType
 from chatturn.http.problems import shortened, shown
 from chatturn.http.strict_json import read_json_object
+from chatturn.http.user_messages import MESSAGE, is_utf8, read_user_message, too_large
 
 __all__ = [
     "EVENT_MEMBERS",
@@ -27,7 +29,6 @@ __all__ = [
     "MAX_EVENT_KEY_CHARACTERS",
     "MAX_EVENT_PAYLOAD_BYTES",
     "MAX_ID_CHARACTERS",
-    "MAX_MESSAGE_CHARACTERS",
     "MAX_METADATA_BYTES",
     "MAX_MODEL_CHARACTERS",
     "MAX_REASON_CHARACTERS",
@@ -43,19 +44,16 @@ __all__ = [
     "check_session_id",
     "read_event_key",
     "read_event_payload",
-    "read_message",
     "read_model",
     "read_parameters",
     "read_run_id",
     "read_session_id",
-    "read_text",
     "read_turn_index",
     "read_turn_request",
     "read_version",
 ]
 
 MAX_BODY_BYTES: Final = 1_048_576
-MAX_MESSAGE_CHARACTERS: Final = 200_000
 MAX_MODEL_CHARACTERS: Final = 200
 MAX_METADATA_BYTES: Final = 16_384
 MAX_ID_CHARACTERS: Final = 200
@@ -79,7 +77,7 @@ Members = Mapping[str, Mapping[str, Any]]
 """The members of a JSON object and what each may be, as JSON Schema."""
 
 TURN_MEMBERS: Final[Members] = {
-    "message": {"type": "string", "format": "storable", "minLength": 1, "maxLength": MAX_MESSAGE_CHARACTERS},
+    "message": MESSAGE,
     "model": {"type": ["string", "null"], "format": "printable", "minLength": 1, "maxLength": MAX_MODEL_CHARACTERS},
     "metadata": {"type": ["object", "null"]},
     "parameters": {"type": ["object", "null"], "properties": PARAMETERS, "additionalProperties": False},
@@ -112,6 +110,7 @@ PATH_MEMBERS: Final[Members] = {
     "version": {"type": "integer", "minimum": 1, "maximum": MAX_VERSION},
     "run_id": {"type": "string", "format": "printable", "minLength": 1},
     "key": {"type": "string", "format": "printable", "minLength": 1, "maxLength": MAX_EVENT_KEY_CHARACTERS},
+    "file": {"type": "string", "pattern": f"^{FILE_ID.pattern}$"},
     "id": _SESSION,
 }
 
@@ -140,7 +139,7 @@ def check_body_headers(headers: Mapping[str, str]) -> None:
     length = headers.get("content-length", "")
     # A length of more than 15 digits is too long whatever it says, and `int` is not asked to read it.
     if length.isdecimal() and (len(length) > 15 or int(length) > MAX_BODY_BYTES):  # noqa: PLR2004
-        raise _too_large("body", f"{MAX_BODY_BYTES} bytes")
+        raise too_large("body", f"{MAX_BODY_BYTES} bytes")
 
 
 def _is_json(media_type: str) -> bool:
@@ -264,7 +263,7 @@ def read_turn_request(body: bytes) -> TurnRequest:
         InvalidField: A member is missing, unknown or not of its type.
     """
     if len(body) > MAX_BODY_BYTES:
-        raise _too_large("body", f"{MAX_BODY_BYTES} bytes")
+        raise too_large("body", f"{MAX_BODY_BYTES} bytes")
     members = read_json_object(body)
     for name in members:
         if name not in TURN_MEMBERS:
@@ -272,8 +271,10 @@ def read_turn_request(body: bytes) -> TurnRequest:
                 f"{shown(name)} is not a member of this request; these are: {', '.join(sorted(TURN_MEMBERS))}",
                 field=shortened(name),
             )
+    said = read_user_message(members.get("message"))
     return TurnRequest(
-        message=read_message(members.get("message")),
+        message=said.text,
+        parts=said.parts,
         model=read_model(members.get("model")),
         metadata=_metadata(members.get("metadata")),
         parameters=read_parameters(members.get("parameters")),
@@ -296,7 +297,7 @@ def read_event_payload(body: bytes, key: str) -> Any:
         InvalidField: A member is missing, unknown or not of its type.
     """
     if len(body) > MAX_BODY_BYTES:
-        raise _too_large("body", f"{MAX_BODY_BYTES} bytes")
+        raise too_large("body", f"{MAX_BODY_BYTES} bytes")
     members = read_json_object(body)
     for name in members:
         if name not in EVENT_MEMBERS:
@@ -307,10 +308,10 @@ def read_event_payload(body: bytes, key: str) -> Any:
         raise InvalidField("payload is required; it may be any JSON", field="payload")
     payload = members["payload"]
     text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
-    if not _is_utf8(text):
+    if not is_utf8(text):
         raise InvalidField("payload holds half a surrogate pair, which cannot be stored", field="payload")
     if len(text.encode()) > MAX_EVENT_PAYLOAD_BYTES:
-        raise _too_large("payload", f"{MAX_EVENT_PAYLOAD_BYTES} bytes of JSON")
+        raise too_large("payload", f"{MAX_EVENT_PAYLOAD_BYTES} bytes of JSON")
     if key.startswith(APPROVAL_PREFIX) and not _is_decision(payload):
         raise InvalidField(
             'the payload of an approval must be {"approved": true or false, "reason": text, or left out}',
@@ -353,39 +354,6 @@ def _follow(value: object) -> bool:
     return value
 
 
-def read_message(value: object, field: str = "message") -> str:
-    """
-    Read what a user says.
-
-    Args:
-        value: Of the member.
-        field: Its name.
-
-    Raises:
-        InvalidField: It is no text, blank, or cannot be stored.
-        PayloadTooLarge: It is longer than its limit.
-    """
-    if not isinstance(value, str):
-        raise InvalidField(f"{field} is required and must be text", field=field)
-    if len(value) > MAX_MESSAGE_CHARACTERS:
-        raise _too_large(field, f"{MAX_MESSAGE_CHARACTERS} characters")
-    if not value.strip():
-        raise InvalidField(f"{field} must have 1 to {MAX_MESSAGE_CHARACTERS} characters, not all blank", field=field)
-    return read_text(value, field)
-
-
-def read_text(value: str, field: str) -> str:
-    """
-    Return a text that can be stored.
-
-    Raises:
-        InvalidField: It cannot.
-    """
-    if "\0" in value or not _is_utf8(value):
-        raise InvalidField(f"{field} holds a NUL or half a surrogate pair, which cannot be stored", field=field)
-    return value
-
-
 def read_model(value: object) -> str | None:
     """
     Read the name of a model; None for the deployment's.
@@ -416,7 +384,7 @@ def read_parameters(value: object) -> dict[str, Any]:
         if (wrong := wrong_parameter(name, parameter)) is not None:
             raise InvalidField(f"parameters.{shortened(name)} {wrong}", field=f"parameters.{shortened(name)}")
     if len(json.dumps(value, ensure_ascii=False).encode()) > MAX_PARAMETERS_BYTES:
-        raise _too_large("parameters", f"{MAX_PARAMETERS_BYTES} bytes of JSON")
+        raise too_large("parameters", f"{MAX_PARAMETERS_BYTES} bytes of JSON")
     return value
 
 
@@ -426,22 +394,8 @@ def _metadata(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidField("metadata must be an object", field="metadata")
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    if not _is_utf8(text):
+    if not is_utf8(text):
         raise InvalidField("metadata holds half a surrogate pair, which cannot be stored", field="metadata")
     if len(text.encode()) > MAX_METADATA_BYTES:
-        raise _too_large("metadata", f"{MAX_METADATA_BYTES} bytes of JSON")
+        raise too_large("metadata", f"{MAX_METADATA_BYTES} bytes of JSON")
     return value
-
-
-def _is_utf8(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _too_large(field: str, limit: str) -> PayloadTooLarge:
-    return PayloadTooLarge(f"{field} may have at most {limit}", field=field)

@@ -27,6 +27,9 @@ from chatturn.errors import (
     DurableRunError,
     DurableRunInputMismatchError,
     DurableRunLeaseHeldError,
+    FileMissing,
+    FilesNotKept,
+    FilesUnavailable,
     Forbidden,
     InvalidField,
     KeysUnavailable,
@@ -46,10 +49,12 @@ from chatturn.errors import (
 from chatturn.http.ai_sdk import AI_SDK_CHAT, ai_sdk_problem
 from chatturn.http.application import PublicRoute, Route
 from chatturn.http.auth import SCOPES
+from chatturn.http.files import FILES
 from chatturn.http.limits import EVENT_MEMBERS, PATH_MEMBERS, TURN_MEMBERS, Members
 from chatturn.http.openai_chat import COMPLETIONS, openai_problem
 from chatturn.http.parameters import Parameter, Query
 from chatturn.http.queries import (
+    FILES_QUERY,
     LAST_EVENT_ID,
     LOG_QUERY,
     MESSAGES_QUERY,
@@ -58,6 +63,7 @@ from chatturn.http.queries import (
     VERSION_QUERY,
 )
 from chatturn.http.turns import TURN
+from chatturn.http.user_messages import FILE_TYPES, TEXT
 
 __all__ = ["describe"]
 
@@ -77,6 +83,7 @@ _EVERYWHERE: Final[Errors] = (
 )
 _OF_A_BODY: Final[Errors] = (BodyTimeout, MalformedRequest, PayloadTooLarge, UnsupportedMediaType)
 _OF_THE_STORE: Final[Errors] = (StoreError,)
+_OF_FILES: Final[Errors] = (FilesNotKept, FilesUnavailable)
 _OF_A_CLAIM: Final[Errors] = (
     *_OF_THE_STORE,
     OwnerUnavailable,
@@ -85,6 +92,8 @@ _OF_A_CLAIM: Final[Errors] = (
     DurableRunError,
     BudgetExceeded,
     BackendError,
+    FileMissing,
+    *_OF_FILES,
 )
 
 
@@ -98,6 +107,7 @@ class _Told:
         query: Its query.
         headers: Request headers that it reads.
         body: Its JSON body.
+        content: Its body, where that is no JSON: a schema for each media type.
         errors: What it may refuse with, beside what every route may.
     """
 
@@ -105,6 +115,7 @@ class _Told:
     query: Query = field(default_factory=dict)
     headers: Mapping[str, Parameter] = field(default_factory=dict)
     body: Schema | None = None
+    content: Mapping[str, Schema] = field(default_factory=dict)
     errors: Errors = ()
 
 
@@ -188,10 +199,23 @@ _MESSAGE: Final[Schema] = _object(
         "version": _COUNT,
         "finishReason": _TEXT,
         "cancelled": _YES_OR_NO,
+        "parts": _list(_ANY_OBJECT),
     },
-    optional=["cancelled", "finishReason"],
+    optional=["cancelled", "finishReason", "parts"],
 )
-_OPEN: Final[Schema] = _object({"turnIndex": _COUNT, "message": _TEXT, "status": _STATUS, "createdAt": _MOMENT})
+_OPEN: Final[Schema] = _object(
+    {
+        "turnIndex": _COUNT,
+        "message": _TEXT,
+        "status": _STATUS,
+        "createdAt": _MOMENT,
+        "parts": _list(_ANY_OBJECT),
+    },
+    optional=["parts"],
+)
+_FILE: Final[Schema] = _object(
+    {"file": _TEXT, "mediaType": _TEXT, "name": _TEXT_OR_NULL, "bytes": _COUNT, "keptUntil": _TEXT_OR_NULL}
+)
 _MESSAGES: Final[Schema] = _object({"messages": _list(_MESSAGE), "open": _list(_OPEN), "next": _COUNT_OR_NULL})
 
 _RUN: Final[Schema] = _object(
@@ -235,9 +259,7 @@ _UI_MESSAGE: Final[Schema] = _object(
         "parts": {
             "type": "array",
             "minItems": 1,
-            "items": _object(
-                {"type": {"type": "string", "enum": ["text"]}, "text": TURN_MEMBERS["message"]}, open_=True
-            ),
+            "items": _object({"type": {"type": "string", "enum": ["text"]}, "text": TEXT}, open_=True),
         },
     },
     open_=True,
@@ -250,9 +272,7 @@ _CHAT: Final[Schema] = _object(
     optional=["id"],
     open_=True,
 )
-_CHAT_MESSAGE: Final[Schema] = _object(
-    {"role": {"type": "string", "enum": ["user"]}, "content": TURN_MEMBERS["message"]}, open_=True
-)
+_CHAT_MESSAGE: Final[Schema] = _object({"role": {"type": "string", "enum": ["user"]}, "content": TEXT}, open_=True)
 _COMPLETION_REQUEST: Final[Schema] = _object(
     {
         "model": TURN_MEMBERS["model"],
@@ -304,6 +324,13 @@ _TOLD: Final[Mapping[tuple[str, str], _Told]] = {
         body=_COMPLETION_REQUEST,
         errors=_OF_A_CLAIM,
     ),
+    ("POST", FILES): _Told(
+        answers={201: _FILE},
+        query=FILES_QUERY,
+        content={each: {} for each in FILE_TYPES},
+        errors=_OF_FILES,
+    ),
+    ("GET", FILES + "/{file}"): _Told(answers={200: FILE_TYPES}, errors=(NotFound, *_OF_FILES)),
     ("GET", "/v1/models"): _Told(answers={200: _MODELS}),
     ("GET", "/v1/sessions/{session}/messages"): _Told(
         answers={200: _MESSAGES}, query=MESSAGES_QUERY, errors=_OF_THE_STORE
@@ -377,11 +404,12 @@ def _operation(route: Route | PublicRoute) -> dict[str, Any]:
     ]
     if parameters:
         operation["parameters"] = parameters
-    if told.body is not None:
-        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": told.body}}}
+    content = told.content if told.body is None else {_JSON: {"schema": told.body}}
+    if content:
+        operation["requestBody"] = {"required": True, "content": dict(content)}
     if isinstance(route, Route):
         operation["security"] = [{"bearer": list(route.scopes)}, *([{"ticket": []}] if route.takes_tickets else [])]
-        errors = (*_EVERYWHERE, *told.errors, *(_OF_A_BODY if told.body is not None else ()))
+        errors = (*_EVERYWHERE, *told.errors, *(_OF_A_BODY if content else ()))
         operation["responses"] |= {str(status): each for status, each in _refusals(route, errors).items()}
     return operation
 
@@ -391,7 +419,13 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 
 
 def _answer(form: Schema | tuple[str, ...] | None, status: int) -> dict[str, Any]:
-    text = {200: "Done.", 202: "On its way.", 204: "There is nothing to show.", 304: "Nothing has changed."}
+    text = {
+        200: "Done.",
+        201: "Kept.",
+        202: "On its way.",
+        204: "There is nothing to show.",
+        304: "Nothing has changed.",
+    }
     described: dict[str, Any] = {"description": text.get(status, "Not ready.")}
     if isinstance(form, tuple):
         described["content"] = {each: {"schema": _ANY_OBJECT} if each == _JSON else {} for each in form}

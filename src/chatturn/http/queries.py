@@ -9,8 +9,10 @@ from chatturn.errors import InvalidField
 from chatturn.http.limits import MAX_ID_CHARACTERS, MAX_TICKET_CHARACTERS, MAX_TURN_INDEX, MAX_VERSION
 from chatturn.http.messages import HttpRequest
 from chatturn.http.parameters import Query, day, one_of, opaque, printable, read_query, whole_number
+from chatturn.http.user_messages import MAX_NAME_CHARACTERS
 
 __all__ = [
+    "FILES_QUERY",
     "LAST_EVENT_ID",
     "LOG_QUERY",
     "MAX_CURSOR",
@@ -21,6 +23,7 @@ __all__ = [
     "LogCursor",
     "check_no_query",
     "read_cursor",
+    "read_file_query",
     "read_message_query",
     "read_turn_query",
     "read_usage_query",
@@ -70,6 +73,9 @@ USAGE_QUERY: Final[Query] = {
     "limit": _LIMIT,
     "after": _NEXT,
 }
+
+
+FILES_QUERY: Final[Query] = {"name": printable("what the file is called", most=MAX_NAME_CHARACTERS)}
 
 
 class LogCursor:
@@ -136,6 +142,17 @@ def read_version_query(request: HttpRequest) -> int | None:
     """
     version: int | None = read_query(request.query, VERSION_QUERY)["version"]
     return version
+
+
+def read_file_query(request: HttpRequest) -> str:
+    """
+    Read what a file is called: ``?name=``; "" where it is not said.
+
+    Raises:
+        InvalidField: A member is unknown, or not what it should be.
+    """
+    name: str | None = read_query(request.query, FILES_QUERY)["name"]
+    return name or ""
 
 
 def read_message_query(request: HttpRequest) -> MessageQuery:

@@ -24,6 +24,7 @@ from chatturn.http.ai_sdk import (
 )
 from chatturn.http.application import Application, Call, PublicRoute, Route, SessionOwner
 from chatturn.http.auth import OPERATE, READ_TURNS, RUN_TURNS, require_scope
+from chatturn.http.files import FILES, get_file, post_file
 from chatturn.http.limits import MAX_BODY_BYTES
 from chatturn.http.lists import get_messages, get_runs, post_event, session_of_run
 from chatturn.http.messages import HttpRequest, HttpResponse
@@ -94,6 +95,8 @@ ROUTES: Final[tuple[Route | PublicRoute, ...]] = (
         session_in_body=session_of_completion,
         problem=openai_problem,
     ),
+    Route("POST", FILES, (RUN_TURNS,), post_file),
+    Route("GET", FILES + "/{file}", _READERS, get_file),
     Route("GET", "/v1/models", _READERS, get_models, problem=openai_problem),
     Route("GET", "/v1/sessions/{session}/messages", _READERS, get_messages),
     Route("GET", "/v1/runs", (*_READERS, OPERATE), get_runs),

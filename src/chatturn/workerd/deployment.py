@@ -23,6 +23,7 @@ from chatturn.backends.echo import create_echo_backend
 from chatturn.backends.providers import Provider, parse_providers, prices_of
 from chatturn.backends.routing import Means, create_backend, provider_of_settings
 from chatturn.chat.deployment import Deployment
+from chatturn.chat.files import FileStore
 from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.sweep import Sweep
@@ -43,6 +44,7 @@ from chatturn.workerd.fetch import FetchTransport
 from chatturn.workerd.ffi import RequestAlarm, js_object, read_env, read_other_env, settled, started
 from chatturn.workerd.lifetime import outlive
 from chatturn.workerd.owner import SessionObjects, SessionWatch
+from chatturn.workerd.r2 import R2Files
 from chatturn.workerd.signatures import verify_signature
 from chatturn.workerd.sync_http import enable_sync_http
 from chatturn.workerd.timers import use_cancellable_timers
@@ -188,6 +190,7 @@ def _build(make_hooks: HooksMaker) -> _Isolate:
         log=log,
         prices=PriceTable({**prices_of(providers), **parse_prices(settings.prices)}),
         alarm=RequestAlarm,
+        file_store=_file_store(),
         attempt_listeners={"runtime_runs": keep_runtime_runs},
     )
     return _Isolate(
@@ -299,6 +302,11 @@ def _database() -> D1Database:
     if binding is None:
         raise ConfigurationError("DB", "is not bound: there is no D1 database")
     return D1Database(binding)
+
+
+def _file_store() -> FileStore | None:
+    bucket: JsProxy | None = getattr(_env(), "FILES", None)
+    return None if bucket is None else R2Files(bucket)
 
 
 def _env() -> Any:

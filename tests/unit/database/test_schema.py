@@ -40,6 +40,7 @@ DIGESTS = {
     "0011_sessions.sql": "f28ba8e2456fa0730f248efa5a5c519e4dade369e1dcb3ae1eb725cc5f92b17e",
     "0012_versions.sql": "a5b5ccdf8bbc299b5910962d4dc2293773e9cbdc176176a73ba7ee0cdbf02735",
     "0013_queue.sql": "bdf15c4ecacbe5da5153c7c84707077e33fa142d4ca83d6f2d94664034b144fd",
+    "0014_parts.sql": "4ce4b4f447577c66b71cc72ae44352cb9bf28d72821e3d3ee61aef1a0151ba3a",
 }
 
 

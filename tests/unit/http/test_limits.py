@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from chatturn.chat import files
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.thread.identity import ChatTurnIdentity, session_id_of, session_run_ids, turn_run_id
 from chatturn.errors import (
@@ -17,11 +18,10 @@ from chatturn.errors import (
     RequestError,
     UnsupportedMediaType,
 )
-from chatturn.http import limits
+from chatturn.http import limits, user_messages
 from chatturn.http.limits import (
     MAX_BODY_BYTES,
     MAX_ID_CHARACTERS,
-    MAX_MESSAGE_CHARACTERS,
     MAX_METADATA_BYTES,
     MAX_MODEL_CHARACTERS,
     MAX_TURN_INDEX,
@@ -31,6 +31,7 @@ from chatturn.http.limits import (
     read_turn_request,
 )
 from chatturn.http.strict_json import MAX_JSON_DEPTH, read_json_object
+from chatturn.http.user_messages import MAX_MESSAGE_CHARACTERS
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -45,10 +46,17 @@ def turn_body(**members: Any) -> bytes:
 
 def test_the_limits_are_what_the_documentation_says() -> None:
     """A limit that changes is a change of the API."""
-    assert {name: value for name, value in vars(limits).items() if name.startswith("MAX_")} == {
+    limits_of_all = {**vars(limits), **vars(user_messages), **vars(files)}
+    assert {name: value for name, value in limits_of_all.items() if name.startswith("MAX_")} == {
         "MAX_BODY_BYTES": 1_048_576,
         "MAX_VERSION": 10_000,
         "MAX_MESSAGE_CHARACTERS": 200_000,
+        "MAX_PARTS": 32,
+        "MAX_URL_CHARACTERS": 2_048,
+        "MAX_INLINE_CHARACTERS": 700_000,
+        "MAX_NAME_CHARACTERS": 200,
+        "MAX_FILE_BYTES": 4_194_304,
+        "MAX_LOADED_BYTES": 4_194_304,
         "MAX_MODEL_CHARACTERS": 200,
         "MAX_METADATA_BYTES": 16_384,
         "MAX_PARAMETERS_BYTES": 65_536,
@@ -291,7 +299,7 @@ def test_what_passes_is_unchanged_and_can_be_stored(message: str, metadata: dict
     [
         ({"message": None}, InvalidField, "message"),
         ({"message": 5}, InvalidField, "message"),
-        ({"message": ["hello"]}, InvalidField, "message"),
+        ({"message": ["hello"]}, InvalidField, "message[0]"),
         ({"message": ""}, InvalidField, "message"),
         ({"message": " \n\t\u2003"}, InvalidField, "message"),
         ({"message": "a\0b"}, InvalidField, "message"),

@@ -37,11 +37,12 @@ from chatturn.errors import (
 )
 from chatturn.http.application import Application, PublicRoute, Route
 from chatturn.http.auth import BearerAuth, NoAuth, UnconfiguredAuth
-from chatturn.http.limits import MAX_BODY_BYTES, MAX_MESSAGE_CHARACTERS, MAX_TURN_INDEX
+from chatturn.http.limits import MAX_BODY_BYTES, MAX_TURN_INDEX
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import problem
 from chatturn.http.routes import ROUTES, handle
 from chatturn.http.token_keys import Secrets
+from chatturn.http.user_messages import MAX_MESSAGE_CHARACTERS
 
 T = TypeVar("T")
 

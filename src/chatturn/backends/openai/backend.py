@@ -16,6 +16,7 @@ from typing import Any, Final
 from chatturn.backends.api import AgentBackendContext, AgentBackendInput, AgentExecutionBackend, CallMeter, ChatMessage
 from chatturn.backends.openai.completions import CompletionReader
 from chatturn.backends.openai.connector import Connector
+from chatturn.backends.openai.contents import with_contents
 from chatturn.backends.openai.deadlines import Deadline, Watchdog
 from chatturn.backends.openai.quirks import Quirks
 from chatturn.backends.openai.retry import BackendRetryPolicy
@@ -180,6 +181,10 @@ class OpenAICompatibleBackend:
         """Say whether the model's server was said to continue an answer."""
         return "*" in self.continue_models or (model or self.model) in self.continue_models
 
+    def takes(self, _model: str | None) -> frozenset[str]:
+        """Say what its models take besides text."""
+        return self.asked.takes
+
     async def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
         """
         Answer, with the events that arrived together in as few batches as can be.
@@ -190,6 +195,7 @@ class OpenAICompatibleBackend:
             BackendTimeout: The deadline that the message names is over.
             BackendProtocolError: The answer broke off, or is none.
             BackendReportedError: The API reported an error inside the answer.
+            ContentNotTaken: The user's message has what the model does not take.
             ConfigurationError: Neither the request nor the deployment names a model.
         """
         model = request.model or self.model
@@ -253,7 +259,9 @@ class OpenAICompatibleBackend:
         return self._http_request(model, request, context)
 
     def _body(self, model: str, request: AgentBackendInput) -> dict[str, Any]:
-        messages = [dict(message) for message in request.messages]
+        messages = with_contents(
+            request.messages, self.asked.takes, form=self.provider.files_as, backend=self.provider.name
+        )
         if self.asked.system and not any(message.get("role") in _INSTRUCTING for message in messages[:1]):
             messages.insert(0, {"role": "system", "content": self.asked.system})
         continuation: Mapping[str, Any] = {}

@@ -109,8 +109,7 @@ class AgentProducer:
 
     def _conversation(self) -> list[ChatMessage]:
         instructions: list[ChatMessage] = [{"role": "system", "content": self._instructions}]
-        question: ChatMessage = {"role": "user", "content": self._context.user_message}
-        return [*(instructions if self._instructions else []), *self._context.history, question]
+        return [*(instructions if self._instructions else []), *self._context.history, self._context.question]
 
     async def _ask(self, said: "_Round", messages: Sequence[ChatMessage]) -> AsyncGenerator[EventBatch, None]:
         """

@@ -20,9 +20,8 @@ async def answer(context: TurnContext, *, system: str | None = None) -> AsyncGen
         system: Said to the model before the conversation.
     """
     instructions: list[ChatMessage] = [{"role": "system", "content": system}] if system else []
-    question: ChatMessage = {"role": "user", "content": context.user_message}
     request = AgentBackendInput(
-        messages=[*instructions, *context.history, question],
+        messages=[*instructions, *context.history, context.question],
         model=context.model,
         continue_from=context.continue_from,
         options=context.parameters,

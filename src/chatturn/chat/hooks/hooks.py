@@ -28,7 +28,9 @@ class TurnContext:
 
     Attributes:
         identity: Whose turn.
-        user_message: What the user said.
+        user_message: What the user said; of a message with images or files, its text.
+        user_content: The same with images and files: a list of parts as the chat completions API has them, files
+            loaded; None for a message of text alone.
         model: The model asked for, or the deployment's; None for the backend's default.
         history: The session's finished turns before this one, oldest first, as user and assistant messages.
         metadata: The request's.
@@ -46,6 +48,7 @@ class TurnContext:
 
     identity: ChatTurnIdentity
     user_message: str
+    user_content: Any = None
     model: str | None
     history: Sequence[ChatMessage]
     metadata: Mapping[str, Any]
@@ -89,6 +92,11 @@ class TurnContext:
             "finishReason": finish_reason,
         }
         return self.meter.report(usage)
+
+    @property
+    def question(self) -> ChatMessage:
+        """What the user said, as a message of the conversation."""
+        return {"role": "user", "content": self.user_message if self.user_content is None else self.user_content}
 
     @property
     def traceparent(self) -> str | None:

@@ -198,6 +198,7 @@ def _message(row: Row) -> Mapping[str, Any]:
         "version": row["version"],
         "runId": row["run_id"],
     }
+    members |= _parts(row)
     if row["role"] == "assistant":
         members |= {"finishReason": row["finish_reason"]} if row["finish_reason"] is not None else {}
         members |= {"cancelled": True} if row["cancelled"] else {}
@@ -210,4 +211,10 @@ def _open_turn(row: Row) -> Mapping[str, Any]:
         "message": row["user_message"],
         "status": row["status"],
         "createdAt": row["created_at"],
+        **_parts(row),
     }
+
+
+def _parts(row: Row) -> Mapping[str, Any]:
+    parts = json.loads(str(row["parts_json"] or "[]"))
+    return {"parts": parts} if parts else {}

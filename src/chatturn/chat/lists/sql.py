@@ -21,10 +21,20 @@ __all__ = [
 
 _END: Final = 2**31
 
+MOST_LISTED_CHARACTERS: Final = 4_096
+"""Of an address of a message's part in a list; in place of a longer one stands how long it is."""
+
+SHOWN_PARTS: Final = f"""
+(SELECT json_group_array(json(
+   CASE WHEN length(value ->> '$.url') > {MOST_LISTED_CHARACTERS}
+        THEN json_set(json_remove(value, '$.url'), '$.characters', length(value ->> '$.url')) ELSE value END))
+ FROM json_each(t.parts_json) WHERE t.parts_json IS NOT NULL)
+"""
+
 # One turn more than wanted, which tells whether there is a page before.
 _MESSAGES: Final = f"""
 SELECT m.turn_index, m.role, m.content, m.created_at, m.run_id, t.cancelled_at IS NOT NULL AS cancelled,
-  t.finish_reason, m.version
+  t.finish_reason, m.version, CASE WHEN m.role = 'user' THEN {SHOWN_PARTS} END AS parts_json
 FROM chat_messages AS m LEFT JOIN chat_turns AS t ON t.run_id = m.run_id
 WHERE m.tenant_id = ?1 AND m.session_id = ?2 AND m.turn_index < ?3 AND m.{ATTACHED.strip()}
 ORDER BY m.turn_index DESC, m.role ASC LIMIT ?4
@@ -35,7 +45,7 @@ _MOST_OPEN: Final = 20
 # A session's runs are neighbours in the table: their ids begin alike.  A turn that was superseded and has no new
 # answer yet is among them, one that is cancelled is not.
 _OPEN_TURNS: Final = f"""
-SELECT t.turn_index, t.user_message, r.status, t.created_at
+SELECT t.turn_index, t.user_message, r.status, t.created_at, {SHOWN_PARTS} AS parts_json
 FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id
 WHERE t.run_id > ?1 AND t.run_id < ?2 AND r.status <> 'completed'
   AND (t.version = 1 OR r.status <> 'failed')

@@ -5,11 +5,12 @@ Nothing falls out silently: what was left out or shortened is in the value, and 
 log and in the trace.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 from chatturn.backends.api import ChatMessage
+from chatturn.chat.parts import Part, content_of, with_notes
 
 __all__ = ["PastTurn", "ShownHistory", "recent", "shortened_in_the_middle"]
 
@@ -29,17 +30,28 @@ class PastTurn:
         answer: What was answered.
         finish_reason: Why the answer ended: ``stop``; or ``length``, ``content_filter``, ``tool_calls``, ``cancelled``:
             then it is not whole; None where that is not on record.
+        parts: The question's parts, where it was more than text.
+        lacks_parts: Whether its images and files are too large to be shown again.
+        kept: What the API that answered wants back with the answer; not counted as characters.
     """
 
     turn_index: int
     question: str
     answer: str
     finish_reason: str | None = None
+    parts: Sequence[Part] = ()
+    kept: Mapping[str, Any] = field(default_factory=dict)
+    lacks_parts: bool = False
 
     @property
     def size(self) -> int:
-        """Its characters."""
-        return len(self.question) + len(self.answer)
+        """Its characters, those of images and files in the message itself among them."""
+        return len(self.question) + len(self.answer) + sum(len(part.get("url", "")) for part in self.parts)
+
+    @property
+    def without_parts(self) -> "PastTurn":
+        """The same turn, with notes in place of images and files."""
+        return replace(self, question=with_notes(self.parts), parts=()) if self.parts else self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +81,8 @@ def recent(turns: Sequence[PastTurn], most_characters: int) -> ShownHistory:
     """
     Show the latest turns that have no more than *most_characters* together.
 
-    Where they do not all fit, a turn of more than half of that is shortened in its middle to this half, so that no
-    turn is the reason for leaving out all others; the rest stay whole.
+    Where they do not all fit, a turn of more than half of that loses its images and files, and is shortened in its
+    middle to this half, so that no turn is the reason for leaving out all others; the rest stay whole.
 
     Args:
         turns: Oldest first.
@@ -81,12 +93,12 @@ def recent(turns: Sequence[PastTurn], most_characters: int) -> ShownHistory:
     shortened: list[int] = []
     left = most_characters
     for turn in reversed(turns):
-        shown = turn if fits or 2 * turn.size <= most_characters else _shortened(turn, most_characters // 2)
+        shown = turn if fits or 2 * turn.size <= most_characters else _reduced(turn, most_characters // 2)
         if shown is None or shown.size > left:
             break
         left -= shown.size
         kept.insert(0, shown)
-        if shown is not turn:
+        if shown is not turn or turn.lacks_parts:
             shortened.insert(0, turn.turn_index)
     return ShownHistory(
         messages=[message for turn in kept for message in _messages(turn)],
@@ -106,14 +118,23 @@ def shortened_in_the_middle(text: str, characters: int) -> str:
     return text[: kept - kept // 2] + mark + text[len(text) - kept // 2 :]
 
 
+def _reduced(turn: PastTurn, characters: int) -> PastTurn | None:
+    """Leave out a turn's images and files, and shorten its texts if that is not enough."""
+    text = turn.without_parts
+    return text if text.size <= characters else _shortened(text, characters)
+
+
 def _shortened(turn: PastTurn, characters: int) -> PastTurn | None:
     """Shorten the longer of a turn's texts, and both where each has more than half; None if nothing would be left."""
     if characters < 2 * _LEAST_CHARACTERS:
         return None
     of_question = max(characters // 2, characters - len(turn.answer))
     question = shortened_in_the_middle(turn.question, of_question)
-    return replace(turn, question=question, answer=shortened_in_the_middle(turn.answer, characters - len(question)))
+    answer = shortened_in_the_middle(turn.answer, characters - len(question))
+    return replace(turn, question=question, answer=answer, kept={})
 
 
 def _messages(turn: PastTurn) -> tuple[ChatMessage, ChatMessage]:
-    return {"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}
+    question: Any = content_of(turn.parts) if turn.parts else turn.question
+    kept = {"kept": turn.kept} if turn.kept else {}
+    return {"role": "user", "content": question}, {"role": "assistant", "content": turn.answer, **kept}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
 
+from chatturn.chat.parts import identity_of
 from chatturn.durable.records import DurableRunManifest, TaskSpec
 
 __all__ = [
@@ -110,11 +111,13 @@ def turn_manifest(
     model: str | None,
     history: Sequence[Mapping[str, Any]] | None = None,
     parameters: Mapping[str, Any] | None = None,
+    parts: Sequence[Mapping[str, Any]] = (),
 ) -> DurableRunManifest:
     """
     Describe the turn for its run: agent-runtime's manifest, so that their databases' hashes still match.
 
-    A conversation that the request brings, and parameters, are members more; without them the hash is theirs.
+    A conversation that the request brings, parameters, and the parts of a message that is more than text, are members
+    more; without them the hash is theirs.
 
     Source:
         docs/reference/agent-runtime.md, Hashes: the digest of the manifest and of its input are pinned there.
@@ -132,6 +135,7 @@ def turn_manifest(
             "model": model,
             **({} if history is None else {"history": [dict(message) for message in history]}),
             **({"parameters": dict(parameters)} if parameters else {}),
+            **({"parts": identity_of(parts)} if parts else {}),
         },
         tags={"session_id": identity.session_id, "tenant_id": identity.tenant_id},
     )

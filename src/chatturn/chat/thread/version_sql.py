@@ -19,6 +19,7 @@ __all__ = [
     "activate",
     "mark_breaks",
     "only_one_version",
+    "read_same_turn",
     "read_shown_version",
     "read_version_state",
     "read_versions",
@@ -134,6 +135,10 @@ SELECT coalesce(
 """
 
 
+_SAME_TURN: Final = """
+SELECT 1 AS same FROM chat_turns WHERE (run_id = ?1 OR (run_id > ?2 AND run_id < ?3)) AND manifest_hash = ?4 LIMIT 1
+"""
+
 _ONLY_ONE: Final = """
 NOT EXISTS (SELECT 1 FROM chat_turns WHERE run_id > {0} AND run_id < {1})
 AND NOT EXISTS (SELECT 1 FROM chat_messages INDEXED BY idx_chat_messages_breaks
@@ -192,6 +197,11 @@ def activate(identity: ChatTurnIdentity, run_id: str) -> list[Statement]:
 def read_versions(identity: ChatTurnIdentity) -> Statement:
     """Read all versions of a turn."""
     return Statement(_VERSIONS, version_run_ids(identity))
+
+
+def read_same_turn(identity: ChatTurnIdentity, manifest_hash: str) -> Statement:
+    """Read whether a version of a turn was asked with this manifest."""
+    return Statement(_SAME_TURN, (*version_run_ids(identity), manifest_hash))
 
 
 def read_shown_version(identity: ChatTurnIdentity) -> Statement:

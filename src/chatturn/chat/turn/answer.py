@@ -17,6 +17,7 @@ from chatturn.chat.turn.attempt_usage import AttemptUsage
 from chatturn.chat.turn.disconnects import CANCEL_REQUESTED
 from chatturn.chat.turn.earlier_attempt import recall_text
 from chatturn.chat.turn.reader import Reader
+from chatturn.chat.turn.stored_files import FilesOfTurn
 from chatturn.chat.turn.stream import ChatProducer, StreamProducer
 from chatturn.chat.turn.tracing import tracer_of
 from chatturn.chat.usage.calls import MeteredBackend
@@ -133,7 +134,7 @@ class Answer:
         if place.cancel_requested:
             return StreamProducer(_say_again(self.recalled, self._attempt))
         self.shown = self._shown()
-        context = self._context()
+        context = await self._context()
         return AgentProducer(context, hooks.tools, hooks.instructions) if hooks.tools else hooks.produce(context)
 
     def _require_attempt(self, idle_attempts: int, attempts: int) -> None:
@@ -168,13 +169,16 @@ class Answer:
             raise HookError(f"raised {type(error).__name__}", hook="show_history") from error
         return replace(shown, left_out=shown.left_out + len(self._past) - len(looked_at))
 
-    def _context(self) -> TurnContext:
+    async def _context(self) -> TurnContext:
         turn, deployment, number = self._turn, self._turn.deployment, self._attempt.number
+        files = FilesOfTurn(files=deployment.files, identity=turn.identity)
+        content = await files.content(turn.request.message, turn.request.parts)
         return TurnContext(
             identity=turn.identity,
             user_message=turn.request.message,
+            user_content=content,
             model=turn.model,
-            history=self.shown.messages,
+            history=await files.history(self.shown.messages),
             metadata=turn.request.metadata,
             parameters=turn.request.parameters,
             attempt=number,

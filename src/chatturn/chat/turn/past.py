@@ -1,11 +1,15 @@
 """The answered turns before one, read from their stored messages."""
 
+import json
 from collections.abc import Sequence
+from typing import Final
 
 from chatturn.chat.thread.history import PastTurn
 from chatturn.database.api import Row
 
 __all__ = ["past_turns"]
+
+_LEFT_OUT: Final = "[images or files, which are too large to be shown again]"
 
 
 def past_turns(rows: Sequence[Row]) -> list[PastTurn]:
@@ -19,10 +23,15 @@ def past_turns(rows: Sequence[Row]) -> list[PastTurn]:
 
 
 def _turn(answer: Row, question: Row) -> PastTurn:
-    reason = answer["finish_reason"]
+    reason, kept, parts = answer["finish_reason"], answer["kept_json"], question["parts_json"]
+    lacks_parts = bool(question["has_parts"]) and parts is None
+    text = f"{question['content']}\n{_LEFT_OUT}".strip() if lacks_parts else str(question["content"])
     return PastTurn(
         turn_index=int(answer["turn_index"] or 0),
-        question=str(question["content"]),
+        question=text,
+        lacks_parts=lacks_parts,
+        parts=() if parts is None else json.loads(str(parts)),
+        kept={} if kept is None else json.loads(str(kept)),
         answer=str(answer["content"]),
         finish_reason=None if reason is None else str(reason),
     )

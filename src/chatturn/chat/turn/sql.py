@@ -43,13 +43,15 @@ _TRACED_HERE: Final = f"chat_turns.traceparent IS NULL OR {_ANEW}"
 _BEGIN_TURN: Final = f"""
 INSERT INTO chat_turns (run_id, tenant_id, session_id, user_id, turn_index, user_message, model, metadata_json,
                         trace_id, traceparent, caller_span_id, attempt, first_attempt, manifest_hash, created_at,
-                        updated_at, history_json, parameters_json)
-SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, epoch, epoch, manifest_hash, updated_at, updated_at, ?14, ?15
+                        updated_at, history_json, parameters_json, parts_json)
+SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, epoch, epoch, manifest_hash, updated_at, updated_at, ?14, ?15,
+  ?16
 FROM durable_runs WHERE run_id = ?1 AND {HELD}
 ON CONFLICT (run_id) DO UPDATE SET
   user_id = excluded.user_id, user_message = excluded.user_message, model = excluded.model,
   metadata_json = excluded.metadata_json, history_json = excluded.history_json,
-  parameters_json = excluded.parameters_json, attempt = excluded.attempt,
+  parameters_json = excluded.parameters_json, parts_json = excluded.parts_json, kept_json = NULL,
+  attempt = excluded.attempt,
   updated_at = excluded.updated_at, cancelled_at = NULL, finish_reason = NULL, retry_at = NULL, log_compact = 0,
   manifest_hash = excluded.manifest_hash,
   first_attempt = CASE WHEN {_ANEW} THEN excluded.attempt ELSE first_attempt END,
@@ -93,7 +95,8 @@ _WAKE_CANCELLED: Final = _WAKE.format(moment="?2")
 
 # Newest first, so that the limit keeps the latest; within a turn the assistant's row sorts before the user's.
 _HISTORY: Final = f"""
-SELECT m.turn_index, m.role, m.content, t.finish_reason
+SELECT m.turn_index, m.role, m.content, t.finish_reason, t.kept_json, t.parts_json IS NOT NULL AS has_parts,
+  CASE WHEN m.role = 'user' AND length(t.parts_json) <= ?6 THEN t.parts_json END AS parts_json
 FROM chat_messages AS m LEFT JOIN chat_turns AS t ON t.run_id = m.run_id
 WHERE m.tenant_id = ?1 AND m.session_id = ?2 AND m.turn_index < ?3 AND m.{ATTACHED.strip()}
   AND NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?4 AND status = 'completed')
@@ -149,7 +152,7 @@ FAILURE_ON_RECORD: Final = f"""
 
 _READ_TURN_INPUT: Final = """
 SELECT t.tenant_id, t.session_id, t.user_id, t.turn_index, t.version, t.user_message, t.model, t.metadata_json,
-  t.history_json, t.parameters_json, r.status
+  t.history_json, t.parameters_json, t.parts_json, r.status
 FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id WHERE t.run_id = ?1
 """
 
@@ -168,6 +171,7 @@ def begin_turn(
     metadata_json: str | None,
     history_json: str | None = None,
     parameters_json: str | None = None,
+    parts_json: str | None = None,
     trace: Sequence[str | None] = (None, None, None),
 ) -> Statement:
     """
@@ -180,6 +184,7 @@ def begin_turn(
         metadata_json: The caller's own.
         history_json: The conversation before, where the request brings it.
         parameters_json: How the model is to answer, where the request says so.
+        parts_json: The message's parts, where it is more than text.
         trace: The trace, the turn's span as a ``traceparent``, and the span around it, for a turn that has none yet.
     """
     return Statement(
@@ -195,6 +200,7 @@ def begin_turn(
             *trace,
             history_json,
             parameters_json,
+            parts_json,
         ),
     )
 
@@ -220,9 +226,14 @@ def wake_cancelled(run_id: str) -> Statement:
     return Statement(_WAKE_CANCELLED, (run_id, NOW))
 
 
-def read_history(identity: ChatTurnIdentity, run_id: str, turns: int) -> Statement:
-    """Read the session's latest finished *turns* before this one, newest message first; nothing for a replay."""
-    return Statement(_HISTORY, (identity.tenant_id, identity.session_id, identity.turn_index, run_id, 2 * turns))
+def read_history(identity: ChatTurnIdentity, run_id: str, turns: int, characters: int) -> Statement:
+    """
+    Read the session's latest finished *turns* before this one, newest message first; nothing for a replay.
+
+    Parts of more than so many *characters* as JSON are left out.
+    """
+    place = (identity.tenant_id, identity.session_id, identity.turn_index)
+    return Statement(_HISTORY, (*place, run_id, 2 * turns, characters))
 
 
 def record_messages(final_text: str) -> Statement:

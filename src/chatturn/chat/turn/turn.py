@@ -414,6 +414,7 @@ def _begin_statements(turn: TurnInput) -> list[Statement]:
         model=request.model,
         metadata_json=json.dumps(request.metadata, ensure_ascii=False) if request.metadata else None,
         parameters_json=json.dumps(request.parameters, ensure_ascii=False) if request.parameters else None,
+        parts_json=json.dumps(list(request.parts), ensure_ascii=False) if request.parts else None,
         history_json=None if request.history is None else json.dumps(list(request.history), ensure_ascii=False),
         trace=tracing.begin_with(turn.tracing),
     )
@@ -429,8 +430,9 @@ def _version_statements(turn: TurnInput) -> list[Statement]:
 
 
 def _reads(turn: TurnInput) -> list[Statement]:
-    turns = turn.deployment.settings.history_turns
+    settings = turn.deployment.settings
+    turns = settings.history_turns
     reads = [chat_sql.read_place(turn.run_id), *attempt_usage.read_with(turn)]
     if turns and turn.identity.turn_index and turn.request.history is None:
-        reads.append(chat_sql.read_history(turn.identity, turn.run_id, turns + 1))
+        reads.append(chat_sql.read_history(turn.identity, turn.run_id, turns + 1, settings.history_characters))
     return reads

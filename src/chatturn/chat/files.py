@@ -1,0 +1,159 @@
+"""
+Files that are too large for a message: kept in an object store, and named in messages by their id.
+
+The store is all there is of them, no row of the database: a file's key begins with the day on which it came, so that
+the store's own order is the order in which retention deletes them.  The id is made of that day and of the content, so
+that an upload whose reply was lost has the same id when it is sent again.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Final, Protocol
+from urllib.parse import quote
+
+from chatturn.chat.parts import Part, file_ids_of
+from chatturn.errors import FileMissing, FilesNotKept, PayloadTooLarge
+
+__all__ = ["FILE_ID", "MAX_FILE_BYTES", "MAX_LOADED_BYTES", "FileFacts", "FileStore", "Files", "last_day"]
+
+FILE_ID: Final = re.compile(r"file_([0-9]{8})_([0-9a-f]{40})")
+
+MAX_FILE_BYTES: Final = 4_194_304
+"""Of one file."""
+
+MAX_LOADED_BYTES: Final = 4_194_304
+"""Of all stored files that one model call shows: an isolate has 128 MB, and each byte is in its memory five times."""
+
+_DELETED_AT_ONCE: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileFacts:
+    """
+    What is kept beside a file's content.
+
+    Attributes:
+        media_type: What it is.
+        name: What its owner calls it; "" for nothing.
+        size: Its bytes.
+        user_id: Who brought it.
+    """
+
+    media_type: str
+    name: str
+    size: int
+    user_id: str
+
+
+def last_day(today: str, days: int) -> str:
+    """Return the day that is so many *days* after *today*, both ``YYYY-MM-DD``."""
+    return (date.fromisoformat(today[:10]) + timedelta(days=days)).isoformat()
+
+
+class FileStore(Protocol):
+    """An object store.  Each method raises `FilesUnavailable` where it does not answer."""
+
+    async def put(self, key: str, data: bytes, facts: FileFacts) -> None:
+        """Keep *data* under *key*; the same again changes nothing."""
+
+    async def head(self, key: str) -> FileFacts | None:
+        """Return what is known of a file; None if there is none."""
+
+    async def get(self, key: str) -> bytes | None:
+        """Return a file's content; None if there is none."""
+
+    async def first_keys(self, prefix: str, limit: int) -> Sequence[str]:
+        """Return the first keys, in their order, that begin with *prefix*."""
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Delete what is under *keys*."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """
+    The files of one product.
+
+    Attributes:
+        project_id: The product's, so that several may share a store.
+        store: Where they are; None: nowhere.
+        owned: Whether a file is its user's alone, and not the whole tenant's.
+    """
+
+    project_id: str
+    store: FileStore | None = None
+    owned: bool = False
+
+    async def keep(self, tenant_id: str, facts: FileFacts, data: bytes, today: str) -> str:
+        """
+        Keep a file, and return its id; the same file of the same day has the same id.
+
+        Args:
+            tenant_id: Whose.
+            facts: What is known of it.
+            data: Its content.
+            today: The day, ``YYYY-MM-DD``.
+
+        Raises:
+            FilesNotKept: The deployment has no store.
+            FilesUnavailable: The store does not answer; the file may be sent again.
+        """
+        owner = facts.user_id if self.owned else ""
+        told = f"{tenant_id}\0{owner}\0{facts.media_type}\0{facts.name}\0".encode()
+        file_id = f"file_{today.replace('-', '')}_{hashlib.sha256(told + data).hexdigest()[:40]}"
+        await self._store().put(self._key(tenant_id, file_id), data, facts)
+        return file_id
+
+    async def facts(self, tenant_id: str, user_id: str, file_id: str) -> FileFacts | None:
+        """Return what is known of a file that this user may see; None if there is none."""
+        facts = await self._store().head(self._key(tenant_id, file_id))
+        return None if facts is None or (self.owned and facts.user_id != user_id) else facts
+
+    async def content(self, tenant_id: str, user_id: str, file_id: str) -> tuple[FileFacts, bytes] | None:
+        """Return a file that this user may see; None if there is none."""
+        facts = await self.facts(tenant_id, user_id, file_id)
+        data = None if facts is None else await self._store().get(self._key(tenant_id, file_id))
+        return None if facts is None or data is None else (facts, data)
+
+    async def check(self, tenant_id: str, user_id: str, parts: Sequence[Part]) -> None:
+        """
+        Look whether all files that a message names are there.
+
+        Raises:
+            FileMissing: One is not.
+            PayloadTooLarge: They are too large to be shown together.
+            FilesNotKept, FilesUnavailable: As `keep`.
+        """
+        size = 0
+        for file_id in file_ids_of(parts):
+            facts = await self.facts(tenant_id, user_id, file_id)
+            if facts is None:
+                raise FileMissing("message names a file that is not there, or is another user's", field="message")
+            size += facts.size
+        if size > MAX_LOADED_BYTES:
+            raise PayloadTooLarge(f"the files of a message may have {MAX_LOADED_BYTES} bytes together", field="message")
+
+    async def delete_old(self, days: int, today: str) -> None:
+        """Delete some of the files that came more than so many days ago, the oldest first."""
+        if self.store is None:
+            return
+        last = last_day(today, -days).replace("-", "")
+        prefix = self._prefix()
+        keys = await self.store.first_keys(prefix, _DELETED_AT_ONCE)
+        if old := [key for key in keys if key.removeprefix(prefix)[:8] < last]:
+            await self.store.delete(old)
+
+    def _store(self) -> FileStore:
+        if self.store is None:
+            raise FilesNotKept("there is no binding FILES")
+        return self.store
+
+    def _prefix(self) -> str:
+        return f"files/{quote(self.project_id, safe='')}/"
+
+    def _key(self, tenant_id: str, file_id: str) -> str:
+        _, day, digest = file_id.split("_")
+        return f"{self._prefix()}{day}/{hashlib.sha256(tenant_id.encode()).hexdigest()[:32]}/{digest}"

@@ -1,0 +1,311 @@
+"""Messages with images and files: part of the turn and of the thread, and sent as each API takes them."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from chatturn.backends.providers import PRESETS, Model, Provider
+from chatturn.backends.routing import Means, create_backend
+from chatturn.chat.files import MAX_FILE_BYTES, MAX_LOADED_BYTES, FileFacts, Files
+from chatturn.chat.requests import TurnRequest
+from chatturn.chat.turn.sinks import BufferSink, NoSink
+from chatturn.database.api import Statement
+from chatturn.database.sqlite import SqliteDatabase
+from chatturn.errors import (
+    DurableRunInputMismatchError,
+    FileMissing,
+    FilesNotKept,
+    FilesUnavailable,
+    InvalidField,
+    PayloadTooLarge,
+)
+from chatturn.settings import Settings
+from products.assistant import Hooks as Assistant
+from tests.support.isolates import Isolate
+from tests.support.transport import Reply, ScriptedTransport
+from tests.support.turns import IDENTITY, events_of, open_sqlite
+from tests.unit.backends.openai.test_backend import OK
+
+PICTURE = f"data:image/png;base64,{base64.b64encode(b'picture').decode()}"
+IMAGE = {"type": "image", "url": PICTURE}
+PAPER = {"type": "file", "url": "data:application/pdf;base64,cGFwZXI=", "name": "a.pdf"}
+TEXT = {"type": "text", "text": "what is this?"}
+SHOWN = {"type": "image_url", "image_url": {"url": PICTURE}}
+
+
+class KeptFiles:
+    """An object store in memory, which may be down."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, tuple[FileFacts, bytes]] = {}
+        self.down = False
+        self.asked: list[str] = []
+
+    def _ask(self, what: str) -> None:
+        self.asked.append(what)
+        if self.down:
+            raise FilesUnavailable("it is down")
+
+    async def put(self, key: str, data: bytes, facts: FileFacts) -> None:
+        self._ask("put")
+        self.files[key] = facts, data
+
+    async def head(self, key: str) -> FileFacts | None:
+        self._ask("head")
+        return self.files[key][0] if key in self.files else None
+
+    async def get(self, key: str) -> bytes | None:
+        self._ask("get")
+        return self.files[key][1] if key in self.files else None
+
+    async def first_keys(self, prefix: str, limit: int) -> Sequence[str]:
+        self._ask("list")
+        return sorted(key for key in self.files if key.startswith(prefix))[:limit]
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        self._ask("delete")
+        for key in keys:
+            del self.files[key]
+
+
+@pytest.fixture
+def database() -> Iterator[SqliteDatabase]:
+    """An empty database."""
+    with open_sqlite() as database:
+        yield database
+
+
+def isolate(
+    database: SqliteDatabase, replies: list[Reply], *, kind: str = "openai", store: Any = None, **settings: str
+) -> tuple[Isolate, ScriptedTransport]:
+    """Return an isolate whose model is behind a preset, and the transport that has the record."""
+    transport = ScriptedTransport(replies)
+    preset = PRESETS[kind]
+    provider = Provider(
+        name=kind, kind=kind, url="https://api.test/v1", others=Model(takes=preset.takes), files_as=preset.files_as
+    )
+    means = Means(
+        transport=transport, binding=transport, uniform=lambda _low, _high: 0.0, now=lambda: 0.0, log=lambda *_: None
+    )
+    backend = create_backend(replace(Settings(), model="m"), [provider], means)
+    alone = Isolate(database, Assistant(), backend, {"MODEL": "m", **settings}, file_store=store)
+    return alone, transport
+
+
+async def turn(alone: Isolate, index: int = 0, *parts: Any, message: str = "what is this?", **members: Any) -> Any:
+    """Ask a turn to its end, and return its lines."""
+    request = TurnRequest(message=message, parts=parts, **members)
+    sink = BufferSink()
+    await (await alone.service.open(replace(IDENTITY, turn_index=index), request)).run(sink)
+    return events_of(sink.text())
+
+
+def contents(transport: ScriptedTransport) -> list[Any]:
+    """Return the content of each message of the latest request."""
+    return [message["content"] for message in json.loads(transport.exchanges[-1].request.body)["messages"]]
+
+
+async def keep(store: KeptFiles, data: bytes = b"picture", **facts: Any) -> str:
+    """Keep a file of ann's, and return its id."""
+    about = FileFacts(**{"media_type": "image/png", "name": "", "size": len(data), "user_id": "ann", **facts})
+    return await Files(project_id="chatturn", store=store).keep("acme", about, data, "2026-01-01")
+
+
+async def test_an_image_reaches_the_model_and_is_part_of_the_turn(database: SqliteDatabase) -> None:
+    """The same one replays without a call; another one, or none, is another turn."""
+    alone, transport = isolate(database, [OK])
+    await turn(alone, 0, TEXT, IMAGE)
+    await turn(alone, 0, TEXT, IMAGE)
+    for other in ((), (TEXT, PAPER), (TEXT, {**IMAGE, "url": PICTURE[:-4] + "AAAA"})):
+        with pytest.raises(DurableRunInputMismatchError):
+            await turn(alone, 0, *other)
+
+    assert contents(transport)[-1] == [TEXT, SHOWN]
+    assert len(transport.exchanges) == 1
+
+
+async def test_an_image_is_shown_again_in_later_turns_and_in_the_list(database: SqliteDatabase) -> None:
+    """As it was said; a list has it, too."""
+    alone, transport = isolate(database, [OK, OK])
+    await turn(alone, 0, TEXT, IMAGE)
+    await turn(alone, 1, message="and now?")
+    page = await alone.ask("GET", "/v1/sessions/thread-1/messages")
+    [asked, answered, *_] = page.body["messages"]
+
+    assert contents(transport)[-3:] == [[TEXT, SHOWN], "Hello", "and now?"]
+    assert (asked["content"], asked["parts"], "parts" in answered) == ("what is this?", [TEXT, IMAGE], False)
+
+
+async def test_what_is_too_large_for_the_history_is_named_instead(database: SqliteDatabase) -> None:
+    """Its text stays, the log says which turn is not whole, and the list says how long it is."""
+    large = {"type": "image", "url": f"data:image/png;base64,{'A' * 8000}"}
+    alone, transport = isolate(database, [OK, OK], HISTORY_CHARACTERS="4000")
+    await turn(alone, 0, TEXT, large)
+    lines = await turn(alone, 1, message="and now?")
+    [context] = [line["data"] for line in lines if line["type"] == "context"]
+    page = await alone.ask("GET", "/v1/sessions/thread-1/messages")
+    [asked, *_] = page.body["messages"]
+
+    assert contents(transport)[-3].startswith("what is this?\n[images or files")
+    assert context["shortened"] == [0]
+    assert asked["parts"][1] == {"type": "image", "characters": len(large["url"])}
+
+
+async def test_a_takeover_asks_with_the_same_parts(database: SqliteDatabase) -> None:
+    """They are stored with the turn, whose worker died before it said anything."""
+    alone, transport = isolate(database, [OK])
+    await alone.service.open(IDENTITY, TurnRequest(message="", parts=[IMAGE]))
+    await asyncio.sleep(61)
+    await (await alone.service.reopen("chat:acme:thread-1:0")).run(NoSink())
+
+    assert contents(transport)[-1] == [SHOWN]
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("deepseek", IMAGE),
+        ("ollama", {"type": "image", "url": "https://example.com/a.png"}),
+        ("groq", PAPER),
+        ("openai", {"type": "file", "url": "https://example.com/a.pdf"}),
+    ],
+)
+async def test_what_the_model_does_not_take_is_refused_before_anything_is_written(
+    database: SqliteDatabase, kind: str, part: Any
+) -> None:
+    """And in a history from before, a note stands for it."""
+    before, _ = isolate(database, [OK], kind="openrouter")
+    await turn(before, 0, TEXT, part)
+    alone, transport = isolate(database, [OK], kind=kind)
+    with pytest.raises(InvalidField, match="takes no") as refused:
+        await turn(alone, 1, TEXT, part)
+
+    assert refused.value.field == "message"
+    assert await alone.service.show(replace(IDENTITY, turn_index=1)) is None
+    assert await turn(alone, 0, TEXT, part)  # a replay is never refused
+    await turn(alone, 1, message="and now?")
+    note = "[image]" if part["type"] == "image" else f"[file: {part.get('name', 'file')}]"
+    assert contents(transport)[-3] == f"what is this?\n{note}"
+
+
+async def test_files_are_sent_in_the_form_of_each_api(database: SqliteDatabase) -> None:
+    """OpenAI's own, and Mistral's."""
+    forms = []
+    for index, kind in enumerate(("openai", "mistral")):
+        alone, transport = isolate(database, [OK], kind=kind)
+        await turn(alone, index, PAPER, message="", history=[])
+        forms.append(contents(transport)[-1])
+
+    assert forms == [
+        [{"type": "file", "file": {"filename": "a.pdf", "file_data": PAPER["url"]}}],
+        [{"type": "document_url", "document_url": PAPER["url"], "document_name": "a.pdf"}],
+    ]
+
+
+async def test_a_stored_file_is_loaded_for_the_model_only(database: SqliteDatabase) -> None:
+    """The database has its id; later turns show it again, and a note once it is gone."""
+    store = KeptFiles()
+    file_id = await keep(store)
+    alone, transport = isolate(database, [OK, OK, OK], store=store)
+    await turn(alone, 0, {"type": "image", "file": file_id}, message="")
+    first = contents(transport)[-1]
+    await turn(alone, 1, message="and now?")
+    again = contents(transport)[-3]
+    store.files.clear()
+    await turn(alone, 2, message="still?")
+
+    assert (first, again, contents(transport)[-5]) == ([SHOWN], [SHOWN], "[image]")
+    [stored] = await database.batch([Statement("SELECT parts_json FROM chat_turns WHERE turn_index = 0")])
+    assert json.loads(str(stored.rows[0]["parts_json"])) == [{"type": "image", "file": file_id}]
+
+
+async def test_a_file_that_is_not_there_is_refused_before_anything_is_written(database: SqliteDatabase) -> None:
+    """So is another tenant's, another user's where sessions have owners, one too large, and any without a store."""
+    store = KeptFiles()
+    own = await keep(store)
+    others = await keep(store, b"bob's", user_id="bob")
+    large = [await keep(store, b"x", size=MAX_LOADED_BYTES), await keep(store, b"y")]
+    gone = own[:-1] + ("0" if own[-1] != "0" else "1")
+    alone, _ = isolate(database, [], store=store, SESSION_OWNER="subject")
+    for ids, error in (([gone], FileMissing), ([others], FileMissing), (large, PayloadTooLarge)):
+        with pytest.raises(error):
+            await turn(alone, 0, *({"type": "image", "file": each} for each in ids), message="")
+    foreign = replace(IDENTITY, tenant_id="globex")
+    with pytest.raises(FileMissing):
+        await alone.service.open(foreign, TurnRequest(message="", parts=[{"type": "image", "file": own}]))
+    store.down = True
+    with pytest.raises(FilesUnavailable):
+        await turn(alone, 0, {"type": "image", "file": own}, message="")
+    without, _ = isolate(database, [])
+    with pytest.raises(FilesNotKept):
+        await turn(without, 0, {"type": "image", "file": own}, message="")
+
+    assert await alone.service.show(IDENTITY) is None
+
+
+async def test_a_replay_needs_no_file_and_no_store(database: SqliteDatabase) -> None:
+    """The answer is on record, whatever became of the picture."""
+    store = KeptFiles()
+    part = {"type": "image", "file": await keep(store)}
+    alone, transport = isolate(database, [OK], store=store)
+    await turn(alone, 0, part, message="")
+    for trouble in ("gone", "down"):
+        store.files.clear()
+        store.down = trouble == "down"
+        lines = await turn(alone, 0, part, message="")
+        assert lines[-1]["data"]["replayed"] is True
+
+    assert len(transport.exchanges) == 1
+
+
+async def test_text_alone_looks_into_no_store(database: SqliteDatabase) -> None:
+    """It costs what it cost."""
+    store = KeptFiles()
+    alone, _ = isolate(database, [OK, OK], store=store)
+    await turn(alone, 0)
+    await turn(alone, 1, TEXT, IMAGE)
+
+    assert store.asked == []
+
+
+async def test_old_files_are_deleted_by_the_sweep(database: SqliteDatabase) -> None:
+    """Those of another product stay, and so do those of the last days."""
+    store = KeptFiles()
+    facts = FileFacts(media_type="image/png", name="", size=1, user_id="ann")
+    for project, day in (("chatturn", "2025-12-01"), ("chatturn", "2999-12-31"), ("legal", "2025-01-01")):
+        await Files(project_id=project, store=store).keep("acme", facts, b"x", day)
+    alone, _ = isolate(database, [], store=store, RETENTION_DAYS="10")
+    await alone.sweep()
+
+    assert sorted(key.split("/")[1:3] for key in store.files) == [["chatturn", "29991231"], ["legal", "20250101"]]
+
+
+@pytest.mark.parametrize("length", ["told", "not told"])
+async def test_a_file_that_is_too_large_is_refused(database: SqliteDatabase, length: str) -> None:
+    """By its header, before it is read, or by its bytes; nothing is kept."""
+    store = KeptFiles()
+    alone, _ = isolate(database, [], store=store)
+    told = str(MAX_FILE_BYTES + 1) if length == "told" else ""
+    body = b"" if told else b"x" * (MAX_FILE_BYTES + 1)
+    reply = await alone.ask("POST", "/v1/files", body, content_type="image/png", content_length=told)
+
+    assert (reply.status, reply.body["code"], store.asked) == (413, "payload_too_large", [])
+
+
+async def test_a_store_that_is_down_may_be_asked_again(database: SqliteDatabase) -> None:
+    """The same file has the same id then, which says nothing of whose it is."""
+    store = KeptFiles()
+    alone, _ = isolate(database, [], store=store, RETENTION_DAYS="7")
+    store.down = True
+    down = await alone.ask("POST", "/v1/files", b"x", content_type="image/png")
+    store.down = False
+    kept = [await alone.ask("POST", "/v1/files", b"x", content_type="image/png") for _ in range(2)]
+
+    assert (down.status, down.body["code"], down.body["retryable"]) == (503, "files_unavailable", True)
+    assert kept[0].body == kept[1].body
+    assert len(store.files) == 1
