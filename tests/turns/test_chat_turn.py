@@ -89,7 +89,10 @@ async def test_a_fresh_turn_is_started_told_and_completed(database: FaultyDataba
         ("message.part.updated", {"delta": "a", "part": {"id": "text", "type": "text"}}),
         ("tool.x", {"n": 1}),
         ("message.part.updated", {"delta": "b", "part": {"id": "text", "type": "text"}}),
-        ("session.run.completed", {"sessionId": "thread-1", "replayed": False, "finishReason": "stop"}),
+        (
+            "session.run.completed",
+            {"sessionId": "thread-1", "version": 1, "replayed": False, "finishReason": "stop"},
+        ),
     ] == [(line["type"], line["data"]) for line in lines]
     assert [(n, 1) for n in range(5)] == [(line["seq"], line["attempt"]) for line in lines]
 
@@ -103,7 +106,10 @@ async def test_a_replay_is_started_result_and_completed(database: FaultyDatabase
     assert [
         {"type": "session.run.started", "data": {"sessionId": "thread-1", "tenantId": "acme", "turnIndex": 0}},
         {"type": "result", "data": {"finalText": "Hello, world."}},
-        {"type": "session.run.completed", "data": {"sessionId": "thread-1", "replayed": True, "finishReason": "stop"}},
+        {
+            "type": "session.run.completed",
+            "data": {"sessionId": "thread-1", "version": 1, "replayed": True, "finishReason": "stop"},
+        },
     ] == lines
     assert 1 == len(desk.hooks.calls)  # type: ignore[attr-defined]  # the scripted product
 

@@ -53,7 +53,7 @@ async def test_whose_it_is_is_recorded_with_the_first_turn(database: SqliteDatab
     await asked(isolate)
     await asked(isolate, NEXT, x_user="bob")
 
-    assert [("acme", "thread-1", "ann", 0)] == await rows(
+    assert [("acme", "thread-1", "ann", 4)] == await rows(
         database, "SELECT tenant_id, session_id, owner_id, revision FROM chat_sessions"
     )
     assert 200 == (await isolate.ask("GET", TURN, x_user="bob")).status

@@ -532,7 +532,8 @@ async def test_a_cancel_ends_a_turn_from_any_isolate(database: SqliteDatabase, e
     assert (202, True) == (reply.status, reply.body["cancelRequested"])
     assert took <= 0.5
     assert 1 == product.closed
-    told = {"sessionId": "thread-1", "reason": "requested", "replayed": False, "finishReason": "cancelled"}
+    said = {"reason": "requested", "replayed": False, "finishReason": "cancelled"}
+    told = {"sessionId": "thread-1", "version": 1, **said}
     assert told == lines[-1]["data"]
     assert "session.run.cancelled" == lines[-1]["type"]
     assert "w0 w1 w2 w3 w4 " == text_of(lines)

@@ -2,7 +2,8 @@
 Whatever a user does to a thread, and wherever its workers die: what is shown is what was said, in its order.
 
 Users go on, edit, ask again, let older versions count, and come back; their workers die at any batch.  What the thread
-must be is kept beside it, as a tree of versions; the model's history at each call is compared with it as well.
+must be is kept beside it, as a tree of versions; the model's history at each call is compared with it as well.  And
+whatever a reader of the messages can see has a revision of its own.
 """
 
 import asyncio
@@ -15,10 +16,11 @@ import pytest
 
 from chatturn.chat.hooks.hooks import TurnContext
 from chatturn.chat.turn.stream import StreamProducer
-from chatturn.database.sqlite import SqliteDatabase
+from chatturn.database.api import Database
 from chatturn.events import EventBatch, text_delta
 from chatturn_testing.faults import Crash, Fuse, MortalDatabase
 from tests.support.isolates import Isolate
+from tests.support.revisions import WatchedDatabase
 from tests.support.turns import Product, open_sqlite
 
 SETTINGS = {"THREADS": "on", "LEASE_MS": "1000", "HISTORY_TURNS": "100"}
@@ -52,7 +54,7 @@ class User:
         counts: Which version counts at each index.
     """
 
-    database: SqliteDatabase
+    database: Database
     chance: random.Random
     said: dict[Place, tuple[str, str, Place | None]] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)
@@ -146,8 +148,10 @@ class User:
 async def test_a_thread_is_what_was_said(seed: int) -> None:
     """Twenty acts of a user; workers die on the way."""
     with open_sqlite() as database:
-        user = User(database, random.Random(seed))
+        watched = WatchedDatabase(database)
+        user = User(watched, random.Random(seed))
         for number in range(20):
             await user.do_something(number)
             await user.check()
         assert user.deaths, "nobody has died"
+        assert [] == watched.broken

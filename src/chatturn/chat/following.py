@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from chatturn.chat.deployment import Deployment
+from chatturn.chat.log.live import wait_for_ring
 from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.pages import LogPage, load_page
 from chatturn.chat.log.polls import Poll
@@ -230,12 +231,7 @@ class FollowedTurn:
         return await read_page_in_turn(self.deployment, self._who, self.run_id, after)
 
     async def _wait_for_more(self, log: TurnLog) -> None:
-        alarm = self.deployment.alarm()
-        log.watch(alarm.ring)
-        try:
-            await alarm.wait(_LOOK_EVERY_S)
-        finally:
-            log.unwatch(alarm.ring)
+        await wait_for_ring(log, self.deployment.alarm(), _LOOK_EVERY_S)
         await asyncio.sleep(_GATHER_S)
 
     async def _take(self) -> ChatTurn | None:
@@ -258,7 +254,7 @@ class FollowedTurn:
             left_s = max(poll.looked_at, self._looked_at) + interval_s - now
             if left_s <= 0 and poll.may_look(now):
                 return await self._look(poll, now, pace.interval_ms((now - self._began) * 1000) / 1000)
-            await self._wait_for_a_look(poll, left_s if left_s > 0 else interval_s)
+            await wait_for_ring(poll, self.deployment.alarm(), left_s if left_s > 0 else interval_s)
             if poll.looks != looks:
                 looks, self._looked_at = poll.looks, poll.looked_at
                 if (page := poll.page_after(self._last)) is not None:
@@ -279,14 +275,6 @@ class FollowedTurn:
         finally:
             poll.end_look(after, page)
         return page
-
-    async def _wait_for_a_look(self, poll: Poll, within_s: float) -> None:
-        alarm = self.deployment.alarm()
-        poll.watch(alarm.ring)
-        try:
-            await alarm.wait(within_s)
-        finally:
-            poll.unwatch(alarm.ring)
 
     async def _say_end(self, reader: Reader, page: LogPage) -> None:
         """

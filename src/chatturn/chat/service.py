@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,13 +15,14 @@ from chatturn.chat.files import FileFacts, last_day
 from chatturn.chat.following import FollowedTurn, read_page_in_turn, who_holds
 from chatturn.chat.listeners import RequestTracing
 from chatturn.chat.lists.lists import MessagePage, MessageQuery, TurnPage, TurnQuery, list_messages, list_turns
+from chatturn.chat.lists.revisions import changed
 from chatturn.chat.lists.sql import read_latest_turn, read_recent_turn, read_running
 from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.log.room import PAGE_CHARACTERS
 from chatturn.chat.log.sql import request_cancel
 from chatturn.chat.requests import CANCELLED, Cancellation, TurnInput, TurnRequest, TurnView
 from chatturn.chat.thread.identity import ChatTurnIdentity, legacy_run_id, session_run_ids, turn_run_id
-from chatturn.chat.thread.session_sql import read_owner
+from chatturn.chat.thread.session_sql import read_owner, session_of_run_changed
 from chatturn.chat.thread.version_sql import (
     OtherVersion,
     activate,
@@ -360,7 +361,27 @@ class DurableChatService:
         """Return a stretch of a session's messages; None if the session is another user's."""
         if not await self.may_see(tenant_id, session_id, user_id):
             return None
-        return await list_messages(self.deployment.database, tenant_id, session_id, query)
+        page = await list_messages(self.deployment.database, tenant_id, session_id, query)
+        # An earlier version's code, which may serve the same database, counts no changes.
+        return page if self.deployment.settings.threads == "on" else replace(page, revision=None, tag=None)
+
+    async def session_changed(
+        self, tenant_id: str, session_id: str, user_id: str, known: Callable[[str], bool], within_s: float
+    ) -> bool:
+        """
+        Wait until a session is in another state than the reader knows; see `chatturn.chat.lists.revisions.changed`.
+
+        Raises:
+            InvalidField: The deployment does not count the changes of its sessions.
+            NotFound: It is another user's session.
+        """
+        if self.deployment.settings.threads == "off":
+            if within_s:
+                raise InvalidField("this deployment counts no changes: its THREADS is off", field="wait")
+            return True
+        if not await self.may_see(tenant_id, session_id, user_id):
+            raise NotFound("there is no such session")
+        return await changed(self.deployment, tenant_id, session_id, known, within_s)
 
     async def turns(self, query: TurnQuery) -> TurnPage:
         """
@@ -473,7 +494,8 @@ class DurableChatService:
 
     async def _give_up(self, run_id: str, error: ChatTurnError) -> None:
         try:
-            await self.deployment.store.give_up(run_id, RunOutcome(passed=False, notes=error.code))
+            outcome = RunOutcome(passed=False, notes=error.code)
+            await self.deployment.store.give_up(run_id, outcome, [session_of_run_changed(run_id)])
         except StoreError as refusal:
             self.deployment.log("turn.not_resumed", {"run_id": run_id, "error": refusal})
 

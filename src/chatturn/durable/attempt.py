@@ -79,6 +79,7 @@ class RunToClaim:
         supersede: Start a run that has another manifest anew instead of refusing it.
         legacy_run_id: What agent-runtime calls the run, as in `DurableRunStore.start_or_resume`; or None.
         guards: What must hold for it to be claimed.
+        ends_with: Writes of the transaction that ends the attempt, however it ends, as in `Settlement.with_statements`.
     """
 
     run_id: str
@@ -93,6 +94,7 @@ class RunToClaim:
     supersede: bool = False
     legacy_run_id: str | None = None
     guards: Sequence[Guard] = ()
+    ends_with: Sequence[Statement] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +182,13 @@ class Attempt:
             supersede=run.supersede,
             legacy_run_id=run.legacy_run_id,
             guards=run.guards,
+            ends_with=run.ends_with,
         )
         if claim.lease is None:
             return Finished(claim)
         if run.answer is not None and _stored_answer(claim, run.answer.step_index) is not None:
-            await store.end_run(claim.lease, RunStatus.COMPLETED, RunOutcome(notes=run.answer.intent))
+            outcome = RunOutcome(notes=run.answer.intent)
+            await store.end_run(claim.lease, RunStatus.COMPLETED, outcome, run.ends_with)
             return Finished(claim)
         return cls(store, run, claim, claim.lease, claimed_at=claimed_at, log=log)
 
@@ -317,10 +321,11 @@ class Attempt:
 
     async def _store_end(self, end: Completed | Cancelled | Suspended, statements: Sequence[Statement]) -> None:
         store, run, lease = self._store, self._run, self._heartbeat.lease
+        statements = [*run.ends_with, *statements]
         if isinstance(end, Suspended):
             self._ended(end, await store.suspend(lease, end.wait, statements))
         elif run.answer is None:
-            self._ended(end, await store.end_run(lease, RunStatus.COMPLETED, run.outcome))
+            self._ended(end, await store.end_run(lease, RunStatus.COMPLETED, run.outcome, run.ends_with))
         else:
             settlement = _settlement(run.answer, end, statements)
             try:
@@ -335,13 +340,13 @@ class Attempt:
         outcome = RunOutcome(passed=False, notes=code_of(end.error))
         try:
             if answer is None:
-                record = await self._store.end_run(self._heartbeat.lease, RunStatus.FAILED, outcome)
+                record = await self._end_as_failed(outcome)
             else:
                 settlement = Settlement(
                     step_index=answer.step_index,
                     error=StepError(message=_storable(end.error), code=code_of(end.error)),
                     outcome=outcome,
-                    with_statements=last(end),
+                    with_statements=[*self._run.ends_with, *last(end)],
                 )
                 record = await self._store.settle(self._heartbeat.lease, settlement)
             self._ended(end, record)
@@ -358,9 +363,12 @@ class Attempt:
 
     async def _release(self, outcome: RunOutcome) -> None:
         try:
-            self.record = await self._store.end_run(self._heartbeat.lease, RunStatus.FAILED, outcome)
+            self.record = await self._end_as_failed(outcome)
         except Exception as error:  # noqa: BLE001 - the first error is what leaves; the lease lapses by itself
             self._log("turn.unsettled", {"run_id": self.run_id, "error": error})
+
+    async def _end_as_failed(self, outcome: RunOutcome) -> RunRecord:
+        return await self._store.end_run(self._heartbeat.lease, RunStatus.FAILED, outcome, self._run.ends_with)
 
     async def _insist(self, settlement: Settlement) -> RunRecord:
         pause_s = _FIRST_LATE_PAUSE_S

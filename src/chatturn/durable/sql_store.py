@@ -94,6 +94,7 @@ class SqlRunStore:
         supersede: bool = False,
         legacy_run_id: str | None = None,
         guards: Sequence[Guard] = (),
+        ends_with: Sequence[Statement] = (),
     ) -> Claim:
         """Claim the run; see `DurableRunStore.start_or_resume`."""
         digest = manifest_hash(manifest)
@@ -132,14 +133,16 @@ class SqlRunStore:
         steps = [step_from_row(step) for step in begun]
         if begin is not None and lease is not None:
             [step] = [step for step in steps if step.step_index == begin.step_index]
-            await self._require_begun_or_release(lease, step, begin)
+            await self._require_begun_or_release(lease, step, begin, ends_with)
         return Claim(run=run_from_row(run[0]), steps=steps, lease=lease, rows=rest)
 
-    async def _require_begun_or_release(self, lease: Lease, step: StepRecord, begin: Begin) -> None:
+    async def _require_begun_or_release(
+        self, lease: Lease, step: StepRecord, begin: Begin, ends_with: Sequence[Statement]
+    ) -> None:
         try:
             require_begun(step, begin)
         except DurableRunDivergenceError:
-            await self.end_run(lease, RunStatus.FAILED)
+            await self.end_run(lease, RunStatus.FAILED, None, ends_with)
             raise
 
     async def renew_lease(self, lease: Lease) -> Lease:
@@ -235,9 +238,17 @@ class SqlRunStore:
 
     # Ending a run.
 
-    async def end_run(self, lease: Lease, status: EndStatus, outcome: RunOutcome | None = None) -> RunRecord:
+    async def end_run(
+        self,
+        lease: Lease,
+        status: EndStatus,
+        outcome: RunOutcome | None = None,
+        with_statements: Sequence[Statement] = (),
+    ) -> RunRecord:
         """End the run; see `DurableRunStore.end_run`."""
-        return await self._end(lease, status, outcome, [], None)
+        fence = _fence(lease)
+        batch = [Statement(extra.sql, (*fence, *extra.params)) for extra in with_statements]
+        return await self._end(lease, status, outcome, batch, None)
 
     async def settle(self, lease: Lease, settlement: Settlement) -> RunRecord:
         """End a step and the run in one write; see `DurableRunStore.settle`."""
@@ -292,10 +303,17 @@ class SqlRunStore:
         ]
         return ended(lease, RunStatus.SUSPENDED, (await self._batch(batch, _SETTLE_DELAYS_S))[-1].rows)
 
-    async def give_up(self, run_id: str, outcome: RunOutcome) -> None:
-        """End a run as failed that nobody holds, because nobody can go on with it; one that somebody holds stays."""
+    async def give_up(self, run_id: str, outcome: RunOutcome, with_statements: Sequence[Statement] = ()) -> None:
+        """
+        End a run as failed that nobody holds, because nobody can go on with it; one that somebody holds stays.
+
+        Args:
+            run_id: The run.
+            outcome: The run's.
+            with_statements: Further ones of the same transaction, run in any case.
+        """
         text = json_text(outcome.to_json(), "the outcome")
-        await self._batch([Statement(sql.GIVE_UP_RUN, (run_id, NOW, text))])
+        await self._batch([Statement(sql.GIVE_UP_RUN, (run_id, NOW, text)), *with_statements])
 
     async def due_runs(self, limit: int) -> Sequence[str]:
         """Return suspended runs that may go on; see `DurableRunStore.due_runs`."""

@@ -149,6 +149,7 @@ class DurableRunStore(Protocol):
         supersede: bool = False,
         legacy_run_id: str | None = None,
         guards: Sequence[Guard] = (),
+        ends_with: Sequence[Statement] = (),
     ) -> Claim:
         """
         Claim the run, creating it if absent; a completed run is returned without a lease, unchanged.
@@ -166,6 +167,8 @@ class DurableRunStore(Protocol):
             legacy_run_id: What agent-runtime calls the run.  Where there is none of ours, theirs with the
                 same manifest is meant: completed, it is returned as it is; else it becomes ours.
             guards: What must hold; what the first makes that does not is raised.
+            ends_with: Writes of the end of a run that holds another step than *begin*, as in
+                `Settlement.with_statements`.
 
         Raises:
             DurableRunInputMismatchError: The run has another manifest.
@@ -217,8 +220,14 @@ class DurableRunStore(Protocol):
     async def fail_step(self, lease: Lease, step_index: int, error: StepError) -> StepRecord:
         """Record why a begun step failed; a completed step cannot fail any more."""
 
-    async def end_run(self, lease: Lease, status: EndStatus, outcome: RunOutcome | None = None) -> RunRecord:
-        """End the run and release the lease."""
+    async def end_run(
+        self,
+        lease: Lease,
+        status: EndStatus,
+        outcome: RunOutcome | None = None,
+        with_statements: Sequence[Statement] = (),
+    ) -> RunRecord:
+        """End the run and release the lease; further statements as in `Settlement.with_statements`."""
 
     async def load_steps(self, run_id: str, first_index: int) -> Sequence[StepRecord]:
         """Read the next page of a run's steps, from a position on, and the first step of the page after it."""

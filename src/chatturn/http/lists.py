@@ -1,7 +1,9 @@
 """What may be listed: a session's messages and the turns of a tenant; and the events that a run waits for."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from chatturn.chat.lists.lists import TurnRow
 from chatturn.chat.thread.identity import session_id_of
@@ -22,15 +24,31 @@ from chatturn.http.queries import check_no_query, read_message_query, read_turn_
 
 __all__ = ["get_messages", "get_runs", "post_event", "session_of_run"]
 
+_NOT_MODIFIED: Final = 304
+_TAGGED: Final[Mapping[str, str]] = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
+
 
 async def get_messages(call: Call) -> HttpResponse:
-    """Show a session's messages, and which of its turns have no answer yet."""
+    """Show a session's messages, and which of its turns have no answer yet; again, once that has changed."""
     session_id = read_session_id(call.parameters["session"])
-    principal, query = call.principal, read_message_query(call.request)
-    page = await call.service.messages(principal.tenant_id, session_id, principal.user_id, query)
+    query, wait_s = read_message_query(call.request)
+    who = (call.principal.tenant_id, session_id, call.principal.user_id)
+    known = call.request.headers.get("if-none-match", "").strip()
+    if (known or wait_s) and not await call.service.session_changed(*who, partial(_knows, known), wait_s):
+        return HttpResponse(status=_NOT_MODIFIED, headers=_TAGGED)
+    page = await call.service.messages(*who, query)
     if page is None:
         raise NotFound("there is no such session")
-    return json_response({"messages": page.messages, "open": page.open_turns, "next": page.next})
+    shown = {"messages": page.messages, "open": page.open_turns, "next": page.next, "revision": page.revision}
+    response = json_response(shown)
+    if page.tag is None:
+        return response
+    return replace(response, headers={**response.headers, **_TAGGED, "ETag": f'"{page.tag}"'})
+
+
+def _knows(known: str, tag: str) -> bool:
+    # Also a weak one: a proxy that compresses makes it of ours.
+    return known == "*" or f'"{tag}"' in known
 
 
 async def get_runs(call: Call) -> HttpResponse:

@@ -216,7 +216,9 @@ _OPEN: Final[Schema] = _object(
 _FILE: Final[Schema] = _object(
     {"file": _TEXT, "mediaType": _TEXT, "name": _TEXT_OR_NULL, "bytes": _COUNT, "keptUntil": _TEXT_OR_NULL}
 )
-_MESSAGES: Final[Schema] = _object({"messages": _list(_MESSAGE), "open": _list(_OPEN), "next": _COUNT_OR_NULL})
+_MESSAGES: Final[Schema] = _object(
+    {"messages": _list(_MESSAGE), "open": _list(_OPEN), "next": _COUNT_OR_NULL, "revision": _COUNT_OR_NULL}
+)
 
 _RUN: Final[Schema] = _object(
     {
@@ -333,7 +335,7 @@ _TOLD: Final[Mapping[tuple[str, str], _Told]] = {
     ("GET", FILES + "/{file}"): _Told(answers={200: FILE_TYPES}, errors=(NotFound, *_OF_FILES)),
     ("GET", "/v1/models"): _Told(answers={200: _MODELS}),
     ("GET", "/v1/sessions/{session}/messages"): _Told(
-        answers={200: _MESSAGES}, query=MESSAGES_QUERY, errors=_OF_THE_STORE
+        answers={200: _MESSAGES, 304: None}, query=MESSAGES_QUERY, errors=(NotFound, *_OF_THE_STORE)
     ),
     ("GET", "/v1/runs"): _Told(answers={200: _RUNS}, query=TURNS_QUERY, errors=_OF_THE_STORE),
     ("GET", "/v1/usage"): _Told(answers={200: _USAGE_PAGE}, query=USAGE_QUERY, errors=_OF_THE_STORE),

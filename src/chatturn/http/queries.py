@@ -4,6 +4,7 @@ from typing import Final
 from urllib.parse import parse_qsl
 
 from chatturn.chat.lists.lists import RUN_STATUSES, MessageQuery, TurnQuery
+from chatturn.chat.lists.revisions import LONGEST_WAIT_S
 from chatturn.chat.usage.totals import USAGE_KEYS, UsageQuery
 from chatturn.errors import InvalidField
 from chatturn.http.limits import MAX_ID_CHARACTERS, MAX_TICKET_CHARACTERS, MAX_TURN_INDEX, MAX_VERSION
@@ -58,6 +59,9 @@ LAST_EVENT_ID: Final = whole_number("the same as `after`, as an EventSource says
 MESSAGES_QUERY: Final[Query] = {
     "before": whole_number("the `next` of the page before", most=MAX_TURN_INDEX + 1),
     "limit": _LIMIT,
+    "wait": whole_number(
+        "with If-None-Match: how many seconds the answer may wait for a change", most=LONGEST_WAIT_S, default=0
+    ),
 }
 TURNS_QUERY: Final[Query] = {
     "status": one_of("where the turns stand", RUN_STATUSES),
@@ -155,15 +159,15 @@ def read_file_query(request: HttpRequest) -> str:
     return name or ""
 
 
-def read_message_query(request: HttpRequest) -> MessageQuery:
+def read_message_query(request: HttpRequest) -> tuple[MessageQuery, int]:
     """
-    Read which of a session's messages are wanted: ``?before=TURN_INDEX&limit=``.
+    Read which of a session's messages are wanted, and how long to wait for a change: ``?before=&limit=&wait=``.
 
     Raises:
         InvalidField: A member is unknown, or not what it should be.
     """
     said = read_query(request.query, MESSAGES_QUERY)
-    return MessageQuery(before=said["before"], limit=said["limit"])
+    return MessageQuery(before=said["before"], limit=said["limit"]), said["wait"]
 
 
 def read_turn_query(request: HttpRequest) -> TurnQuery:

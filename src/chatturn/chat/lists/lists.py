@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from chatturn.chat.lists import sql
+from chatturn.chat.lists.revisions import NOT_BEGUN, tag_of
 from chatturn.chat.requests import CANCELLED
 from chatturn.chat.thread.identity import session_run_ids
+from chatturn.chat.thread.session_sql import read_revision
 from chatturn.database.api import Database, Row
 from chatturn.durable.records import RunPage, RunQuery, RunRecord, RunStatus
 from chatturn.durable.rows import run_from_row
@@ -59,11 +61,15 @@ class MessagePage:
         messages: Of finished turns, in their order.
         open_turns: Turns that have no answer yet, in their order; on the latest page only.
         next: What `MessageQuery.before` is for the page before; None if there is none.
+        revision: How often what readers of the session see has changed; None where that is not on record.
+        tag: Names this state of the session for good, as `chatturn.chat.lists.revisions` has it; None likewise.
     """
 
     messages: Sequence[Mapping[str, Any]]
     open_turns: Sequence[Mapping[str, Any]]
     next: int | None
+    revision: int | None = None
+    tag: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,16 +135,22 @@ class TurnPage:
 
 async def list_messages(database: Database, tenant_id: str, session_id: str, query: MessageQuery) -> MessagePage:
     """Return a stretch of a session's messages, in one round trip."""
-    read = [sql.read_messages(tenant_id, session_id, query.before, query.limit)]
+    read = [
+        read_revision(tenant_id, session_id),
+        sql.read_messages(tenant_id, session_id, query.before, query.limit),
+    ]
     if query.before is None:
         read.append(sql.read_open_turns(*session_run_ids(tenant_id, session_id)))
-    found, *unanswered = [outcome.rows for outcome in await database.batch(read)]
+    session, found, *unanswered = [outcome.rows for outcome in await database.batch(read)]
     turns = sorted({int(row["turn_index"] or 0) for row in found})
     kept = turns[-query.limit :]
+    not_begun = not session and not found and query.before is None and not any(unanswered)
     return MessagePage(
         messages=[_message(row) for row in reversed(found) if int(row["turn_index"] or 0) in kept],
         open_turns=[_open_turn(row) for rows in unanswered for row in reversed(rows)],
         next=kept[0] if len(turns) > len(kept) else None,
+        revision=int(session[0]["revision"] or 0) if session else 0 if not_begun else None,
+        tag=NOT_BEGUN if not_begun else tag_of(session),
     )
 
 

@@ -1,14 +1,14 @@
 """The logs of the turns that run in this isolate, for whoever follows them here."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from chatturn.chat.log.log import TurnLog
-from chatturn.chat.log.polls import Polls
+from chatturn.chat.log.polls import Poll, Polls, RevisionPoll
 
-__all__ = ["Alarm", "EventAlarm", "LiveLogs"]
+__all__ = ["Alarm", "EventAlarm", "LiveLogs", "wait_for_ring"]
 
 
 class Alarm(Protocol):
@@ -19,6 +19,20 @@ class Alarm(Protocol):
 
     async def wait(self, within_s: float) -> None:
         """Wait until it rings, or the time is over."""
+
+
+class _Watched(Protocol):
+    def watch(self, ring: Callable[[], object]) -> None: ...
+    def unwatch(self, ring: Callable[[], object]) -> None: ...
+
+
+async def wait_for_ring(watched: _Watched, alarm: Alarm, within_s: float) -> None:
+    """Wait until *watched* rings, or the time is over; *alarm* is this request's own."""
+    watched.watch(alarm.ring)
+    try:
+        await alarm.wait(within_s)
+    finally:
+        watched.unwatch(alarm.ring)
 
 
 class EventAlarm:
@@ -46,11 +60,13 @@ class LiveLogs:
     it, and what wakes a follower is for the follower to provide: an `Alarm` that may be rung from another request.
 
     Attributes:
-        polls: What followers here have last seen of turns that run elsewhere.
+        polls: What followers here have last seen of turns that run elsewhere, by run.
+        revisions: What who waits here has last seen of sessions, by what the ids of their runs begin with.
     """
 
     def __init__(self) -> None:
-        self.polls = Polls()
+        self.polls = Polls(Poll)
+        self.revisions = Polls(RevisionPoll)
         self._logs: dict[str, TurnLog] = {}
 
     @contextmanager
@@ -61,13 +77,20 @@ class LiveLogs:
         Whoever reads it afterwards sees by itself that it has ended, or was left.
         """
         self._logs[run_id] = log
+        self._session_changes(run_id)
         try:
             yield
         finally:
             log.leave()
             if self._logs.get(run_id) is log:
                 del self._logs[run_id]
+            self._session_changes(run_id)
 
     def get(self, run_id: str) -> TurnLog | None:
         """Return the log of a turn that runs here."""
         return self._logs.get(run_id)
+
+    def _session_changes(self, run_id: str) -> None:
+        poll = self.revisions.get(f"{run_id.rpartition(':')[0]}:")
+        if poll is not None:
+            poll.changes()

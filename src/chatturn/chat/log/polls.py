@@ -1,5 +1,5 @@
 """
-One look at the database for all who follow the same turn from this isolate.
+One look at the database for all who wait in this isolate for the same news: of a turn, or of a session.
 
 A follower of a turn that runs elsewhere asks the database again and again.  After a deployment every open chat is such
 a follower, and what a hundred ask separately they are also told separately.  So whoever is first to want to look does,
@@ -14,12 +14,12 @@ own (see `chatturn.chat.log.live.Alarm`).  A follower that goes away while it lo
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from chatturn.chat.log.pages import LogPage
 
-__all__ = ["Poll", "Polls"]
+__all__ = ["Poll", "Polls", "RevisionPoll", "SharedLook"]
 
 _LOOKS_FOR_S: Final = 10.0
 """How long a look may take until somebody else may look: the database is slow, or who looked is gone."""
@@ -28,23 +28,19 @@ _KEPT_CHARACTERS: Final = 256_000
 """Of lines, for followers that are a few looks behind; who is further behind asks for itself."""
 
 
-class Poll:
+class SharedLook:
     """
-    What was last seen of one turn.
+    Whose turn it is to look, and who waits to be shown.
 
     Attributes:
-        looks: How many looks have ended: a follower sees by it whether there is anything new.
+        looks: How many looks have ended: who waits sees by it whether there is anything new.
         looked_at: When the last one began, in the loop's seconds.
-        noted_until: Until when the turn's worker knows that it is followed from here.
     """
 
     def __init__(self) -> None:
         self.looks = 0
         self.looked_at = float("-inf")
-        self.noted_until = float("-inf")
         self._looking_until = float("-inf")
-        self._taking_until = float("-inf")
-        self._pages: list[tuple[int, LogPage]] = []
         self._watchers: list[Callable[[], object]] = []
 
     def may_look(self, now: float) -> bool:
@@ -55,21 +51,54 @@ class Poll:
         """Keep others from looking."""
         self.looked_at, self._looking_until = now, now + _LOOKS_FOR_S
 
+    def _looked(self) -> None:
+        self._looking_until = float("-inf")
+        self.looks += 1
+        self.ring()
+
+    def watch(self, ring: Callable[[], object]) -> None:
+        """Call *ring*, once, when somebody has looked."""
+        self._watchers.append(ring)
+
+    def unwatch(self, ring: Callable[[], object]) -> None:
+        """Do not call *ring* any more, if it was not called yet."""
+        if ring in self._watchers:
+            self._watchers.remove(ring)
+
+    def ring(self) -> None:
+        """Wake all who wait."""
+        watchers, self._watchers = self._watchers, []
+        for ring in watchers:
+            ring()
+
+
+class Poll(SharedLook):
+    """
+    What was last seen of one turn.
+
+    Attributes:
+        noted_until: Until when the turn's worker knows that it is followed from here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted_until = float("-inf")
+        self._taking_until = float("-inf")
+        self._pages: list[tuple[int, LogPage]] = []
+
     def end_look(self, after: int, page: LogPage | None) -> None:
         """
         Show what was found behind the seq *after* to all who wait; None if nothing was, because the look failed.
 
         A turn that is gone is for each follower to find out.
         """
-        self._looking_until = float("-inf")
         if page is not None:
             if not self._pages or self._pages[-1][1].last != after:
                 self._pages.clear()
             self._pages.append((after, page))
             while len(self._pages) > 1 and sum(len(kept.text) for _, kept in self._pages) > _KEPT_CHARACTERS:
                 del self._pages[0]
-        self.looks += 1
-        self.ring()
+        self._looked()
 
     def may_take_over(self, now: float) -> bool:
         """Say whether nobody of this isolate claims the turn; then it is for whoever asked, for a while."""
@@ -88,31 +117,52 @@ class Poll:
         at = next((at for at, (after, _) in enumerate(self._pages) if after == seq), None)
         return None if at is None else replace(latest, text="".join(page.text for _, page in self._pages[at:]))
 
-    def watch(self, ring: Callable[[], object]) -> None:
-        """Call *ring*, once, when somebody has looked."""
-        self._watchers.append(ring)
 
-    def unwatch(self, ring: Callable[[], object]) -> None:
-        """Do not call *ring* any more, if it was not called yet."""
-        if ring in self._watchers:
-            self._watchers.remove(ring)
+class RevisionPoll(SharedLook):
+    """
+    What was last seen of one session's revision.
 
-    def ring(self) -> None:
-        """Wake all who wait."""
-        watchers, self._watchers = self._watchers, []
-        for ring in watchers:
-            ring()
-
-
-class Polls:
-    """The polls of this isolate, by run; each is kept as long as somebody follows."""
+    Attributes:
+        tag: Names it; None for a session whose revision is not known.
+    """
 
     def __init__(self) -> None:
-        self._polls: WeakValueDictionary[str, Poll] = WeakValueDictionary()
+        super().__init__()
+        self.tag: str | None = None
 
-    def of(self, run_id: str) -> Poll:
-        """Return the one poll of a run."""
-        poll = self._polls.get(run_id)
+    def end_look(self, tag: str | None) -> None:
+        """Show what was found to all who wait; after a look that failed, what was found before."""
+        self.tag = tag
+        self._looked()
+
+    def changes(self) -> None:
+        """Take note that the session changes in this isolate: the next look is due."""
+        self.looked_at = float("-inf")
+        self.ring()
+
+
+P = TypeVar("P", bound=SharedLook)
+
+
+class Polls(Generic[P]):
+    """
+    The polls of this isolate, by what they look at; each is kept as long as somebody waits.
+
+    Args:
+        make: Makes one.
+    """
+
+    def __init__(self, make: Callable[[], P]) -> None:
+        self._make = make
+        self._polls: WeakValueDictionary[str, P] = WeakValueDictionary()
+
+    def of(self, name: str) -> P:
+        """Return the one poll of a run, or of a session."""
+        poll = self._polls.get(name)
         if poll is None:
-            poll = self._polls[run_id] = Poll()
+            poll = self._polls[name] = self._make()
         return poll
+
+    def get(self, name: str) -> P | None:
+        """Return the poll of a run, or of a session, if somebody waits for news of it."""
+        return self._polls.get(name)

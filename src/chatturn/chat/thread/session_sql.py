@@ -1,8 +1,12 @@
 """
-The SQL of whose a session is: its owner is who claimed its first turn.
+The SQL of sessions: whose each is, and how often what its readers see has changed.
 
-A session from before there was a table of them belongs to who claimed the turn of its lowest index; it gets its row
-with the next turn that is claimed in it.  A row is deleted with the last of the session's turns.
+The owner is who claimed the first turn.  A session from before there was a table of them belongs to who claimed the
+turn of its lowest index; it gets its row with the next turn that is claimed in it.  A row is deleted with the last of
+the session's turns.
+
+The revision rises in the transaction of every change that a reader of the messages can see: `record_session` with a
+claim, `session_changed` with an attempt's end, `session_of_run_changed` where nobody holds the run.
 """
 
 from typing import Final
@@ -14,7 +18,15 @@ from chatturn.durable.sql.runs import HELD, MOMENT
 from chatturn.durable.store import Guard
 from chatturn.errors import NotFound
 
-__all__ = ["OWNER_OF_TURN", "owned_by", "read_owner", "record_session"]
+__all__ = [
+    "OWNER_OF_TURN",
+    "owned_by",
+    "read_owner",
+    "read_revision",
+    "record_session",
+    "session_changed",
+    "session_of_run_changed",
+]
 
 _OWNER: Final = """
 coalesce((SELECT owner_id FROM chat_sessions WHERE tenant_id = {tenant} AND session_id = {session}),
@@ -22,9 +34,24 @@ coalesce((SELECT owner_id FROM chat_sessions WHERE tenant_id = {tenant} AND sess
 """
 
 _RECORD: Final = f"""
-INSERT INTO chat_sessions (tenant_id, session_id, owner_id, created_at)
-SELECT ?4, ?5, {_OWNER.format(tenant="?4", session="?5", first="?6", last="?7", user=", ?8")}, {MOMENT.format("?9")}
-WHERE {HELD} AND NOT EXISTS (SELECT 1 FROM chat_sessions WHERE tenant_id = ?4 AND session_id = ?5)
+INSERT INTO chat_sessions (tenant_id, session_id, owner_id, created_at, revision)
+SELECT ?4, ?5, {_OWNER.format(tenant="?4", session="?5", first="?6", last="?7", user=", ?8")}, {MOMENT.format("?9")}, 1
+WHERE {HELD}
+ON CONFLICT (tenant_id, session_id) DO UPDATE SET revision = revision + 1
+"""
+
+_CHANGED: Final = f"""
+UPDATE chat_sessions SET revision = revision + 1 WHERE tenant_id = ?4 AND session_id = ?5 AND {HELD}
+"""
+
+_CHANGED_OF_RUN: Final = """
+UPDATE chat_sessions SET revision = revision + 1
+WHERE (tenant_id, session_id) IN (SELECT tenant_id, session_id FROM chat_turns WHERE run_id = ?1)
+"""
+
+# The moment tells a session from one of the same name that was deleted before.
+_READ_REVISION: Final = """
+SELECT revision, created_at FROM chat_sessions WHERE tenant_id = ?1 AND session_id = ?2
 """
 
 _IS_OWNER: Final = f"{_OWNER.format(tenant='{0}', session='{1}', first='{2}', last='{3}', user=', {4}')} = {{4}}"
@@ -40,8 +67,23 @@ coalesce((SELECT s.owner_id FROM chat_sessions AS s WHERE s.tenant_id = t.tenant
 
 
 def record_session(identity: ChatTurnIdentity) -> Statement:
-    """Record whose session it is, with the claim and before its turn, unless that is on record."""
+    """Record whose session it is, unless that is on record, and that it changes: with the claim, before its turn."""
     return Statement(_RECORD, (*_session(identity.tenant_id, identity.session_id), identity.user_id, NOW))
+
+
+def session_changed(identity: ChatTurnIdentity) -> Statement:
+    """Record that what readers of the session see changes, under the lease of one of its turns."""
+    return Statement(_CHANGED, (identity.tenant_id, identity.session_id))
+
+
+def session_of_run_changed(run_id: str) -> Statement:
+    """Record that what readers of a turn's session see changes, in a transaction without a lease."""
+    return Statement(_CHANGED_OF_RUN, (run_id,))
+
+
+def read_revision(tenant_id: str, session_id: str) -> Statement:
+    """Read how often what readers of the session see has changed; no row for one without a turn."""
+    return Statement(_READ_REVISION, (tenant_id, session_id))
 
 
 def owned_by(identity: ChatTurnIdentity) -> Guard:

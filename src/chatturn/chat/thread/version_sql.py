@@ -108,6 +108,12 @@ UPDATE chat_messages SET run_id = ?4, version = (SELECT t.version FROM chat_turn
     ELSE (SELECT s.result_json ->> '$.finalText' FROM durable_steps AS s WHERE s.run_id = ?4 AND s.step_index = 0) END
 WHERE tenant_id = ?1 AND session_id = ?2 AND turn_index = ?3 AND run_id <> ?4 AND {_MAY_COUNT} AND {_IDLE}
 """
+# Before it, under the same condition: what readers see changes.
+_ACTIVATES: Final = f"""
+UPDATE chat_sessions SET revision = revision + 1
+WHERE tenant_id = ?1 AND session_id = ?2 AND {_MAY_COUNT} AND {_IDLE} AND EXISTS (
+  SELECT 1 FROM chat_messages WHERE tenant_id = ?1 AND session_id = ?2 AND turn_index = ?3 AND run_id <> ?4)
+"""
 _ACTIVATED: Final = f"""
 SELECT {_MAY_COUNT} AS may_count, {_IDLE} AS idle,
   EXISTS (SELECT 1 FROM chat_messages
@@ -191,7 +197,12 @@ def activate(identity: ChatTurnIdentity, run_id: str) -> list[Statement]:
     """Let a version count, unless the session is busy, and read what came of it."""
     place = (identity.tenant_id, identity.session_id, identity.turn_index)
     params = (*place, run_id, *session_run_ids(identity.tenant_id, identity.session_id))
-    return [Statement(_ACTIVATE, params), Statement(_BREAKS_OF_TURN, place), Statement(_ACTIVATED, params)]
+    return [
+        Statement(_ACTIVATES, params),
+        Statement(_ACTIVATE, params),
+        Statement(_BREAKS_OF_TURN, place),
+        Statement(_ACTIVATED, params),
+    ]
 
 
 def read_versions(identity: ChatTurnIdentity) -> Statement:

@@ -163,4 +163,4 @@ def unlogged(events: Sequence[ChatStreamEvent], attempt: int) -> str:
 
 
 def _last(end: type[End], identity: ChatTurnIdentity, members: dict[str, Any]) -> ChatStreamEvent:
-    return ChatStreamEvent(ENDS[end].line, {"sessionId": identity.session_id, **members})
+    return ChatStreamEvent(ENDS[end].line, {"sessionId": identity.session_id, "version": identity.version, **members})

@@ -33,7 +33,7 @@ from chatturn.chat.log.writer import LogWriter
 from chatturn.chat.requests import TurnInput
 from chatturn.chat.thread.history import PastTurn
 from chatturn.chat.thread.identity import legacy_run_id
-from chatturn.chat.thread.session_sql import owned_by, record_session
+from chatturn.chat.thread.session_sql import owned_by, record_session, session_changed
 from chatturn.chat.thread.version_sql import only_one_version, record_version, still_counts
 from chatturn.chat.thread.versions import Choice
 from chatturn.chat.turn import attempt_usage, tracing
@@ -386,6 +386,7 @@ def _run_to_claim(turn: TurnInput) -> RunToClaim:
         supersede=turn.request.supersede,
         legacy_run_id=legacy_run_id(turn.identity) if settings.legacy_run_ids == "on" else None,
         guards=_guards(turn, manifest_hash(manifest)),
+        ends_with=[session_changed(turn.identity)],
     )
 
 

@@ -99,6 +99,8 @@ DELETE_FINISHED: Final = (
       SELECT tenant_id, session_id, turn_index FROM chat_turns WHERE run_id IN ({_FINISHED}))
       AND run_id IN ({_FINISHED})""",
     f"""UPDATE chat_usage SET run_id = run_id || '@' || {MOMENT.format("?1")} WHERE run_id IN ({_FINISHED})""",
+    f"""UPDATE chat_sessions SET revision = revision + 1 WHERE (tenant_id, session_id) IN (
+      SELECT tenant_id, session_id FROM chat_turns WHERE run_id IN ({_FINISHED}))""",
     f"""DELETE FROM chat_sessions WHERE (tenant_id, session_id) IN (
       SELECT t.tenant_id, t.session_id FROM chat_turns AS t WHERE t.run_id IN ({_FINISHED}) AND NOT EXISTS (
         SELECT 1 FROM chat_turns AS o WHERE o.run_id > {SESSION_OF_RUN.format("t.run_id")}
