@@ -148,15 +148,23 @@ class ChatTurnError(Exception):
 
 
 class ConfigurationError(ChatTurnError):
-    """A setting is missing or wrong; ``setting`` is its name in the environment."""
+    """
+    A setting is missing or wrong.
+
+    Attributes:
+        setting: Its name in the environment, or its place in that setting.
+        lacks: The name of the secret that is not set, if that is what is wrong; for the operator's own screen only,
+            since people put keys where names belong.
+    """
 
     code = "misconfigured"
     status = 503
     public = "The service is not configured. The operator finds the setting's name at /readyz."
 
-    def __init__(self, setting: str, message: str) -> None:
+    def __init__(self, setting: str, message: str, *, lacks: str | None = None) -> None:
         super().__init__(f"{setting}: {message}")
         self.setting = setting
+        self.lacks = lacks
 
 
 class BodyTimeout(ChatTurnError):

@@ -6,6 +6,7 @@ default and what it means stand beside it.  A value that cannot be read is a `Co
 the setting.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, Self, cast, get_args
@@ -39,6 +40,7 @@ def _setting(default: Any, help_: str, **limits: Any) -> Any:
     return field(default=default, metadata={"help": help_, **limits})
 
 
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _LONGEST_MS: Final = 2**31 - 1
 """25 days: JavaScript's timers take no more, and far beyond that a lease's end is no date and holds nobody off."""
 
@@ -148,19 +150,28 @@ class Settings:
     )
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> Self:
+    def from_env(cls, env: Mapping[str, object]) -> Self:
         """
         Read the settings out of *env*; an absent or empty variable means the default.
 
         Raises:
-            ConfigurationError: A value is not of its setting's type, outside its limits or not among its choices.
+            ConfigurationError: A value is no text, not of its setting's type, outside its limits or not among its
+                choices.
         """
         values: dict[str, Any] = {}
         for item in fields(cls):
-            text = env.get(item.name.upper(), "").strip()
+            text = _text(item.name.upper(), env.get(item.name.upper(), ""))
             if text:
                 values[item.name] = _read(item.name.upper(), text, item.default, item.metadata)
         return cls(**values)
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):  # a number of wrangler.toml, for example
+        raise ConfigurationError(name, "must be a text: put its value in quotes")
+    if _SURROGATE.search(value):
+        raise ConfigurationError(name, "is no Unicode text")
+    return value.strip()
 
 
 def _read(name: str, text: str, default: Any, limits: Mapping[str, Any]) -> str | int:

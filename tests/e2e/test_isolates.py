@@ -92,7 +92,7 @@ def test_a_worker_that_lacks_a_setting_lives_on(isolates: Worker, isolate: str, 
     ("isolate", "told"),
     [
         ("without_a_secret", "AUTH_JWT_SECRET: is not set"),
-        ("with_a_wrong_address", "OPENAI_BASE_URL: must begin with http:// or https://"),
+        ("with_a_wrong_address", "OPENAI_BASE_URL: must be an address of a server"),
         ("with_no_such_product", "PRODUCT: must be one of agent, assistant, gtm, legal"),
     ],
 )

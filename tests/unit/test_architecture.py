@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("chatturn.http",),
     ("chatturn.agent_runtime",),  # the TypeScript package's names: a wing on top
     ("chatturn",),  # the package itself: what harnesses import by name
+    ("chatturn.isolate",),
     ("chatturn.workerd", "products"),
     ("entry",),
 )

@@ -8,16 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatturn.backends.openai.backend import create_openai_compatible_backend
 from chatturn.errors import ConfigurationError
-from chatturn.http.auth import authenticator_for
-from chatturn.http.cors import read_origins
-from chatturn.http.tickets import tickets_for
-from chatturn.http.token_keys import Secrets
+from chatturn.isolate import make_isolate
 from chatturn.settings import Settings, setting_names
-from chatturn.telemetry.w3c import parse_ratio
-from chatturn.usage.prices import parse_prices
-from tests.support.transport import ScriptedTransport
+from products import make_hooks
+from tests.support.platform import platform
 
 NUMBERS = [item for item in fields(Settings) if isinstance(item.default, int)]
 CHOICES = [item for item in fields(Settings) if "choices" in item.metadata]
@@ -122,27 +117,17 @@ def test_every_setting_says_what_it_is_for() -> None:
 PRIVATE = "sk-live-0123456789-meant-for-another-setting"
 
 
-def read_everywhere(settings: Settings) -> None:
-    """Do with settings what a Worker does at its first request, as far as that can refuse one."""
-    create_openai_compatible_backend(
-        transport=ScriptedTransport([]),
-        base_url=settings.openai_base_url,
-        api_key=settings.openai_api_key,
-        model=settings.model,
-        uniform=lambda low, _high: low,
-        now=lambda: 0.0,
-    )
-    authenticator_for(settings, now=lambda: 0.0, published=lambda _url: Secrets({})).check()
-    tickets_for(settings, now=lambda: 0.0)
-    read_origins(settings.cors_origins)
-    parse_prices(settings.prices)
-    parse_ratio("OTEL_TRACES_SAMPLER_ARG", settings.otel_traces_sampler_arg)
-
-
 def message_of(env: Mapping[str, str]) -> str:
-    good = {"AUTH_JWT_SECRET": "a secret of thirty-two bytes, or more", "AUTH_ISSUER": "https://id.example.com"}
+    """Return what a Worker's first request says of these settings; "" if nothing is wrong with them."""
+    good = {
+        "AUTH_ISSUER": "https://id.example.com",
+        "AUTH_JWT_SECRET": "a secret of thirty-two bytes, or more",
+        "BACKEND": "openai",
+        "OPENAI_API_KEY": "a key",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "https://otel.example.com",
+    }
     try:
-        read_everywhere(Settings.from_env({**good, **env}))
+        make_isolate(make_hooks, platform({**good, **env})).authenticator.check()
     except ConfigurationError as error:
         return str(error)
     return ""
@@ -159,7 +144,10 @@ def test_no_message_shows_what_a_setting_was() -> None:
     ]
     messages = [message_of(env) for env in wrong]
     limited = {item.name.upper() for item in [*NUMBERS, *CHOICES]}
-    others = {"AUTH_JWKS_URL", "CORS_ORIGINS", "OPENAI_BASE_URL", "OTEL_TRACES_SAMPLER_ARG", "PRICES"}
+    others = {
+        *("ALLOW_PARAMETERS", "AUTH_JWKS_URL", "CORS_ORIGINS", "OPENAI_BASE_URL", "PRICES", "PRODUCT", "PROVIDERS"),
+        *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_TRACES_SAMPLER_ARG"),
+    }
 
     assert {message.partition(":")[0] for message in messages} - {""} == limited | others
     assert [message for message in messages if PRIVATE in message] == []

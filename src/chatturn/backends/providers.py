@@ -7,20 +7,23 @@ The setting ``PROVIDERS`` is a JSON array; each element is a preset, and what is
      {"name": "home", "kind": "ollama", "base_url": "http://10.0.0.7:11434/v1",
       "models": {"qwen3": {"idle_timeout_ms": 0, "defaults": {"temperature": 0.2}}}}]
 
-A value that is wrong is a `ConfigurationError` that names its place and never the value: secrets are among them.
+A value that is wrong is a `ConfigurationError` that names its place and never the value: secrets are among them.  A
+place is told in words of this module, and by numbers: a key may stand where a name belongs, too.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from chatturn.backends.api import CONTENTS
 from chatturn.backends.openai.quirks import Quirks
-from chatturn.backends.parameters import wrong_parameter
+from chatturn.backends.parameters import PARAMETERS, wrong_parameter
 from chatturn.errors import ConfigurationError
+from chatturn.jsontext.operators import parse_operators_json
+from chatturn.transport import ADDRESS, is_address, is_header_value
 from chatturn.usage.prices import Price, read_price
 
 __all__ = ["PRESETS", "Model", "Preset", "Provider", "parse_providers", "prices_of"]
@@ -181,8 +184,8 @@ def parse_providers(text: str, variables: Mapping[str, str]) -> tuple[Provider, 
     if not text:
         return ()
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_operators_json(text)
+    except ValueError:
         raise ConfigurationError(_SETTING, "is not JSON") from None
     if not isinstance(found, list) or not found:
         raise ConfigurationError(_SETTING, "must be an array of providers")
@@ -208,6 +211,7 @@ class _Place:
             raise ConfigurationError(path, "must be an object")
         self.path = path
         self._members = dict(members)
+        self._positions = {name: position for position, name in enumerate(members, 1)}
 
     def take(self, name: str, check: Callable[[Any], bool], words: str, default: Any = None) -> Any:
         """Return a member; if it is not there, *default*."""
@@ -223,7 +227,7 @@ class _Place:
         return _Place(f"{self.path}.{name}", self._members.pop(name, {}))
 
     def rest(self) -> dict[str, Any]:
-        """Return the members that nobody has taken."""
+        """Return the members that nobody has taken, whatever their names are."""
         rest, self._members = self._members, {}
         return rest
 
@@ -232,9 +236,13 @@ class _Place:
         if self._members:
             raise ConfigurationError(self.path, "has a member that is not known")
 
-    def error(self, name: str, words: str) -> ConfigurationError:
-        """Make the error about a member."""
-        return ConfigurationError(f"{self.path}.{name}", words)
+    def error(self, name: str, words: str, *, lacks: str | None = None) -> ConfigurationError:
+        """Make the error about a member whose name is one that this module knows."""
+        return ConfigurationError(f"{self.path}.{name}", words, lacks=lacks)
+
+    def error_at(self, name: str, words: str, *, lacks: str | None = None) -> ConfigurationError:
+        """Make the error about a member whose name is anything."""
+        return ConfigurationError(self.path, f"member {self._positions[name]} {words}", lacks=lacks)
 
 
 def _is_text(value: Any) -> bool:
@@ -254,12 +262,7 @@ def _is_ms(value: Any) -> bool:
 
 
 def _is_url(value: Any) -> bool:
-    if not isinstance(value, str) or not value.startswith(("http://", "https://")):
-        return False
-    try:
-        return bool(urlsplit(value).hostname)
-    except ValueError:  # half an IPv6 address, for example
-        return False
+    return isinstance(value, str) and is_address(value)
 
 
 def _provider(place: _Place, variables: Mapping[str, str]) -> Provider:
@@ -268,18 +271,16 @@ def _provider(place: _Place, variables: Mapping[str, str]) -> Provider:
     )
     preset = PRESETS[kind]
     name = place.take("name", _is_name, f"like {_NAME.pattern}", kind)
-    base_url = place.take("base_url", _is_url, "a URL that begins with http:// or https://", preset.base_url)
+    base_url = place.take("base_url", _is_url, ADDRESS, preset.base_url)
     if not base_url:
         raise place.error("base_url", f"is required by the kind {kind!r}")
     query = {**preset.query, **_texts(place.place("query"))}
     key = place.take(
         "key", lambda value: value is None or _is_secret(value), "the name of a secret, or null", preset.key
     )
-    headers = {name.lower(): _filled(name, value, place, variables) for name, value in _headers(place.place("headers"))}
+    headers = _headers(place.place("headers"), variables)
     if key:
-        if not variables.get(key):
-            raise place.error("key", "names a secret that is not set")
-        headers[preset.key_header] = preset.key_prefix + variables[key]
+        headers[preset.key_header] = preset.key_prefix + _secret(key, variables, partial(place.error, "key"))
     quirks = _quirks(place.place("quirks"), preset.quirks)
     models = _models(place)
     others = _model(place, Model(takes=preset.takes))
@@ -312,27 +313,31 @@ def _texts(place: _Place) -> dict[str, str]:
     members = place.rest()
     for name, value in members.items():
         if not isinstance(value, str):
-            raise place.error(name, "must be a text")
+            raise place.error_at(name, "must be a text")
     return members
 
 
-def _headers(place: _Place) -> list[tuple[str, str]]:
+def _headers(place: _Place, variables: Mapping[str, str]) -> dict[str, str]:
     members = _texts(place)
     for name, value in members.items():
-        if not _HEADER.fullmatch(name) or not value.isprintable() or not value.isascii():
-            raise place.error(name, "is no header")
-    return list(members.items())
+        if not _HEADER.fullmatch(name) or not is_header_value(value):
+            raise place.error_at(name, "is no header")
+    return {name.lower(): _filled(value, variables, partial(place.error_at, name)) for name, value in members.items()}
 
 
-def _filled(name: str, value: str, place: _Place, variables: Mapping[str, str]) -> str:
+def _filled(value: str, variables: Mapping[str, str], error: Callable[..., ConfigurationError]) -> str:
     """Put vars and secrets in the place of their names, ``${NAME}``."""
+    return _SECRET_IN_TEXT.sub(lambda match: _secret(match[1], variables, error), value)
 
-    def secret(match: re.Match[str]) -> str:
-        if not variables.get(match[1]):
-            raise place.error(f"headers.{name}", "names a secret that is not set")
-        return variables[match[1]]
 
-    return _SECRET_IN_TEXT.sub(secret, value)
+def _secret(name: str, variables: Mapping[str, str], error: Callable[..., ConfigurationError]) -> str:
+    """Return what a header gets from the secret *name*."""
+    value = variables.get(name, "")
+    if not value:
+        raise error("names a secret that is not set", lacks=name)
+    if not is_header_value(value):
+        raise error("names a secret with a character that no header can carry")
+    return value
 
 
 def _quirks(place: _Place, preset: Quirks) -> Quirks:
@@ -394,7 +399,7 @@ def _parameters(place: _Place) -> dict[str, Any]:
     members = place.rest()
     for name, value in members.items():
         if (wrong := wrong_parameter(name, value)) is not None:
-            raise place.error(name[:40], wrong)
+            raise place.error(name, wrong) if name in PARAMETERS else place.error_at(name, wrong)
     return members
 
 

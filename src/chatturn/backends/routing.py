@@ -29,7 +29,7 @@ from chatturn.errors import (
 from chatturn.events import EventBatch
 from chatturn.settings import Settings
 from chatturn.telemetry.operator_log import OperatorLog
-from chatturn.transport import Transport
+from chatturn.transport import ADDRESS, Transport, is_address, is_header_value
 
 __all__ = ["Means", "RoutingBackend", "create_backend", "provider_of_settings"]
 
@@ -70,11 +70,13 @@ def provider_of_settings(settings: Settings) -> Provider:
     Return the one provider that the settings of before ``PROVIDERS`` mean.
 
     Raises:
-        ConfigurationError: The base URL is none.
+        ConfigurationError: The base URL is none, or no header can carry the key.
     """
     base_url = settings.openai_base_url
-    if not base_url.startswith(("http://", "https://")):
-        raise ConfigurationError("OPENAI_BASE_URL", "must begin with http:// or https://")
+    if not is_address(base_url):
+        raise ConfigurationError("OPENAI_BASE_URL", f"must be {ADDRESS}")
+    if not is_header_value(settings.openai_api_key):
+        raise ConfigurationError("OPENAI_API_KEY", "has a character that no header can carry")
     preset = PRESETS["openai"]
     continuing = {name.strip(): Model(continues=True) for name in settings.continue_models.split(",") if name.strip()}
     return Provider(

@@ -20,6 +20,7 @@ from chatturn.http.limits import (
 from chatturn.http.strict_json import read_json_object
 from chatturn.http.token_keys import Secrets, TokenKeys, read_jws
 from chatturn.settings import Settings
+from chatturn.transport import is_address
 
 __all__ = [
     "OPERATE",
@@ -171,11 +172,7 @@ def _checked_jwks_url(settings: Settings) -> str:
 
 
 def _is_safe(address: str) -> bool:
-    try:
-        url = urlsplit(address)
-    except ValueError:  # brackets that hold no IPv6 address
-        return False
-    return bool(url.hostname) and (url.scheme == "https" or (url.scheme == "http" and url.hostname in _THIS_MACHINE))
+    return is_address(address) and (address.startswith("https") or urlsplit(address).hostname in _THIS_MACHINE)
 
 
 def _claim_rules(settings: Settings) -> ClaimRules:

@@ -147,7 +147,8 @@ class Secrets:
 
 def _checked_secret(setting: str, secret: str) -> bytes:
     if not secret:
-        raise ConfigurationError(setting, f"is not set; it must have at least {MIN_SECRET_BYTES} bytes")
+        what = f"is not set; it must have at least {MIN_SECRET_BYTES} bytes"
+        raise ConfigurationError(setting, what, lacks=setting)
     key = secret.encode()
     if len(key) < MIN_SECRET_BYTES:
         raise ConfigurationError(setting, f"has {len(key)} bytes, but must have at least {MIN_SECRET_BYTES}")
@@ -227,7 +228,7 @@ class PublishedKeys:
                 self._fetched_at_s = self._now()
             except (BackendTransportError, RequestError, TimeoutError, ValueError) as error:
                 self._failed_at_s = self._now()
-                self._report(KeysUnavailable(f"{self._request.url}: {str(error) or type(error).__name__}"))
+                self._report(KeysUnavailable(f"AUTH_JWKS_URL: {str(error) or type(error).__name__}"))
         if self._now() >= self._fetched_at_s + STALE_S:
             raise KeysUnavailable("the keys that tokens are checked with cannot be had")
 

@@ -5,7 +5,6 @@ A model that is not in the table has no known price: its cost is unknown, never 
 name is similar.  A deployment adds its own prices, or replaces these, with the setting ``PRICES``.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from chatturn.errors import ConfigurationError
+from chatturn.jsontext.operators import parse_operators_json
 
 __all__ = ["PRICES", "PRICES_AS_OF", "PRICES_SOURCE", "Price", "PriceTable", "parse_prices", "read_price"]
 
@@ -122,8 +122,8 @@ def parse_prices(text: str) -> dict[str, Price]:
     if not text:
         return {}
     try:
-        found = json.loads(text, parse_float=Decimal, parse_int=Decimal, parse_constant=_refuse)
-    except (ValueError, RecursionError):
+        found = parse_operators_json(text, number=Decimal)
+    except ValueError:
         raise ConfigurationError(_SETTING, "is not JSON") from None
     if not isinstance(found, dict):
         raise ConfigurationError(_SETTING, "must be an object: a price for each model")
@@ -158,7 +158,3 @@ def _micro(what: str, amount: Any, setting: str) -> int:
     if isinstance(amount, Decimal) and 0 <= amount <= _MOST_DOLLARS and amount == amount.quantize(_FINEST):
         return int(amount * _MICRO)
     raise ConfigurationError(setting, f"{what} has a price that is no amount of dollars in whole millionths")
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(constant)

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import js
 from pyodide.ffi import JsException, JsProxy
 
-from chatturn.errors import BackendTransportError, ConfigurationError
+from chatturn.errors import BackendTransportError
 from chatturn.transport import TransportRequest, TransportResponse
 from chatturn.workerd.fetch import FetchResponse
 from chatturn.workerd.ffi import js_error, js_object, js_texts, settled, started
@@ -25,17 +25,15 @@ class BindingTransport:
     Sends the body of a request to a binding's ``run``; the address and the headers are nobody's.
 
     Args:
-        binding: The binding; None if the deployment has none.
+        binding: The raw binding.
     """
 
-    def __init__(self, binding: JsProxy | None) -> None:
+    def __init__(self, binding: JsProxy) -> None:
         self._binding = binding
 
     @asynccontextmanager
     async def send(self, request: TransportRequest) -> AsyncIterator[TransportResponse]:
         """Send *request*; see `Transport.send`."""
-        if self._binding is None:
-            raise ConfigurationError("AI", "is not bound, but PROVIDERS has one of the kind workers-ai")
         inputs = json.loads(request.body)
         model = inputs.pop("model")
         said = js_texts(json.dumps(inputs)).map(js.JSON.parse)[0]

@@ -35,7 +35,6 @@ __all__ = [
     "js_texts",
     "parse_js",
     "read_env",
-    "read_other_env",
     "run_sync_is_allowed",
     "settled",
     "started",
@@ -314,12 +313,6 @@ def js_error(message: str) -> JsException:
     return js.Error.new(message)
 
 
-def read_env(env: JsProxy, names: Iterable[str]) -> dict[str, str]:
-    """Read the vars and secrets called *names*; one that is not set is left out."""
-    values = ((name, getattr(env, name, None)) for name in names)
-    return {name: value for name, value in values if isinstance(value, str)}
-
-
-def read_other_env(env: JsProxy, names: Iterable[str]) -> dict[str, str]:
-    """Read the vars and secrets that are not called *names*; bindings are no text and are left out."""
-    return read_env(env, set(js.Object.keys(env)) - set(names))
+def read_env(env: JsProxy) -> dict[str, Any]:
+    """Read all vars, secrets and bindings."""
+    return {name: getattr(env, name) for name in js.Object.keys(env)}

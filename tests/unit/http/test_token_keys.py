@@ -162,7 +162,7 @@ async def test_the_keys_of_before_serve_while_the_provider_is_away() -> None:
         await service.who(RSA.token({**CLAIMS, "sub": "bob"}))
 
     assert service.reported
-    assert all(each == "https://id.example/jwks: status 500" for each in service.reported)
+    assert all(each == "AUTH_JWKS_URL: status 500" for each in service.reported)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from chatturn.events import EventBatch
 from chatturn.jsontext.canonical import canonical_hash
 from chatturn.telemetry import conventions
 from chatturn.telemetry.tracer import AttributeValue, Span, Tracer
-from chatturn.transport import Transport, TransportRequest
+from chatturn.transport import ADDRESS, Transport, TransportRequest, is_address
 
 __all__ = ["OpenAICompatibleBackend", "create_openai_compatible_backend", "make_backend"]
 
@@ -98,8 +98,8 @@ def create_openai_compatible_backend(
         ConfigurationError: *base_url* is not one.
         ValueError: A deadline is negative; the message begins with its name.
     """
-    if not base_url.startswith(("http://", "https://")):
-        raise ConfigurationError("OPENAI_BASE_URL", "must begin with http:// or https://")
+    if not is_address(base_url):
+        raise ConfigurationError("OPENAI_BASE_URL", f"must be {ADDRESS}")
     made = make_backend(
         Provider(
             name=provider,

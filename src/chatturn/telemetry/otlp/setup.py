@@ -15,7 +15,7 @@ from chatturn.telemetry.otlp.sending import Sender
 from chatturn.telemetry.otlp.turns import TurnTrace
 from chatturn.telemetry.tracer import AttributeValue
 from chatturn.telemetry.w3c import TraceParent, parse_ratio, parse_traceparent
-from chatturn.transport import Transport
+from chatturn.transport import ADDRESS, Transport, is_address
 
 __all__ = ["RequestTelemetry", "Telemetry", "make_telemetry", "parse_headers"]
 
@@ -109,8 +109,8 @@ def make_telemetry(
         ConfigurationError: A setting cannot be read.
     """
     endpoint = settings.otel_exporter_otlp_endpoint
-    if not endpoint.startswith(("http://", "https://")):
-        raise ConfigurationError(_ENDPOINT, "must begin with http:// or https://")
+    if not is_address(endpoint):
+        raise ConfigurationError(_ENDPOINT, f"must be {ADDRESS}")
     sender = Sender(
         transport,
         endpoint=endpoint,
