@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+__all__ = ["PLACEHOLDER_ID", "Config", "read_toml"]
+
 PLACEHOLDER_ID: Final = "00000000-0000-0000-0000-"
 """What the id of a database begins with that has not been made."""
 
@@ -47,12 +49,27 @@ migrations_dir = "migrations"
 def _how_to_add(product: str, settings: Mapping[str, Any], file: str) -> str:
     number = len(settings.get("env", {})) + 1
     placeholder = f"{PLACEHOLDER_ID}{number:012}"
-    return _NEW_ENVIRONMENT.format(product=product, worker=settings["name"], file=file, placeholder=placeholder)
+    return _NEW_ENVIRONMENT.format(
+        product=product, worker=settings.get("name", "chatturn"), file=file, placeholder=placeholder
+    )
 
 
 def _product_at_the_top(settings: Mapping[str, Any]) -> str | None:
     found: str | None = settings.get("vars", {}).get("PRODUCT")
     return found
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """
+    Read a file of wrangler's.
+
+    Raises:
+        ValueError: It is not there, or no TOML; the message names it.
+    """
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +87,9 @@ class Config:
         Read *path* (`wrangler.toml`), with the settings of `[env.<environment>]` if given.
 
         Raises:
-            ValueError: There is no such environment; the message says what to write.
+            ValueError: There is no such file or environment; the message says what to write.
         """
-        settings = tomllib.loads(path.read_text("utf-8"))
+        settings = read_toml(path)
         if environment is not None and environment != _product_at_the_top(settings):
             if environment not in settings.get("env", {}):
                 raise ValueError(_how_to_add(environment, settings, path.name))
@@ -97,7 +114,9 @@ class Config:
     def database_ids(self) -> dict[str, str]:
         """Return, for each D1 binding, the id that names its local database."""
         return {
-            database["binding"]: database.get("preview_database_id", database["database_id"])
+            database["binding"]: database.get("preview_database_id")
+            or database.get("database_id")
+            or database["binding"]
             for database in self.deployment.get("d1_databases", [])
         }
 

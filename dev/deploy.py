@@ -10,12 +10,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dev import paths
-from dev.config import Config
+from dev.config import Config, read_toml
 from dev.deployment import (
     Problem,
     Target,
@@ -49,6 +48,8 @@ def tell(problems: Sequence[str]) -> int:
     """Print them; return the exit status."""
     for each in problems:
         print(each, file=sys.stderr)
+    if any("\n    wrangler " in each for each in problems) and not shutil.which("wrangler"):
+        print('export PATH="$PWD/.venv/bin:$PWD/dev/node_modules/.bin:$PATH"  # has wrangler', file=sys.stderr)
     return 1 if problems else 0
 
 
@@ -58,7 +59,10 @@ def deploy(target: Target) -> int:
     if not pywrangler:
         return tell([str(Problem("pywrangler is not installed", "pip install uv workers-py"))])
     return subprocess.run(
-        [*pywrangler, "deploy", f"--env={target.environment}"], cwd=target.file.parent, env=_environment(), check=False
+        [*pywrangler, "deploy", "--config", str(target.file), f"--env={target.environment}"],
+        cwd=target.file.parent,
+        env=_environment(),
+        check=False,
     ).returncode
 
 
@@ -72,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _targets(file: Path, product: str | None) -> list[Target]:
-    settings = tomllib.loads(file.read_text("utf-8"))
+    settings = read_toml(file)
     at_the_top = settings.get("vars", {}).get("PRODUCT")
     names = [product] if product else [at_the_top, *settings.get("env", {})]
     return [
