@@ -318,6 +318,7 @@ def _platform(target: Target, variables: Mapping[str, Any]) -> Platform:
         binding=_NoServers() if deployment.get("ai", {}).get("binding") == "AI" else None,
         limiters={},
         alarm=EventAlarm,
+        file_store=None,
         verify=_no_signature,
         console=print_log,
         uniform=random.uniform,
