@@ -1,6 +1,8 @@
 """What is made of a deployment's settings: whatever is in them, it is made, or one setting is named, and none shown."""
 
+import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Final
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatturn.backends import providers
 from chatturn.chat.service import DurableChatService
 from chatturn.errors import ConfigurationError
 from chatturn.http.application import Application
@@ -51,6 +54,7 @@ WHOLE: Final[Mapping[str, Any]] = {
             "idle_timeout_ms": 1,
             "total_timeout_ms": 1,
             "continues": True,
+            "takes": ["image_url"],
             "defaults": {
                 "system": "Be brief.",
                 "temperature": 0.5,
@@ -65,6 +69,14 @@ WHOLE: Final[Mapping[str, Any]] = {
     "PRICES": {"m": {"in": 1, "out": 2.5, "cached": 0.5}},
 }
 """The settings that are JSON, with every member that they may have."""
+
+
+def test_every_member_of_providers_is_tried() -> None:
+    """Those that the module takes, by their names in its own text."""
+    taken = set(re.findall(r'(?:take|place|ms)\(\s*"(\w+)"', inspect.getsource(providers)))
+
+    assert {"kind", "takes", "idle_timeout_ms", "headers"} <= taken
+    assert [] == [name for name in sorted(taken) if f'"{name}": ' not in json.dumps(WHOLE)]
 
 
 def put_everywhere(value: Any, private: str) -> Iterator[Any]:
