@@ -255,8 +255,12 @@ WHERE breaks = 1;
 CREATE INDEX IF NOT EXISTS idx_durable_runs_open ON durable_runs (run_id) WHERE status IN ('pending', 'running');
 CREATE INDEX IF NOT EXISTS idx_durable_runs_suspended ON durable_runs (run_id) WHERE status = 'suspended';
 
+-- For which run a client's tool was asked for.
+CREATE INDEX IF NOT EXISTS idx_durable_steps_tool ON durable_steps (intent)
+WHERE intent >= 'event:tool:' AND intent < 'event:tool;';
+
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 112, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 113, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome');

@@ -13,7 +13,7 @@ from chatturn.agent_runtime.attempt_runs import keep_runtime_runs
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn
 from chatturn.chat.hooks.outbox import overrides
-from chatturn.chat.hooks.tool import Tool, ToolContext
+from chatturn.chat.hooks.tool import ToolContext
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.sweep import Sweep
@@ -150,7 +150,10 @@ class Witness:
         for name in _HOOKS:
             if overrides(hooks, name):
                 setattr(hooks, name, self._watched_hook(name, getattr(hooks, name), alive))
-        hooks.tools = tuple(replace(tool, run=self._watched_tool(tool, alive)) for tool in hooks.tools)
+        hooks.tools = tuple(
+            tool if tool.run is None else replace(tool, run=self._watched_run(tool.name, tool.run, alive))
+            for tool in hooks.tools
+        )
         return hooks
 
     def _watched_hook(self, name: str, call: Callable[[FinishedTurn], Any], alive: Callable[[], None]) -> Any:
@@ -162,13 +165,13 @@ class Witness:
 
         return watched
 
-    def _watched_tool(self, tool: Tool, alive: Callable[[], None]) -> Any:
-        @wraps(tool.run)
+    def _watched_run(self, name: str, run: Callable[..., Any], alive: Callable[[], None]) -> Any:
+        @wraps(run)
         async def watched(args: Mapping[str, Any], call: ToolContext) -> Any:
             alive()
             arguments = json.dumps(dict(args), sort_keys=True)
-            self.effects.append(ToolEffect(tool=tool.name, key=call.step_key, arguments=arguments))
-            return await tool.run(args, call)
+            self.effects.append(ToolEffect(tool=name, key=call.step_key, arguments=arguments))
+            return await run(args, call)
 
         return watched
 

@@ -66,6 +66,7 @@ export interface LineData {
   "message.part.updated": { delta?: string; part?: Part };
   "tool.call": { toolCallId: string; toolName: string; args: unknown };
   "tool.approval": { toolCallId: string; toolName: string; args: unknown; key: string };
+  "tool.client": { toolCallId: string; toolName: string; args: unknown; key: string };
   "tool.result": { toolCallId: string; toolName: string; result: unknown };
   "tool.error": { toolCallId: string; toolName: string; code: string; message: string };
   usage: Usage;

@@ -32,6 +32,7 @@ __all__ = [
     "text_so_far",
     "tool_approval",
     "tool_call",
+    "tool_client",
     "tool_error",
     "tool_result",
     "usage_event",
@@ -51,6 +52,7 @@ EVENT_TYPES: Final[Mapping[str, str]] = {
     "message.part.updated": "a piece of the answer, or of its reasoning",
     "tool.call": "the model asks for a tool, arguments complete",
     "tool.approval": "somebody must agree before this tool call is done; `key` is the event's",
+    "tool.client": "the client is to do this tool call; `key` is the event that its result is sent as",
     "tool.result": "a tool call was done",
     "tool.error": "a tool call was not done, or failed; the model is told the same",
     "usage": "what the model call consumed, as the model reported it",
@@ -82,6 +84,7 @@ _STORED_MEMBERS: Final[Mapping[str, frozenset[str] | None]] = {
     "usage": None,
     "context": None,
     "tool.approval": frozenset({"key", "toolName"}),
+    "tool.client": frozenset({"key", "toolName"}),
 }
 """What of an event holds nothing of a user's or a model's: these members of its data; None stands for all."""
 
@@ -132,6 +135,12 @@ def tool_approval(*, tool_call_id: str, tool_name: str, args: Any, key: str) -> 
     """Make the event for a tool call that waits for the event *key* of the run."""
     members = {"toolCallId": tool_call_id, "toolName": tool_name, "args": args, "key": key}
     return ChatStreamEvent("tool.approval", members)
+
+
+def tool_client(*, tool_call_id: str, tool_name: str, args: Any, key: str) -> ChatStreamEvent:
+    """Make the event for a tool call that the client does, and whose result is the event *key* of the run."""
+    members = {"toolCallId": tool_call_id, "toolName": tool_name, "args": args, "key": key}
+    return ChatStreamEvent("tool.client", members)
 
 
 def tool_result(*, tool_call_id: str, tool_name: str, result: Any) -> ChatStreamEvent:

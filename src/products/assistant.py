@@ -6,7 +6,9 @@ __all__ = ["Hooks"]
 
 
 class Hooks(ChatTurnHooks):
-    """Ask the model what the user asked."""
+    """Ask the model what the user asked; a request may bring tools, which its client does."""
+
+    client_tools = True
 
     def produce(self, context: TurnContext) -> StreamProducer:
         """Stream the model's answer."""

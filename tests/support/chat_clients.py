@@ -24,6 +24,7 @@ class UiMessageView:
     Attributes:
         parts: Its parts, as a user sees them.
         chunks: How many chunks came: where WorkflowChatTransport goes on.
+        to_do: What the client was told to do itself, by the calls' ids: the tool, and what it is given.
         finished: Whether ``finish`` came.
         error: What an ``error`` said.
     """
@@ -32,6 +33,7 @@ class UiMessageView:
         self.id: str | None = None
         self.parts: list[dict[str, Any]] = []
         self.chunks = 0
+        self.to_do: dict[str, tuple[str, Any]] = {}
         self.finished = False
         self.finish_reason: str | None = None
         self.error: str | None = None
@@ -90,12 +92,15 @@ class UiMessageView:
     def _tool(self, chunk: dict[str, Any]) -> None:
         what = chunk["type"].removeprefix("tool-")
         if what == "input-available":
-            assert (chunk["dynamic"], chunk["providerExecuted"]) == (True, True)
+            executed, dynamic = chunk.get("providerExecuted", False), chunk.get("dynamic", False)
             part = next((part for part in self._tools() if part["id"] == chunk["toolCallId"]), None)
             if part is None:
-                part = {"type": "dynamic-tool", "id": chunk["toolCallId"]}
+                kind = "dynamic-tool" if dynamic else f"tool-{chunk['toolName']}"
+                part = {"type": kind, "id": chunk["toolCallId"]}
                 self.parts.append(part)
-            part.update(name=chunk["toolName"], input=chunk["input"], state=what)
+            part.update(name=chunk["toolName"], input=chunk["input"], state=what, executed=executed)
+            if not executed:
+                self.to_do[chunk["toolCallId"]] = (chunk["toolName"], chunk["input"])  # onToolCall
             return
         [part] = [part for part in self._tools() if part["id"] == chunk["toolCallId"]]  # ValueError: the client throws
         assert what in {"approval-request", "output-available", "output-error", "output-denied"}
@@ -104,7 +109,7 @@ class UiMessageView:
             part["approval"] = chunk["approvalId"]
 
     def _tools(self) -> list[dict[str, Any]]:
-        return [part for part in self.parts if part["type"] == "dynamic-tool"]
+        return [part for part in self.parts if part["type"].partition("-")[0] in {"tool", "dynamic"}]
 
     def _message(self, chunk: dict[str, Any]) -> None:
         assert chunk["type"] == "message-metadata"
@@ -140,6 +145,7 @@ class CompletionView:
 
     Attributes:
         text: Its content.
+        calls: Those of the client's tools, by their index.
         error: The error that the client raises.
         finish_reason: Why it ended.
         done: Whether ``[DONE]`` came.
@@ -150,6 +156,7 @@ class CompletionView:
         self.reasoning = ""
         self.role: str | None = None
         self.error: dict[str, Any] | None = None
+        self.calls: dict[int, dict[str, Any]] = {}
         self.finish_reason: str | None = None
         self.usage: dict[str, Any] | None = None
         self.done = False
@@ -180,4 +187,8 @@ class CompletionView:
         self.role = delta.get("role", self.role)
         self.text += delta.get("content", "")
         self.reasoning += delta.get("reasoning_content", "")
+        for call in delta.get("tool_calls", ()):
+            known = self.calls.setdefault(call["index"], {"id": call["id"], "type": "function", "function": {}})
+            for name, piece in call["function"].items():
+                known["function"][name] = known["function"].get(name, "") + piece
         self.finish_reason = choice["finish_reason"]

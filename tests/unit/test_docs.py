@@ -51,6 +51,7 @@ from tests.support.isolates import TURN, Isolate
 from tests.support.transport import Reply, ScriptedTransport
 from tests.support.turns import IDENTITY, Desk, Product, open_sqlite
 from tests.turns.test_agent import Agent, Model
+from tests.turns.test_client_tools import Guide
 from tests.unit.backends.openai.test_backend import DONE, backend, frame
 
 ROOT = Path(__file__).parents[2]
@@ -259,6 +260,8 @@ async def test_every_event_has_the_members_that_are_told() -> None:
         lines += await broken.run(identity=replace(IDENTITY, turn_index=1), history_characters=1)
         model = Model([("note", {"text": "a"}), ("unknown", {}), ("send", {"text": "a"})])
         lines += await Desk(database, Agent(), backend=model.backend()).run(identity=replace(IDENTITY, turn_index=2))
+        looking = Desk(database, Guide(), backend=Model(("look", {})).backend())
+        lines += await looking.run(identity=replace(IDENTITY, turn_index=5))
         counts: dict[str, Any] = {
             "prompt_tokens": 9,
             "completion_tokens": 4,
@@ -557,7 +560,7 @@ def test_every_name_that_a_product_may_import_is_told() -> None:
         ),
         ("What the hooks of a stored answer are given", {item.name for item in fields(product.FinishedTurn)}),
         ("What `on_attempt_end` is given", {item.name for item in fields(product.EndedAttempt)}),
-        ("Attributes of the class", {"sync_http", "tools", "instructions", "runtime_runs"}),
+        ("Attributes of the class", {"sync_http", "tools", "instructions", "client_tools", "runtime_runs"}),
         ("Tools and approvals", {item.name for item in fields(product.Tool)}),
     ],
 )

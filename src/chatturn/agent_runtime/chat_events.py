@@ -88,6 +88,7 @@ def _proposal(data: Data) -> RuntimeStreamEvent | None:
 
 SAID: Final[Mapping[str, Callable[[Data], RuntimeStreamEvent | None]]] = {
     "tool.call": _tool_call,
+    "tool.client": _tool_call,
     "tool.result": _tool_result,
     "tool.error": _tool_error,
     "tool.approval": _approval,

@@ -5,7 +5,7 @@ A turn's log in agent-runtime's vocabulary: chat events in, `RuntimeStreamEvent`
 
     session.run.started ─────▶ task_start, session_created or session_resumed, backend_start
     message.part.updated ────▶ text_delta, reasoning_delta
-    tool.call ───────────────▶ tool_call
+    tool.call, tool.client ──▶ tool_call
     tool.result, tool.error ─▶ tool_result
     tool.approval ───────────▶ proposal_created, pending
     usage ───────────────────▶ llm_call

@@ -5,16 +5,20 @@ The names and ranges are those of OpenAI's chat completions; models take fewer, 
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 from chatturn.errors import ConfigurationError
 from chatturn.jsontext.depth import nests_deeper
 
-__all__ = ["MAX_PARAMETERS_BYTES", "PARAMETERS", "allowed_parameters", "wrong_parameter"]
+__all__ = ["MAX_PARAMETERS_BYTES", "PARAMETERS", "TOOLS", "allowed_parameters", "wrong_parameter"]
 
 MAX_PARAMETERS_BYTES: Final = 65_536
 """Of all parameters together, as JSON."""
+
+TOOLS: Final = "tools"
+"""The parameter that only a request may say: the tools that its client does."""
 
 _DEEPEST: Final = 30
 
@@ -25,6 +29,22 @@ _WORD: Final[_Schema] = {"type": "string", "format": "printable", "minLength": 1
 _TEXT: Final[_Schema] = {"type": "string", "format": "storable", "minLength": 1, "maxLength": 200}
 _OBJECT: Final[_Schema] = {"type": "object", "minProperties": 1}
 _FLAG: Final[_Schema] = {"type": "boolean"}
+_FUNCTION: Final[_Schema] = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+        "description": {"type": "string"},
+        "parameters": {"type": "object"},
+    },
+}
+_TOOL: Final[_Schema] = {
+    "type": "object",
+    "format": "tool",
+    "required": ["type", "function"],
+    "properties": {"type": {"const": "function"}, "function": _FUNCTION},
+}
+_TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 PARAMETERS: Final[Mapping[str, _Schema]] = {
     "temperature": {"type": "number", "minimum": 0, "maximum": 2},
@@ -42,6 +62,7 @@ PARAMETERS: Final[Mapping[str, _Schema]] = {
     "reasoning": _OBJECT,
     "verbosity": _WORD,
     "service_tier": _WORD,
+    TOOLS: {"type": "array", "minItems": 1, "maxItems": 128, "items": _TOOL},
     "tool_choice": {"anyOf": [_WORD, _OBJECT]},
     "parallel_tool_calls": _FLAG,
     "logprobs": _FLAG,
@@ -95,8 +116,22 @@ def _fits(value: Any, schema: _Schema) -> bool:
         return fits and all(_fits(item, schema["items"]) for item in value)
     if isinstance(value, dict):
         text = json.dumps(value, ensure_ascii=False)
-        return len(value) >= schema["minProperties"] and _is_utf8(text) and not nests_deeper(text, _DEEPEST)
+        is_whole = _is_tool(value) if schema.get("format") == "tool" else len(value) >= schema["minProperties"]
+        return is_whole and _is_utf8(text) and not nests_deeper(text, _DEEPEST)
     return isinstance(value, bool) or bool(schema["minimum"] <= value <= schema["maximum"])
+
+
+def _is_tool(value: Mapping[str, Any]) -> bool:
+    function = value.get("function")
+    if value.get("type") != "function" or not isinstance(function, dict):
+        return False
+    name, described, parameters = (function.get(each) for each in ("name", "description", "parameters"))
+    return (
+        isinstance(name, str)
+        and bool(_TOOL_NAME.fullmatch(name))
+        and isinstance(described, str | None)
+        and isinstance(parameters, dict | None)
+    )
 
 
 def _is_utf8(text: str) -> bool:
@@ -120,4 +155,6 @@ def _words(schema: _Schema) -> str:
         return f"a text of 1 to {schema['maxLength']} characters"
     if kind == "array":
         return f"a list of 1 to {schema['maxItems']} of these"
+    if schema.get("format") == "tool":
+        return 'a tool, {"type": "function", "function": {"name", "description", "parameters"}}'
     return {"boolean": "true or false", "object": f"an object that nests at most {_DEEPEST} deep"}[kind]

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from chatturn.backends.api import CONTENTS
 from chatturn.backends.openai.quirks import Quirks
-from chatturn.backends.parameters import PARAMETERS, wrong_parameter
+from chatturn.backends.parameters import PARAMETERS, TOOLS, wrong_parameter
 from chatturn.errors import ConfigurationError
 from chatturn.jsontext.operators import parse_operators_json
 from chatturn.transport import ADDRESS, is_address, is_header_value
@@ -398,7 +398,8 @@ def _is_takes(value: Any) -> bool:
 def _parameters(place: _Place) -> dict[str, Any]:
     members = place.rest()
     for name, value in members.items():
-        if (wrong := wrong_parameter(name, value)) is not None:
+        wrong = "is a request's own" if name == TOOLS else wrong_parameter(name, value)
+        if wrong is not None:
             raise place.error(name, wrong) if name in PARAMETERS else place.error_at(name, wrong)
     return members
 

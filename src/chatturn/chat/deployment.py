@@ -5,10 +5,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, Self
 
 from chatturn.backends.api import AgentExecutionBackend, taken_by
-from chatturn.backends.parameters import allowed_parameters
+from chatturn.backends.parameters import TOOLS, allowed_parameters
 from chatturn.chat.files import Files, FileStore
 from chatturn.chat.hooks.attempts import AttemptListener
 from chatturn.chat.hooks.hooks import ChatTurnHooks
+from chatturn.chat.hooks.outbox import overrides
 from chatturn.chat.log.live import Alarm, EventAlarm, LiveLogs
 from chatturn.chat.log.query_budget import RENEWALS_PER_TERM, Pace, log_pace
 from chatturn.chat.log.room import Room, reading_room, sending_room
@@ -130,11 +131,26 @@ class Deployment:
                 return InvalidField(f"parameters.{name} may not be said here", field=f"parameters.{name}")
         if missing := needs_of(request.parts) - taken_by(self.backend, model or settings.model or None):
             return InvalidField(f"the model takes no {_NAMES_OF_NEEDS[min(missing)]}", field="message")
+        return self._objection_to_tools(request.parameters.get(TOOLS, ()))
+
+    def _objection_to_tools(self, tools: Sequence[Mapping[str, Any]]) -> InvalidField | None:
+        names = [tool["function"]["name"] for tool in tools]
+        if len(set(names)) < len(names):
+            return InvalidField("parameters.tools has two of the same name", field="parameters.tools")
+        if taken := sorted({tool.name for tool in self.hooks.tools} & set(names)):
+            return InvalidField(f"parameters.tools: {taken[0]} is a tool of the product's", field="parameters.tools")
         return None
 
     def may_say(self, parameter: str) -> bool:
         """Say whether a request may say a parameter."""
+        if parameter == TOOLS and not self.takes_client_tools:
+            return False
         return parameter in allowed_parameters(self.settings.allow_parameters)
+
+    @property
+    def takes_client_tools(self) -> bool:
+        """Whether the product lets a request bring tools: no product does that redacts."""
+        return self.hooks.client_tools and not overrides(self.hooks, "transform_final_text")
 
     def running(self, turns_at_once: int) -> Self:
         """Return the same deployment for an invocation that runs *turns_at_once* turns beside each other."""

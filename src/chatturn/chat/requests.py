@@ -1,5 +1,6 @@
 """What is asked of a turn, and what is told about it: values."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -13,7 +14,7 @@ from chatturn.chat.thread.versions import Choice, Replace
 from chatturn.chat.usage.totals import Sums
 from chatturn.durable.records import DurableRunManifest, RunOutcome
 
-__all__ = ["CANCELLED", "Cancellation", "TurnInput", "TurnRequest", "TurnView"]
+__all__ = ["CANCELLED", "Cancellation", "TurnInput", "TurnRequest", "TurnView", "history_of", "history_text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,7 @@ class TurnRequest:
         model: The model asked for, or None for the deployment's.
         metadata: The caller's own, JSON.
         history: The conversation before the message, where the request brings its own; None: the session's is it.
+        behind: What stands behind the message there: calls of the client's tools, and their results.
         parameters: How the model is to answer; see `chatturn.backends.parameters`.
         supersede: Start the turn anew if it was started with another message or model.
         follow: Show what is being answered already, instead of refusing.
@@ -38,10 +40,26 @@ class TurnRequest:
     model: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     history: Sequence[ChatMessage] | None = None
+    behind: Sequence[ChatMessage] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     supersede: bool = False
     follow: bool = False
     replace: Replace | None = None
+
+
+def history_text(request: TurnRequest) -> str | None:
+    """Return the conversation that a request brings, as it is stored; None for none."""
+    before, behind = request.history, list(request.behind)
+    if not behind:
+        return None if before is None else json.dumps(list(before), ensure_ascii=False)
+    said = {"before": None if before is None else list(before), "behind": behind}
+    return json.dumps(said, ensure_ascii=False)
+
+
+def history_of(text: str | None) -> tuple[Sequence[ChatMessage] | None, Sequence[ChatMessage]]:
+    """Return what a request brought before its message, and behind it, of what is stored."""
+    said = None if text is None else json.loads(text)
+    return (said["before"], said["behind"]) if isinstance(said, dict) else (said, ())
 
 
 CANCELLED: Final = "cancelled"
@@ -123,6 +141,7 @@ class TurnInput:
             user_message=request.message,
             model=request.model,
             history=request.history,
+            behind=request.behind,
             parameters=request.parameters,
             parts=request.parts,
         )

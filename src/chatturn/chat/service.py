@@ -2,14 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
 from chatturn.backends.parameters import allowed_parameters
-from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
+from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX, CLIENT_CALL, TOOL_PREFIX
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.files import FileFacts, last_day
 from chatturn.chat.following import FollowedTurn, read_page_in_turn, who_holds
@@ -20,7 +20,7 @@ from chatturn.chat.lists.sql import read_latest_turn, read_recent_turn, read_run
 from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.log.room import PAGE_CHARACTERS
 from chatturn.chat.log.sql import request_cancel
-from chatturn.chat.requests import CANCELLED, Cancellation, TurnInput, TurnRequest, TurnView
+from chatturn.chat.requests import CANCELLED, Cancellation, TurnInput, TurnRequest, TurnView, history_of
 from chatturn.chat.thread.identity import ChatTurnIdentity, legacy_run_id, session_run_ids, turn_run_id
 from chatturn.chat.thread.session_sql import read_owner, session_of_run_changed
 from chatturn.chat.thread.version_sql import (
@@ -68,6 +68,9 @@ __all__ = ["DurableChatService"]
 
 _VERSION_TRIES: Final = 3
 """Which version counts may change between the look and the claim."""
+
+_ASKED_FOR: Final = (APPROVAL_PREFIX, TOOL_PREFIX + CLIENT_CALL)
+"""Begin the keys of events that only count while the run asks for them."""
 
 _RESUME_PAUSES_S: Final = (0.0, 1.0, 3.0)
 """A turn that is just being suspended has a lease for a moment longer, and may have missed the event."""
@@ -320,14 +323,16 @@ class DurableChatService:
         return await self._reopen(row)
 
     async def _reopen(self, row: Row) -> ChatTurn | ReplayedTurn | FailedTurn:
-        metadata, model, history = row["metadata_json"], row["model"], row["history_json"]
-        parameters, parts = row["parameters_json"], row["parts_json"]
+        metadata, model, parameters = row["metadata_json"], row["model"], row["parameters_json"]
+        parts, brought = row["parts_json"], row["history_json"]
+        history, behind = history_of(None if brought is None else str(brought))
         request = TurnRequest(
             message=str(row["user_message"]),
             parts=() if parts is None else json.loads(str(parts)),
             model=None if model is None else str(model),
             metadata={} if metadata is None else json.loads(str(metadata)),
-            history=None if history is None else json.loads(str(history)),
+            history=history,
+            behind=behind,
             parameters={} if parameters is None else json.loads(str(parameters)),
         )
         return await open_turn(self._traced(_identity(row), request, asked_again=True))
@@ -410,8 +415,8 @@ class DurableChatService:
         """
         Record an event of a run of this user's; the first under its key wins.
 
-        An approval is recorded only while it is asked for: one that comes too late is void, and one that is sent again
-        is answered as the first time.
+        An approval, or the result of a client's tool, is recorded only while it is asked for: one that comes too late
+        is void, and one that is sent again is answered as the first time.
 
         Returns:
             Whether this one was the first, and the one that is recorded; None for a void approval.
@@ -424,9 +429,32 @@ class DurableChatService:
             raise RunNotFound("this tenant has none of that name", run_id=run_id)
         if not await self.may_see(tenant_id, str(row["session_id"]), user_id):
             raise RunNotFound("it is another user's", run_id=run_id)
-        if key.startswith(APPROVAL_PREFIX):
+        if key.startswith(_ASKED_FOR):
             return await self._approve(run_id, key, payload)
         return await self.deployment.store.emit_event(run_id, key, payload)
+
+    async def take_results(self, tenant_id: str, user_id: str, results: Mapping[str, Any]) -> str | None:
+        """
+        Give a turn the results of its client's tools; those that it has, or does not want, change nothing.
+
+        Args:
+            tenant_id: Of the user.
+            user_id: Who gives them.
+            results: What came of each call, by its id: ``{"result"}``, or ``{"error"}``.
+
+        Returns:
+            The run that has asked for them; None if none has that this user may see.
+        """
+        keys = {f"{TOOL_PREFIX}{id_}": result for id_, result in results.items() if id_.startswith(CLIENT_CALL)}
+        if not keys:
+            return None
+        [found] = await self.deployment.database.batch([chat_sql.read_asked_run(list(keys), tenant_id)])
+        if not found.rows or not await self.may_see(tenant_id, str(found.rows[0]["session_id"]), user_id):
+            return None
+        run_id = str(found.rows[0]["run_id"])
+        given = [chat_sql.give(run_id, key, json_text(result, "a result")) for key, result in keys.items()]
+        await self.deployment.database.batch(given)
+        return run_id
 
     async def _approve(self, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord | None]:
         text = json_text(payload, "the event's payload")

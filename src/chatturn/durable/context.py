@@ -254,11 +254,14 @@ class DurableContext:
         """
         return await (await self.open_event(key, timeout_ms=timeout_ms)).payload()
 
-    async def open_event(self, key: str, *, timeout_ms: int = DEFAULT_EVENT_TIMEOUT_MS) -> OpenWait:
+    async def open_event(
+        self, key: str, *, timeout_ms: int = DEFAULT_EVENT_TIMEOUT_MS, linger: bool = True
+    ) -> OpenWait:
         """
         Begin to wait for an event, and return once that is on record; `OpenWait.payload` does the waiting.
 
         For a caller that says in between what it waits for: nobody can answer before it is known that it is asked.
+        Where it only is by the suspension, the worker need not *linger* for a moment.
 
         Raises:
             ValueError: *timeout_ms* is no number, below 0 or beyond the calendar.
@@ -268,7 +271,7 @@ class DurableContext:
         step = await self._open_wait(begin)
 
         async def payload() -> Any:
-            result = (await self._waited(begin, step, key, timeout_ms)).result
+            result = (await self._waited(begin, step, key, timeout_ms, self.inline_wait_ms * linger)).result
             if "payload" not in result:
                 message = f"{key!r} did not come within {timeout_ms} ms"
                 raise DurableAwaitEventTimeoutError(message, run_id=self.run_id)
@@ -285,7 +288,7 @@ class DurableContext:
         """
         require_number("duration_ms", duration_ms)
         begin = Begin(step_index=self._take(), intent="sleep", kind=StepKind.DETERMINISTIC)
-        await self._waited(begin, await self._open_wait(begin), None, duration_ms)
+        await self._waited(begin, await self._open_wait(begin), None, duration_ms, self.inline_wait_ms)
 
     # Around the task, and when it has ended.
 
@@ -510,14 +513,16 @@ class DurableContext:
             with self._cancellable(begin, 1 if recorded is None else recorded.attempts):
                 return await self._begun(begin, recorded)
 
-    async def _waited(self, begin: Begin, step: StepRecord, key: str | None, timeout_ms: int) -> StepRecord:
+    async def _waited(
+        self, begin: Begin, step: StepRecord, key: str | None, timeout_ms: int, here_ms: int
+    ) -> StepRecord:
         """Return a wait that is over, one way or the other, as it is on record."""
         if step.status is StepStatus.COMPLETED:
             return step
         with self._strands.work(), self._cancellable(begin, step.attempts):
             wake_at = moment_after(str(step.started_at), timeout_ms)
             with self._work.wait(Wait(step_index=step.step_index, key=key, wake_at=wake_at)):
-                event = await self._polled(step, key, timeout_ms)
+                event = await self._polled(step, key, timeout_ms, here_ms)
             result = None if key is None else {"timedOut": True} if event is None else {"payload": event.payload}
             with self._work.step():
                 return await self._complete(begin, step.attempts, result)
@@ -533,17 +538,17 @@ class DurableContext:
             self._forget(caught)
         return begun
 
-    async def _polled(self, step: StepRecord, key: str | None, timeout_ms: int) -> EventRecord | None:
+    async def _polled(self, step: StepRecord, key: str | None, timeout_ms: int, here_ms: int) -> EventRecord | None:
         loop, since = asyncio.get_running_loop(), str(step.started_at)
-        until = loop.time() + self.inline_wait_ms / 1000
+        until = loop.time() + here_ms / 1000
         while True:
             self._work.require_going_on()
             event, waited_ms = await self.store.poll_event(self.run_id, key or "", since)
             left_ms = timeout_ms - waited_ms
             if (key is not None and event is not None) or left_ms <= 0:
                 return event
-            inline_ms = (until - loop.time()) * 1000
-            if left_ms > inline_ms and (key is None or inline_ms <= 0):
+            rest_ms = (until - loop.time()) * 1000
+            if left_ms > rest_ms and (key is None or rest_ms <= 0):
                 if await self._work.rest(left_ms):
                     self._work.require_going_on()
                     raise self._work.suspend()

@@ -11,12 +11,12 @@ Source:
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
+from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX, CLIENT_CALL
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.thread.identity import ChatTurnIdentity, turn_of_run, turn_run_id, version_of_run
 from chatturn.chat.turn.reader import PING_EVERY_MS
@@ -31,10 +31,11 @@ from chatturn.http.limits import (
     check_session_id,
     read_run_id,
     read_session_id,
+    read_tool_result,
 )
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import detail_of, error_headers
-from chatturn.http.projected import OpenedTurn, ProjectedTurn, find, open_or_follow
+from chatturn.http.projected import OpenedTurn, ProjectedTurn, find, go_on_or_follow, open_or_follow
 from chatturn.http.strict_json import read_json_object
 from chatturn.wire.ai_sdk import UiMessageStream
 
@@ -55,9 +56,6 @@ _FIRST_THAT_RESETS: Final = 7
 
 _TAKEN_OF_A_USER: Final = ("text", "data-")
 """How the types of the parts begin that a user's message may have; data are for the application alone."""
-
-_DECIDED_S: Final = (1.0, 3.0)
-"""When to ask again for a turn whose decision has come: one that is just being suspended has a lease for a moment."""
 
 _FOUND_WITHIN_S: Final = 20
 """How long a reconnect waits for a database that does not answer, before it is known which turn it is about."""
@@ -91,7 +89,7 @@ def session_of_body(_request: HttpRequest, _principal: Principal, body: bytes) -
 
 
 async def post_chat(call: Call) -> HttpResponse:
-    """Answer the question of a chat; or go on with the turn whose approvals came."""
+    """Answer the question of a chat; or go on with the turn whose approvals, or results of its client's tools, came."""
     query = _query(call.request)
     body = await read_client_body(call.request)
     messages = body.get("messages")
@@ -109,12 +107,31 @@ async def post_chat(call: Call) -> HttpResponse:
         supersede=_replaces(body),
         follow=True,
     )
-    decisions = _decisions(messages)
-    asked = await call.service.shown_version(identity) if decisions else identity
+    waiting = await _waiting(call, identity, messages)
+    if waiting is None:
+        opened = await open_or_follow(call.service, identity, request)
+        return _stream(call, identity, opened, resets=_resets(query))
+    opened = await go_on_or_follow(call.service, waiting)
+    return _stream(call, waiting, opened, resets=_resets(query), goes_on=True)
+
+
+async def _waiting(call: Call, identity: ChatTurnIdentity, messages: object) -> ChatTurnIdentity | None:
+    """Give what the thread ends with to the turn that waits for it, and return that; None for a question."""
+    decisions, results = _decisions(messages), _results(messages)
+    if results:
+        run_id = await call.service.take_results(identity.tenant_id, identity.user_id, results)
+        turn = None if run_id is None else turn_of_run(run_id)
+        if run_id is not None and turn is not None:
+            identity = replace(_identity(call, *turn), version=version_of_run(run_id))
+        elif not decisions:
+            return None
+    elif decisions:
+        identity = await call.service.shown_version(identity)
+    else:
+        return None
     for key, payload in decisions.items():
-        await call.service.emit(identity.tenant_id, identity.user_id, turn_run_id(asked), key, payload)
-    opened = await open_or_follow(call.service, identity, request, pauses_s=_DECIDED_S if decisions else ())
-    return _stream(call, identity, opened, resets=_resets(query), goes_on=bool(decisions))
+        await call.service.emit(identity.tenant_id, identity.user_id, turn_run_id(identity), key, payload)
+    return identity
 
 
 async def get_chat_stream(call: Call) -> HttpResponse:
@@ -275,14 +292,33 @@ def _text_of(message: Mapping[str, Any], place: str) -> str:
 
 def _decisions(messages: object) -> Mapping[str, Mapping[str, Any]]:
     """Return the approvals that the thread ends with: what was decided, by the event's key."""
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    parts = last.get("parts") if isinstance(last, dict) and last.get("role") == "assistant" else None
     decisions: dict[str, Mapping[str, Any]] = {}
-    for part in parts if isinstance(parts, list) else []:
-        if isinstance(part, dict) and part.get("state") == "approval-responded":
+    for part in _last_parts(messages):
+        if part.get("state") == "approval-responded":
             key, payload = _decision(part.get("approval"))
             decisions[key] = payload
     return decisions
+
+
+def _results(messages: object) -> Mapping[str, Mapping[str, Any]]:
+    """Return the results of the client's tools that the thread ends with, by the ids of their calls."""
+    results: dict[str, Mapping[str, Any]] = {}
+    for part in _last_parts(messages):
+        id_, state = part.get("toolCallId"), part.get("state")
+        if not isinstance(id_, str) or not id_.startswith(CLIENT_CALL) or part.get("providerExecuted"):
+            continue
+        if state == "output-available":
+            results[id_] = read_tool_result({"result": part.get("output")}, "output")
+        elif state == "output-error":
+            results[id_] = read_tool_result({"error": part.get("errorText")}, "errorText")
+    return results
+
+
+def _last_parts(messages: object) -> Sequence[Mapping[str, Any]]:
+    """Return the parts of the assistant's message that the thread ends with; none where it ends with a question."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    parts = last.get("parts") if isinstance(last, dict) and last.get("role") == "assistant" else None
+    return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
 
 
 def _decision(approval: object) -> tuple[str, Mapping[str, Any]]:

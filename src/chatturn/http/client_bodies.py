@@ -5,7 +5,7 @@ Unlike our own routes, those for other clients ignore members that they do not k
 themselves.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -16,10 +16,13 @@ from chatturn.http.problems import shown
 from chatturn.http.strict_json import read_json_object
 from chatturn.http.user_messages import read_message, read_text
 
-__all__ = ["Conversation", "TextOf", "read_client_body", "read_conversation"]
+__all__ = ["ROLES", "Conversation", "TextOf", "read_client_body", "read_conversation"]
 
 TextOf: TypeAlias = Callable[[Mapping[str, Any], str], str]
 """Returns the text of a message, by its place in the request."""
+
+MoreOf: TypeAlias = Callable[[Mapping[str, Any], str], Mapping[str, Any]]
+"""Returns what else of a message the model is shown, by its place in the request."""
 
 ROLES: Final = ("system", "developer", "user", "assistant")
 
@@ -33,13 +36,15 @@ class Conversation:
 
     Attributes:
         question: The last message of the user.
-        before: All before it, each ``{"role", "content"}``.
+        before: All before it, each ``{"role", "content", …}``.
+        behind: All behind it, where there are results of the client's tools among them.
         turn_index: Of the question: how many questions there are before it.
     """
 
     question: str
-    before: tuple[Mapping[str, str], ...]
+    before: tuple[Mapping[str, Any], ...]
     turn_index: int
+    behind: tuple[Mapping[str, Any], ...] = ()
 
 
 async def read_client_body(request: HttpRequest) -> dict[str, Any]:
@@ -57,35 +62,41 @@ async def read_client_body(request: HttpRequest) -> dict[str, Any]:
     return read_json_object(await request.read(MAX_BODY_BYTES))
 
 
-def read_conversation(messages: object, text_of: TextOf) -> Conversation:
+def read_conversation(
+    messages: object, text_of: TextOf, *, roles: Sequence[str] = ROLES, more_of: MoreOf = lambda _message, _place: {}
+) -> Conversation:
     """
     Read the messages of a request.
 
     Args:
         messages: The member.
-        text_of: Reads one message.
+        text_of: Reads the text of one message.
+        roles: Whose messages there may be.
+        more_of: Reads what else the model is shown of one.
 
     Raises:
         InvalidField: There is no question among them, or one is not what it should be.
     """
     if not isinstance(messages, list) or not messages:
         raise InvalidField("messages must be a list with at least one message", field="messages")
-    read = [_message(message, f"messages[{at}]", text_of) for at, message in enumerate(messages)]
+    read = [_message(message, f"messages[{at}]", text_of, roles, more_of) for at, message in enumerate(messages)]
     questions = [at for at, message in enumerate(read) if message["role"] == "user"]
     if not questions:
         raise InvalidField("messages has no message of the user", field="messages")
     last = questions[-1]
+    behind = read[last + 1 :]
     return Conversation(
         question=read_message(read[last]["content"], f"messages[{last}]"),
         before=tuple(read[:last]),
         turn_index=len(questions) - 1,
+        behind=tuple(behind) if any(message["role"] == "tool" for message in behind) else (),
     )
 
 
-def _message(message: object, place: str, text_of: TextOf) -> Mapping[str, str]:
+def _message(message: object, place: str, text_of: TextOf, roles: Sequence[str], more_of: MoreOf) -> Mapping[str, Any]:
     if not isinstance(message, dict):
         raise InvalidField(f"{place} must be an object", field=place)
     role = message.get("role")
-    if role not in ROLES:
-        raise InvalidField(f"{place}.role is {shown(str(role))}, but must be one of {', '.join(ROLES)}", field=place)
-    return {"role": role, "content": read_text(text_of(message, place), place)}
+    if role not in roles:
+        raise InvalidField(f"{place}.role is {shown(str(role))}, but must be one of {', '.join(roles)}", field=place)
+    return {"role": role, "content": read_text(text_of(message, place), place), **more_of(message, place)}

@@ -13,7 +13,7 @@ from typing import Any, Final, get_args
 from urllib.parse import unquote_to_bytes
 
 from chatturn.backends.parameters import MAX_PARAMETERS_BYTES, PARAMETERS, wrong_parameter
-from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX
+from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX, CLIENT_CALL, TOOL_PREFIX
 from chatturn.chat.files import FILE_ID
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.thread.identity import turn_of_run
@@ -35,6 +35,7 @@ __all__ = [
     "MAX_TICKET_CHARACTERS",
     "MAX_TOKEN_CHARACTERS",
     "MAX_TOKEN_HEADER_CHARACTERS",
+    "MAX_TOOL_RESULT_CHARACTERS",
     "MAX_TURN_INDEX",
     "MAX_VERSION",
     "PATH_MEMBERS",
@@ -48,6 +49,7 @@ __all__ = [
     "read_parameters",
     "read_run_id",
     "read_session_id",
+    "read_tool_result",
     "read_turn_index",
     "read_turn_request",
     "read_version",
@@ -61,6 +63,7 @@ MAX_TURN_INDEX: Final = 1_000_000
 MAX_VERSION: Final = 10_000
 MAX_EVENT_KEY_CHARACTERS: Final = 200
 MAX_EVENT_PAYLOAD_BYTES: Final = 65_536
+MAX_TOOL_RESULT_CHARACTERS: Final = 200_000
 MAX_REASON_CHARACTERS: Final = 2_000
 MAX_TICKET_CHARACTERS: Final = 4_096
 MAX_TOKEN_CHARACTERS: Final = 8_192
@@ -289,7 +292,7 @@ def read_event_payload(body: bytes, key: str) -> Any:
     Read the *body* of a request for an event: ``{"payload"}``, any JSON.
 
     An approval's payload is ``{"approved", "reason"?}``: since the first event under a key wins, one that is
-    neither yes nor no would be a no for ever.
+    neither yes nor no would be a no for ever.  That of a client's tool is ``{"result"}``, or ``{"error"}``.
 
     Raises:
         MalformedRequest: It is not one JSON object in UTF-8.
@@ -310,6 +313,8 @@ def read_event_payload(body: bytes, key: str) -> Any:
     text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
     if not is_utf8(text):
         raise InvalidField("payload holds half a surrogate pair, which cannot be stored", field="payload")
+    if key.startswith(TOOL_PREFIX + CLIENT_CALL):
+        return read_tool_result(payload, "payload")
     if len(text.encode()) > MAX_EVENT_PAYLOAD_BYTES:
         raise too_large("payload", f"{MAX_EVENT_PAYLOAD_BYTES} bytes of JSON")
     if key.startswith(APPROVAL_PREFIX) and not _is_decision(payload):
@@ -318,6 +323,26 @@ def read_event_payload(body: bytes, key: str) -> Any:
             field="payload",
         )
     return payload
+
+
+def read_tool_result(value: object, field: str) -> dict[str, Any]:
+    """
+    Read what came of a call of a client's tool: ``{"result"}``, any JSON, or ``{"error"}``, text.
+
+    Raises:
+        InvalidField: It is neither, or cannot be stored.
+        PayloadTooLarge: It is longer than its limit.
+    """
+    if not isinstance(value, dict) or value.keys() not in ({"result"}, {"error"}):
+        raise InvalidField(f'{field} must be {{"result": any JSON}} or {{"error": text}}', field=field)
+    if not isinstance(value.get("error", ""), str):
+        raise InvalidField(f"{field}.error must be text", field=field)
+    text = json.dumps(value, ensure_ascii=False)
+    if not is_utf8(text):
+        raise InvalidField(f"{field} holds half a surrogate pair, which cannot be stored", field=field)
+    if len(text) > MAX_TOOL_RESULT_CHARACTERS:
+        raise too_large(field, f"{MAX_TOOL_RESULT_CHARACTERS} characters of JSON")
+    return value
 
 
 def _is_decision(payload: object) -> bool:

@@ -3,6 +3,8 @@ OpenAI chat completions: the OpenAI SDKs and what is built on them, unmodified.
 
 Which turn a request is about, the first that holds:
 
+* results of the client's tools: the turn that has asked for them, whatever else the request says.  It is given them,
+  and goes on; where no turn has, they are a part of the conversation;
 * ``Idempotency-Key``: the turn of that key, of this user;
 * Open WebUI's chat and message id: the turn of that message; its background tasks have turns of their own;
 * ``metadata.session_id`` (and ``turn_index``): a turn of a session, as our own routes have it: the stored thread is the
@@ -19,13 +21,13 @@ Source:
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from chatturn.backends.parameters import PARAMETERS
+from chatturn.backends.parameters import PARAMETERS, TOOLS
 from chatturn.chat.requests import TurnRequest
-from chatturn.chat.thread.identity import ChatTurnIdentity, version_of_run
+from chatturn.chat.thread.identity import ChatTurnIdentity, turn_of_run, version_of_run
 from chatturn.chat.turn.sinks import BufferSink
 from chatturn.durable.identifiers import derive_worker_id
 from chatturn.errors import (
@@ -39,20 +41,22 @@ from chatturn.errors import (
 )
 from chatturn.http.application import Call
 from chatturn.http.auth import Principal
-from chatturn.http.client_bodies import Conversation, read_conversation
+from chatturn.http.client_bodies import ROLES, Conversation, read_conversation
 from chatturn.http.limits import (
     MAX_BODY_BYTES,
     check_body_headers,
     check_session_id,
     read_model,
     read_parameters,
+    read_tool_result,
     read_turn_index,
 )
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import detail_of, error_headers, json_response, shown
-from chatturn.http.projected import OpenedTurn, ProjectedTurn, Projection, open_or_follow
+from chatturn.http.projected import OpenedTurn, ProjectedTurn, Projection, go_on_or_follow, open_or_follow
 from chatturn.http.queries import check_no_query
 from chatturn.http.strict_json import read_json_object
+from chatturn.http.user_messages import read_text
 from chatturn.wire.openai_chat import ChatCompletion, ChatCompletionChunks, CompletionHead, Failure, error_members
 
 __all__ = ["COMPLETIONS", "get_models", "openai_problem", "post_completion", "session_of_completion"]
@@ -66,11 +70,17 @@ MAX_KEY_CHARACTERS: Final = 255
 _RETRIED_WITHIN_S: Final = 900
 """An SDK's retries are over by then: two of them, each after at most a minute, of a request of ten minutes."""
 
-_IGNORED: Final = frozenset(("logit_bias", "parallel_tool_calls", "tool_choice"))
+_IGNORED: Final = frozenset(("logit_bias",))
 """Parameters of the model that are not passed on, though clients send them by themselves."""
 
-_REFUSED: Final = frozenset(("audio", "function_call", "functions", "logprobs", "prediction", "tools", "top_logprobs"))
+_ABOUT_TOOLS: Final = frozenset(("parallel_tool_calls", "tool_choice"))
+"""Likewise, where there are no tools."""
+
+_REFUSED: Final = frozenset(("audio", "function_call", "functions", "logprobs", "prediction", "top_logprobs"))
 """Members that ask for what cannot be done: an answer without it would be another one."""
+
+_ROLES: Final = (*ROLES, "tool")
+_MAX_CALL_ID_CHARACTERS: Final = 200
 
 _KINDS: Final[Mapping[int, str]] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CLIENT_ERRORS: Final = range(400, 500)
@@ -112,12 +122,13 @@ async def post_completion(call: Call) -> HttpResponse:
     asked = _read(members, call.service.deployment.may_say)
     place = await _place(call, asked, body)
     try:
-        opened = await open_or_follow(call.service, place.identity, place.request)
+        opened = await _opened(call, place)
     except DurableRunInputMismatchError as error:
         if not place.by_key:
             raise
         raise IdempotencyKeyReused("the key was used with another request", field="Idempotency-Key") from error
-    head = CompletionHead(id=_completion_id(opened.run_id), created=opened.created, model=asked.model)
+    id_ = _completion_id(opened.run_id, place.answered)
+    head = CompletionHead(id=id_, created=opened.created, model=asked.model)
     headers = {
         "X-Workflow-Run-Id": opened.run_id,
         "X-Turn-Attempt": str(opened.attempt),
@@ -127,10 +138,14 @@ async def post_completion(call: Call) -> HttpResponse:
     }
     if asked.stream:
         chunks = ChatCompletionChunks(
-            head, attempt=opened.attempt, include_usage=asked.include_usage, hold=opened.redacting
+            head,
+            attempt=opened.attempt,
+            answered=place.answered,
+            include_usage=asked.include_usage,
+            hold=opened.redacting,
         )
         return _stream(_turn(call, place, opened, chunks), headers)
-    completion = ChatCompletion(head, attempt=opened.attempt)
+    completion = ChatCompletion(head, attempt=opened.attempt, answered=place.answered)
     turn = _turn(call, place, opened, completion)
     return HttpResponse(status=200, headers={}, late=lambda: _whole(turn, completion, headers))
 
@@ -169,8 +184,16 @@ def _turn(call: Call, place: "_Place", opened: OpenedTurn, projection: Projectio
     return ProjectedTurn(service=call.service, identity=identity, projection=projection, first=opened.run)
 
 
-def _completion_id(run_id: str) -> str:
-    return f"chatcmpl-{hashlib.sha256(run_id.encode()).hexdigest()[:24]}"
+async def _opened(call: Call, place: "_Place") -> OpenedTurn:
+    if place.request is None:
+        return await go_on_or_follow(call.service, place.identity)
+    return await open_or_follow(call.service, place.identity, place.request)
+
+
+def _completion_id(run_id: str, answered: Collection[str]) -> str:
+    """Return an id of an answer: a turn has a further one with each round of results; clients tell them apart by it."""
+    named = "\n".join((run_id, *sorted(answered)))
+    return f"chatcmpl-{hashlib.sha256(named.encode()).hexdigest()[:24]}"
 
 
 # Which turn
@@ -183,17 +206,21 @@ class _Place:
 
     Attributes:
         identity: The turn.
-        request: What it asks.
+        request: What it asks; None: it gives the turn what that waits for.
         by_key: Whether an idempotency key says so.
+        answered: The calls of the client's tools whose results it gives.
     """
 
     identity: ChatTurnIdentity
-    request: TurnRequest
+    request: TurnRequest | None
     by_key: bool = False
+    answered: Collection[str] = ()
 
 
 async def _place(call: Call, asked: "_Asked", body: bytes) -> _Place:
     conversation, user = asked.conversation, call.principal.user_id
+    if (place := await _of_results(call, conversation)) is not None:
+        return place
     session = _named_by_headers(call.request.headers, user)
     by_key = session is not None and session.startswith(_BY_KEY)
     if session is None and "session_id" in asked.metadata:
@@ -205,10 +232,26 @@ async def _place(call: Call, asked: "_Asked", body: bytes) -> _Place:
         message=conversation.question,
         model=asked.asked_model,
         history=conversation.before,
+        behind=conversation.behind,
         parameters=asked.parameters,
         follow=True,
     )
     return _Place(identity=_identity(call, session, 0), request=request, by_key=by_key)
+
+
+async def _of_results(call: Call, conversation: Conversation) -> _Place | None:
+    """Give the turn that has asked for them the results behind the question; None where none has, or there are none."""
+    results = {
+        str(message["tool_call_id"]): read_tool_result({"result": message["content"]}, "messages")
+        for message in conversation.behind
+        if message["role"] == "tool"
+    }
+    run_id = await call.service.take_results(call.principal.tenant_id, call.principal.user_id, results)
+    turn = None if run_id is None else turn_of_run(run_id)
+    if run_id is None or turn is None:
+        return None
+    identity = replace(_identity(call, *turn), version=version_of_run(run_id))
+    return _Place(identity=identity, request=None, answered=frozenset(results))
 
 
 def _named_by_headers(headers: Mapping[str, str], user: str) -> str | None:
@@ -256,7 +299,11 @@ def _of_session(call: Call, asked: "_Asked") -> _Place:
     except InvalidField as error:
         raise InvalidField(str(error), field=f"metadata.{error.field}") from None
     request = TurnRequest(
-        message=asked.conversation.question, model=asked.asked_model, parameters=asked.parameters, follow=True
+        message=asked.conversation.question,
+        model=asked.asked_model,
+        behind=asked.conversation.behind,
+        parameters=asked.parameters,
+        follow=True,
     )
     return _Place(identity=_identity(call, session, index), request=request)
 
@@ -320,14 +367,15 @@ class _Asked:
 def _read(members: Mapping[str, Any], may_say: Callable[[str], bool]) -> _Asked:
     _refuse_what_cannot_be_done(members, may_say)
     said = [name for name in sorted(members) if members[name] is not None and name in PARAMETERS.keys() | _IGNORED]
-    taken = [name for name in said if name not in _IGNORED and may_say(name)]
+    left_out = _IGNORED if members.get(TOOLS) else _IGNORED | _ABOUT_TOOLS
+    taken = [name for name in said if name not in left_out and members[name] != [] and may_say(name)]
     asked_model = read_model(members.get("model"))
     metadata = members.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise InvalidField("metadata must be an object", field="metadata")
     options = members.get("stream_options") or {}
     return _Asked(
-        conversation=read_conversation(members.get("messages"), _text_of),
+        conversation=_conversation(members.get("messages"), may_say),
         model=asked_model or DEFAULT_MODEL,
         asked_model=None if asked_model == DEFAULT_MODEL else asked_model,
         metadata=metadata,
@@ -356,6 +404,8 @@ def _refuse_what_cannot_be_done(members: Mapping[str, Any], may_say: Callable[[s
     for name in sorted(_REFUSED & members.keys()):
         if members[name]:
             raise UnsupportedParameter(f"{name} cannot be used here: leave it out", field=name)
+    if members.get(TOOLS) and not may_say(TOOLS):
+        raise UnsupportedParameter("tools cannot be used here: leave it out", field=TOOLS)
     if members.get("n") not in {None, 1}:
         raise UnsupportedParameter("n can only be 1", field="n")
     if members.get("modalities") not in (None, ["text"]):
@@ -366,10 +416,68 @@ def _refuse_what_cannot_be_done(members: Mapping[str, Any], may_say: Callable[[s
         raise UnsupportedParameter("response_format can only be text", field="response_format")
 
 
+def _conversation(messages: object, may_say: Callable[[str], bool]) -> Conversation:
+    """
+    Read the messages, in which a client that has tools may say what was called, and what came of it.
+
+    Raises:
+        InvalidField, UnsupportedParameter: They cannot be answered.
+    """
+    may_have_tools, called = may_say(TOOLS), set[str]()
+
+    def more_of(message: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+        calls, of_call = message.get("tool_calls"), message["role"] == "tool"
+        if message.get("function_call") or ((calls or of_call) and not may_have_tools):
+            raise UnsupportedParameter(f"{place} has calls of the client's tools, which cannot be used", field=place)
+        if of_call:
+            return {"tool_call_id": _answered(message.get("tool_call_id"), called, place)}
+        if not calls:
+            return {}
+        read = _calls(calls, message["role"], place)
+        called.update(call["id"] for call in read)
+        return {"tool_calls": read}
+
+    return read_conversation(messages, _text_of, roles=_ROLES if may_have_tools else ROLES, more_of=more_of)
+
+
+def _answered(id_: object, called: Collection[str], place: str) -> str:
+    if not isinstance(id_, str) or id_ not in called:
+        raise InvalidField(f"{place}.tool_call_id is that of no call before it", field=place)
+    return id_
+
+
+def _calls(calls: object, role: object, place: str) -> list[Mapping[str, Any]]:
+    if role != "assistant" or not isinstance(calls, list) or not all(map(_is_call, calls)):
+        raise InvalidField(
+            f"{place}.tool_calls must be the assistant's, each with an id, a function's name and its arguments as text",
+            field=place,
+        )
+    functions = [(call["id"], call["function"]) for call in calls]
+    return [
+        {
+            "id": id_,
+            "type": "function",
+            "function": {name: read_text(function[name], place) for name in ("name", "arguments")},
+        }
+        for id_, function in functions
+    ]
+
+
+def _is_call(call: object) -> bool:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict) or call.get("type", "function") != "function":
+        return False
+    id_ = call.get("id")
+    return (
+        isinstance(id_, str)
+        and id_.isprintable()
+        and 0 < len(id_) <= _MAX_CALL_ID_CHARACTERS
+        and all(isinstance(function.get(name), str) for name in ("name", "arguments"))
+    )
+
+
 def _text_of(message: Mapping[str, Any], place: str) -> str:
     """Return the text of a message, said as text or as parts of it."""
-    if message.get("tool_calls") or message.get("function_call"):
-        raise UnsupportedParameter(f"{place} has calls of the client's tools, which cannot be used yet", field=place)
     content = message.get("content")
     if content is None and message["role"] == "assistant":
         return ""

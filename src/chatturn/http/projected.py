@@ -10,22 +10,29 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Final, Protocol
 
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.service import DurableChatService
-from chatturn.chat.thread.identity import ChatTurnIdentity, version_of_run
+from chatturn.chat.thread.identity import ChatTurnIdentity, turn_run_id, version_of_run
+from chatturn.chat.turn.replay import FailedTurn, ReplayedTurn
 from chatturn.chat.turn.sinks import Sink
+from chatturn.chat.turn.turn import ChatTurn
 from chatturn.errors import DurableRunLeaseHeldError, StoreError
 from chatturn.wire.lines import PING_FRAME, PING_START, last_seq
 
-__all__ = ["OpenedTurn", "ProjectedTurn", "Projection", "find", "open_or_follow"]
+__all__ = ["OpenedTurn", "ProjectedTurn", "Projection", "find", "go_on_or_follow", "open_or_follow"]
 
 _PATIENCE_S: Final = 600.0
 """How long nothing may come before a body is broken off."""
 
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 10.0
+
+
+_GIVEN_S: Final = (1.0, 3.0)
+"""How long to wait before each further try to claim a turn that was given what it waits for."""
 
 
 class Projection(Protocol):
@@ -123,9 +130,7 @@ class OpenedTurn:
         return int(datetime.fromisoformat(self.created_at).timestamp())
 
 
-async def open_or_follow(
-    service: DurableChatService, identity: ChatTurnIdentity, request: TurnRequest, *, pauses_s: Sequence[float] = ()
-) -> OpenedTurn:
+async def open_or_follow(service: DurableChatService, identity: ChatTurnIdentity, request: TurnRequest) -> OpenedTurn:
     """
     Claim a turn; where it is being answered, follow it, and where it is finished, show its log.
 
@@ -135,17 +140,39 @@ async def open_or_follow(
         service: The chat.
         identity: The turn.
         request: What is asked.
-        pauses_s: Before each further try to claim a turn that is being answered, until it is followed.
 
     Raises:
         ChatTurnError: As `DurableChatService.open`; that it is being answered only if another message is.
     """
+    return await _claim_or_follow(service, identity, partial(service.open, identity, request))
+
+
+async def go_on_or_follow(service: DurableChatService, identity: ChatTurnIdentity) -> OpenedTurn:
+    """
+    Claim a turn that has been given what it waited for, with what it was asked; else as `open_or_follow`.
+
+    One that is just being suspended has a lease for a moment longer, and may have missed what it was given.
+
+    Raises:
+        ChatTurnError: As `DurableChatService.reopen`.
+    """
+    claim = partial(service.reopen, turn_run_id(identity))
+    return await _claim_or_follow(service, identity, claim, pauses_s=_GIVEN_S)
+
+
+async def _claim_or_follow(
+    service: DurableChatService,
+    identity: ChatTurnIdentity,
+    claim: Callable[[], Awaitable[ChatTurn | ReplayedTurn | FailedTurn]],
+    *,
+    pauses_s: Sequence[float] = (),
+) -> OpenedTurn:
     try:
-        turn = await service.open(identity, request)
+        turn = await claim()
     except DurableRunLeaseHeldError as error:
         if pauses_s:
             await asyncio.sleep(pauses_s[0])
-            return await open_or_follow(service, identity, request, pauses_s=pauses_s[1:])
+            return await _claim_or_follow(service, identity, claim, pauses_s=pauses_s[1:])
         about = replace(identity, version=version_of_run(error.run_id))
         if not error.same_input or (found := await find(service, about, may_take_over=True)) is None:
             raise

@@ -11,6 +11,9 @@ There is one step for each turn, however many model calls it has: ``reset-step``
 takeover must be able to clear everything.  The message's id is the run's, the same at every replay: a client
 replaces the message that it knows.
 
+What the client is to do itself is told with the end of the stream: its tools run as soon as they are told, so one whose
+result is in the log already is told as done elsewhere, and is never done twice.
+
 Cursors.  These clients count chunks (``startIndex``).  A count means something only within one attempt:
 
 * attempt 1: the chunks from the k-th on;
@@ -89,6 +92,7 @@ class UiMessageStream:
         self._tool_ids: dict[str, list[str]] = {}
         self._tools_called: dict[str, int] = {}
         self._usage: dict[str, Any] = {}
+        self._asked: dict[str, Mapping[str, Any]] = {}  # calls that the client is to do
 
     def feed(self, text: str) -> str:
         """Return what whole lines of the log are to this client."""
@@ -245,7 +249,7 @@ class UiMessageStream:
 
     def _forget_step(self) -> None:
         self._open, self._said, self._others = None, {}, []
-        self._tool_ids, self._tools_called, self._usage = {}, {}, {}
+        self._tool_ids, self._tools_called, self._usage, self._asked = {}, {}, {}, {}
 
     def _result(self, line: Line) -> None:
         """Take the whole answer: say it, unless it is what was said."""
@@ -282,17 +286,39 @@ class UiMessageStream:
                 {"type": "tool-approval-request", "approvalId": str(line.data.get("key")), "toolCallId": id_}
             )
 
+    def _client_tool(self, line: Line) -> None:
+        id_ = str(line.data.get("toolCallId"))
+        self._asked[id_] = {
+            "type": "tool-input-available",
+            "toolCallId": id_,
+            "toolName": str(line.data.get("toolName", "tool")),
+            "input": line.data.get("args"),
+        }
+
     def _tool_outcome(self, line: Line) -> None:
+        id_ = str(line.data.get("toolCallId"))
+        if (asked := self._asked.pop(id_, None)) is not None:
+            self._tool_ids.setdefault(id_, []).append(id_)
+            self._say_client_tool({**asked, "providerExecuted": True})
+            self._say_outcome(line, {"providerExecuted": True})
+        else:
+            self._say_outcome(line, _RUN_HERE)
+
+    def _say_client_tool(self, chunk: Mapping[str, Any]) -> None:
+        self._end_part()
+        self._say_other(chunk)
+
+    def _say_outcome(self, line: Line, executed: Mapping[str, bool]) -> None:
         if (id_ := self._tool_id(line)) is None:
             return
         self._tool_ids[str(line.data["toolCallId"])].pop(0)
         if line.type == "tool.result":
-            chunk = {"type": "tool-output-available", "toolCallId": id_, "output": line.data.get("result"), **_RUN_HERE}
+            chunk = {"type": "tool-output-available", "toolCallId": id_, "output": line.data.get("result"), **executed}
         elif line.data.get("code") == "denied":
             chunk = {"type": "tool-output-denied", "toolCallId": id_}
         else:
             text = str(line.data.get("message", "the tool failed"))
-            chunk = {"type": "tool-output-error", "toolCallId": id_, "errorText": text, **_RUN_HERE}
+            chunk = {"type": "tool-output-error", "toolCallId": id_, "errorText": text, **executed}
         self._say_other(chunk)
 
     def _say_other(self, chunk: Mapping[str, Any]) -> None:
@@ -331,6 +357,8 @@ class UiMessageStream:
 
     def _suspended(self, line: Line) -> None:
         del line
+        for chunk in self._asked.values():
+            self._say_client_tool(chunk)
         self._finish("tool-calls")
 
     def _failed(self, line: Line) -> None:
@@ -368,6 +396,7 @@ _HANDLERS: Final[Mapping[str, Callable[[UiMessageStream, Line], None]]] = {
     MESSAGE_PART: UiMessageStream._part,  # noqa: SLF001 - the class's own table
     "tool.call": UiMessageStream._tool_call,  # noqa: SLF001
     "tool.approval": UiMessageStream._tool_approval,  # noqa: SLF001
+    "tool.client": UiMessageStream._client_tool,  # noqa: SLF001
     **dict.fromkeys(sorted(TOOL_OUTCOMES), UiMessageStream._tool_outcome),  # noqa: SLF001
     "usage": UiMessageStream._count,  # noqa: SLF001
     "result": UiMessageStream._result,  # noqa: SLF001

@@ -9,6 +9,10 @@ The format has no cursor and no way to take anything back, so what was sent stay
   key is answered with the whole;
 * the answer of a product that redacts is held back until it was redacted.
 
+Where the turn waits for the client's tools, their calls are told together, and the completion ends with them; that to
+the request which brings their results begins behind these.  So a turn whose client does tools is several completions,
+each the same at every replay.
+
 An answer that is not whole is never told as one: a turn that was cancelled, or waits for an approval, ends in an error
 that says so.
 
@@ -17,11 +21,11 @@ Source:
     raises, and a clean end without ``[DONE]`` raises nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from chatturn.events import MESSAGE_PART
+from chatturn.events import MESSAGE_PART, TOOL_OUTCOMES
 from chatturn.wire.lines import (
     PING_FRAME,
     PING_START,
@@ -101,15 +105,24 @@ class _Reader:
 
     Attributes:
         attempt: The latest attempt: what earlier ones said is left out.
+        answered: The calls whose results the client has given: what comes before these is not for this completion.
+        calls: What the client is to do: the completion ends with it.
         usage: What the model calls of the attempt consumed.
-        ended: Whether the turn is over.
+        ended: Whether the completion is over.
         failure: Why there is no whole answer.
     """
 
     attempt: int = 1
+    answered: Collection[str] = ()
+    calls: list[dict[str, Any]] = field(default_factory=list)
     usage: dict[str, Any] = field(default_factory=dict)
     ended: bool = False
     failure: Failure | None = None
+    _due: set[str] = field(default_factory=set)
+    _asked: dict[str, Line] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._due = set(self.answered)
 
     @property
     def broken(self) -> bool:
@@ -126,7 +139,7 @@ class _Reader:
             if not line or self.ended:
                 continue
             if (piece := piece_of_answer(line)) is not None:
-                if self.attempt == 1 or attempt_of_piece(line) >= self.attempt:
+                if not self._due and (self.attempt == 1 or attempt_of_piece(line) >= self.attempt):
                     self.say(piece)
             elif line.startswith(PING_START):
                 self.ping()
@@ -138,7 +151,7 @@ class _Reader:
             if line.attempt < self.attempt:
                 return
             self.attempt = line.attempt
-            self.usage = {}
+            self.usage, self._due, self._asked = {}, set(self.answered), {}
             self.begin_anew()
         if (handler := _HANDLERS.get(line.type)) is not None:
             handler(self, line)
@@ -171,6 +184,8 @@ class _Reader:
     # Lines.
 
     def _part(self, line: Line) -> None:
+        if self._due:
+            return
         part = line.data.get("part")
         described = part if isinstance(part, dict) else {}
         delta, whole, kind = line.data.get("delta"), described.get("text"), described.get("type", "text")
@@ -182,10 +197,37 @@ class _Reader:
             self.think(delta)
 
     def _count(self, line: Line) -> None:
-        add_usage(self.usage, line)
+        if not self._due:
+            add_usage(self.usage, line)
+
+    def _client_tool(self, line: Line) -> None:
+        self._asked[str(line.data.get("toolCallId"))] = line
+
+    def _outcome(self, line: Line) -> None:
+        """Take a result that the client has given; one that it has not, it may give now."""
+        id_ = str(line.data.get("toolCallId"))
+        if id_ in self._asked and id_ not in self.answered:
+            self._call_client()
+        self._asked.pop(id_, None)
+        self._due.discard(id_)
+
+    def _suspended(self, _line: Line) -> None:
+        open_calls = self._asked.keys() - set(self.answered)
+        if open_calls:
+            self._call_client()
+        elif not self._due:
+            self.end(_SUSPENDED)
+
+    def _call_client(self) -> None:
+        self.calls = [_call(id_, line) for id_, line in self._asked.items() if id_ not in self.answered]
+        self.end(None)
+
+    def _completed(self, _line: Line) -> None:
+        self.end(ANSWER_RESTARTED if self._due else None)
 
     def _result(self, line: Line) -> None:
         if isinstance(text := line.data.get("finalText"), str):
+            self._due = set()
             self.say_whole(text)
 
     def _failed(self, line: Line) -> None:
@@ -203,6 +245,8 @@ class _Reader:
     @property
     def finish_reason(self) -> str:
         """Why the answer ended, in the format's words."""
+        if self.calls:
+            return "tool_calls"
         return _FINISH_REASONS.get(str(self.usage.get("finishReason")), "stop")
 
     def usage_members(self) -> dict[str, Any] | None:
@@ -222,13 +266,21 @@ class _Reader:
         return members
 
 
+def _call(id_: str, line: Line) -> dict[str, Any]:
+    """Return a call of the client's tool, as these clients read it."""
+    function = {"name": str(line.data.get("toolName")), "arguments": encode(line.data.get("args"))}
+    return {"id": id_, "type": "function", "function": function}
+
+
 _HANDLERS: Final[Mapping[str, Callable[[_Reader, Line], None]]] = {
     MESSAGE_PART: _Reader._part,  # noqa: SLF001 - the class's own table
     "usage": _Reader._count,  # noqa: SLF001
     "result": _Reader._result,  # noqa: SLF001
-    "session.run.completed": lambda reader, _line: reader.end(None),
+    "tool.client": _Reader._client_tool,  # noqa: SLF001
+    **dict.fromkeys(sorted(TOOL_OUTCOMES), _Reader._outcome),  # noqa: SLF001
+    "session.run.completed": _Reader._completed,  # noqa: SLF001
     "session.run.cancelled": lambda reader, _line: reader.end(_CANCELLED),
-    "session.run.suspended": lambda reader, _line: reader.end(_SUSPENDED),
+    "session.run.suspended": _Reader._suspended,  # noqa: SLF001
     "session.run.failed": _Reader._failed,  # noqa: SLF001
 }
 
@@ -240,14 +292,21 @@ class ChatCompletionChunks(_Reader):
     Args:
         head: What every chunk repeats.
         attempt: The latest attempt when the client came.
+        answered: The calls whose results it brings.
         include_usage: Whether the client wants the usage, in a chunk of its own.
         hold: Whether the answer must not be sent before the turn says what it is as a whole.
     """
 
     def __init__(
-        self, head: CompletionHead, *, attempt: int = 1, include_usage: bool = False, hold: bool = False
+        self,
+        head: CompletionHead,
+        *,
+        attempt: int = 1,
+        answered: Collection[str] = (),
+        include_usage: bool = False,
+        hold: bool = False,
     ) -> None:
-        super().__init__(attempt=attempt)
+        super().__init__(attempt=attempt, answered=answered)
         self._head = head
         self._include_usage = include_usage
         self._hold = hold
@@ -323,6 +382,8 @@ class ChatCompletionChunks(_Reader):
         if failure is not None:
             self._out.append(f"data: {encode(error_members(failure.code, failure.message))}\n\n")
             return
+        if self.calls:
+            self._chunk({"tool_calls": [{"index": at, **call} for at, call in enumerate(self.calls)]})
         self._out.append(f'{self._start}{{}},"finish_reason":"{self.finish_reason}"}}]}}\n\n')
         if self._include_usage:
             members = {**self._head.members("chat.completion.chunk"), "choices": [], "usage": self.usage_members()}
@@ -337,10 +398,11 @@ class ChatCompletion(_Reader):
     Args:
         head: Its first members.
         attempt: The latest attempt when the client came.
+        answered: The calls whose results it brings.
     """
 
-    def __init__(self, head: CompletionHead, *, attempt: int = 1) -> None:
-        super().__init__(attempt=attempt)
+    def __init__(self, head: CompletionHead, *, attempt: int = 1, answered: Collection[str] = ()) -> None:
+        super().__init__(attempt=attempt, answered=answered)
         self._head = head
         self._said: list[str] = []
         self._thought: list[str] = []
@@ -369,6 +431,8 @@ class ChatCompletion(_Reader):
     def members(self) -> dict[str, Any]:
         """Return the completion, once the turn is over and did not fail."""
         message: dict[str, Any] = {"role": "assistant", "content": unquoted(self._said), "refusal": None}
+        if self.calls:
+            message |= {"content": message["content"] or None, "tool_calls": self.calls}
         if self._thought:
             message["reasoning_content"] = "".join(self._thought)
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish_reason}

@@ -41,6 +41,7 @@ DIGESTS = {
     "0012_versions.sql": "a5b5ccdf8bbc299b5910962d4dc2293773e9cbdc176176a73ba7ee0cdbf02735",
     "0013_queue.sql": "bdf15c4ecacbe5da5153c7c84707077e33fa142d4ca83d6f2d94664034b144fd",
     "0014_parts.sql": "4ce4b4f447577c66b71cc72ae44352cb9bf28d72821e3d3ee61aef1a0151ba3a",
+    "0015_client_tools.sql": "bac603f9a033283f44441ffbdc4279c7019e9384852d6d537da8deaf00747842",
 }
 
 

@@ -64,6 +64,7 @@ def test_the_limits_are_what_the_documentation_says() -> None:
         "MAX_TURN_INDEX": 1_000_000,
         "MAX_EVENT_KEY_CHARACTERS": 200,
         "MAX_EVENT_PAYLOAD_BYTES": 65_536,
+        "MAX_TOOL_RESULT_CHARACTERS": 200_000,
         "MAX_REASON_CHARACTERS": 2_000,
         "MAX_TICKET_CHARACTERS": 4_096,
         "MAX_TOKEN_CHARACTERS": 8_192,

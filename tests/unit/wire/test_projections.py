@@ -7,6 +7,7 @@ live lines of whichever attempt, are cut off anywhere, and come back to the stor
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ from chatturn.events import (
     text_so_far,
     tool_approval,
     tool_call,
+    tool_client,
     tool_error,
     tool_result,
     usage_event,
@@ -55,6 +57,29 @@ Said = st.one_of(
     st.just([ChatStreamEvent("citation", {"url": "https://example.com"})]),
     st.just([ChatStreamEvent("message.part.updated", {"delta": "y", "part": {"id": "other", "type": "text"}})]),
 ).map(list)
+
+
+@st.composite
+def rounds(draw: st.DrawFn) -> list[ChatStreamEvent]:
+    """Make the client's calls of a round, and what came of them."""
+    calls = range(draw(st.integers(1, 3)))
+    asked = [tool_client(tool_call_id=f"call_{n}", tool_name="do", args={"n": n}, key=f"tool:call_{n}") for n in calls]
+    return [*asked, *(tool_result(tool_call_id=f"call_{n}", tool_name="do", result=n) for n in calls)]
+
+
+Rounds = rounds()
+
+
+def _with_ids(events: list[ChatStreamEvent], mark: str = "") -> list[ChatStreamEvent]:
+    """Give the client's calls ids that no other call of the run has."""
+    named, number = [], 0
+    for event in events:
+        number += event.type == "tool.client" and (event.data or {})["toolCallId"] == "call_0"
+        is_clients = str((event.data or {}).get("toolCallId")).startswith("call_")
+        data = {**(event.data or {}), "toolCallId": f"{(event.data or {}).get('toolCallId')}.{mark}{number}"}
+        named.append(ChatStreamEvent(event.type, data) if is_clients else event)
+    return named
+
 
 ENDS = {
     "completed": [ChatStreamEvent("session.run.completed", {"replayed": False})],
@@ -96,28 +121,32 @@ class Turn:
 
 
 @st.composite
-def turns(draw: st.DrawFn, *, lost: int = 3, redacts: bool = False, same: bool = False) -> Turn:
-    """Make a turn; where *same*, all attempts say the same."""
-    first = [event for events in draw(st.lists(Said, min_size=1, max_size=8)) for event in events]
+def turns(draw: st.DrawFn, *, lost: int = 3, redacts: bool = False, same: bool = False, clients: bool = False) -> Turn:
+    """Make a turn; where *same*, all attempts say the same; where *clients*, their client does tools, too."""
+    said = Said | Rounds if clients else Said
+    first = [event for events in draw(st.lists(said, min_size=1, max_size=8)) for event in events]
     attempts, seq = [], 0
     redacted: list[str] = []
     number = draw(st.integers(1, 1 + lost))
     for attempt in range(1, number + 1):
         events = [ChatStreamEvent("session.run.started" if attempt == 1 else "session.run.restarted", {})]
-        own = first if same or attempt == 1 else [e for events in draw(st.lists(Said, max_size=8)) for e in events]
-        events += own
+        own = first if same or attempt == 1 else [e for events in draw(st.lists(said, max_size=8)) for e in events]
+        events += _with_ids(own)
+        left = [event for event in draw(Rounds) if event.type == "tool.client"] if clients else []
         if redacts:
             kept = [stored_event(event) for event in events]
         if attempt == number:
             end = ENDS[draw(st.sampled_from(sorted(ENDS)))]
+            if end is ENDS["suspended"]:
+                end = [*_with_ids(left, "z"), *end]
             if redacts:
                 end = [ChatStreamEvent("result", {"finalText": "[redacted]"}), *end]
             events += end
             if redacts:
                 kept += end
-        said = encode_lines(events, seq, attempt)
-        stored = len(said) if attempt == number else draw(st.integers(0, len(said)))
-        attempts.append(Attempt(said, stored))
+        lines = encode_lines(events, seq, attempt)
+        stored = len(lines) if attempt == number else draw(st.integers(0, len(lines)))
+        attempts.append(Attempt(lines, stored))
         if redacts:
             redacted += encode_lines(kept, seq, attempt)[:stored]
         seq += stored + AHEAD
@@ -147,10 +176,10 @@ def cut_off(draw: st.DrawFn, turn: Turn) -> tuple[int, str]:
 
 
 @given(st.data())
-@pytest.mark.parametrize("redacts", [False, True])
-def test_a_client_that_counts_ends_with_the_whole(redacts: bool, data: st.DataObject) -> None:
+@pytest.mark.parametrize(("redacts", "clients"), [(False, False), (True, False), (False, True)])
+def test_a_client_that_counts_ends_with_the_whole(redacts: bool, clients: bool, data: st.DataObject) -> None:
     """WorkflowChatTransport: it comes back with the number of chunks it has, as often as it is cut off."""
-    turn = data.draw(turns(redacts=redacts))
+    turn = data.draw(turns(redacts=redacts, clients=clients))
     _, text = data.draw(cut_off(turn))
     view = UiMessageView()
     view.read(text)
@@ -184,7 +213,7 @@ def test_a_client_that_replays_ends_with_the_whole(data: st.DataObject) -> None:
 @given(st.data())
 def test_a_client_that_stays_ends_with_the_whole(data: st.DataObject) -> None:
     """Takeovers while it reads, in whatever pieces the lines come: at most one step, cleared and said again."""
-    turn = data.draw(turns())
+    turn = data.draw(turns(clients=data.draw(st.booleans())))
     lines = live(turn, len(turn.attempts), len(turn.attempts[-1].said))
     stream, view = UiMessageStream(RUN_ID), UiMessageView()
     at = 0
@@ -244,6 +273,51 @@ def test_a_completion_says_no_character_twice(data: st.DataObject) -> None:
         assert view.error is not None
         expected = {"answer_restarted"} if late.failure is None else {"answer_restarted", late.failure.code}
         assert view.error["code"] in expected
+
+
+@given(st.data())
+def test_a_turn_whose_client_does_tools_is_several_completions(data: st.DataObject) -> None:
+    """Each ends with the calls that it may answer; together they say everything once, in however many lines it comes."""
+    turn = data.draw(turns(lost=0, clients=True))
+    events = [read_line(line.rstrip("\n")) for line in turn.log]
+    views, answered = list[CompletionView](), set[str]()
+    while not views or views[-1].calls:
+        chunks, view = ChatCompletionChunks(HEAD, answered=frozenset(answered)), CompletionView()
+        view.read("".join(map(chunks.feed, turn.log)))
+        whole = ChatCompletion(HEAD, answered=frozenset(answered))
+        whole.feed("".join(turn.log))
+        assert (True, True) == (chunks.ended, whole.ended)
+        if view.done:
+            message = whole.members()["choices"][0]["message"]
+            assert (view.text or None, list(view.calls.values())) == (
+                message["content"] or None,
+                message.get("tool_calls", []),
+            )
+            assert ("tool_calls" in message) is (view.finish_reason == "tool_calls")
+        views.append(view)
+        answered |= {call["id"] for call in view.calls.values()}
+        if (
+            turn.log[-1].startswith('{"type":"session.run.suspended"')
+            and view.calls
+            and not chunks_follow(turn, answered)
+        ):
+            break
+
+    assert [e.data["toolCallId"] for e in events if e.type == "tool.client"] == [
+        call["id"] for view in views for call in view.calls.values()
+    ]
+    assert "".join(map(_answered_text, events)) == "".join(view.text for view in views)
+
+
+def chunks_follow(turn: Turn, answered: set[str]) -> bool:
+    """Say whether anything comes behind the results of these calls."""
+    outcomes = [read_line(line.rstrip("\n")) for line in turn.log if '"tool.result"' in line]
+    return answered <= {line.data["toolCallId"] for line in outcomes}
+
+
+def _answered_text(line: Any) -> str:
+    kind = line.data.get("part", {}).get("type", "text") if line.type == "message.part.updated" else ""
+    return str(line.data.get("delta", "")) if kind == "text" else ""
 
 
 @given(st.data())

@@ -8,6 +8,8 @@
       ▼
     (approval ──▶) tool:… one after another ──▶ model:2 ──▶ …
 
+A tool may be the client's: then its calls are told, all of a round at once, and the turn waits for their results.
+
 Every model call and every tool call is a step of the turn's own run, after step 0, which is the turn.  An attempt
 that follows on another replays the steps on record, without calling anybody, and goes on behind the last.  A
 model call is recorded when it is over and before any of its tools runs: so which tools run is decided once.
@@ -20,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from chatturn.backends.api import AgentBackendContext, AgentBackendInput, ChatMessage
+from chatturn.backends.parameters import TOOLS
 from chatturn.chat.agent.tool_calls import ToolCall, ToolOutcome, ToolSteps
 from chatturn.chat.hooks.hooks import TurnContext
 from chatturn.chat.hooks.tool import Tool
@@ -37,13 +40,20 @@ from chatturn.events import (
 )
 from chatturn.jsontext.canonical import canonical_hash
 
-__all__ = ["MAX_ROUNDS", "MODEL_STEP", "AgentProducer"]
+__all__ = ["MAX_CLIENT_ROUNDS", "MAX_ROUNDS", "MODEL_STEP", "AgentProducer"]
 
 MODEL_STEP: Final = "model:"
 """Begins the intents of the model calls on record."""
 
 MAX_ROUNDS: Final = 10
 """Model calls of one turn; in the last, the model is asked to answer without tools."""
+
+
+MAX_CLIENT_ROUNDS: Final = 50
+"""The same, of a turn whose client does tools: it sees each round, and may stop."""
+
+_FREE_CHOICES: Final = (None, "auto", "none")
+"""Values of ``tool_choice`` that force no tool."""
 
 
 class AgentProducer:
@@ -54,20 +64,27 @@ class AgentProducer:
         context: The turn.
         tools: What the model may do.
         instructions: Said to the model before the conversation; "" for none.
-        max_rounds: Model calls, at most.
+        max_rounds: Model calls, at most; None for `MAX_ROUNDS`, or `MAX_CLIENT_ROUNDS` where the client does tools.
 
     Attributes:
         stream: What the model says as it says it, its tool calls and what came of them.
     """
 
     def __init__(
-        self, context: TurnContext, tools: Sequence[Tool], instructions: str = "", *, max_rounds: int = MAX_ROUNDS
+        self,
+        context: TurnContext,
+        tools: Sequence[Tool],
+        instructions: str = "",
+        *,
+        max_rounds: int | None = None,
     ) -> None:
         self._context = context
-        self._tools = ToolSteps(context, tools)
-        self._options = {"tools": [tool.definition() for tool in tools]} if tools else {}
+        self._brought = context.parameters.get(TOOLS, ())
+        self._tools = ToolSteps(context, [*tools, *map(_of_client, self._brought)])
+        offered = [*(tool.definition() for tool in tools), *self._brought]
+        self._options = {TOOLS: offered} if offered else {}
         self._instructions = instructions
-        self._max_rounds = max_rounds
+        self._max_rounds = max_rounds or (MAX_CLIENT_ROUNDS if self._tools.clients else MAX_ROUNDS)
         self._answer: str | None = None
         self._latest: _Round | None = None
         self.stream: AsyncGenerator[EventBatch, None] = self._run()
@@ -88,7 +105,7 @@ class AgentProducer:
             )
             async with aclosing(self._ask(said, messages)) as events:
                 async for batch in events:
-                    yield batch
+                    yield self._without_clients_calls(batch)
             if not said.calls:
                 self._context.durable.require_all_consumed()
                 self._answer = said.text
@@ -97,6 +114,9 @@ class AgentProducer:
                 # Before anything is done for it: nobody would hear of the results.
                 raise BackendError(f"asked for tools in {number} rounds", backend=self._context.backend.kind)
             messages.append(said.message())
+            async with aclosing(self._tools.tell_client(said.calls)) as events:
+                async for event in events:
+                    yield event
             for call in said.calls:
                 outcome = ToolOutcome()
                 async with aclosing(self._tools.use(call, outcome)) as events:
@@ -109,7 +129,19 @@ class AgentProducer:
 
     def _conversation(self) -> list[ChatMessage]:
         instructions: list[ChatMessage] = [{"role": "system", "content": self._instructions}]
-        return [*(instructions if self._instructions else []), *self._context.history, self._context.question]
+        before = [*(instructions if self._instructions else []), *self._context.history]
+        return [*before, self._context.question, *self._context.behind]
+
+    def _without_clients_calls(self, batch: EventBatch) -> EventBatch:
+        """Leave out calls of the client's tools: they are told once they are on record."""
+        clients, events = self._tools.clients, events_of(batch)
+        if not clients or isinstance(events, TextDeltas):
+            return batch
+        return [
+            event
+            for event in events
+            if event.type != "tool.call" or event.data is None or event.data.get("toolName") not in clients
+        ]
 
     async def _ask(self, said: "_Round", messages: Sequence[ChatMessage]) -> AsyncGenerator[EventBatch, None]:
         """
@@ -137,6 +169,8 @@ class AgentProducer:
         options: dict[str, Any] = {**context.parameters, **self._options}
         if self._options and said.number == self._max_rounds:
             options["tool_choice"] = "none"
+        elif self._brought and said.number > 1 and options.get("tool_choice") not in _FREE_CHOICES:
+            options["tool_choice"] = "auto"  # it was forced, and has been called: else there would be no answer
         stream = context.backend.stream(
             AgentBackendInput(messages=list(messages), model=context.model, options=options),
             AgentBackendContext(request_id=said.request_id, tracer=context.tracer, keep=said.keep),
@@ -235,6 +269,11 @@ class _Round:
             *(tool_call(tool_call_id=call.id, tool_name=call.name, args=call.args) for call in self.calls),
             *(ChatStreamEvent("usage", {**usage, "attempt": self.attempt}) for usage in result["usages"]),
         ]
+
+
+def _of_client(definition: Mapping[str, Any]) -> Tool:
+    """Return a tool that a request brings; what its client has said of its arguments is for the model, not for us."""
+    return Tool(name=definition["function"]["name"], description="", parameters={}, run=None)
 
 
 def _arguments(args: Any) -> str:

@@ -10,20 +10,28 @@ from chatturn.chat.hooks.tool import Tool, ToolContext, ToolError
 from chatturn.durable.records import StepKind
 from chatturn.durable.steps import OpenWait, fingerprint, result_text
 from chatturn.errors import AttemptsExhausted, DurableAwaitEventTimeoutError, StepTooLarge
-from chatturn.events import ChatStreamEvent, tool_approval, tool_error, tool_result
+from chatturn.events import ChatStreamEvent, tool_approval, tool_client, tool_error, tool_result
 from chatturn.jsontext.stored import json_text
 from chatturn.product_calls import Late, awaited
 from chatturn.telemetry import conventions
 
-__all__ = ["APPROVAL_PREFIX", "MAX_CALLS", "ToolCall", "ToolOutcome", "ToolSteps"]
+__all__ = ["APPROVAL_PREFIX", "CLIENT_CALL", "MAX_CALLS", "TOOL_PREFIX", "ToolCall", "ToolOutcome", "ToolSteps"]
 
 APPROVAL_PREFIX: Final = "approve:"
 """Begins the keys of approvals among the events of a run."""
 
+TOOL_PREFIX: Final = "tool:"
+"""Begins the keys of results of the client's tools; the call's id follows."""
+
+CLIENT_CALL: Final = "call_"
+"""Begins the id of a call of a client's tool: no other call of any run has it, and it has 37 characters."""
+
 MAX_CALLS: Final = 32
 """Tool calls of one round that are done; the model is told that the others are not."""
 
-_APPROVAL_TIMEOUT_MS: Final = 7 * 24 * 3_600_000
+_PATIENCE_MS: Final = 7 * 24 * 3_600_000
+"""How long an approval, or a client's result, is waited for."""
+
 _DIGEST_CHARACTERS: Final = 32
 """128 bits: nobody finds another call with the same."""
 
@@ -54,14 +62,18 @@ class ToolOutcome:
 
     def __init__(self) -> None:
         self._members: dict[str, Any] = {}
+        self._verbatim = False
 
     def text(self) -> str:
-        """Return it as the model is told."""
+        """Return it as the model is told; the text that a client gives as it is."""
+        result = self._members.get("result")
+        if self._verbatim and isinstance(result, str):
+            return result
         return json_text(self._members.get("result", self._members), "an outcome")
 
-    def settle(self, members: dict[str, Any]) -> None:
+    def settle(self, members: dict[str, Any], *, verbatim: bool = False) -> None:
         """Take *members*: ``{"result"}``, or ``{"error", "code"}``."""
-        self._members = members
+        self._members, self._verbatim = members, verbatim
 
     def event(self, call: ToolCall) -> ChatStreamEvent:
         """Return it as the reader is told."""
@@ -78,6 +90,9 @@ class ToolSteps:
     Args:
         context: The turn.
         tools: Each with a name of its own.
+
+    Attributes:
+        clients: The names of those that the client does.
     """
 
     def __init__(self, context: TurnContext, tools: Sequence[Tool]) -> None:
@@ -85,6 +100,24 @@ class ToolSteps:
         self._tools = {tool.name: tool for tool in tools}
         if len(self._tools) != len(tools):
             raise ValueError("two tools have the same name")
+        self.clients: Final = frozenset(tool.name for tool in tools if tool.run is None)
+        self._asked: dict[str, _AskedOfClient] = {}
+
+    async def tell_client(self, calls: Sequence[ToolCall]) -> AsyncGenerator[ChatStreamEvent, None]:
+        """
+        Tell the client what of a round it is to do, each call once it is on record: only then can it be answered.
+
+        Nothing is waited for here, so that the client learns of all before the turn is suspended.
+        """
+        for call in calls:
+            tool = self._tools.get(call.name)
+            if tool is None or tool.run is not None or _objection(tool, call) is not None:
+                continue
+            told = replace(call, id=self._client_id(call))
+            key = TOOL_PREFIX + told.id
+            wait = await self._context.durable.open_event(key, timeout_ms=_PATIENCE_MS, linger=False)
+            self._asked[call.place] = _AskedOfClient(told, wait)
+            yield tool_client(tool_call_id=told.id, tool_name=call.name, args=call.args, key=key)
 
     async def use(self, call: ToolCall, outcome: ToolOutcome) -> AsyncGenerator[ChatStreamEvent, None]:
         """Do what the model asks for, or find out why not, and fill in *outcome*."""
@@ -94,15 +127,26 @@ class ToolSteps:
             outcome.settle(objection or {})
             yield outcome.event(call)
             return
+        if (asked := self._asked.get(call.place)) is not None:
+            outcome.settle(await _result_of(asked.wait), verbatim=True)
+            yield outcome.event(asked.call)
+            return
         denial = None
         if tool.needs_approval:
             key = self._approval_key(tool, call)
             # On record before anybody is asked: only what is asked for can be approved.
-            wait = await self._context.durable.open_event(key, timeout_ms=_APPROVAL_TIMEOUT_MS)
+            wait = await self._context.durable.open_event(key, timeout_ms=_PATIENCE_MS)
             yield tool_approval(tool_call_id=call.id, tool_name=call.name, args=call.args, key=key)
             denial = await _denial(wait)
         outcome.settle(denial or await self._done(tool, call))
         yield outcome.event(call)
+
+    def _client_id(self, call: ToolCall) -> str:
+        """Return the id under which a client knows a call: of this call, of these arguments, of no other run."""
+        durable = self._context.durable
+        asked = [call.name, call.args, durable.step_key(f"{TOOL_PREFIX}{call.name}:{call.place}")]
+        digest = fingerprint(asked, f"{TOOL_PREFIX}{call.place}", durable.run_id)
+        return f"{CLIENT_CALL}{digest[:_DIGEST_CHARACTERS]}"
 
     def _approval_key(self, tool: Tool, call: ToolCall) -> str:
         """
@@ -157,6 +201,8 @@ class ToolSteps:
         with self._context.tracer.span(name, attributes=attributes) as span:
             # A copy: what the tool does to its arguments must not change what is on record.
             args = json.loads(json_text(call.args, "the arguments"))
+            if tool.run is None:
+                raise AssertionError("the client was asked")
             try:
                 result = await awaited(
                     tool.run(args, replace(tool_context, traceparent=span.traceparent())), tool.timeout_ms
@@ -169,6 +215,25 @@ class ToolSteps:
 
 def _intent(tool: Tool, call: ToolCall) -> str:
     return f"tool:{tool.name}:{call.place}"
+
+
+@dataclass(frozen=True, slots=True)
+class _AskedOfClient:
+    """A call that the client is to do, under the id by which it knows it."""
+
+    call: ToolCall
+    wait: OpenWait
+
+
+async def _result_of(wait: OpenWait) -> dict[str, Any]:
+    """Wait for what came of a call that the client does; return why there is nothing."""
+    try:
+        payload = await wait.payload()
+    except DurableAwaitEventTimeoutError:
+        return _failed("no_result", "its result did not come in time")
+    if isinstance(payload, Mapping) and payload.keys() == {"error"}:
+        return _failed("failed", str(payload["error"])[:_MOST_ERROR_CHARACTERS])
+    return {"result": payload["result"] if isinstance(payload, Mapping) and payload.keys() == {"result"} else payload}
 
 
 async def _denial(wait: OpenWait) -> dict[str, Any] | None:

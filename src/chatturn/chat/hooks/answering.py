@@ -21,7 +21,7 @@ async def answer(context: TurnContext, *, system: str | None = None) -> AsyncGen
     """
     instructions: list[ChatMessage] = [{"role": "system", "content": system}] if system else []
     request = AgentBackendInput(
-        messages=[*instructions, *context.history, context.question],
+        messages=[*instructions, *context.history, context.question, *context.behind],
         model=context.model,
         continue_from=context.continue_from,
         options=context.parameters,

@@ -37,6 +37,8 @@ class TurnContext:
         parameters: How the request wants the model to answer: temperature, max_tokens … (see the page HTTP).
         attempt: From 1.
         request_id: Stable for this attempt of this turn; an idempotency key for what the hook calls.
+        behind: What stands behind the user's message in a request that brings its own conversation: calls of its
+            client's tools, and their results.
         continue_from: What an attempt whose worker died had said, if the backend can go on from there; "" for a
             turn that begins at its beginning.
         backend: The deployment's backend.
@@ -56,6 +58,7 @@ class TurnContext:
     request_id: str
     backend: AgentExecutionBackend
     durable: DurableContext
+    behind: Sequence[ChatMessage] = ()
     continue_from: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     tracer: Tracer = NULL_TRACER
@@ -177,6 +180,8 @@ class ChatTurnHooks:
         tools: What the model may do.  With tools, `chatturn.chat.agent.agent.AgentProducer` answers in place of
             `produce`, and each model call and each tool call is a durable step.
         instructions: Said to the model before the conversation, by that producer.
+        client_tools: Whether a request may bring tools of its own, which its client does; that producer answers such a
+            request.  Not of a product that redacts: what a client is to do cannot be told before it was said.
         runtime_runs: Takes a row of agent-runtime's run ledger for each attempt, after the reader has everything: a
             `chatturn.agent_runtime.runs.RuntimeRunPersistenceAdapter`, or None.  What it raises is logged.
         sync_http: Whether hooks use `urllib.request` or `requests`, which need `fetch` put underneath; that
@@ -184,6 +189,7 @@ class ChatTurnHooks:
     """
 
     sync_http: ClassVar[bool] = False
+    client_tools: ClassVar[bool] = False
     tools: Sequence[Tool] = ()
     instructions: str = ""
     runtime_runs: Any = None

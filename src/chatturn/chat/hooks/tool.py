@@ -67,7 +67,8 @@ class Tool:
         name: 1 to 64 letters, digits, ``_`` and ``-``.
         description: For the model.
         parameters: The JSON schema of the arguments, an object's.
-        run: Does it; returns JSON, or raises `ToolError`.
+        run: Does it; returns JSON, or raises `ToolError`.  None: the client does it, and the turn waits for its result
+            without a worker.
         needs_approval: Whether somebody must agree first.  The turn waits for that without a worker.
         retry: How often it is tried before the model is told that it failed.
         timeout_ms: For each try; 0 for no end.
@@ -76,7 +77,7 @@ class Tool:
     name: str
     description: str
     parameters: Mapping[str, Any]
-    run: Callable[[Mapping[str, Any], ToolContext], Awaitable[Any]]
+    run: Callable[[Mapping[str, Any], ToolContext], Awaitable[Any]] | None
     needs_approval: bool = False
     retry: StepRetry = _ONCE
     timeout_ms: int = 60_000
@@ -84,6 +85,9 @@ class Tool:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             message = f"{self.name!r} cannot be a tool's name"
+            raise ValueError(message)
+        if self.run is None and self.needs_approval:
+            message = f"{self.name!r} is done by the client, who asks whomever it must"
             raise ValueError(message)
 
     def definition(self) -> dict[str, Any]:

@@ -110,6 +110,7 @@ def turn_manifest(
     user_message: str,
     model: str | None,
     history: Sequence[Mapping[str, Any]] | None = None,
+    behind: Sequence[Mapping[str, Any]] = (),
     parameters: Mapping[str, Any] | None = None,
     parts: Sequence[Mapping[str, Any]] = (),
 ) -> DurableRunManifest:
@@ -134,6 +135,7 @@ def turn_manifest(
             "userMessage": user_message,
             "model": model,
             **({} if history is None else {"history": [dict(message) for message in history]}),
+            **({"behind": [dict(message) for message in behind]} if behind else {}),
             **({"parameters": dict(parameters)} if parameters else {}),
             **({"parts": identity_of(parts)} if parts else {}),
         },

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from chatturn.backends.parameters import TOOLS
 from chatturn.chat.agent.agent import MODEL_STEP, AgentProducer
 from chatturn.chat.hooks.hooks import DurableTurnProducer, TurnContext
 from chatturn.chat.hooks.outbox import overrides
@@ -125,7 +126,7 @@ class Answer:
         hooks = deployment.hooks
         if not place.cancel_requested:
             self._require_attempt(place.idle_attempts, place.attempts)
-        continues = place.interrupted and not hooks.tools and deployment.backend.continues(turn.model)
+        continues = place.interrupted and not self._uses_tools and deployment.backend.continues(turn.model)
         redacting = overrides(hooks, "transform_final_text")
         if place.interrupted and (continues or place.cancel_requested) and not redacting:
             self.recalled = await self._recall(waited=False)
@@ -135,7 +136,14 @@ class Answer:
             return StreamProducer(_say_again(self.recalled, self._attempt))
         self.shown = self._shown()
         context = await self._context()
-        return AgentProducer(context, hooks.tools, hooks.instructions) if hooks.tools else hooks.produce(context)
+        if self._uses_tools:
+            return AgentProducer(context, hooks.tools, hooks.instructions)
+        return hooks.produce(context)
+
+    @property
+    def _uses_tools(self) -> bool:
+        turn = self._turn
+        return bool(turn.deployment.hooks.tools or turn.request.parameters.get(TOOLS))
 
     def _require_attempt(self, idle_attempts: int, attempts: int) -> None:
         run_id = self._turn.run_id
@@ -146,7 +154,7 @@ class Answer:
 
     async def _recall(self, *, waited: bool) -> str:
         deployment, number = self._turn.deployment, self._attempt.number
-        after_tools = bool(deployment.hooks.tools)
+        after_tools = self._uses_tools
         return await recall_text(deployment.database, self._turn.run_id, number, after_tools=after_tools, waited=waited)
 
     async def _said_before_the_wait(self) -> str:
@@ -154,7 +162,7 @@ class Answer:
         hooks = self._turn.deployment.hooks
         if overrides(hooks, "transform_final_text"):
             rounds = [step for step in self._attempt.claim.completed_steps if step.intent.startswith(MODEL_STEP)]
-            return str(rounds[-1].result["text"]) if hooks.tools and rounds else ""
+            return str(rounds[-1].result["text"]) if self._uses_tools and rounds else ""
         return await self._recall(waited=True)
 
     def _shown(self) -> ShownHistory:
@@ -180,6 +188,7 @@ class Answer:
             model=turn.model,
             history=await files.history(self.shown.messages),
             metadata=turn.request.metadata,
+            behind=turn.request.behind,
             parameters=turn.request.parameters,
             attempt=number,
             request_id=canonical_hash([self._attempt.claim.run.key_name, number]),

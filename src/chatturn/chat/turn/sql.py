@@ -25,6 +25,8 @@ __all__ = [
     "end_turn",
     "forget_checkpoints",
     "forget_messages",
+    "give",
+    "read_asked_run",
     "read_history",
     "read_place",
     "read_turn",
@@ -122,9 +124,10 @@ DELETE FROM chat_messages WHERE (tenant_id, session_id, turn_index) IN (
 # The checkpoints on the way to an answer; step 0 is the turn itself, and holds the answer.
 _FORGET_CHECKPOINTS: Final = f"DELETE FROM durable_steps WHERE run_id = ?1 AND step_index > 0 AND {HELD}"
 
-# An approval counts while the wait for it is open and nobody wants the turn stopped.  ?1 the run, ?2 the key, ?3 the
-# payload, ?4 now; and of what was asked for once, also in an answer that is history, the log knows.
-_APPROVE: Final = f"""
+# An approval, or a client's result, counts while the wait for it is open and nobody wants the turn stopped.  ?1 the
+# run, ?2 the key, ?3 the payload, ?4 now; and of what was asked for once, also in an answer that is history, the log
+# knows.
+_GIVE: Final = f"""
 INSERT OR IGNORE INTO durable_events (run_id, key, payload_json, emitted_at)
 SELECT ?1, ?2, ?3, {MOMENT.format("?4")}
 FROM durable_steps AS s JOIN durable_runs AS r ON r.run_id = s.run_id JOIN chat_turns AS t ON t.run_id = s.run_id
@@ -134,6 +137,15 @@ WHERE s.run_id = ?1 AND s.intent = '{EVENT_STEP}' || ?2 AND s.status = 'running'
 _WAS_ASKED: Final = f"""
 SELECT EXISTS (SELECT 1 FROM durable_steps WHERE run_id = ?1 AND intent = '{EVENT_STEP}' || ?2)
   OR EXISTS (SELECT 1 FROM chat_segments WHERE run_id = ?1 AND instr(lines, '"key":' || ?3)) AS asked
+"""
+
+# The run that has asked a client for one of the calls in ?1, whose tenant is ?2.  Its bounds are those of the index.
+_READ_ASKED_RUN: Final = f"""
+SELECT s.run_id, t.session_id
+FROM durable_steps AS s INDEXED BY idx_durable_steps_tool CROSS JOIN chat_turns AS t ON t.run_id = s.run_id
+WHERE s.intent IN (SELECT '{EVENT_STEP}' || value FROM json_each(?1))
+  AND s.intent >= '{EVENT_STEP}tool:' AND s.intent < '{EVENT_STEP}tool;' AND t.tenant_id = ?2
+LIMIT 1
 """
 
 # ``{0}`` the run, ``{1}`` its manifest, ``{2}`` now: see `chatturn.durable.store.Guard`.
@@ -259,10 +271,20 @@ def approve(run_id: str, key: str, payload_json: str) -> list[Statement]:
         Three statements: the write, a read of the event, and of whether anybody has ever asked for it.
     """
     return [
-        Statement(_APPROVE, (run_id, key, payload_json, NOW)),
+        give(run_id, key, payload_json),
         Statement(LOAD_EVENT, (run_id, key)),
         Statement(_WAS_ASKED, (run_id, key, json.dumps(key, ensure_ascii=False))),
     ]
+
+
+def give(run_id: str, key: str, payload_json: str) -> Statement:
+    """Record what a run has asked somebody for, if it is asked for still; the first counts."""
+    return Statement(_GIVE, (run_id, key, payload_json, NOW))
+
+
+def read_asked_run(keys: Sequence[str], tenant_id: str) -> Statement:
+    """Find the run of a tenant that waits, or has waited, for one of *keys*: results of a client's tools."""
+    return Statement(_READ_ASKED_RUN, (json.dumps(list(keys)), tenant_id))
 
 
 def read_turn_input(run_id: str) -> Statement:

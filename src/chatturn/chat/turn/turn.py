@@ -30,7 +30,7 @@ from chatturn.chat.hooks.outbox import Outbox, call_in_time, finished_turn, over
 from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.position import Place
 from chatturn.chat.log.writer import LogWriter
-from chatturn.chat.requests import TurnInput
+from chatturn.chat.requests import TurnInput, history_text
 from chatturn.chat.thread.history import PastTurn
 from chatturn.chat.thread.identity import legacy_run_id
 from chatturn.chat.thread.session_sql import owned_by, record_session, session_changed
@@ -416,7 +416,7 @@ def _begin_statements(turn: TurnInput) -> list[Statement]:
         metadata_json=json.dumps(request.metadata, ensure_ascii=False) if request.metadata else None,
         parameters_json=json.dumps(request.parameters, ensure_ascii=False) if request.parameters else None,
         parts_json=json.dumps(list(request.parts), ensure_ascii=False) if request.parts else None,
-        history_json=None if request.history is None else json.dumps(list(request.history), ensure_ascii=False),
+        history_json=history_text(request),
         trace=tracing.begin_with(turn.tracing),
     )
     superseded = [Outbox.forget(), chat_sql.forget_messages()] if request.supersede else []
