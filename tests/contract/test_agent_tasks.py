@@ -1,5 +1,7 @@
 """agent-runtime's tasks over every database of ours, and inside workerd: what they need of a platform is there."""
 
+import re
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -119,3 +121,11 @@ def test_an_intent_is_classified_where_python_is_another_one() -> None:
 
     assert "taxes" == classify_intent(profile, "Is VAT due?").id
     assert classify_intent(profile, "Is private law due?").id is None
+
+
+def test_a_place_that_is_no_boundary_is_the_same_one_everywhere() -> None:
+    r"""Nowhere in an empty text, whichever `re` the platform has."""
+    profile = {"subagents": {"any": {"metadata": {"matchers": {"patterns": [r"\B"]}}}}}
+
+    assert (re.search(r"\B", "") is not None) == (sys.version_info >= (3, 14))
+    assert ["any", None] == [classify_intent(profile, text).id for text in ("ab", "")]

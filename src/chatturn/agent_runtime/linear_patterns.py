@@ -1,4 +1,4 @@
-"""
+r"""
 Regular expressions whose search takes time in proportion to the text, whatever the pattern and the text are.
 
 Python's own `re` goes back and tries again: ``(a+)+$`` takes 2^n steps for n letters, and ``.*x`` n^2.  Patterns here
@@ -7,14 +7,18 @@ parsed by `re`'s own parser and run as an automaton that looks at each character
 (look-around, back-references, atomic groups) is refused when the pattern is compiled.
 
     (a|b)+c      ─▶  nodes: split ─▶ char ─▶ …      one node for each character of the pattern, repeats written out
+    nodes        ─▶  ways: which may follow which   all nodes at once, as the bits of an int
     search       ─▶  states: sets of nodes          made when they are first reached, and kept
+
+``\B`` is nowhere in an empty text, as for `re` up to Python 3.13 (which the Worker runs), whatever version runs this.
 
 Source:
     R. Cox, "Regular Expression Matching Can Be Simple And Fast", 2007: swtch.com/~rsc/regexp/regexp1.html.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -22,10 +26,21 @@ from typing import Any, Final, TypeAlias
 
 from chatturn.errors import ValidationError
 
-__all__ = ["MAX_NODES", "LinearPattern"]
+__all__ = ["MAX_NODES", "MAX_WAYS", "LinearPattern"]
 
 MAX_NODES: Final = 2_000
 """Of one pattern's automaton, its repeats written out: ``x{500}`` has 500."""
+
+MAX_WAYS: Final = 200
+"""
+Of one pattern's automaton: what it does for each character of a text, at most, however often the text goes on.
+
+All characters that go on to the one behind them are 1 way together, and so are those that go on to the same one:
+``(?:ab){600}`` has 1, ``[ab]{0,600}c`` 2; a hundred parts that may each be left out (``a?b?c?…``) have about 100.
+"""
+
+_MAX_PAIRS: Final = 100_000
+"""Of a node and one that may follow it: bounds the time that compiling takes."""
 
 _MAX_STATES: Final = 2_000  # then all are forgotten, and made again as they are reached
 
@@ -46,6 +61,7 @@ _EDGE, _LAST_LINE_END, _LINE_END, _OTHER = "", "\n$", "\n", "."
 
 _Node: TypeAlias = int
 _ACCEPT: Final[_Node] = 0
+_ACCEPTED: Final = 1 << _ACCEPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +97,80 @@ class _Side:
 
 
 _OUTSIDE: Final = _Side(_EDGE)
+_ANYWHERE: Final = _Side(_OTHER)
 
 
 @dataclass(frozen=True, slots=True)
 class _Class:
-    """All that a pattern can know of a character."""
+    """All that a pattern can know of a character: which nodes can take it, and what it is beside a position."""
 
-    fitting: frozenset[re.Pattern[str]]
+    fitting: int
     side: _Side
 
 
 @dataclass(slots=True, eq=False)
 class _State:
-    """Where a search can be: its nodes, what the character before was, and where each character leads."""
+    """Where a search can be: the nodes that took the character before, what that was, and where each next one leads."""
 
-    nodes: frozenset[_Node]
+    taken: int
     before: _Side
     by_character: dict[str, "_State"] = field(default_factory=dict)
     by_class: dict[_Class, "_State"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ways:
+    """
+    Which nodes may take the character that stands between two sides; a set of nodes is an int, with a bit for each.
+
+    Attributes:
+        first: Those with which a match may begin.
+        down: Sets of nodes, and by how much lower the number is of one that may follow each of them.
+        up: Likewise, by how much higher.
+        jumps: Sets of nodes, and those that may follow any of them.
+    """
+
+    first: int
+    down: tuple[tuple[int, int], ...]
+    up: tuple[tuple[int, int], ...]
+    jumps: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, first: int, pairs: list[tuple[_Node, _Node]]) -> "_Ways":
+        """Put *pairs*, of a node and one that may follow it, in as few sets as can be told at once."""
+        by_distance = Counter(node - following for node, following in pairs)
+        by_following = Counter(following for _, following in pairs)
+        shifted, jumping, merged = defaultdict[int, int](int), defaultdict[int, int](int), defaultdict[int, int](int)
+        for node, following in pairs:
+            if by_distance[node - following] >= by_following[following]:
+                shifted[node - following] |= 1 << node
+            else:
+                jumping[following] |= 1 << node
+        for following, nodes in jumping.items():
+            merged[nodes] |= 1 << following
+        return cls(
+            first=first,
+            down=tuple((nodes, by) for by, nodes in shifted.items() if by >= 0),
+            up=tuple((nodes, -by) for by, nodes in shifted.items() if by < 0),
+            jumps=tuple(merged.items()),
+        )
+
+    def __len__(self) -> int:
+        """Return how many sets there are."""
+        return len(self.down) + len(self.up) + len(self.jumps)
+
+    def following(self, taken: int) -> int:
+        """Return the nodes that may take the next character, behind the nodes *taken*, or as a match begins."""
+        found = self.first
+        if taken:
+            for nodes, by in self.down:
+                found |= (taken & nodes) >> by
+            for nodes, by in self.up:
+                found |= (taken & nodes) << by
+            for nodes, those in self.jumps:
+                if taken & nodes:
+                    found |= those
+        return found
 
 
 class LinearPattern:
@@ -110,8 +182,8 @@ class LinearPattern:
         flags: `re`'s.
 
     Raises:
-        ValidationError: `re` does not understand it, it has more than `MAX_NODES` nodes, or it has look-around, a
-            back-reference, a condition, or an atomic or possessive part.
+        ValidationError: `re` does not understand it, it has more than `MAX_NODES` nodes or `MAX_WAYS` ways, or it has
+            look-around, a back-reference, a condition, or an atomic or possessive part.
     """
 
     def __init__(self, source: str, flags: int = 0) -> None:
@@ -120,20 +192,24 @@ class LinearPattern:
         except (re.error, RecursionError, OverflowError) as error:
             raise ValidationError(f"the pattern {source!r:.200} is none: {error}") from error
         self._nodes: list[_Character | _Split | _Position] = [_Split([])]
+        self._ways: dict[tuple[_Side, _Side], _Ways] = {}
         try:
             self._entry = self._build(parsed, parsed.state.flags, _ACCEPT)
+            self._require_few_ways()
         except _Refused as error:
             raise ValidationError(f"the pattern {source!r:.200} {error}") from error
-        self._characters = {node.fits for node in self._nodes if isinstance(node, _Character)}
         self._looks_around = any(isinstance(node, _Position) for node in self._nodes)
-        self._found = _State(frozenset(), _OUTSIDE)
-        self._failed = _State(frozenset(), _OUTSIDE)
-        self._states: dict[tuple[frozenset[_Node], _Side], _State] = {}
+        self._fitting: dict[re.Pattern[str], int] = defaultdict(int)
+        for number, node in enumerate(self._nodes):
+            if isinstance(node, _Character):
+                self._fitting[node.fits] |= 1 << number
+        self._found, self._failed = _State(0, _OUTSIDE), _State(0, _OUTSIDE)
+        self._states: dict[tuple[int, _Side], _State] = {}
         self._classes: dict[str, _Class] = {}
 
     def search(self, text: str) -> bool:
         """Say whether the pattern is anywhere in *text*; nothing is remembered from one call to the next but speed."""
-        state, found = self._state(frozenset(), _OUTSIDE), self._found
+        state, found = self._state(0, _OUTSIDE), self._found
         body, last = (text[:-1], _LAST_LINE_END) if text.endswith("\n") else (text, _EDGE)
         for character in body:
             state = state.by_character.get(character) or self._step(state, character)
@@ -154,20 +230,40 @@ class LinearPattern:
         return following
 
     def _follow(self, state: _State, character: _Class) -> _State:
-        nodes = self._reachable(state.nodes | {self._entry}, state.before, character.side)
-        if _ACCEPT in nodes:
+        may_follow = self._ways_between(state.before, character.side).following(state.taken)
+        if may_follow & _ACCEPTED:
             return self._found
         if character.side.kind is _EDGE:
             return self._failed
-        taken = (self._nodes[node] for node in nodes)
-        following = frozenset(
-            node.following for node in taken if isinstance(node, _Character) and node.fits in character.fitting
-        )
-        return self._state(following, character.side if self._looks_around else _OUTSIDE)
+        return self._state(may_follow & character.fitting, character.side if self._looks_around else _OUTSIDE)
 
-    def _reachable(self, nodes: Iterable[_Node], before: _Side, after: _Side) -> set[_Node]:
-        """Return *nodes* and what can be reached from them without taking a character."""
-        reached, found = set[_Node](), list(nodes)
+    def _ways_between(self, before: _Side, after: _Side) -> _Ways:
+        sides = (before, after) if self._looks_around else (_OUTSIDE, _OUTSIDE)
+        ways = self._ways.get(sides)
+        if ways is None:
+            ways = self._ways[sides] = self._find_ways(lambda node: node.holds(before, after))
+        return ways
+
+    def _require_few_ways(self) -> None:
+        """Refuse a pattern that has too many, if every position were between the right sides."""
+        if len(self._find_ways(lambda _: True)) > MAX_WAYS:
+            raise _Refused(f"has more than {MAX_WAYS} ways to go on: leave less out, or say it in several patterns")
+
+    def _find_ways(self, holds: Callable[[_Position], bool]) -> _Ways:
+        reachable: dict[_Node, list[_Node]] = {}
+        pairs: list[tuple[_Node, _Node]] = []
+        for number, node in enumerate(self._nodes):
+            if isinstance(node, _Character):
+                if node.following not in reachable:
+                    reachable[node.following] = self._reachable(node.following, holds)
+                pairs += ((number, each) for each in reachable[node.following])
+                if len(pairs) > _MAX_PAIRS:
+                    raise _Refused("has too many ways to go on: repeat less, or say it in several patterns")
+        return _Ways.of(sum(1 << each for each in self._reachable(self._entry, holds)), pairs)
+
+    def _reachable(self, node: _Node, holds: Callable[[_Position], bool]) -> list[_Node]:
+        """Return the nodes that may take a character at *node*, and the end if the match may end there."""
+        reached, found, those = set[_Node](), [node], list[_Node]()
         while found:
             number = found.pop()
             if number in reached:
@@ -176,29 +272,29 @@ class LinearPattern:
             match self._nodes[number]:
                 case _Split(following=following):
                     found += following
-                case _Position(holds=holds, following=next_node) if holds(before, after):
-                    found.append(next_node)
-                case _:
-                    pass
-        return reached
+                case _Position() as position:
+                    found += [position.following] if holds(position) else []
+                case _Character():
+                    those.append(number)
+        return [*those, _ACCEPT] if _ACCEPT in reached else those
 
-    def _state(self, nodes: frozenset[_Node], before: _Side) -> _State:
-        state = self._states.get((nodes, before))
+    def _state(self, taken: int, before: _Side) -> _State:
+        state = self._states.get((taken, before))
         if state is None:
             if len(self._states) >= _MAX_STATES:
                 for old in self._states.values():  # each may lead to any other: let none of them be reached
                     old.by_character.clear()
                     old.by_class.clear()
                 self._states.clear()
-            state = self._states[nodes, before] = _State(nodes, before)
+            state = self._states[taken, before] = _State(taken, before)
         return state
 
     def _class_of(self, character: str) -> _Class:
         shown = character[:1]
-        fitting = frozenset(fits for fits in self._characters if shown and fits.match(shown))
+        fitting = sum(nodes for fits, nodes in self._fitting.items() if shown and fits.match(shown))
         side = _OUTSIDE if character is _EDGE else _side_of(character)
         if not self._looks_around and character is not _EDGE:
-            side = _Side(_OTHER)
+            side = _ANYWHERE
         found = self._classes[character] = _Class(fitting, side)
         return found
 
@@ -307,6 +403,8 @@ def _holding(kind: str, flags: int) -> Callable[[_Side, _Side], bool]:
         "AT_END": lambda _, after: after.kind in {_EDGE, _LAST_LINE_END} or (many_lines and after.kind is _LINE_END),
         "AT_END_STRING": lambda _, after: after.kind is _EDGE,
         "AT_BOUNDARY": at_boundary,
-        "AT_NON_BOUNDARY": lambda before, after: not at_boundary(before, after),
+        "AT_NON_BOUNDARY": lambda before, after: (
+            not at_boundary(before, after) and not before.kind == after.kind == _EDGE  # an empty text has none
+        ),
     }
     return conditions[kind]
