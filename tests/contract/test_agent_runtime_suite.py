@@ -22,6 +22,7 @@ from chatturn.agent_runtime import (
     RunDurableInput,
     RunDurableResult,
     RunDurableTurnOptions,
+    StepKind,
     StepStatus,
     manifest_hash,
     run_durable,
@@ -29,6 +30,7 @@ from chatturn.agent_runtime import (
 )
 from chatturn.durable.records import TaskSpec
 from chatturn.durable.sql_store import SqlRunStore
+from chatturn.durable.store import Begin
 from tests.support.clock import Clock
 from tests.support.runs import manifest
 
@@ -87,6 +89,20 @@ async def test_completed_steps_replay_without_calling_their_function_and_a_faile
     done = await run(store, task)
 
     assert (["a", "b", "b"], ["result of a", "result of b"]) == (effects.ran, done.result)
+
+
+async def test_a_step_that_was_begun_and_not_completed_is_never_replayed(store: SqlRunStore, clock: Clock) -> None:
+    """Of later versions: what a worker has begun, and not published before it died, is done again."""
+    begun = Begin(step_index=0, intent="a", kind=StepKind.LOGIC)
+    await store.start_or_resume(run_id="run-1", manifest=manifest(), worker_id="dead", lease_ms=50, begin=begun)
+    clock.advance(80)
+    effects = Effects()
+
+    async def task(context: DurableContext) -> str:
+        return await context.step("a", effects.of("a"))
+
+    assert "result of a" == (await run(store, task)).result
+    assert ["a"] == effects.ran
 
 
 async def test_a_manifest_that_changed_is_rejected_on_resume(store: SqlRunStore) -> None:

@@ -1,6 +1,7 @@
 """What every store of backends' sessions promises: the one in memory, and the one over a database."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -104,6 +105,27 @@ async def test_events_are_numbered_and_listed_in_their_order(sessions: RuntimeSe
         (e.seq, e.event) for e in await sessions.list_events("session-1")
     ]
     assert [said("x")] == [each.event for each in await sessions.list_events("session-2")]
+
+
+async def test_a_hundred_appends_at_once_are_as_many_statements_and_read_no_history(database: Database) -> None:
+    """Each is one round trip of one statement, numbered by the database, however long the log is."""
+
+    class Counting:
+        def __init__(self) -> None:
+            self.batches: list[int] = []
+
+        async def batch(self, statements: Sequence[Statement]) -> list[Result]:
+            self.batches.append(len(statements))
+            return await database.batch(statements)
+
+    counting = Counting()
+    sessions = SqlRuntimeSessionStore(counting)
+    await sessions.put(SESSION)
+    counting.batches.clear()
+    numbers = await asyncio.gather(*(sessions.append_event("session-1", said(str(n))) for n in range(100)))
+
+    assert list(range(100)) == sorted(numbers)
+    assert [1] * 100 == counting.batches
 
 
 async def test_events_are_listed_page_by_page(sessions: RuntimeSessionStore) -> None:

@@ -122,6 +122,15 @@ def test_the_request_is_what_a_sandbox_understands(server: Upstream) -> None:
     )
 
 
+def test_the_auth_header_is_sent_as_it_is(server: Upstream) -> None:
+    """agent-runtime's own test: one header, under any name."""
+    server.on("own header", HELLO)
+    told(server, "own header", sandbox=target(server, auth_header=AuthHeader(name="x-box-key", value="k-7 of box-1")))
+    headers = server.calls("own header")[0].headers
+
+    assert ("k-7 of box-1", False) == (headers["x-box-key"], "authorization" in headers)
+
+
 def test_without_an_auth_header_none_is_sent(server: Upstream) -> None:
     server.on("no key", HELLO)
     told(server, "no key", sandbox=target(server, auth_header=None))

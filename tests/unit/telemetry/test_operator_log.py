@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from enum import StrEnum
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatturn.chat.deployment import Deployment
+from chatturn.durable.runner import RunDurableInput
 from chatturn.errors import BackendRejected, LeaseLost
-from chatturn.telemetry.operator_log import json_line_log
+from chatturn.telemetry.operator_log import json_line_log, print_log
 from chatturn.telemetry.redaction import without_secrets
 
 
@@ -238,3 +241,12 @@ def test_a_broken_log_does_not_stop_the_turn() -> None:
         raise OSError
 
     json_line_log(write)("x", {})
+
+
+def test_a_log_that_nobody_names_is_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is the default of a deployment and of a run."""
+    defaults = {each.name: each.default for cls in (Deployment, RunDurableInput) for each in fields(cls)}
+    print_log("x", {"n": 1})
+
+    assert defaults["log"] is print_log
+    assert {"event": "x", "n": 1}.items() <= json.loads(capsys.readouterr().out).items()
