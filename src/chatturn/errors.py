@@ -18,7 +18,7 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
     + IdempotencyKeyReused                 422 idempotency_key_reused
     + FileMissing                          422 file_missing
   x ConfigurationError                   503 misconfigured: the operator must change a setting
-  x FilesNotKept                         501 files_not_kept: the deployment has no binding for files
+  x FilesNotKept                         404 files_not_kept: the deployment has no binding for files
   x FilesUnavailable                     503 files_unavailable (r): the store of files does not answer
   x BodyTimeout                          408 body_timeout (r): the request did not arrive whole
   x RateLimited                          429 rate_limited (r): too many requests of one user or tenant
@@ -409,7 +409,7 @@ class FilesNotKept(ChatTurnError):
     """The deployment has no binding ``FILES``."""
 
     code = "files_not_kept"
-    status = 501
+    status = 404
     public = "This service keeps no files. Put the file into the message itself, as a data: address."
 
 

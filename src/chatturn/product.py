@@ -10,7 +10,7 @@ A product is a module whose class ``Hooks`` derives from `ChatTurnHooks`::
             return StreamProducer(answer(context, system="You help lawyers to read documents."))
 
 Hooks and what they are given:
-    `ChatTurnHooks`, `TurnContext`, `FinishedTurn`, `ChatTurnIdentity`; `EndedAttempt`, whose end is
+    `ChatTurnHooks`, `TurnContext`, `ModelRequest`, `FinishedTurn`, `ChatTurnIdentity`; `EndedAttempt`, whose end is
     `Completed`, `Cancelled`, `Suspended` or `Failed`;
     `PastTurn`, `ShownHistory` and `recent`, for a history of its own.
 The answer:
@@ -28,7 +28,14 @@ Failures and the operator's log:
 
 from chatturn.backends.api import AgentBackendContext, AgentBackendInput, AgentExecutionBackend, ChatMessage
 from chatturn.chat.hooks.answering import answer
-from chatturn.chat.hooks.hooks import ChatTurnHooks, DurableTurnProducer, EndedAttempt, FinishedTurn, TurnContext
+from chatturn.chat.hooks.hooks import (
+    ChatTurnHooks,
+    DurableTurnProducer,
+    EndedAttempt,
+    FinishedTurn,
+    ModelRequest,
+    TurnContext,
+)
 from chatturn.chat.hooks.tool import Tool, ToolContext, ToolError
 from chatturn.chat.thread.history import PastTurn, ShownHistory, recent
 from chatturn.chat.thread.identity import ChatTurnIdentity
@@ -76,6 +83,7 @@ __all__ = [
     "EventBatch",
     "Failed",
     "FinishedTurn",
+    "ModelRequest",
     "OperatorLog",
     "PastTurn",
     "ShownHistory",

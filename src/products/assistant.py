@@ -1,6 +1,6 @@
 """The default product: the deployment's model, the session's history, no hooks."""
 
-from chatturn.product import ChatTurnHooks, StreamProducer, TurnContext, answer
+from chatturn.product import ChatTurnHooks
 
 __all__ = ["Hooks"]
 
@@ -9,7 +9,3 @@ class Hooks(ChatTurnHooks):
     """Ask the model what the user asked; a request may bring tools, which its client does."""
 
     client_tools = True
-
-    def produce(self, context: TurnContext) -> StreamProducer:
-        """Stream the model's answer."""
-        return StreamProducer(answer(context))

@@ -127,7 +127,7 @@ def test_without_a_bucket_there_is_a_sentence_of_its_own(worker: Worker) -> None
     status, problem = Client(worker.url).problem("no-bucket", part)
     data: Any = [{"type": "image", "url": f"data:image/png;base64,{base64.b64encode(PNG).decode()}"}]
 
-    assert (status, problem["code"]) == (501, "files_not_kept")
-    assert (send(worker).status_code, json.loads(send(worker).content)["code"]) == (501, "files_not_kept")
-    assert get(worker, f"file_20260101_{'a' * 40}").status_code == 501
+    assert (status, problem["code"]) == (404, "files_not_kept")
+    assert (send(worker).status_code, json.loads(send(worker).content)["code"]) == (404, "files_not_kept")
+    assert get(worker, f"file_20260101_{'a' * 40}").status_code == 404
     assert answer_of(Client(worker.url).post("inline", data))

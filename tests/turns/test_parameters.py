@@ -10,7 +10,9 @@ import pytest
 
 from chatturn.backends.routing import Means, create_backend, provider_of_settings
 from chatturn.chat.requests import TurnRequest
+from chatturn.chat.thread.versions import Replace
 from chatturn.chat.turn.sinks import NoSink
+from chatturn.database.api import Statement
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.errors import ConfigurationError, DurableRunInputMismatchError, InvalidField
 from chatturn.settings import Settings
@@ -163,3 +165,85 @@ async def test_a_completion_s_wrong_parameter_is_refused_by_its_name(database: S
     error = json.loads(reply.response.body or b"")["error"]
 
     assert (reply.response.status, error["param"]) == (422, "temperature")
+
+
+async def finished(reply: Any) -> None:
+    """Wait for the end of a stream, in whatever format."""
+    if reply.task is not None:
+        await reply.task
+
+
+def chat(**members: Any) -> dict[str, Any]:
+    """Return what the AI SDK sends."""
+    return {"id": "c", "messages": [{"role": "user", "parts": [{"type": "text", "text": "hi"}]}], **members}
+
+
+async def test_a_chat_s_parameters_are_passed_on_or_named(database: SqliteDatabase) -> None:
+    """As a completion's; a wrong one is refused by its name."""
+    alone, transport = isolate(database, [OK], ALLOW_PARAMETERS="temperature", MODELS="a")
+    body = chat(model="a", parameters={"temperature": 0.5, "seed": 4})
+    reply = await alone.ask("POST", "/v1/ai-sdk/chat", body)
+    await finished(reply)
+    wrong = await alone.ask("POST", "/v1/ai-sdk/chat", chat(id="d", parameters={"temperature": 9}))
+    [sent] = asked(transport)
+
+    assert (reply.response.headers["X-Ignored-Parameters"], sent["temperature"], sent["model"]) == ("seed", 0.5, "a")
+    assert (wrong.status, b"parameters.temperature" in wrong.response.body, "seed" in sent) == (422, True, False)
+
+
+async def test_an_unlisted_model_is_refused_on_every_route(database: SqliteDatabase) -> None:
+    """Nothing is written, and nobody is asked; what was begun before the setting is shown all the same."""
+    before, _ = isolate(database, [OK] * 3)
+    bodies = {
+        "/v1/sessions/thread-1/turns/0": {"message": "hi", "model": "x"},
+        "/v1/ai-sdk/chat": chat(model="x"),
+        "/v1/chat/completions": {
+            "model": "x",
+            "messages": [{"role": "user", "content": "hi"}],
+            "metadata": {"session_id": "s", "turn_index": "0"},
+        },
+    }
+    for path, body in bodies.items():
+        first = await before.ask("POST", path, body)
+        assert first.status == 200
+        await finished(first)
+    alone, transport = isolate(database, [], MODELS="a, b")
+    again = [(await alone.ask("POST", path, body)).status for path, body in bodies.items()]
+    later = {
+        "/v1/sessions/thread-1/turns/1": bodies["/v1/sessions/thread-1/turns/0"],
+        "/v1/ai-sdk/chat": chat(model="x", id="other"),
+        "/v1/chat/completions": {**bodies["/v1/chat/completions"], "metadata": {"session_id": "other"}},
+    }
+    refused = [(await alone.ask("POST", path, body)).status for path, body in later.items()]
+    [turns] = await database.batch([Statement("SELECT count(*) AS turns FROM chat_turns")])
+
+    assert (again, refused, asked(transport)) == ([200] * 3, [422] * 3, [])
+    assert turns.rows[0]["turns"] == 3
+
+
+@pytest.mark.parametrize("threads", ["off", "on"])
+async def test_an_unlisted_model_begins_no_other_answer(database: SqliteDatabase, threads: str) -> None:
+    """Neither as a new version nor in place of the first; the turn stands, and its own request is replayed."""
+    before, _ = isolate(database, [OK], THREADS=threads)
+    await turn(before)
+    alone, transport = isolate(database, [], MODELS="a", THREADS=threads)
+    ways: list[dict[str, Any]] = [{"supersede": True}]
+    if threads == "on":
+        ways += [{"replace": Replace(kind="regenerate", version=1)}, {"replace": Replace(kind="edit", version=1)}]
+    for way in ways:
+        with pytest.raises(InvalidField):
+            await turn(alone, model="x", **way)
+    await turn(alone)
+
+    assert asked(transport) == []
+
+
+async def test_a_takeover_and_a_resume_ask_the_model_that_is_no_longer_listed(database: SqliteDatabase) -> None:
+    """What was begun is brought to its end."""
+    before, _ = isolate(database, [])
+    await before.service.open(IDENTITY, TurnRequest(message="hi", model="x"))
+    await asyncio.sleep(61)
+    alone, transport = isolate(database, [OK], MODELS="a")
+
+    assert await alone.service.resume("chat:acme:thread-1:0")
+    assert [body["model"] for body in asked(transport)] == ["x"]

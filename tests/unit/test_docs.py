@@ -52,7 +52,8 @@ from tests.support.transport import Reply, ScriptedTransport
 from tests.support.turns import IDENTITY, Desk, Product, open_sqlite
 from tests.turns.test_agent import Agent, Model
 from tests.turns.test_client_tools import Guide
-from tests.unit.backends.openai.test_backend import DONE, backend, frame
+from tests.turns.test_parameters import isolate
+from tests.unit.backends.openai.test_backend import DONE, OK, backend, frame
 
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "chatturn"
@@ -462,6 +463,20 @@ async def test_the_first_product_in_the_manual_works(source: str) -> None:
     assert content.endswith("You said: “Ask [e-mail].”")
 
 
+async def test_the_hook_in_the_manual_that_shapes_requests_works() -> None:
+    """The model is told what was looked up, and how to answer."""
+    module = ModuleType("products.handbook")
+    exec(compile(sample("You answer from the handbook."), "docs", "exec"), vars(module))  # noqa: S102 - that is the test
+    with open_sqlite() as database:
+        alone, transport = isolate(database, [OK], module.Hooks())
+        await (await alone.post("holidays", parameters={"seed": 1})).lines()
+        [exchange] = transport.exchanges
+    body = json.loads(exchange.request.body)
+
+    assert body["messages"][0]["content"].endswith("says about 'holidays'.")
+    assert (body["temperature"], body["seed"]) == (0.2, 1)
+
+
 async def test_the_agent_in_the_manual_works() -> None:
     """It waits for an approval, pays back once it has it, and answers."""
     source = sample("tools = (")
@@ -556,8 +571,9 @@ def test_every_name_that_a_product_may_import_is_told() -> None:
     [
         (
             "What `produce` is given",
-            {*(item.name for item in fields(product.TurnContext)), "traceparent", "report_call"},
+            {*(item.name for item in fields(product.TurnContext)), "traceparent", "report_call", "request", "question"},
         ),
+        ("What the model is asked", {item.name for item in fields(product.ModelRequest)}),
         ("What the hooks of a stored answer are given", {item.name for item in fields(product.FinishedTurn)}),
         ("What `on_attempt_end` is given", {item.name for item in fields(product.EndedAttempt)}),
         ("Attributes of the class", {"sync_http", "tools", "instructions", "client_tools", "runtime_runs"}),

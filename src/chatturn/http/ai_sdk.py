@@ -11,7 +11,7 @@ Source:
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -29,6 +29,8 @@ from chatturn.http.limits import (
     MAX_EVENT_KEY_CHARACTERS,
     MAX_REASON_CHARACTERS,
     check_session_id,
+    read_model,
+    read_parameters,
     read_run_id,
     read_session_id,
     read_tool_result,
@@ -101,8 +103,11 @@ async def post_chat(call: Call) -> HttpResponse:
         user_id=call.principal.user_id,
         turn_index=0 if chat is None else conversation.turn_index,
     )
+    parameters, ignored = _parameters(body.get("parameters"), call.service.deployment.may_say)
     request = TurnRequest(
         message=conversation.question,
+        model=read_model(body.get("model")),
+        parameters=parameters,
         history=conversation.before if chat is None else None,
         supersede=_replaces(body),
         follow=True,
@@ -110,7 +115,9 @@ async def post_chat(call: Call) -> HttpResponse:
     waiting = await _waiting(call, identity, messages)
     if waiting is None:
         opened = await open_or_follow(call.service, identity, request)
-        return _stream(call, identity, opened, resets=_resets(query))
+        response = _stream(call, identity, opened, resets=_resets(query))
+        named = {"X-Ignored-Parameters": ", ".join(ignored)} if ignored else {}
+        return replace(response, headers={**response.headers, **named})
     opened = await go_on_or_follow(call.service, waiting)
     return _stream(call, waiting, opened, resets=_resets(query), goes_on=True)
 
@@ -224,6 +231,12 @@ def _identity(call: Call, session_id: str, turn_index: int) -> ChatTurnIdentity:
 def _own_session() -> str:
     """Name the session of a request that names none; it is found again by its run's id only."""
     return derive_worker_id().replace("worker-", "chat.")
+
+
+def _parameters(value: object, may_say: Callable[[str], bool]) -> tuple[Mapping[str, Any], list[str]]:
+    """Return how the model is to answer, as far as a request may say so, and the names of what it may not say."""
+    said = read_parameters(value)
+    return {name: each for name, each in said.items() if may_say(name)}, [name for name in said if not may_say(name)]
 
 
 def _session(value: object) -> str:

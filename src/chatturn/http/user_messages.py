@@ -1,12 +1,9 @@
 """What a user says: a text, or parts of which some are images and files."""
 
-import base64
-import binascii
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from chatturn.chat.files import FILE_ID
 from chatturn.chat.parts import INLINE, Part, text_of
@@ -51,7 +48,12 @@ FILE_TYPES: Final = (
 )
 _TYPES: Final[Mapping[str, Sequence[str]]] = {"image": IMAGE_TYPES, "file": FILE_TYPES}
 
-_DATA: Final = re.compile(r"data:([a-z]+/[a-z0-9.+-]+);base64,([A-Za-z0-9+/]+={0,2})")
+_BASE64: Final = "(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)"
+_ADDRESS: Final = "https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:[/?#][!-~]*)?"
+_URLS: Final[Mapping[str, str]] = {
+    kind: f"{_ADDRESS}|data:(?:{'|'.join(map(re.escape, types))});base64,{_BASE64}" for kind, types in _TYPES.items()
+}
+"""What an address may be, without a password: of the web, or the content itself."""
 
 TEXT: Final[Mapping[str, Any]] = {
     "type": "string",
@@ -59,11 +61,7 @@ TEXT: Final[Mapping[str, Any]] = {
     "minLength": 1,
     "maxLength": MAX_MESSAGE_CHARACTERS,
 }
-_URL: Final[Mapping[str, Any]] = {
-    "type": "string",
-    "pattern": f"^(https://[!-~]{{1,{MAX_URL_CHARACTERS - 8}}}|{_DATA.pattern})$",
-    "maxLength": MAX_INLINE_CHARACTERS,
-}
+_LONG: Final[Mapping[str, Any]] = {"type": "string", "maxLength": MAX_INLINE_CHARACTERS}
 _NAME: Final[Mapping[str, Any]] = {
     "type": "string",
     "format": "printable",
@@ -89,9 +87,9 @@ MESSAGE: Final[Mapping[str, Any]] = {
             "items": {
                 "anyOf": [
                     _part_schema("text", text=TEXT),
-                    _part_schema("image", url=_URL),
+                    _part_schema("image", url={**_LONG, "pattern": f"^({_URLS['image']})$"}),
                     _part_schema("image", file=_FILE),
-                    _part_schema("file", url=_URL, name=_NAME),
+                    _part_schema("file", url={**_LONG, "pattern": f"^({_URLS['file']})$"}, name=_NAME),
                     _part_schema("file", file=_FILE, name=_NAME),
                 ]
             },
@@ -174,32 +172,12 @@ def _check_members(value: Mapping[str, Any], known: set[str], place: str) -> Non
 
 
 def _url(value: object, kind: str, place: str) -> str:
-    """Return an address that a model's API may be given: of the web, without a password, or the content itself."""
-    if not isinstance(value, str):
-        raise InvalidField(f"{place} must be text", field=place)
-    if value.startswith(INLINE):
-        return _data(value, kind, place)
-    if len(value) > MAX_URL_CHARACTERS:
+    if isinstance(value, str) and not value.startswith(INLINE) and len(value) > MAX_URL_CHARACTERS:
         raise too_large(place, f"{MAX_URL_CHARACTERS} characters")
-    try:
-        parts = urlsplit(value)
-        is_address = parts.scheme == "https" and bool(parts.hostname) and parts.username is None
-    except ValueError:
-        is_address = False
-    if not is_address or not value.isascii() or not value.isprintable() or " " in value:
-        raise InvalidField(f"{place} must be an https: address without a password, or data:…;base64,…", field=place)
-    return value
-
-
-def _data(value: str, kind: str, place: str) -> str:
-    match = _DATA.fullmatch(value)
-    if match is None or match[1] not in _TYPES[kind]:
+    if not isinstance(value, str) or not re.fullmatch(_URLS[kind], value):
         types = ", ".join(_TYPES[kind])
-        raise InvalidField(f"{place} must be data:TYPE;base64,…, with a TYPE out of {types}", field=place)
-    try:
-        base64.b64decode(match[2], validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidField(f"{place} is not base64", field=place) from None
+        words = f"{place} must be an https: address without a password, or data:TYPE;base64,… of a TYPE out of {types}"
+        raise InvalidField(words, field=place)
     return value
 
 

@@ -18,13 +18,13 @@ model call is recorded when it is over and before any of its tools runs: so whic
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from chatturn.backends.api import AgentBackendContext, AgentBackendInput, ChatMessage
 from chatturn.backends.parameters import TOOLS
 from chatturn.chat.agent.tool_calls import ToolCall, ToolOutcome, ToolSteps
-from chatturn.chat.hooks.hooks import TurnContext
+from chatturn.chat.hooks.hooks import ModelRequest, TurnContext
 from chatturn.chat.hooks.tool import Tool
 from chatturn.durable.records import StepKind
 from chatturn.errors import BackendError, EmptyAnswer
@@ -79,12 +79,12 @@ class AgentProducer:
         max_rounds: int | None = None,
     ) -> None:
         self._context = context
-        self._brought = context.parameters.get(TOOLS, ())
-        self._tools = ToolSteps(context, [*tools, *map(_of_client, self._brought)])
-        offered = [*(tool.definition() for tool in tools), *self._brought]
-        self._options = {TOOLS: offered} if offered else {}
+        self._own_tools = tools
+        self._brought: Sequence[Mapping[str, Any]] = ()
+        self._tools = ToolSteps(context, ())
         self._instructions = instructions
-        self._max_rounds = max_rounds or (MAX_CLIENT_ROUNDS if self._tools.clients else MAX_ROUNDS)
+        self._max_rounds = max_rounds or MAX_ROUNDS
+        self._more_rounds = max_rounds or MAX_CLIENT_ROUNDS
         self._answer: str | None = None
         self._latest: _Round | None = None
         self.stream: AsyncGenerator[EventBatch, None] = self._run()
@@ -98,12 +98,14 @@ class AgentProducer:
         return "" if self._latest is None else self._latest.text
 
     async def _run(self) -> AsyncGenerator[EventBatch, None]:
-        messages = self._conversation()
+        asked = await self._context.request(system=self._instructions, tools=self._own_tools)
+        self._take_tools(asked)
+        messages = asked.conversation
         for number in range(1, self._max_rounds + 1):
             self._latest = said = _Round(
                 number=number, attempt=self._context.attempt, request_id=self._request_id(number)
             )
-            async with aclosing(self._ask(said, messages)) as events:
+            async with aclosing(self._ask(said, replace(asked, messages=messages))) as events:
                 async for batch in events:
                     yield self._without_clients_calls(batch)
             if not said.calls:
@@ -127,10 +129,11 @@ class AgentProducer:
     def _request_id(self, number: int) -> str:
         return canonical_hash([self._context.request_id, number])
 
-    def _conversation(self) -> list[ChatMessage]:
-        instructions: list[ChatMessage] = [{"role": "system", "content": self._instructions}]
-        before = [*(instructions if self._instructions else []), *self._context.history]
-        return [*before, self._context.question, *self._context.behind]
+    def _take_tools(self, asked: ModelRequest) -> None:
+        """Take the tools of the request: the product's, and those that the client does."""
+        self._brought = asked.parameters.get(TOOLS, ())
+        self._tools = ToolSteps(self._context, [*asked.tools, *map(_of_client, self._brought)])
+        self._max_rounds = self._more_rounds if self._brought else self._max_rounds
 
     def _without_clients_calls(self, batch: EventBatch) -> EventBatch:
         """Leave out calls of the client's tools: they are told once they are on record."""
@@ -143,7 +146,7 @@ class AgentProducer:
             if event.type != "tool.call" or event.data is None or event.data.get("toolName") not in clients
         ]
 
-    async def _ask(self, said: "_Round", messages: Sequence[ChatMessage]) -> AsyncGenerator[EventBatch, None]:
+    async def _ask(self, said: "_Round", asked: ModelRequest) -> AsyncGenerator[EventBatch, None]:
         """
         Call the model, or replay what it said, and fill in *said*.
 
@@ -157,22 +160,21 @@ class AgentProducer:
             if step.replayed:
                 yield said.replay(step.result)
                 return
-            async with aclosing(self._answer_of_model(said, messages)) as batches:
+            async with aclosing(self._answer_of_model(said, asked)) as batches:
                 async for batch in batches:
                     yield batch
             await step.complete(said.to_json())
 
-    async def _answer_of_model(
-        self, said: "_Round", messages: Sequence[ChatMessage]
-    ) -> AsyncGenerator[EventBatch, None]:
+    async def _answer_of_model(self, said: "_Round", asked: ModelRequest) -> AsyncGenerator[EventBatch, None]:
         context = self._context
-        options: dict[str, Any] = {**context.parameters, **self._options}
-        if self._options and said.number == self._max_rounds:
+        offered = [*(tool.definition() for tool in asked.tools), *self._brought]
+        options: dict[str, Any] = {**asked.parameters, **({TOOLS: offered} if offered else {})}
+        if offered and said.number == self._max_rounds:
             options["tool_choice"] = "none"
         elif self._brought and said.number > 1 and options.get("tool_choice") not in _FREE_CHOICES:
             options["tool_choice"] = "auto"  # it was forced, and has been called: else there would be no answer
         stream = context.backend.stream(
-            AgentBackendInput(messages=list(messages), model=context.model, options=options),
+            AgentBackendInput(messages=list(asked.messages), model=asked.model, options=options),
             AgentBackendContext(request_id=said.request_id, tracer=context.tracer, keep=said.keep),
         )
         try:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 
-from chatturn.backends.api import AgentBackendContext, AgentBackendInput, ChatMessage
+from chatturn.backends.api import AgentBackendContext, AgentBackendInput
 from chatturn.chat.hooks.hooks import TurnContext
 from chatturn.events import EventBatch, text_so_far
 
@@ -13,21 +13,23 @@ async def answer(context: TurnContext, *, system: str | None = None) -> AsyncGen
     """
     Stream the answer of the deployment's backend to the conversation so far.
 
-    Where an attempt before broke off, and the model can go on from there, what it had said comes first, as one piece.
+    The product's `ChatTurnHooks.shape_request` has the last word about what is asked.  Where an attempt before broke
+    off, and the model can go on from there, what it had said comes first, as one piece.
 
     Args:
         context: The turn.
         system: Said to the model before the conversation.
     """
-    instructions: list[ChatMessage] = [{"role": "system", "content": system}] if system else []
+    asked = await context.request(system=system or "")
+    goes_on = context.continue_from if context.backend.continues(asked.model) else ""
     request = AgentBackendInput(
-        messages=[*instructions, *context.history, context.question, *context.behind],
-        model=context.model,
-        continue_from=context.continue_from,
-        options=context.parameters,
+        messages=asked.conversation,
+        model=asked.model,
+        continue_from=goes_on,
+        options=asked.parameters,
     )
     backend_context = AgentBackendContext(request_id=context.request_id, tracer=context.tracer)
-    if context.continue_from:
-        yield text_so_far(context.continue_from)
+    if goes_on:
+        yield text_so_far(goes_on)
     async for events in context.backend.stream(request, backend_context):
         yield events

@@ -1,6 +1,6 @@
 """What a product adds to a turn: its model call, and what happens to the answer."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -12,13 +12,44 @@ from chatturn.chat.usage.calls import ModelCall
 from chatturn.durable.context import DurableContext
 from chatturn.durable.ends import End
 from chatturn.durable.records import DurableRunManifest, RunRecord
+from chatturn.errors import HookError
 from chatturn.events import ChatStreamEvent, EventBatch
 from chatturn.telemetry.operator_log import OperatorLog, print_log
 from chatturn.telemetry.tracer import NULL_TRACER, Tracer
 
-__all__ = ["ChatTurnHooks", "DurableTurnProducer", "EndedAttempt", "FinishedTurn", "TurnContext"]
+__all__ = ["ChatTurnHooks", "DurableTurnProducer", "EndedAttempt", "FinishedTurn", "ModelRequest", "TurnContext"]
 
 E_co = TypeVar("E_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRequest:
+    """
+    What a turn asks of its model: what `ChatTurnHooks.shape_request` gets, and returns as it shall be.
+
+    Attributes:
+        system: Said before the conversation; "" for nothing.
+        messages: The conversation, the user's message last, each as the chat completions API has it.
+        model: Which model; None for the deployment's.
+        parameters: How it is to answer: temperature, max_tokens …; sent as they are.
+        tools: What it may do.
+    """
+
+    messages: Sequence[ChatMessage]
+    system: str = ""
+    model: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Tool] = ()
+
+    @property
+    def conversation(self) -> list[ChatMessage]:
+        """The messages, behind what is said before them."""
+        instructions: list[ChatMessage] = [{"role": "system", "content": self.system}] if self.system else []
+        return [*instructions, *self.messages]
+
+
+async def _as_it_is(request: ModelRequest, _context: "TurnContext") -> ModelRequest:
+    return request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +77,7 @@ class TurnContext:
         tracer: Takes spans.
         log: Takes failures that nobody else hears of.
         meter: Keeps account of the model calls; see `report_call`.
+        shape: The product's `ChatTurnHooks.shape_request`; see `request`.
     """
 
     identity: ChatTurnIdentity
@@ -64,6 +96,32 @@ class TurnContext:
     tracer: Tracer = NULL_TRACER
     log: OperatorLog = print_log
     meter: Meter = NULL_METER
+    shape: Callable[[ModelRequest, "TurnContext"], Awaitable[ModelRequest]] = _as_it_is
+
+    async def request(self, *, system: str = "", tools: Sequence[Tool] = ()) -> ModelRequest:
+        """
+        Return what is to be asked of the model, as the product's hook wants it.
+
+        Args:
+            system: Said before the conversation.
+            tools: What the model may do.
+
+        Raises:
+            HookError: The hook returned no request, or one with tools for a product that has none.
+        """
+        asked = ModelRequest(
+            system=system,
+            messages=[*self.history, self.question, *self.behind],
+            model=self.model,
+            parameters=self.parameters,
+            tools=tools,
+        )
+        shaped = await self.shape(asked, self)
+        if not isinstance(shaped, ModelRequest) or not shaped.messages:
+            raise HookError("returned no request with messages", hook="shape_request")
+        if shaped.tools and not tools:
+            raise HookError("adds tools to those of a product that has none", hook="shape_request")
+        return shaped
 
     def report_call(
         self,
@@ -179,7 +237,8 @@ class ChatTurnHooks:
         variables: The same.
         tools: What the model may do.  With tools, `chatturn.chat.agent.agent.AgentProducer` answers in place of
             `produce`, and each model call and each tool call is a durable step.
-        instructions: Said to the model before the conversation, by that producer.
+        instructions: Said to the model before the conversation, by that producer, and where `produce` is not
+            overridden.
         client_tools: Whether a request may bring tools of its own, which its client does; that producer answers such a
             request.  Not of a product that redacts: what a client is to do cannot be told before it was said.
         runtime_runs: Takes a row of agent-runtime's run ledger for each attempt, after the reader has everything: a
@@ -201,9 +260,22 @@ class ChatTurnHooks:
         """
         Build the turn's producer.  Called once per attempt, never for a replay.
 
-        Must be overridden, except by a product with `tools`.
+        A product that does not override it lets the deployment's model answer, under its `instructions`.
         """
         raise NotImplementedError
+
+    async def shape_request(self, request: ModelRequest, context: TurnContext) -> ModelRequest:
+        """
+        Change what the model is asked: what is said before the conversation, messages, model, parameters, tools.
+
+        Called once per attempt, before the first model call of `answer`, or of a product with `tools`; what takes
+        long belongs into a step of `TurnContext.durable`.  Of the tools some may be left out, and others added.
+
+        Returns:
+            The request as it shall be, ``replace(request, …)``, or *request* itself.
+        """
+        del context
+        return request
 
     def show_history(self, turns: Sequence[PastTurn], most_characters: int) -> ShownHistory:
         """

@@ -7,6 +7,7 @@ from typing import Final
 
 from chatturn.backends.parameters import TOOLS
 from chatturn.chat.agent.agent import MODEL_STEP, AgentProducer
+from chatturn.chat.hooks.answering import answer
 from chatturn.chat.hooks.hooks import DurableTurnProducer, TurnContext
 from chatturn.chat.hooks.outbox import overrides
 from chatturn.chat.log.log import TurnLog
@@ -138,6 +139,8 @@ class Answer:
         context = await self._context()
         if self._uses_tools:
             return AgentProducer(context, hooks.tools, hooks.instructions)
+        if not overrides(hooks, "produce"):
+            return StreamProducer(answer(context, system=hooks.instructions))
         return hooks.produce(context)
 
     @property
@@ -198,6 +201,7 @@ class Answer:
             continue_from=self.recalled,
             tracer=tracer_of(turn.tracing),
             log=deployment.log,
+            shape=deployment.hooks.shape_request,
         )
 
 
