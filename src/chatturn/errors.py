@@ -29,6 +29,8 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
     + DurableRunInputMismatchError         422 input_mismatch
     + VersionConflict                      409 version_conflict
     + SessionBusy                          409 session_busy (r)
+    + QueueFull                            429 queue_full (r)
+    + TurnPassed                           409 turn_passed
     + DurableRunDivergenceError            409 step_divergence
       - StepInputMismatch                    409 step_input_mismatch
     + DurableAwaitEventTimeoutError        408 await_event_timeout
@@ -103,6 +105,7 @@ __all__ = [
     "NotFound",
     "OwnerUnavailable",
     "PayloadTooLarge",
+    "QueueFull",
     "QuotaExhausted",
     "RateLimited",
     "ReadersBusy",
@@ -120,6 +123,7 @@ __all__ = [
     "StoreUnavailable",
     "TurnAborted",
     "TurnCancelled",
+    "TurnPassed",
     "Unauthenticated",
     "UnsupportedMediaType",
     "UnsupportedParameter",
@@ -609,11 +613,20 @@ class DurableRunLeaseHeldError(DurableRunError):
 
 
 class DurableRunInputMismatchError(DurableRunError):
-    """The same run id came with another manifest: another message or another model."""
+    """
+    The same run id came with another manifest: another message or another model.
+
+    Attributes:
+        next_index: Where the message may be asked instead; None where that was not looked up.
+    """
 
     code = "input_mismatch"
     status = 422
     public = "This turn was started with another message or model. Use the next turn index for a new message."
+
+    def __init__(self, message: str, *, run_id: str, next_index: int | None = None) -> None:
+        super().__init__(message, run_id=run_id)
+        self.next_index = next_index
 
 
 class VersionConflict(DurableRunError):
@@ -629,6 +642,22 @@ class SessionBusy(DurableRunError):
     code = "session_busy"
     retryable = True
     public = "The session is being answered at the moment. Wait until it is done, then send the same request again."
+
+
+class QueueFull(DurableRunError):
+    """As many turns of the session wait for their start as may."""
+
+    code = "queue_full"
+    status = 429
+    retryable = True
+    public = "Too many messages of this session wait to be answered. Wait until one is done, then send it again."
+
+
+class TurnPassed(DurableRunError):
+    """The turn failed, and the thread has gone on without it."""
+
+    code = "turn_passed"
+    public = "Later turns of this session have answers. Send the message as the next turn, or with `replace`."
 
 
 class DurableRunDivergenceError(DurableRunError):

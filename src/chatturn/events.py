@@ -42,6 +42,7 @@ LIFECYCLE_PREFIX: Final = "session.run."
 
 # Every type that the engine and its own backends put on the wire; products may add others.
 EVENT_TYPES: Final[Mapping[str, str]] = {
+    "session.run.queued": "the turn waits for others of its session; `position` says for how many",
     "session.run.started": "the run is claimed; what follows belongs to this attempt",
     "session.run.completed": "terminal: the answer is stored",
     "session.run.failed": "terminal: this attempt ended without an answer",

@@ -22,6 +22,7 @@ __all__ = [
     "SessionOwner",
     "Settings",
     "Switch",
+    "WhenBusy",
     "names_in",
     "setting_names",
 ]
@@ -31,6 +32,7 @@ DisconnectPolicy = Literal["continue", "cancel", "grace"]
 Plan = Literal["paid", "free"]
 AuthMode = Literal["jwt", "off"]
 SessionOwner = Literal["tenant", "subject"]
+WhenBusy = Literal["queue", "reject", "interrupt", "parallel"]
 Switch = Literal["off", "on"]
 Flag = Literal["false", "true"]
 
@@ -79,6 +81,12 @@ class Settings:
         "`on`: turns have versions, and new runs keys of their own; once no earlier version serves the database",
         choices=get_args(Switch),
     )
+    when_busy: WhenBusy = _setting(
+        "parallel",
+        "with `THREADS=on`: what a message does while another turn of its session is open; see One turn at a time",
+        choices=get_args(WhenBusy),
+    )
+    queue_turns: int = _setting(20, "turns of a session that wait for their start, at most", least=1)
     log_every_ms: int = _setting(250, "how often a turn's lines are stored, at first; 0: only with its end", least=0)
     workers_plan: Plan = _setting("paid", "the plan whose limit of queries a turn keeps to", choices=get_args(Plan))
     continue_models: str = _setting(

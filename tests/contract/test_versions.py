@@ -21,7 +21,7 @@ async def answer(store: SqlRunStore, index: int, version: int = 1, replaces: int
     """Ask and answer one version of a turn."""
     identity = place(index, version)
     begin = begin_turn(identity, user_message=f"q{index}.{version}", model=None, metadata_json=None)
-    record = version_sql.record_version(identity, replaces, None if replaces is None else "edit")
+    record = version_sql.record_version(identity, replaces, None if replaces is None else "edit", None)
     claimed = await claim(store, turn_run_id(identity), begin=STEP, with_statements=[begin, record])
     assert claimed.lease is not None
     text = f"a{index}.{version}"

@@ -280,6 +280,10 @@ async def test_every_event_has_the_members_that_are_told() -> None:
         taken = await survivor.ask("POST", f"{TURN[:-1]}3", {"message": "hi"})
         await survivor.ask("POST", f"{TURN[:-1]}3/cancel")
         lines += await taken.lines()
+        busy = Isolate(database, Product(5.0, text_delta("a")), settings={"THREADS": "on", "WHEN_BUSY": "queue"})
+        for index in range(2):
+            last = await busy.ask("POST", f"/v1/sessions/busy/turns/{index}", {"message": "hi"})
+        lines += await last.lines()
     for line in lines:
         said.setdefault(line["type"], []).append(set(line.get("data", {})))
 
@@ -300,7 +304,7 @@ def test_every_line_that_is_shown_could_be_said() -> None:
         seqs = [line["seq"] for line in shown if "seq" in line]
 
         assert {line["type"] for line in shown} <= set(EVENT_TYPES)
-        assert "session.run.started" == shown[0]["type"]
+        assert "session.run.started" == next(line for line in shown if line["type"] != "session.run.queued")["type"]
         assert [shown[-1]["type"]] == [line["type"] for line in shown if line["type"] in TERMINAL]
         assert sorted(set(seqs)) == seqs
 
@@ -537,7 +541,7 @@ def test_every_line_becomes_what_the_manual_says() -> None:
 
         assert said
         assert said <= set(names(becomes)) & set(EVENT_CLASSES), kind
-    assert set(EVENT_TYPES) - {"ping", "context"} == {names(line)[0] for line, _ in rows}
+    assert set(EVENT_TYPES) - {"ping", "context", "session.run.queued"} == {names(line)[0] for line, _ in rows}
 
 
 def test_every_option_of_telemetry_is_told() -> None:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from chatturn.chat.requests import TurnInput
-from chatturn.chat.turn.replay import FailedTurn, ReplayedTurn
 from chatturn.chat.turn.sinks import PullSink
-from chatturn.chat.turn.turn import ChatTurn, open_turn, run_turn
+from chatturn.chat.turn.turn import OpenTurn, open_turn, run_turn
 
 __all__ = ["CONTENT_TYPE", "ChatTurnResult", "DurableChatTurnEngine", "RunChatTurnInput", "durable_chat_turn_engine"]
 
@@ -28,7 +27,7 @@ class ChatTurnResult:
 class DurableChatTurnEngine:
     """Runs chat turns.  It has no state: one instance serves every request."""
 
-    async def open(self, turn: TurnInput) -> ChatTurn | ReplayedTurn | FailedTurn:
+    async def open(self, turn: TurnInput) -> OpenTurn:
         """Claim the turn, in one round trip, and return it ready to run; see `open_turn`."""
         return await open_turn(turn)
 

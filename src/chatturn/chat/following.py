@@ -29,12 +29,13 @@ from chatturn.chat.log.query_budget import FOLLOW_PACES
 from chatturn.chat.log.room import PAGE_CHARACTERS, SMALL_CHARACTERS, Room
 from chatturn.chat.log.sql import note_follower
 from chatturn.chat.thread.identity import ChatTurnIdentity
+from chatturn.chat.turn.disconnects import CANCEL_REQUESTED
 from chatturn.chat.turn.finish import ending_words, failure_words, kind_of
+from chatturn.chat.turn.queued import QueuedTurn
 from chatturn.chat.turn.reader import Reader
-from chatturn.chat.turn.replay import FailedTurn, ReplayedTurn
 from chatturn.chat.turn.sinks import Sink
-from chatturn.chat.turn.turn import ChatTurn
-from chatturn.durable.ends import Completed
+from chatturn.chat.turn.turn import ChatTurn, OpenTurn
+from chatturn.durable.ends import Cancelled, Completed
 from chatturn.durable.records import RunStatus
 from chatturn.errors import ChatTurnError, DurableRunLeaseHeldError, StoreError, error_class
 from chatturn.events import ChatStreamEvent, encode_line
@@ -58,7 +59,7 @@ _NOTED_EVERY_S: Final = 5.0
 _SLACK_S: Final = 5.0
 """How late it may be told so again."""
 
-TakeOver = Callable[[], Awaitable[ChatTurn | ReplayedTurn | FailedTurn]]
+TakeOver = Callable[[], Awaitable[OpenTurn]]
 """Claims the turn, as `DurableChatService.open` does."""
 
 
@@ -129,7 +130,7 @@ class FollowedTurn:
             reader.start_pings()
         self._began = self._looked_at = asyncio.get_running_loop().time()
         self._came_with_all = self.nothing_left
-        taken: ChatTurn | None = None
+        taken: ChatTurn | QueuedTurn | None = None
         try:
             taken = await self._follow(reader, sink)
         except StoreError as error:
@@ -145,9 +146,9 @@ class FollowedTurn:
             if taken is None:
                 await sink.close()
         if taken is not None:
-            await taken.run(sink, joined=True)
+            await taken.run(sink, joined=isinstance(taken, ChatTurn))
 
-    async def _follow(self, reader: Reader, sink: Sink) -> ChatTurn | None:
+    async def _follow(self, reader: Reader, sink: Sink) -> ChatTurn | QueuedTurn | None:
         """Show lines until the turn is over or the reader gone; return the turn if this reader takes it over."""
         page: LogPage | None = self.page
         poll = self.deployment.live.polls.of(self.run_id)
@@ -234,14 +235,14 @@ class FollowedTurn:
         await wait_for_ring(log, self.deployment.alarm(), _LOOK_EVERY_S)
         await asyncio.sleep(_GATHER_S)
 
-    async def _take(self) -> ChatTurn | None:
+    async def _take(self) -> ChatTurn | QueuedTurn | None:
         """Claim the turn, whose worker is lost; None if somebody else was quicker, or it was only slow."""
         assert self.take_over is not None  # noqa: S101 - asked before
         try:
             taken = await self.take_over()
         except DurableRunLeaseHeldError:
             return None
-        return taken if isinstance(taken, ChatTurn) else None
+        return taken if isinstance(taken, ChatTurn | QueuedTurn) else None
 
     async def _poll(self, poll: Poll) -> LogPage | None:
         """Wait for another isolate to store more, and return what it has, by one's own look or by another's."""
@@ -288,7 +289,8 @@ class FollowedTurn:
         if page.status is RunStatus.FAILED:
             words = failure_words(self.identity, error_class(page.outcome))
         else:
-            words = ending_words(self.identity, Completed(), replayed=True)
+            end = Cancelled("", CANCEL_REQUESTED) if page.cancelled else Completed()
+            words = ending_words(self.identity, end, replayed=True)
         if page.closed:
             reader.send(await self._stored_end(page), ())
         elif page.last >= page.furthest:

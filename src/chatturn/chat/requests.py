@@ -1,7 +1,7 @@
 """What is asked of a turn, and what is told about it: values."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -9,10 +9,11 @@ from chatturn.backends.api import ChatMessage
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.listeners import TurnTracing
 from chatturn.chat.parts import Part
-from chatturn.chat.thread.identity import ChatTurnIdentity, turn_manifest, turn_run_id
+from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids, turn_manifest, turn_run_id
 from chatturn.chat.thread.versions import Choice, Replace
 from chatturn.chat.usage.totals import Sums
 from chatturn.durable.records import DurableRunManifest, RunOutcome
+from chatturn.settings import WhenBusy
 
 __all__ = ["CANCELLED", "Cancellation", "TurnInput", "TurnRequest", "TurnView", "history_of", "history_text"]
 
@@ -33,6 +34,8 @@ class TurnRequest:
         supersede: Start the turn anew if it was started with another message or model.
         follow: Show what is being answered already, instead of refusing.
         replace: The version that it takes the place of; None for none.
+        when_busy: What happens while another turn of the session is open; None for what the deployment says.
+        stays: Whether it is never asked at the next index instead, where another message is open at its own.
     """
 
     message: str
@@ -45,6 +48,8 @@ class TurnRequest:
     supersede: bool = False
     follow: bool = False
     replace: Replace | None = None
+    when_busy: WhenBusy | None = None
+    stays: bool = False
 
 
 def history_text(request: TurnRequest) -> str | None:
@@ -116,6 +121,10 @@ class TurnInput:
         tracing: The turn's telemetry; None: nobody listens.
         asked_again: Whether it is the deployment that asks, with what was asked before; it may go on with any turn.
         choice: Which version of the turn it is about, where that was looked up.
+        asked_at_index: Where it was asked, if another message has that place; None for its own.
+        may_wait: Whether it may wait for its start, where it has to; else it is refused.
+        waits_as: The holder of the wait that goes on; None for a new one.
+        resume: Goes on with another turn, of that run, that nobody has; None where nobody can.
     """
 
     deployment: Deployment
@@ -124,6 +133,10 @@ class TurnInput:
     tracing: TurnTracing | None = None
     asked_again: bool = False
     choice: Choice | None = None
+    asked_at_index: int | None = None
+    may_wait: bool = True
+    waits_as: str | None = None
+    resume: Callable[[str], Coroutine[Any, Any, bool]] | None = None
 
     @property
     def run_id(self) -> str:
@@ -145,6 +158,21 @@ class TurnInput:
             parameters=request.parameters,
             parts=request.parts,
         )
+
+    @property
+    def when_busy(self) -> WhenBusy:
+        """What happens while another turn of the session is open."""
+        settings = self.deployment.settings
+        if settings.threads == "off" or settings.legacy_run_ids == "on":
+            return "parallel"
+        if self.asked_again:  # it keeps its place, however it came by it
+            return "queue"
+        return self.request.when_busy or settings.when_busy
+
+    @property
+    def session(self) -> str:
+        """What the runs of its session begin with."""
+        return session_run_ids(self.identity.tenant_id, self.identity.session_id)[0]
 
     @property
     def model(self) -> str | None:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -16,28 +15,27 @@ from chatturn.chat.following import FollowedTurn, read_page_in_turn, who_holds
 from chatturn.chat.listeners import RequestTracing
 from chatturn.chat.lists.lists import MessagePage, MessageQuery, TurnPage, TurnQuery, list_messages, list_turns
 from chatturn.chat.lists.revisions import changed
-from chatturn.chat.lists.sql import read_latest_turn, read_recent_turn, read_running
+from chatturn.chat.lists.sql import read_latest_turn, read_open_runs, read_recent_turn
 from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.log.room import PAGE_CHARACTERS
 from chatturn.chat.log.sql import request_cancel
+from chatturn.chat.opening import Opening
 from chatturn.chat.requests import CANCELLED, Cancellation, TurnInput, TurnRequest, TurnView, history_of
 from chatturn.chat.thread.identity import ChatTurnIdentity, legacy_run_id, session_run_ids, turn_run_id
+from chatturn.chat.thread.queue_sql import cancel_queued
 from chatturn.chat.thread.session_sql import read_owner, session_of_run_changed
 from chatturn.chat.thread.version_sql import (
-    OtherVersion,
     activate,
     read_same_turn,
     read_shown_version,
-    read_version_state,
     read_versions,
 )
-from chatturn.chat.thread.versions import Choice, version_for
 from chatturn.chat.turn import sql as chat_sql
+from chatturn.chat.turn.disconnects import CANCEL_REQUESTED
 from chatturn.chat.turn.reader import ping_every_ms
-from chatturn.chat.turn.replay import FailedTurn, ReplayedTurn
 from chatturn.chat.turn.sinks import NoSink
 from chatturn.chat.turn.tracing import attributes_of_turn
-from chatturn.chat.turn.turn import ChatTurn, open_turn
+from chatturn.chat.turn.turn import OpenTurn, open_turn
 from chatturn.chat.usage.sql import read_usage_of_turn
 from chatturn.chat.usage.totals import UsagePage, UsageQuery, list_usage, sums_of
 from chatturn.database.api import Row
@@ -66,9 +64,6 @@ from chatturn.settings import names_in
 
 __all__ = ["DurableChatService"]
 
-_VERSION_TRIES: Final = 3
-"""Which version counts may change between the look and the claim."""
-
 _ASKED_FOR: Final = (APPROVAL_PREFIX, TOOL_PREFIX + CLIENT_CALL)
 """Begin the keys of events that only count while the run asks for them."""
 
@@ -89,7 +84,7 @@ class DurableChatService:
     deployment: Deployment
     tracing: RequestTracing | None = None
 
-    async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> ChatTurn | ReplayedTurn | FailedTurn:
+    async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> OpenTurn:
         """
         Claim a turn, ready to run; see `open_turn`.
 
@@ -103,43 +98,12 @@ class DurableChatService:
             if request.replace is not None:
                 raise InvalidField("this deployment has no versions: its THREADS is off", field="replace")
             return await open_turn(self._traced(identity, request, asked_again=False))
-        return await self._open_version(identity, request)
-
-    async def _open_version(
-        self, identity: ChatTurnIdentity, request: TurnRequest
-    ) -> ChatTurn | ReplayedTurn | FailedTurn:
-        """Claim the version of the turn that the request is about; the only one without looking."""
-        if request.replace is None and not request.supersede:
-            with suppress(OtherVersion):
-                return await open_turn(self._traced(identity, request, asked_again=False))
-        for tries_left in reversed(range(_VERSION_TRIES)):
-            choice = await self._choose(identity, request)
-            about = replace(identity, version=choice.version)
-            asked = replace(request, supersede=request.supersede and choice.counts is None)
-            try:
-                return await open_turn(replace(self._traced(about, asked, asked_again=False), choice=choice))
-            except OtherVersion:
-                if not tries_left:
-                    raise VersionConflict("it changes all the time", run_id=turn_run_id(identity)) from None
-            except DurableRunInputMismatchError:
-                if not tries_left or not choice.is_new:
-                    raise
-            except DurableRunLeaseHeldError as error:
-                if error.same_input or not tries_left or not choice.is_new:
-                    raise
-        raise AssertionError("the last try returns or raises")
-
-    async def _choose(self, identity: ChatTurnIdentity, request: TurnRequest) -> Choice:
-        if not await self._may_see_turn(identity):
-            raise NotFound("there is no such session")
-        asked = request.replace
-        digest = manifest_hash(TurnInput(deployment=self.deployment, identity=identity, request=request).manifest)
-        read = read_version_state(
-            identity, digest, None if asked is None else asked.version, None if asked is None else asked.kind
+        opening = Opening(
+            deployment=self.deployment,
+            make=partial(self._traced, asked_again=False),
+            may_see=self._may_see_turn,
         )
-        [state] = await self.deployment.database.batch([read])
-        run_id = turn_run_id(identity)
-        return version_for(state.rows[0], run_id, identity.turn_index, asked, supersede=request.supersede)
+        return await opening.open(identity, request)
 
     async def shown_version(self, identity: ChatTurnIdentity) -> ChatTurnIdentity:
         """Return the version of a turn that is shown to who names none: the one that runs, else the one that counts."""
@@ -208,15 +172,22 @@ class DurableChatService:
     async def _may_see_turn(self, identity: ChatTurnIdentity) -> bool:
         return await self.may_see(identity.tenant_id, identity.session_id, identity.user_id)
 
-    def _traced(self, identity: ChatTurnIdentity, request: TurnRequest, *, asked_again: bool) -> TurnInput:
-        deployment = self.deployment
-        if self.tracing is None:
-            return TurnInput(deployment=deployment, identity=identity, request=request, asked_again=asked_again)
-        tracing = self.tracing.turn(attributes_of_turn(identity, deployment.settings.project_id))
-        traced = replace(deployment, database=tracing.around(deployment.database), log=tracing.log)
-        return TurnInput(
-            deployment=traced, identity=identity, request=request, tracing=tracing, asked_again=asked_again
+    def _traced(
+        self, identity: ChatTurnIdentity, request: TurnRequest, *, asked_again: bool, may_wait: bool = True
+    ) -> TurnInput:
+        turn = TurnInput(
+            deployment=self.deployment,
+            identity=identity,
+            request=request,
+            asked_again=asked_again,
+            may_wait=may_wait,
+            resume=self.resume,
         )
+        if self.tracing is None:
+            return turn
+        tracing = self.tracing.turn(attributes_of_turn(identity, self.deployment.settings.project_id))
+        traced = replace(self.deployment, database=tracing.around(self.deployment.database), log=tracing.log)
+        return replace(turn, deployment=traced, tracing=tracing)
 
     async def show(self, identity: ChatTurnIdentity) -> TurnView | None:
         """Return the turn's run, or None if this tenant has none there."""
@@ -291,26 +262,34 @@ class DurableChatService:
         """
         Ask for a turn to be stopped for good, in whichever isolate it runs; None if this tenant has no such turn.
 
-        A turn that is over stays as it is.  One that nobody runs is left to `resume`, which ends it.
+        A turn that is over stays as it is.  One that waits for its start is over at once, and leaves no message.  One
+        that nobody runs is left to `resume`, which ends it.
         """
         if not await self._may_see_turn(identity):
             return None
         run_id, legacy = turn_run_id(identity), self._legacy_run_id(identity)
-        requested, _, state = await self.deployment.database.batch(
-            [request_cancel(run_id), chat_sql.wake_cancelled(run_id), chat_sql.read_turn(run_id, legacy)]
+        queued, _, _, _, requested, _, state = await self.deployment.database.batch(
+            [
+                *cancel_queued(run_id, CANCEL_REQUESTED),
+                request_cancel(run_id),
+                chat_sql.wake_cancelled(run_id),
+                chat_sql.read_turn(run_id, legacy),
+            ]
         )
         if not state.rows:
             return None
+        if queued.rows:
+            self.deployment.live.bells.ring(session_run_ids(identity.tenant_id, identity.session_id)[0])
         if requested.rows and (log := self.deployment.live.get(run_id)) is not None:
             log.cancel_requested = True
-        return Cancellation(requested=bool(requested.rows), turn=_view(state.rows[0]))
+        return Cancellation(requested=bool(queued.rows or requested.rows), turn=_view(state.rows[0]))
 
     def _legacy_run_id(self, identity: ChatTurnIdentity) -> str | None:
         return legacy_run_id(identity) if self.deployment.settings.legacy_run_ids == "on" else None
 
-    async def reopen(self, run_id: str) -> ChatTurn | ReplayedTurn | FailedTurn:
+    async def reopen(self, run_id: str) -> OpenTurn:
         """
-        Claim a turn again, with what it was asked the first time.
+        Claim a turn again, with what it was asked the first time; or wait for its start.
 
         Raises:
             RunNotFound: There is no such turn.
@@ -322,7 +301,7 @@ class DurableChatService:
             raise RunNotFound("it is no chat turn", run_id=run_id)
         return await self._reopen(row)
 
-    async def _reopen(self, row: Row) -> ChatTurn | ReplayedTurn | FailedTurn:
+    async def _reopen(self, row: Row, *, may_wait: bool = True) -> OpenTurn:
         metadata, model, parameters = row["metadata_json"], row["model"], row["parameters_json"]
         parts, brought = row["parts_json"], row["history_json"]
         history, behind = history_of(None if brought is None else str(brought))
@@ -335,7 +314,7 @@ class DurableChatService:
             behind=behind,
             parameters={} if parameters is None else json.loads(str(parameters)),
         )
-        return await open_turn(self._traced(_identity(row), request, asked_again=True))
+        return await open_turn(self._traced(_identity(row), request, asked_again=True, may_wait=may_wait))
 
     async def keep_file(self, tenant_id: str, facts: FileFacts, data: bytes) -> tuple[str, str | None]:
         """
@@ -468,7 +447,7 @@ class DurableChatService:
 
     async def resume(self, run_id: str) -> bool:
         """
-        Go on with a suspended turn, or one whose worker died, while nobody reads it.
+        Go on with a suspended turn, or one whose worker died, while nobody reads it; or begin one whose turn it is.
 
         A turn that is running is left alone: it sees for itself what it waits for, and whether it is to stop.
         Raises nothing but cancellation.
@@ -488,21 +467,26 @@ class DurableChatService:
 
     async def look_after(self, tenant_id: str, session_id: str) -> bool:
         """
-        Take over the session's turns whose worker is lost, and run them to their ends.
+        Take over the session's turns whose worker is lost, or begin the next one, and run them to their ends.
 
         Returns:
-            Whether a turn of the session was being answered, here or elsewhere: then it is worth looking again.
+            Whether a turn of the session was being answered, or waiting for that, here or elsewhere: then it is worth
+            looking again.  What waits behind a suspended turn is left to whoever goes on with that.
 
         Raises:
             StoreError: The database does not answer, or refuses.
         """
-        running = read_running(*session_run_ids(tenant_id, session_id))
-        [found] = await self.deployment.database.batch([running])
-        lost = [str(row["run_id"]) for row in found.rows if row["orphaned"]]
+        [found] = await self.deployment.database.batch([read_open_runs(*session_run_ids(tenant_id, session_id))])
+        running, pending, suspended = (
+            [row for row in found.rows if row["status"] == status]
+            for status in (RunStatus.RUNNING, RunStatus.PENDING, RunStatus.SUSPENDED)
+        )
+        waiting = [] if suspended else pending
+        lost = [str(row["run_id"]) for row in running or waiting[:1] if row["orphaned"]]
         lost = lost[: RESUMED_AT_ONCE[self.deployment.settings.workers_plan]]
         service = replace(self, deployment=self.deployment.running(max(1, len(lost))))
         await asyncio.gather(*(service.resume(run_id) for run_id in lost))
-        return bool(found.rows)
+        return bool(running or waiting)
 
     async def _resume(self, run_id: str) -> bool:
         for pause_s in _RESUME_PAUSES_S:
@@ -510,12 +494,16 @@ class DurableChatService:
             if self.deployment.live.get(run_id) is not None:
                 continue
             row = await self._asked(run_id)
-            if row is None or row["status"] not in {RunStatus.SUSPENDED, RunStatus.RUNNING}:
+            if row is None or row["status"] not in {RunStatus.PENDING, RunStatus.SUSPENDED, RunStatus.RUNNING}:
                 return False
             try:
-                turn = await self._reopen(row)
+                turn = await self._reopen(row, may_wait=False)
             except DurableRunLeaseHeldError:
+                if row["status"] == RunStatus.PENDING:  # somebody waits with it
+                    return False
                 continue
+            except SessionBusy:
+                return False
             await turn.run(NoSink())
             return True
         return False

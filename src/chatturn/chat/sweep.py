@@ -2,7 +2,8 @@
 The sweep: whatever nobody came back for, done by the cron, a bounded part of it at a time.
 
 It makes the hook calls that are due, goes on with turns whose event or moment has come, takes over turns whose
-worker was lost, and deletes what is too old.  A turn that is being answered it never touches.
+worker was lost, begins those whose turn it is and with whom nobody waits, and deletes what is too old.  A turn that is
+being answered it never touches.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from chatturn.chat.hooks.outbox import Outbox
 from chatturn.chat.log.compaction import compact_logs
 from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.service import DurableChatService
+from chatturn.chat.thread.queue_sql import read_due_pending
 from chatturn.chat.usage.sql import delete_usage
 from chatturn.database.migration import mend
 from chatturn.durable.records import RunQuery
@@ -43,7 +45,7 @@ class Sweep:
             deployment.log("schema.mended", {"level": "warning"})
         outbox = Outbox(database=deployment.database, hooks=deployment.hooks, log=deployment.log)
         # Turns first, and no hook holds them up: somebody may be waiting for an answer.
-        waiting = [*await self._due(), *await self._orphans()]
+        waiting = [*await self._due(), *await self._orphans(), *await self._next()]
         ended = await asyncio.gather(self._resume(waiting), outbox.sweep(), return_exceptions=True)
         for each in ended:  # once both are over: what goes on behind a failure would be cut off
             if isinstance(each, BaseException):
@@ -66,6 +68,12 @@ class Sweep:
         """Return turns whose worker was lost, the longest first."""
         query = RunQuery(project_id=self.service.deployment.settings.project_id, stale=True, limit=_LOOKED_AT)
         return [run.run_id for run in (await self.service.deployment.store.list_runs(query)).runs]
+
+    async def _next(self) -> list[str]:
+        """Return turns that may begin and that nobody waits with, the longest waiting first."""
+        deployment = self.service.deployment
+        [found] = await deployment.database.batch([read_due_pending(deployment.settings.project_id, _LOOKED_AT)])
+        return [str(row["run_id"]) for row in found.rows]
 
     async def _resume(self, run_ids: list[str]) -> int:
         """Go on with turns, some at the same time, until as many have run as fit one sweep."""

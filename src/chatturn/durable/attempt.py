@@ -22,7 +22,7 @@ recorded without them.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Self, TypeVar
 
 from chatturn.database.api import Row, Statement
@@ -39,7 +39,7 @@ from chatturn.durable.records import (
     RunStatus,
     StepError,
 )
-from chatturn.durable.store import DEFAULT_LEASE_MS, NO_NEWS, Begin, DurableRunStore, Guard, News, Settlement
+from chatturn.durable.store import DEFAULT_LEASE_MS, NO_NEWS, Begin, DurableRunStore, Guard, News, Queue, Settlement
 from chatturn.errors import (
     ChatTurnError,
     DurableRunDivergenceError,
@@ -80,6 +80,8 @@ class RunToClaim:
         legacy_run_id: What agent-runtime calls the run, as in `DurableRunStore.start_or_resume`; or None.
         guards: What must hold for it to be claimed.
         ends_with: Writes of the transaction that ends the attempt, however it ends, as in `Settlement.with_statements`.
+        queue: What it waits for before it is begun; None for nothing.
+        end_news: What to hear of the write that ends it.
     """
 
     run_id: str
@@ -95,6 +97,8 @@ class RunToClaim:
     legacy_run_id: str | None = None
     guards: Sequence[Guard] = ()
     ends_with: Sequence[Statement] = ()
+    queue: Queue | None = None
+    end_news: News = NO_NEWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,7 @@ class Attempt:
         Raises:
             DurableRunLeaseHeldError: It is running elsewhere.
             DurableRunInputMismatchError: It was started with another manifest.
+            Queued: It has to wait for its start.
             StoreUnavailable: The database does not answer.
         """
         claimed_at = asyncio.get_running_loop().time()
@@ -183,6 +188,7 @@ class Attempt:
             legacy_run_id=run.legacy_run_id,
             guards=run.guards,
             ends_with=run.ends_with,
+            queue=run.queue,
         )
         if claim.lease is None:
             return Finished(claim)
@@ -327,7 +333,7 @@ class Attempt:
         elif run.answer is None:
             self._ended(end, await store.end_run(lease, RunStatus.COMPLETED, run.outcome, run.ends_with))
         else:
-            settlement = _settlement(run.answer, end, statements)
+            settlement = replace(_settlement(run.answer, end, statements), news=run.end_news)
             try:
                 self._ended(end, await store.settle(lease, settlement))
             except StoreUnavailable:
@@ -347,6 +353,7 @@ class Attempt:
                     error=StepError(message=_storable(end.error), code=code_of(end.error)),
                     outcome=outcome,
                     with_statements=[*self._run.ends_with, *last(end)],
+                    news=self._run.end_news,
                 )
                 record = await self._store.settle(self._heartbeat.lease, settlement)
             self._ended(end, record)

@@ -7,12 +7,13 @@ construction (docs/reference/agent-runtime.md, The stores, lists what separate o
 
 import asyncio
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
-from chatturn.database.api import NOW, Database, Result, Row, Statement
+from chatturn.database.api import NOW, Database, Result, Row, Statement, Value
 from chatturn.database.migration import read_version
 from chatturn.durable.checks import claimed, ended, require_begun, require_intent, require_status
 from chatturn.durable.failures import error_text, started_before
@@ -36,7 +37,19 @@ from chatturn.durable.rows import event_from_row, run_from_row, step_from_row
 from chatturn.durable.run_lists import delete_finished_runs, list_runs
 from chatturn.durable.sql import adoption as legacy
 from chatturn.durable.sql import runs as sql
-from chatturn.durable.store import DEFAULT_LEASE_MS, DELETED_AT_ONCE, Begin, EndStatus, Guard, Settlement
+from chatturn.durable.store import (
+    DEFAULT_LEASE_MS,
+    DELETED_AT_ONCE,
+    NO_NEWS,
+    Begin,
+    Condition,
+    EndStatus,
+    Guard,
+    News,
+    Queue,
+    Queued,
+    Settlement,
+)
 from chatturn.errors import (
     DurableRunDivergenceError,
     LeaseLost,
@@ -51,6 +64,8 @@ __all__ = ["SqlRunStore"]
 # its status code; a finish holds an answer that somebody paid for.
 _CLAIM_DELAYS_S: Final = (0.05, 0.25)
 _SETTLE_DELAYS_S: Final = (0.1, 0.5, 2.0, 5.0)
+
+_PARAMETER: Final = re.compile(r"\{(\d+)\}")
 
 _LONGEST_LEASE_MS: Final = 10**12
 """Some thirty years.  An end beyond the last date would be none, and a lease without an end is a free one."""
@@ -95,27 +110,32 @@ class SqlRunStore:
         legacy_run_id: str | None = None,
         guards: Sequence[Guard] = (),
         ends_with: Sequence[Statement] = (),
+        queue: Queue | None = None,
     ) -> Claim:
         """Claim the run; see `DurableRunStore.start_or_resume`."""
         digest = manifest_hash(manifest)
         holder = f"{worker_id}#{self._token()}"
         step_count = 0 if begin is None else begin.step_index + 1
         key_part = self._token() if self._run_bound_keys else None
-        what = (digest, manifest.project_id, manifest.scenario_id, NOW, _term(lease_ms), step_count, key_part)
-        claim = (run_id, holder, *what)
+        waits_as = None if queue is None else queue.holder
+        what = (digest, manifest.project_id, manifest.scenario_id, NOW)
+        claim = (run_id, holder, *what, _term(lease_ms), step_count, key_part, waits_as)
         fence = (run_id, holder, None)
-        guarded = [
+        claim_run = _or_legacy(
+            sql.CLAIM_RUN,
+            legacy.CLAIM_RUN_UNLESS_SAME_LEGACY if supersede else legacy.CLAIM_RUN_UNLESS_LEGACY,
+            claim,
+            legacy_run_id,
+        )
+        conditions: Sequence[Condition] = guards if queue is None else [*guards, queue.turn]
+        before = [
             *(_supersede(run_id, digest) if supersede else []),
             *([] if legacy_run_id is None else legacy.adoption(run_id, digest, legacy_run_id)),
-            _or_legacy(
-                sql.CLAIM_RUN,
-                legacy.CLAIM_RUN_UNLESS_SAME_LEGACY if supersede else legacy.CLAIM_RUN_UNLESS_LEGACY,
-                claim,
-                legacy_run_id,
-            ),
         ]
         writes = [
-            *(_guarded(each, guards) for each in guarded),
+            *(_guarded(each, guards) for each in before),
+            _guarded(claim_run, conditions),
+            *([] if queue is None else [_guarded(_queue(claim, queue), guards)]),
             *([] if begin is None else [_begin(fence, begin)]),
             *(Statement(extra.sql, (*fence, *extra.params)) for extra in with_statements),
         ]
@@ -123,18 +143,40 @@ class SqlRunStore:
             _or_legacy(sql.LOAD_RUN, legacy.LOAD_RUN_OR_LEGACY, (run_id, NOW), legacy_run_id),
             _or_legacy(sql.LOAD_STEPS, legacy.LOAD_STEPS_OR_LEGACY, (run_id, 0), legacy_run_id),
         ]
-        looks = [_look(guard) for guard in guards]
+        looks = [_look(condition) for condition in conditions]
         outcomes = await self._batch([*writes, *looks, *own_reads, *reads], _CLAIM_DELAYS_S)
-        for guard, looked in zip(guards, outcomes[len(writes) :], strict=False):
-            if not looked.rows[0]["holds"]:
-                raise guard.refusal(looked.rows[0])
+        looked = [outcome.rows[0] for outcome in outcomes[len(writes) : len(writes) + len(looks)]]
+        for guard, found in zip(guards, looked, strict=False):
+            if not found["holds"]:
+                raise guard.refusal(found)
         run, begun, *rest = [outcome.rows for outcome in outcomes[len(writes) + len(looks) :]]
         lease = claimed(run[0], digest, holder, lease_ms, supersede=supersede)
+        if lease is not None and run[0]["status"] == RunStatus.PENDING:
+            raise Queued(run_from_row(run[0]), lease, looked[-1])
         steps = [step_from_row(step) for step in begun]
         if begin is not None and lease is not None:
             [step] = [step for step in steps if step.step_index == begin.step_index]
             await self._require_begun_or_release(lease, step, begin, ends_with)
         return Claim(run=run_from_row(run[0]), steps=steps, lease=lease, rows=rest)
+
+    async def renew_wait(self, lease: Lease, queue: Queue) -> Row | None:
+        """
+        Extend the lease of who waits for a run's start.
+
+        Returns:
+            ``holds``: whether it may be started now, and why not, as `Condition.told`; None if the wait is over or
+            somebody else's: a claim tells what has become of it.
+        """
+        looks = _columns(queue.turn, first=4)
+        renewal = Statement(
+            f"{sql.RENEW_WAIT}, {looks}", (lease.run_id, lease.holder, NOW, _term(queue.lease_ms), *queue.turn.params)
+        )
+        [outcome] = await self.database.batch([renewal])
+        return outcome.rows[0] if outcome.rows else None
+
+    async def leave_queue(self, lease: Lease) -> None:
+        """Wait no more for a run's start; it stays pending, for whoever comes next."""
+        await self.database.batch([Statement(sql.LEAVE_QUEUE, (lease.run_id, lease.holder))])
 
     async def _require_begun_or_release(
         self, lease: Lease, step: StepRecord, begin: Begin, ends_with: Sequence[Statement]
@@ -248,7 +290,7 @@ class SqlRunStore:
         """End the run; see `DurableRunStore.end_run`."""
         fence = _fence(lease)
         batch = [Statement(extra.sql, (*fence, *extra.params)) for extra in with_statements]
-        return await self._end(lease, status, outcome, batch, None)
+        return await self._end(lease, status, outcome, batch)
 
     async def settle(self, lease: Lease, settlement: Settlement) -> RunRecord:
         """End a step and the run in one write; see `DurableRunStore.settle`."""
@@ -265,7 +307,7 @@ class SqlRunStore:
             Statement(write, (*fence, *step)),
             *(Statement(extra.sql, (*fence, *extra.params)) for extra in settlement.with_statements),
         ]
-        return await self._end(lease, status, settlement.outcome, batch, settlement.step_index)
+        return await self._end(lease, status, settlement.outcome, batch, settlement.step_index, news=settlement.news)
 
     async def _end(
         self,
@@ -273,7 +315,9 @@ class SqlRunStore:
         status: EndStatus,
         outcome: RunOutcome | None,
         batch: list[Statement],
-        step_index: int | None,
+        step_index: int | None = None,
+        *,
+        news: News = NO_NEWS,
     ) -> RunRecord:
         """
         Run *batch* and, last because it releases the lease that fences the rest, end the run.
@@ -284,11 +328,16 @@ class SqlRunStore:
             outcome: The run's.
             batch: Fenced, and first.
             step_index: A step that must have the same status, if any.
+            news: What to hear of the write.
         """
+        asked_at = asyncio.get_running_loop().time()
         text = None if outcome is None else json_text(outcome.to_json(), "the outcome")
-        end = Statement(sql.END_RUN, (*_fence(lease), status, text, NOW, step_index))
+        end_run = f"{sql.END_RUN}, {news.columns}" if news.columns else sql.END_RUN
+        end = Statement(end_run, (*_fence(lease), status, text, NOW, step_index))
         rows = (await self._batch([*batch, end], _SETTLE_DELAYS_S))[-1].rows
-        if not rows:  # it has another holder, or an earlier try of this write has ended it, whose reply was lost
+        if rows:
+            news.told(rows[0], asked_at)
+        else:  # it has another holder, or an earlier try of this write has ended it, whose reply was lost
             rows = (await self._batch([Statement(sql.LOAD_RUN, (lease.run_id, NOW))], _SETTLE_DELAYS_S))[-1].rows
         return ended(lease, status, rows)
 
@@ -382,19 +431,32 @@ def _term(lease_ms: int) -> str:
     return f"+{min(lease_ms, _LONGEST_LEASE_MS) / 1000:.3f} seconds"
 
 
-def _or_legacy(
-    text: str, text_or_legacy: str, params: tuple[str | int | None, ...], legacy_run_id: str | None
-) -> Statement:
+def _or_legacy(text: str, text_or_legacy: str, params: tuple[Value, ...], legacy_run_id: str | None) -> Statement:
     return Statement(text, params) if legacy_run_id is None else Statement(text_or_legacy, (*params, legacy_run_id))
 
 
-def _guarded(statement: Statement, guards: Sequence[Guard]) -> Statement:
-    """Return the statement, doing nothing unless the conditions of all guards hold."""
+def _queue(claim: tuple[Value, ...], queue: Queue) -> Statement:
+    """Let the run that a claim did not get wait for its start."""
+    return Statement(sql.QUEUE_RUN, (*claim[:6], _term(queue.lease_ms), 0, *claim[8:]))
+
+
+def _guarded(statement: Statement, guards: Sequence[Condition]) -> Statement:
+    """Return the statement, doing nothing unless all conditions hold."""
     if not guards or sql.GUARDED not in statement.sql:
         return statement
-    conditions = tuple((guard.sql, len(guard.params)) for guard in guards)
+    conditions = tuple((guard.sql, _used(guard.sql)) for guard in guards)
     text = _guarded_text(statement.sql, len(statement.params), conditions)
-    return Statement(text, statement.params + tuple(param for guard in guards for param in guard.params))
+    return Statement(text, statement.params + tuple(param for guard in guards for param in _params_of(guard)))
+
+
+def _params_of(condition: Condition) -> tuple[Value, ...]:
+    return condition.params[: _used(condition.sql)]
+
+
+@cache
+def _used(text: str) -> int:
+    """Return how many of its parameters a condition uses: the last ones may be for what is told only."""
+    return max((int(each) + 1 for each in _PARAMETER.findall(text)), default=0)
 
 
 @cache
@@ -411,10 +473,15 @@ def _numbered(text: str, first: int, params: int) -> str:
     return text.format(*(f"?{first + 1 + each}" for each in range(params)))
 
 
-def _look(guard: Guard) -> Statement:
-    """Look whether the guard's condition holds, and what its refusal is made of."""
-    told = f", {guard.told}" if guard.told else ""
-    return Statement(_numbered(f"SELECT ({guard.sql}) AS holds{told}", 0, len(guard.params)), guard.params)
+def _look(condition: Condition) -> Statement:
+    """Look whether a condition holds, and what is told about it."""
+    params = condition.params[: _used(f"{condition.sql} {condition.told}")]
+    return Statement(f"SELECT {_columns(condition, first=0)}", params)
+
+
+def _columns(condition: Condition, *, first: int) -> str:
+    told = f", {condition.told}" if condition.told else ""
+    return _numbered(f"({condition.sql}) AS holds{told}", first, len(condition.params))
 
 
 def _begin(fence: tuple[str, str, int | None], begin: Begin) -> Statement:

@@ -42,7 +42,10 @@ MOVES: Final[Mapping[str, Move]] = {
     "complete": Move(_RUNNING, RunStatus.COMPLETED, leased=True),
     "fail": Move(_RUNNING, RunStatus.FAILED, leased=True),
     "suspend": Move(_RUNNING, RunStatus.SUSPENDED, leased=True),
-    "give up": Move(frozenset({RunStatus.RUNNING, RunStatus.SUSPENDED}), RunStatus.FAILED, leased=False),
+    "queue": Move(frozenset({None, RunStatus.PENDING, RunStatus.FAILED}), RunStatus.PENDING, leased=False),
+    "give up": Move(
+        frozenset({RunStatus.PENDING, RunStatus.RUNNING, RunStatus.SUSPENDED}), RunStatus.FAILED, leased=False
+    ),
 }
 
 

@@ -4,8 +4,8 @@ What a store of durable runs promises: agent-runtime's interface, every write un
 ::
 
                  start_or_resume                       end_run(completed)
-    (absent) ───────────────────────▶ running ───────────────────────────▶ completed
-                                       ▲  │ ▲                                  │ start_or_resume:
+    (absent) ──┬────────────────────▶ running ───────────────────────────▶ completed
+               └──▶ pending ─────────▲ ▲  │ ▲                                  │ start_or_resume:
                      lease lapsed or   │  │ └── renew_lease                    ▼ no lease, read-only
                      released: epoch+1 │  │ end_run(failed)
                                        │  ▼
@@ -39,9 +39,13 @@ __all__ = [
     "DELETED_AT_ONCE",
     "NO_NEWS",
     "Begin",
+    "Condition",
     "DurableRunStore",
     "EndStatus",
+    "Guard",
     "News",
+    "Queue",
+    "Queued",
     "Settlement",
 ]
 
@@ -72,30 +76,9 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settlement:
-    """
-    How a run's last step and the run itself end, in one write.
-
-    Attributes:
-        step_index: The step that ends.
-        result: Its result, JSON; for a completed run.
-        error: Why it failed; makes the run failed.
-        outcome: The run's.
-        with_statements: Further statements of the same transaction.  Their parameters start at ``?4``; the store
-            puts the lease's run id, holder and epoch before them, and each carries the guard `sql.runs.HELD`.
-    """
-
-    step_index: int
-    result: Any = None
-    error: StepError | None = None
-    outcome: RunOutcome | None = None
-    with_statements: Sequence[Statement] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class News:
     """
-    What a worker wants to hear with every renewal of its lease.
+    What a worker wants to hear with a write of its own.
 
     Attributes:
         columns: SQL; see `DurableRunStore.write`.
@@ -111,21 +94,87 @@ NO_NEWS: Final = News(columns="", told=lambda _row, _asked_at: None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guard:
+class Settlement:
+    """
+    How a run's last step and the run itself end, in one write.
+
+    Attributes:
+        step_index: The step that ends.
+        result: Its result, JSON; for a completed run.
+        error: Why it failed; makes the run failed.
+        outcome: The run's.
+        with_statements: Further statements of the same transaction.  Their parameters start at ``?4``; the store
+            puts the lease's run id, holder and epoch before them, and each carries the guard `sql.runs.HELD`.
+        news: What to hear of the write that ends the run; not heard where its reply was lost.
+    """
+
+    step_index: int
+    result: Any = None
+    error: StepError | None = None
+    outcome: RunOutcome | None = None
+    with_statements: Sequence[Statement] = ()
+    news: News = NO_NEWS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
     """
     What must hold for a run to be claimed, looked at in the claim's own transaction.
 
     Attributes:
-        sql: A condition, in which ``{0}``, ``{1}``, … stand for its parameters; it still holds behind the claim.
+        sql: SQL, in which ``{0}``, ``{1}``, … stand for its parameters; it still holds behind the claim.
         params: Its parameters.
-        refusal: Makes what is raised where it does not hold; nothing was written then.
-        told: Columns that the refusal is made of, with the same parameters; "" for none.
+        told: Columns that tell why it does not hold, with the same parameters; "" for none.
     """
 
     sql: str
     params: tuple[Value, ...]
-    refusal: Callable[[Row], Exception]
     told: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard(Condition):
+    """
+    A condition without which nothing is written.
+
+    Attributes:
+        refusal: Makes what is raised where it does not hold, of what was told.
+    """
+
+    refusal: Callable[[Row], Exception]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """
+    That a run may have to wait for its start.
+
+    Attributes:
+        turn: Without it the run is pending, and not claimed.
+        lease_ms: How long who waits may be silent until somebody else may start it.
+        holder: Of the wait that goes on; None for a new one.
+    """
+
+    turn: Condition
+    lease_ms: int
+    holder: str | None = None
+
+
+class Queued(Exception):
+    """
+    The run is pending: it waits for its start, under a lease of its own.
+
+    Attributes:
+        run: As it is now.
+        lease: Who waits, until when.
+        told: Why, as `Condition.told`.
+    """
+
+    def __init__(self, run: RunRecord, lease: Lease, told: Row) -> None:
+        super().__init__(f"run {run.run_id!r} waits for its start")
+        self.run = run
+        self.lease = lease
+        self.told = told
 
 
 class DurableRunStore(Protocol):
@@ -150,6 +199,7 @@ class DurableRunStore(Protocol):
         legacy_run_id: str | None = None,
         guards: Sequence[Guard] = (),
         ends_with: Sequence[Statement] = (),
+        queue: Queue | None = None,
     ) -> Claim:
         """
         Claim the run, creating it if absent; a completed run is returned without a lease, unchanged.
@@ -169,8 +219,10 @@ class DurableRunStore(Protocol):
             guards: What must hold; what the first makes that does not is raised.
             ends_with: Writes of the end of a run that holds another step than *begin*, as in
                 `Settlement.with_statements`.
+            queue: What a run waits for that was not begun; *with_statements* are run when it begins to wait as well.
 
         Raises:
+            Queued: It has to wait, and is pending.
             DurableRunInputMismatchError: The run has another manifest.
             DurableRunLeaseHeldError: Another claim's lease is live.
             DurableRunDivergenceError: *begin* is not the step recorded at its position.

@@ -111,6 +111,7 @@ async def post_chat(call: Call) -> HttpResponse:
         history=conversation.before if chat is None else None,
         supersede=_replaces(body),
         follow=True,
+        stays=True,
     )
     waiting = await _waiting(call, identity, messages)
     if waiting is None:

@@ -9,7 +9,7 @@ member and its limit.
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Final, get_args
+from typing import Any, Final, cast, get_args
 from urllib.parse import unquote_to_bytes
 
 from chatturn.backends.parameters import MAX_PARAMETERS_BYTES, PARAMETERS, wrong_parameter
@@ -22,6 +22,7 @@ from chatturn.errors import InvalidField, UnsupportedMediaType
 from chatturn.http.problems import shortened, shown
 from chatturn.http.strict_json import read_json_object
 from chatturn.http.user_messages import MESSAGE, is_utf8, read_user_message, too_large
+from chatturn.settings import WhenBusy
 
 __all__ = [
     "EVENT_MEMBERS",
@@ -75,6 +76,7 @@ _DIRECTORIES: Final = (".", "..")
 _TURN_INDEX: Final = re.compile(r"0|[1-9][0-9]{0,6}")
 _REPLACE_KINDS: Final = get_args(ReplaceKind)
 _ON_MISMATCH: Final = ("refuse", "supersede")
+_WHEN_BUSY: Final = get_args(WhenBusy)
 
 Members = Mapping[str, Mapping[str, Any]]
 """The members of a JSON object and what each may be, as JSON Schema."""
@@ -95,6 +97,7 @@ TURN_MEMBERS: Final[Members] = {
         "required": ["kind", "version"],
         "additionalProperties": False,
     },
+    "when_busy": {"type": ["string", "null"], "enum": [*_WHEN_BUSY, None]},
 }
 EVENT_MEMBERS: Final[Members] = {"payload": {}}
 
@@ -284,6 +287,7 @@ def read_turn_request(body: bytes) -> TurnRequest:
         supersede=_on_mismatch(members.get("on_mismatch", "refuse")) == "supersede",
         follow=_follow(members.get("follow", False)),
         replace=_replace(members.get("replace")),
+        when_busy=_when_busy(members.get("when_busy")),
     )
 
 
@@ -371,6 +375,12 @@ def _replace(value: object) -> Replace | None:
     if type(version) is not int or not 1 <= version <= MAX_VERSION:
         raise InvalidField(f"replace.version must be a whole number from 1 to {MAX_VERSION}", field="replace.version")
     return Replace(kind=kind, version=version)
+
+
+def _when_busy(value: object) -> WhenBusy | None:
+    if value is not None and value not in _WHEN_BUSY:
+        raise InvalidField(f"when_busy must be one of {', '.join(_WHEN_BUSY)}", field="when_busy")
+    return cast("WhenBusy | None", value)
 
 
 def _follow(value: object) -> bool:

@@ -11,10 +11,12 @@ from typing import Any, Final
 
 from chatturn.errors import (
     ChatTurnError,
+    DurableRunInputMismatchError,
     DurableRunLeaseHeldError,
     MethodNotAllowed,
     RateLimited,
     RequestError,
+    SessionBusy,
     Unauthenticated,
     UnsupportedMediaType,
 )
@@ -59,8 +61,10 @@ def problem(error: ChatTurnError, *, stream: str | None = None) -> HttpResponse:
     }
     if isinstance(error, RequestError) and error.field is not None:
         members["field"] = _printable(error.field)
+    if isinstance(error, DurableRunInputMismatchError) and error.next_index is not None:
+        members["turnIndex"] = error.next_index
     headers = {**_PROBLEM_HEADERS, **_extra_headers(error)}
-    if isinstance(error, DurableRunLeaseHeldError) and stream is not None:
+    if isinstance(error, DurableRunLeaseHeldError | SessionBusy) and stream is not None:
         members["stream"] = headers["Location"] = stream
     return HttpResponse(status=error.status, headers=headers, body=_encoded(members))
 

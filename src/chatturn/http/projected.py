@@ -16,9 +16,8 @@ from typing import Final, Protocol
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.thread.identity import ChatTurnIdentity, turn_run_id, version_of_run
-from chatturn.chat.turn.replay import FailedTurn, ReplayedTurn
 from chatturn.chat.turn.sinks import Sink
-from chatturn.chat.turn.turn import ChatTurn
+from chatturn.chat.turn.turn import OpenTurn
 from chatturn.errors import DurableRunLeaseHeldError, StoreError
 from chatturn.wire.lines import PING_FRAME, PING_START, last_seq
 
@@ -163,7 +162,7 @@ async def go_on_or_follow(service: DurableChatService, identity: ChatTurnIdentit
 async def _claim_or_follow(
     service: DurableChatService,
     identity: ChatTurnIdentity,
-    claim: Callable[[], Awaitable[ChatTurn | ReplayedTurn | FailedTurn]],
+    claim: Callable[[], Awaitable[OpenTurn]],
     *,
     pauses_s: Sequence[float] = (),
 ) -> OpenedTurn:

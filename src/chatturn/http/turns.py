@@ -7,11 +7,11 @@ from urllib.parse import quote
 
 from chatturn.chat.following import FollowedTurn
 from chatturn.chat.requests import CANCELLED, TurnView
-from chatturn.chat.thread.identity import ChatTurnIdentity, version_of_run
+from chatturn.chat.thread.identity import ChatTurnIdentity, turn_of_run, version_of_run
 from chatturn.chat.turn.reader import PING_EVERY_MS
 from chatturn.chat.turn.sinks import Sink
 from chatturn.database.api import Row
-from chatturn.errors import DurableRunLeaseHeldError, NotFound
+from chatturn.errors import DurableRunLeaseHeldError, NotFound, SessionBusy
 from chatturn.http.application import Call, Parameters
 from chatturn.http.auth import OPERATE, RUN_TURNS
 from chatturn.http.limits import (
@@ -66,13 +66,17 @@ async def post_turn(call: Call) -> HttpResponse:
     try:
         turn = await call.service.open(identity, turn_request)
     except DurableRunLeaseHeldError as error:
+        about = turn_of_run(error.run_id)
+        running = identity if about is None else replace(identity, turn_index=about[1])
         if not turn_request.follow or not error.same_input:
-            return problem(error, stream=f"{_address(identity)}/stream")
-        running = replace(identity, version=version_of_run(error.run_id))
+            return problem(error, stream=f"{_address(running)}/stream")
+        running = replace(running, version=version_of_run(error.run_id))
         followed = await call.service.follow(running, None, may_take_over=True)
         if followed is None:
             raise
         return _log_response(call, followed, LogCursor(None, None))
+    except SessionBusy as error:
+        return problem(error, stream=_stream_of(error.run_id))
     # The run id's name is the one that the AI SDK's WorkflowChatTransport looks for.
     headers = {
         "Cache-Control": "no-store",
@@ -271,6 +275,15 @@ def _identity(call: Call) -> ChatTurnIdentity:
 
 def _address(identity: ChatTurnIdentity) -> str:
     return TURN.format(session=quote(identity.session_id, safe="@"), turn_index=identity.turn_index)
+
+
+def _stream_of(run_id: str) -> str | None:
+    """Return where a run's log is."""
+    turn = turn_of_run(run_id)
+    if turn is None:
+        return None
+    session, index = turn
+    return f"{TURN.format(session=session, turn_index=index)}/stream?version={version_of_run(run_id)}"
 
 
 def _members(identity: ChatTurnIdentity, view: TurnView) -> dict[str, Any]:

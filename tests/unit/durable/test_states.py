@@ -1,6 +1,7 @@
 """`MOVES` and `ENDS` are what the SQL does and what the log says: every move is tried on every status, on SQLite."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from chatturn.durable.local_stores import InMemoryDurableRunStore
 from chatturn.durable.records import Lease, RunOutcome, RunStatus, Wait
 from chatturn.durable.sql_store import SqlRunStore
 from chatturn.durable.states import ENDS, MOVES, State
+from chatturn.durable.store import Condition, Queue, Queued
 from chatturn.errors import DurableRunError
 from tests.support.clock import Clock
 from tests.support.runs import claim, lease_of, manifest
@@ -24,6 +26,7 @@ WAIT = Wait(step_index=0, key="k", wake_at="2027-01-01T00:00:00.000Z")
 DOES: dict[str, Callable[[SqlRunStore, Lease], Awaitable[object]]] = {
     "claim": lambda store, _: claim(store),
     "supersede": lambda store, _: claim(store, manifest=manifest(2), supersede=True),
+    "queue": lambda store, _: claim(store, queue=Queue(turn=Condition(sql="false", params=()), lease_ms=1_000)),
     "complete": lambda store, lease: store.end_run(lease, RunStatus.COMPLETED),
     "fail": lambda store, lease: store.end_run(lease, RunStatus.FAILED),
     "suspend": lambda store, lease: store.suspend(lease, WAIT),
@@ -56,10 +59,11 @@ async def test_the_sql_moves_a_run_as_the_table_says(name: str, status: State) -
     lease = await put(store, status)
     if not move.leased:
         clock.advance(HOUR_MS)
-    try:
-        await DOES[name](store, lease)
-    except DurableRunError:
-        assert status not in move.before
+    with suppress(Queued):
+        try:
+            await DOES[name](store, lease)
+        except DurableRunError:
+            assert status not in move.before
     found = await stands(store, lease.run_id)
     await store.close()
 

@@ -29,7 +29,7 @@ __all__ = [
 ORPHANED: Final = "orphaned"
 UNDELIVERED: Final = "undelivered"
 
-RUN_STATUSES: Final = ("running", ORPHANED, "suspended", "completed", CANCELLED, "failed", UNDELIVERED)
+RUN_STATUSES: Final = ("pending", "running", ORPHANED, "suspended", "completed", CANCELLED, "failed", UNDELIVERED)
 """
 What turns may be listed by.
 

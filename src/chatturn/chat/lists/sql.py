@@ -12,9 +12,9 @@ from chatturn.durable.sql.runs import MOMENT
 __all__ = [
     "read_latest_turn",
     "read_messages",
+    "read_open_runs",
     "read_open_turns",
     "read_recent_turn",
-    "read_running",
     "read_turns",
     "read_undelivered",
 ]
@@ -52,9 +52,15 @@ WHERE t.run_id > ?1 AND t.run_id < ?2 AND r.status <> 'completed'
 ORDER BY t.turn_index DESC LIMIT {_MOST_OPEN}
 """
 
-_RUNNING: Final = f"""
-SELECT run_id, lease_expires_at <= {MOMENT.format("?3")} AS orphaned FROM durable_runs
-WHERE run_id > ?1 AND run_id < ?2 AND status = 'running'
+# What is open in a session, in the order in which it goes on.
+_OPEN_RUNS: Final = f"""
+SELECT r.run_id, r.status, coalesce(r.lease_expires_at <= {MOMENT.format("?3")}, 1) AS orphaned, t.turn_index, t.version
+FROM durable_runs AS r INDEXED BY idx_durable_runs_open CROSS JOIN chat_turns AS t ON t.run_id = r.run_id
+WHERE r.run_id > ?1 AND r.run_id < ?2 AND r.status IN ('pending', 'running')
+UNION ALL
+SELECT run_id, status, 0, 0, 0 FROM durable_runs INDEXED BY idx_durable_runs_suspended
+WHERE run_id > ?1 AND run_id < ?2 AND status = 'suspended'
+ORDER BY turn_index, version
 """
 
 _LATEST_TURN: Final = "SELECT max(turn_index) AS latest FROM chat_turns WHERE run_id > ?1 AND run_id < ?2"
@@ -109,9 +115,9 @@ def read_open_turns(first_run_id: str, last_run_id: str) -> Statement:
     return Statement(_OPEN_TURNS, (first_run_id, last_run_id))
 
 
-def read_running(first_run_id: str, last_run_id: str) -> Statement:
-    """Read the runs that are being answered whose ids are between two, and whether their worker is lost."""
-    return Statement(_RUNNING, (first_run_id, last_run_id, NOW))
+def read_open_runs(first_run_id: str, last_run_id: str) -> Statement:
+    """Read the runs that are not over whose ids are between two, and whether somebody has them."""
+    return Statement(_OPEN_RUNS, (first_run_id, last_run_id, NOW))
 
 
 def read_turns(run_ids: Sequence[str], *, owners: bool) -> Statement:

@@ -8,7 +8,7 @@ from typing import Protocol
 from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.polls import Poll, Polls, RevisionPoll
 
-__all__ = ["Alarm", "EventAlarm", "LiveLogs", "wait_for_ring"]
+__all__ = ["Alarm", "Bells", "EventAlarm", "LiveLogs", "wait_for_ring"]
 
 
 class Alarm(Protocol):
@@ -52,6 +52,37 @@ class EventAlarm:
                 await self._event.wait()
 
 
+class Bells:
+    """
+    Wakes the turns of this isolate that wait for others of their session.
+
+    Attributes:
+        rung: How often anybody has rung: who reads it before a look sees by it that a look is not too old.
+    """
+
+    def __init__(self) -> None:
+        self.rung = 0
+        self._watchers: dict[str, list[Callable[[], object]]] = {}
+
+    def ring(self, session: str) -> None:
+        """Wake all who wait in a session: one of its turns is over, or waits for something itself."""
+        self.rung += 1
+        for wake in self._watchers.get(session, ()):
+            wake()
+
+    @contextmanager
+    def watching(self, session: str, wake: Callable[[], object]) -> Iterator[None]:
+        """Call *wake* at each ring while the block runs."""
+        watchers = self._watchers.setdefault(session, [])
+        watchers.append(wake)
+        try:
+            yield
+        finally:
+            watchers.remove(wake)
+            if not watchers:
+                self._watchers.pop(session, None)
+
+
 class LiveLogs:
     """
     Logs by their run.
@@ -62,11 +93,13 @@ class LiveLogs:
     Attributes:
         polls: What followers here have last seen of turns that run elsewhere, by run.
         revisions: What who waits here has last seen of sessions, by what the ids of their runs begin with.
+        bells: Wake the turns that wait here for others of their session.
     """
 
     def __init__(self) -> None:
         self.polls = Polls(Poll)
         self.revisions = Polls(RevisionPoll)
+        self.bells = Bells()
         self._logs: dict[str, TurnLog] = {}
 
     @contextmanager

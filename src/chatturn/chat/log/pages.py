@@ -54,7 +54,7 @@ class LogPage:
     @property
     def over(self) -> bool:
         """Whether nobody is going to say anything more, unless the turn is tried or claimed again."""
-        return self.status is not RunStatus.RUNNING
+        return self.status not in {RunStatus.PENDING, RunStatus.RUNNING}
 
     @classmethod
     def of(cls, rows: Sequence[Row], after: int) -> Self:

@@ -37,7 +37,8 @@ turn_index < coalesce((SELECT min(b.turn_index) FROM chat_messages AS b INDEXED 
 # ?8 the version that the request replaces or null, ?9 how.
 _STATE: Final = """
 WITH versions AS (
-  SELECT t.run_id, t.version, t.replaces, t.replace_kind, t.manifest_hash, t.parent_index, t.parent_version
+  SELECT t.run_id, t.version, t.replaces, t.replace_kind, t.manifest_hash, t.parent_index, t.parent_version,
+    t.cancelled_at
   FROM chat_turns AS t WHERE t.run_id = ?1 OR (t.run_id > ?2 AND t.run_id < ?3)),
 before AS (
   SELECT turn_index, version FROM chat_messages
@@ -49,6 +50,9 @@ SELECT
   (SELECT min(turn_index) FROM chat_messages INDEXED BY idx_chat_messages_breaks
    WHERE tenant_id = ?4 AND session_id = ?5 AND turn_index <= ?6 AND breaks = 1) AS detached_from,
   (SELECT max(version) FROM versions) AS latest,
+  (SELECT cancelled_at IS NOT NULL FROM versions ORDER BY version DESC LIMIT 1) AS stopped,
+  (SELECT max(v.version) FROM versions AS v JOIN durable_runs AS r ON r.run_id = v.run_id
+   WHERE r.status IN ('pending', 'running')) AS busy,
   (SELECT max(version) FROM versions WHERE replaces = ?8 AND replace_kind = ?9 AND manifest_hash = ?7) AS made,
   (SELECT max(version) FROM versions
    WHERE manifest_hash = ?7 AND parent_index IS (SELECT turn_index FROM before)
@@ -61,13 +65,16 @@ SELECT
    WHERE m.tenant_id = ?4 AND m.session_id = ?5 AND m.turn_index = ?6 AND m.role = 'assistant') AS counts_same
 """
 
-# Behind the claim and the turn's row: what it replaces, and what it follows.  Numbers go on behind all others.
+# Behind the claim and the turn's row: what it replaces, and what it follows once it runs.  Numbers go on behind all
+# others.
 _RECORD: Final = f"""
 UPDATE chat_turns SET version = ?4, replaces = coalesce(replaces, ?5), replace_kind = coalesce(replace_kind, ?6),
+  asked_at_index = coalesce(asked_at_index, ?10),
   (parent_index, parent_version) = (
     SELECT m.turn_index, m.version FROM chat_messages AS m
     WHERE m.tenant_id = chat_turns.tenant_id AND m.session_id = chat_turns.session_id
       AND m.turn_index < chat_turns.turn_index AND m.role = 'assistant'
+      AND NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND status = 'pending')
     ORDER BY m.turn_index DESC LIMIT 1),
   log_from = max(log_from, coalesce((
     SELECT max(s.last_seq) + 1 FROM chat_segments AS s
@@ -183,9 +190,11 @@ def read_version_state(
     return Statement(_STATE, (*version_run_ids(identity), *place, manifest_hash, replaces, kind))
 
 
-def record_version(identity: ChatTurnIdentity, replaces: int | None, kind: str | None) -> Statement:
-    """Record which version it is, with the claim and behind its turn."""
-    return Statement(_RECORD, (identity.version, replaces, kind, *version_run_ids(identity)))
+def record_version(
+    identity: ChatTurnIdentity, replaces: int | None, kind: str | None, asked_at_index: int | None
+) -> Statement:
+    """Record which version it is, and where it was asked if not at its own index, with the claim, behind its turn."""
+    return Statement(_RECORD, (identity.version, replaces, kind, *version_run_ids(identity), asked_at_index))
 
 
 def mark_breaks(identity: ChatTurnIdentity) -> Statement:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from chatturn.errors import DurableRunInputMismatchError, VersionConflict
+from chatturn.errors import DurableRunInputMismatchError, SessionBusy, VersionConflict
 
 __all__ = ["Choice", "Replace", "ReplaceKind", "version_for"]
 
@@ -66,6 +66,7 @@ def version_for(
 
     Raises:
         VersionConflict: Another version counts than the one that is to be replaced, or the thread ends before.
+        SessionBusy: A version of the turn that is to be replaced is being answered, or waits.
         DurableRunInputMismatchError: It was to be asked anew, but this is another question.
     """
     counts, detached_from = state["counts"], state["detached_from"]
@@ -79,6 +80,8 @@ def version_for(
         return _there(state, state["asked"]) or _new(state, counts, "edit")
     if counts is not None and not state["counts_same"] and state["open"] is not None:
         return Choice(version=int(state["open"]), counts=counts)  # it is being answered, or waits for an approval
+    if counts is None and state["stopped"] and not state["busy"]:  # before it began: its place is free
+        return _there(state, state["asked"]) or _new(state, None, None)
     return Choice(version=int(counts or state["latest"] or 1), counts=counts)
 
 
@@ -86,6 +89,8 @@ def _replaced(state: Mapping[str, Any], run_id: str, replace: Replace) -> Choice
     made = _there(state, state["made"])
     if made is not None:
         return made
+    if state["busy"] is not None:
+        raise SessionBusy("a version of it is open", run_id=_run_id(run_id, int(state["busy"])))
     if state["counts"] != replace.version or state["detached_from"] is not None:
         counts = "none" if state["counts"] is None else state["counts"]
         raise VersionConflict(f"version {counts} counts, not {replace.version}", run_id=run_id)
@@ -101,3 +106,7 @@ def _there(state: Mapping[str, Any], version: Any) -> Choice | None:
 def _new(state: Mapping[str, Any], replaces: int | None, kind: str | None) -> Choice:
     latest = int(state["latest"] or 0)
     return Choice(version=latest + 1, replaces=replaces, kind=kind, is_new=True, counts=state["counts"])
+
+
+def _run_id(run_id: str, version: int) -> str:
+    return run_id if version == 1 else f"{run_id}~{version}"

@@ -9,6 +9,7 @@ from chatturn.chat.hooks.outbox import Outbox
 from chatturn.chat.log.log import TurnLog
 from chatturn.chat.thread.history import ShownHistory
 from chatturn.chat.thread.identity import ChatTurnIdentity
+from chatturn.chat.thread.queue_sql import Front
 from chatturn.chat.thread.version_sql import mark_breaks
 from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn.retries import retry_after_ms
@@ -26,8 +27,10 @@ __all__ = [
     "failure_words",
     "finish_reason_of",
     "kind_of",
+    "queued_words",
     "started_words",
     "unlogged",
+    "waiting_words",
 ]
 
 FINISH_REASONS: Final = ("stop", "length", "content_filter", "tool_calls", "cancelled")
@@ -135,6 +138,18 @@ def context_event(shown: ShownHistory) -> ChatStreamEvent:
     """Return what says what of the conversation the model is not shown."""
     data = {"turns": shown.turns, "leftOut": shown.left_out, "shortened": list(shown.shortened)}
     return ChatStreamEvent("context", data)
+
+
+def queued_words(identity: ChatTurnIdentity, position: int) -> list[ChatStreamEvent]:
+    """Return what says that a turn waits, and for how many others."""
+    data = {"sessionId": identity.session_id, "turnIndex": identity.turn_index, "position": position}
+    return [ChatStreamEvent("session.run.queued", data)]
+
+
+def waiting_words(identity: ChatTurnIdentity, front: Front) -> list[ChatStreamEvent]:
+    """Return the last words to who waits behind a suspended turn: those of that turn."""
+    data = {"turnIndex": front.turn_index, "key": front.key, "wakeAt": front.wake_at}
+    return [_last(Suspended, identity, data)]
 
 
 def started_words(identity: ChatTurnIdentity) -> list[ChatStreamEvent]:

@@ -46,8 +46,8 @@ _BEGIN_TURN: Final = f"""
 INSERT INTO chat_turns (run_id, tenant_id, session_id, user_id, turn_index, user_message, model, metadata_json,
                         trace_id, traceparent, caller_span_id, attempt, first_attempt, manifest_hash, created_at,
                         updated_at, history_json, parameters_json, parts_json)
-SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, epoch, epoch, manifest_hash, updated_at, updated_at, ?14, ?15,
-  ?16
+SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13,
+  max(epoch, 1), epoch + (status = 'pending'), manifest_hash, updated_at, updated_at, ?14, ?15, ?16
 FROM durable_runs WHERE run_id = ?1 AND {HELD}
 ON CONFLICT (run_id) DO UPDATE SET
   user_id = excluded.user_id, user_message = excluded.user_message, model = excluded.model,
@@ -56,7 +56,7 @@ ON CONFLICT (run_id) DO UPDATE SET
   attempt = excluded.attempt,
   updated_at = excluded.updated_at, cancelled_at = NULL, finish_reason = NULL, retry_at = NULL, log_compact = 0,
   manifest_hash = excluded.manifest_hash,
-  first_attempt = CASE WHEN {_ANEW} THEN excluded.attempt ELSE first_attempt END,
+  first_attempt = CASE WHEN {_ANEW} THEN excluded.first_attempt ELSE first_attempt END,
   suspensions = CASE WHEN {_ANEW} THEN 0 ELSE suspensions END,
   trace_id = CASE WHEN {_TRACED_HERE} THEN excluded.trace_id ELSE trace_id END,
   traceparent = CASE WHEN {_TRACED_HERE} THEN excluded.traceparent ELSE traceparent END,

@@ -22,7 +22,8 @@ import asyncio
 import json
 from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, TypeAlias
 
 from chatturn.chat.hooks.attempts import tell_attempt_end
 from chatturn.chat.hooks.hooks import EndedAttempt
@@ -33,6 +34,7 @@ from chatturn.chat.log.writer import LogWriter
 from chatturn.chat.requests import TurnInput, history_text
 from chatturn.chat.thread.history import PastTurn
 from chatturn.chat.thread.identity import legacy_run_id
+from chatturn.chat.thread.queue_sql import NEXT_IN_LINE, begins_now, idle, interrupt, not_passed, room
 from chatturn.chat.thread.session_sql import owned_by, record_session, session_changed
 from chatturn.chat.thread.version_sql import only_one_version, record_version, still_counts
 from chatturn.chat.thread.versions import Choice
@@ -43,6 +45,7 @@ from chatturn.chat.turn.attempt_usage import AttemptUsage
 from chatturn.chat.turn.disconnects import CANCEL_REQUESTED, Readership
 from chatturn.chat.turn.finish import Finish, context_event, failure_words, kind_of, started_words, unlogged
 from chatturn.chat.turn.past import past_turns
+from chatturn.chat.turn.queued import QueuedTurn, queue_of
 from chatturn.chat.turn.reader import Reader, observer_of, ping_every_ms
 from chatturn.chat.turn.replay import TURN_STEP, FailedTurn, ReplayedTurn
 from chatturn.chat.turn.retries import TooEarly, not_too_early
@@ -52,30 +55,34 @@ from chatturn.database.api import Row, Statement
 from chatturn.durable.attempt import ENDINGS, Attempt, Finished, RunToClaim
 from chatturn.durable.ends import Cancelled, Completed, End, Failed, answer_of
 from chatturn.durable.identifiers import manifest_hash
-from chatturn.durable.records import StepKind
-from chatturn.durable.store import Begin, Guard
+from chatturn.durable.records import RunStatus, StepKind
+from chatturn.durable.store import NO_NEWS, Begin, Guard, News, Queued
 from chatturn.durable.suspension import ungrouped_waits
 from chatturn.errors import EmptyAnswer, HookError, StoreError, TurnAborted, TurnCancelled
 from chatturn.events import ChatStreamEvent
 from chatturn.jsontext.canonical import canonical_hash
 
-__all__ = ["ChatTurn", "open_turn", "run_turn"]
+__all__ = ["ChatTurn", "OpenTurn", "open_turn", "run_turn"]
 
 
-async def open_turn(turn: TurnInput) -> "ChatTurn | ReplayedTurn | FailedTurn":
+async def open_turn(turn: TurnInput) -> "OpenTurn":
     """
-    Claim a turn, in one round trip, and return it ready to run.
+    Claim a turn, in one round trip, and return it ready to run; or to wait, if others of its session are before it.
 
     Raises:
         DurableRunLeaseHeldError: It is being answered elsewhere.
         DurableRunInputMismatchError: It was started with another message or model.
+        SessionBusy, QueueFull: Others of its session are before it, and it may not wait.
+        TurnPassed: It failed, and later turns have answers.
         StoreError: The database does not answer or is not set up.
     """
-    deployment = turn.deployment
+    deployment, rung, line = turn.deployment, turn.deployment.live.bells.rung, _Line()
     try:
-        claimed = await Attempt.claim_run(deployment.store, _run_to_claim(turn), deployment.log)
+        claimed = await Attempt.claim_run(deployment.store, _run_to_claim(turn, line), deployment.log)
     except TooEarly as early:
         return FailedTurn(turn, early)
+    except Queued as queued:
+        return _waiting(turn, queued, rung)
     finished, epoch = isinstance(claimed, Finished), max(claimed.claim.run.epoch, 1)
     found, *rows = claimed.claim.rows
     spent = rows.pop(0) if deployment.budgets else ()
@@ -85,7 +92,33 @@ async def open_turn(turn: TurnInput) -> "ChatTurn | ReplayedTurn | FailedTurn":
         reason = found[0]["finish_reason"] if found else None
         return ReplayedTurn(turn, claimed, None if reason is None else str(reason))
     past = past_turns(rows[0]) if rows else []
-    return ChatTurn(turn, claimed, Place.of(found, epoch=epoch), past, spent)
+    return ChatTurn(turn, claimed, Place.of(found, epoch=epoch), past, spent, line=line)
+
+
+def _waiting(turn: TurnInput, queued: Queued, rung: int) -> QueuedTurn:
+    """Return a turn that waits; what it interrupts hears of it at once, if it runs here."""
+    waits = QueuedTurn(turn, queued, rung, open_turn)
+    if turn.when_busy == "interrupt" and waits.front is not None:
+        log = turn.deployment.live.get(waits.front.run_id)
+        if log is not None and waits.front.status == RunStatus.RUNNING:
+            log.cancel_requested = True
+    return waits
+
+
+@dataclass(slots=True)
+class _Line:
+    """
+    Who waits behind a turn.
+
+    Attributes:
+        next_run_id: The turn of the session that comes next, if nobody waits with it; known once this one has ended.
+    """
+
+    next_run_id: str | None = None
+
+    def told(self, news: Row, _asked_at: float) -> None:
+        """Take what the write said that has ended the run."""
+        self.next_run_id = None if news["next_run_id"] is None else str(news["next_run_id"])
 
 
 async def run_turn(turn: TurnInput, sink: Sink) -> None:
@@ -116,6 +149,7 @@ class ChatTurn:
         place: Where the turn stands.
         past: The answered turns before it, oldest first; one more than is shown at most, if there are so many.
         spent: What it may spend no more of, as `attempt_usage.read_with` read it.
+        line: Takes who comes next.
 
     Attributes:
         run_id: Its run.
@@ -125,7 +159,14 @@ class ChatTurn:
     retry_after_ms: Final = 0
 
     def __init__(
-        self, turn: TurnInput, attempt: Attempt, place: Place, past: Sequence[PastTurn], spent: Sequence[Row]
+        self,
+        turn: TurnInput,
+        attempt: Attempt,
+        place: Place,
+        past: Sequence[PastTurn],
+        spent: Sequence[Row],
+        *,
+        line: "_Line",
     ) -> None:
         deployment, hooks = turn.deployment, turn.deployment.hooks
         redacting = overrides(hooks, "transform_final_text")
@@ -134,6 +175,7 @@ class ChatTurn:
         self._deployment = deployment
         self._attempt = attempt
         self._place = place
+        self._line = line
         self._log = TurnLog(place, attempt.number, redacting=redacting)
         self._usage = AttemptUsage(turn, attempt.number, spent)
         self._readership = Readership(deployment.settings, self._log, attempt)
@@ -210,6 +252,7 @@ class ChatTurn:
                 self._say_first_words(reader, joined=joined)
                 end = await self._end(reader)
                 await attempt.settle(end, self._last_statements)
+            self._wake_next()
             await self._deliver(marks)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the reader gets a terminal line for all
             end = Failed(error)
@@ -307,6 +350,13 @@ class ChatTurn:
         calls, failure = self._usage.all_calls(), end.error if isinstance(end, Failed) else None
         await tell_attempt_end(deployment.hooks, deployment.attempt_listeners, self._ended(calls), deployment.log)
         await tracing.tell_end(self._turn, attempt.stored, failure, calls, replayed=False)
+        self._wake_next()
+        if self._line.next_run_id is not None and self._turn.resume is not None:
+            await self._turn.resume(self._line.next_run_id)
+
+    def _wake_next(self) -> None:
+        """Wake who waits for this turn in this isolate; the next one with whom nobody waits is begun here."""
+        self._deployment.live.bells.ring(self._turn.session)
 
     def _ended(self, calls: Sequence[ModelCall]) -> EndedAttempt:
         attempt = self._attempt
@@ -372,7 +422,7 @@ def _intent(turn: TurnInput) -> str:
     return f"chat:turn-{turn.identity.turn_index}"
 
 
-def _run_to_claim(turn: TurnInput) -> RunToClaim:
+def _run_to_claim(turn: TurnInput, line: _Line) -> RunToClaim:
     deployment, settings, manifest = turn.deployment, turn.deployment.settings, turn.manifest
     input_hash = canonical_hash(manifest.input)
     return RunToClaim(
@@ -387,6 +437,8 @@ def _run_to_claim(turn: TurnInput) -> RunToClaim:
         legacy_run_id=legacy_run_id(turn.identity) if settings.legacy_run_ids == "on" else None,
         guards=_guards(turn, manifest_hash(manifest)),
         ends_with=[session_changed(turn.identity)],
+        queue=queue_of(turn) if turn.may_wait and turn.when_busy != "parallel" else None,
+        end_news=NO_NEWS if deployment.settings.threads == "off" else News(columns=NEXT_IN_LINE, told=line.told),
     )
 
 
@@ -396,11 +448,27 @@ def _guards(turn: TurnInput, digest: str) -> list[Guard]:
         *([owned_by(turn.identity)] if bounded else []),
         *_version_guards(turn),
         not_too_early(turn.run_id, digest),
+        *_queue_guards(turn),
+    ]
+
+
+def _queue_guards(turn: TurnInput) -> list[Guard]:
+    """Return what one turn at a time asks for, beside that it may have to wait."""
+    if turn.when_busy == "parallel":
+        return []
+    if not turn.may_wait:
+        return [begins_now(turn.identity)]
+    if turn.asked_again or turn.waits_as is not None:
+        return []
+    return [
+        *([not_passed(turn.identity)] if turn.request.replace is None else []),
+        *([idle(turn.identity)] if turn.when_busy == "reject" else []),
+        room(turn.identity, turn.deployment.settings.queue_turns),
     ]
 
 
 def _version_guards(turn: TurnInput) -> list[Guard]:
-    if turn.deployment.settings.threads == "off" or turn.asked_again:
+    if turn.deployment.settings.threads == "off" or turn.asked_again or turn.waits_as is not None:
         return []
     if turn.choice is None:
         return [only_one_version(turn.identity)]
@@ -420,14 +488,16 @@ def _begin_statements(turn: TurnInput) -> list[Statement]:
         trace=tracing.begin_with(turn.tracing),
     )
     superseded = [Outbox.forget(), chat_sql.forget_messages()] if request.supersede else []
-    return [record_session(turn.identity), begin, *_version_statements(turn), *superseded]
+    begins_to_wait = turn.when_busy == "interrupt" and turn.waits_as is None
+    interrupted = interrupt(turn.identity) if begins_to_wait else []
+    return [record_session(turn.identity), begin, *_version_statements(turn), *superseded, *interrupted]
 
 
 def _version_statements(turn: TurnInput) -> list[Statement]:
     if turn.deployment.settings.threads == "off":
         return []
     choice = turn.choice or Choice(version=1)
-    return [record_version(turn.identity, choice.replaces, choice.kind)]
+    return [record_version(turn.identity, choice.replaces, choice.kind, turn.asked_at_index)]
 
 
 def _reads(turn: TurnInput) -> list[Statement]:
@@ -437,3 +507,7 @@ def _reads(turn: TurnInput) -> list[Statement]:
     if turns and turn.identity.turn_index and turn.request.history is None:
         reads.append(chat_sql.read_history(turn.identity, turn.run_id, turns + 1, settings.history_characters))
     return reads
+
+
+OpenTurn: TypeAlias = ChatTurn | ReplayedTurn | FailedTurn | QueuedTurn
+"""A turn that was claimed, had finished or failed before, or waits."""

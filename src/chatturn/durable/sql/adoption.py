@@ -45,14 +45,14 @@ _RENAME: Final = tuple(
 
 CLAIM_RUN_UNLESS_LEGACY: Final = CLAIM_RUN.replace(
     CLAIM_WHERE,
-    f"WHERE {_HAS_RUN} OR NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?10 AND (manifest_hash = ?3"
+    f"WHERE {_HAS_RUN} OR NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?11 AND (manifest_hash = ?3"
     " OR (status = 'completed' AND project_id = ?4)))",
 )
 """Where theirs of the same project is completed with another manifest it is refused, as a run of ours is."""
 
 CLAIM_RUN_UNLESS_SAME_LEGACY: Final = CLAIM_RUN.replace(
     CLAIM_WHERE,
-    f"WHERE {_HAS_RUN} OR NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?10 AND manifest_hash = ?3)",
+    f"WHERE {_HAS_RUN} OR NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?11 AND manifest_hash = ?3)",
 )
 """Of a claim that supersedes: where theirs has another manifest, ours takes its place, and theirs stays as it is."""
 

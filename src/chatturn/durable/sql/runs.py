@@ -23,15 +23,18 @@ __all__ = [
     "GIVE_UP_RUN",
     "GUARDED",
     "HELD",
+    "LEAVE_QUEUE",
     "LOAD_EVENT",
     "LOAD_RUN",
     "LOAD_STEP",
     "LOAD_STEPS",
     "MOMENT",
     "POLL_EVENT",
+    "QUEUE_RUN",
     "RECORD_STEP",
     "RECORD_WAIT",
     "RENEW_LEASE",
+    "RENEW_WAIT",
     "REPLACE_MANIFEST",
     "STEPS_PER_PAGE",
     "SUSPEND_RUN",
@@ -72,15 +75,46 @@ ON CONFLICT (run_id) DO UPDATE SET
   step_count = max(step_count, excluded.step_count), epoch = epoch + 1,
   idle_attempts = idle_attempts + 1, attempts = attempts + 1
 WHERE manifest_hash = excluded.manifest_hash AND status <> 'completed'
-  AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= excluded.updated_at)
+  AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= excluded.updated_at
+    OR (status = 'pending' AND lease_holder_id IN (?2, ?10)))
 """
+"""``?10`` is the holder of the wait for its start that goes on, or null."""
+
+# Behind a claim that may not start it yet.  Waiting is no attempt: the epoch stays, and is 0 until the first.
+QUEUE_RUN: Final = f"""
+INSERT INTO durable_runs (run_id, manifest_hash, project_id, scenario_id, status, created_at, updated_at,
+                          lease_holder_id, lease_expires_at, step_count, epoch, idle_attempts, attempts, key_part)
+SELECT ?1, ?3, ?4, ?5, 'pending', {MOMENT.format("?6")}, {MOMENT.format("?6")},
+       ?2, {MOMENT.format("?6, ?7")}, ?8, {EARLIER_EPOCHS}, 0, 0, ?9
+{CLAIM_WHERE}
+ON CONFLICT (run_id) DO UPDATE SET
+  status = 'pending', updated_at = excluded.updated_at, completed_at = NULL, outcome_json = NULL,
+  lease_holder_id = excluded.lease_holder_id, lease_expires_at = excluded.lease_expires_at
+WHERE manifest_hash = excluded.manifest_hash AND status IN ('pending', 'failed')
+  AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= excluded.updated_at
+    OR (status = 'pending' AND lease_holder_id IN (?2, ?10)))
+"""
+
+RENEW_WAIT: Final = f"""
+UPDATE durable_runs SET lease_expires_at = {MOMENT.format("?3, ?4")}
+WHERE run_id = ?1 AND status = 'pending' AND lease_holder_id = ?2
+RETURNING lease_expires_at
+"""
+"""More columns may follow, whose own parameters start at ``?5``."""
+
+LEAVE_QUEUE: Final = """
+UPDATE durable_runs SET lease_holder_id = NULL, lease_expires_at = NULL
+WHERE run_id = ?1 AND status = 'pending' AND lease_holder_id = ?2
+"""
+"""The run stays pending; whoever comes next may start it."""
 
 _OTHER_MANIFEST: Final = f"""
 run_id = ?1 AND {GUARDED} AND manifest_hash <> ?2
 AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= {MOMENT.format("?3")})
 """
 
-# What decides is asked once.  No run is pending but between these two and the claim, all in one transaction.
+# What decides is asked once.  A run that was never tried is pending between these two and the claim, all in one
+# transaction, or because it waits; and then it has no steps.
 REPLACE_MANIFEST: Final = f"""
 UPDATE durable_runs SET manifest_hash = ?2, status = 'pending', lease_holder_id = NULL, lease_expires_at = NULL,
   idle_attempts = 0, attempts = 0
@@ -89,12 +123,13 @@ WHERE {_OTHER_MANIFEST}
 
 FORGET_STEPS: Final = """
 DELETE FROM durable_steps WHERE run_id = ?1
-AND EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND status = 'pending')
+AND EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND status = 'pending' AND attempts = 0)
 """
 
 BEGIN_STEP: Final = f"""
 INSERT INTO durable_steps (run_id, step_index, intent, kind, input_hash, status, attempts, started_at)
 SELECT ?1, ?4, ?5, ?6, ?7, 'running', 1, {MOMENT.format("?8")} WHERE {HELD}
+  AND NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND status = 'pending')
 ON CONFLICT (run_id, step_index) DO UPDATE SET
   status = 'running', attempts = attempts + 1, kind = excluded.kind, input_hash = excluded.input_hash,
   result_json = NULL, error_json = NULL, started_at = excluded.started_at, completed_at = NULL
@@ -164,7 +199,7 @@ GIVE_UP_RUN: Final = f"""
 UPDATE durable_runs
 SET status = 'failed', updated_at = {MOMENT.format("?2")}, completed_at = {MOMENT.format("?2")}, outcome_json = ?3,
     lease_holder_id = NULL, lease_expires_at = NULL
-WHERE run_id = ?1 AND status IN ('running', 'suspended')
+WHERE run_id = ?1 AND status IN ('pending', 'running', 'suspended')
   AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= {MOMENT.format("?2")})
 """
 
@@ -182,6 +217,7 @@ WHERE run_id = ?1 AND {HELD} AND (?7 IS NULL OR EXISTS (
   SELECT 1 FROM durable_steps WHERE run_id = ?1 AND step_index = ?7 AND status = ?4))
 RETURNING *
 """
+"""More columns may follow; they may use its parameters, of which ``?6`` is the moment."""
 
 RENEW_LEASE: Final = f"""
 UPDATE durable_runs SET lease_expires_at = {MOMENT.format("?4, ?5")}

@@ -1,0 +1,304 @@
+"""One turn at a time: what a message does while another turn of its session is open, and what becomes of those that wait."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+import pytest
+
+from chatturn.chat.hooks.hooks import TurnContext
+from chatturn.chat.turn.stream import StreamProducer
+from chatturn.database.sqlite import SqliteDatabase
+from chatturn.events import EventBatch, text_delta
+from tests.support.isolates import Isolate, Reply
+from tests.support.turns import Desk, Product, open_sqlite
+
+ON = {"THREADS": "on", "WHEN_BUSY": "queue", "LEASE_MS": "10000"}
+SESSION = "/v1/sessions/thread-1"
+
+
+@pytest.fixture
+def database() -> Iterator[SqliteDatabase]:
+    """An empty database."""
+    with open_sqlite() as database:
+        yield database
+
+
+class Slow(Product):
+    """A product that repeats the question after 5 s, and knows when each call began and ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began: list[tuple[str, float]] = []
+        self.ended: list[tuple[str, float]] = []
+
+    def produce(self, context: TurnContext) -> StreamProducer:
+        """Answer."""
+        self.calls.append(context)
+        return StreamProducer(self.slowly(context.user_message))
+
+    async def slowly(self, message: str) -> AsyncGenerator[EventBatch, None]:
+        """Say half of it, and after a while the rest."""
+        loop = asyncio.get_running_loop()
+        self.began.append((message, loop.time()))
+        yield text_delta("re: ")
+        await asyncio.sleep(5)
+        yield text_delta(message)
+        self.ended.append((message, loop.time()))
+
+
+@pytest.fixture
+def isolate(database: SqliteDatabase) -> Isolate:
+    """One isolate of a deployment whose turns wait for each other."""
+    return Isolate(database, Slow(), settings=ON)
+
+
+async def say(isolate: Isolate, index: int, message: str, **members: Any) -> Reply:
+    """Post a message."""
+    return await isolate.ask("POST", f"{SESSION}/turns/{index}", {"message": message, **members})
+
+
+async def status(isolate: Isolate, index: int) -> str:
+    """Return where a turn stands."""
+    return str((await isolate.ask("GET", f"{SESSION}/turns/{index}")).body["status"])
+
+
+async def thread(isolate: Isolate) -> list[str]:
+    """Return the texts of the thread."""
+    page = await isolate.ask("GET", f"{SESSION}/messages?limit=200")
+    return [message["content"] for message in page.body["messages"]]
+
+
+async def everything(database: Any) -> list[Any]:
+    """Read all that a request could have written."""
+    tables = ("durable_runs", "durable_steps", "chat_turns", "chat_messages", "chat_sessions", "chat_segments")
+    return [await Desk(database).rows(f"SELECT * FROM {table}") for table in tables]  # noqa: S608
+
+
+def kinds(lines: list[dict[str, Any]]) -> list[str]:
+    """Return the lifecycle of a stream."""
+    return [line["type"].rpartition(".")[2] for line in lines if line["type"].startswith("session.run.")]
+
+
+async def test_a_message_waits_for_the_turn_before_it(isolate: Isolate) -> None:
+    """It is told its place, starts within 50 ms of the end before it, and the model is shown that answer."""
+    first, second, third = [await say(isolate, index, text) for index, text in enumerate("abc")]
+    assert "pending" == await status(isolate, 1)
+    lines = await third.lines()
+
+    assert ["queued", "queued", "started", "completed"] == kinds(lines)
+    assert [2, 1] == [line["data"]["position"] for line in lines[:2]]
+    assert all("seq" not in line for line in lines[:2])
+    assert 0 == lines[2]["seq"]
+    assert [1] * len(lines) == [line.get("attempt", 1) for line in lines]
+    assert ["queued", "started", "completed"] == kinds(await second.lines())
+    assert ["started", "completed"] == kinds(await first.lines())
+    product: Any = isolate.hooks
+    for (_, ended), (_, began) in zip(product.ended, product.began[1:], strict=False):
+        assert 0 <= began - ended < 0.05
+    assert ["a", "re: a", "b", "re: b"] == [message["content"] for message in product.calls[2].history]
+    assert ["a", "re: a", "b", "re: b", "c", "re: c"] == await thread(isolate)
+
+
+async def test_a_turn_of_another_isolate_is_waited_for(database: SqliteDatabase, isolate: Isolate) -> None:
+    """It starts within one poll."""
+    other = Isolate(database, Slow(), settings=ON)
+    first = await say(isolate, 0, "a")
+    second = await say(other, 1, "b")
+    assert ["queued", "started", "completed"] == kinds(await second.lines())
+    await first.lines()
+    here, there = isolate.hooks, other.hooks
+    assert isinstance(here, Slow)
+    assert isinstance(there, Slow)
+    assert 0 <= there.began[0][1] - here.ended[0][1] < 0.2
+
+
+async def test_busy_is_refused_where_the_request_says_so(database: SqliteDatabase, isolate: Isolate) -> None:
+    """With the address of the turn that runs, and nothing stored; whichever its index."""
+    first = await say(isolate, 1, "a")
+    before = await everything(database)
+    for index in (0, 2):
+        reply = await say(isolate, index, "b", when_busy="reject")
+        assert (409, "session_busy") == (reply.status, reply.body["code"])
+        assert f"{SESSION}/turns/1/stream?version=1" == reply.body["stream"]
+        assert reply.response.headers["Location"] == reply.body["stream"]
+    assert before == await everything(database)
+    await first.lines()
+    assert 200 == (await say(isolate, 2, "b", when_busy="reject")).status
+    assert ["started", "result", "completed"] != kinds(await (await say(isolate, 1, "a", when_busy="reject")).lines())
+
+
+async def test_an_unknown_policy_is_refused(database: SqliteDatabase, isolate: Isolate) -> None:
+    """Before anything is written."""
+    before = await everything(database)
+    policies: list[Any] = ["later", 1, [], True, ""]
+    for policy in policies:
+        reply = await say(isolate, 0, "a", when_busy=policy)
+        assert (422, "invalid_field", "when_busy") == (reply.status, reply.body["code"], reply.body["field"])
+    assert before == await everything(database)
+
+
+async def test_parallel_turns_do_not_wait(isolate: Isolate) -> None:
+    """As agent-runtime has it, and as it is with `THREADS` off."""
+    off = Isolate(isolate.database, Slow(), settings={"WHEN_BUSY": "queue"})
+    replies = [await say(isolate, 0, "a"), await say(isolate, 1, "b", when_busy="parallel"), await say(off, 2, "c")]
+    for reply in replies:
+        assert ["started", "completed"] == kinds(await reply.lines())
+
+
+async def test_a_queue_has_an_end(database: SqliteDatabase) -> None:
+    """429, and nothing stored; what waits already may come again."""
+    isolate = Isolate(database, Slow(), settings={**ON, "QUEUE_TURNS": "2"})
+    replies = [await say(isolate, index, text) for index, text in enumerate("abc")]
+    before = await everything(database)
+    reply = await say(isolate, 3, "d")
+    assert (429, "queue_full") == (reply.status, reply.body["code"])
+    assert before == await everything(database)
+    reply = await say(isolate, 2, "c", when_busy="reject")
+    assert (409, "turn_in_flight") == (reply.status, reply.body["code"])
+    for each in replies:
+        await each.lines()
+    assert 200 == (await say(isolate, 3, "d")).status
+
+
+async def test_the_same_request_joins_a_turn_that_waits(isolate: Isolate) -> None:
+    """Whatever policy it has; with `follow` it is shown what the first is shown."""
+    first, second = await say(isolate, 0, "a"), await say(isolate, 1, "b")
+    for policy in ("queue", "reject", "interrupt", "parallel"):
+        reply = await say(isolate, 1, "b", when_busy=policy)
+        assert (409, "turn_in_flight") == (reply.status, reply.body["code"])
+    follower = await say(isolate, 1, "b", when_busy="interrupt", follow=True)
+    assert ["started", "completed"] == kinds(await first.lines())
+    lines = await second.lines()
+    assert [line for line in lines if "seq" in line] == [line for line in await follower.lines() if "seq" in line]
+    product: Any = isolate.hooks
+    assert 2 == len(product.calls)
+
+
+async def test_pending_turns_start_in_the_order_of_their_indexes(isolate: Isolate) -> None:
+    """Not of their arrival."""
+    replies = [await say(isolate, 0, "a")]
+    for index in (3, 1, 2):
+        await asyncio.sleep(0.3)
+        replies.append(await say(isolate, index, "abcd"[index]))
+    for reply in replies:
+        await reply.lines()
+    product: Any = isolate.hooks
+    assert ["a", "b", "c", "d"] == [message for message, _ in product.began]
+
+
+async def test_an_interruption_keeps_what_was_said(isolate: Isolate) -> None:
+    """The turn that runs is cancelled, and the next one begins."""
+    first = await say(isolate, 0, "a")
+    await asyncio.sleep(1)
+    second = await say(isolate, 1, "b", when_busy="interrupt")
+    assert ["queued", "started", "completed"] == kinds(await second.lines())
+    lines = await first.lines()
+    assert ["started", "cancelled"] == kinds(lines)
+    assert ["a", "re: ", "b", "re: b"] == await thread(isolate)
+    product: Any = isolate.hooks
+    assert product.began[1][1] - product.began[0][1] < 2
+
+
+async def test_an_interruption_reaches_another_isolate(database: SqliteDatabase, isolate: Isolate) -> None:
+    """By the database."""
+    other = Isolate(database, Slow(), settings={**ON, "LEASE_MS": "1000"})
+    first = await say(other, 0, "a")
+    await asyncio.sleep(1)
+    second = await say(isolate, 1, "b", when_busy="interrupt")
+    assert ["queued", "started", "completed"] == kinds(await second.lines())
+    assert ["started", "cancelled"] == kinds(await first.lines())
+
+
+async def test_a_turn_cancelled_while_it_waits_leaves_no_message(isolate: Isolate) -> None:
+    """Its stream ends, the one behind it goes on, and its index is free for another message."""
+    first, second, third = [await say(isolate, index, text) for index, text in enumerate("abc")]
+    reply = await isolate.ask("POST", f"{SESSION}/turns/1/cancel")
+    assert (202, True, "cancelled") == (reply.status, reply.body["cancelRequested"], reply.body["status"])
+    lines = await second.lines()
+    assert ["queued", "cancelled"] == kinds(lines)
+    assert "requested" == lines[-1]["data"]["reason"]
+    again = await isolate.ask("POST", f"{SESSION}/turns/1/cancel")
+    assert (200, False) == (again.status, again.body["cancelRequested"])
+    await first.lines()
+    await third.lines()
+    assert ["a", "re: a", "c", "re: c"] == await thread(isolate)
+    assert ["cancelled"] == kinds(await (await say(isolate, 1, "b")).lines())[-1:]
+
+
+async def test_the_index_of_a_turn_cancelled_while_it_waited_is_free(isolate: Isolate) -> None:
+    """For another message."""
+    first, second = await say(isolate, 0, "a"), await say(isolate, 1, "b")
+    await isolate.ask("POST", f"{SESSION}/turns/1/cancel")
+    other = await say(isolate, 1, "x")
+    assert ["queued", "started", "completed"] == kinds(await other.lines())
+    await first.lines()
+    await second.lines()
+    assert ["a", "re: a", "x", "re: x"] == await thread(isolate)
+
+
+async def test_the_second_message_at_an_index_is_asked_at_the_next(isolate: Isolate) -> None:
+    """Two devices; sent again it joins, and once it has an answer it is replayed."""
+    first, second = await say(isolate, 0, "a"), await say(isolate, 0, "b")
+    assert "chat:acme:thread-1:1" == second.response.headers["X-Workflow-Run-Id"]
+    again = await say(isolate, 0, "b")
+    assert (409, f"{SESSION}/turns/1/stream") == (again.status, again.body["stream"])
+    lines = await second.lines()
+    assert ["queued", "started", "completed"] == kinds(lines)
+    assert [1, 1] == [line["data"]["turnIndex"] for line in lines[:2]]
+    await first.lines()
+    assert ["a", "re: a", "b", "re: b"] == await thread(isolate)
+    replay = await (await say(isolate, 0, "b")).lines()
+    assert "re: b" == replay[1]["data"]["finalText"]
+    assert (422, "input_mismatch") == ((await say(isolate, 0, "c")).status, (await say(isolate, 0, "c")).body["code"])
+
+
+async def test_the_second_message_at_an_index_is_told_which_to_take(database: SqliteDatabase, isolate: Isolate) -> None:
+    """Where the policy is not to wait; nothing is stored."""
+    first = await say(isolate, 0, "a")
+    before = await everything(database)
+    for policy in ("reject", "parallel"):
+        reply = await say(isolate, 0, "b", when_busy=policy)
+        assert (422, "input_mismatch", 1) == (reply.status, reply.body["code"], reply.body["turnIndex"])
+    assert before == await everything(database)
+    await first.lines()
+
+
+async def test_a_turn_that_the_thread_has_passed_is_not_tried_again(database: SqliteDatabase, isolate: Isolate) -> None:
+    """409 while and after later turns are answered, and nothing is stored."""
+    failing = Isolate(database, Product(ValueError("no")), settings=ON)
+    assert ["started", "failed"] == kinds(await (await say(failing, 0, "a")).lines())
+    later = await say(isolate, 1, "b")
+    before = await everything(database)
+    reply = await say(isolate, 0, "a")
+    assert (409, "session_busy", f"{SESSION}/turns/1/stream?version=1") == (
+        reply.status,
+        reply.body["code"],
+        reply.body["stream"],
+    )
+    assert before == await everything(database)
+    await later.lines()
+    before = await everything(database)
+    reply = await say(isolate, 0, "a")
+    assert (409, "turn_passed") == (reply.status, reply.body["code"])
+    assert before == await everything(database)
+
+
+async def test_what_is_open_is_not_replaced(database: SqliteDatabase, isolate: Isolate) -> None:
+    """Nor is another version activated meanwhile; nothing is stored."""
+    for question in ("a", "x"):
+        replace = {"replace": {"kind": "edit", "version": 1}} if question == "x" else {}
+        await (await say(isolate, 0, question, **replace)).lines()
+    running = await say(isolate, 1, "b")
+    waiting = await say(isolate, 0, "y", replace={"kind": "edit", "version": 2})
+    before = await everything(database)
+    for question in ("y", "z"):
+        reply = await say(isolate, 0, question, replace={"kind": "edit", "version": 2})
+        code = "turn_in_flight" if question == "y" else "session_busy"
+        assert (409, code) == (reply.status, reply.body["code"])
+    reply = await isolate.ask("POST", f"{SESSION}/turns/0/versions/1/activate")
+    assert (409, "session_busy") == (reply.status, reply.body["code"])
+    assert before == await everything(database)
+    await running.lines()
+    assert ["queued", "started", "completed"] == kinds(await waiting.lines())
+    assert ["y", "re: y"] == await thread(isolate)
