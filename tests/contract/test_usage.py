@@ -1,5 +1,6 @@
 """Usage in the database: recorded once, added up the same by whatever, and only under a lease that is held."""
 
+import random
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ from chatturn.chat.usage import sql
 from chatturn.chat.usage.calls import CallOutcome, ModelCall
 from chatturn.chat.usage.totals import UsageQuery, list_usage
 from chatturn.database.api import Database, Statement
+from chatturn.database.migration import migrate
 from chatturn.durable.sql.runs import HELD
 from chatturn.durable.sql_store import SqlRunStore
 from chatturn.usage.prices import PriceTable
 from tests.support.clock import Clock
+from tests.support.ledger import require_sums
 from tests.support.runs import lease_of
 
 DAY_MS = 86_400_000
@@ -83,3 +86,75 @@ async def test_what_is_known_of_a_call_only_grows(store: SqlRunStore, database: 
         page.total["delivered"]["tokensIn"],
         page.total["wasted"]["calls"],
     )
+
+
+MOMENTS = [f"2026-03-{day:02d}T{hour:02d}:00:00.000Z" for day in (1, 2, 3) for hour in (0, 12)]
+
+
+def some_change(chance: random.Random) -> list[Statement]:
+    """Make, change, move or delete calls of a few turns, as no code of ours would."""
+    run, model = f"run-{chance.randrange(6)}", chance.choice([None, "", "m", "n"])
+    key = (run, chance.randint(1, 2), chance.randrange(2))
+    known = [chance.choice([None, chance.randrange(1_000)]) for _ in range(7)]
+    outcome, wasted = chance.choice(["running", "completed", "failed", "cancelled", "lost"]), chance.randrange(2)
+    who = (f"tenant-{run[-1] < '3'}", f"session-{run[-1]}")
+    match chance.randrange(8):
+        case 0:
+            return [Statement("DELETE FROM chat_usage WHERE run_id = ?1 AND attempt = ?2 AND call_index = ?3", key)]
+        case 1:
+            return [Statement("DELETE FROM chat_usage WHERE recorded_at < ?1", (chance.choice(MOMENTS[:3]),))]
+        case 2:
+            return [Statement("UPDATE chat_usage SET wasted = 1 - wasted WHERE run_id = ?1", (run,))]
+        case 4:  # what becomes of a turn that is deleted
+            end = f"@{chance.randrange(10**9)}"
+            return [Statement("UPDATE chat_usage SET run_id = run_id || ?2 WHERE run_id = ?1", (run, end))]
+        case 3:
+            move = "UPDATE chat_usage SET tenant_id = ?2, session_id = ?3 WHERE run_id = ?1"
+            return [Statement(move, (run, *each)) for each in (("", ""), who)]
+    record = Statement(
+        """
+        INSERT INTO chat_usage (run_id, attempt, call_index, model, outcome, wasted, tokens_in, tokens_out,
+          tokens_cached, tokens_reasoning, cost_micro_usd, estimated_tokens_out, estimated_cost_micro_usd,
+          tenant_id, session_id, recorded_at)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
+        ON CONFLICT (run_id, attempt, call_index) DO UPDATE SET model = excluded.model, outcome = excluded.outcome,
+          wasted = excluded.wasted, tokens_in = excluded.tokens_in, cost_micro_usd = excluded.cost_micro_usd
+        """,
+        (*key, model, outcome, wasted, *known, *who, chance.choice(MOMENTS)),
+    )
+    return [record]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_sums_are_what_the_rows_say_whoever_changes_them(database: Database, seed: int) -> None:
+    """Also an operator, an earlier version, and retention; a turn of several days counts once in a period."""
+    await migrate(database)
+    chance = random.Random(seed)
+    for _ in range(25):
+        await database.batch([each for _ in range(chance.randint(1, 6)) for each in some_change(chance)])
+        for days in (("2026-03-01", "2026-03-03"), ("2026-03-02", "2026-03-02"), ("2026-03-02", "2026-03-09")):
+            await require_sums(database, days, chance.choice([None, "tenant-True"]))
+    await database.batch([Statement("DELETE FROM chat_usage")])
+    left = await database.batch(
+        [Statement(f"SELECT count(*) AS left_over FROM {table}") for table in ("chat_usage_sums", "chat_usage_spans")]  # noqa: S608
+    )
+
+    assert [{"left_over": 0}] * 2 == [dict(each.rows[0]) for each in left]
+
+
+async def test_a_ledger_from_before_there_were_sums_has_them(database: Database) -> None:
+    """They begin with what the rows say."""
+    await migrate(database)
+    chance = random.Random(7)
+    await database.batch([each for _ in range(60) for each in some_change(chance)])
+    dropped = [f"DROP TRIGGER chat_usage_{what}" for what in ("inserted", "updated", "deleted")]
+    await database.batch(
+        [
+            *map(Statement, dropped),
+            *(Statement(f"DROP TABLE {table}") for table in ("chat_usage_sums", "chat_usage_spans")),
+            Statement("DELETE FROM durable_schema_info WHERE version > 1"),
+        ]
+    )
+    await migrate(database)
+
+    await require_sums(database, ("2026-03-01", "2026-03-03"))

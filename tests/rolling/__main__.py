@@ -62,6 +62,14 @@ def add_up_the_ledger(folder: Path, report: Report) -> None:
 
 
 LEFT_OVER = {
+    "a sum that is not what the rows say": (
+        "SELECT s.tenant_id, s.day FROM chat_usage_sums AS s LEFT JOIN ("
+        "  SELECT tenant_id, substr(recorded_at, 1, 10) AS day, count(*) AS calls, count(DISTINCT run_id) AS turns,"
+        "    coalesce(sum(tokens_in) FILTER (WHERE wasted = 0), 0) AS tokens_in FROM chat_usage GROUP BY 1, 2) AS u"
+        " ON u.tenant_id = s.tenant_id AND u.day = s.day WHERE s.kind = 'day' AND NOT coalesce("
+        "  s.delivered_calls + s.wasted_calls = u.calls AND s.turns = u.turns"
+        "  AND s.delivered_tokens_in = u.tokens_in, 0)"
+    ),
     "a call that nobody has settled": "SELECT run_id, attempt, call_index FROM chat_usage WHERE outcome = 'running'",
     "a call that is nobody's": "SELECT run_id, attempt FROM chat_usage WHERE tenant_id = '' OR session_id = ''",
     "a run that is not over": "SELECT run_id, status FROM durable_runs WHERE status <> 'completed'",

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from chatturn.chat.thread.identity import ChatTurnIdentity, turn_manifest
 from chatturn.database.api import Database, Statement
+from chatturn.database.schema import schema_statements
 from chatturn.durable.records import DurableRunManifest
 from chatturn.jsontext.canonical import canonical_hash
 from tests.support.clock import Clock
@@ -36,9 +37,7 @@ _HOLDER: Final = "agent-host-7:4242:k3j9x2ab:17"
 
 def script(name: str) -> list[str]:
     """Return the statements of a migration."""
-    text = (_MIGRATIONS / name).read_text("utf-8")
-    lines = [line.partition("--")[0].rstrip() for line in text.splitlines()]
-    return [statement.strip() for statement in "\n".join(lines).split(";\n") if statement.strip()]
+    return schema_statements((_MIGRATIONS / name).read_text("utf-8"))
 
 
 def identity_of(turn_index: int, tenant_id: str = "acme") -> ChatTurnIdentity:

@@ -23,6 +23,7 @@ from chatturn.transport import TransportRequest
 from chatturn.usage.prices import Price, PriceTable
 from products.assistant import Hooks as Assistant
 from tests.support.isolates import Isolate
+from tests.support.ledger import require_sums
 from tests.support.telemetry import Collected, fixed_telemetry
 from tests.support.turns import open_sqlite
 from tests.unit.backends.openai.test_backend import DONE, backend, frame
@@ -337,6 +338,9 @@ async def test_a_thousand_turns_add_up_and_are_traced_whole() -> None:
         ledger = await rows(database, f"SELECT {columns} FROM chat_usage WHERE outcome <> 'lost'")  # noqa: S608
         [(lost,)] = await rows(database, "SELECT count(*) FROM chat_usage WHERE outcome = 'lost'")
         traced = await rows(database, TRACED)
+        [(first, last)] = await rows(database, "SELECT min(recorded_at), max(recorded_at) FROM chat_usage")
+        await require_sums(database, (first[:10], last[:10]))
+        await require_sums(database, (last[:10], last[:10]))
         alone = world.isolate(Line(api), database)
         usages = {by: await shown(alone, by) for by in ("tenant", "session", "model", "day")}
         tables = {

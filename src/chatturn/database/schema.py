@@ -8,9 +8,11 @@ the project's root is a copy for people and for the ``sqlite3`` shell; a test ho
 import re
 from typing import Final
 
+from chatturn.database.ledger_sums import SUMS_TABLES, SUMS_TRIGGERS, fill_sums
+
 __all__ = ["ADDED_COLUMNS", "DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION", "schema_columns", "schema_statements"]
 
-DURABLE_SCHEMA_VERSION: Final = 113
+DURABLE_SCHEMA_VERSION: Final = 114
 """The version in ``durable_schema_info`` that this code needs; below 100 are agent-runtime's own."""
 
 _TABLE: Final = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+)", re.MULTILINE)
@@ -43,6 +45,7 @@ ADDED_COLUMNS: Final = (
     ("chat_turns", "asked_at_index", "INTEGER CHECK (asked_at_index >= 0)"),
     ("chat_turns", "parts_json", "TEXT"),
     ("chat_turns", "kept_json", "TEXT"),
+    ("chat_turns", "reserved_micro_usd", "INTEGER NOT NULL DEFAULT 0 CHECK (reserved_micro_usd >= 0)"),
     ("chat_messages", "version", "INTEGER NOT NULL DEFAULT 1 CHECK (version >= 1)"),
     ("chat_messages", "breaks", "INTEGER NOT NULL DEFAULT 0 CHECK (breaks IN (0, 1))"),
     ("chat_segments", "ended", "INTEGER NOT NULL DEFAULT 0 CHECK (ended IN (0, 1))"),
@@ -62,10 +65,12 @@ ADDED_COLUMNS: Final = (
     ("chat_usage", "duration_ms", "INTEGER CHECK (duration_ms >= 0)"),
     ("chat_usage", "error_code", "TEXT"),
     ("chat_usage", "request_id", "TEXT"),
+    ("chat_usage", "estimated_cost_micro_usd", "INTEGER CHECK (estimated_cost_micro_usd >= 0)"),
 )
 """Columns that a table did not have when it was first made: all that ``IF NOT EXISTS`` cannot bring about."""
 
-DURABLE_SCHEMA_SQL: Final = """\
+DURABLE_SCHEMA_SQL: Final = (
+    """\
 -- The whole schema of chatturn, for a new database; running it again does nothing.
 --
 -- It exists so that a chat turn survives whatever happens to the worker that runs it:
@@ -192,7 +197,8 @@ CREATE TABLE IF NOT EXISTS chat_turns (
   parent_version INTEGER CHECK (parent_version >= 1),   -- the version of that; null: the first
   asked_at_index INTEGER CHECK (asked_at_index >= 0),   -- where it was asked, if another turn had that place
   parts_json TEXT,                      -- the message's parts, if it is more than text; JSON
-  kept_json TEXT                        -- what the answer's API wants back with it in later turns, and which; JSON
+  kept_json TEXT,                       -- what the answer's API wants back with it in later turns, and which; JSON
+  reserved_micro_usd INTEGER NOT NULL DEFAULT 0 CHECK (reserved_micro_usd >= 0)  -- for budgets, while it runs
 ) STRICT, WITHOUT ROWID;
 -- For lists of one tenant's turns, the latest first.
 CREATE INDEX IF NOT EXISTS idx_chat_turns_tenant ON chat_turns (tenant_id, created_at, run_id);
@@ -264,6 +270,7 @@ CREATE TABLE IF NOT EXISTS chat_usage (
   duration_ms INTEGER CHECK (duration_ms >= 0),
   error_code TEXT,                      -- why it failed, or that its worker had lost the turn
   request_id TEXT,                      -- the idempotency key of its requests; null: the worker died before
+  estimated_cost_micro_usd INTEGER CHECK (estimated_cost_micro_usd >= 0),  -- for budgets, where nobody knows the cost
   PRIMARY KEY (run_id, attempt, call_index)
 ) STRICT, WITHOUT ROWID;
 
@@ -322,6 +329,20 @@ WHERE breaks = 1;
 -- For whether a session is busy.
 CREATE INDEX IF NOT EXISTS idx_durable_runs_open ON durable_runs (run_id) WHERE status IN ('pending', 'running');
 CREATE INDEX IF NOT EXISTS idx_durable_runs_suspended ON durable_runs (run_id) WHERE status = 'suspended';
+"""
+    + SUMS_TABLES
+    + fill_sums("(SELECT max(version) FROM durable_schema_info) < 114")
+    + SUMS_TRIGGERS
+    + """
+-- What each tenant, and each of its users, has begun and stored on a day.
+CREATE TABLE IF NOT EXISTS chat_allowances (
+  tenant_id TEXT NOT NULL,
+  user_id TEXT NOT NULL,                -- '' for all of the tenant's together
+  day TEXT NOT NULL CHECK (length(day) = 10),           -- YYYY-MM-DD, UTC
+  turns INTEGER NOT NULL DEFAULT 0,     -- begun
+  bytes INTEGER NOT NULL DEFAULT 0,     -- of requests, answers' logs and events
+  PRIMARY KEY (tenant_id, user_id, day)
+) STRICT, WITHOUT ROWID;
 
 -- For which run a client's tool was asked for.
 CREATE INDEX IF NOT EXISTS idx_durable_steps_tool ON durable_steps (intent)
@@ -329,21 +350,23 @@ WHERE intent >= 'event:tool:' AND intent < 'event:tool;';
 
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 113, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 114, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome');
 """
+)
 
 
-def schema_statements() -> list[str]:
-    """Return the schema's statements, in order, with the comments inside them."""
+def schema_statements(text: str = DURABLE_SCHEMA_SQL) -> list[str]:
+    """Return the statements of the schema, or of another script of ours, in order, with the comments inside them."""
     statements: list[str] = []
     pending: list[str] = []
-    for line in DURABLE_SCHEMA_SQL.splitlines():
+    for line in text.splitlines():
         code = line.partition("--")[0].rstrip()
         if code or pending:
             pending.append(line)
-        if code.endswith(";"):
+        inside = pending and pending[0].startswith("CREATE TRIGGER") and code != "END;"
+        if code.endswith(";") and not inside:
             statements.append("\n".join(pending))
             pending = []
     return statements

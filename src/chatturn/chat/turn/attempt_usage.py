@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any, Final
 
 from chatturn.chat.requests import TurnInput
-from chatturn.chat.thread.identity import session_run_ids
 from chatturn.chat.usage import sql
 from chatturn.chat.usage.calls import ModelCall
 from chatturn.database.api import Database, Row, Statement
@@ -33,8 +32,7 @@ def read_with(turn: TurnInput) -> list[Statement]:
     scopes = [scope for scope in _SCOPES if getattr(budgets, scope)]
     if not scopes:
         return []
-    session = session_run_ids(identity.tenant_id, identity.session_id)
-    return [sql.read_spent(turn.run_id, session, identity.tenant_id, scopes=scopes)]
+    return [sql.read_spent(turn.run_id, identity.tenant_id, identity.session_id, scopes=scopes)]
 
 
 class AttemptUsage:

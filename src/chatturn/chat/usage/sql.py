@@ -11,6 +11,7 @@ from typing import Final
 from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.chat.usage.calls import ModelCall
 from chatturn.database.api import NOW, Statement
+from chatturn.database.ledger_sums import KNOWN_SUMS, PARTS, SUMMED
 from chatturn.durable.sql.runs import HELD, MOMENT
 from chatturn.errors import LeaseLost
 
@@ -125,74 +126,123 @@ DELETE FROM chat_usage WHERE (run_id, attempt, call_index) IN (
   LIMIT {_DELETED_AT_ONCE})
 """
 
-# What budgets are compared with, each asked for where it has a limit.
+# What budgets are compared with, each asked for where it has a limit: ?1 the turn's run, ?2 the tenant, ?3 the session,
+# ?4 now.
+_TODAY: Final = f"substr({MOMENT.format('?4')}, 1, 10)"
 _SPENT: Final = {
-    "turn": "(SELECT sum(cost_micro_usd) FROM chat_usage WHERE run_id = ?1)",
-    "session": "(SELECT sum(cost_micro_usd) FROM chat_usage WHERE run_id > ?2 AND run_id < ?3)",
-    "tenant": f"""(SELECT sum(cost_micro_usd) FROM chat_usage
-                   WHERE tenant_id = ?4 AND recorded_at >= substr({MOMENT.format("?5")}, 1, 10))""",
+    "turn": """(SELECT sum(coalesce(cost_micro_usd, estimated_cost_micro_usd, 0)) FROM chat_usage WHERE run_id = ?1)""",
+    "session": """(SELECT sum(budget_micro_usd) FROM chat_usage_sums
+                    WHERE tenant_id = ?2 AND kind = 'session' AND key = ?3)""",
+    "tenant": f"""(SELECT budget_micro_usd FROM chat_usage_sums
+                   WHERE tenant_id = ?2 AND kind = 'day' AND key = '' AND day = {_TODAY})""",
 }
 
 KEYS: Final = {
-    "tenant": "u.tenant_id",
-    "session": "u.session_id",
-    "model": "coalesce(u.model, '')",
-    "day": "substr(u.recorded_at, 1, 10)",
+    "tenant": ("day", "u.tenant_id"),
+    "session": ("session", "u.key"),
+    "model": ("model", "u.key"),
+    "day": ("day", "u.day"),
 }
-"""What usage may be added up by; a session only within its tenant."""
+"""What usage may be added up by: of which kind the sums are, and what of them tells the groups apart."""
 
-_SUMS: Final = """
-count(DISTINCT u.run_id) AS turns,
-count(DISTINCT u.run_id || ' ' || u.attempt) AS attempts,
-count(*) FILTER (WHERE u.outcome = 'running') AS running_calls
-"""
+# The same of a row of the ledger.
+_KEY_OF_CALL: Final = {
+    "tenant": "c.tenant_id",
+    "session": "c.session_id",
+    "model": "coalesce(c.model, '')",
+    "day": "substr(c.recorded_at, 1, 10)",
+}
 
-_SUMS_OF: Final = """
-count(*) FILTER (WHERE {which}) AS {name}_calls,
-sum(tokens_in) FILTER (WHERE {which}) AS {name}_tokens_in,
-sum(tokens_out) FILTER (WHERE {which}) AS {name}_tokens_out,
-sum(tokens_cached) FILTER (WHERE {which}) AS {name}_tokens_cached,
-sum(tokens_reasoning) FILTER (WHERE {which}) AS {name}_tokens_reasoning,
-sum(cost_micro_usd) FILTER (WHERE {which}) AS {name}_cost_micro_usd,
-sum(estimated_tokens_out) FILTER (WHERE {which}) AS {name}_estimated_tokens_out,
-count(*) FILTER (WHERE {which} AND (tokens_in IS NULL OR tokens_out IS NULL)) AS {name}_unknown_calls,
-count(*) FILTER (WHERE {which} AND cost_micro_usd IS NULL) AS {name}_unpriced_calls
-"""
+_CALLS: Final = tuple(f"{part}_{name}" for part in PARTS for name in ("calls", "unknown_calls", "unpriced_calls"))
 
-_ALL_SUMS: Final = ",".join(
+_ALL_SUMS: Final = ", ".join(
     [
-        _SUMS,
-        _SUMS_OF.format(which="wasted = 0", name="delivered"),
-        _SUMS_OF.format(which="wasted = 1 AND outcome <> 'running'", name="wasted"),
+        *(f"sum({name}) AS {name}" for name in ("turns", "attempts", "running_calls", *_CALLS)),
+        *(f"iif(sum({name}_known) > 0, sum({name}), NULL) AS {name}" for name in KNOWN_SUMS),
+    ]
+)
+_NAMES: Final = ("running_calls", *_CALLS, *KNOWN_SUMS)
+
+_OF_CALLS: Final = {
+    "calls": "count(*) FILTER (WHERE {which})",
+    "unknown_calls": "count(*) FILTER (WHERE {which} AND (tokens_in IS NULL OR tokens_out IS NULL))",
+    "unpriced_calls": "count(*) FILTER (WHERE {which} AND cost_micro_usd IS NULL)",
+    **{name: f"sum({name}) FILTER (WHERE {{which}})" for name in SUMMED},
+}
+_WHICH: Final = {"delivered": "wasted = 0", "wasted": "wasted = 1 AND outcome <> 'running'"}
+_SUMS_OF_CALLS: Final = ", ".join(
+    [
+        "count(DISTINCT run_id) AS turns",
+        "count(DISTINCT run_id || ' ' || attempt) AS attempts",
+        "count(*) FILTER (WHERE outcome = 'running') AS running_calls",
+        *(
+            f"{sql.format(which=which)} AS {part}_{name}"
+            for part, which in _WHICH.items()
+            for name, sql in _OF_CALLS.items()
+        ),
     ]
 )
 
-# Tenant by tenant, so that the index finds the period of each.  ?1 a tenant or null for all, ?2 and ?3 the first and
-# last day of the period or null for the latest thirty, ?4 now.
+# Tenant by tenant, off the key.  ?1 a tenant or null for all, ?2 and ?3 the first and last day of the period or null
+# for the latest thirty, ?4 now.
 _TENANTS: Final = """
 WITH RECURSIVE tenants (tenant_id) AS (
-  SELECT coalesce(?1, (SELECT min(tenant_id) FROM chat_usage))
+  SELECT coalesce(?1, (SELECT min(tenant_id) FROM chat_usage_sums))
   UNION ALL
-  SELECT (SELECT min(tenant_id) FROM chat_usage WHERE tenant_id > tenants.tenant_id)
+  SELECT (SELECT min(tenant_id) FROM chat_usage_sums WHERE tenant_id > tenants.tenant_id)
   FROM tenants WHERE tenants.tenant_id IS NOT NULL AND ?1 IS NULL
 ), period AS (SELECT coalesce(?2, date(coalesce(?3, ?4), '-29 days')) AS first_day, coalesce(?3, date(?4)) AS last_day)
 """
-# A moment is its day, then a T; of the calendar's last day there is no next one.
-_OF_PERIOD: Final = """
-FROM period CROSS JOIN tenants CROSS JOIN chat_usage AS u
-  ON u.tenant_id = tenants.tenant_id AND u.recorded_at >= first_day AND u.recorded_at < last_day || 'U'
+
+# What a turn of several days, or an attempt, counts too often in the sum of its days: once for every day but one.
+_TWICE: Final = """
+SELECT owner, key, sum(days - 1) AS too_many FROM (
+  SELECT {owner} AS owner, {key} AS key, count(DISTINCT substr(c.recorded_at, 1, 10)) AS days
+  FROM period CROSS JOIN tenants CROSS JOIN chat_usage_spans AS s ON s.tenant_id = tenants.tenant_id
+  CROSS JOIN chat_usage AS c ON c.run_id = s.run_id
+    AND substr(c.recorded_at, 1, 10) BETWEEN first_day AND last_day
+  GROUP BY 1, 2, c.run_id{attempt})
+GROUP BY 1, 2
+"""
+
+_OF_TENANTS: Final = "tenants CROSS JOIN chat_usage_sums AS u ON u.tenant_id = tenants.tenant_id"
+
+# Of sessions there are many, so those of the page are found first, in the order of the table's key; the plus keeps
+# SQLite from leaving the kind out of that order, which it would then not recognise.
+_OF_SESSIONS: Final = """
+(SELECT p.tenant_id, p.key FROM chat_usage_sums AS p
+ WHERE p.tenant_id >= coalesce(?5, ?1, '') AND p.tenant_id <= coalesce(?1, char(1114111)) AND +p.kind = 'session'
+   AND (?5 IS NULL OR (p.tenant_id, p.key) > (?5, ?6)) AND p.turns > 0
+   AND p.day BETWEEN (SELECT first_day FROM period) AND (SELECT last_day FROM period)
+ GROUP BY p.tenant_id, p.kind, p.key ORDER BY p.tenant_id, p.kind, p.key LIMIT ?7) AS page
+CROSS JOIN chat_usage_sums AS u ON u.tenant_id = page.tenant_id AND u.key = page.key
 """
 
 # ?5 and ?6 the group after which the page begins, ?7 how many.
 _READ_GROUPS: Final = f"""
-{_TENANTS} SELECT * FROM (
-  SELECT {{group}} AS owner, {{key}} AS key, {_ALL_SUMS} {_OF_PERIOD} GROUP BY 1, 2)
-WHERE ?5 IS NULL OR (owner, key) > (?5, ?6) ORDER BY owner, key LIMIT ?7
+{_TENANTS}, found AS MATERIALIZED (
+  SELECT {{owner}} AS owner, {{key}} AS key, {_ALL_SUMS}
+  FROM period CROSS JOIN {{groups}} AND u.kind = '{{kind}}' AND u.day BETWEEN first_day AND last_day
+  WHERE u.turns > 0 AND (?5 IS NULL OR ({{owner}}, {{key}}) > (?5, ?6))
+  GROUP BY 1, 2 ORDER BY 1, 2 LIMIT ?7)
+SELECT f.owner, f.key, f.turns - coalesce(t.too_many, 0) AS turns, f.attempts - coalesce(a.too_many, 0) AS attempts,
+  {", ".join(f"f.{name}" for name in _NAMES)}
+FROM found AS f LEFT JOIN ({{turns_twice}}) AS t ON t.owner = f.owner AND t.key = f.key
+  LEFT JOIN ({{attempts_twice}}) AS a ON a.owner = f.owner AND a.key = f.key
+ORDER BY 1, 2
 """
 
 _READ_TOTAL: Final = f"""
-{_TENANTS} SELECT (SELECT first_day FROM period) AS first_day, (SELECT last_day FROM period) AS last_day,
-{_ALL_SUMS} {_OF_PERIOD}
+{_TENANTS}, found AS MATERIALIZED (
+  SELECT first_day, last_day, {_ALL_SUMS}
+  FROM period LEFT JOIN (tenants CROSS JOIN chat_usage_sums AS u ON u.tenant_id = tenants.tenant_id AND u.kind = 'day')
+    ON u.day BETWEEN first_day AND last_day AND u.turns > 0)
+SELECT first_day, last_day,
+  coalesce(f.turns, 0) - coalesce((SELECT sum(too_many) FROM ({{turns_twice}})), 0) AS turns,
+  coalesce(f.attempts, 0) - coalesce((SELECT sum(too_many) FROM ({{attempts_twice}})), 0) AS attempts,
+  {", ".join(f"coalesce(f.{name}, 0) AS {name}" for name in ("running_calls", *_CALLS))},
+  {", ".join(f"f.{name}" for name in KNOWN_SUMS)}
+FROM found AS f
 """
 
 
@@ -239,27 +289,27 @@ def deliver_checkpoints() -> Statement:
     return Statement(_DELIVER_CHECKPOINTS)
 
 
-def read_spent(run_id: str, session: tuple[str, str], tenant_id: str, *, scopes: Sequence[str]) -> Statement:
+def read_spent(run_id: str, tenant_id: str, session_id: str, *, scopes: Sequence[str]) -> Statement:
     """
     Read what was spent so far, in micro-dollars, a column for each scope.
 
     Args:
         run_id: The turn's run.
-        session: Between which ids the session's runs are.
         tenant_id: Whose.
+        session_id: Of which session.
         scopes: Of ``turn``, ``session`` and ``tenant``, those that are wanted.
     """
     columns = ", ".join(f"coalesce({_SPENT[scope]}, 0) AS {scope}" for scope in scopes)
     # Parameters that no scope uses are still named, since they are numbered.
     return Statement(
-        f"SELECT {columns} WHERE coalesce(?1, ?2, ?3, ?4, ?5) IS NOT NULL",
-        (run_id, *session, tenant_id, NOW),
+        f"SELECT {columns} WHERE coalesce(?1, ?2, ?3, ?4) IS NOT NULL",
+        (run_id, tenant_id, session_id, NOW),
     )
 
 
 def read_usage_of_turn(run_id: str) -> Statement:
     """Read what a turn consumed."""
-    return Statement(f"SELECT {_ALL_SUMS} FROM chat_usage AS u WHERE run_id = ?1", (run_id,))
+    return Statement(f"SELECT {_SUMS_OF_CALLS} FROM chat_usage WHERE run_id = ?1", (run_id,))
 
 
 def read_usage(
@@ -280,10 +330,20 @@ def read_usage(
         after: The group after which to begin; None to begin with the first.
         limit: Groups, at most.
     """
-    group = KEYS["tenant"] if by == "session" else "''"
-    read = _READ_GROUPS.format(group=group, key=KEYS[by])
+    kind, key = KEYS[by]
+    owner, owner_of_call, of = (
+        ("u.tenant_id", "c.tenant_id", _OF_SESSIONS) if by == "session" else ("''", "''", _OF_TENANTS)
+    )
+    twice = _twice(owner_of_call, _KEY_OF_CALL[by])
+    groups = _READ_GROUPS.format(kind=kind, key=key, owner=owner, groups=of, **twice)
+    total = _READ_TOTAL.format(**_twice("''", "''"))
     period = (tenant_id, *days, NOW)
-    return [Statement(read, (*period, *(after or (None, None)), limit)), Statement(_READ_TOTAL, period)]
+    return [Statement(groups, (*period, *(after or (None, None)), limit)), Statement(total, period)]
+
+
+def _twice(owner: str, key: str) -> dict[str, str]:
+    counted = {"turns_twice": "", "attempts_twice": ", c.attempt"}
+    return {name: _TWICE.format(owner=owner, key=key, attempt=attempt) for name, attempt in counted.items()}
 
 
 def _rows(calls: Sequence[ModelCall], *, delivered: bool) -> str:
