@@ -5,7 +5,7 @@ import OpenAI from "openai";
 
 const client = new OpenAI({ baseURL: `${process.env.CHATTURN_URL}/v1`, apiKey: process.env.CHATTURN_TOKEN });
 
-/** Returns the answer; a stream that breaks off is asked for again under its key, and replayed or gone on with. */
+/** Returns the answer; a stream that breaks off is asked for again under its key. Another key: another answer. */
 async function ask(question, key) {
   for (;;) {
     let text = "";

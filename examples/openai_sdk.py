@@ -11,7 +11,7 @@ client = OpenAI(base_url=os.environ["CHATTURN_URL"] + "/v1", api_key=os.environ[
 
 
 def ask(question: str, key: str) -> str:
-    """Return the answer; a stream that breaks off is asked for again under its key, and replayed or gone on with."""
+    """Return the answer; a stream that breaks off is asked for again under its key.  Another key: another answer."""
     while True:
         text = ""
         try:

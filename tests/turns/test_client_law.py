@@ -57,7 +57,10 @@ scenes = st.builds(
     outages=st.just([]) | st.lists(st.tuples(Moment, Moment), max_size=2),
     clients=st.lists(
         st.tuples(
-            st.sampled_from(["counts", "replays", "completes"]), Moment, st.booleans(), st.lists(Moment, max_size=3)
+            st.sampled_from(["counts", "replays", "completes", "regenerates"]),
+            Moment,
+            st.booleans(),
+            st.lists(Moment, max_size=3),
         ),
         min_size=1,
         max_size=4,
@@ -96,10 +99,10 @@ class World:
 
     def __init__(self, database: SqliteDatabase, scene: Scene) -> None:
         self.database, self.scene, self.model = database, scene, Model(scene)
-        self.alive, self.bystander = self._isolate(), self._isolate()
+        self.alive, self.bystander, self.regenerated = self._isolate(), self._isolate(), 0
 
     def _isolate(self) -> Isolate:
-        return Isolate(self.database, self.model, settings={"LEASE_MS": str(LEASE_MS)})
+        return Isolate(self.database, self.model, settings={"LEASE_MS": str(LEASE_MS), "THREADS": "on"})
 
     async def dies_and_is_replaced(self) -> None:
         for lived in self.scene.deaths:
@@ -146,11 +149,18 @@ class World:
             await self._chats(kind, connect)
 
     async def _chats(self, kind: str, connect: Any) -> None:
+        body: dict[str, Any] = {"id": "thread-1", "messages": MESSAGES}
+        await self._chat(kind, connect, body)
+        if kind == "regenerates":
+            self.regenerated += 1
+            await self._chat(kind, connect, {**body, "trigger": "regenerate-message"})
+
+    async def _chat(self, kind: str, connect: Any, body: Any) -> None:
         view = UiMessageView()
-        reply, text = await connect("POST", CHAT, {"id": "thread-1", "messages": MESSAGES})
+        reply, text = await connect("POST", CHAT, body)
         while reply is None or reply.status == 503:
             await asyncio.sleep(0.3)
-            reply, text = await connect("POST", CHAT, {"id": "thread-1", "messages": MESSAGES})
+            reply, text = await connect("POST", CHAT, body)
         view.read(text)
         run_id = quote(reply.response.headers["X-Workflow-Run-Id"], safe="")
         for _ in range(300):
@@ -188,7 +198,8 @@ async def _story(scene: Scene) -> None:
         await fate
 
         for attempts in world.model.calls.values():
-            assert len(set(attempts)) == len(attempts) <= 1 + len(scene.deaths) + len(scene.outages)
+            may_be = 1 + world.regenerated + len(scene.deaths) + len(scene.outages)
+            assert len(set(attempts)) == len(attempts) <= may_be
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow])

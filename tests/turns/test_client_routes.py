@@ -127,8 +127,8 @@ def test_a_chat_without_an_id_has_the_history_that_it_brings() -> None:
     told(story)
 
 
-def test_an_edit_supersedes_and_a_regeneration_is_refused() -> None:
-    """Until there are versions: an edit names the message that it changes; another message without one is refused."""
+def test_without_versions_an_edit_supersedes_and_a_regeneration_is_refused() -> None:
+    """An edit names the message that it changes; another message without one is refused."""
 
     async def story(isolate: Isolate, product: Product) -> None:
         await seen(await isolate.ask("POST", CHAT, {"id": "c1", "messages": [ui("one")]}))
@@ -142,7 +142,7 @@ def test_an_edit_supersedes_and_a_regeneration_is_refused() -> None:
         assert (422, "input_mismatch") == (other.status, other.response.headers["X-Error-Code"])
         assert ("Hello, world.", ["one", "1"]) == (edited.text, [call.user_message for call in product.calls])
         assert (422, "text/plain; charset=utf-8") == (anew.status, anew.response.headers["Content-Type"])
-        assert b"regenerated" in anew.response.body
+        assert b"THREADS is off" in anew.response.body
 
     told(story)
 

@@ -15,7 +15,7 @@ from chatturn.chat.following import FollowedTurn, read_page_in_turn, who_holds
 from chatturn.chat.listeners import RequestTracing
 from chatturn.chat.lists.lists import MessagePage, MessageQuery, TurnPage, TurnQuery, list_messages, list_turns
 from chatturn.chat.lists.revisions import changed
-from chatturn.chat.lists.sql import read_latest_turn, read_open_runs, read_recent_turn
+from chatturn.chat.lists.sql import read_latest_turn, read_open_runs, read_questions, read_recent_turn
 from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.log.room import PAGE_CHARACTERS
 from chatturn.chat.log.sql import request_cancel
@@ -239,12 +239,21 @@ class DurableChatService:
         return ping_every_ms(self.deployment.settings.on_disconnect)
 
     async def latest_turn(self, tenant_id: str, session_id: str, user_id: str) -> int | None:
-        """Return the highest index of a session's turns; None if it has none, or none for this user."""
+        """
+        Return which turn of a session is being answered, else the last in it.
+
+        None if it has none, or none for this user.
+        """
         if not await self.may_see(tenant_id, session_id, user_id):
             return None
-        [found] = await self.deployment.database.batch([read_latest_turn(*session_run_ids(tenant_id, session_id))])
+        [found] = await self.deployment.database.batch([read_latest_turn(tenant_id, session_id)])
         latest = found.rows[0]["latest"]
         return None if latest is None else int(latest)
+
+    async def has_asked(self, identity: ChatTurnIdentity, questions: Sequence[str]) -> bool:
+        """Say whether these are what the user has said in the session before a turn."""
+        [found] = await self.deployment.database.batch([read_questions(identity, len(questions) + 1)])
+        return list(questions) == [str(row["content"]) for row in found.rows]
 
     async def recent_turn(self, tenant_id: str, session_prefix: str, within_s: int) -> str | None:
         """Return the session of the latest turn of those whose names begin alike, if it was begun within so long."""

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX, CLIENT_CALL
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.thread.identity import ChatTurnIdentity, turn_of_run, turn_run_id, version_of_run
+from chatturn.chat.thread.versions import Replace
 from chatturn.chat.turn.reader import PING_EVERY_MS
 from chatturn.durable.identifiers import derive_worker_id
 from chatturn.errors import ChatTurnError, InvalidField, RequestError, StoreError, StoreUnavailable
@@ -96,6 +97,8 @@ async def post_chat(call: Call) -> HttpResponse:
     body = await read_client_body(call.request)
     messages = body.get("messages")
     conversation = read_conversation(messages, _text_of)
+    if body.get("trigger") == "regenerate-message" and call.service.deployment.settings.threads == "off":
+        raise InvalidField("this deployment cannot regenerate an answer: its THREADS is off", field="trigger")
     chat = body.get("id")
     identity = ChatTurnIdentity(
         tenant_id=call.principal.tenant_id,
@@ -109,9 +112,10 @@ async def post_chat(call: Call) -> HttpResponse:
         model=read_model(body.get("model")),
         parameters=parameters,
         history=conversation.before if chat is None else None,
-        supersede=_replaces(body),
+        supersede=_is_edit(body),
         follow=True,
         stays=True,
+        replace=_replaces(body, identity) if call.service.deployment.settings.threads == "on" else None,
     )
     waiting = await _waiting(call, identity, messages)
     if waiting is None:
@@ -249,19 +253,24 @@ def _session(value: object) -> str:
         raise InvalidField(str(error).replace("session is", "id is", 1), field="id") from None
 
 
-def _replaces(body: Mapping[str, Any]) -> bool:
+def _replaces(body: Mapping[str, Any], identity: ChatTurnIdentity) -> Replace | None:
     """
-    Say whether the question takes the place of the one that is stored at its index.
+    Return which version the question takes the place of, if it does.
 
-    An edit names the message that it changes.  Versions will come in here: then an edit, and a regeneration, are new
-    versions of the turn; today an edit supersedes it, and the same message cannot be answered anew.
-
-    Raises:
-        InvalidField: A regeneration.
+    A regeneration may name the answer that it is of, by the id that we have given it: its run's.
     """
     if body.get("trigger") == "regenerate-message":
-        raise InvalidField("an answer cannot be regenerated yet; edit the message, or send a new one", field="trigger")
+        named = str(body.get("messageId"))
+        is_ours = turn_of_run(named) == (identity.session_id, identity.turn_index)
+        return Replace(kind="regenerate", version=version_of_run(named) if is_ours else None, anew=True)
+    return Replace(kind="edit", version=None, anew=True) if _is_edit(body) else None
+
+
+def _is_edit(body: Mapping[str, Any]) -> bool:
+    """Say whether the question takes the place of the one that is stored at its index: then its message is named."""
     [*_, last] = body["messages"]
+    if body.get("trigger") == "regenerate-message":
+        return False
     return last.get("role") == "user" and body.get("messageId") is not None and body["messageId"] == last.get("id")
 
 

@@ -28,6 +28,7 @@ from typing import Any, Final
 from chatturn.backends.parameters import PARAMETERS, TOOLS
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.thread.identity import ChatTurnIdentity, turn_of_run, version_of_run
+from chatturn.chat.thread.versions import Replace
 from chatturn.chat.turn.sinks import BufferSink
 from chatturn.durable.identifiers import derive_worker_id
 from chatturn.errors import (
@@ -50,6 +51,7 @@ from chatturn.http.limits import (
     read_parameters,
     read_tool_result,
     read_turn_index,
+    read_version,
 )
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import detail_of, error_headers, json_response, shown
@@ -185,9 +187,17 @@ def _turn(call: Call, place: "_Place", opened: OpenedTurn, projection: Projectio
 
 
 async def _opened(call: Call, place: "_Place") -> OpenedTurn:
+    """Claim or follow the turn; another question at its place in a session is an edit, and a version of its own."""
     if place.request is None:
         return await go_on_or_follow(call.service, place.identity)
-    return await open_or_follow(call.service, place.identity, place.request)
+    try:
+        return await open_or_follow(call.service, place.identity, place.request)
+    except DurableRunInputMismatchError:
+        is_edit = place.of_session and place.request.replace is None
+        if not is_edit or call.service.deployment.settings.threads == "off":
+            raise
+    edit = replace(place.request, replace=Replace(kind="edit", version=None, anew=True))
+    return await open_or_follow(call.service, place.identity, edit)
 
 
 def _completion_id(run_id: str, answered: Collection[str]) -> str:
@@ -208,12 +218,14 @@ class _Place:
         identity: The turn.
         request: What it asks; None: it gives the turn what that waits for.
         by_key: Whether an idempotency key says so.
+        of_session: Whether it is a turn of a session, whose answers may have versions.
         answered: The calls of the client's tools whose results it gives.
     """
 
     identity: ChatTurnIdentity
     request: TurnRequest | None
     by_key: bool = False
+    of_session: bool = False
     answered: Collection[str] = ()
 
 
@@ -224,7 +236,7 @@ async def _place(call: Call, asked: "_Asked", body: bytes) -> _Place:
     session = _named_by_headers(call.request.headers, user)
     by_key = session is not None and session.startswith(_BY_KEY)
     if session is None and "session_id" in asked.metadata:
-        return _of_session(call, asked)
+        return await _of_session(call, asked)
     if session is None:
         prefix = f"once.{_digest(user, hashlib.sha256(body).hexdigest())}."
         session = await _retried(call, prefix) or prefix + derive_worker_id().removeprefix("worker-")
@@ -285,27 +297,41 @@ async def _retried(call: Call, prefix: str) -> str | None:
     return await call.service.recent_turn(call.principal.tenant_id, prefix, _RETRIED_WITHIN_S)
 
 
-def _of_session(call: Call, asked: "_Asked") -> _Place:
+async def _of_session(call: Call, asked: "_Asked") -> _Place:
     """
     Find the turn of a session, whose stored thread is the history.
 
-    Versions will come in here: then a difference before the question is an edit.
+    A request that brings another thread is answered in that: its client has edited what was said before.
     """
-    metadata = asked.metadata
+    metadata, conversation = asked.metadata, asked.conversation
     try:
         session = check_session_id(_named(metadata["session_id"], "session"))
         given = metadata.get("turn_index")
-        index = asked.conversation.turn_index if given is None else read_turn_index(_named(given, "turn_index"))
+        index = conversation.turn_index if given is None else read_turn_index(_named(given, "turn_index"))
+        wanted = metadata.get("regenerate")
+        version = None if wanted is None else read_version(_named(wanted, "regenerate"))
     except InvalidField as error:
-        raise InvalidField(str(error), field=f"metadata.{error.field}") from None
+        field = "regenerate" if error.field == "version" else error.field
+        raise InvalidField(str(error), field=f"metadata.{field}") from None
+    identity = _identity(call, session, index)
     request = TurnRequest(
-        message=asked.conversation.question,
+        message=conversation.question,
         model=asked.asked_model,
-        behind=asked.conversation.behind,
+        history=conversation.before if await _is_another_thread(call, identity, conversation) else None,
+        behind=conversation.behind,
         parameters=asked.parameters,
         follow=True,
+        replace=None if version is None else Replace(kind="regenerate", version=version),
     )
-    return _Place(identity=_identity(call, session, index), request=request)
+    return _Place(identity=identity, request=request, of_session=True)
+
+
+async def _is_another_thread(call: Call, identity: ChatTurnIdentity, conversation: Conversation) -> bool:
+    """Say whether a request that brings the whole thread has asked something else in it than is stored."""
+    said = [str(message["content"]) for message in conversation.before if message["role"] == "user"]
+    if not said or len(said) != identity.turn_index or call.service.deployment.settings.threads == "off":
+        return False
+    return not await call.service.has_asked(identity, said)
 
 
 def _named(value: object, field: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from json import dumps
 from typing import Final
 
+from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids
 from chatturn.chat.thread.session_sql import OWNER_OF_TURN
 from chatturn.chat.thread.version_sql import ATTACHED
 from chatturn.database.api import NOW, Statement
@@ -14,6 +15,7 @@ __all__ = [
     "read_messages",
     "read_open_runs",
     "read_open_turns",
+    "read_questions",
     "read_recent_turn",
     "read_turns",
     "read_undelivered",
@@ -63,7 +65,23 @@ WHERE run_id > ?1 AND run_id < ?2 AND status = 'suspended'
 ORDER BY turn_index, version
 """
 
-_LATEST_TURN: Final = "SELECT max(turn_index) AS latest FROM chat_turns WHERE run_id > ?1 AND run_id < ?2"
+# The one that is being answered, else the last that is in the thread.
+_LATEST_TURN: Final = """
+SELECT coalesce(
+  (SELECT max(t.turn_index) FROM durable_runs AS r INDEXED BY idx_durable_runs_open
+   JOIN chat_turns AS t ON t.run_id = r.run_id
+   WHERE r.run_id > ?1 AND r.run_id < ?2 AND r.status IN ('pending', 'running')),
+  (SELECT max(turn_index) FROM chat_turns WHERE run_id > ?1 AND run_id < ?2 AND turn_index < coalesce((
+    SELECT min(turn_index) FROM chat_messages INDEXED BY idx_chat_messages_breaks
+    WHERE tenant_id = ?3 AND session_id = ?4 AND breaks = 1), 9223372036854775807))) AS latest
+"""
+
+# ?4 is how many are compared.
+_QUESTIONS: Final = f"""
+SELECT content FROM chat_messages
+WHERE tenant_id = ?1 AND session_id = ?2 AND role = 'user' AND turn_index < ?3 AND {ATTACHED.strip()}
+ORDER BY turn_index LIMIT ?4
+"""
 
 _RECENT_TURN: Final = f"""
 SELECT session_id FROM chat_turns
@@ -130,9 +148,14 @@ def read_undelivered(project_id: str, moment: str, run_id: str, limit: int, tena
     return Statement(_READ_UNDELIVERED, (project_id, moment, run_id, limit, tenant_id))
 
 
-def read_latest_turn(first: str, last: str) -> Statement:
-    """Read the highest index of a session's turns, its runs' ids being between two texts; null if it has none."""
-    return Statement(_LATEST_TURN, (first, last))
+def read_latest_turn(tenant_id: str, session_id: str) -> Statement:
+    """Read the index of the turn of a session that is being answered, else of the last in it; null if it has none."""
+    return Statement(_LATEST_TURN, (*session_run_ids(tenant_id, session_id), tenant_id, session_id))
+
+
+def read_questions(identity: ChatTurnIdentity, most: int) -> Statement:
+    """Read what the user has said in a session before a turn, oldest first."""
+    return Statement(_QUESTIONS, (identity.tenant_id, identity.session_id, identity.turn_index, most))
 
 
 def read_recent_turn(first: str, last: str, tenant_id: str, within_s: int) -> Statement:

@@ -34,7 +34,7 @@ turn_index < coalesce((SELECT min(b.turn_index) FROM chat_messages AS b INDEXED 
 """The SQL of what is in the thread, of the messages of session ``?2`` of tenant ``?1``."""
 
 # ?1 the first version's run, ?2 and ?3 around the others, ?4 the tenant, ?5 the session, ?6 the index, ?7 the manifest,
-# ?8 the version that the request replaces or null, ?9 how.
+# ?8 the version that the request replaces or null, ?9 how; where it does and does not say which, the one that counts.
 _STATE: Final = """
 WITH versions AS (
   SELECT t.run_id, t.version, t.replaces, t.replace_kind, t.manifest_hash, t.parent_index, t.parent_version,
@@ -43,7 +43,14 @@ WITH versions AS (
 before AS (
   SELECT turn_index, version FROM chat_messages
   WHERE tenant_id = ?4 AND session_id = ?5 AND turn_index < ?6 AND role = 'assistant'
-  ORDER BY turn_index DESC LIMIT 1)
+  ORDER BY turn_index DESC LIMIT 1),
+replaced AS (
+  SELECT coalesce(?8, (
+    SELECT version FROM chat_messages WHERE ?9 IS NOT NULL
+      AND tenant_id = ?4 AND session_id = ?5 AND turn_index = ?6 AND role = 'assistant')) AS version),
+made AS (
+  SELECT max(version) AS version FROM versions
+  WHERE replaces = (SELECT version FROM replaced) AND replace_kind = ?9 AND manifest_hash = ?7)
 SELECT
   (SELECT version FROM chat_messages
    WHERE tenant_id = ?4 AND session_id = ?5 AND turn_index = ?6 AND role = 'assistant') AS counts,
@@ -53,11 +60,15 @@ SELECT
   (SELECT cancelled_at IS NOT NULL FROM versions ORDER BY version DESC LIMIT 1) AS stopped,
   (SELECT max(v.version) FROM versions AS v JOIN durable_runs AS r ON r.run_id = v.run_id
    WHERE r.status IN ('pending', 'running')) AS busy,
-  (SELECT max(version) FROM versions WHERE replaces = ?8 AND replace_kind = ?9 AND manifest_hash = ?7) AS made,
+  (SELECT version FROM made) AS made,
+  (SELECT r.status = 'completed' FROM versions AS v JOIN durable_runs AS r ON r.run_id = v.run_id
+   WHERE v.version = (SELECT version FROM made)) AS made_is_over,
+  (SELECT r.status = 'failed' FROM versions AS v JOIN durable_runs AS r ON r.run_id = v.run_id
+   WHERE v.version = (SELECT version FROM replaced)) AS replaced_failed,
   (SELECT max(version) FROM versions
    WHERE manifest_hash = ?7 AND parent_index IS (SELECT turn_index FROM before)
      AND parent_version IS (SELECT version FROM before)) AS again,
-  (SELECT manifest_hash = ?7 FROM versions WHERE version = ?8) AS same,
+  (SELECT manifest_hash = ?7 FROM versions WHERE version = (SELECT version FROM replaced)) AS same,
   (SELECT max(version) FROM versions WHERE manifest_hash = ?7) AS asked,
   (SELECT max(v.version) FROM versions AS v JOIN durable_runs AS r ON r.run_id = v.run_id
    WHERE v.manifest_hash = ?7 AND r.status IN ('pending', 'running', 'suspended')) AS open,

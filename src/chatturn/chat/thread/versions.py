@@ -24,11 +24,15 @@ class Replace:
 
     Attributes:
         kind: ``regenerate``: the same question anew; ``edit``: another question.
-        version: The version that it takes the place of, from 1: the one that counts.
+        version: The version that it takes the place of, from 1: the one that counts.  None: whichever counts.
+        anew: Whether it is a wish, and not a request that may be sent twice.  A version that was made before and does
+            not count any more is made once more, one that has failed is tried again, and where the same is asked
+            already, or nothing counts, there is nothing to replace.
     """
 
     kind: ReplaceKind
-    version: int
+    version: int | None
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,17 +90,32 @@ def version_for(
 
 
 def _replaced(state: Mapping[str, Any], run_id: str, replace: Replace) -> Choice:
+    replaced = state["counts"] if replace.version is None else replace.version
+    if replace.anew and (there := _without_replacing(state, replace.kind, replaced)) is not None:
+        return there
     made = _there(state, state["made"])
-    if made is not None:
+    if made is not None and not (replace.anew and state["counts"] == replaced and state["made_is_over"]):
         return made
     if state["busy"] is not None:
         raise SessionBusy("a version of it is open", run_id=_run_id(run_id, int(state["busy"])))
-    if state["counts"] != replace.version or state["detached_from"] is not None:
+    if state["counts"] != replaced or state["detached_from"] is not None:
         counts = "none" if state["counts"] is None else state["counts"]
-        raise VersionConflict(f"version {counts} counts, not {replace.version}", run_id=run_id)
+        raise VersionConflict(f"version {counts} counts, not {replaced}", run_id=run_id)
     if replace.kind == "regenerate" and not state["same"]:
         raise DurableRunInputMismatchError("to regenerate is to ask the same", run_id=run_id)
-    return _new(state, replace.version, replace.kind)
+    return _new(state, replaced, replace.kind)
+
+
+def _without_replacing(state: Mapping[str, Any], kind: ReplaceKind, replaced: int | None) -> Choice | None:
+    """Return the version that a wish is about where there is nothing to replace."""
+    counts = state["counts"]
+    if counts is None:
+        return Choice(version=int(state["latest"] or 1))
+    if kind == "edit" and state["counts_same"] and state["detached_from"] is None:
+        return Choice(version=int(counts), counts=counts)
+    if counts != replaced and state["same"] and state["replaced_failed"]:
+        return Choice(version=int(replaced or 1), counts=counts)
+    return None
 
 
 def _there(state: Mapping[str, Any], version: Any) -> Choice | None:
