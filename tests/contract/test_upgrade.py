@@ -137,6 +137,7 @@ LATER = (
     "0014_parts.sql",
     "0015_client_tools.sql",
     "0016_ledger_sums.sql",
+    "0017_peoples_data.sql",
 )
 EARLY_0004 = (
     "ALTER TABLE chat_turns ADD COLUMN log_from INTEGER NOT NULL DEFAULT 0 CHECK (log_from >= 0)",
@@ -179,10 +180,7 @@ async def test_the_numbered_migrations_end_there_too(database: Database, clock: 
     """What wrangler applies and what the code applies is the same."""
     expected = await structure(database)
     await version_1(database, clock)
-    await apply(database, "0002_chatturn.sql", "0003_lists_and_retention.sql", "0004_logs.sql", "0005_ledger.sql")
-    await apply(database, "0006_own_history.sql", "0007_compact_logs.sql", "0008_runtime_sessions.sql")
-    await apply(database, "0009_attempts_and_keys.sql", "0010_parameters.sql", "0011_sessions.sql", "0012_versions.sql")
-    await apply(database, "0013_queue.sql", "0014_parts.sql", "0015_client_tools.sql", "0016_ledger_sums.sql")
+    await apply(database, "0002_chatturn.sql", "0003_lists_and_retention.sql", "0004_logs.sql", *LATER)
 
     assert expected == await structure(database)
     assert DURABLE_SCHEMA_VERSION == await read_version(database)

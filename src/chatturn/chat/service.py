@@ -21,9 +21,10 @@ from chatturn.chat.log.room import PAGE_CHARACTERS
 from chatturn.chat.log.sql import request_cancel
 from chatturn.chat.opening import Opening
 from chatturn.chat.requests import CANCELLED, Cancellation, TurnInput, TurnRequest, TurnView, history_of
+from chatturn.chat.sessions.service import Sessions
 from chatturn.chat.thread.identity import ChatTurnIdentity, legacy_run_id, session_run_ids, turn_run_id
 from chatturn.chat.thread.queue_sql import cancel_queued
-from chatturn.chat.thread.session_sql import read_owner, session_of_run_changed
+from chatturn.chat.thread.session_sql import session_of_run_changed
 from chatturn.chat.thread.version_sql import (
     activate,
     read_same_turn,
@@ -157,17 +158,14 @@ class DurableChatService:
             return refusal
         return None
 
-    async def may_see(self, tenant_id: str, session_id: str, user_id: str) -> bool:
-        """
-        Say whether a user may know of a session: each of its tenant's, or only its owner, as `SESSION_OWNER` has it.
+    @property
+    def sessions(self) -> Sessions:
+        """The sessions, as people's data."""
+        return Sessions(self.deployment)
 
-        A session without a turn is anybody's.
-        """
-        if self.deployment.settings.session_owner == "tenant":
-            return True
-        # Asked each time: a session may be deleted, and then be somebody else's under the same name.
-        [found] = await self.deployment.database.batch([read_owner(tenant_id, session_id)])
-        return found.rows[0]["owner_id"] in {None, user_id}
+    async def may_see(self, tenant_id: str, session_id: str, user_id: str) -> bool:
+        """Say whether a user may know of a session; see `Sessions.may_see`."""
+        return await self.sessions.may_see(tenant_id, session_id, user_id)
 
     async def _may_see_turn(self, identity: ChatTurnIdentity) -> bool:
         return await self.may_see(identity.tenant_id, identity.session_id, identity.user_id)

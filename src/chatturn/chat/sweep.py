@@ -14,6 +14,8 @@ from chatturn.chat.hooks.outbox import Outbox
 from chatturn.chat.log.compaction import compact_logs
 from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.service import DurableChatService
+from chatturn.chat.sessions.deletion import go_on_deleting
+from chatturn.chat.sessions.service import DELETED_AT_ONCE
 from chatturn.chat.thread.queue_sql import read_due_pending
 from chatturn.chat.usage.sql import delete_usage
 from chatturn.database.migration import mend
@@ -52,6 +54,7 @@ class Sweep:
                 raise each
         if settings.compact_logs == "on":
             await compact_logs(deployment.database)
+        await go_on_deleting(deployment.database, DELETED_AT_ONCE[settings.workers_plan])
         if settings.retention_days:
             age_ms = settings.retention_days * _DAY_MS
             await deployment.store.delete_finished_runs(older_than_ms=age_ms)

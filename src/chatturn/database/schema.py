@@ -12,7 +12,7 @@ from chatturn.database.ledger_sums import SUMS_TABLES, SUMS_TRIGGERS, fill_sums
 
 __all__ = ["ADDED_COLUMNS", "DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION", "schema_columns", "schema_statements"]
 
-DURABLE_SCHEMA_VERSION: Final = 114
+DURABLE_SCHEMA_VERSION: Final = 115
 """The version in ``durable_schema_info`` that this code needs; below 100 are agent-runtime's own."""
 
 _TABLE: Final = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+)", re.MULTILINE)
@@ -48,6 +48,8 @@ ADDED_COLUMNS: Final = (
     ("chat_turns", "reserved_micro_usd", "INTEGER NOT NULL DEFAULT 0 CHECK (reserved_micro_usd >= 0)"),
     ("chat_messages", "version", "INTEGER NOT NULL DEFAULT 1 CHECK (version >= 1)"),
     ("chat_messages", "breaks", "INTEGER NOT NULL DEFAULT 0 CHECK (breaks IN (0, 1))"),
+    ("chat_sessions", "title", "TEXT"),
+    ("chat_sessions", "active_at", "TEXT CHECK (length(active_at) = 24)"),
     ("chat_segments", "ended", "INTEGER NOT NULL DEFAULT 0 CHECK (ended IN (0, 1))"),
     ("chat_usage", "tenant_id", "TEXT NOT NULL DEFAULT ''"),
     ("chat_usage", "session_id", "TEXT NOT NULL DEFAULT ''"),
@@ -158,7 +160,28 @@ CREATE TABLE IF NOT EXISTS chat_sessions (
   owner_id TEXT NOT NULL,               -- the subject of the token that claimed its first turn
   created_at TEXT NOT NULL CHECK (length(created_at) = 24),
   revision INTEGER NOT NULL DEFAULT 0 CHECK (revision >= 0),          -- how often what a reader sees of it has changed
+  title TEXT,                           -- as its users call it; null: its first question
+  active_at TEXT CHECK (length(active_at) = 24),        -- when a turn of it was asked last; null: since it was begun
   PRIMARY KEY (tenant_id, session_id)
+) STRICT, WITHOUT ROWID;
+
+-- What users think of answers.
+CREATE TABLE IF NOT EXISTS chat_feedback (
+  run_id TEXT NOT NULL,                 -- the version of the turn
+  user_id TEXT NOT NULL,                -- who says so
+  rating TEXT CHECK (rating IN ('up', 'down')),         -- null: a comment alone
+  comment TEXT,
+  created_at TEXT NOT NULL CHECK (length(created_at) = 24),
+  updated_at TEXT NOT NULL CHECK (length(updated_at) = 24),
+  PRIMARY KEY (run_id, user_id)
+) STRICT, WITHOUT ROWID;
+
+-- Wishes to delete all sessions of a user or a tenant, as of then, that are not fulfilled yet.
+CREATE TABLE IF NOT EXISTS chat_deletions (
+  tenant_id TEXT NOT NULL,
+  user_id TEXT NOT NULL,                -- '': everybody's
+  asked_at TEXT NOT NULL CHECK (length(asked_at) = 24),
+  PRIMARY KEY (tenant_id, user_id)
 ) STRICT, WITHOUT ROWID;
 
 -- One turn of a thread: who asked what.  Its progress is its run's, in durable_runs.
@@ -343,6 +366,16 @@ CREATE TABLE IF NOT EXISTS chat_allowances (
   bytes INTEGER NOT NULL DEFAULT 0,     -- of requests, answers' logs and events
   PRIMARY KEY (tenant_id, user_id, day)
 ) STRICT, WITHOUT ROWID;
+-- For lists of sessions, the latest active first.
+CREATE INDEX IF NOT EXISTS idx_chat_sessions_owner
+ON chat_sessions (tenant_id, owner_id, coalesce(active_at, created_at) DESC, session_id);
+CREATE INDEX IF NOT EXISTS idx_chat_sessions_tenant
+ON chat_sessions (tenant_id, coalesce(active_at, created_at) DESC, session_id);
+-- Of turns from before there was a table of sessions.
+INSERT OR IGNORE INTO chat_sessions (tenant_id, session_id, owner_id, created_at)
+SELECT tenant_id, session_id, user_id, created_at FROM (
+  SELECT tenant_id, session_id, user_id, created_at, min(turn_index) FROM chat_turns GROUP BY tenant_id, session_id)
+WHERE (SELECT max(version) FROM durable_schema_info) < 115;
 
 -- For which run a client's tool was asked for.
 CREATE INDEX IF NOT EXISTS idx_durable_steps_tool ON durable_steps (intent)
@@ -350,7 +383,7 @@ WHERE intent >= 'event:tool:' AND intent < 'event:tool;';
 
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 114, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 115, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome');
 """

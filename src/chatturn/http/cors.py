@@ -28,7 +28,7 @@ _EXPOSED_HEADERS: Final = (
     "x-workflow-run-id, x-turn-attempt, x-turn-replayed, x-ping-ms, retry-after, etag, x-workflow-stream-tail-index"
     ", link, location"
 )
-_ALLOWED_METHODS: Final = "GET, HEAD, POST"
+_ALLOWED_METHODS: Final = "GET, HEAD, POST, PATCH, DELETE"
 _NO_CONTENT: Final = 204
 
 MAX_AGE_S: Final = 7_200

@@ -16,17 +16,20 @@ from chatturn.backends.parameters import MAX_PARAMETERS_BYTES, PARAMETERS, wrong
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX, CLIENT_CALL, TOOL_PREFIX
 from chatturn.chat.files import FILE_ID
 from chatturn.chat.requests import TurnRequest
+from chatturn.chat.sessions.sessions import Feedback
 from chatturn.chat.thread.identity import turn_of_run
 from chatturn.chat.thread.versions import Replace, ReplaceKind
 from chatturn.errors import InvalidField, UnsupportedMediaType
 from chatturn.http.problems import shortened, shown
 from chatturn.http.strict_json import read_json_object
-from chatturn.http.user_messages import MESSAGE, is_utf8, read_user_message, too_large
+from chatturn.http.user_messages import MESSAGE, is_utf8, read_text, read_user_message, too_large
 from chatturn.settings import WhenBusy
 
 __all__ = [
     "EVENT_MEMBERS",
+    "FEEDBACK_MEMBERS",
     "MAX_BODY_BYTES",
+    "MAX_COMMENT_CHARACTERS",
     "MAX_EVENT_KEY_CHARACTERS",
     "MAX_EVENT_PAYLOAD_BYTES",
     "MAX_ID_CHARACTERS",
@@ -34,22 +37,28 @@ __all__ = [
     "MAX_MODEL_CHARACTERS",
     "MAX_REASON_CHARACTERS",
     "MAX_TICKET_CHARACTERS",
+    "MAX_TITLE_CHARACTERS",
     "MAX_TOKEN_CHARACTERS",
     "MAX_TOKEN_HEADER_CHARACTERS",
     "MAX_TOOL_RESULT_CHARACTERS",
     "MAX_TURN_INDEX",
     "MAX_VERSION",
     "PATH_MEMBERS",
+    "SESSION_MEMBERS",
     "TURN_MEMBERS",
     "Members",
     "check_body_headers",
     "check_session_id",
     "read_event_key",
     "read_event_payload",
+    "read_feedback",
+    "read_members",
     "read_model",
     "read_parameters",
+    "read_person",
     "read_run_id",
     "read_session_id",
+    "read_title",
     "read_tool_result",
     "read_turn_index",
     "read_turn_request",
@@ -66,6 +75,8 @@ MAX_EVENT_KEY_CHARACTERS: Final = 200
 MAX_EVENT_PAYLOAD_BYTES: Final = 65_536
 MAX_TOOL_RESULT_CHARACTERS: Final = 200_000
 MAX_REASON_CHARACTERS: Final = 2_000
+MAX_TITLE_CHARACTERS: Final = 200
+MAX_COMMENT_CHARACTERS: Final = 4_000
 MAX_TICKET_CHARACTERS: Final = 4_096
 MAX_TOKEN_CHARACTERS: Final = 8_192
 # PyJWT parses a token's header before it has looked at the signature; this is too short to nest dangerously.
@@ -77,6 +88,9 @@ _TURN_INDEX: Final = re.compile(r"0|[1-9][0-9]{0,6}")
 _REPLACE_KINDS: Final = get_args(ReplaceKind)
 _ON_MISMATCH: Final = ("refuse", "supersede")
 _WHEN_BUSY: Final = get_args(WhenBusy)
+
+RATINGS: Final = ("up", "down")
+"""What an answer may be found."""
 
 Members = Mapping[str, Mapping[str, Any]]
 """The members of a JSON object and what each may be, as JSON Schema."""
@@ -100,6 +114,14 @@ TURN_MEMBERS: Final[Members] = {
     "when_busy": {"type": ["string", "null"], "enum": [*_WHEN_BUSY, None]},
 }
 EVENT_MEMBERS: Final[Members] = {"payload": {}}
+SESSION_MEMBERS: Final[Members] = {
+    "title": {"type": ["string", "null"], "format": "printable", "minLength": 1, "maxLength": MAX_TITLE_CHARACTERS},
+}
+FEEDBACK_MEMBERS: Final[Members] = {
+    "rating": {"type": ["string", "null"], "enum": [*RATINGS, None]},
+    "comment": {"type": ["string", "null"], "format": "storable", "maxLength": MAX_COMMENT_CHARACTERS},
+    "version": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_VERSION},
+}
 
 _SESSION: Final[Mapping[str, Any]] = {
     "type": "string",
@@ -118,6 +140,8 @@ PATH_MEMBERS: Final[Members] = {
     "key": {"type": "string", "format": "printable", "minLength": 1, "maxLength": MAX_EVENT_KEY_CHARACTERS},
     "file": {"type": "string", "pattern": f"^{FILE_ID.pattern}$"},
     "id": _SESSION,
+    "user": {"type": "string", "format": "printable", "minLength": 1, "maxLength": MAX_ID_CHARACTERS},
+    "tenant": {"type": "string", "format": "printable", "minLength": 1, "maxLength": MAX_ID_CHARACTERS},
 }
 
 
@@ -268,15 +292,7 @@ def read_turn_request(body: bytes) -> TurnRequest:
         PayloadTooLarge: It, its message or its metadata is longer than its limit.
         InvalidField: A member is missing, unknown or not of its type.
     """
-    if len(body) > MAX_BODY_BYTES:
-        raise too_large("body", f"{MAX_BODY_BYTES} bytes")
-    members = read_json_object(body)
-    for name in members:
-        if name not in TURN_MEMBERS:
-            raise InvalidField(
-                f"{shown(name)} is not a member of this request; these are: {', '.join(sorted(TURN_MEMBERS))}",
-                field=shortened(name),
-            )
+    members = read_members(body, TURN_MEMBERS)
     said = read_user_message(members.get("message"))
     return TurnRequest(
         message=said.text,
@@ -291,6 +307,81 @@ def read_turn_request(body: bytes) -> TurnRequest:
     )
 
 
+def read_members(body: bytes, known: Members) -> dict[str, Any]:
+    """
+    Read a *body* that is one JSON object and has no member that is not *known*.
+
+    Raises:
+        MalformedRequest: It is not one JSON object in UTF-8.
+        PayloadTooLarge: It is longer than its limit.
+        InvalidField: A member is unknown.
+    """
+    if len(body) > MAX_BODY_BYTES:
+        raise too_large("body", f"{MAX_BODY_BYTES} bytes")
+    members = read_json_object(body)
+    for name in members:
+        if name not in known:
+            raise InvalidField(
+                f"{shown(name)} is not a member of this request; these are: {', '.join(sorted(known))}",
+                field=shortened(name),
+            )
+    return members
+
+
+def read_title(body: bytes) -> str | None:
+    """
+    Read the *body* of a request that names a session: ``{"title"}``, text or null.
+
+    Raises:
+        MalformedRequest: It is not one JSON object in UTF-8.
+        PayloadTooLarge: It is longer than its limit.
+        InvalidField: The title is missing, or not what it should be.
+    """
+    members = read_members(body, SESSION_MEMBERS)
+    title: Any = members.get("title", ...)
+    fits = isinstance(title, str) and len(title) <= MAX_TITLE_CHARACTERS and title.isprintable() and title.strip()
+    if title is not None and not fits:
+        raise InvalidField(f"title must be 1 to {MAX_TITLE_CHARACTERS} printable characters, or null", field="title")
+    return None if title is None else str(title)
+
+
+def read_feedback(body: bytes) -> Feedback:
+    """
+    Read the *body* of a request that rates an answer: ``{"rating"?, "comment"?, "version"?}``, one of the first two.
+
+    Raises:
+        MalformedRequest: It is not one JSON object in UTF-8.
+        PayloadTooLarge: It or its comment is longer than its limit.
+        InvalidField: A member is missing, unknown or not of its type.
+    """
+    members = read_members(body, FEEDBACK_MEMBERS)
+    rating, comment, version = members.get("rating"), members.get("comment"), members.get("version")
+    if rating not in (None, *RATINGS):
+        raise InvalidField(f"rating must be {' or '.join(map(repr, RATINGS))}, or null", field="rating")
+    if comment is not None and not isinstance(comment, str):
+        raise InvalidField("comment must be text, or null", field="comment")
+    if comment is not None and len(comment) > MAX_COMMENT_CHARACTERS:
+        raise too_large("comment", f"{MAX_COMMENT_CHARACTERS} characters")
+    if rating is None and comment is None:
+        raise InvalidField("feedback needs a rating or a comment", field="rating")
+    if version is not None and (type(version) is not int or not 1 <= version <= MAX_VERSION):
+        raise InvalidField(f"version must be a whole number from 1 to {MAX_VERSION}, or null", field="version")
+    return Feedback(rating=rating, comment=None if comment is None else read_text(comment, "comment"), version=version)
+
+
+def read_person(segment: str, field: str) -> str:
+    """
+    Read a tenant's or a user's id out of its path *segment*, where it stands percent-encoded.
+
+    Raises:
+        InvalidField: It is empty, too long, or not printable.
+    """
+    text = _decoded(segment, field)
+    if not 0 < len(text) <= MAX_ID_CHARACTERS or not text.isprintable():
+        raise InvalidField(f"{field} must be 1 to {MAX_ID_CHARACTERS} printable characters", field=field)
+    return text
+
+
 def read_event_payload(body: bytes, key: str) -> Any:
     """
     Read the *body* of a request for an event: ``{"payload"}``, any JSON.
@@ -303,14 +394,7 @@ def read_event_payload(body: bytes, key: str) -> Any:
         PayloadTooLarge: It or its payload is longer than its limit.
         InvalidField: A member is missing, unknown or not of its type.
     """
-    if len(body) > MAX_BODY_BYTES:
-        raise too_large("body", f"{MAX_BODY_BYTES} bytes")
-    members = read_json_object(body)
-    for name in members:
-        if name not in EVENT_MEMBERS:
-            raise InvalidField(
-                f"{shown(name)} is not a member of this request; payload is the only one", field=shortened(name)
-            )
+    members = read_members(body, EVENT_MEMBERS)
     if "payload" not in members:
         raise InvalidField("payload is required; it may be any JSON", field="payload")
     payload = members["payload"]

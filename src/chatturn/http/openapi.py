@@ -50,18 +50,30 @@ from chatturn.http.ai_sdk import AI_SDK_CHAT, ai_sdk_problem
 from chatturn.http.application import PublicRoute, Route
 from chatturn.http.auth import SCOPES
 from chatturn.http.files import FILES
-from chatturn.http.limits import EVENT_MEMBERS, PATH_MEMBERS, TURN_MEMBERS, Members
+from chatturn.http.limits import (
+    EVENT_MEMBERS,
+    FEEDBACK_MEMBERS,
+    PATH_MEMBERS,
+    SESSION_MEMBERS,
+    TURN_MEMBERS,
+    Members,
+)
 from chatturn.http.openai_chat import COMPLETIONS, openai_problem
 from chatturn.http.parameters import Parameter, Query
 from chatturn.http.queries import (
+    EXPORT_QUERY,
     FILES_QUERY,
     LAST_EVENT_ID,
     LOG_QUERY,
     MESSAGES_QUERY,
+    PEOPLE_EXPORT_QUERY,
+    PEOPLE_QUERY,
+    SESSIONS_QUERY,
     TURNS_QUERY,
     USAGE_QUERY,
     VERSION_QUERY,
 )
+from chatturn.http.sessions import SESSION, TENANT, USER
 from chatturn.http.turns import TURN
 from chatturn.http.user_messages import FILE_TYPES, TEXT
 
@@ -292,6 +304,31 @@ _MODELS: Final[Schema] = _object(
     }
 )
 
+_SESSION: Final[Schema] = _object(
+    {
+        "sessionId": _TEXT,
+        "userId": _TEXT,
+        "title": _TEXT_OR_NULL,
+        "named": _YES_OR_NO,
+        "createdAt": _MOMENT,
+        "lastActivityAt": _MOMENT,
+        "costMicroUsd": _COUNT_OR_NULL,
+    },
+    optional=["costMicroUsd"],
+)
+_SESSIONS: Final[Schema] = _object({"sessions": _list(_SESSION), "next": _TEXT_OR_NULL})
+_FEEDBACK: Final[Schema] = _object(
+    {
+        "runId": _TEXT,
+        "rating": _TEXT_OR_NULL,
+        "comment": _TEXT_OR_NULL,
+        "createdAt": _MOMENT,
+        "updatedAt": _MOMENT,
+    }
+)
+_DELETED: Final[Schema] = _object({"deleted": _YES_OR_NO})
+
+_LINES: Final = ("application/x-ndjson",)
 _NDJSON_OR_EVENTS: Final = ("application/x-ndjson", "text/event-stream")
 _EVENTS: Final = ("text/event-stream",)
 
@@ -337,6 +374,23 @@ _TOLD: Final[Mapping[tuple[str, str], _Told]] = {
     ("GET", "/v1/sessions/{session}/messages"): _Told(
         answers={200: _MESSAGES, 304: None}, query=MESSAGES_QUERY, errors=(NotFound, *_OF_THE_STORE)
     ),
+    ("POST", TURN + "/feedback"): _Told(
+        answers={200: _FEEDBACK},
+        body=_object(FEEDBACK_MEMBERS, optional=FEEDBACK_MEMBERS),
+        errors=(NotFound, *_OF_THE_STORE),
+    ),
+    ("GET", "/v1/sessions"): _Told(answers={200: _SESSIONS}, query=SESSIONS_QUERY, errors=_OF_THE_STORE),
+    ("PATCH", SESSION): _Told(
+        answers={200: _SESSION}, body=_object(SESSION_MEMBERS), errors=(NotFound, *_OF_THE_STORE)
+    ),
+    ("DELETE", SESSION): _Told(answers={200: _DELETED}, errors=(NotFound, *_OF_THE_STORE)),
+    ("GET", SESSION + "/export"): _Told(answers={200: _LINES}, query=EXPORT_QUERY, errors=(NotFound, *_OF_THE_STORE)),
+    ("DELETE", USER + "/sessions"): _Told(
+        answers={200: _DELETED, 202: _DELETED}, query=PEOPLE_QUERY, errors=_OF_THE_STORE
+    ),
+    ("GET", USER + "/export"): _Told(answers={200: _LINES}, query=PEOPLE_EXPORT_QUERY, errors=_OF_THE_STORE),
+    ("DELETE", TENANT): _Told(answers={200: _DELETED, 202: _DELETED}, errors=_OF_THE_STORE),
+    ("GET", TENANT + "/export"): _Told(answers={200: _LINES}, query=EXPORT_QUERY, errors=_OF_THE_STORE),
     ("GET", "/v1/runs"): _Told(answers={200: _RUNS}, query=TURNS_QUERY, errors=_OF_THE_STORE),
     ("GET", "/v1/usage"): _Told(answers={200: _USAGE_PAGE}, query=USAGE_QUERY, errors=_OF_THE_STORE),
     ("POST", "/v1/runs/{run_id}/events/{key}"): _Told(

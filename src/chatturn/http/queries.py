@@ -13,11 +13,15 @@ from chatturn.http.parameters import Query, day, one_of, opaque, printable, read
 from chatturn.http.user_messages import MAX_NAME_CHARACTERS
 
 __all__ = [
+    "EXPORT_QUERY",
     "FILES_QUERY",
     "LAST_EVENT_ID",
     "LOG_QUERY",
     "MAX_CURSOR",
     "MESSAGES_QUERY",
+    "PEOPLE_EXPORT_QUERY",
+    "PEOPLE_QUERY",
+    "SESSIONS_QUERY",
     "TURNS_QUERY",
     "USAGE_QUERY",
     "VERSION_QUERY",
@@ -80,6 +84,17 @@ USAGE_QUERY: Final[Query] = {
 
 
 FILES_QUERY: Final[Query] = {"name": printable("what the file is called", most=MAX_NAME_CHARACTERS)}
+SESSIONS_QUERY: Final[Query] = {
+    "user": printable("whose; without it one's own, for an operator everybody's", most=MAX_ID_CHARACTERS),
+    "tenant": _TENANT,
+    "limit": _LIMIT,
+    "after": _NEXT,
+}
+EXPORT_QUERY: Final[Query] = {
+    "after": opaque("the `after` of an export that ended with `more`", most=MAX_LIST_CURSOR_CHARACTERS, kind="cursor"),
+}
+PEOPLE_QUERY: Final[Query] = {"tenant": _TENANT}
+PEOPLE_EXPORT_QUERY: Final[Query] = {**PEOPLE_QUERY, **EXPORT_QUERY}
 
 
 class LogCursor:

@@ -33,6 +33,20 @@ from chatturn.http.openapi import describe
 from chatturn.http.problems import json_response, problem, shown
 from chatturn.http.queries import ticket_in
 from chatturn.http.readiness import check_readiness
+from chatturn.http.sessions import (
+    SESSION,
+    TENANT,
+    USER,
+    delete_session,
+    delete_tenant,
+    delete_user_sessions,
+    export_session,
+    export_tenant,
+    export_user,
+    get_sessions,
+    patch_session,
+    post_feedback,
+)
 from chatturn.http.tickets import Ticket
 from chatturn.http.turns import (
     TURN,
@@ -98,7 +112,16 @@ ROUTES: Final[tuple[Route | PublicRoute, ...]] = (
     Route("POST", FILES, (RUN_TURNS,), post_file),
     Route("GET", FILES + "/{file}", _READERS, get_file),
     Route("GET", "/v1/models", _READERS, get_models, problem=openai_problem),
-    Route("GET", "/v1/sessions/{session}/messages", _READERS, get_messages),
+    Route("GET", SESSION + "/messages", _READERS, get_messages),
+    Route("POST", TURN + "/feedback", _READERS, post_feedback),
+    Route("GET", "/v1/sessions", (*_READERS, OPERATE), get_sessions),
+    Route("PATCH", SESSION, (RUN_TURNS,), patch_session),
+    Route("DELETE", SESSION, (RUN_TURNS,), delete_session),
+    Route("GET", SESSION + "/export", _READERS, export_session),
+    Route("DELETE", USER + "/sessions", (RUN_TURNS, OPERATE), delete_user_sessions),
+    Route("GET", USER + "/export", (*_READERS, OPERATE), export_user),
+    Route("DELETE", TENANT, (OPERATE,), delete_tenant),
+    Route("GET", TENANT + "/export", (OPERATE,), export_tenant),
     Route("GET", "/v1/runs", (*_READERS, OPERATE), get_runs),
     Route("GET", "/v1/usage", (OPERATE,), get_usage),
     Route("POST", "/v1/runs/{run_id}/events/{key}", (RUN_TURNS,), post_event, session_of_run),

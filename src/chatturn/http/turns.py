@@ -35,6 +35,7 @@ __all__ = [
     "get_stream",
     "get_turn",
     "get_versions",
+    "identity_of",
     "is_replay",
     "post_activate",
     "post_cancel",
@@ -59,7 +60,7 @@ _ACCEPTED: Final = 202
 
 async def post_turn(call: Call) -> HttpResponse:
     """Run the turn, or replay it; or, where the request says so, follow whoever runs it."""
-    identity = _identity(call)
+    identity = identity_of(call)
     check_no_query(call.request)
     check_body_headers(call.request.headers)
     turn_request = read_turn_request(await call.request.read(MAX_BODY_BYTES))
@@ -95,13 +96,13 @@ async def is_replay(call: Call) -> bool:
     request = read_turn_request(await call.request.read(MAX_BODY_BYTES))
     if request.replace is not None or request.supersede:
         return False
-    view = await call.service.show(_identity(call))
+    view = await call.service.show(identity_of(call))
     return view is not None and view.status in _FINISHED
 
 
 async def get_stream(call: Call) -> HttpResponse:
     """Show the turn's log from a cursor on, live until it ends."""
-    identity = _identity(call)
+    identity = identity_of(call)
     cursor = read_cursor(call.request, id_suffix=_id_suffix(call))
     if call.ticket is not None:
         call.ticket.check_turn(identity.session_id, identity.turn_index)
@@ -125,7 +126,7 @@ async def _check_ticket(call: Call, identity: ChatTurnIdentity) -> None:
 
 async def post_ticket(call: Call) -> HttpResponse:
     """Issue a ticket for the turn's stream, whether or not the turn has begun; nothing is stored."""
-    identity = _identity(call)
+    identity = identity_of(call)
     check_no_query(call.request)
     if not await call.service.may_see(identity.tenant_id, identity.session_id, identity.user_id):
         raise NotFound("there is no such session")
@@ -142,7 +143,7 @@ async def post_ticket(call: Call) -> HttpResponse:
 
 async def get_turn(call: Call) -> HttpResponse:
     """Show the turn's run, without its answer."""
-    identity = _identity(call)
+    identity = identity_of(call)
     identity = await _shown(call, identity, read_version_query(call.request))
     view = await call.service.show(identity)
     if view is None:
@@ -153,7 +154,7 @@ async def get_turn(call: Call) -> HttpResponse:
 
 async def post_cancel(call: Call) -> HttpResponse:
     """Stop the turn for good; once it is over, change nothing."""
-    identity = _identity(call)
+    identity = identity_of(call)
     identity = await _shown(call, identity, read_version_query(call.request))
     cancellation = await call.service.cancel(identity)
     if cancellation is None:
@@ -170,7 +171,7 @@ async def post_cancel(call: Call) -> HttpResponse:
 
 async def get_versions(call: Call) -> HttpResponse:
     """List the turn's versions, without their answers."""
-    identity = _identity(call)
+    identity = identity_of(call)
     check_no_query(call.request)
     versions = await call.service.versions(identity)
     if versions is None:
@@ -181,7 +182,7 @@ async def get_versions(call: Call) -> HttpResponse:
 async def post_activate(call: Call) -> HttpResponse:
     """Let a version count, and what followed it; one that counts already stays."""
     version = read_version(call.parameters["version"])
-    identity = replace(_identity(call), version=version)
+    identity = replace(identity_of(call), version=version)
     check_no_query(call.request)
     await call.service.activate(identity)
     return json_response({"version": version})
@@ -264,7 +265,13 @@ def _id_suffix(call: Call) -> str:
     return "" if call.ticket is None else call.ticket.id_suffix
 
 
-def _identity(call: Call) -> ChatTurnIdentity:
+def identity_of(call: Call) -> ChatTurnIdentity:
+    """
+    Return which turn the path names, for who asks.
+
+    Raises:
+        InvalidField: It names none.
+    """
     return ChatTurnIdentity(
         tenant_id=call.principal.tenant_id,
         session_id=read_session_id(call.parameters["session"]),

@@ -43,6 +43,7 @@ DIGESTS = {
     "0014_parts.sql": "4ce4b4f447577c66b71cc72ae44352cb9bf28d72821e3d3ee61aef1a0151ba3a",
     "0015_client_tools.sql": "bac603f9a033283f44441ffbdc4279c7019e9384852d6d537da8deaf00747842",
     "0016_ledger_sums.sql": "22c9fcb1392ab863bfa8f171b279e9bc315c8192af1fd0e2da67c76e2a5976ad",
+    "0017_peoples_data.sql": "035a83690bf64febd62ff8e491863b6ab9b2382451bd4e3445e7f4f33e76e47b",
 }
 
 
@@ -173,7 +174,7 @@ def test_every_table_of_ours_says_what_it_is_for() -> None:
     """Every chat table has a comment above it, and is strict."""
     tables = re.findall(r"(-- [^\n]+\n)?CREATE TABLE IF NOT EXISTS (chat_\w+) \(.*?\n\) ([A-Z, ]+);", SCHEMA, re.DOTALL)
 
-    assert len(tables) == 9
+    assert len(tables) == 11
     assert all(comment and "STRICT" in options for comment, _, options in tables)
 
 

@@ -42,7 +42,7 @@ def test_a_page_on_the_list_may_ask_and_read() -> None:
 
     assert preflight.status == 204
     assert preflight.headers["Access-Control-Allow-Origin"] == PAGE
-    assert preflight.headers["Access-Control-Allow-Methods"] == "GET, HEAD, POST"
+    assert preflight.headers["Access-Control-Allow-Methods"] == "GET, HEAD, POST, PATCH, DELETE"
     for name in ("authorization", "content-type", "last-event-id", "idempotency-key", "x-run-id", "traceparent"):
         assert name in preflight.headers["Access-Control-Allow-Headers"]
     assert preflight.headers["Access-Control-Max-Age"] == "7200"

@@ -66,6 +66,8 @@ def test_the_limits_are_what_the_documentation_says() -> None:
         "MAX_EVENT_PAYLOAD_BYTES": 65_536,
         "MAX_TOOL_RESULT_CHARACTERS": 200_000,
         "MAX_REASON_CHARACTERS": 2_000,
+        "MAX_TITLE_CHARACTERS": 200,
+        "MAX_COMMENT_CHARACTERS": 4_000,
         "MAX_TICKET_CHARACTERS": 4_096,
         "MAX_TOKEN_CHARACTERS": 8_192,
         "MAX_TOKEN_HEADER_CHARACTERS": 512,

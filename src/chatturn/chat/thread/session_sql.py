@@ -37,7 +37,7 @@ _RECORD: Final = f"""
 INSERT INTO chat_sessions (tenant_id, session_id, owner_id, created_at, revision)
 SELECT ?4, ?5, {_OWNER.format(tenant="?4", session="?5", first="?6", last="?7", user=", ?8")}, {MOMENT.format("?9")}, 1
 WHERE {HELD}
-ON CONFLICT (tenant_id, session_id) DO UPDATE SET revision = revision + 1
+ON CONFLICT (tenant_id, session_id) DO UPDATE SET revision = revision + 1, active_at = {MOMENT.format("?9")}
 """
 
 _CHANGED: Final = f"""
@@ -67,7 +67,7 @@ coalesce((SELECT s.owner_id FROM chat_sessions AS s WHERE s.tenant_id = t.tenant
 
 
 def record_session(identity: ChatTurnIdentity) -> Statement:
-    """Record whose session it is, unless that is on record, and that it changes: with the claim, before its turn."""
+    """Record whose session it is, unless that is on record, and that it is active: with the claim, before its turn."""
     return Statement(_RECORD, (*_session(identity.tenant_id, identity.session_id), identity.user_id, NOW))
 
 

@@ -108,6 +108,7 @@ DELETE_FINISHED: Final = (
     *(
         f"DELETE FROM {table} WHERE run_id IN ({_FINISHED})"
         for table in (
+            "chat_feedback",
             "chat_turns",
             "chat_segments",
             "chat_outbox",

@@ -1,0 +1,1 @@
+"""Sessions as people's data: listed, named, rated, exported and deleted."""

@@ -1,0 +1,74 @@
+"""
+Deleting what belongs to people: a session at once, a user's or a tenant's sessions one after another.
+
+The wish to delete many is on record before the first is deleted, and the cron goes on with it: so it is done whatever
+dies.  What the calls of a deleted session have cost stays in the ledger, under names that lead nowhere.
+"""
+
+from typing import Final
+
+from chatturn.chat.sessions import sql
+from chatturn.database.api import Database
+from chatturn.durable.identifiers import derive_worker_id
+
+__all__ = ["EVERYBODY", "delete_session", "delete_sessions", "go_on_deleting"]
+
+EVERYBODY: Final = ""
+"""In the place of a user: all of the tenant's."""
+
+
+async def delete_session(database: Database, tenant_id: str, session_id: str, owner_id: str | None) -> bool:
+    """
+    Delete a session: turns and their logs, messages, feedback, events, and hook calls that have not been made.
+
+    All in one transaction.  A worker that is answering a turn of it loses its lease, and writes nothing more.
+
+    Args:
+        database: Where.
+        tenant_id: Whose.
+        session_id: Which.
+        owner_id: Whose it must be; None for anybody's.
+
+    Returns:
+        Whether there was such a session.
+    """
+    *_, found = await database.batch(sql.forget_session(tenant_id, session_id, _nobody(), owner_id=owner_id))
+    return bool(found.rows)
+
+
+async def delete_sessions(database: Database, tenant_id: str, user_id: str, most: int) -> bool:
+    """
+    Delete all sessions that a user, or with `EVERYBODY` the tenant, has now; *most* at once, the cron does the others.
+
+    Returns:
+        Whether all of them are deleted.
+    """
+    await database.batch([sql.ask_for_deletion(tenant_id, user_id)])
+    return await _delete_some(database, tenant_id, user_id, most)
+
+
+async def go_on_deleting(database: Database, most: int) -> None:
+    """Go on with the wish that has waited longest: *most* sessions."""
+    [found] = await database.batch([sql.read_deletions()])
+    for row in found.rows:
+        await _delete_some(database, str(row["tenant_id"]), str(row["user_id"]), most)
+
+
+async def _delete_some(database: Database, tenant_id: str, user_id: str, most: int) -> bool:
+    [found] = await database.batch([sql.read_sessions_to_delete(tenant_id, user_id, most)])
+    for row in found.rows:
+        await database.batch(
+            sql.forget_session(
+                tenant_id,
+                str(row["session_id"]),
+                _nobody(),
+                begun_until=str(row["asked_at"]),
+                tenant_too=user_id == EVERYBODY,
+            )
+        )
+    _, done = await database.batch([sql.forget_allowances(tenant_id, user_id), sql.deletion_done(tenant_id, user_id)])
+    return bool(done.rows)
+
+
+def _nobody() -> str:
+    return derive_worker_id().replace("worker-", "deleted:") + ":"

@@ -1,0 +1,291 @@
+"""
+The SQL of sessions as people's data.
+
+Lists are read off indexes, so that a page costs the same however many sessions there are.  All that a session has is
+found by its name or by what the ids of its runs begin with, so that it is deleted whole, in one transaction.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+from chatturn.chat.thread.identity import session_run_ids
+from chatturn.database.api import NOW, Statement
+from chatturn.durable.sql.runs import MOMENT
+
+__all__ = [
+    "TURNS_AT_ONCE",
+    "ask_for_deletion",
+    "deletion_done",
+    "forget_allowances",
+    "forget_session",
+    "read_deletions",
+    "read_feedback",
+    "read_names",
+    "read_of_sessions",
+    "read_session",
+    "read_sessions",
+    "read_sessions_to_delete",
+    "read_turns",
+    "record_feedback",
+    "rename",
+]
+
+_ACTIVE: Final = "coalesce(active_at, created_at)"
+
+# ?1 the tenant, ?2 the owner or null, ?3 and ?4 the moment and the session after which the page begins, ?5 how many.
+_READ: Final = f"""
+SELECT session_id, owner_id, title, created_at, {_ACTIVE} AS active_at FROM chat_sessions
+WHERE tenant_id = ?1 {{of_owner}}
+  AND {_ACTIVE} <= ?3 AND ({_ACTIVE} < ?3 OR session_id > ?4)
+ORDER BY {_ACTIVE} DESC, session_id LIMIT ?5
+"""
+_OF_OWNER: Final = "AND owner_id = ?2"
+_OF_ANYBODY: Final = "AND ?2 IS NULL"
+
+_SHOWN_OF_A_MESSAGE: Final = 400
+
+# What other tables say of sessions: what their calls cost, and how their first question begins; a first turn that is
+# being answered has no message yet.
+_OF_SESSIONS: Final = f"""
+SELECT j.value ->> 0 AS session_id,
+  (SELECT sum(cost_micro_usd) FROM chat_usage
+   WHERE run_id > j.value ->> 1 AND run_id < j.value ->> 2) AS cost_micro_usd,
+  coalesce(
+    (SELECT substr(content, 1, {_SHOWN_OF_A_MESSAGE}) FROM chat_messages
+     WHERE tenant_id = ?2 AND session_id = j.value ->> 0 AND role = 'user' ORDER BY turn_index LIMIT 1),
+    (SELECT substr(user_message, 1, {_SHOWN_OF_A_MESSAGE}) FROM chat_turns WHERE run_id = (j.value ->> 1) || '0')
+  ) AS question
+FROM json_each(?1) AS j
+"""
+
+_READ_ONE: Final = f"""
+SELECT session_id, owner_id, title, created_at, {_ACTIVE} AS active_at FROM chat_sessions
+WHERE tenant_id = ?1 AND session_id = ?2
+"""
+
+_RENAME: Final = f"""
+UPDATE chat_sessions SET title = ?4 WHERE tenant_id = ?1 AND session_id = ?2 AND (?3 IS NULL OR owner_id = ?3)
+RETURNING session_id, owner_id, title, created_at, {_ACTIVE} AS active_at
+"""
+
+# Of the version that is named, or that counts; only of one that has an answer.
+_FEEDBACK: Final = f"""
+INSERT INTO chat_feedback (run_id, user_id, rating, comment, created_at, updated_at)
+SELECT t.run_id, ?4, ?5, ?6, {MOMENT.format("?7")}, {MOMENT.format("?7")}
+FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id
+WHERE r.status = 'completed' AND t.tenant_id = ?1 AND t.run_id = coalesce(?3,
+  (SELECT m.run_id FROM chat_messages AS m JOIN chat_turns AS f ON f.run_id = ?2
+   WHERE m.tenant_id = f.tenant_id AND m.session_id = f.session_id AND m.turn_index = f.turn_index
+     AND m.role = 'assistant'), ?2)
+ON CONFLICT (run_id, user_id) DO UPDATE SET
+  rating = excluded.rating, comment = excluded.comment, updated_at = excluded.updated_at
+RETURNING run_id, rating, comment, created_at, updated_at
+"""
+
+# Of a session that an earlier version's code has begun.
+_ADOPT: Final = """
+INSERT OR IGNORE INTO chat_sessions (tenant_id, session_id, owner_id, created_at)
+SELECT tenant_id, session_id, user_id, created_at FROM chat_turns WHERE run_id > ?1 AND run_id < ?2
+ORDER BY turn_index LIMIT 1
+"""
+
+# ?1 and ?2 between which the ids of its runs are, ?3 the tenant, ?4 the session, ?5 its owner or null for anybody's, ?6
+# when it was begun at the latest, or null.  The session's own row goes last: until then all see the same.
+_MEANT: Final = """
+EXISTS (SELECT 1 FROM chat_sessions WHERE tenant_id = ?3 AND session_id = ?4
+        AND (?5 IS NULL OR owner_id = ?5) AND (?6 IS NULL OR created_at <= ?6))
+"""
+
+# The ledger's rows stay, as those of nobody's session: what was paid is still paid.  What a call that was running has
+# cost since nobody will ever know.
+_FORGET_NAMES: Final = f"""
+UPDATE chat_usage SET run_id = ?7 || substr(run_id, length(?1) + 1), session_id = '', request_id = NULL,
+  tenant_id = CASE WHEN ?8 THEN '' ELSE tenant_id END,
+  outcome = CASE outcome WHEN 'running' THEN 'lost' ELSE outcome END
+WHERE run_id > ?1 AND run_id < ?2 AND {_MEANT}
+"""
+
+# The ledger's triggers move its sums to nobody's session; what is left of them would be the name alone.
+_FORGET_SUMS: Final = """
+DELETE FROM chat_usage_sums WHERE tenant_id = ?1 AND kind = 'session' AND key = ?2 AND turns = 0
+"""
+
+# A worker that runs one of them finds its lease gone with the run: it writes nothing more.
+_FORGET_RUNS: Final = tuple(
+    f"DELETE FROM {table} WHERE run_id > ?1 AND run_id < ?2 AND {_MEANT}"
+    for table in (
+        "chat_feedback",
+        "chat_turns",
+        "chat_segments",
+        "chat_outbox",
+        "durable_waits",
+        "durable_events",
+        "durable_steps",
+        "durable_runs",
+    )
+)
+_FORGET_MESSAGES: Final = f"""
+DELETE FROM chat_messages WHERE tenant_id = ?3 AND session_id = ?4 AND coalesce(?1, ?2) IS NOT NULL AND {_MEANT}
+"""
+_FORGET_SESSION: Final = f"""
+DELETE FROM chat_sessions WHERE tenant_id = ?3 AND session_id = ?4 AND coalesce(?1, ?2) IS NOT NULL AND {_MEANT}
+RETURNING 1 AS deleted
+"""
+
+_ASK: Final = f"""
+INSERT INTO chat_deletions (tenant_id, user_id, asked_at) VALUES (?1, ?2, {MOMENT.format("?3")})
+ON CONFLICT (tenant_id, user_id) DO UPDATE SET asked_at = excluded.asked_at
+"""
+
+# A session that was begun after the wish is another one.
+_TO_DELETE: Final = """
+SELECT s.session_id, d.asked_at FROM chat_deletions AS d JOIN chat_sessions AS s
+  ON s.tenant_id = d.tenant_id AND (d.user_id = '' OR s.owner_id = d.user_id) AND s.created_at <= d.asked_at
+WHERE d.tenant_id = ?1 AND d.user_id = ?2 LIMIT ?3
+"""
+
+_DONE: Final = """
+DELETE FROM chat_deletions WHERE tenant_id = ?1 AND user_id = ?2 AND NOT EXISTS (
+  SELECT 1 FROM chat_sessions AS s WHERE s.tenant_id = ?1 AND (?2 = '' OR s.owner_id = ?2)
+    AND s.created_at <= chat_deletions.asked_at)
+RETURNING 1 AS done
+"""
+
+_FORGET_ALLOWANCES: Final = f"""
+DELETE FROM chat_allowances WHERE tenant_id = ?1 AND (?2 = '' OR user_id = ?2)
+  AND day < substr({MOMENT.format("?3")}, 1, 10)
+"""
+
+_NAMES: Final = """
+SELECT session_id FROM chat_sessions WHERE tenant_id = ?1 AND (?2 IS NULL OR owner_id = ?2) AND session_id > ?3
+ORDER BY session_id LIMIT ?4
+"""
+
+TURNS_AT_ONCE: Final = 10
+"""How many turns of an export are in memory at a time; an answer has at most 1.5 MB."""
+
+_TURNS: Final = f"""
+SELECT t.run_id, t.turn_index, t.version, t.user_id, t.user_message, t.parts_json, t.model, t.metadata_json,
+  t.parameters_json, t.history_json, t.created_at, t.replaces, t.replace_kind, t.parent_index, t.parent_version,
+  t.finish_reason, t.cancelled_at IS NOT NULL AS cancelled, r.status, r.completed_at,
+  EXISTS (SELECT 1 FROM chat_messages AS m WHERE m.tenant_id = t.tenant_id AND m.session_id = t.session_id
+          AND m.turn_index = t.turn_index AND m.role = 'assistant' AND m.run_id = t.run_id) AS counts,
+  (SELECT s.result_json ->> '$.finalText' FROM durable_steps AS s
+   WHERE s.run_id = t.run_id AND s.step_index = 0 AND s.status = 'completed') AS answer
+FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id
+WHERE t.run_id > ?1 AND t.run_id < ?2 ORDER BY t.run_id LIMIT {TURNS_AT_ONCE}
+"""
+
+_FEEDBACK_OF: Final = """
+SELECT run_id, user_id, rating, comment, created_at, updated_at FROM chat_feedback
+WHERE run_id IN (SELECT value FROM json_each(?1)) ORDER BY run_id, user_id
+"""
+
+
+def read_sessions(tenant_id: str, user_id: str | None, moment: str, session_id: str, limit: int) -> Statement:
+    """Read sessions of a tenant, or of one of its users, the latest active first, after a place in that order."""
+    text = _READ.format(of_owner=_OF_ANYBODY if user_id is None else _OF_OWNER)
+    return Statement(text, (tenant_id, user_id, moment, session_id, limit))
+
+
+def read_session(tenant_id: str, session_id: str) -> Statement:
+    """Read one session."""
+    return Statement(_READ_ONE, (tenant_id, session_id))
+
+
+def read_of_sessions(tenant_id: str, session_ids: Sequence[str]) -> Statement:
+    """Read what sessions have cost, and how their first question begins."""
+    named = [[session_id, *session_run_ids(tenant_id, session_id)] for session_id in session_ids]
+    return Statement(_OF_SESSIONS, (json.dumps(named), tenant_id))
+
+
+def rename(tenant_id: str, session_id: str, owner_id: str | None, title: str | None) -> Statement:
+    """Give a session a title, or none, if it is its owner's; None for anybody's."""
+    return Statement(_RENAME, (tenant_id, session_id, owner_id, title))
+
+
+def record_feedback(
+    tenant_id: str, first_run_id: str, run_id: str | None, user_id: str, said: tuple[str | None, str | None]
+) -> Statement:
+    """
+    Record what a user thinks of an answer, in place of what they have thought before.
+
+    Args:
+        tenant_id: Whose turn.
+        first_run_id: The run of its first version.
+        run_id: The run of the version that is meant; None for the one that counts.
+        user_id: Who says it.
+        said: The rating and the comment.
+    """
+    return Statement(_FEEDBACK, (tenant_id, first_run_id, run_id, user_id, *said, NOW))
+
+
+def forget_session(
+    tenant_id: str,
+    session_id: str,
+    nobody: str,
+    *,
+    owner_id: str | None = None,
+    begun_until: str | None = None,
+    tenant_too: bool = False,
+) -> list[Statement]:
+    """
+    Delete a session with all that it has, and take its names from what its calls have cost; the last row says whether.
+
+    Args:
+        tenant_id: Whose.
+        session_id: Which.
+        nobody: What its ids in the ledger begin with from now on; unlike any other.
+        owner_id: Only if it is this user's.
+        begun_until: Only if it was begun by then.
+        tenant_too: Whether the ledger forgets the tenant, too.
+    """
+    runs = session_run_ids(tenant_id, session_id)
+    meant = (*runs, tenant_id, session_id, owner_id, begun_until)
+    return [
+        Statement(_ADOPT, runs),
+        Statement(_FORGET_NAMES, (*meant, nobody, int(tenant_too))),
+        Statement(_FORGET_SUMS, (tenant_id, session_id)),
+        *(Statement(text, meant) for text in (*_FORGET_RUNS, _FORGET_MESSAGES, _FORGET_SESSION)),
+    ]
+
+
+def ask_for_deletion(tenant_id: str, user_id: str) -> Statement:
+    """Record the wish to delete all sessions of a user, or of a tenant, with an empty user."""
+    return Statement(_ASK, (tenant_id, user_id, NOW))
+
+
+def read_deletions() -> Statement:
+    """Read the wish that has waited longest."""
+    return Statement("SELECT tenant_id, user_id FROM chat_deletions ORDER BY asked_at LIMIT 1")
+
+
+def read_sessions_to_delete(tenant_id: str, user_id: str, limit: int) -> Statement:
+    """Read sessions that a wish is about and that are still there."""
+    return Statement(_TO_DELETE, (tenant_id, user_id, limit))
+
+
+def forget_allowances(tenant_id: str, user_id: str) -> Statement:
+    """Delete what a user, or a tenant with an empty user, has begun and stored on past days; today's still counts."""
+    return Statement(_FORGET_ALLOWANCES, (tenant_id, user_id, NOW))
+
+
+def deletion_done(tenant_id: str, user_id: str) -> Statement:
+    """Strike a wish off, if nothing is left that it is about."""
+    return Statement(_DONE, (tenant_id, user_id))
+
+
+def read_names(tenant_id: str, user_id: str | None, after: str, limit: int) -> Statement:
+    """Read the names of sessions of a tenant, or of one of its users, in their order, after one of them."""
+    return Statement(_NAMES, (tenant_id, user_id, after, limit))
+
+
+def read_turns(after: str, last: str) -> Statement:
+    """Read every version of turns, with their answers, their runs' ids being between two texts."""
+    return Statement(_TURNS, (after, last))
+
+
+def read_feedback(run_ids: Sequence[str]) -> Statement:
+    """Read what users think of some answers."""
+    return Statement(_FEEDBACK_OF, (json.dumps(list(run_ids)),))

@@ -1,0 +1,191 @@
+"""Sessions as people's data: the list, a title, feedback; and the export of all of it, and its end."""
+
+from typing import Any, Final
+
+from chatturn.chat.sessions.deletion import EVERYBODY
+from chatturn.chat.sessions.export import ExportQuery
+from chatturn.chat.sessions.sessions import SessionQuery
+from chatturn.chat.turn.sinks import Sink
+from chatturn.errors import ChatTurnError, Forbidden, NotFound
+from chatturn.http.application import Call
+from chatturn.http.auth import OPERATE
+from chatturn.http.limits import (
+    MAX_BODY_BYTES,
+    check_body_headers,
+    read_feedback,
+    read_person,
+    read_session_id,
+    read_title,
+)
+from chatturn.http.messages import HttpResponse
+from chatturn.http.parameters import read_query
+from chatturn.http.problems import json_response
+from chatturn.http.queries import EXPORT_QUERY, PEOPLE_EXPORT_QUERY, PEOPLE_QUERY, SESSIONS_QUERY, check_no_query
+from chatturn.http.turns import identity_of
+
+__all__ = [
+    "SESSION",
+    "TENANT",
+    "USER",
+    "delete_session",
+    "delete_tenant",
+    "delete_user_sessions",
+    "export_session",
+    "export_tenant",
+    "export_user",
+    "get_sessions",
+    "patch_session",
+    "post_feedback",
+]
+
+SESSION: Final = "/v1/sessions/{session}"
+USER: Final = "/v1/users/{user}"
+TENANT: Final = "/v1/tenants/{tenant}"
+
+_NDJSON: Final = "application/x-ndjson"
+_ACCEPTED: Final = 202
+
+
+async def get_sessions(call: Call) -> HttpResponse:
+    """List sessions, the latest active first: one's own, or a user's."""
+    said = read_query(call.request.query, SESSIONS_QUERY)
+    tenant_id = _tenant(call, said["tenant"])
+    user_id = said["user"]
+    if not _operates(call):
+        user_id = _user(call, call.principal.user_id if user_id is None else user_id)
+    query = SessionQuery(tenant_id=tenant_id, user_id=user_id, limit=said["limit"], after=said["after"])
+    page = await call.service.sessions.list(query)
+    return json_response({"sessions": [_shown(call, tenant_id, each) for each in page.sessions], "next": page.next})
+
+
+async def patch_session(call: Call) -> HttpResponse:
+    """Give a session a title; null takes it away."""
+    session_id = read_session_id(call.parameters["session"])
+    check_no_query(call.request)
+    check_body_headers(call.request.headers)
+    title = read_title(await call.request.read(MAX_BODY_BYTES))
+    principal = call.principal
+    session = await call.service.sessions.rename(principal.tenant_id, session_id, principal.user_id, title)
+    if session is None:
+        raise NotFound("there is no such session")
+    return json_response(_shown(call, principal.tenant_id, session))
+
+
+async def post_feedback(call: Call) -> HttpResponse:
+    """Record what the user thinks of an answer, in place of what they have thought before."""
+    identity = identity_of(call)
+    check_no_query(call.request)
+    check_body_headers(call.request.headers)
+    feedback = read_feedback(await call.request.read(MAX_BODY_BYTES))
+    recorded = await call.service.sessions.rate(identity, feedback)
+    if recorded is None:
+        raise NotFound("there is no such answer")
+    return json_response(recorded)
+
+
+async def delete_session(call: Call) -> HttpResponse:
+    """Delete a session and all that it has, at once; a turn that is being answered is stopped."""
+    session_id = read_session_id(call.parameters["session"])
+    check_no_query(call.request)
+    principal = call.principal
+    if not await call.service.sessions.delete(principal.tenant_id, session_id, principal.user_id):
+        raise NotFound("there is no such session")
+    return json_response({"deleted": True})
+
+
+async def delete_user_sessions(call: Call) -> HttpResponse:
+    """Delete all sessions that a user has now."""
+    said = read_query(call.request.query, PEOPLE_QUERY)
+    user_id = read_person(call.parameters["user"], "user")
+    return await _delete(call, _tenant(call, said["tenant"]), _own_or_operated(call, user_id))
+
+
+async def delete_tenant(call: Call) -> HttpResponse:
+    """Delete all sessions that a tenant has now, and its name from what its calls have cost."""
+    check_no_query(call.request)
+    return await _delete(call, read_person(call.parameters["tenant"], "tenant"), EVERYBODY)
+
+
+async def export_session(call: Call) -> HttpResponse:
+    """Export all that a session has."""
+    session_id = read_session_id(call.parameters["session"])
+    said, principal = read_query(call.request.query, EXPORT_QUERY), call.principal
+    if not await call.service.sessions.exists(principal.tenant_id, session_id, principal.user_id):
+        raise NotFound("there is no such session")
+    return await _export(call, ExportQuery(tenant_id=principal.tenant_id, session_id=session_id, after=said["after"]))
+
+
+async def export_user(call: Call) -> HttpResponse:
+    """Export all that a user's sessions have."""
+    said = read_query(call.request.query, PEOPLE_EXPORT_QUERY)
+    user_id = _own_or_operated(call, read_person(call.parameters["user"], "user"))
+    query = ExportQuery(tenant_id=_tenant(call, said["tenant"]), user_id=user_id, after=said["after"])
+    return await _export(call, query)
+
+
+async def export_tenant(call: Call) -> HttpResponse:
+    """Export all that a tenant's sessions have."""
+    said = read_query(call.request.query, EXPORT_QUERY)
+    return await _export(
+        call, ExportQuery(tenant_id=read_person(call.parameters["tenant"], "tenant"), after=said["after"])
+    )
+
+
+async def _delete(call: Call, tenant_id: str, user_id: str) -> HttpResponse:
+    done = await call.service.sessions.delete_all(tenant_id, user_id)
+    return json_response({"deleted": done}, status=200 if done else _ACCEPTED)
+
+
+async def _export(call: Call, query: ExportQuery) -> HttpResponse:
+    lines = call.service.sessions.export(query)
+    first = await anext(lines)  # before the response begins: a cursor may be refused
+
+    async def run(sink: Sink) -> None:
+        try:
+            sink.write(first)
+            async for text in lines:
+                if sink.closed:
+                    return
+                sink.write(text)
+                await sink.drain()
+        except ChatTurnError as error:
+            call.service.deployment.log("export.failed", {"error": error})
+            sink.abort()
+            return
+        await sink.close()
+
+    headers = {"Content-Type": _NDJSON, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    return HttpResponse(status=200, headers=headers, stream=run)
+
+
+def _operates(call: Call) -> bool:
+    return OPERATE in call.principal.scopes
+
+
+def _tenant(call: Call, named: str | None) -> str:
+    own = call.principal.tenant_id
+    if named not in {None, own} and not _operates(call):
+        raise Forbidden(f"the token's scope must contain {OPERATE!r} to see another tenant's", field="tenant")
+    return own if named is None else named
+
+
+def _user(call: Call, named: str) -> str:
+    if named != call.principal.user_id and call.service.sessions.owned_by_subject:
+        raise Forbidden(f"the token's scope must contain {OPERATE!r} to see another user's", field="user")
+    return named
+
+
+def _own_or_operated(call: Call, user_id: str) -> str:
+    if user_id != call.principal.user_id and not _operates(call):
+        raise Forbidden(f"the token's scope must contain {OPERATE!r} to do this for another user", field="user")
+    return user_id
+
+
+def _shown(call: Call, tenant_id: str, session: Any) -> dict[str, Any]:
+    """Return a session for who asks: what it costs is the operator's business, what was said in it the tenant's."""
+    shown = dict(session)
+    if not _operates(call):
+        del shown["costMicroUsd"]
+    elif tenant_id != call.principal.tenant_id:
+        shown["title"] = None
+    return shown

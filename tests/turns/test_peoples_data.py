@@ -1,0 +1,447 @@
+"""Sessions as people's data: who sees which, what a title is, what is deleted and what stays, and what an export has."""
+
+import asyncio
+import base64
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from chatturn.chat.sessions.sql import forget_session, read_sessions
+from chatturn.database.schema import schema_columns
+from chatturn.database.sqlite import SqliteDatabase
+from chatturn.events import text_delta
+from chatturn_testing.faults import Crash, Fuse, MortalDatabase
+from tests.support.isolates import Isolate, Reply
+from tests.support.turns import Desk, Product, open_sqlite
+
+BOUNDARY = {"SESSION_OWNER": "subject"}
+VERSIONS = {"THREADS": "on"}
+OPERATOR: dict[str, Any] = {"x_scopes": "operate", "x_tenant": "ops", "x_user": "op"}
+TABLES = (
+    "durable_runs",
+    "durable_steps",
+    "durable_events",
+    "durable_waits",
+    "chat_turns",
+    "chat_segments",
+    "chat_messages",
+    "chat_outbox",
+    "chat_feedback",
+    "chat_sessions",
+)
+
+
+@pytest.fixture
+def database() -> Iterator[SqliteDatabase]:
+    """An empty database."""
+    with open_sqlite() as database:
+        yield database
+
+
+async def rows(database: SqliteDatabase, sql: str) -> list[tuple[Any, ...]]:
+    """Read rows as tuples."""
+    return await Desk(database).rows(sql)
+
+
+async def counts(database: SqliteDatabase) -> dict[str, int]:
+    """Count the rows of every table that a session has rows in."""
+    return {table: (await rows(database, f"SELECT count(*) FROM {table}"))[0][0] for table in TABLES}  # noqa: S608
+
+
+async def said(
+    isolate: Isolate, session: str, message: str = "hi", *, index: int = 0, x_user: str = "ann", x_tenant: str = "acme"
+) -> Reply:
+    """Post a turn and read it to its end."""
+    path = f"/v1/sessions/{session}/turns/{index}"
+    reply = await isolate.ask("POST", path, {"message": message}, x_user=x_user, x_tenant=x_tenant)
+    assert 200 == reply.status, reply.body
+    await reply.lines()
+    await asyncio.sleep(0.01)
+    return reply
+
+
+async def paid_for(database: SqliteDatabase) -> None:
+    """Record a call of 7 millionths of a dollar for every turn."""
+    await rows(
+        database,
+        """INSERT INTO chat_usage (run_id, attempt, call_index, tenant_id, session_id, outcome, cost_micro_usd,
+             request_id, recorded_at)
+           SELECT run_id, 1, 0, tenant_id, session_id, 'running', 7, run_id, created_at FROM chat_turns RETURNING 1""",
+    )
+
+
+def lines_of(reply: Reply) -> list[dict[str, Any]]:
+    """Read an export."""
+    return [json.loads(line) for line in reply.reader.text.splitlines()]
+
+
+async def exported(isolate: Isolate, path: str, **headers: Any) -> list[dict[str, Any]]:
+    """Ask for an export and read it to its end."""
+    reply = await isolate.ask("GET", path, **headers)
+    assert 200 == reply.status, reply.body
+    assert reply.task is not None
+    await reply.task
+    return lines_of(reply)
+
+
+# Lists, titles
+
+
+async def test_sessions_are_listed_by_their_owner_the_latest_first(database: SqliteDatabase) -> None:
+    """With a title made of the first question; what they cost is for operators."""
+    isolate = Isolate(database, Product(text_delta("hello")))
+    await said(isolate, "s1", "What  is\nlove? " + "x" * 100)
+    await said(isolate, "s2", "second")
+    await said(isolate, "s3", "of bob", x_user="bob")
+
+    page = (await isolate.ask("GET", "/v1/sessions")).body
+    assert ["s2", "s1"] == [each["sessionId"] for each in page["sessions"]]
+    assert ["second", "What is love?…"] == [each["title"] for each in page["sessions"]]
+    assert page["next"] is None
+    assert "costMicroUsd" not in page["sessions"][0]
+    of_bob = (await isolate.ask("GET", "/v1/sessions?user=bob")).body["sessions"]
+    assert ["s3"] == [each["sessionId"] for each in of_bob]
+    of_all = (await isolate.ask("GET", "/v1/sessions?tenant=acme", **OPERATOR)).body["sessions"]
+    assert ["s3", "s2", "s1"] == [each["sessionId"] for each in of_all]
+    assert {None} == {each["title"] for each in of_all}
+    assert all("costMicroUsd" in each for each in of_all)
+
+
+async def test_who_may_see_whose_sessions(database: SqliteDatabase) -> None:
+    """Another tenant's never; another user's only where the tenant is the boundary."""
+    isolate = Isolate(database, Product(), settings=BOUNDARY)
+    await said(isolate, "s1", "of bob", x_user="bob")
+
+    assert 403 == (await isolate.ask("GET", "/v1/sessions?user=bob")).status
+    assert [] == (await isolate.ask("GET", "/v1/sessions")).body["sessions"]
+    assert [] == (await isolate.ask("GET", "/v1/sessions", x_user="bob", x_tenant="other")).body["sessions"]
+    assert 403 == (await isolate.ask("GET", "/v1/sessions?tenant=other", x_user="bob")).status
+    assert 404 == (await isolate.ask("PATCH", "/v1/sessions/s1", {"title": "mine"})).status
+    assert 404 == (await isolate.ask("DELETE", "/v1/sessions/s1")).status
+    assert 404 == (await isolate.ask("GET", "/v1/sessions/s1/export")).status
+    assert 404 == (await isolate.ask("POST", "/v1/sessions/s1/turns/0/feedback", {"rating": "up"})).status
+    for method, path in (
+        ("DELETE", "/v1/users/bob/sessions"),
+        ("GET", "/v1/users/bob/export"),
+        ("DELETE", "/v1/tenants/acme"),
+        ("GET", "/v1/tenants/acme/export"),
+    ):
+        assert 403 == (await isolate.ask(method, path)).status
+    assert 1 == (await counts(database))["chat_sessions"]
+
+
+async def test_a_page_goes_on_where_the_one_before_ended(database: SqliteDatabase) -> None:
+    """Each session once, also those that began in the same millisecond."""
+    isolate = Isolate(database, Product())
+    names = [f"s{number}" for number in range(7)]
+    await asyncio.gather(*(said(isolate, name) for name in names))
+    found: list[str] = []
+    after = ""
+    while True:
+        page = (await isolate.ask("GET", f"/v1/sessions?limit=3{after}")).body
+        found += [each["sessionId"] for each in page["sessions"]]
+        if page["next"] is None:
+            break
+        after = f"&after={page['next']}"
+    assert sorted(names) == sorted(found)
+    assert 422 == (await isolate.ask("GET", "/v1/sessions?after=nonsense")).status
+
+
+async def test_a_session_is_named_and_has_its_question_again_without_a_name(database: SqliteDatabase) -> None:
+    """A title is one line; naming a session does not make it active."""
+    isolate = Isolate(database, Product())
+    await said(isolate, "s1", "first")
+    named = (await isolate.ask("PATCH", "/v1/sessions/s1", {"title": "Holidays"})).body
+    assert ("Holidays", True) == (named["title"], named["named"])
+    assert ["Holidays"] == [each["title"] for each in (await isolate.ask("GET", "/v1/sessions")).body["sessions"]]
+    unnamed = (await isolate.ask("PATCH", "/v1/sessions/s1", {"title": None})).body
+    assert ("first", False) == (unnamed["title"], unnamed["named"])
+    for body in ({"title": ""}, {"title": "a\nb"}, {"title": 7}, {}, {"title": "x" * 201}, {"name": "x"}):
+        assert 422 == (await isolate.ask("PATCH", "/v1/sessions/s1", body)).status
+    assert 404 == (await isolate.ask("PATCH", "/v1/sessions/s9", {"title": "x"})).status
+    assert ["s1"] == [name for (name,) in await rows(database, "SELECT session_id FROM chat_sessions")]
+
+
+# Feedback
+
+
+async def test_feedback_is_about_the_version_that_counts_and_the_latest_wins(database: SqliteDatabase) -> None:
+    """One for each user; none for a turn without an answer."""
+    isolate = Isolate(database, Product(text_delta("hello")), settings=VERSIONS)
+    await said(isolate, "s1")
+    path = "/v1/sessions/s1/turns/0/feedback"
+    first = (await isolate.ask("POST", path, {"rating": "down", "comment": "wrong"})).body
+    assert ("chat:acme:s1:0", "down", "wrong") == (first["runId"], first["rating"], first["comment"])
+    await isolate.ask("POST", path, {"rating": "up"})
+    await isolate.ask("POST", path, {"comment": "bob was here"}, x_user="bob")
+    assert [("ann", "up", None), ("bob", None, "bob was here")] == await rows(
+        database, "SELECT user_id, rating, comment FROM chat_feedback ORDER BY user_id"
+    )
+
+    again = await isolate.ask(
+        "POST", "/v1/sessions/s1/turns/0", {"message": "hi", "replace": {"kind": "regenerate", "version": 1}}
+    )
+    await again.lines()
+    assert "chat:acme:s1:0~2" == (await isolate.ask("POST", path, {"rating": "up"})).body["runId"]
+    assert "chat:acme:s1:0" == (await isolate.ask("POST", path, {"rating": "up", "version": 1})).body["runId"]
+    assert 404 == (await isolate.ask("POST", path, {"rating": "up", "version": 3})).status
+    assert 404 == (await isolate.ask("POST", "/v1/sessions/s1/turns/1/feedback", {"rating": "up"})).status
+    assert 404 == (await isolate.ask("POST", path, {"rating": "up"}, x_tenant="other")).status
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"rating": "good"}, {"rating": 1}, {"comment": 1}, {"rating": "up", "version": 0}, {"comment": "x\0"},
+     {"rating": ["up"]}, {"rating": "up", "stars": 5}],
+)  # fmt: skip
+async def test_bad_feedback_is_refused_and_nothing_is_stored(database: SqliteDatabase, body: dict[str, Any]) -> None:
+    """By the name of the member."""
+    isolate = Isolate(database, Product(text_delta("hello")))
+    await said(isolate, "s1")
+    assert 422 == (await isolate.ask("POST", "/v1/sessions/s1/turns/0/feedback", body)).status
+    assert [] == await rows(database, "SELECT * FROM chat_feedback")
+
+
+# Deleting
+
+
+async def test_a_session_is_deleted_whole_and_the_ledger_keeps_what_was_paid(database: SqliteDatabase) -> None:
+    """In every table nothing of it is left, of others all; its calls' costs stay, under names that lead nowhere."""
+    isolate = Isolate(database, Product(text_delta("hello")))
+    for name in ("s1", "s10", "s"):
+        await said(isolate, name, "first")
+        await said(isolate, name, "second", index=1)
+        await isolate.ask("POST", f"/v1/sessions/{name}/turns/0/feedback", {"rating": "up"})
+        await isolate.ask("POST", f"/v1/runs/chat:acme:{name}:0/events/key", {"payload": 1})
+    await said(isolate, "s1", x_tenant="other")
+    before = await counts(database)
+    await paid_for(database)
+    paid = [(7, 49, 7)]
+    assert paid == await rows(database, "SELECT count(*), sum(cost_micro_usd), count(DISTINCT run_id) FROM chat_usage")
+
+    assert {"deleted": True} == (await isolate.ask("DELETE", "/v1/sessions/s1")).body
+
+    after = await counts(database)
+    assert {name: number * 2 // 3 for name, number in before.items() if name == "durable_events"} == {
+        "durable_events": after["durable_events"]
+    }
+    for table in [*TABLES, "chat_usage", "chat_usage_sums", "chat_usage_spans"]:
+        text = json.dumps(await rows(database, f"SELECT * FROM {table}"))  # noqa: S608
+        assert "chat:acme:s1:" not in text
+        assert '"acme", "s1"' not in text
+        assert '"acme", "session", "s1"' not in text
+    assert paid == await rows(database, "SELECT count(*), sum(cost_micro_usd), count(DISTINCT run_id) FROM chat_usage")
+    nobodys = await rows(
+        database, "SELECT DISTINCT tenant_id, request_id, outcome FROM chat_usage WHERE run_id LIKE 'deleted:%'"
+    )
+    assert [("acme", None, "lost")] == nobodys
+    assert {("other",)} == {*await rows(database, "SELECT tenant_id FROM chat_usage WHERE session_id = 's1'")}
+    assert 404 == (await isolate.ask("DELETE", "/v1/sessions/s1")).status
+    assert 404 == (await isolate.ask("GET", "/v1/sessions/s1/turns/0")).status
+    for name in ("s10", "s"):
+        assert 4 == len((await isolate.ask("GET", f"/v1/sessions/{name}/messages")).body["messages"])
+    assert 200 == (await isolate.ask("GET", "/v1/sessions/s1/turns/0", x_tenant="other")).status
+
+
+async def test_a_running_turn_of_a_deleted_session_writes_nothing_more(database: SqliteDatabase) -> None:
+    """Its worker finds its lease gone; the session's name begins anew, and that worker cannot reach it."""
+    slow = Isolate(database, Product(text_delta("a"), 20.0, text_delta("b")), lease_ms=2_000)
+    running = await slow.ask("POST", "/v1/sessions/s1/turns/0", {"message": "hi"})
+    await asyncio.sleep(1)
+    other = Isolate(database, Product(text_delta("new")))
+    assert 200 == (await other.ask("DELETE", "/v1/sessions/s1")).status
+    assert 0 == sum((await counts(database)).values())
+    await asyncio.sleep(0.01)
+    await said(other, "s1", "anew")
+
+    await running.lines()
+    await asyncio.sleep(30)
+    assert [("anew",), ("new",)] == await rows(database, "SELECT content FROM chat_messages ORDER BY role DESC")
+    assert [(1, "completed")] == await rows(database, "SELECT epoch, status FROM durable_runs")
+    assert [] == [row for row in await rows(database, "SELECT lines FROM chat_segments") if '"a"' in row[0]]
+
+
+async def test_a_deletion_dies_whole_or_not_at_all(database: SqliteDatabase) -> None:
+    """Killed before or after its only write."""
+    isolate = Isolate(database, Product(text_delta("hello")))
+    for point in (0, 1):
+        await said(isolate, "s1")
+        before = await counts(database)
+        mortal = Isolate(MortalDatabase(database, Fuse(point)), Product())
+        with pytest.raises(Crash):
+            await mortal.service.sessions.delete("acme", "s1", "ann")
+        assert (before if point == 0 else dict.fromkeys(TABLES, 0)) == await counts(database)
+
+
+async def test_all_sessions_of_a_user_go_whatever_dies(database: SqliteDatabase) -> None:
+    """The cron goes on with what is left; what the user begins meanwhile stays, and so does everybody else's."""
+    isolate = Isolate(database, Product(text_delta("hello")))
+    point = 0
+    while True:
+        for name in ("s1", "s2", "s3"):
+            await said(isolate, name)
+        await said(isolate, "s4", x_user="bob")
+        mortal = Isolate(MortalDatabase(database, Fuse(point)), Product())
+        try:
+            await mortal.service.sessions.delete_all("acme", "ann")
+            break
+        except Crash:
+            asked = await rows(database, "SELECT 1 FROM chat_deletions")
+            await asyncio.sleep(0.01)
+            await said(isolate, f"later{point}")
+            await isolate.sweep()
+            left = [name for (name,) in await rows(database, "SELECT session_id FROM chat_sessions ORDER BY 1")]
+            later = [f"later{point}"]
+            assert [*later, "s4"] == left if asked or point else {*later, "s1", "s2", "s3", "s4"} == set(left), point
+            assert [] == await rows(database, "SELECT 1 FROM chat_deletions")
+        point += 1
+    assert 5 < point
+    assert ["s4"] == [name for (name,) in await rows(database, "SELECT session_id FROM chat_sessions ORDER BY 1")]
+
+
+async def test_a_free_plan_deletes_a_few_at_once_and_says_so(database: SqliteDatabase) -> None:
+    """202, and the cron does the others."""
+    isolate = Isolate(database, Product(), settings={"WORKERS_PLAN": "free"})
+    for number in range(5):
+        await said(isolate, f"s{number}")
+    reply = await isolate.ask("DELETE", "/v1/users/ann/sessions")
+    assert (202, False) == (reply.status, reply.body["deleted"])
+    assert 3 == (await counts(database))["chat_sessions"]
+    await isolate.sweep()
+    await isolate.sweep()
+    assert 0 == sum((await counts(database)).values())
+    assert [] == await rows(database, "SELECT 1 FROM chat_deletions")
+
+
+async def test_a_tenant_goes_with_its_name_in_the_ledger(database: SqliteDatabase) -> None:
+    """By an operator only; other tenants stay as they are."""
+    isolate = Isolate(database, Product())
+    for tenant in ("acme", "other"):
+        await said(isolate, "s1", x_tenant=tenant)
+        await said(isolate, "s2", x_tenant=tenant, x_user="bob")
+    await paid_for(database)
+    reply = await isolate.ask("DELETE", "/v1/tenants/acme", **OPERATOR)
+    assert (200, True) == (reply.status, reply.body["deleted"])
+    assert [("other",), ("other",)] == await rows(database, "SELECT tenant_id FROM chat_sessions")
+    assert ["", "", "other", "other"] == sorted(
+        tenant for (tenant,) in await rows(database, "SELECT tenant_id FROM chat_usage")
+    )
+
+
+async def test_a_session_of_an_earlier_version_is_deleted_as_well(database: SqliteDatabase) -> None:
+    """It has no row of its own yet: it is its first turn's user's."""
+    isolate = Isolate(database, Product(), settings=BOUNDARY)
+    await said(isolate, "s1")
+    await rows(database, "DELETE FROM chat_sessions RETURNING 1")
+    assert 404 == (await isolate.ask("DELETE", "/v1/sessions/s1", x_user="bob")).status
+    assert 200 == (await isolate.ask("DELETE", "/v1/sessions/s1")).status
+    assert 0 == sum((await counts(database)).values())
+
+
+# Export
+
+
+async def test_an_export_has_every_version_and_what_was_thought_of_it(database: SqliteDatabase) -> None:
+    """In lines that end with one that says that they are all."""
+    isolate = Isolate(database, Product(text_delta("hello")), settings=VERSIONS)
+    await said(isolate, "s1", "first")
+    again = {"message": "other", "replace": {"kind": "edit", "version": 1}}
+    await (await isolate.ask("POST", "/v1/sessions/s1/turns/0", again)).lines()
+    await isolate.ask("POST", "/v1/sessions/s1/turns/0/feedback", {"rating": "up", "version": 1})
+    await said(isolate, "s2", x_user="bob")
+
+    lines = await exported(isolate, "/v1/sessions/s1/export")
+    assert ["session", "turn", "feedback", "turn", "end"] == [line["type"] for line in lines]
+    assert [("first", 1, False, "hello"), ("other", 2, True, "hello")] == [
+        (line["message"], line["version"], line["counts"], line["answer"]) for line in lines if line["type"] == "turn"
+    ]
+    assert ("ann", "up") == (lines[2]["userId"], lines[2]["rating"])
+    assert lines == await exported(isolate, "/v1/users/ann/export")
+    of_tenant = await exported(isolate, "/v1/tenants/acme/export", **OPERATOR)
+    assert ["s1", "s2"] == [line["sessionId"] for line in of_tenant if line["type"] == "session"]
+    assert 404 == (await isolate.ask("GET", "/v1/sessions/s9/export")).status
+
+
+async def test_a_long_export_is_gone_on_with(database: SqliteDatabase) -> None:
+    """The free plan has few queries: the parts together are what the paid plan gives at once."""
+    isolate = Isolate(database, Product())
+    for name in ("a", "b", "c"):
+        await said(isolate, name)
+    await rows(
+        database,
+        """INSERT INTO chat_turns (run_id, tenant_id, session_id, user_id, turn_index, user_message, attempt,
+             created_at, updated_at)
+           WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 250)
+           SELECT 'chat:acme:b:' || i, tenant_id, session_id, user_id, i, 'm' || i, 1, created_at, updated_at
+           FROM n JOIN chat_turns ON run_id = 'chat:acme:b:0' RETURNING 1""",
+    )
+    await rows(
+        database,
+        """INSERT INTO durable_runs (run_id, manifest_hash, project_id, status, created_at, updated_at)
+           SELECT t.run_id, '', '', 'completed', t.created_at, t.updated_at FROM chat_turns AS t
+           WHERE turn_index > 0 RETURNING 1""",
+    )
+    whole = await exported(isolate, "/v1/users/ann/export")
+    free = Isolate(database, Product(), settings={"WORKERS_PLAN": "free"})
+    parts: list[dict[str, Any]] = []
+    after, responses = "", 0
+    while True:
+        lines = await exported(free, f"/v1/users/ann/export{after}")
+        responses += 1
+        parts += lines[:-1]
+        if lines[-1]["type"] == "end":
+            break
+        after = f"?after={lines[-1]['after']}"
+    assert 1 < responses
+    assert whole[:-1] == parts
+    assert 253 == len([line for line in parts if line["type"] == "turn"])
+
+
+async def test_a_cursor_of_an_export_leads_to_nobody_elses(database: SqliteDatabase) -> None:
+    """Whoever makes one up is refused."""
+    isolate = Isolate(database, Product())
+    await said(isolate, "s1")
+    await said(isolate, "s2", x_user="bob")
+    forged = {
+        "another's": '["x","s2","chat:acme:s2:"]',
+        "outside": '["x","s1","chat:acme:"]',
+        "nobody's": '["x","s9","chat:acme:s9:"]',
+    }
+    for text in forged.values():
+        after = base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+        assert 422 == (await isolate.ask("GET", f"/v1/users/ann/export?after={after}")).status
+        if "s1" not in text:
+            assert 422 == (await isolate.ask("GET", f"/v1/sessions/s1/export?after={after}")).status
+
+
+async def test_an_export_that_fails_breaks_off(database: SqliteDatabase) -> None:
+    """Nobody takes it for the whole."""
+    isolate = Isolate(database, Product())
+    await said(isolate, "s1")
+    reply = await isolate.ask("GET", "/v1/sessions/s1/export")
+    isolate.wire.down = True
+    assert reply.task is not None
+    await reply.task
+    assert reply.reader.broken_off
+    assert "export.failed" in [event for event, _ in isolate.logged]
+
+
+async def test_lists_cost_the_same_however_many_sessions_there_are(database: SqliteDatabase) -> None:
+    """They are read off an index, without sorting."""
+    for user in ("ann", None):
+        statement = read_sessions("acme", user, "~", "", 10)
+        plan = await database.batch([type(statement)(f"EXPLAIN QUERY PLAN {statement.sql}", statement.params)])
+        text = json.dumps([row["detail"] for row in plan[0].rows])
+        assert "USING INDEX idx_chat_sessions" in text
+        assert "TEMP B-TREE" not in text
+
+
+def test_no_table_is_forgotten_by_a_deletion() -> None:
+    """Each that knows a run or a session is in it; agent-runtime's sessions are no chat's, and triggers keep the spans."""
+    text = " ".join(statement.sql for statement in forget_session("acme", "s1", "nobody:"))
+    for table, columns in schema_columns().items():
+        if {"run_id", "session_id"} & {*columns} and not table.startswith(("runtime_", "chat_usage_spans")):
+            assert re.search(rf"(DELETE FROM|UPDATE) {table}\b", text), table
