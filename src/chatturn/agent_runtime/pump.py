@@ -34,12 +34,14 @@ class Pump(Generic[T]):
         self._produce = produce
         self._items: asyncio.Queue[_Item[T] | BaseException | None] = asyncio.Queue(maxsize=1)
         self._task: asyncio.Task[None] | None = None
+        self._left = False
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run())
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._left = True
         if self._task is not None:
             self._task.cancel()
             # What it still raises was either told already, or is of an end that nobody waits for.
@@ -59,17 +61,18 @@ class Pump(Generic[T]):
     async def _run(self) -> None:
         try:
             await self._produce(self._put)
-        except asyncio.CancelledError as error:
+        except BaseException as error:
             task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            await self._items.put(_cancelled_by_itself(error))
-        except BaseException as error:  # noqa: BLE001 - it is whoever reads who is told, whatever it is
-            await self._items.put(error)
+            if self._left or task is None or task.cancelling():
+                raise  # to wait until somebody takes this would be to wait for ever
+            own = isinstance(error, asyncio.CancelledError)
+            await self._items.put(_cancelled_by_itself(error) if own else error)
         else:
             await self._items.put(None)
 
     async def _put(self, value: T) -> None:
+        if self._left:
+            raise asyncio.CancelledError  # once more: the producer has gone on all the same
         await self._items.put(_Item(value))
 
 

@@ -78,6 +78,30 @@ async def test_whoever_leaves_waits_until_the_producer_has_let_go() -> None:
     assert [1.0] == let_go
 
 
+@pytest.mark.parametrize("error", [ValueError("no"), Other(), None])
+async def test_whoever_leaves_does_not_wait_for_what_nobody_takes(error: BaseException | None) -> None:
+    """A producer whose clean-up fails, or that goes on, while an item lies there for a reader who has left."""
+    goes_on: list[int] = []
+
+    async def produce(put: Put) -> None:
+        try:
+            for number in range(100):
+                await put(number)
+        except asyncio.CancelledError:
+            if error is not None:
+                raise error from None
+        for number in range(100):
+            goes_on.append(number)
+            await put(number)
+
+    async with asyncio.timeout(60):
+        async with Pump(produce) as pump:
+            await anext(pump)
+            await asyncio.sleep(1)
+
+    assert len(goes_on) <= 1
+
+
 async def test_an_abort_cancels_what_runs_and_waits_for_it() -> None:
     abort, ended = asyncio.Event(), list[str]()
 
