@@ -103,7 +103,9 @@ class SayingMapper:
                 yield from self._whole(text_in(data, "finalText", "text", "result") or "")
             case "usage" | "llm_call":
                 yield llm_call(data, self._model)
-            case "error":
+            case "backend_error" if data.get("recoverable") is True:
+                return  # it goes on
+            case "error" | "backend_error":
                 detail = text_in(data, "message") or ""
                 raise BackendReportedError("it reported an error", backend=self._backend, detail=detail[:2_048])
             case _:

@@ -16,6 +16,7 @@ from chatturn.durable.records import StepKind
 from chatturn.durable.runner import default_sources
 from chatturn.durable.steps import words_of
 from chatturn.durable.store import DurableRunStore
+from chatturn.errors import ValidationError
 
 __all__ = ["DurableTask", "HookFailed", "TaskAborted", "TaskSteps"]
 
@@ -50,7 +51,10 @@ class DurableTask:
         run_id: Names the run; the same on every attempt, and another for every task.
         project_id: The product.
         scenario_id: The thread, or None.
-        lease_ms: How long the worker may be silent before others may take the run over.
+        lease_ms: How long the worker may be silent before others may take the run over; at least 1.
+
+    Raises:
+        ValidationError: The run has no name, or one that cannot be stored, or *lease_ms* is no such number.
     """
 
     store: DurableRunStore
@@ -58,6 +62,21 @@ class DurableTask:
     project_id: str
     scenario_id: str | None = None
     lease_ms: int = 30_000
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.run_id, str) or not self.run_id or not _can_be_stored(self.run_id):
+            raise ValidationError(f"run_id must be a text that is not empty and can be stored, not {self.run_id!r:.60}")
+        if type(self.lease_ms) is not int or self.lease_ms < 1:
+            raise ValidationError(f"lease_ms must be a whole number from 1, not {self.lease_ms!r:.40}")
+
+
+def _can_be_stored(text: str) -> bool:
+    """Say whether *text* is one in UTF-8: half a surrogate pair is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(slots=True, kw_only=True)

@@ -175,12 +175,17 @@ class _NotCompletedError(Exception):
 
 
 async def _run_durably(options: RunAgentTaskStreamOptions, durable: DurableTask, put: Put[RuntimeStreamEvent]) -> None:
+    last: list[RuntimeStreamEvent] = []  # told once the run is on record as completed: whoever reads may leave then
+
     async def task_fn(context: DurableContext) -> None:
         steps = TaskSteps(context=context, abort=options.abort, now=options.sources.now)
         stream = _TaskStream(options, steps, context)
         async with aclosing(stream.events()) as events:
             async for event in events:
-                await put(event)
+                if stream.status is AgentTaskStatus.COMPLETED:
+                    last.append(event)
+                else:
+                    await put(event)
         if stream.status is not AgentTaskStatus.COMPLETED:
             raise _NotCompletedError
 
@@ -196,6 +201,8 @@ async def _run_durably(options: RunAgentTaskStreamOptions, durable: DurableTask,
         await run_durable(run)
     except _NotCompletedError:
         return
+    for event in last:
+        await put(event)
 
 
 def _asked(options: RunAgentTaskStreamOptions) -> dict[str, Any]:

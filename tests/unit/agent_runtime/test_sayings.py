@@ -88,12 +88,18 @@ def test_what_is_said_before_a_tool_is_no_part_of_the_answer() -> None:
     assert "It is 4." == mapper.text()
 
 
-def test_an_error_inside_the_stream_fails_the_answer() -> None:
+@pytest.mark.parametrize("kind", ["error", "backend_error"])
+@pytest.mark.parametrize("more", [{}, {"recoverable": False}, {"recoverable": "yes"}])
+def test_an_error_inside_the_stream_fails_the_answer(kind: str, more: dict[str, Any]) -> None:
     """O5: there it is ignored, and the run has completed."""
     with pytest.raises(BackendReportedError) as raised:
-        said({"type": "error", "data": {"message": "overloaded"}})
+        said({"type": kind, "data": {"message": "overloaded", **more}})
 
     assert "overloaded" == raised.value.detail
+
+
+def test_an_error_from_which_a_sandbox_recovers_fails_nothing() -> None:
+    assert [] == said({"type": "backend_error", "data": {"message": "overloaded", "recoverable": True}})
 
 
 @pytest.mark.parametrize(

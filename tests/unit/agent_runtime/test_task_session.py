@@ -407,6 +407,29 @@ async def test_a_session_that_cannot_be_opened_is_a_backend_error(opening: str) 
     assert "stop: backend_rejected" == sandbox.calls[-1]
 
 
+@pytest.mark.parametrize("kind", ["backend_end", "task_end", "final"])
+async def test_whoever_leaves_at_the_end_leaves_a_run_that_is_completed(kind: str) -> None:
+    """The end is told once it is on record."""
+    with open_sqlite() as database:
+        async with aclosing(run_agent_task_stream(options(Sandbox().backend(), durable=durable(database)))) as events:
+            async for event in events:
+                if event.type == kind:
+                    break
+        run = await SqlRunStore(database).load_run("run-1")
+
+    assert run is not None
+    assert "completed" == run.status
+
+
+@pytest.mark.parametrize(
+    "members",
+    [{"run_id": ""}, {"run_id": None}, {"run_id": "a\ud800"}, {"lease_ms": 0}, {"lease_ms": -1}, {"lease_ms": 1.5}],
+)
+async def test_a_durable_task_that_cannot_be_recorded_is_refused(members: dict[str, Any]) -> None:
+    with open_sqlite() as database, pytest.raises(ValidationError, match=next(iter(members))):
+        DurableTask(**{"store": SqlRunStore(database), "run_id": "run-1", "project_id": "p", **members})
+
+
 # What the backend reports
 
 
