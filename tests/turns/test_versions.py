@@ -228,6 +228,39 @@ async def test_a_turn_without_versions_costs_what_it_did(database: SqliteDatabas
     assert 3 == isolate.wire.batches
 
 
+async def test_a_later_version_is_replayed_in_one_round_trip(database: SqliteDatabase) -> None:
+    """Looked up inside the claim, whose session it is as well; with the run, the number and why it ended."""
+    isolate = Isolate(database, Counting(), settings={**ON, "LOG_EVERY_MS": "0", "SESSION_OWNER": "subject"})
+    await say(isolate, 0, "a")
+    await say(isolate, 0, "x", replace=edit(1))
+    await say(isolate, 0, "x", replace=again(2))
+    before, stored = isolate.wire.batches, await everything(database)
+    reply = await isolate.ask("POST", body={"message": "x"})
+    lines = await reply.lines()
+
+    assert before + 1 == isolate.wire.batches
+    assert stored == await everything(database)
+    assert ("chat:acme:thread-1:0~3", "3", "true") == tuple(
+        reply.response.headers[name] for name in ("X-Workflow-Run-Id", "X-Turn-Attempt", "X-Turn-Replayed")
+    )
+    assert [("x/3", None), (None, 3)] == [
+        (line["data"].get("finalText"), line["data"].get("version")) for line in lines[1:]
+    ]
+    assert "stop" == lines[-1]["data"]["finishReason"]
+    assert 404 == (await isolate.ask("POST", body={"message": "x"}, x_user="bob")).status
+    assert (422, "input_mismatch") == await refused(isolate, 0, "a")
+
+
+async def test_a_later_version_that_is_detached_is_no_replay(isolate: Isolate) -> None:
+    """The same words at its place are a new version there."""
+    await say(isolate, 0, "a")
+    await say(isolate, 1, "b")
+    await say(isolate, 1, "c", replace=edit(1))
+    await say(isolate, 0, "x", replace=edit(1))
+    lines = await say(isolate, 1, "c")
+    assert (False, 3) == (lines[-1]["data"]["replayed"], lines[-1]["data"]["version"])
+
+
 async def test_retention_takes_a_version_and_leaves_the_one_that_counts(isolate: Isolate) -> None:
     """The messages are those of the run that they name."""
     await say(isolate, 0, "a")

@@ -475,8 +475,9 @@ def _numbered(text: str, first: int, params: int) -> str:
 
 def _look(condition: Condition) -> Statement:
     """Look whether a condition holds, and what is told about it."""
-    params = condition.params[: _used(f"{condition.sql} {condition.told}")]
-    return Statement(f"SELECT {_columns(condition, first=0)}", params)
+    params = condition.params[: _used(f"{condition.sql} {condition.told} {condition.told_from}")]
+    told_from = _numbered(condition.told_from, 0, len(condition.params))
+    return Statement(f"SELECT {_columns(condition, first=0)} {told_from}", params)
 
 
 def _columns(condition: Condition, *, first: int) -> str:

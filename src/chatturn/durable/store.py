@@ -125,11 +125,13 @@ class Condition:
         sql: SQL, in which ``{0}``, ``{1}``, … stand for its parameters; it still holds behind the claim.
         params: Its parameters.
         told: Columns that tell why it does not hold, with the same parameters; "" for none.
+        told_from: The FROM clause of these columns, of one row in any case, likewise; "" for none.
     """
 
     sql: str
     params: tuple[Value, ...]
     told: str = ""
+    told_from: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,10 +6,11 @@ the turn before that counted when it was begun.  Where the version that counts b
 messages are marked as broken off; what stands from the first mark on is detached, and comes back when the mark goes.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
 from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids, turn_run_id, version_run_ids
-from chatturn.database.api import Statement
+from chatturn.database.api import Row, Statement
 from chatturn.durable.sql.runs import HELD
 from chatturn.durable.store import Guard
 
@@ -163,10 +164,11 @@ _SAME_TURN: Final = """
 SELECT 1 AS same FROM chat_turns WHERE (run_id = ?1 OR (run_id > ?2 AND run_id < ?3)) AND manifest_hash = ?4 LIMIT 1
 """
 
-_ONLY_ONE: Final = """
-NOT EXISTS (SELECT 1 FROM chat_turns WHERE run_id > {0} AND run_id < {1})
+_BROKEN: Final = "tenant_id = {} AND session_id = {} AND turn_index <= {} AND breaks = 1"
+_ONLY_ONE: Final = f"""
+NOT EXISTS (SELECT 1 FROM chat_turns WHERE run_id > {{0}} AND run_id < {{1}})
 AND NOT EXISTS (SELECT 1 FROM chat_messages INDEXED BY idx_chat_messages_breaks
-  WHERE tenant_id = {2} AND session_id = {3} AND turn_index <= {4} AND breaks = 1)
+  WHERE {_BROKEN.format("{2}", "{3}", "{4}")})
 """
 _STILL_COUNTS: Final = """
 EXISTS (SELECT 1 FROM durable_runs WHERE run_id = {0}) OR {4} IS (
@@ -175,15 +177,43 @@ EXISTS (SELECT 1 FROM durable_runs WHERE run_id = {0}) OR {4} IS (
 """
 
 
+# With the refusal, the version from the second on that counts: most of who asks wants it said again.
+_COUNTING: Final = f"""
+m.version, t.finish_reason, t.first_attempt, t.traceparent, t.caller_span_id, t.traced_by, NULL AS last_ended, r.*,
+s.result_json, EXISTS (SELECT 1 FROM chat_messages INDEXED BY idx_chat_messages_breaks
+  WHERE {_BROKEN.format("{2}", "{3}", "{4}")}) AS detached
+"""
+_FROM_COUNTING: Final = """
+FROM (SELECT 1) LEFT JOIN chat_messages AS m ON m.tenant_id = {2} AND m.session_id = {3} AND m.turn_index = {4}
+  AND m.role = 'assistant' AND m.version > 1
+LEFT JOIN durable_runs AS r ON r.run_id = m.run_id
+LEFT JOIN chat_turns AS t ON t.run_id = m.run_id
+LEFT JOIN durable_steps AS s ON s.run_id = m.run_id AND s.step_index = 0 AND s.status = 'completed'
+"""
+
+
+@dataclass
 class OtherVersion(Exception):
-    """Which version the request is about has to be looked up."""
+    """
+    Which version the request is about has to be looked up.
+
+    Attributes:
+        counting: The run of the version that counts, where that is known, with its answer, and what of the turn a
+            replay needs; see `chatturn.chat.turn.replay.replay_of_version`.
+    """
+
+    counting: Row | None = None
 
 
 def only_one_version(identity: ChatTurnIdentity) -> Guard:
     """Claim the first version only where there is no other, and the turn is not detached."""
     _, first, last = version_run_ids(identity)
     params = (first, last, identity.tenant_id, identity.session_id, identity.turn_index)
-    return Guard(sql=_ONLY_ONE, params=params, refusal=lambda _row: OtherVersion())
+    return Guard(sql=_ONLY_ONE, params=params, refusal=_other_version, told=_COUNTING, told_from=_FROM_COUNTING)
+
+
+def _other_version(row: Row) -> Exception:
+    return OtherVersion(None if row["run_id"] is None or row["detached"] else row)
 
 
 def still_counts(identity: ChatTurnIdentity, counts: int | None) -> Guard:

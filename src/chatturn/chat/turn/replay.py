@@ -1,16 +1,23 @@
 """`ReplayedTurn`: a turn that had finished before it was asked for again."""
 
+import json
+from dataclasses import replace
+
 from chatturn.chat.hooks.outbox import overrides
 from chatturn.chat.requests import TurnInput
 from chatturn.chat.turn.finish import ending_words, failure_words, kind_of, started_words, unlogged
 from chatturn.chat.turn.reader import Reader, observer_of
 from chatturn.chat.turn.retries import TooEarly
 from chatturn.chat.turn.sinks import Sink
-from chatturn.chat.turn.tracing import tell_end
+from chatturn.chat.turn.tracing import found, tell_end
+from chatturn.database.api import Row
 from chatturn.durable.attempt import Finished
+from chatturn.durable.identifiers import manifest_hash
+from chatturn.durable.records import Claim, RunStatus, StepKind, StepRecord, StepStatus
+from chatturn.durable.rows import run_from_row
 from chatturn.events import ChatStreamEvent
 
-__all__ = ["TURN_STEP", "FailedTurn", "ReplayedTurn"]
+__all__ = ["TURN_STEP", "FailedTurn", "ReplayedTurn", "replay_of_version"]
 
 TURN_STEP = 0
 """The position of the step whose result is a turn's answer."""
@@ -110,3 +117,39 @@ class FailedTurn:
         reader.send(unlogged(words, self.attempt), words)
         await sink.close()
         await tell_end(turn, None, None, (), replayed=True)
+
+
+def replay_of_version(turn: TurnInput, row: Row | None) -> ReplayedTurn | None:
+    """
+    Return the replay of the version that counts, as the claim's refusal told of it.
+
+    Args:
+        turn: What was asked for.
+        row: `chatturn.chat.thread.version_sql.OtherVersion.counting`.
+
+    Returns:
+        None where there is none, it is not finished, or another question was asked: then it has to be looked up.
+    """
+    if row is None or row["result_json"] is None or row["manifest_hash"] != manifest_hash(turn.manifest):
+        return None
+    run = run_from_row(row)
+    if run.status is not RunStatus.COMPLETED:
+        return None
+    step = StepRecord(
+        run_id=run.run_id,
+        step_index=TURN_STEP,
+        intent="",
+        kind=StepKind.LLM,
+        input_hash="",
+        status=StepStatus.COMPLETED,
+        attempts=1,
+        result=json.loads(str(row["result_json"])),
+        error=None,
+        started_at=None,
+        completed_at=run.completed_at,
+    )
+    if turn.tracing is not None:
+        turn.tracing.claimed(found([row], attempt=run.epoch, replayed=True))
+    about = replace(turn, identity=replace(turn.identity, version=int(row["version"] or 1)))
+    reason = None if row["finish_reason"] is None else str(row["finish_reason"])
+    return ReplayedTurn(about, Finished(Claim(run=run, steps=[step], lease=None)), reason)

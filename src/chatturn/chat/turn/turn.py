@@ -36,7 +36,7 @@ from chatturn.chat.thread.history import PastTurn
 from chatturn.chat.thread.identity import legacy_run_id
 from chatturn.chat.thread.queue_sql import NEXT_IN_LINE, begins_now, idle, interrupt, not_passed, room
 from chatturn.chat.thread.session_sql import owned_by, record_session, session_changed
-from chatturn.chat.thread.version_sql import only_one_version, record_version, still_counts
+from chatturn.chat.thread.version_sql import OtherVersion, only_one_version, record_version, still_counts
 from chatturn.chat.thread.versions import Choice
 from chatturn.chat.turn import attempt_usage, tracing
 from chatturn.chat.turn import sql as chat_sql
@@ -47,7 +47,7 @@ from chatturn.chat.turn.finish import Finish, context_event, failure_words, kind
 from chatturn.chat.turn.past import past_turns
 from chatturn.chat.turn.queued import QueuedTurn, queue_of
 from chatturn.chat.turn.reader import Reader, observer_of, ping_every_ms
-from chatturn.chat.turn.replay import TURN_STEP, FailedTurn, ReplayedTurn
+from chatturn.chat.turn.replay import TURN_STEP, FailedTurn, ReplayedTurn, replay_of_version
 from chatturn.chat.turn.retries import TooEarly, not_too_early
 from chatturn.chat.turn.sinks import Sink
 from chatturn.chat.usage.calls import ModelCall
@@ -83,6 +83,10 @@ async def open_turn(turn: TurnInput) -> "OpenTurn":
         return FailedTurn(turn, early)
     except Queued as queued:
         return _waiting(turn, queued, rung)
+    except OtherVersion as other:
+        if (replayed := replay_of_version(turn, other.counting)) is None:
+            raise
+        return replayed
     finished, epoch = isinstance(claimed, Finished), max(claimed.claim.run.epoch, 1)
     found, *rows = claimed.claim.rows
     spent = rows.pop(0) if deployment.budgets else ()
