@@ -177,16 +177,18 @@ CREATE TABLE IF NOT EXISTS chat_messages (
   PRIMARY KEY (tenant_id, session_id, turn_index, role)
 ) STRICT, WITHOUT ROWID;
 
--- Hook calls that must still happen; written with the finish, so that no crash can lose one.
+-- Hook calls that must still happen; written with what they tell of, so that no crash can lose one.
 CREATE TABLE IF NOT EXISTS chat_outbox (
   run_id TEXT NOT NULL,
-  hook TEXT NOT NULL CHECK (hook IN ('persist_assistant_message', 'on_turn_complete')),
+  hook TEXT NOT NULL CHECK (hook IN ('persist_assistant_message', 'on_turn_complete')
+    OR hook GLOB 'on_thread_changed/[1-9]*'),           -- behind the slash the session's revision
   attempt INTEGER NOT NULL CHECK (attempt >= 1),        -- which attempt's answer it is about
   status TEXT NOT NULL CHECK (status IN ('pending', 'done', 'given_up')),
   failures INTEGER NOT NULL DEFAULT 0,  -- calls that have failed
   next_call_at TEXT NOT NULL CHECK (length(next_call_at) = 24),  -- nobody else calls it before
   last_error TEXT,                      -- why the latest call failed; for operators
   created_at TEXT NOT NULL CHECK (length(created_at) = 24),
+  payload_json TEXT,                    -- which turns were detached or came back; null: it is about the answer
   PRIMARY KEY (run_id, hook)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS idx_chat_outbox_due ON chat_outbox (next_call_at) WHERE status = 'pending';
@@ -816,6 +818,7 @@ WHERE intent >= 'event:tool:' AND intent < 'event:tool;';
 
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 115, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 116, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
-  AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome');
+  AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome')
+  AND EXISTS (SELECT 1 FROM pragma_table_info('chat_outbox') WHERE name = 'payload_json');

@@ -10,7 +10,8 @@ A product is a module whose class ``Hooks`` derives from `ChatTurnHooks`::
             return StreamProducer(answer(context, system="You help lawyers to read documents."))
 
 Hooks and what they are given:
-    `ChatTurnHooks`, `TurnContext`, `ModelRequest`, `FinishedTurn`, `ChatTurnIdentity`; `EndedAttempt`, whose end is
+    `ChatTurnHooks`, `TurnContext`, `ModelRequest`, `FinishedTurn`, `ThreadChange`, `ChatTurnIdentity`;
+    `EndedAttempt`, whose end is
     `Completed`, `Cancelled`, `Suspended` or `Failed`;
     `PastTurn`, `ShownHistory` and `recent`, for a history of its own.
 The answer:
@@ -36,6 +37,7 @@ from chatturn.chat.hooks.hooks import (
     ModelRequest,
     TurnContext,
 )
+from chatturn.chat.hooks.thread_changes import ThreadChange
 from chatturn.chat.hooks.tool import Tool, ToolContext, ToolError
 from chatturn.chat.thread.history import PastTurn, ShownHistory, recent
 from chatturn.chat.thread.identity import ChatTurnIdentity
@@ -93,6 +95,7 @@ __all__ = [
     "StepTooLarge",
     "StreamProducer",
     "Suspended",
+    "ThreadChange",
     "Tool",
     "ToolContext",
     "ToolError",

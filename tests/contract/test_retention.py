@@ -36,7 +36,7 @@ async def a_whole_turn(store: SqlRunStore, turn_index: int, *, hook_status: str 
         "INSERT INTO chat_segments VALUES (?1, 0, 1, 1, 'l', 1)",
         "INSERT INTO chat_messages VALUES ('acme', 'thread', ?2, 'user', 'hi', ?1, ?3, 1, 0)",
         "INSERT INTO chat_messages VALUES ('acme', 'thread', ?2, 'assistant', 'ho', ?1, ?3, 1, 0)",
-        "INSERT INTO chat_outbox VALUES (?1, 'on_turn_complete', 1, ?4, 0, ?3, NULL, ?3)",
+        "INSERT INTO chat_outbox (run_id, hook, attempt, status, failures, next_call_at, last_error, created_at) VALUES (?1, 'on_turn_complete', 1, ?4, 0, ?3, NULL, ?3)",
         "INSERT INTO chat_usage (run_id, attempt, call_index, recorded_at) VALUES (?1, 1, 0, ?3)",
         "INSERT INTO durable_waits VALUES (?1, 0, 'k', ?3)",
         "UPDATE durable_runs SET status = 'completed', completed_at = updated_at WHERE run_id = ?1",

@@ -138,6 +138,7 @@ LATER = (
     "0015_client_tools.sql",
     "0016_ledger_sums.sql",
     "0017_peoples_data.sql",
+    "0018_thread_changes.sql",
 )
 EARLY_0004 = (
     "ALTER TABLE chat_turns ADD COLUMN log_from INTEGER NOT NULL DEFAULT 0 CHECK (log_from >= 0)",

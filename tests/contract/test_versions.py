@@ -51,8 +51,7 @@ async def test_a_version_detaches_what_followed_another_and_it_comes_back(
     assert ["a1.2", "a0.1"] == await thread(database)
     for version, expected in ((1, ["a3.1", "a2.1", "a1.1", "a0.1"]), (2, ["a1.2", "a0.1"])):
         for _ in range(2):
-            run_id = turn_run_id(place(1, version))
-            [came] = await rows(database, version_sql.activate(place(1), run_id))
+            [came] = await rows(database, version_sql.activate(place(1, version)))
             assert (1, 1, 1) == (came["may_count"], came["idle"], came["counts"])
             assert expected == await thread(database)
 
@@ -77,7 +76,7 @@ async def test_nothing_of_a_busy_session_is_changed(store: SqlRunStore, database
     await answer(store, 0)
     await answer(store, 0, 2, replaces=1)
     await claim(store, turn_run_id(place(7)))
-    [came] = await rows(database, version_sql.activate(place(0), turn_run_id(place(0))))
+    [came] = await rows(database, version_sql.activate(place(0)))
     assert (1, 0, 0) == (came["may_count"], came["idle"], came["counts"])
     assert ["a0.2"] == await thread(database)
 
@@ -86,7 +85,7 @@ async def test_where_a_thread_ends_is_read_off_an_index(store: SqlRunStore, data
     """So are open runs: what a look costs does not depend on how long the session is."""
     await answer(store, 0)
     page = read_messages("acme", "thread", None, 50)
-    look = version_sql.activate(place(0), turn_run_id(place(0)))[-1]
+    look = version_sql.activate(place(0))[-1]
     for statement, index in ((page, "idx_chat_messages_breaks"), (look, "idx_durable_runs_open")):
         plan: Any = await rows(database, [Statement(f"EXPLAIN QUERY PLAN {statement.sql}", statement.params)])
         assert any(index in str(row["detail"]) for row in plan), [row["detail"] for row in plan]

@@ -9,19 +9,20 @@ whatever a reader of the messages can see has a revision of its own.
 import asyncio
 import random
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from chatturn.chat.hooks.hooks import TurnContext
+from chatturn.chat.hooks.thread_changes import ThreadChange
 from chatturn.chat.turn.stream import StreamProducer
 from chatturn.database.api import Database
 from chatturn.events import EventBatch, text_delta
 from chatturn_testing.faults import Crash, Fuse, MortalDatabase
 from tests.support.isolates import Isolate
 from tests.support.revisions import WatchedDatabase
-from tests.support.turns import Product, open_sqlite
+from tests.support.turns import IDENTITY, Product, open_sqlite
 
 SETTINGS = {"THREADS": "on", "LEASE_MS": "1000", "HISTORY_TURNS": "100"}
 SESSION = "/v1/sessions/thread-1"
@@ -32,6 +33,15 @@ class Watched(Product):
     """A product that keeps each call's history, and answers with a number that no other call has."""
 
     asked: list[tuple[str, list[str]]]
+    told: list[ThreadChange]
+    failed: list[str]
+
+    async def on_thread_changed(self, change: ThreadChange) -> None:
+        """Keep it; every second change fails at its first call."""
+        if change.revision % 2 and change.idempotency_key not in self.failed:
+            self.failed.append(change.idempotency_key)
+            raise RuntimeError
+        self.told.append(change)
 
     def produce(self, context: TurnContext) -> StreamProducer:
         """Answer."""
@@ -59,12 +69,15 @@ class User:
     said: dict[Place, tuple[str, str, Place | None]] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)
     asked: list[tuple[str, list[str]]] = field(default_factory=list)
+    told: list[ThreadChange] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     deaths: int = 0
+    changes: int = 0
 
     def isolate(self, database: Any) -> Isolate:
         """Return a new worker."""
         product = Watched()
-        product.asked = self.asked
+        product.asked, product.told, product.failed = self.asked, self.told, self.failed
         return Isolate(database, product, settings=SETTINGS)
 
     def path(self) -> list[Place]:
@@ -116,6 +129,29 @@ class User:
             return []
 
     async def do_something(self, number: int) -> None:
+        """Do it, and see that the product hears of what is detached or comes back by it, under one key for ever."""
+        before, counts = [index for index, _ in self.path()], dict(self.counts)
+        self.told.clear()
+        await self.act(number)
+        for _ in range(2):
+            await asyncio.sleep(100)
+            await self.isolate(self.database).sweep()
+        behind = [index for index, _ in self.path()]
+        [changed] = [index for index in self.counts if self.counts[index] != counts.get(index)] or [-1]
+        expected = [
+            (what, min(turns), max(turns))
+            for what, turns in (
+                ("detached", set(before) - set(behind) - {changed}),
+                ("returned", set(behind) - set(before) - {changed}),
+            )
+            if turns
+        ]
+        told = {each.idempotency_key: each for each in self.told}
+        assert expected == [(each.change, each.first_turn, each.last_turn) for each in told.values()]
+        assert all((changed, self.counts.get(changed)) == _place(each) for each in told.values())
+        self.changes += len(told)
+
+    async def act(self, number: int) -> None:
         """Go on, edit, ask again or let another version count."""
         path = self.path()
         what = self.chance.choice(["go on", "go on", "edit", "regenerate", "activate"]) if path else "go on"
@@ -123,10 +159,16 @@ class User:
             await self.say(len(path), f"question {number}")
         elif what == "activate":
             index, version = self.chance.choice(sorted(self.said))
-            reply = await self.isolate(self.database).ask(
-                "POST", f"{SESSION}/turns/{index}/versions/{version}/activate"
-            )
-            assert 200 == reply.status, reply.body
+            about = replace(IDENTITY, turn_index=index, version=version)
+            for fuse in (Fuse(self.chance.choice([None, *range(4)])), Fuse()):
+                service = self.isolate(MortalDatabase(self.database, fuse)).service
+                try:
+                    await service.activate(about)
+                    await service.tell_changes(about)
+                except Crash:
+                    self.deaths += 1
+                else:
+                    break
             self.counts[index] = version
         else:
             index, version = self.chance.choice(path)
@@ -144,6 +186,10 @@ class User:
             assert sorted(version for at, version in self.said if at == index) == answered
 
 
+def _place(change: ThreadChange) -> Place:
+    return change.identity.turn_index, change.identity.version
+
+
 @pytest.mark.parametrize("seed", range(25))
 async def test_a_thread_is_what_was_said(seed: int) -> None:
     """Twenty acts of a user; workers die on the way."""
@@ -154,4 +200,5 @@ async def test_a_thread_is_what_was_said(seed: int) -> None:
             await user.do_something(number)
             await user.check()
         assert user.deaths, "nobody has died"
+        assert user.changes, "nothing was detached"
         assert [] == watched.broken

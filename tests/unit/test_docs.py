@@ -580,15 +580,22 @@ def test_every_name_that_a_product_may_import_is_told() -> None:
     assert sorted(product.__all__) == sorted(name for row in rows for name in names(row[0]))
 
 
+_ADDED = ("traceparent", "report_call", "request", "question", "version")
+
+
 @pytest.mark.parametrize(
     ("heading", "shown"),
     [
         (
             "What `produce` is given",
-            {*(item.name for item in fields(product.TurnContext)), "traceparent", "report_call", "request", "question"},
+            {*(item.name for item in fields(product.TurnContext)), *_ADDED},
         ),
         ("What the model is asked", {item.name for item in fields(product.ModelRequest)}),
-        ("What the hooks of a stored answer are given", {item.name for item in fields(product.FinishedTurn)}),
+        (
+            "What the hooks of a stored answer are given",
+            {*(item.name for item in fields(product.FinishedTurn)), "version"},
+        ),
+        ("What `on_thread_changed` is given", {item.name for item in fields(product.ThreadChange)}),
         ("What `on_attempt_end` is given", {item.name for item in fields(product.EndedAttempt)}),
         ("Attributes of the class", {"sync_http", "tools", "instructions", "client_tools", "runtime_runs"}),
         ("Tools and approvals", {item.name for item in fields(product.Tool)}),

@@ -12,6 +12,7 @@ from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX, CLIENT_CALL, TOOL_PR
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.files import FileFacts, last_day
 from chatturn.chat.following import FollowedTurn, read_page_in_turn, who_holds
+from chatturn.chat.hooks.outbox import Outbox
 from chatturn.chat.listeners import RequestTracing
 from chatturn.chat.lists.lists import MessagePage, MessageQuery, TurnPage, TurnQuery, list_messages, list_turns
 from chatturn.chat.lists.revisions import changed
@@ -131,14 +132,23 @@ class DurableChatService:
         """
         if not await self._may_see_turn(identity):
             raise NotFound("there is no such turn")
-        run_id = turn_run_id(identity)
-        *_, found = await self.deployment.database.batch(activate(identity, run_id))
+        run_id, around = turn_run_id(identity), self._outbox.around_activation(identity)
+        *_, found = await self.deployment.database.batch(activate(identity, around.before, around.behind))
         came = found.rows[0]
         if came["counts"]:
             return
         if not came["may_count"]:
             raise VersionConflict("it has no answer", run_id=run_id)
         raise SessionBusy("a turn of the session is being answered", run_id=run_id)
+
+    async def tell_changes(self, identity: ChatTurnIdentity) -> None:
+        """Tell the product what was detached or came back when a version began to count; see `Outbox.tell_changes`."""
+        await self._outbox.tell_changes(turn_run_id(identity))
+
+    @property
+    def _outbox(self) -> Outbox:
+        deployment = self.deployment
+        return Outbox(database=deployment.database, hooks=deployment.hooks, log=deployment.log)
 
     async def _check_wishes(self, identity: ChatTurnIdentity, request: TurnRequest) -> None:
         """Refuse what the deployment does not allow, unless the turn is there: what was begun may be ended."""

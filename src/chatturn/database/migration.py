@@ -1,16 +1,25 @@
 """
 Bringing a database to the schema, from wherever it is: new, agent-runtime's own, or an older one of ours.
 
-``CREATE … IF NOT EXISTS`` brings about everything but a new column of an old table.  So a migration is one
-batch: the columns that are missing, then the whole schema.  It applies whole or not at all; where two run at
-once, the second finds its column already there, is refused, looks again and has nothing left to do.
+``CREATE … IF NOT EXISTS`` brings about everything but a new column, or another CHECK, of an old table.  So a migration
+is one batch: the columns that are missing, then the whole schema; a table with another CHECK is put aside before it,
+and its rows are taken over behind it.  It applies whole or not at all; where two run at once, the second finds its
+column already there, is refused, looks again and has nothing left to do.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
 from chatturn.database.api import Database, Result, Statement
-from chatturn.database.schema import ADDED_COLUMNS, DURABLE_SCHEMA_VERSION, schema_columns, schema_statements
+from chatturn.database.schema import (
+    ADDED_COLUMNS,
+    BEFORE_REBUILT,
+    BEHIND_REBUILT,
+    DURABLE_SCHEMA_VERSION,
+    REBUILT,
+    schema_columns,
+    schema_statements,
+)
 from chatturn.errors import SchemaOutdated, StoreError
 
 __all__ = ["READ_VERSION", "mend", "migrate", "missing_parts", "read_version"]
@@ -52,10 +61,11 @@ async def migrate(database: Database) -> int:
     """
     for tries_left in reversed(range(_TRIES)):
         version, missing = await read_version(database), await _missing_columns(database)
-        if version >= DURABLE_SCHEMA_VERSION and not missing:
+        rebuilds = missing.pop(REBUILT, None) is not None
+        if version >= DURABLE_SCHEMA_VERSION and not missing and not rebuilds:
             return version
         texts = [f"ALTER TABLE {table} ADD COLUMN {column} {kind}" for (table, column), kind in missing.items()]
-        texts += schema_statements()
+        texts += [*BEFORE_REBUILT, *schema_statements(), *BEHIND_REBUILT] if rebuilds else schema_statements()
         if version >= _NUMBER_OF_THAT_TEXT and _OF_AN_EARLIER_TEXT in missing:
             texts += _WHAT_THAT_TEXT_LEFT_OUT
         try:
@@ -112,12 +122,13 @@ async def read_version(database: Database) -> int:
 
 
 async def _missing_columns(database: Database) -> dict[tuple[str, str], str]:
-    """Return the columns that existing tables lack, with their definitions."""
-    found: Sequence[Result] = await database.batch([_columns_of(table) for table, _, _ in ADDED_COLUMNS])
+    """Return the columns that existing tables lack, with their definitions; of a table that is rebuilt, its latest."""
+    wanted = (*ADDED_COLUMNS, (*REBUILT, ""))
+    found: Sequence[Result] = await database.batch([_columns_of(table) for table, _, _ in wanted])
     present = [{row["name"] for row in outcome.rows} for outcome in found]
     return {
         (table, column): definition
-        for (table, column, definition), columns in zip(ADDED_COLUMNS, present, strict=True)
+        for (table, column, definition), columns in zip(wanted, present, strict=True)
         if columns and column not in columns  # a table that does not exist is about to be made
     }
 

@@ -10,13 +10,37 @@ from typing import Final
 
 from chatturn.database.ledger_sums import SUMS_TABLES, SUMS_TRIGGERS, fill_sums
 
-__all__ = ["ADDED_COLUMNS", "DURABLE_SCHEMA_SQL", "DURABLE_SCHEMA_VERSION", "schema_columns", "schema_statements"]
+__all__ = [
+    "ADDED_COLUMNS",
+    "BEFORE_REBUILT",
+    "BEHIND_REBUILT",
+    "DURABLE_SCHEMA_SQL",
+    "DURABLE_SCHEMA_VERSION",
+    "REBUILT",
+    "schema_columns",
+    "schema_statements",
+]
 
-DURABLE_SCHEMA_VERSION: Final = 115
+DURABLE_SCHEMA_VERSION: Final = 116
 """The version in ``durable_schema_info`` that this code needs; below 100 are agent-runtime's own."""
 
 _TABLE: Final = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+)", re.MULTILINE)
 _COLUMN: Final = re.compile(r"^  ([a-z_]+) [A-Z]", re.MULTILINE)
+
+REBUILT: Final = ("chat_outbox", "payload_json")
+"""A table with a CHECK that an older one has not, which only a new table can have; known by its latest column."""
+BEFORE_REBUILT: Final = (
+    "DROP INDEX IF EXISTS idx_chat_outbox_due",
+    "DROP INDEX IF EXISTS idx_chat_outbox_given_up",
+    "ALTER TABLE chat_outbox RENAME TO chat_outbox_of_before",
+)
+BEHIND_REBUILT: Final = (
+    """
+INSERT INTO chat_outbox (run_id, hook, attempt, status, failures, next_call_at, last_error, created_at)
+SELECT run_id, hook, attempt, status, failures, next_call_at, last_error, created_at FROM chat_outbox_of_before
+""",
+    "DROP TABLE chat_outbox_of_before",
+)
 
 ADDED_COLUMNS: Final = (
     ("durable_runs", "epoch", "INTEGER NOT NULL DEFAULT 0"),
@@ -252,16 +276,18 @@ CREATE TABLE IF NOT EXISTS chat_messages (
   PRIMARY KEY (tenant_id, session_id, turn_index, role)
 ) STRICT, WITHOUT ROWID;
 
--- Hook calls that must still happen; written with the finish, so that no crash can lose one.
+-- Hook calls that must still happen; written with what they tell of, so that no crash can lose one.
 CREATE TABLE IF NOT EXISTS chat_outbox (
   run_id TEXT NOT NULL,
-  hook TEXT NOT NULL CHECK (hook IN ('persist_assistant_message', 'on_turn_complete')),
+  hook TEXT NOT NULL CHECK (hook IN ('persist_assistant_message', 'on_turn_complete')
+    OR hook GLOB 'on_thread_changed/[1-9]*'),           -- behind the slash the session's revision
   attempt INTEGER NOT NULL CHECK (attempt >= 1),        -- which attempt's answer it is about
   status TEXT NOT NULL CHECK (status IN ('pending', 'done', 'given_up')),
   failures INTEGER NOT NULL DEFAULT 0,  -- calls that have failed
   next_call_at TEXT NOT NULL CHECK (length(next_call_at) = 24),  -- nobody else calls it before
   last_error TEXT,                      -- why the latest call failed; for operators
   created_at TEXT NOT NULL CHECK (length(created_at) = 24),
+  payload_json TEXT,                    -- which turns were detached or came back; null: it is about the answer
   PRIMARY KEY (run_id, hook)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS idx_chat_outbox_due ON chat_outbox (next_call_at) WHERE status = 'pending';
@@ -383,9 +409,10 @@ WHERE intent >= 'event:tool:' AND intent < 'event:tool;';
 
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 115, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 116, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
-  AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome');
+  AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome')
+  AND EXISTS (SELECT 1 FROM pragma_table_info('chat_outbox') WHERE name = 'payload_json');
 """
 )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -185,7 +186,7 @@ async def post_activate(call: Call) -> HttpResponse:
     identity = replace(identity_of(call), version=version)
     check_no_query(call.request)
     await call.service.activate(identity)
-    return json_response({"version": version})
+    return replace(json_response({"version": version}), background=partial(call.service.tell_changes, identity))
 
 
 async def _shown(call: Call, identity: ChatTurnIdentity, version: int | None) -> ChatTurnIdentity:

@@ -44,6 +44,7 @@ DIGESTS = {
     "0015_client_tools.sql": "bac603f9a033283f44441ffbdc4279c7019e9384852d6d537da8deaf00747842",
     "0016_ledger_sums.sql": "22c9fcb1392ab863bfa8f171b279e9bc315c8192af1fd0e2da67c76e2a5976ad",
     "0017_peoples_data.sql": "035a83690bf64febd62ff8e491863b6ab9b2382451bd4e3445e7f4f33e76e47b",
+    "0018_thread_changes.sql": "bbd2c271abe6e4c7ac185d67a7660348094f9934c769f330ad08ba184d6da67d",
 }
 
 
@@ -165,7 +166,7 @@ async def test_a_database_of_agent_runtime_is_upgraded_in_place() -> None:
 def test_closed_sets_are_the_codes(table: str, column: str, values: list[str]) -> None:
     """What a CHECK allows is what the code knows."""
     [body] = re.findall(rf"CREATE TABLE IF NOT EXISTS {table} \((.*?)\n\)", SCHEMA, re.DOTALL)
-    [allowed] = re.findall(rf"CHECK \({column} IN \((.*?)\)\)", body)
+    [allowed] = re.findall(rf"CHECK \({column} IN \((.*?)\)[)\n]", body)
 
     assert values == re.findall(r"'(\w+)'", allowed)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from chatturn.backends.api import NULL_METER, AgentExecutionBackend, ChatMessage, Meter
+from chatturn.chat.hooks.thread_changes import ThreadChange
 from chatturn.chat.hooks.tool import Tool
 from chatturn.chat.thread.history import PastTurn, ShownHistory, recent
 from chatturn.chat.thread.identity import ChatTurnIdentity
@@ -67,6 +68,7 @@ class TurnContext:
         metadata: The request's.
         parameters: How the request wants the model to answer: temperature, max_tokens … (see the page HTTP).
         attempt: From 1.
+        replaces: The version of the turn whose place this one, `version`, is to take; None for none.
         request_id: Stable for this attempt of this turn; an idempotency key for what the hook calls.
         behind: What stands behind the user's message in a request that brings its own conversation: calls of its
             client's tools, and their results.
@@ -92,6 +94,7 @@ class TurnContext:
     durable: DurableContext
     behind: Sequence[ChatMessage] = ()
     continue_from: str = ""
+    replaces: int | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     tracer: Tracer = NULL_TRACER
     log: OperatorLog = print_log
@@ -160,6 +163,11 @@ class TurnContext:
         return {"role": "user", "content": self.user_message if self.user_content is None else self.user_content}
 
     @property
+    def version(self) -> int:
+        """Which version of the turn is answered, from 1."""
+        return self.identity.version
+
+    @property
     def traceparent(self) -> str | None:
         """The W3C header that puts what others do for this turn below its innermost span; None: nobody traces it."""
         return self.tracer.traceparent()
@@ -189,6 +197,7 @@ class FinishedTurn:
         record: The run.
         cancelled: Whether the turn was stopped, and the text is what it had said by then.
         finish_reason: Why the answer ended: ``stop``, or it is not whole; see the protocol's terminal lines.
+        replaces: The version of the turn that it takes the place of; None for none.
     """
 
     identity: ChatTurnIdentity
@@ -196,7 +205,13 @@ class FinishedTurn:
     idempotency_key: str
     cancelled: bool = False
     finish_reason: str | None = None
+    replaces: int | None = None
     record: RunRecord = field(compare=False)
+
+    @property
+    def version(self) -> int:
+        """Which version of the turn it is, from 1."""
+        return self.identity.version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,6 +316,9 @@ class ChatTurnHooks:
 
     async def on_turn_complete(self, turn: FinishedTurn) -> None:
         """Post-process: proposals, citations, metering.  Called after `persist_assistant_message` succeeded."""
+
+    async def on_thread_changed(self, change: ThreadChange) -> None:
+        """Take note of turns that are in their thread no more, or again, since another version counts before them."""
 
     def on_event(self, identity: ChatTurnIdentity, event: ChatStreamEvent) -> None:
         """See every event as it goes out, the lifecycle's too; a failure is logged and changes nothing."""

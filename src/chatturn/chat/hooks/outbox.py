@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from chatturn.chat.hooks import thread_change_sql
 from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn
+from chatturn.chat.hooks.thread_change_sql import Around
+from chatturn.chat.hooks.thread_changes import ON_THREAD_CHANGED, change_from_row
 from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.database.api import NOW, Database, Row, Statement
 from chatturn.durable.records import RunRecord
@@ -95,9 +98,11 @@ RETURNING run_id, hook
 """
 
 _READ_FINISHED: Final = """
-SELECT r.*, t.tenant_id, t.session_id, t.user_id, t.turn_index, t.version, t.finish_reason, s.result_json
+SELECT o.hook, o.attempt AS call_attempt, o.payload_json, r.*, t.tenant_id, t.session_id, t.user_id, t.turn_index,
+  t.version, t.replaces, t.finish_reason, s.result_json
 FROM durable_runs AS r JOIN chat_turns AS t ON t.run_id = r.run_id
 JOIN durable_steps AS s ON s.run_id = r.run_id AND s.step_index = 0
+JOIN chat_outbox AS o ON o.run_id = r.run_id AND o.hook = ?2
 WHERE r.run_id = ?1 AND r.status = 'completed'
 """
 
@@ -195,23 +200,63 @@ class Outbox:
         return succeeded
 
     async def _retry(self, run_id: str, hook: str) -> bool:
-        [found] = await self.database.batch([Statement(_READ_FINISHED, (run_id,))])
+        [found] = await self.database.batch([Statement(_READ_FINISHED, (run_id, hook))])
         if not found.rows:  # superseded since it was taken
             return False
-        mark, succeeded = await self._call(hook, _finished_turn(found.rows[0]))
+        row = found.rows[0]
+        if hook in _HOOKS:
+            mark, succeeded = await self._call(hook, _finished_turn(row))
+        else:
+            mark, succeeded = await self._tell(row)
         followers = [Statement(_GIVE_UP_FOLLOWERS, (run_id,)), Statement(_REVIVE_FOLLOWERS, (run_id, NOW))]
         marked, *_ = await self.database.batch([mark, *followers])
         if any(row["status"] == "given_up" for row in marked.rows):
             self.log("hook.given_up", {"level": "error", "run_id": run_id, "hook": hook, "calls": _MOST_FAILURES})
         return succeeded
 
+    def around_finish(self, identity: ChatTurnIdentity) -> Around:
+        """Record in the finish's batch which turns are detached or come back, if the product wants to hear of it."""
+        if identity.version == 1 or not overrides(self.hooks, ON_THREAD_CHANGED):
+            return Around()  # The first version takes nobody's place.
+        return thread_change_sql.around_finish(identity, _HELD_FOR)
+
+    def around_activation(self, identity: ChatTurnIdentity) -> Around:
+        """Record the same in the batch of an activation; see `chatturn.chat.hooks.thread_change_sql`."""
+        if not overrides(self.hooks, ON_THREAD_CHANGED):
+            return Around()
+        return thread_change_sql.around_activation(identity, _HELD_FOR)
+
+    async def tell_changes(self, run_id: str) -> None:
+        """
+        Tell the product which turns were detached or came back when a version began to count.
+
+        What fails is left to the sweep, and logged; nothing is raised but cancellation.
+        """
+        if not overrides(self.hooks, ON_THREAD_CHANGED):
+            return
+        try:
+            [found] = await self.database.batch([thread_change_sql.read_changes(run_id)])
+            marks = [(await self._tell(row))[0] for row in found.rows]
+            if marks:
+                await self.database.batch(marks)
+        except StoreError as error:
+            self.log("outbox.unmarked", {"run_id": run_id, "error": error})
+
+    async def _tell(self, row: Row) -> tuple[Statement, bool]:
+        change = change_from_row(row)
+        return await self._made(str(row["hook"]), change, str(row["run_id"]), int(row["call_attempt"] or 1))
+
     def _wanted(self) -> Sequence[str]:
         return [hook for hook in _HOOKS if overrides(self.hooks, hook)]
 
     async def _call(self, hook: str, turn: FinishedTurn) -> tuple[Statement, bool]:
-        run_id, attempt = turn.record.run_id, turn.record.epoch
+        told = replace(turn, idempotency_key=f"{turn.idempotency_key}/{hook}")
+        return await self._made(hook, told, turn.record.run_id, turn.record.epoch)
+
+    async def _made(self, hook: str, told: Any, run_id: str, attempt: int) -> tuple[Statement, bool]:
+        """Make one call, and return how it is marked, and whether it succeeded."""
         try:
-            await call_in_time(self.hooks, hook, replace(turn, idempotency_key=f"{turn.idempotency_key}/{hook}"))
+            await call_in_time(self.hooks, hook.partition("/")[0], told)
         except HookError as error:
             self.log("hook.failed", {"run_id": run_id, "hook": hook, "error": error})
             return Statement(_FAILED, (run_id, hook, attempt, str(error), NOW)), False
@@ -225,6 +270,7 @@ def finished_turn(
     *,
     cancelled: bool = False,
     finish_reason: str | None = None,
+    replaces: int | None = None,
 ) -> FinishedTurn:
     """
     Describe a finished turn for its hooks.
@@ -239,6 +285,7 @@ def finished_turn(
         record=record,
         cancelled=cancelled,
         finish_reason=finish_reason,
+        replaces=replaces,
     )
 
 
@@ -253,4 +300,11 @@ def _finished_turn(row: Row) -> FinishedTurn:
     result = json.loads(str(row["result_json"]))
     reason = None if row["finish_reason"] is None else str(row["finish_reason"])
     cancelled = "cancelled" in result
-    return finished_turn(identity, result["finalText"], run_from_row(row), cancelled=cancelled, finish_reason=reason)
+    return finished_turn(
+        identity,
+        result["finalText"],
+        run_from_row(row),
+        cancelled=cancelled,
+        finish_reason=reason,
+        replaces=None if row["replaces"] is None else int(row["replaces"]),
+    )

@@ -111,13 +111,16 @@ ORDER BY o.next_call_at, o.run_id LIMIT ?4
 _SOURCE: Final = """
 SELECT * FROM (SELECT o.run_id, o.next_call_at FROM chat_outbox AS o
   CROSS JOIN durable_runs AS r ON r.run_id = o.run_id AND r.project_id = ?1
-  WHERE o.status = '{status}' AND o.failures > 0 AND o.next_call_at >= ?2 AND (o.next_call_at > ?2 OR o.run_id > ?3)
+  WHERE o.status = '{status}' AND o.failures > 0 AND NOT EXISTS (
+      SELECT 1 FROM chat_outbox AS p WHERE p.run_id = o.run_id AND p.hook > o.hook AND p.failures > 0
+        AND p.status IN ('pending', 'given_up'))
+    AND o.next_call_at >= ?2 AND (o.next_call_at > ?2 OR o.run_id > ?3)
     AND (?5 IS NULL OR EXISTS (SELECT 1 FROM chat_turns AS t WHERE t.run_id = o.run_id AND t.tenant_id = ?5))
   ORDER BY o.next_call_at, o.run_id LIMIT ?4)
 """
 
 # A call that has not failed yet is on its way; one that waits behind another, or was given up with it, has not
-# failed itself, so each run is here once.
+# failed itself.  Of several that have the last one by its name stands for the run, so each run is here once.
 _READ_UNDELIVERED: Final = _UNDELIVERED.format(
     sources=" UNION ALL ".join(_SOURCE.format(status=status) for status in ("pending", "given_up"))
 )

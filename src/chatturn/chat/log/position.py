@@ -39,6 +39,7 @@ class Place:
         attempts: All attempts at the answer, and this one; those that ended in a wait left out.
         cancel_requested: Whether somebody asked to stop the turn, and no attempt has heard of it yet.
         broken_off: How many attempts right before it broke off, at whatever was asked then.
+        replaces: The version of the turn that this one is to take the place of; None for none.
     """
 
     first_seq: int = 0
@@ -49,6 +50,7 @@ class Place:
     attempts: int = 1
     cancel_requested: bool = False
     broken_off: int = 0
+    replaces: int | None = None
 
     @classmethod
     def of(cls, rows: Sequence[Row], *, epoch: int) -> Self:
@@ -72,4 +74,5 @@ class Place:
             attempts=int(row["attempts"] or 0),
             cancel_requested=row["cancel_requested_at"] is not None,
             broken_off=broken_off,
+            replaces=None if row["replaces"] is None else int(row["replaces"]),
         )

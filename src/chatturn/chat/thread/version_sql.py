@@ -6,18 +6,21 @@ the turn before that counted when it was begun.  Where the version that counts b
 messages are marked as broken off; what stands from the first mark on is detached, and comes back when the mark goes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids, turn_run_id, version_run_ids
-from chatturn.database.api import Row, Statement
+from chatturn.database.api import Row, Statement, Value
 from chatturn.durable.sql.runs import HELD
 from chatturn.durable.store import Guard
 
 __all__ = [
+    "ACTIVATES",
     "ATTACHED",
     "OtherVersion",
     "activate",
+    "activation",
     "mark_breaks",
     "only_one_version",
     "read_same_turn",
@@ -120,6 +123,12 @@ _IDLE: Final = """
 NOT EXISTS (SELECT 1 FROM durable_runs AS r INDEXED BY idx_durable_runs_open
   WHERE r.run_id > ?5 AND r.run_id < ?6 AND r.status IN ('pending', 'running'))
 """
+ACTIVATES: Final = f"""
+{_MAY_COUNT} AND {_IDLE} AND EXISTS (
+  SELECT 1 FROM chat_messages WHERE tenant_id = ?1 AND session_id = ?2 AND turn_index = ?3 AND run_id <> ?4)
+"""
+"""The SQL of whether a version is going to count that does not yet; with the parameters of `activation`."""
+
 _ACTIVATE: Final = f"""
 UPDATE chat_messages SET run_id = ?4, version = (SELECT t.version FROM chat_turns AS t WHERE t.run_id = ?4),
   content = CASE role
@@ -130,8 +139,7 @@ WHERE tenant_id = ?1 AND session_id = ?2 AND turn_index = ?3 AND run_id <> ?4 AN
 # Before it, under the same condition: what readers see changes.
 _ACTIVATES: Final = f"""
 UPDATE chat_sessions SET revision = revision + 1
-WHERE tenant_id = ?1 AND session_id = ?2 AND {_MAY_COUNT} AND {_IDLE} AND EXISTS (
-  SELECT 1 FROM chat_messages WHERE tenant_id = ?1 AND session_id = ?2 AND turn_index = ?3 AND run_id <> ?4)
+WHERE tenant_id = ?1 AND session_id = ?2 AND {ACTIVATES}
 """
 _ACTIVATED: Final = f"""
 SELECT {_MAY_COUNT} AS may_count, {_IDLE} AS idle,
@@ -243,14 +251,30 @@ def mark_breaks(identity: ChatTurnIdentity) -> Statement:
     return Statement(_BREAKS_OF_RUN, (identity.tenant_id, identity.session_id, identity.turn_index))
 
 
-def activate(identity: ChatTurnIdentity, run_id: str) -> list[Statement]:
-    """Let a version count, unless the session is busy, and read what came of it."""
-    place = (identity.tenant_id, identity.session_id, identity.turn_index)
-    params = (*place, run_id, *session_run_ids(identity.tenant_id, identity.session_id))
+def activation(identity: ChatTurnIdentity) -> tuple[Value, ...]:
+    """Return the parameters of what lets a version count."""
+    runs = session_run_ids(identity.tenant_id, identity.session_id)
+    return (identity.tenant_id, identity.session_id, identity.turn_index, turn_run_id(identity), *runs)
+
+
+def activate(
+    identity: ChatTurnIdentity, before: Sequence[Statement] = (), behind: Sequence[Statement] = ()
+) -> list[Statement]:
+    """
+    Let a version count, unless the session is busy, and read what came of it.
+
+    Args:
+        identity: The version.
+        before: What is written before it counts, once the session's revision has risen.
+        behind: What is written when it counts.
+    """
+    params = activation(identity)
     return [
         Statement(_ACTIVATES, params),
+        *before,
         Statement(_ACTIVATE, params),
-        Statement(_BREAKS_OF_TURN, place),
+        Statement(_BREAKS_OF_TURN, params[:3]),
+        *behind,
         Statement(_ACTIVATED, params),
     ]
 

@@ -194,6 +194,7 @@ class Answer:
             behind=turn.request.behind,
             parameters=turn.request.parameters,
             attempt=number,
+            replaces=self._place.replaces,
             request_id=canonical_hash([self._attempt.claim.run.key_name, number]),
             backend=MeteredBackend(deployment.backend, self._usage),
             meter=self._usage,

@@ -93,7 +93,10 @@ class Finish:
         # A version that was stopped before it said anything leaves the one before it as it is.
         if text is None or (not text and self.identity.version > 1):
             return []
-        return [chat_sql.record_messages(text), *([mark_breaks(self.identity)] if self.threaded else [])]
+        if not self.threaded:
+            return [chat_sql.record_messages(text)]
+        around = self.outbox.around_finish(self.identity)
+        return [*around.before, chat_sql.record_messages(text), mark_breaks(self.identity), *around.behind]
 
 
 def finish_reason_of(end: End, said: str | None) -> str | None:

@@ -71,7 +71,7 @@ ON CONFLICT (run_id) DO UPDATE SET
 # Where the log ends, what is known of the attempts before, and of the turn's trace.
 _READ_PLACE: Final = """
 SELECT t.cancel_requested_at, r.idle_attempts, r.attempts, t.first_attempt, t.log_from, s.last_seq, s.attempt, s.ended,
-  t.traceparent, t.caller_span_id, t.traced_by, t.created_at, t.finish_reason,
+  t.traceparent, t.caller_span_id, t.traced_by, t.created_at, t.finish_reason, t.replaces,
   CASE WHEN s.ended THEN s.attempt
        ELSE (SELECT max(attempt) FROM chat_segments WHERE run_id = ?1 AND ended) END AS last_ended
 FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id LEFT JOIN (

@@ -334,7 +334,14 @@ class ChatTurn:
         text, cancelled = answer_of(end), isinstance(end, Cancelled)
         if text:
             reason = self._finish.finish_reason
-            turn = finished_turn(self._turn.identity, text, record, cancelled=cancelled, finish_reason=reason)
+            turn = finished_turn(
+                self._turn.identity,
+                text,
+                record,
+                cancelled=cancelled,
+                finish_reason=reason,
+                replaces=self._place.replaces,
+            )
             await self._outbox.deliver(turn, marks)
 
     async def _mark(self, marks: list[Statement]) -> None:
@@ -351,6 +358,8 @@ class ChatTurn:
         if attempt.stored is None:
             await self._usage.record_late(deployment.database)
         await self._writer.over()
+        if self._turn.identity.version > 1 and answer_of(attempt.stored):
+            await self._outbox.tell_changes(self.run_id)
         calls, failure = self._usage.all_calls(), end.error if isinstance(end, Failed) else None
         await tell_attempt_end(deployment.hooks, deployment.attempt_listeners, self._ended(calls), deployment.log)
         await tracing.tell_end(self._turn, attempt.stored, failure, calls, replayed=False)
