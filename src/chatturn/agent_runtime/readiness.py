@@ -13,9 +13,9 @@ Source:
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
-from chatturn.agent_runtime.codec import read_value
+from chatturn.agent_runtime.codec import read_value, to_json
 from chatturn.agent_runtime.knowledge import (
     DataAcquisitionPlan,
     KnowledgeBundle,
@@ -26,8 +26,10 @@ from chatturn.agent_runtime.knowledge import (
 )
 from chatturn.agent_runtime.task_steps import TaskSteps
 from chatturn.agent_runtime.tasks import AgentTaskSpec
+from chatturn.agent_runtime.unsaid import Unsaid
 from chatturn.durable.records import StepKind
-from chatturn.errors import ValidationError
+from chatturn.durable.steps import words_of
+from chatturn.errors import HookError, ValidationError
 
 __all__ = [
     "DEFAULT_MINIMUM_SCORE",
@@ -39,6 +41,8 @@ __all__ = [
     "questions_for",
     "require_minimum_score",
 ]
+
+T = TypeVar("T")
 
 DEFAULT_MINIMUM_SCORE: Final = 0.7
 
@@ -168,7 +172,8 @@ class KnowledgeHooks:
 
     Attributes:
         ask_user: Takes questions; returns the answers by the question's id.  Answers to questions for a credential are
-            never recorded: those are asked again on each attempt.
+            never recorded, not where another hook returns or quotes them either: those are asked again on each
+            attempt, and put in their places.
         acquire: Takes plans; returns the ids of the evidence that was found.
         refresh: Takes the report, the answers and the ids; returns a new report.  Without it the first one stands.
         on_blocked: Is told that the task is blocked, before that is said.
@@ -203,6 +208,8 @@ class ReadinessGate:
     decision: KnowledgeReadinessDecision | None = None
     user_answers: Mapping[str, str] = field(default_factory=dict)
     evidence_ids: tuple[str, ...] = ()
+    _unsaid: Unsaid = field(default_factory=Unsaid)
+    _said: Unsaid = field(default_factory=Unsaid)
 
     async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Pass the gate; yield the type and the members of each event of it."""
@@ -220,7 +227,7 @@ class ReadinessGate:
         self.decision = decide_knowledge_readiness(self.report, minimum_score=self.minimum_score)
         if self.decision.status == "blocked" and self.hooks.on_blocked is not None:
             tell, report, decision = self.hooks.on_blocked, self.report, self.decision
-            await self.steps.do("blocked", lambda: tell(report, decision), kind=StepKind.READINESS)
+            await self._do("blocked", lambda: tell(report, decision))
         yield "readiness_end", {"knowledge": self.report, "decision": self.decision}
 
     async def _ask(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
@@ -231,8 +238,11 @@ class ReadinessGate:
         yield "questions_start", {"questions": questions}
         secret = tuple(each for each in questions if self._is_secret(each))
         others = tuple(each for each in questions if each not in secret)
-        answers = await self.steps.do("ask", lambda: ask(others), kind=StepKind.READINESS) if others else {}
+        answers = await self._do("ask", lambda: ask(others)) if others else {}
         hidden = await self.steps.unrecorded(lambda: ask(secret)) if secret else {}
+        for name, value in hidden.items():
+            self._unsaid.add(value, instead=f"[what was answered to {name}]")
+            self._said.add(f"[what was answered to {name}]", instead=value)
         self.user_answers = {**answers, **hidden}
         yield "questions_end", {"questions": questions, "user_answers": self.user_answers}
 
@@ -248,13 +258,30 @@ class ReadinessGate:
         if acquire is None or not plans:
             return
         yield "acquisition_start", {"acquisition_plans": plans}
-        self.evidence_ids = tuple(await self.steps.do("acquire", lambda: acquire(plans), kind=StepKind.READINESS))
+        self.evidence_ids = tuple(await self._do("acquire", lambda: acquire(plans)))
         yield "acquisition_end", {"acquisition_plans": plans, "acquired_evidence_ids": self.evidence_ids}
 
     async def _refreshed(self, refresh: Refresh) -> KnowledgeReadinessReport:
-        return await self.steps.do(
+        return await self._do(
             "refresh",
             lambda: refresh(self.report, self.user_answers, self.evidence_ids),
-            kind=StepKind.READINESS,
             read=lambda value: read_value(KnowledgeReadinessReport, value),
         )
+
+    async def _do(self, intent: str, hook: Callable[[], Awaitable[T]], read: Callable[[Any], T] | None = None) -> T:
+        """Do a step; on record, what it returns or raises has a mark in the place of each credential of the user's."""
+        if self.steps.context is None:
+            return await self.steps.do(intent, hook)
+
+        async def discreet() -> Any:
+            try:
+                return self._unsaid.cleaned(to_json(await hook()))
+            except Exception as error:
+                words = words_of(error)
+                if (clean := self._unsaid.cleaned(words)) == words:
+                    raise
+                raise HookError(clean, hook=intent) from None
+
+        found = self._said.cleaned(await self.steps.do(intent, discreet, kind=StepKind.READINESS))
+        made: T = found if read is None else read(found)
+        return made

@@ -1,5 +1,5 @@
 """
-Values that no text of others may say: a session's resume token, a sandbox's key.
+Values that no text of others may say: a session's resume token, a sandbox's key, a credential that a user gave.
 
 Whoever is given a credential may quote it, in an error's words or in an answer.  So what comes from there is cleaned by
 value before it is told or stored, wherever the value stands in it, and however it is spelled there.
@@ -26,19 +26,20 @@ class Unsaid:
     __slots__ = ("_spelled",)
 
     def __init__(self, *values: str | None) -> None:
-        self._spelled: list[str] = []
+        self._spelled: dict[str, str] = {}
         for value in values:
             self.add(value)
 
-    def add(self, value: str | None) -> None:
-        """Clean *value* away from now on, too; one of less than 3 characters is none."""
+    def add(self, value: str | None, *, instead: str = REDACTED) -> None:
+        """Put *instead* in the place of *value* from now on, too; one of less than 3 characters is none."""
         if value is None or len(value) < _LEAST:
             return
         as_json = (json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False))
         in_uris = (quote(value), quote(value, safe=""), quote_plus(value))
         spelled = {value, repr(value)[1:-1], *as_json, *in_uris}
+        known = {**self._spelled, **dict.fromkeys(spelled, instead)}
         # The longest first: one may be a part of another.
-        self._spelled = sorted({*self._spelled, *spelled}, key=len, reverse=True)
+        self._spelled = {each: known[each] for each in sorted(known, key=len, reverse=True)}
 
     def cleaned(self, value: Any) -> Any:
         """
@@ -62,9 +63,9 @@ class Unsaid:
         return self._dataclass(value, depth + 1) if is_dataclass(value) and not isinstance(value, type) else value
 
     def _text(self, text: str) -> str:
-        for spelled in self._spelled:
+        for spelled, instead in self._spelled.items():
             if spelled in text:
-                text = text.replace(spelled, REDACTED)
+                text = text.replace(spelled, instead)
         return text
 
     def _dataclass(self, value: Any, depth: int) -> Any:

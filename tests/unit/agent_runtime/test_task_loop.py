@@ -439,6 +439,38 @@ async def test_an_answer_that_is_a_credential_is_never_recorded() -> None:
     assert key not in stored
 
 
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_credential_is_not_recorded_where_another_hook_has_it(fails: bool) -> None:
+    """A report that has it is recorded without it, and has it again on each attempt; so are an error's words."""
+    key = "hunter2 is 'it'"
+    task = replace(TASK, required_knowledge=(requirement("key", category="credential_or_secret"),))
+    errors = [ValueError(f"no {key} there")] if fails else []
+
+    async def ask(questions: Sequence[UserQuestion]) -> Mapping[str, str]:
+        return {question.id: key for question in questions}
+
+    async def refresh(_: Any, answers: Mapping[str, str], __: Any) -> KnowledgeReadinessReport:
+        if errors:
+            raise errors.pop()
+        report = assess_knowledge(TASK)
+        return replace(report, bundle=replace(report.bundle, user_answers=dict(answers)), reason=f"with {key}")
+
+    with open_sqlite() as database:
+        hooks = KnowledgeHooks(ask_user=ask, refresh=refresh)
+        results = [
+            await run_agent_task(Counting().options(task=task, hooks=hooks, durable=durable(database)))
+            for _ in range(2 + fails)
+        ]
+        tables = ("durable_steps", "durable_runs")
+        stored = repr([tuple(row) for name in tables for row in database._connection.execute(f"SELECT * FROM {name}")])  # noqa: S608
+
+    assert "hunter2" not in stored
+    assert "refresh" in stored
+    for result in results[fails:]:
+        assert AgentTaskStatus.COMPLETED == result.status
+        assert ({"ask:key": key}, f"with {key}") == (result.knowledge.bundle.user_answers, result.knowledge.reason)
+
+
 def _fail_when(condition: bool) -> None:
     if condition:
         raise ValueError("no")
