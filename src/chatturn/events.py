@@ -13,6 +13,7 @@ from json.encoder import encode_basestring
 from typing import Any, Final, TypeAlias, overload
 
 __all__ = [
+    "BESIDES_PREFIX",
     "EVENT_TYPES",
     "LIFECYCLE_PREFIX",
     "MESSAGE_PART",
@@ -40,6 +41,9 @@ __all__ = [
 
 LIFECYCLE_PREFIX: Final = "session.run."
 
+BESIDES_PREFIX: Final = "answer."
+"""Begins the types of what belongs to an answer and is no text."""
+
 # Every type that the engine and its own backends put on the wire; products may add others.
 EVENT_TYPES: Final[Mapping[str, str]] = {
     "session.run.queued": "the turn waits for others of its session; `position` says for how many",
@@ -56,6 +60,12 @@ EVENT_TYPES: Final[Mapping[str, str]] = {
     "tool.client": "the client is to do this tool call; `key` is the event that its result is sent as",
     "tool.result": "a tool call was done",
     "tool.error": "a tool call was not done, or failed; the model is told the same",
+    "answer.citations": "what the answer refers to: `citations`, each with `url` and `title` as far as the model said",
+    "answer.images": "images that belong to the answer: `images`, each with `url`, or, too long, how long it is",
+    "answer.audio": "the answer as sound: the API's own reference to it, and what it says; never its bytes",
+    "answer.refusal": "the answer, or the end of it, is a refusal, in the model's words; its text says the same",
+    "answer.logprobs": "log probabilities of the answer's tokens, if they were asked for, as the API gives them",
+    "answer.data": "what else an API put beside its text: `name` and `value`, or, too long, how long it is",
     "usage": "what the model call consumed, as the model reported it",
     "ping": "the connection is alive, and the next line or ping comes within `everyMs` milliseconds",
     "result": "the whole answer: of a turn that had finished before, or as it was redacted",

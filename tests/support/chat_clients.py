@@ -117,6 +117,15 @@ class UiMessageView:
     def _data(self, chunk: dict[str, Any]) -> None:
         self.parts.append({"type": chunk["type"], "data": chunk["data"]})
 
+    def _source(self, chunk: dict[str, Any]) -> None:
+        assert chunk["type"] == "source-url"
+        self.parts.append(chunk)
+
+    def _file(self, chunk: dict[str, Any]) -> None:
+        assert chunk["url"]
+        assert chunk["mediaType"]
+        self.parts.append(chunk)
+
     def _abort(self, chunk: dict[str, Any]) -> None:
         assert chunk["type"] == "abort"
 

@@ -89,7 +89,11 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "anthropic": Preset(base_url="https://api.anthropic.com/v1", key="ANTHROPIC_API_KEY"),
     "deepseek": Preset(base_url="https://api.deepseek.com", key="DEEPSEEK_API_KEY", takes=frozenset()),
     "fireworks": Preset(base_url="https://api.fireworks.ai/inference/v1", key="FIREWORKS_API_KEY"),
-    "gemini": Preset(base_url="https://generativelanguage.googleapis.com/v1beta/openai", key="GEMINI_API_KEY"),
+    "gemini": Preset(
+        base_url="https://generativelanguage.googleapis.com/v1beta/openai",
+        key="GEMINI_API_KEY",
+        quirks=Quirks(later_turns=True),
+    ),
     "groq": Preset(base_url="https://api.groq.com/openai/v1", key="GROQ_API_KEY"),
     "mistral": Preset(
         base_url="https://api.mistral.ai/v1",
@@ -98,7 +102,12 @@ PRESETS: Final[Mapping[str, Preset]] = {
         takes=CONTENTS,
         files_as="document_url",
     ),
-    "openrouter": Preset(base_url="https://openrouter.ai/api/v1", key="OPENROUTER_API_KEY", takes=CONTENTS),
+    "openrouter": Preset(
+        base_url="https://openrouter.ai/api/v1",
+        key="OPENROUTER_API_KEY",
+        quirks=Quirks(later_turns=True),
+        takes=CONTENTS,
+    ),
     "together": Preset(base_url="https://api.together.xyz/v1", key="TOGETHER_API_KEY"),
     "xai": Preset(base_url="https://api.x.ai/v1", key="XAI_API_KEY"),
     "llamacpp": Preset(base_url="http://localhost:8080/v1", takes=_OWN_IMAGES),
@@ -348,6 +357,7 @@ def _quirks(place: _Place, preset: Quirks) -> Quirks:
         max_tokens=place.take(
             "max_tokens", lambda value: value in tokens, f"one of {', '.join(tokens)}", preset.max_tokens
         ),
+        later_turns=place.take("later_turns", _is_flag, "true or false", preset.later_turns),
     )
     place.end()
     return quirks

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
+from chatturn.chat.files import MAX_FILE_BYTES
 from chatturn.chat.lists.lists import RUN_STATUSES
 from chatturn.chat.usage.totals import USAGE_KEYS
 from chatturn.errors import (
@@ -150,6 +151,7 @@ def _list(items: Schema) -> Schema:
 
 
 _TEXT: Final[Schema] = {"type": "string"}
+_BYTES: Final[Schema] = {"type": "string", "format": "binary", "minLength": 1, "maxLength": MAX_FILE_BYTES}
 _TEXT_OR_NULL: Final[Schema] = {"type": ["string", "null"]}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _COUNT_OR_NULL: Final[Schema] = {"type": ["integer", "null"], "minimum": 0}
@@ -366,7 +368,7 @@ _TOLD: Final[Mapping[tuple[str, str], _Told]] = {
     ("POST", FILES): _Told(
         answers={201: _FILE},
         query=FILES_QUERY,
-        content={each: {} for each in FILE_TYPES},
+        content={each: {"schema": _BYTES} for each in FILE_TYPES},
         errors=_OF_FILES,
     ),
     ("GET", FILES + "/{file}"): _Told(answers={200: FILE_TYPES}, errors=(NotFound, *_OF_FILES)),

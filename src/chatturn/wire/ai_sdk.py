@@ -342,6 +342,38 @@ class UiMessageStream:
         waiting = self._tool_ids.get(str(line.data.get("toolCallId")))
         return waiting[0] if waiting else None
 
+    # What belongs to the answer besides text.
+
+    def _citations(self, line: Line) -> None:
+        """Say sources with an address of the web as such, and others as data."""
+        for at, each in enumerate(self._list(line, "citations")):
+            url, title = (each.get("url"), each.get("title")) if isinstance(each, dict) else (None, None)
+            if isinstance(url, str) and url.startswith(_WEB):
+                named = {"title": title} if isinstance(title, str) else {}
+                self._say_other({"type": "source-url", "sourceId": str(at + 1), "url": url, **named})
+            else:
+                self._say_other({"type": f"data-{line.type}", "data": {"citations": [each]}})
+
+    def _list(self, line: Line, name: str) -> list[Any]:
+        """Return a list that a line has; a redacted one has none, and says less than was said live."""
+        self._end_part()
+        found = line.data.get(name)
+        if isinstance(found, list):
+            return found
+        if self._skip:
+            self._prove_or_reset(readable=False)
+        return []
+
+    def _images(self, line: Line) -> None:
+        """Say images as files, and one that has no address as data."""
+        for each in self._list(line, "images"):
+            url = each.get("url") if isinstance(each, dict) else None
+            if isinstance(url, str) and url.startswith((*_WEB, _INLINE_IMAGE)):
+                media_type = url[5:].partition(";")[0] if url.startswith(_INLINE_IMAGE) else "image/*"
+                self._say_other({"type": "file", "url": url, "mediaType": media_type})
+            else:
+                self._say_other({"type": f"data-{line.type}", "data": {"images": [each]}})
+
     # Usage and the end.
 
     def _count(self, line: Line) -> None:
@@ -381,6 +413,11 @@ class UiMessageStream:
 _RUN_HERE: Final[Mapping[str, bool]] = {"dynamic": True, "providerExecuted": True}
 """Else the client takes the call for one of its own."""
 
+_WEB: Final = ("https://", "http://")
+"""No other address is told as one: a page may make a link of it."""
+
+_INLINE_IMAGE: Final = "data:image/"
+
 _FINISH_REASONS: Final[Mapping[str, str]] = {"length": "length", "content_filter": "content-filter"}
 
 
@@ -398,6 +435,8 @@ _HANDLERS: Final[Mapping[str, Callable[[UiMessageStream, Line], None]]] = {
     "tool.approval": UiMessageStream._tool_approval,  # noqa: SLF001
     "tool.client": UiMessageStream._client_tool,  # noqa: SLF001
     **dict.fromkeys(sorted(TOOL_OUTCOMES), UiMessageStream._tool_outcome),  # noqa: SLF001
+    "answer.citations": UiMessageStream._citations,  # noqa: SLF001
+    "answer.images": UiMessageStream._images,  # noqa: SLF001
     "usage": UiMessageStream._count,  # noqa: SLF001
     "result": UiMessageStream._result,  # noqa: SLF001
     "error": _nothing,  # the terminal line says the same

@@ -108,6 +108,7 @@ class _Reader:
         answered: The calls whose results the client has given: what comes before these is not for this completion.
         calls: What the client is to do: the completion ends with it.
         usage: What the model calls of the attempt consumed.
+        beside: What of the answer is no text, by the member of a message that has it.
         ended: Whether the completion is over.
         failure: Why there is no whole answer.
     """
@@ -116,6 +117,7 @@ class _Reader:
     answered: Collection[str] = ()
     calls: list[dict[str, Any]] = field(default_factory=list)
     usage: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, list[Any]] = field(default_factory=dict)
     ended: bool = False
     failure: Failure | None = None
     _due: set[str] = field(default_factory=set)
@@ -151,7 +153,7 @@ class _Reader:
             if line.attempt < self.attempt:
                 return
             self.attempt = line.attempt
-            self.usage, self._due, self._asked = {}, set(self.answered), {}
+            self.usage, self._due, self._asked, self.beside = {}, set(self.answered), {}, {}
             self.begin_anew()
         if (handler := _HANDLERS.get(line.type)) is not None:
             handler(self, line)
@@ -195,6 +197,21 @@ class _Reader:
             self.say_whole(whole)
         elif kind == "reasoning" and isinstance(delta, str) and delta:
             self.think(delta)
+
+    def _citations(self, line: Line) -> None:
+        found = [] if self._due else line.data.get("citations")
+        self.beside.setdefault("annotations", []).extend(map(_annotation, found if isinstance(found, list) else []))
+
+    def _images(self, line: Line) -> None:
+        found = [] if self._due else line.data.get("images")
+        urls = [each.get("url") for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+        images = [{"type": "image_url", "image_url": {"url": url}} for url in urls if url]
+        self.beside.setdefault("images", []).extend(images)
+
+    @property
+    def beside_members(self) -> dict[str, Any]:
+        """What of a message stands beside its text."""
+        return {name: items for name, items in self.beside.items() if items}
 
     def _count(self, line: Line) -> None:
         if not self._due:
@@ -266,6 +283,16 @@ class _Reader:
         return members
 
 
+def _annotation(citation: Any) -> dict[str, Any]:
+    """Return a citation as these clients read it, with members that have other names here."""
+    members = dict(citation) if isinstance(citation, dict) else {"value": citation}
+    kind = str(members.pop("type", "url_citation"))
+    for ours, theirs in (("startIndex", "start_index"), ("endIndex", "end_index")):
+        if ours in members:
+            members[theirs] = members.pop(ours)
+    return {"type": kind, kind: members}
+
+
 def _call(id_: str, line: Line) -> dict[str, Any]:
     """Return a call of the client's tool, as these clients read it."""
     function = {"name": str(line.data.get("toolName")), "arguments": encode(line.data.get("args"))}
@@ -274,6 +301,8 @@ def _call(id_: str, line: Line) -> dict[str, Any]:
 
 _HANDLERS: Final[Mapping[str, Callable[[_Reader, Line], None]]] = {
     MESSAGE_PART: _Reader._part,  # noqa: SLF001 - the class's own table
+    "answer.citations": _Reader._citations,  # noqa: SLF001
+    "answer.images": _Reader._images,  # noqa: SLF001
     "usage": _Reader._count,  # noqa: SLF001
     "result": _Reader._result,  # noqa: SLF001
     "tool.client": _Reader._client_tool,  # noqa: SLF001
@@ -382,6 +411,8 @@ class ChatCompletionChunks(_Reader):
         if failure is not None:
             self._out.append(f"data: {encode(error_members(failure.code, failure.message))}\n\n")
             return
+        if self.beside_members:
+            self._chunk(self.beside_members)
         if self.calls:
             self._chunk({"tool_calls": [{"index": at, **call} for at, call in enumerate(self.calls)]})
         self._out.append(f'{self._start}{{}},"finish_reason":"{self.finish_reason}"}}]}}\n\n')
@@ -435,6 +466,7 @@ class ChatCompletion(_Reader):
             message |= {"content": message["content"] or None, "tool_calls": self.calls}
         if self._thought:
             message["reasoning_content"] = "".join(self._thought)
+        message |= self.beside_members
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish_reason}
         members = {**self._head.members("chat.completion"), "choices": [choice]}
         usage = self.usage_members()

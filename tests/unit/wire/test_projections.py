@@ -55,6 +55,8 @@ Said = st.one_of(
     st.builds(use_of_a_tool, st.sampled_from(["a", "b"]), st.sampled_from(["done", "approved", "failed", "denied"])),
     st.just([usage_event(model="m", tokensIn=3, tokensOut=2, finishReason="stop")]),
     st.just([ChatStreamEvent("citation", {"url": "https://example.com"})]),
+    st.just([ChatStreamEvent("answer.citations", {"citations": [{"url": "https://example.com", "title": "t"}, {}]})]),
+    st.just([ChatStreamEvent("answer.images", {"images": [{"url": "data:image/png;base64,AA=="}, {"characters": 9}]})]),
     st.just([ChatStreamEvent("message.part.updated", {"delta": "y", "part": {"id": "other", "type": "text"}})]),
 ).map(list)
 
@@ -403,3 +405,52 @@ def test_a_ping_is_a_comment() -> None:
     ping = '{"type":"ping"}\n'
     assert ": ping\n\n" == UiMessageStream(RUN_ID).feed(ping)
     assert [] == frames_of(UiMessageStream(RUN_ID).feed(ping))
+
+
+BESIDES = [
+    text_delta("Hi"),
+    ChatStreamEvent(
+        "answer.citations",
+        {"citations": [{"type": "url_citation", "url": "https://a.test", "title": "A", "startIndex": 1}]},
+    ),
+    ChatStreamEvent("answer.citations", {"citations": [{"url": "javascript:alert(1)"}, "plain"]}),
+    ChatStreamEvent("answer.images", {"images": [{"url": "data:image/png;base64,AA=="}, {"characters": 9}]}),
+    ChatStreamEvent("answer.data", {"name": "plan", "value": [1]}),
+    ChatStreamEvent("session.run.completed", {}),
+]
+
+
+def test_what_stands_beside_an_answer_reaches_the_ai_sdk() -> None:
+    """Sources and files as such where they have an address of the web; all else as data."""
+    text = UiMessageStream(RUN_ID).feed("".join(encode_lines(BESIDES, 0, 1)))
+    said = [json.loads(frame) for frame in frames_of(text) if frame.startswith("{")]
+
+    assert [chunk for chunk in said if chunk["type"].startswith(("source", "file", "data-"))] == [
+        {"type": "source-url", "sourceId": "1", "url": "https://a.test", "title": "A"},
+        {"type": "data-answer.citations", "data": {"citations": [{"url": "javascript:alert(1)"}]}},
+        {"type": "data-answer.citations", "data": {"citations": ["plain"]}},
+        {"type": "file", "url": "data:image/png;base64,AA==", "mediaType": "image/png"},
+        {"type": "data-answer.images", "data": {"images": [{"characters": 9}]}},
+        {"type": "data-answer.data", "data": {"name": "plan", "value": [1]}},
+    ]
+
+
+def test_what_stands_beside_an_answer_reaches_openai_s_clients() -> None:
+    """As annotations and images of the message, streamed or not."""
+    text = "".join(encode_lines(BESIDES, 0, 1))
+    whole = ChatCompletion(HEAD)
+    whole.feed(text)
+    message = whole.members()["choices"][0]["message"]
+    deltas = [
+        json.loads(frame)["choices"][0]["delta"]
+        for frame in frames_of(ChatCompletionChunks(HEAD).feed(text))
+        if frame.startswith("{")
+    ]
+    [beside] = [delta for delta in deltas if "annotations" in delta]
+
+    assert message["annotations"][0] == {
+        "type": "url_citation",
+        "url_citation": {"url": "https://a.test", "title": "A", "start_index": 1},
+    }
+    assert message["images"] == [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]
+    assert beside == {name: message[name] for name in ("annotations", "images")}

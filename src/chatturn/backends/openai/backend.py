@@ -218,6 +218,7 @@ class OpenAICompatibleBackend:
                     backend=self.kind,
                     make_id=partial(_made_up_id, context.request_id),
                     tools=_tool_names(request.options),
+                    keeps=self.provider.quirks.later_turns,
                 )
                 exchange.stack.callback(_describe_answer, exchange.span, call, reader)
                 chunks = exchange.response.chunks()

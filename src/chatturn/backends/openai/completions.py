@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
+from chatturn.backends.openai.besides import KNOWN, Besides
 from chatturn.backends.openai.ends import End, end_of, says_nothing
 from chatturn.backends.openai.failures import Complaint, complaint_in, shortened
 from chatturn.backends.openai.kept import Keeper
@@ -68,6 +69,7 @@ class CompletionReader:
         backend: The backend's name, for errors.
         make_id: Makes the id of a tool call that has none; see `ToolCallAssembler`.
         tools: Names of the tools that the model was told of.
+        keeps: Whether the API wants back what it said besides text with later turns, too.
 
     Attributes:
         response_id: The API's id of the answer, None until it is known.
@@ -85,6 +87,7 @@ class CompletionReader:
         backend: str,
         make_id: Callable[[int], str] = "call_{}".format,
         tools: Collection[str] = (),
+        keeps: bool = False,
     ) -> None:
         self.response_id: str | None = None
         self.model = model
@@ -107,7 +110,9 @@ class CompletionReader:
         self._text, self._reasoning = _Mender(), _Mender()
         self._template = FrameTemplate(parse_frame)
         self._tools = ToolCallAssembler(make_id, tools)
-        self._kept = Keeper() if tools else None
+        self._kept = Keeper() if tools or keeps else None
+        self._keeps = keeps
+        self._besides = Besides()
         self._usage: dict[str, Any] = {}
 
     def feed(self, chunk: bytes) -> list[Sequence[ChatStreamEvent]]:
@@ -153,18 +158,21 @@ class CompletionReader:
         events: list[ChatStreamEvent] = []
         self._read_rest(events)
         end = self._end()
+        if not self._spoke:
+            self._say(self._besides.transcript or ("[image]" if self._besides.has_images else ""), events)
         if end.is_whole:
             events.extend(self._tools.flush())
         elif not self._spoke:
             raise AnswerWithheld(f"ended with {self.finish_reason!r} and no text", backend=self._backend)
+        events.extend(self._besides.events())
         counts = self.counts()
         if counts or self.finish_reason is not None:
             events.append(usage_event(model=self.model, **counts, finishReason=self._told_reason(), call=call))
         return events
 
     def kept(self) -> dict[str, Any]:
-        """Return what the API wants back with its tool calls, ``{"message", "calls"}``; call it after `finish`."""
-        if self._kept is None or not len(self._tools):
+        """Return what the API wants back with its answer, ``{"message", "calls"}``; call it after `finish`."""
+        if self._kept is None or not (len(self._tools) or self._keeps):
             return {}
         kept = {"message": self._kept.members(), "calls": self._tools.kept()}
         return kept if kept["message"] or any(kept["calls"]) else {}
@@ -331,6 +339,8 @@ class CompletionReader:
         if not self._identified:
             self._identify(message)
         self._read_usage(message.get("usage"))
+        if "citations" in message or "search_results" in message:
+            self._besides.add_citations(message.get("search_results") or message.get("citations"))
         return self._read_choices(message, events) and not message.get("usage")
 
     def _read_choices(self, message: dict[str, Any], events: list[ChatStreamEvent]) -> bool:
@@ -373,6 +383,9 @@ class CompletionReader:
             delta = choice.get("message")  # the whole of it: after deltas it would say everything twice
         self._begun = True
         only_text, spoke = self._read_delta(delta, events, whole=whole) if type(delta) is dict else (False, False)
+        if choice.get("logprobs"):
+            only_text = False
+            self._besides.add_logprobs(choice["logprobs"])
         if "usage" in choice:
             only_text = False
             self._read_usage(choice["usage"])
@@ -406,6 +419,10 @@ class CompletionReader:
             self._tools.add(pieces, whole=whole)
         if self._kept is not None:
             self._keep(self._kept, delta)
+        if not KNOWN.issuperset(delta):
+            self._besides.add(delta)
+        if type(content) is list:
+            self._add_parts(content)
         return False, bool(pieces) or len(events) > before
 
     def _keep(self, kept: Keeper, delta: dict[str, Any]) -> None:
@@ -413,6 +430,12 @@ class CompletionReader:
         content = delta.get("content")
         if type(content) is list:
             kept.add_parts(content)
+
+    def _add_parts(self, content: list[Any]) -> None:
+        for part in content:
+            if type(part) is not dict or part.get("type") in _TEXTS | _THOUGHTS:
+                continue
+            self._besides.add_part(part)
 
     def _say(self, text: str, events: list[ChatStreamEvent]) -> None:
         if not text.isascii() or self._text.held:

@@ -1,7 +1,8 @@
 """
 What a model's API says besides text and wants back: reasoning, signatures, thinking blocks, members of its own.
 
-Gemini 3, DeepSeek, Kimi and Claude refuse a conversation in which their tool calls stand without it.  Nobody but the
+Gemini 3, DeepSeek, Kimi and Claude refuse a conversation in which their tool calls stand without it; some want it in
+later turns as well.  Nobody but the
 API knows what it means, so it is put together from the pieces as it came, and sent back to none but who said it.
 """
 

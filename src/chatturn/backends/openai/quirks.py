@@ -31,11 +31,13 @@ class Quirks:
         stream_options: Whether it takes ``stream_options``.
         content: What an assistant's message has for a text where it has none.
         max_tokens: What the limit of an answer is called.
+        later_turns: Whether it wants back what it said besides text in later turns, too.
     """
 
     stream_options: bool = True
     content: Content = "empty"
     max_tokens: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    later_turns: bool = False
 
     def after(self, status: int, words: str, body: Mapping[str, Any]) -> "Quirks | None":
         """
@@ -73,10 +75,10 @@ class Quirks:
             if self.content == "absent":
                 del said["content"]
         kept = message.get(KEPT) or {}
-        if kept.get("provider") != provider:
-            return said
         calls = said.get("tool_calls", [])
-        together = {**said, **kept["message"], "tool_calls": _with_kept(calls, kept["calls"])}
+        if kept.get("provider") != provider or not (calls or self.later_turns):
+            return said
+        together = {**said, **kept["message"], **({"tool_calls": _with_kept(calls, kept["calls"])} if calls else {})}
         if "content" in kept["message"] and said.get("content"):
             together["content"] = [*kept["message"]["content"], {"type": "text", "text": said["content"]}]
         return together

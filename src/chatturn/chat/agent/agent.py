@@ -29,6 +29,7 @@ from chatturn.chat.hooks.tool import Tool
 from chatturn.durable.records import StepKind
 from chatturn.errors import BackendError, EmptyAnswer
 from chatturn.events import (
+    BESIDES_PREFIX,
     ChatStreamEvent,
     EventBatch,
     TextAssembly,
@@ -96,6 +97,10 @@ class AgentProducer:
     def said_so_far(self) -> str:
         """Return what the model has said in its latest round."""
         return "" if self._latest is None else self._latest.text
+
+    def kept(self) -> Mapping[str, Any]:
+        """Return what the API of the latest round wants back with it."""
+        return {} if self._latest is None else self._latest.kept
 
     async def _run(self) -> AsyncGenerator[EventBatch, None]:
         asked = await self._context.request(system=self._instructions, tools=self._own_tools)
@@ -199,15 +204,17 @@ class _Round:
         attempt: Which attempt of the turn made it.
         request_id: Under which idempotency key.
         calls: The tools that it asked for, in its order.
+        kept: What the model's API wants back with what was said.
     """
 
     number: int
     attempt: int
     request_id: str
     calls: list[ToolCall] = field(default_factory=list)
-    _kept: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[str, Any] = field(default_factory=dict)
     _assembly: TextAssembly = field(default_factory=TextAssembly)
     _usages: list[dict[str, Any]] = field(default_factory=list)
+    _besides: list[ChatStreamEvent] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -216,7 +223,7 @@ class _Round:
 
     def keep(self, kept: Mapping[str, Any]) -> None:
         """Take what the model's API wants back with what was said."""
-        self._kept = kept
+        self.kept = kept
 
     def add(self, batch: EventBatch) -> None:
         """Take account of what the model says."""
@@ -230,6 +237,8 @@ class _Round:
                 self._add_call(str(data.get("toolCallId")), str(data.get("toolName")), data.get("args"))
             elif event.type == "usage":
                 self._usages.append(event.data)
+            elif event.type.startswith(BESIDES_PREFIX):
+                self._besides.append(event)
 
     def _add_call(self, id_: str, name: str, args: Any) -> None:
         # By attempt and round, since a model may use an id twice, and a superseded turn begins anew.
@@ -247,20 +256,22 @@ class _Round:
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _arguments(call.args)}}
             for call in self.calls
         ]
-        kept = {"kept": self._kept} if self._kept else {}
+        kept = {"kept": self.kept} if self.kept else {}
         return {"role": "assistant", "content": self.text or None, "tool_calls": calls, **kept}
 
     def to_json(self) -> dict[str, Any]:
         """Return the step's result."""
         calls = [{"id": call.id, "name": call.name, "args": call.args} for call in self.calls]
         made = {"attempt": self.attempt, "requestId": self.request_id}
-        kept = {"kept": self._kept} if self._kept else {}
-        return {**made, "text": self.text, "calls": calls, "usages": self._usages, **kept}
+        kept = {"kept": self.kept} if self.kept else {}
+        besides = [[event.type, event.data] for event in self._besides]
+        told = {"besides": besides} if besides else {}
+        return {**made, "text": self.text, "calls": calls, "usages": self._usages, **kept, **told}
 
     def replay(self, result: dict[str, Any]) -> list[ChatStreamEvent]:
         """Become the round on record; return its events: the text in one piece, the calls, and who paid."""
         self.attempt = result["attempt"]
-        self._kept = result.get("kept", {})
+        self.kept = result.get("kept", {})
         text = result["text"]
         for call in result["calls"]:
             self._add_call(call["id"], call["name"], call["args"])
@@ -268,6 +279,7 @@ class _Round:
         self._assembly.add_all(events)
         return [
             *events,
+            *(ChatStreamEvent(kind, data) for kind, data in result.get("besides", ())),
             *(tool_call(tool_call_id=call.id, tool_name=call.name, args=call.args) for call in self.calls),
             *(ChatStreamEvent("usage", {**usage, "attempt": self.attempt}) for usage in result["usages"]),
         ]

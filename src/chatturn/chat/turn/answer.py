@@ -1,9 +1,10 @@
 """What an attempt's answer is made of: the product's producer, its context, and what an earlier attempt had said."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import json
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from chatturn.backends.parameters import TOOLS
 from chatturn.chat.agent.agent import MODEL_STEP, AgentProducer
@@ -38,6 +39,9 @@ MAX_ATTEMPTS_IN_ALL: Final = 100
 
 _FURTHER_CHARACTERS: Final = 200
 """Stored behind what an attempt before had said: so the next one begins further on."""
+
+_MOST_KEPT_CHARACTERS: Final = 20_000
+"""Of what goes back with one answer in each later turn; what is longer goes back in no later turn."""
 
 _INLINE_WAIT_MS: Final = 2_000
 """A reader may be about to answer; beyond that, a worker that waits costs more than one that comes back."""
@@ -76,6 +80,7 @@ class Answer:
         self.shown = ShownHistory()
         self.steps = _steps(turn, attempt, usage)
         self.said: ChatProducer | _Nothing = _Nothing()
+        self._kept: Mapping[str, Any] = {}
         self._turn = turn
         self._attempt = attempt
         self._place = place
@@ -117,6 +122,22 @@ class Answer:
     def recorded(self) -> None:
         """Take note that it is noted."""
         self._told = self._told or self._telling
+
+    def kept_json(self) -> str | None:
+        """
+        Return what the API that gave the answer wants back with it in later turns; None for nothing.
+
+        Nothing of a product that redacts is kept beyond its turn, nor of an answer of which the API said only the end.
+        """
+        if self.recalled or overrides(self._turn.deployment.hooks, "transform_final_text"):
+            return None
+        kept = self.said.kept() or self._kept
+        text = json.dumps(kept, ensure_ascii=False)
+        is_of_a_call = bool(kept) and any(kept["calls"])
+        return text if kept and not is_of_a_call and len(text) <= _MOST_KEPT_CHARACTERS else None
+
+    def _keep(self, kept: Mapping[str, Any]) -> None:
+        self._kept = kept
 
     def _comes_further(self) -> bool:
         recalled = self.recalled
@@ -196,7 +217,7 @@ class Answer:
             attempt=number,
             replaces=self._place.replaces,
             request_id=canonical_hash([self._attempt.claim.run.key_name, number]),
-            backend=MeteredBackend(deployment.backend, self._usage),
+            backend=MeteredBackend(deployment.backend, self._usage, self._keep),
             meter=self._usage,
             durable=self.steps,
             continue_from=self.recalled,
@@ -234,6 +255,9 @@ class _Nothing:
 
     def said_so_far(self) -> str:
         return ""
+
+    def kept(self) -> Mapping[str, Any]:
+        return {}
 
 
 async def _say_again(text: str, attempt: Attempt) -> AsyncGenerator[EventBatch, None]:

@@ -64,7 +64,9 @@ class Finish:
     lines: list[str] = field(default_factory=list)
     finish_reason: str | None = None
 
-    def statements(self, end: End, *, checkpoints: bool, finish_reason: str | None) -> list[Statement]:
+    def statements(
+        self, end: End, *, checkpoints: bool, finish_reason: str | None, kept_json: str | None = None
+    ) -> list[Statement]:
         """
         Make the statements of the last write: the log with its terminal line, messages, hook calls.
 
@@ -72,6 +74,7 @@ class Finish:
             end: How the turn ends.
             checkpoints: Whether it has steps on the way to its answer.
             finish_reason: Why the model stopped, as far as it said so.
+            kept_json: What the answer's API wants back with it in later turns.
         """
         self.finish_reason = reason = finish_reason_of(end, finish_reason)
         wait_ms = retry_after_ms(end.error, self.idle_attempts) if isinstance(end, Failed) else 0
@@ -83,7 +86,7 @@ class Finish:
         self.lines = self.log.preview(self.words)
         return [
             *self.log.last_statements(self.lines),
-            *chat_sql.end_turn(end, reason, wait_ms),
+            *chat_sql.end_turn(end, reason, wait_ms, kept_json),
             *self._messages(text),
             *(self.outbox.statements(self.log.attempt) if text else []),
             *([chat_sql.forget_checkpoints()] if checkpoints and self.redacting and text is not None else []),

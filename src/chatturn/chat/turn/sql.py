@@ -80,7 +80,7 @@ WHERE t.run_id = ?1
 """
 
 # With the attempt's last write: what it leaves for the next one, or for good.
-_END_ANSWERED: Final = f"UPDATE chat_turns SET finish_reason = ?4 WHERE run_id = ?1 AND {HELD}"
+_END_ANSWERED: Final = f"UPDATE chat_turns SET finish_reason = ?4, kept_json = ?5 WHERE run_id = ?1 AND {HELD}"
 _END_WAITING: Final = f"UPDATE chat_turns SET retry_at = {MOMENT.format('?4, ?5')} WHERE run_id = ?1 AND {HELD}"
 _END_CANCELLED: Final = f"""
 UPDATE chat_turns SET cancelled_at = {MOMENT.format("?4")}, finish_reason = 'cancelled' WHERE run_id = ?1 AND {HELD}
@@ -222,10 +222,10 @@ def read_place(run_id: str) -> Statement:
     return Statement(_READ_PLACE, (run_id,))
 
 
-def end_turn(end: End, finish_reason: str | None, wait_ms: int) -> list[Statement]:
+def end_turn(end: End, finish_reason: str | None, wait_ms: int, kept_json: str | None) -> list[Statement]:
     """Note how an attempt ended, with its last write; nothing for one that failed and may be tried again at once."""
     if isinstance(end, Completed):
-        return [Statement(_END_ANSWERED, (finish_reason,))]
+        return [Statement(_END_ANSWERED, (finish_reason, kept_json))]
     if isinstance(end, Cancelled):
         return [Statement(_END_CANCELLED, (NOW,))]
     if isinstance(end, Suspended):

@@ -5,9 +5,9 @@ A product's producer may relay a whole engine's stream, with its own lifecycle a
 lifecycle is this engine's to say, once, after it is true; and an in-band error is a failed turn.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from chatturn.chat.hooks.hooks import DurableTurnProducer
 from chatturn.chat.log.log import TurnLog
@@ -29,7 +29,7 @@ from chatturn.events import (
 )
 from chatturn.telemetry.operator_log import OperatorLog
 
-__all__ = ["MAX_ANSWER_BYTES", "ChatProducer", "Said", "SaysSoFar", "StreamProducer"]
+__all__ = ["MAX_ANSWER_BYTES", "ChatProducer", "KeepsForLater", "Said", "SaysSoFar", "StreamProducer"]
 
 MAX_ANSWER_BYTES: Final = 1_500_000
 """In UTF-8: with its escapes as JSON, an answer up to here fits a row of 2,000,000 bytes."""
@@ -66,6 +66,14 @@ class SaysSoFar(Protocol):
 
     def said_so_far(self) -> str:
         """Return the answer as far as it has come."""
+
+
+@runtime_checkable
+class KeepsForLater(Protocol):
+    """A producer that knows what the API of its answer wants back with it."""
+
+    def kept(self) -> Mapping[str, Any]:
+        """Return that; empty for nothing."""
 
 
 class ChatProducer:
@@ -138,6 +146,10 @@ class ChatProducer:
         if isinstance(self._producer, SaysSoFar):
             return self._producer.said_so_far()
         return self._assembly.text()
+
+    def kept(self) -> Mapping[str, Any]:
+        """Return what the API of the answer wants back with it, as far as the producer knows."""
+        return self._producer.kept() if isinstance(self._producer, KeepsForLater) else {}
 
     async def _filtered(self) -> AsyncGenerator[Said, None]:
         async with self._steps.task(), aclosing(self._producer.stream) as stream:

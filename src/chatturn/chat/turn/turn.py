@@ -322,9 +322,10 @@ class ChatTurn:
         went_on, checkpoints = bool(self._answer.recalled), self._answer.has_checkpoints
         is_full = isinstance(end, Completed) and self._answer.said.is_full
         reason = "length" if is_full else self._usage.finish_reason
+        kept_json = self._answer.kept_json() if isinstance(end, Completed) else None
         return [
             *self._usage.last_statements(end, went_on=went_on, checkpoints=checkpoints),
-            *self._finish.statements(end, checkpoints=checkpoints, finish_reason=reason),
+            *self._finish.statements(end, checkpoints=checkpoints, finish_reason=reason, kept_json=kept_json),
             *tracing.end_with(self._turn.tracing, end),
         ]
 

@@ -6,7 +6,7 @@ What is not known is None, never zero; what is only estimated stands apart.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias
@@ -163,12 +163,23 @@ class ModelCall:
         return round((asyncio.get_running_loop().time() - self.began_s) * 1000)
 
 
+def _forget(_kept: Mapping[str, Any]) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class MeteredBackend:
-    """A backend whose calls are all metered, whoever makes them."""
+    """
+    A backend whose calls are all metered, whoever makes them.
+
+    Attributes:
+        backend: Who is asked.
+        meter: Keeps account.
+        keep: Is given what the API of each call wants back with its answer, and nothing as each begins.
+    """
 
     backend: AgentExecutionBackend
     meter: Meter
+    keep: Callable[[Mapping[str, Any]], None] = _forget
 
     @property
     def kind(self) -> str:
@@ -181,7 +192,13 @@ class MeteredBackend:
 
     def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
         """Answer; see `AgentExecutionBackend.stream`."""
-        return self.backend.stream(request, replace(context, meter=self.meter))
+        self.keep({})
+
+        def keep(kept: Mapping[str, Any]) -> None:
+            self.keep(kept)
+            context.keep(kept)
+
+        return self.backend.stream(request, replace(context, meter=self.meter, keep=keep))
 
 
 def count(usage: Mapping[str, Any], name: str) -> int | None:
