@@ -20,7 +20,7 @@ help:
 	@echo "make test          run every test, those inside workerd too (ARGS='-k name')"
 	@echo "make models        play recorded answers of model APIs to a Worker, and tell what came of them (ARGS=name)"
 	@echo "make chaos         kill 5,000 workers in the middle of turns, and add up (ARGS='--kills 200')"
-	@echo "make rolling       let an earlier version's code serve the same database, under kills (ARGS='--kills 200')"
+	@echo "make rolling       let an earlier version's code serve the same database, under kills (ARGS='--minutes 60')"
 	@echo "make api           try the Worker by what /openapi.json says of it (ARGS='--phases fuzzing')"
 	@echo "make attack        let one user attack an isolate, and print what it costs the others (ARGS=stalled)"
 	@echo "make docs          build the manual into site/, strictly: a link that leads nowhere is an error"

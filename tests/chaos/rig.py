@@ -12,12 +12,13 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from chatturn.durable.local_stores import FileSystemDurableRunStore
 from tests.chaos import worker
@@ -25,19 +26,19 @@ from tests.support.children import CONTEXT, start
 from tests.support.upstream import Upstream
 from tests.support.upstream_script import Script
 
-__all__ = ["Report", "run"]
+__all__ = ["MISBEHAVIOUR", "STOPPED", "Report", "run"]
 
 _SPAN: Final = 16
 """Turns that users ask for at the same time."""
 
-_STOPPED: Final = 0.06
+STOPPED: Final = 0.06
 """The part of the processes that is stopped for longer than a lease before it is killed."""
 
 _PATIENCE_S: Final = 60.0
 
 _TERMINAL: Final = {f"session.run.{how}" for how in ("completed", "failed", "cancelled", "suspended")}
 
-_MISBEHAVIOUR: Final = (
+MISBEHAVIOUR: Final = (
     Script(status=500, body="{}"),
     Script(status=429, headers=(("retry-after-ms", "5"),), body="{}"),
     Script(stop_after=3, ending="cut"),
@@ -95,29 +96,12 @@ class Report:
         return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value:,} |" for name, value in rows)])
 
 
-class Process(Protocol):
-    """A worker's process, of this version or of another."""
-
-    @property
-    def pid(self) -> int | None:
-        """Its id."""
-
-    def join(self, timeout: float, /) -> None:
-        """Wait for its end."""
-
-
-StartOther = Callable[[int, str, tuple[int, int]], Process | None]
-"""Starts the n-th worker, which serves these turns by way of the model at that address; None for one of our own."""
-
-
 def run(
     folder: Path,
     *,
     kills: int,
     seed: int,
     progress: Callable[[int], None] = lambda _done: None,
-    settings: Mapping[str, str] | None = None,
-    start_other: StartOther = lambda _number, _upstream, _turns: None,
 ) -> Report:
     """
     Kill so many processes, then let the turns be finished, and add up.
@@ -127,8 +111,6 @@ def run(
         kills: How many processes.
         seed: Of chance.
         progress: Is told how many were killed so far.
-        settings: Of our own workers, in place of the rig's.
-        start_other: Starts workers that are not our own.
     """
     chance, began = random.Random(seed), time.monotonic()
     report = Report(turns=kills // 2 + _SPAN)
@@ -136,18 +118,17 @@ def run(
     store.sqlite.close()
     with Upstream() as upstream:
         texts = _script(upstream, report.turns, chance)
-        running: list[Process] = []
+        running: list[BaseProcess] = []
         for number in range(kills):
             turns = (number // 2, number // 2 + _SPAN)
-            other = start_other(number, upstream.url, turns)
-            running.append(other or _start(folder, upstream.url, seed + number, turns, settings))
+            running.append(_start(folder, upstream.url, seed + number, turns))
             time.sleep(chance.uniform(0.01, 0.12))
             if len(running) == 2:
                 _end(running.pop(0), chance, report)
             progress(number + 1)
         for child in running:
             _end(child, chance, report)
-        last = start(worker.finish, folder, upstream.url, report.turns, settings)
+        last = start(worker.finish, folder, upstream.url, report.turns)
         last.join(120 + report.turns)
         if last.exitcode != 0:
             last.kill()
@@ -160,11 +141,9 @@ def run(
     return report
 
 
-def _start(
-    folder: Path, upstream: str, seed: int, turns: tuple[int, int], settings: Mapping[str, str] | None
-) -> Process:
+def _start(folder: Path, upstream: str, seed: int, turns: tuple[int, int]) -> BaseProcess:
     serving, says_so = CONTEXT.Pipe(duplex=False)
-    child = start(worker.work, folder, upstream, seed, turns, says_so, settings)
+    child = start(worker.work, folder, upstream, seed, turns, says_so)
     says_so.close()
     assert serving.poll(_PATIENCE_S), "a worker does not start"
     serving.recv_bytes()
@@ -179,15 +158,15 @@ def _script(upstream: Upstream, turns: int, chance: random.Random) -> dict[int, 
         texts[turn] = f"{worker.message_of(turn)} answer " + " ".join(
             f"{turn}.{n}" for n in range(chance.randint(3, 20))
         )
-        bad = [replace(chance.choice(_MISBEHAVIOUR), text=texts[turn]) for _ in range(chance.choice([0, 0, 1, 2]))]
+        bad = [replace(chance.choice(MISBEHAVIOUR), text=texts[turn]) for _ in range(chance.choice([0, 0, 1, 2]))]
         good = Script(text=texts[turn], pause_s=chance.choice([0.0, 0.002, 0.01]))
         upstream.on(worker.message_of(turn), *bad, good)
     return texts
 
 
-def _end(child: Process, chance: random.Random, report: Report) -> None:
+def _end(child: BaseProcess, chance: random.Random, report: Report) -> None:
     assert child.pid is not None
-    if chance.random() < _STOPPED:
+    if chance.random() < STOPPED:
         os.kill(child.pid, signal.SIGSTOP)
         time.sleep(1.3 * worker.LEASE_MS / 1000)
         os.kill(child.pid, signal.SIGCONT)

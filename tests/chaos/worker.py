@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -87,9 +87,7 @@ class _Slow(Reader):
         await asyncio.sleep(0.03)
 
 
-def _isolate(
-    folder: Path, upstream: str, chance: random.Random, settings: Mapping[str, str] | None, *, failures: float
-) -> Isolate:
+def _isolate(folder: Path, upstream: str, chance: random.Random, *, failures: float) -> Isolate:
     database = SqliteDatabase(folder / "db.sqlite3", busy_timeout_s=2.0)
     backend = create_openai_compatible_backend(
         transport=HttpTransport(),
@@ -106,7 +104,7 @@ def _isolate(
         _Failing(database, chance, folder / "failures", failures),
         _Product(folder / "journal"),
         backend,
-        {"TURN_ATTEMPTS": "1000000", **(settings or {})},  # nobody is killed so often outside of this rig
+        {"TURN_ATTEMPTS": "1000000"},  # nobody is killed so often outside of this rig
         lease_ms=LEASE_MS,
     )
 
@@ -117,7 +115,6 @@ def work(
     seed: int,
     turns: tuple[int, int],
     serving: Connection,
-    settings: Mapping[str, str] | None = None,
 ) -> None:
     """Serve users of these turns until the process is killed; say when that begins."""
     chance = random.Random(seed)
@@ -141,14 +138,14 @@ def work(
                 await isolate.sweep()
 
     async def main() -> None:
-        isolate = _isolate(folder, upstream, chance, settings, failures=0.02)
+        isolate = _isolate(folder, upstream, chance, failures=0.02)
         serving.send_bytes(b"serving")
         await asyncio.gather(cron(isolate), *(user(isolate) for _ in range(_USERS)))
 
     _quietly(main())
 
 
-def finish(folder: Path, upstream: str, turns: int, settings: Mapping[str, str] | None = None) -> None:
+def finish(folder: Path, upstream: str, turns: int) -> None:
     """Ask for every turn until each has its answer, as users would, with nothing failing any more."""
 
     async def settle(isolate: Isolate, queue: list[int]) -> None:
@@ -162,7 +159,7 @@ def finish(folder: Path, upstream: str, turns: int, settings: Mapping[str, str] 
                 await asyncio.sleep(LEASE_MS / 4000)
 
     async def main() -> None:
-        isolate = _isolate(folder, upstream, random.Random(0), settings, failures=0.0)
+        isolate = _isolate(folder, upstream, random.Random(0), failures=0.0)
         queue = list(range(turns))
         await asyncio.gather(*(settle(isolate, queue) for _ in range(16)))
         for _ in range(50):
