@@ -1,6 +1,7 @@
 """A database of agent-runtime, or an older one of ours: brought to the schema, and its turns taken over."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from chatturn.database.migration import mend, migrate, missing_parts, read_versi
 from chatturn.database.schema import DURABLE_SCHEMA_VERSION
 from chatturn.durable.records import Claim, RunStatus, StepStatus
 from chatturn.durable.sql_store import SqlRunStore
-from chatturn.durable.store import Begin, Settlement
+from chatturn.durable.store import Begin, Guard, Settlement
 from chatturn.errors import DurableRunInputMismatchError, DurableRunLeaseHeldError, LeaseLost, StoreUnavailable
 from tests.support.agent_runtime_database import (
     ANSWER,
@@ -376,7 +377,7 @@ async def test_another_message_to_a_finished_turn_of_theirs_is_refused(store: Sq
     assert theirs == await legacy.load_run(legacy_id(COMPLETED))
 
 
-@pytest.mark.parametrize("turn_index", [FAILED, LIVE])
+@pytest.mark.parametrize("turn_index", [FAILED, INTERRUPTED])
 async def test_another_turn_under_their_id_is_not_this_one(store: SqlRunStore, clock: Clock, turn_index: int) -> None:
     """Another message, or another product: a new run, and theirs stays."""
     legacy = await migrated(store, clock)
@@ -387,6 +388,36 @@ async def test_another_turn_under_their_id_is_not_this_one(store: SqlRunStore, c
     assert [] == list(claimed.completed_steps)
     assert theirs is not None
     assert theirs == await legacy.load_run(legacy_id(turn_index))
+
+
+@pytest.mark.parametrize("supersede", [False, True])
+async def test_another_message_waits_for_a_lease_of_theirs(
+    store: SqlRunStore, clock: Clock, *, supersede: bool
+) -> None:
+    """As for a lease of ours: what is being answered is not answered beside it.  Another project's is nothing to it."""
+    legacy = await migrated(store, clock)
+    before = await rows_of(legacy.database, "durable_runs", "durable_steps")
+    other = manifest_of(LIVE, "something else")
+    with pytest.raises(DurableRunLeaseHeldError if supersede else DurableRunInputMismatchError):
+        await claim_turn(legacy, LIVE, manifest=other, supersede=supersede)
+
+    assert before == await rows_of(legacy.database, "durable_runs", "durable_steps")
+    assert (await claim_turn(legacy, LIVE, manifest=replace(other, project_id="another"))).lease is not None
+
+
+@pytest.mark.parametrize("turn_index", range(7))
+@pytest.mark.parametrize("supersede", [False, True])
+async def test_a_guard_holds_up_the_claim_of_a_turn_of_theirs(
+    store: SqlRunStore, clock: Clock, turn_index: int, *, supersede: bool
+) -> None:
+    """Whatever there is, or is not, under their id: nothing is written."""
+    legacy = await migrated(store, clock)
+    before = await rows_of(legacy.database, "durable_runs", "durable_steps")
+    guard = Guard(sql="{0} = 2", params=(1,), refusal=lambda _row: LookupError("no"))
+    with pytest.raises(LookupError):
+        await claim_turn(legacy, turn_index, guards=[guard], supersede=supersede)
+
+    assert before == await rows_of(legacy.database, "durable_runs", "durable_steps")
 
 
 async def test_a_worker_of_theirs_that_wakes_up_late_changes_nothing(

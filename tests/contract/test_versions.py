@@ -65,9 +65,9 @@ async def test_the_attempts_of_a_version_go_on_behind_the_others(store: SqlRunSt
     assert [("1", 1), ("10", 1), ("10~2", 2), ("10~3", 3)] == [
         (str(row["run_id"]).rpartition(":")[2], row["epoch"]) for row in listed
     ]
-    found = await rows(database, [version_sql.read_versions(place(10))])
+    found = await rows(database, [version_sql.read_versions(place(10), None)])
     assert [(1, 0), (2, 0), (3, 1)] == [(row["version"], row["counts"]) for row in found]
-    [shown] = await rows(database, [version_sql.read_shown_version(place(10))])
+    [shown] = await rows(database, [version_sql.read_shown_version(place(10), None)])
     assert 3 == shown["version"]
 
 

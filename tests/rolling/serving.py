@@ -192,7 +192,7 @@ class _World:
 
 
 class _Slow(Reader):
-    async def drain(self) -> None:
+    async def drain(self, _room: int | None = None) -> None:
         await asyncio.sleep(0.03)
 
 

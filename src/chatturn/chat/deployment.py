@@ -14,6 +14,8 @@ from chatturn.chat.log.live import Alarm, EventAlarm, LiveLogs
 from chatturn.chat.log.query_budget import RENEWALS_PER_TERM, Pace, log_pace
 from chatturn.chat.log.room import Room, reading_room, sending_room
 from chatturn.chat.parts import Part, needs_of
+from chatturn.chat.thread.identity import ChatTurnIdentity, legacy_run_id
+from chatturn.chat.thread.their_sql import Theirs
 from chatturn.chat.usage.calls import Budgets
 from chatturn.database.api import Database
 from chatturn.durable.context import ContextSources
@@ -90,6 +92,15 @@ class Deployment:
         settings = self.settings
         owned = settings.session_owner == "subject"
         return Files(project_id=settings.project_id, store=self.file_store, owned=owned)
+
+    def may_have_theirs(self, session_id: str) -> bool:
+        """Say whether agent-runtime may have turns of a session; their ids would not tell where a colon in it ends."""
+        return self.settings.legacy_run_ids == "on" and ":" not in session_id
+
+    def theirs(self, identity: ChatTurnIdentity) -> Theirs | None:
+        """Return where agent-runtime may have a turn; it knows no versions."""
+        run_id = legacy_run_id(identity) if self.may_have_theirs(identity.session_id) else None
+        return None if run_id is None or identity.version > 1 else Theirs(run_id, self.settings.project_id)
 
     @property
     def store(self) -> SqlRunStore:

@@ -23,17 +23,19 @@ from typing import Final
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.log.live import wait_for_ring
 from chatturn.chat.log.log import TurnLog
-from chatturn.chat.log.pages import LogPage, load_page
+from chatturn.chat.log.pages import LogPage
 from chatturn.chat.log.polls import Poll
 from chatturn.chat.log.query_budget import FOLLOW_PACES
 from chatturn.chat.log.room import PAGE_CHARACTERS, SMALL_CHARACTERS, Room
 from chatturn.chat.log.sql import note_follower
 from chatturn.chat.thread.identity import ChatTurnIdentity
+from chatturn.chat.thread.their_sql import Theirs
 from chatturn.chat.turn.disconnects import CANCEL_REQUESTED
 from chatturn.chat.turn.finish import ending_words, failure_words, kind_of
 from chatturn.chat.turn.queued import QueuedTurn
 from chatturn.chat.turn.reader import Reader
 from chatturn.chat.turn.sinks import Sink
+from chatturn.chat.turn.their_log import load_log
 from chatturn.chat.turn.turn import ChatTurn, OpenTurn
 from chatturn.durable.ends import Cancelled, Completed
 from chatturn.durable.records import RunStatus
@@ -68,14 +70,17 @@ def who_holds(identity: ChatTurnIdentity) -> str:
     return f"{len(identity.tenant_id)}:{identity.tenant_id}:{identity.user_id}"
 
 
-async def read_page_in_turn(deployment: Deployment, who: str, run_id: str, after: int) -> LogPage | None:
-    """Read a page of a log, which is to be sent, when there is room for it; see `load_page`."""
+async def read_page_in_turn(
+    deployment: Deployment, identity: ChatTurnIdentity, after: int, theirs: Theirs | None
+) -> LogPage | None:
+    """Read a page of a log, which is to be sent, when there is room for it; see `load_log`."""
+    who = who_holds(identity)
     while not deployment.sending.fits(who, PAGE_CHARACTERS):
         await _wait_for(deployment, deployment.sending, who, PAGE_CHARACTERS)
     while not deployment.reading.fits(who, PAGE_CHARACTERS):
         await _wait_for(deployment, deployment.reading, who, PAGE_CHARACTERS)
     with deployment.reading.holding(who, PAGE_CHARACTERS):
-        return await load_page(deployment.database, run_id, after)
+        return await load_log(deployment.database, identity, after, theirs)
 
 
 async def _wait_for(deployment: Deployment, room: Room, who: str, characters: int) -> None:
@@ -92,6 +97,7 @@ class FollowedTurn:
     Attributes:
         identity: Whose turn.
         run_id: Its run.
+        theirs: Where agent-runtime may have the turn; None where that is not looked at.
         page: The state of the turn and the first lines to show, read already.
         deployment: Where the log is stored, and what else runs in this isolate.
         take_over: Claims the turn if its worker is lost; None for a reader who may not.
@@ -99,6 +105,7 @@ class FollowedTurn:
 
     identity: ChatTurnIdentity
     run_id: str
+    theirs: Theirs | None = None
     page: LogPage
     deployment: Deployment
     take_over: TakeOver | None
@@ -229,7 +236,7 @@ class FollowedTurn:
         await _wait_for(self.deployment, self.deployment.sending, self._who, characters)
 
     async def _load(self, after: int) -> LogPage | None:
-        return await read_page_in_turn(self.deployment, self._who, self.run_id, after)
+        return await read_page_in_turn(self.deployment, self.identity, after, self.theirs)
 
     async def _wait_for_more(self, log: TurnLog) -> None:
         await wait_for_ring(log, self.deployment.alarm(), _LOOK_EVERY_S)
@@ -272,7 +279,7 @@ class FollowedTurn:
                 for_s = max(_NOTED_EVERY_S, 3 * next_s)
                 poll.noted_until = now + for_s
                 await database.batch([note_follower(self.run_id, round((for_s + _SLACK_S) * 1000))])
-            page = await load_page(database, self.run_id, after)
+            page = await self._load(after)
         finally:
             poll.end_look(after, page)
         return page

@@ -113,9 +113,8 @@ class Opening:
             raise NotFound("there is no such session")
         asked = request.replace
         digest = manifest_hash(TurnInput(deployment=self.deployment, identity=identity, request=request).manifest)
-        read = read_version_state(
-            identity, digest, None if asked is None else asked.version, None if asked is None else asked.kind
-        )
+        replaces, kind = (None, None) if asked is None else (asked.version, asked.kind)
+        read = read_version_state(identity, digest, replaces, kind, self.deployment.theirs(identity))
         [state] = await self.deployment.database.batch([read])
         run_id = turn_run_id(identity)
         return version_for(state.rows[0], run_id, identity.turn_index, asked, supersede=request.supersede)

@@ -23,9 +23,10 @@ from chatturn.chat.log.sql import request_cancel
 from chatturn.chat.opening import Opening
 from chatturn.chat.requests import CANCELLED, Cancellation, TurnInput, TurnRequest, TurnView, history_of
 from chatturn.chat.sessions.service import Sessions
-from chatturn.chat.thread.identity import ChatTurnIdentity, legacy_run_id, session_run_ids, turn_run_id
+from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids, turn_run_id
 from chatturn.chat.thread.queue_sql import cancel_queued
 from chatturn.chat.thread.session_sql import session_of_run_changed
+from chatturn.chat.thread.their_sql import cancel_theirs, read_latest_of_theirs
 from chatturn.chat.thread.version_sql import (
     activate,
     read_same_turn,
@@ -111,14 +112,14 @@ class DurableChatService:
         """Return the version of a turn that is shown to who names none: the one that runs, else the one that counts."""
         if self.deployment.settings.threads == "off":
             return identity
-        [found] = await self.deployment.database.batch([read_shown_version(identity)])
+        [found] = await self.deployment.database.batch([read_shown_version(identity, self.deployment.theirs(identity))])
         return replace(identity, version=int(found.rows[0]["version"] or 1))
 
     async def versions(self, identity: ChatTurnIdentity) -> Sequence[Row] | None:
         """Return a turn's versions, the first first; None if this user has no such turn."""
         if not await self._may_see_turn(identity):
             return None
-        [found] = await self.deployment.database.batch([read_versions(identity)])
+        [found] = await self.deployment.database.batch([read_versions(identity, self.deployment.theirs(identity))])
         return found.rows or None
 
     async def activate(self, identity: ChatTurnIdentity) -> None:
@@ -135,7 +136,7 @@ class DurableChatService:
         run_id, around = turn_run_id(identity), self._outbox.around_activation(identity)
         *_, found = await self.deployment.database.batch(activate(identity, around.before, around.behind))
         came = found.rows[0]
-        if came["counts"]:
+        if came["counts"] or await self._counts_there(identity):
             return
         if not came["may_count"]:
             raise VersionConflict("it has no answer", run_id=run_id)
@@ -149,6 +150,14 @@ class DurableChatService:
     def _outbox(self) -> Outbox:
         deployment = self.deployment
         return Outbox(database=deployment.database, hooks=deployment.hooks, log=deployment.log)
+
+    async def _counts_there(self, identity: ChatTurnIdentity) -> bool:
+        """Say whether it is agent-runtime's version, and no other counts; once another does, it never does again."""
+        theirs = self.deployment.theirs(identity)
+        if theirs is None:
+            return False
+        [found] = await self.deployment.database.batch([read_versions(identity, theirs)])
+        return any(row["version"] == 1 and row["user_message"] is None and row["counts"] for row in found.rows)
 
     async def _check_wishes(self, identity: ChatTurnIdentity, request: TurnRequest) -> None:
         """Refuse what the deployment does not allow, unless the turn is there: what was begun may be ended."""
@@ -201,9 +210,9 @@ class DurableChatService:
         """Return the turn's run, or None if this tenant has none there."""
         if not await self._may_see_turn(identity):
             return None
-        run_id, legacy = turn_run_id(identity), self._legacy_run_id(identity)
+        run_id = turn_run_id(identity)
         found, usage = await self.deployment.database.batch(
-            [chat_sql.read_turn(run_id, legacy), read_usage_of_turn(run_id)]
+            [chat_sql.read_turn(run_id, self.deployment.theirs(identity)), read_usage_of_turn(run_id)]
         )
         return replace(_view(found.rows[0]), usage=sums_of(usage.rows[0])) if found.rows else None
 
@@ -225,10 +234,10 @@ class DurableChatService:
         """
         if not await self._may_see_turn(identity):
             return None
-        run_id, cursor = turn_run_id(identity), -1 if after is None else after
+        run_id, theirs, cursor = turn_run_id(identity), self.deployment.theirs(identity), -1 if after is None else after
         if not waits and not self.deployment.sending.fits(who_holds(identity), PAGE_CHARACTERS):
             raise ReadersBusy("no room for another page of a log")
-        page = await read_page_in_turn(self.deployment, who_holds(identity), run_id, cursor)
+        page = await read_page_in_turn(self.deployment, identity, cursor, theirs)
         if page is None:
             return None
         if cursor > page.furthest:
@@ -236,6 +245,7 @@ class DurableChatService:
         return FollowedTurn(
             identity=identity,
             run_id=run_id,
+            theirs=theirs,
             page=page,
             deployment=self.deployment,
             take_over=partial(self.reopen, run_id) if may_take_over else None,
@@ -254,7 +264,11 @@ class DurableChatService:
         """
         if not await self.may_see(tenant_id, session_id, user_id):
             return None
-        [found] = await self.deployment.database.batch([read_latest_turn(tenant_id, session_id)])
+        project_id, may_be_theirs = self.deployment.settings.project_id, self.deployment.may_have_theirs(session_id)
+        theirs = [read_latest_of_theirs(tenant_id, session_id, project_id)] if may_be_theirs else []
+        found, *behind = await self.deployment.database.batch([read_latest_turn(tenant_id, session_id), *theirs])
+        if behind and behind[0].rows[0]["latest"] is not None:
+            return int(behind[0].rows[0]["latest"])
         latest = found.rows[0]["latest"]
         return None if latest is None else int(latest)
 
@@ -284,13 +298,14 @@ class DurableChatService:
         """
         if not await self._may_see_turn(identity):
             return None
-        run_id, legacy = turn_run_id(identity), self._legacy_run_id(identity)
-        queued, _, _, _, requested, _, state = await self.deployment.database.batch(
+        run_id, theirs = turn_run_id(identity), self.deployment.theirs(identity)
+        queued, _, _, _, requested, _, *taken, state = await self.deployment.database.batch(
             [
                 *cancel_queued(run_id, CANCEL_REQUESTED),
                 request_cancel(run_id),
                 chat_sql.wake_cancelled(run_id),
-                chat_sql.read_turn(run_id, legacy),
+                *([] if theirs is None else cancel_theirs(identity, theirs, CANCEL_REQUESTED)),
+                chat_sql.read_turn(run_id, theirs),
             ]
         )
         if not state.rows:
@@ -299,10 +314,8 @@ class DurableChatService:
             self.deployment.live.bells.ring(session_run_ids(identity.tenant_id, identity.session_id)[0])
         if requested.rows and (log := self.deployment.live.get(run_id)) is not None:
             log.cancel_requested = True
-        return Cancellation(requested=bool(queued.rows or requested.rows), turn=_view(state.rows[0]))
-
-    def _legacy_run_id(self, identity: ChatTurnIdentity) -> str | None:
-        return legacy_run_id(identity) if self.deployment.settings.legacy_run_ids == "on" else None
+        stops = [queued, requested, *taken[-1:]]
+        return Cancellation(requested=any(each.rows for each in stops), turn=_view(state.rows[0]))
 
     async def reopen(self, run_id: str) -> OpenTurn:
         """
@@ -549,9 +562,10 @@ def _identity(row: Row) -> ChatTurnIdentity:
 
 def _view(row: Row) -> TurnView:
     run, model, reason = run_from_row(row), row["model"], row["finish_reason"]
+    status = RunStatus.FAILED if row["unanswered"] else run.status
     return TurnView(
         run_id=run.run_id,
-        status=CANCELLED if row["cancelled_at"] is not None else run.status,
+        status=CANCELLED if row["cancelled_at"] is not None else status,
         attempts=run.epoch,
         created_at=run.created_at,
         updated_at=run.updated_at,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from chatturn.chat.hooks.outbox import Outbox
+from chatturn.chat.lists.sql import read_lost_turns
 from chatturn.chat.log.compaction import compact_logs
 from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.service import DurableChatService
@@ -19,7 +20,6 @@ from chatturn.chat.sessions.service import DELETED_AT_ONCE
 from chatturn.chat.thread.queue_sql import read_due_pending
 from chatturn.chat.usage.sql import delete_usage
 from chatturn.database.migration import mend
-from chatturn.durable.records import RunQuery
 
 __all__ = ["Sweep"]
 
@@ -69,8 +69,9 @@ class Sweep:
 
     async def _orphans(self) -> list[str]:
         """Return turns whose worker was lost, the longest first."""
-        query = RunQuery(project_id=self.service.deployment.settings.project_id, stale=True, limit=_LOOKED_AT)
-        return [run.run_id for run in (await self.service.deployment.store.list_runs(query)).runs]
+        deployment = self.service.deployment
+        [lost] = await deployment.database.batch([read_lost_turns(deployment.settings.project_id, _LOOKED_AT)])
+        return [str(row["run_id"]) for row in lost.rows]
 
     async def _next(self) -> list[str]:
         """Return turns that may begin and that nobody waits with, the longest waiting first."""

@@ -121,12 +121,9 @@ class SqlRunStore:
         what = (digest, manifest.project_id, manifest.scenario_id, NOW)
         claim = (run_id, holder, *what, _term(lease_ms), step_count, key_part, waits_as)
         fence = (run_id, holder, None)
-        claim_run = _or_legacy(
-            sql.CLAIM_RUN,
-            legacy.CLAIM_RUN_UNLESS_SAME_LEGACY if supersede else legacy.CLAIM_RUN_UNLESS_LEGACY,
-            claim,
-            legacy_run_id,
-        )
+        unless = legacy.UNLESS_SAME_LEGACY if supersede else legacy.UNLESS_LEGACY
+        claim_run = _or_legacy(sql.CLAIM_RUN, unless[sql.CLAIM_RUN], claim, legacy_run_id)
+        waits = [] if queue is None else [(*claim[:6], _term(queue.lease_ms), 0, *claim[8:])]
         conditions: Sequence[Condition] = guards if queue is None else [*guards, queue.turn]
         before = [
             *(_supersede(run_id, digest) if supersede else []),
@@ -135,7 +132,10 @@ class SqlRunStore:
         writes = [
             *(_guarded(each, guards) for each in before),
             _guarded(claim_run, conditions),
-            *([] if queue is None else [_guarded(_queue(claim, queue), guards)]),
+            *(
+                _guarded(_or_legacy(sql.QUEUE_RUN, unless[sql.QUEUE_RUN], wait, legacy_run_id), guards)
+                for wait in waits  # for the start of a run that the claim did not get
+            ),
             *([] if begin is None else [_begin(fence, begin)]),
             *(Statement(extra.sql, (*fence, *extra.params)) for extra in with_statements),
         ]
@@ -433,11 +433,6 @@ def _term(lease_ms: int) -> str:
 
 def _or_legacy(text: str, text_or_legacy: str, params: tuple[Value, ...], legacy_run_id: str | None) -> Statement:
     return Statement(text, params) if legacy_run_id is None else Statement(text_or_legacy, (*params, legacy_run_id))
-
-
-def _queue(claim: tuple[Value, ...], queue: Queue) -> Statement:
-    """Let the run that a claim did not get wait for its start."""
-    return Statement(sql.QUEUE_RUN, (*claim[:6], _term(queue.lease_ms), 0, *claim[8:]))
 
 
 def _guarded(statement: Statement, guards: Sequence[Condition]) -> Statement:

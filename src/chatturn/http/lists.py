@@ -101,7 +101,7 @@ def _run(row: TurnRow, *, operates: bool) -> dict[str, Any]:
         "leaseExpiresAt": run.lease_expires_at,
         "outcome": None if run.outcome is None else run.outcome.to_json(),
     }
-    if turn is None:
+    if turn is None or turn["tenant_id"] is None:
         return members
     members |= {
         "tenantId": turn["tenant_id"],

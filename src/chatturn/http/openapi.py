@@ -188,7 +188,7 @@ _VERSION: Final[Schema] = _object(
         "counts": _YES_OR_NO,
         "replaces": _COUNT_OR_NULL,
         "kind": _TEXT_OR_NULL,
-        "message": _TEXT,
+        "message": _TEXT_OR_NULL,
         "model": _TEXT_OR_NULL,
         "status": _STATUS,
         "finishReason": _TEXT_OR_NULL,

@@ -99,7 +99,8 @@ class TurnRow:
 
     Attributes:
         run: Its run.
-        turn: Its row, and its hook calls that have not succeeded; None for a run that is no chat turn.
+        turn: Its row, and its hook calls that have not succeeded; None for a run that is gone by now.  Of a run that is
+            no turn of ours all members of the turn are null.
     """
 
     run: RunRecord

@@ -12,6 +12,7 @@ from chatturn.durable.sql.runs import MOMENT
 
 __all__ = [
     "read_latest_turn",
+    "read_lost_turns",
     "read_messages",
     "read_open_runs",
     "read_open_turns",
@@ -65,6 +66,14 @@ WHERE run_id > ?1 AND run_id < ?2 AND status = 'suspended'
 ORDER BY turn_index, version
 """
 
+# What is no turn of ours cannot be resumed, as a turn of agent-runtime or a harness's run: it takes no place here.
+_LOST_TURNS: Final = f"""
+SELECT r.run_id FROM durable_runs AS r
+WHERE r.lease_expires_at <= {MOMENT.format("?2")} AND +r.project_id = ?1 AND +r.status = 'running'
+  AND EXISTS (SELECT 1 FROM chat_turns AS t WHERE t.run_id = r.run_id)
+ORDER BY r.lease_expires_at LIMIT ?3
+"""
+
 # The one that is being answered, else the last that is in the thread.
 _LATEST_TURN: Final = """
 SELECT coalesce(
@@ -90,14 +99,16 @@ ORDER BY created_at DESC, run_id DESC LIMIT 1
 """
 
 _TURNS: Final = f"""
-SELECT t.run_id, t.tenant_id, t.session_id, t.user_id, t.turn_index, t.model, t.cancelled_at, t.trace_id,
+SELECT r.run_id, t.tenant_id, t.session_id, t.user_id, t.turn_index, t.model, t.trace_id,
+  CASE WHEN t.run_id IS NOT NULL THEN t.cancelled_at
+       WHEN r.outcome_json ->> '$.notes' = 'cancelled' THEN r.completed_at END AS cancelled_at,
   r.status = 'running' AND r.lease_expires_at <= {MOMENT.format("?2")} AS orphaned,
   (SELECT json_group_array(json_object('hook', o.hook, 'status', o.status, 'failures', o.failures,
                                        'nextCallAt', o.next_call_at, 'lastError', o.last_error))
    FROM (SELECT * FROM chat_outbox WHERE run_id = t.run_id AND status <> 'done' ORDER BY hook DESC) AS o)
     AS hooks_json, CASE WHEN ?3 THEN {OWNER_OF_TURN} END AS owner_id
-FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id
-WHERE t.run_id IN (SELECT value FROM json_each(?1))
+FROM durable_runs AS r LEFT JOIN chat_turns AS t ON t.run_id = r.run_id
+WHERE r.run_id IN (SELECT value FROM json_each(?1))
 """
 
 # ?1 the project, ?2 and ?3 the moment and the run after which the page begins, ?4 how many, ?5 the tenant or null.
@@ -144,6 +155,11 @@ def read_open_runs(first_run_id: str, last_run_id: str) -> Statement:
 def read_turns(run_ids: Sequence[str], *, owners: bool) -> Statement:
     """Read the turns of runs, with their hook calls that have not succeeded, and whose their sessions are if asked."""
     return Statement(_TURNS, (dumps(list(run_ids)), NOW, int(owners)))
+
+
+def read_lost_turns(project_id: str, limit: int) -> Statement:
+    """Read the turns of a project whose worker is lost, the longest lost first."""
+    return Statement(_LOST_TURNS, (project_id, NOW, limit))
 
 
 def read_undelivered(project_id: str, moment: str, run_id: str, limit: int, tenant_id: str | None) -> Statement:

@@ -13,6 +13,7 @@ __all__ = [
     "legacy_run_id",
     "session_id_of",
     "session_run_ids",
+    "turn_intent",
     "turn_manifest",
     "turn_of_run",
     "turn_run_id",
@@ -49,6 +50,11 @@ def turn_run_id(identity: ChatTurnIdentity) -> str:
     """
     first = f"{_session(identity.tenant_id, identity.session_id)}:{identity.turn_index}"
     return first if identity.version == 1 else f"{first}~{identity.version}"
+
+
+def turn_intent(identity: ChatTurnIdentity) -> str:
+    """Return what the step is called whose result is the turn's answer."""
+    return f"chat:turn-{identity.turn_index}"
 
 
 def version_run_ids(identity: ChatTurnIdentity) -> tuple[str, str, str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids, turn_run_id, version_run_ids
+from chatturn.chat.thread.their_sql import FINISHED_THERE, Theirs
 from chatturn.database.api import Row, Statement, Value
 from chatturn.durable.sql.runs import HELD
 from chatturn.durable.store import Guard
@@ -39,7 +40,8 @@ turn_index < coalesce((SELECT min(b.turn_index) FROM chat_messages AS b INDEXED 
 
 # ?1 the first version's run, ?2 and ?3 around the others, ?4 the tenant, ?5 the session, ?6 the index, ?7 the manifest,
 # ?8 the version that the request replaces or null, ?9 how; where it does and does not say which, the one that counts.
-_STATE: Final = """
+# ?10 and ?11 are agent-runtime's run and the project, or null.
+_STATE: Final = f"""
 WITH versions AS (
   SELECT t.run_id, t.version, t.replaces, t.replace_kind, t.manifest_hash, t.parent_index, t.parent_version,
     t.cancelled_at
@@ -48,10 +50,14 @@ before AS (
   SELECT turn_index, version FROM chat_messages
   WHERE tenant_id = ?4 AND session_id = ?5 AND turn_index < ?6 AND role = 'assistant'
   ORDER BY turn_index DESC LIMIT 1),
+theirs AS (
+  SELECT r.manifest_hash = ?7 AS same FROM durable_runs AS r
+  WHERE {FINISHED_THERE.format(theirs="?10", project="?11")}),
 replaced AS (
   SELECT coalesce(?8, (
     SELECT version FROM chat_messages WHERE ?9 IS NOT NULL
-      AND tenant_id = ?4 AND session_id = ?5 AND turn_index = ?6 AND role = 'assistant')) AS version),
+      AND tenant_id = ?4 AND session_id = ?5 AND turn_index = ?6 AND role = 'assistant'),
+    (SELECT 1 FROM theirs WHERE ?9 IS NOT NULL)) AS version),
 made AS (
   SELECT max(version) AS version FROM versions
   WHERE replaces = (SELECT version FROM replaced) AND replace_kind = ?9 AND manifest_hash = ?7)
@@ -77,7 +83,8 @@ SELECT
   (SELECT max(v.version) FROM versions AS v JOIN durable_runs AS r ON r.run_id = v.run_id
    WHERE v.manifest_hash = ?7 AND r.status IN ('pending', 'running', 'suspended')) AS open,
   (SELECT v.manifest_hash = ?7 FROM versions AS v JOIN chat_messages AS m ON m.version = v.version
-   WHERE m.tenant_id = ?4 AND m.session_id = ?5 AND m.turn_index = ?6 AND m.role = 'assistant') AS counts_same
+   WHERE m.tenant_id = ?4 AND m.session_id = ?5 AND m.turn_index = ?6 AND m.role = 'assistant') AS counts_same,
+  (SELECT same FROM theirs) AS theirs
 """
 
 # Behind the claim and the turn's row: what it replaces, and what it follows once it runs.  Numbers go on behind all
@@ -147,23 +154,30 @@ SELECT {_MAY_COUNT} AS may_count, {_IDLE} AS idle,
     WHERE tenant_id = ?1 AND session_id = ?2 AND turn_index = ?3 AND run_id = ?4) AS counts
 """
 
-_VERSIONS: Final = """
+# One that agent-runtime has answered counts as long as no other does, and has no question: that is in no table.
+_VERSIONS: Final = f"""
 SELECT t.version, t.replaces, t.replace_kind, t.user_message, t.model, t.cancelled_at, t.finish_reason, r.status,
   r.created_at, r.completed_at, t.run_id, m.run_id IS NOT NULL AS counts
 FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id
 LEFT JOIN chat_messages AS m ON m.tenant_id = t.tenant_id AND m.session_id = t.session_id
   AND m.turn_index = t.turn_index AND m.role = 'assistant' AND m.run_id = t.run_id
 WHERE t.run_id = ?1 OR (t.run_id > ?2 AND t.run_id < ?3)
-ORDER BY t.version
+UNION ALL
+SELECT 1, NULL, NULL, NULL, NULL, CASE WHEN r.outcome_json ->> '$.notes' = 'cancelled' THEN r.completed_at END, NULL,
+  r.status, r.created_at, r.completed_at, r.run_id, NOT EXISTS (SELECT 1 FROM chat_messages AS m
+    WHERE m.tenant_id = ?4 AND m.session_id = ?5 AND m.turn_index = ?6 AND m.role = 'assistant')
+FROM durable_runs AS r WHERE {FINISHED_THERE.format(theirs="?7", project="?8")}
+ORDER BY 1
 """
 
-# The one that runs, else the one that counts, else the latest.
-_SHOWN: Final = """
+# The one that runs, else the one that counts, else agent-runtime's, else the latest.
+_SHOWN: Final = f"""
 SELECT coalesce(
   (SELECT max(t.version) FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id
    WHERE (t.run_id = ?1 OR (t.run_id > ?2 AND t.run_id < ?3)) AND r.status IN ('pending', 'running', 'suspended')),
   (SELECT version FROM chat_messages
    WHERE tenant_id = ?4 AND session_id = ?5 AND turn_index = ?6 AND role = 'assistant'),
+  (SELECT 1 FROM durable_runs AS r WHERE {FINISHED_THERE.format(theirs="?7", project="?8")}),
   (SELECT max(t.version) FROM chat_turns AS t WHERE t.run_id = ?1 OR (t.run_id > ?2 AND t.run_id < ?3)), 1) AS version
 """
 
@@ -232,11 +246,11 @@ def still_counts(identity: ChatTurnIdentity, counts: int | None) -> Guard:
 
 
 def read_version_state(
-    identity: ChatTurnIdentity, manifest_hash: str, replaces: int | None, kind: str | None
+    identity: ChatTurnIdentity, manifest_hash: str, replaces: int | None, kind: str | None, theirs: Theirs | None
 ) -> Statement:
     """Read what decides which version of a turn a request is about; see `chatturn.chat.thread.versions.version_for`."""
     place = (identity.tenant_id, identity.session_id, identity.turn_index)
-    return Statement(_STATE, (*version_run_ids(identity), *place, manifest_hash, replaces, kind))
+    return Statement(_STATE, (*version_run_ids(identity), *place, manifest_hash, replaces, kind, *_names(theirs)))
 
 
 def record_version(
@@ -279,9 +293,10 @@ def activate(
     ]
 
 
-def read_versions(identity: ChatTurnIdentity) -> Statement:
+def read_versions(identity: ChatTurnIdentity, theirs: Theirs | None) -> Statement:
     """Read all versions of a turn."""
-    return Statement(_VERSIONS, version_run_ids(identity))
+    place = (identity.tenant_id, identity.session_id, identity.turn_index)
+    return Statement(_VERSIONS, (*version_run_ids(identity), *place, *_names(theirs)))
 
 
 def read_same_turn(identity: ChatTurnIdentity, manifest_hash: str) -> Statement:
@@ -289,7 +304,11 @@ def read_same_turn(identity: ChatTurnIdentity, manifest_hash: str) -> Statement:
     return Statement(_SAME_TURN, (*version_run_ids(identity), manifest_hash))
 
 
-def read_shown_version(identity: ChatTurnIdentity) -> Statement:
+def read_shown_version(identity: ChatTurnIdentity, theirs: Theirs | None) -> Statement:
     """Read which version of a turn is shown to who names none."""
     place = (identity.tenant_id, identity.session_id, identity.turn_index)
-    return Statement(_SHOWN, (*version_run_ids(identity), *place))
+    return Statement(_SHOWN, (*version_run_ids(identity), *place, *_names(theirs)))
+
+
+def _names(theirs: Theirs | None) -> tuple[str | None, str | None]:
+    return (None, None) if theirs is None else (theirs.run_id, theirs.project_id)

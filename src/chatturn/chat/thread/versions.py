@@ -73,6 +73,7 @@ def version_for(
         SessionBusy: A version of the turn that is to be replaced is being answered, or waits.
         DurableRunInputMismatchError: It was to be asked anew, but this is another question.
     """
+    state = _with_theirs(state)
     counts, detached_from = state["counts"], state["detached_from"]
     if detached_from is not None and detached_from < turn_index:
         raise VersionConflict(f"the thread ends before turn {detached_from}", run_id=run_id)
@@ -80,26 +81,38 @@ def version_for(
         return _replaced(state, run_id, replace)
     if detached_from is not None:
         return _there(state, state["again"]) or _new(state, None, None)
-    if supersede and counts is not None and state["asked"] != counts:
-        return _there(state, state["asked"]) or _new(state, counts, "edit")
-    if counts is not None and not state["counts_same"] and state["open"] is not None:
+    standing = state["standing"]
+    if supersede and standing is not None and state["asked"] != standing:
+        return _there(state, state["asked"]) or _new(state, standing, "edit")
+    if standing is not None and not state["counts_same"] and state["open"] is not None:
         return Choice(version=int(state["open"]), counts=counts)  # it is being answered, or waits for an approval
-    if counts is None and state["stopped"] and not state["busy"]:  # before it began: its place is free
+    if standing is None and state["stopped"] and not state["busy"]:  # before it began: its place is free
         return _there(state, state["asked"]) or _new(state, None, None)
-    return Choice(version=int(counts or state["latest"] or 1), counts=counts)
+    return Choice(version=int(standing or state["latest"] or 1), counts=counts)
+
+
+def _with_theirs(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add what stands at the place: the version that counts, or agent-runtime's turn, as version 1, where none does."""
+    if state["counts"] is not None or state["theirs"] is None:
+        return {**state, "standing": state["counts"]}
+    theirs = state["theirs"]
+    same = theirs if state["same"] is None else state["same"]
+    known = {"standing": 1, "latest": state["latest"] or 1, "same": same, "counts_same": theirs}
+    return {**state, **known, **({"asked": 1} if theirs else {})}
 
 
 def _replaced(state: Mapping[str, Any], run_id: str, replace: Replace) -> Choice:
-    replaced = state["counts"] if replace.version is None else replace.version
+    standing = state["standing"]
+    replaced = standing if replace.version is None else replace.version
     if replace.anew and (there := _without_replacing(state, replace.kind, replaced)) is not None:
         return there
     made = _there(state, state["made"])
-    if made is not None and not (replace.anew and state["counts"] == replaced and state["made_is_over"]):
+    if made is not None and not (replace.anew and standing == replaced and state["made_is_over"]):
         return made
     if state["busy"] is not None:
         raise SessionBusy("a version of it is open", run_id=_run_id(run_id, int(state["busy"])))
-    if state["counts"] != replaced or state["detached_from"] is not None:
-        counts = "none" if state["counts"] is None else state["counts"]
+    if standing != replaced or state["detached_from"] is not None:
+        counts = "none" if standing is None else standing
         raise VersionConflict(f"version {counts} counts, not {replaced}", run_id=run_id)
     if replace.kind == "regenerate" and not state["same"]:
         raise DurableRunInputMismatchError("to regenerate is to ask the same", run_id=run_id)
@@ -108,12 +121,12 @@ def _replaced(state: Mapping[str, Any], run_id: str, replace: Replace) -> Choice
 
 def _without_replacing(state: Mapping[str, Any], kind: ReplaceKind, replaced: int | None) -> Choice | None:
     """Return the version that a wish is about where there is nothing to replace."""
-    counts = state["counts"]
-    if counts is None:
+    counts, standing = state["counts"], state["standing"]
+    if standing is None:
         return Choice(version=int(state["latest"] or 1))
     if kind == "edit" and state["counts_same"] and state["detached_from"] is None:
-        return Choice(version=int(counts), counts=counts)
-    if counts != replaced and state["same"] and state["replaced_failed"]:
+        return Choice(version=int(standing), counts=counts)
+    if standing != replaced and state["same"] and state["replaced_failed"]:
         return Choice(version=int(replaced or 1), counts=counts)
     return None
 

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from chatturn.chat.thread.identity import ChatTurnIdentity
+from chatturn.chat.thread.their_sql import Theirs
 from chatturn.chat.thread.version_sql import ATTACHED
 from chatturn.database.api import NOW, Statement
 from chatturn.durable.context import EVENT_STEP
 from chatturn.durable.ends import Cancelled, Completed, End, Suspended
-from chatturn.durable.sql.adoption import either
+from chatturn.durable.sql.adoption import answered, either
 from chatturn.durable.sql.runs import HELD, LOAD_EVENT, MOMENT
 
 __all__ = [
@@ -168,10 +169,14 @@ SELECT t.tenant_id, t.session_id, t.user_id, t.turn_index, t.version, t.user_mes
 FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id WHERE t.run_id = ?1
 """
 
+# A turn of agent-runtime's has no row of its own: that it was stopped here, its run says; and an empty answer is none.
 _READ_TURN: Final = f"""
-SELECT r.*, t.model, t.cancelled_at, t.finish_reason, t.version
+SELECT r.*, t.model, t.finish_reason, t.version,
+  CASE WHEN t.run_id IS NOT NULL THEN t.cancelled_at
+       WHEN r.outcome_json ->> '$.notes' = 'cancelled' THEN r.completed_at END AS cancelled_at,
+  r.run_id = ?2 AND r.status = 'completed' AND NOT {answered("?2")} AS unanswered
 FROM durable_runs AS r LEFT JOIN chat_turns AS t ON t.run_id = r.run_id
-WHERE r.run_id = {either("?2")}
+WHERE r.run_id = {either("?2")} AND (?3 IS NULL OR r.run_id = ?1 OR r.project_id = ?3)
 """
 
 
@@ -292,6 +297,7 @@ def read_turn_input(run_id: str) -> Statement:
     return Statement(_READ_TURN_INPUT, (run_id,))
 
 
-def read_turn(run_id: str, legacy_run_id: str | None = None) -> Statement:
+def read_turn(run_id: str, theirs: Theirs | None = None) -> Statement:
     """Read a run with what its chat turn adds; where there is none, the one that agent-runtime has."""
-    return Statement(_READ_TURN, (run_id, legacy_run_id))
+    place = (None, None) if theirs is None else (theirs.run_id, theirs.project_id)
+    return Statement(_READ_TURN, (run_id, *place))

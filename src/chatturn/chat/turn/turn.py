@@ -33,7 +33,7 @@ from chatturn.chat.log.position import Place
 from chatturn.chat.log.writer import LogWriter
 from chatturn.chat.requests import TurnInput, history_text
 from chatturn.chat.thread.history import PastTurn
-from chatturn.chat.thread.identity import legacy_run_id
+from chatturn.chat.thread.identity import turn_intent
 from chatturn.chat.thread.queue_sql import NEXT_IN_LINE, begins_now, idle, interrupt, not_passed, room
 from chatturn.chat.thread.session_sql import owned_by, record_session, session_changed
 from chatturn.chat.thread.version_sql import OtherVersion, only_one_version, record_version, still_counts
@@ -294,7 +294,7 @@ class ChatTurn:
         with attempt.held():
             text = await self._transformed(text)
         if not text:
-            raise EmptyAnswer("the producer ended without any text", backend=_intent(self._turn))
+            raise EmptyAnswer("the producer ended without any text", backend=turn_intent(self._turn.identity))
         return Completed(text)
 
     async def _transformed(self, text: str) -> str:
@@ -432,23 +432,20 @@ class ChatTurn:
             reader.send(unlogged(words, self.attempt), words)
 
 
-def _intent(turn: TurnInput) -> str:
-    return f"chat:turn-{turn.identity.turn_index}"
-
-
 def _run_to_claim(turn: TurnInput, line: _Line) -> RunToClaim:
     deployment, settings, manifest = turn.deployment, turn.deployment.settings, turn.manifest
+    theirs = deployment.theirs(turn.identity)
     input_hash = canonical_hash(manifest.input)
     return RunToClaim(
         run_id=turn.run_id,
         manifest=manifest,
-        answer=Begin(step_index=TURN_STEP, intent=_intent(turn), kind=StepKind.LLM, input_hash=input_hash),
+        answer=Begin(step_index=TURN_STEP, intent=turn_intent(turn.identity), kind=StepKind.LLM, input_hash=input_hash),
         lease_ms=settings.lease_ms,
         renewals_per_term=deployment.renewals_per_term,
         with_statements=_begin_statements(turn),
         reads=_reads(turn),
         supersede=turn.request.supersede,
-        legacy_run_id=legacy_run_id(turn.identity) if settings.legacy_run_ids == "on" else None,
+        legacy_run_id=None if theirs is None else theirs.run_id,
         guards=_guards(turn, manifest_hash(manifest)),
         ends_with=[session_changed(turn.identity)],
         queue=queue_of(turn) if turn.may_wait and turn.when_busy != "parallel" else None,

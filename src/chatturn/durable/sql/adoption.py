@@ -4,9 +4,9 @@ The SQL that lets a run of agent-runtime go on under an id of ours, as part of t
 agent-runtime's ids are ``chat:<session>:<turn_index>``, without a tenant.  A turn that has no run under our id, but
 one under agent-runtime's with the same manifest, is taken for that run:
 
-* completed: it is read where it is, and nothing is written;
+* completed, with an answer: it is read where it is, and nothing is written;
 * leased: it is refused like any other run whose lease is live;
-* else it is renamed, with its steps and events, and claimed.
+* else, also where its answer is empty, it is renamed, with its steps and events, and claimed.
 
 The rename is the fence.  agent-runtime's writes name no holder and no epoch, only the run's id.  So after the rename a
 worker of agent-runtime that was thought dead finds nothing to write to.
@@ -14,47 +14,82 @@ worker of agent-runtime that was thought dead finds nothing to write to.
 In every statement ``?1`` is our id; agent-runtime's id stands last.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 from chatturn.database.api import NOW, Statement
-from chatturn.durable.sql.runs import CLAIM_RUN, CLAIM_WHERE, GUARDED, LOAD_RUN, LOAD_STEPS, MOMENT
+from chatturn.durable.sql.runs import CLAIM_RUN, CLAIM_WHERE, GUARDED, LOAD_RUN, LOAD_STEPS, MOMENT, QUEUE_RUN
 
 __all__ = [
-    "CLAIM_RUN_UNLESS_LEGACY",
-    "CLAIM_RUN_UNLESS_SAME_LEGACY",
     "LOAD_RUN_OR_LEGACY",
     "LOAD_STEPS_OR_LEGACY",
+    "UNLESS_LEGACY",
+    "UNLESS_SAME_LEGACY",
     "adoption",
+    "answered",
     "either",
+    "text_of",
 ]
+
+
+def text_of(step: str = "") -> str:
+    """Return the SQL of the answer that the row of a turn's step holds; null for what is no text."""
+    result = f"{step}result_json"
+    said = f"CASE json_type({result}, '$.finalText') WHEN 'text' THEN {result} ->> '$.finalText' END"
+    return f"CASE WHEN json_valid({result}) THEN {said} END"
+
+
+def answered(run: str) -> str:
+    """Return the SQL of whether a run of agent-runtime holds an answer: an empty one is none."""
+    return f"""EXISTS (SELECT 1 FROM durable_steps AS a WHERE a.run_id = {run} AND a.step_index = 0
+  AND a.status = 'completed' AND {text_of("a.")} <> '')"""
+
 
 _HAS_RUN: Final = "EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1)"
 
 _ADOPTABLE: Final = f"""
 EXISTS (
-  SELECT 1 FROM durable_runs WHERE run_id = ?4 AND manifest_hash = ?2 AND status <> 'completed'
+  SELECT 1 FROM durable_runs WHERE run_id = ?4 AND manifest_hash = ?2
+    AND (status <> 'completed' OR NOT {answered("?4")})
     AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= {MOMENT.format("?3")}))
 AND NOT {_HAS_RUN} AND {GUARDED}
 """
 
+_IS_NO_ANSWER: Final = f"step_index = 0 AND status = 'completed' AND coalesce({text_of()}, '') = ''"
+
+_FORGOTTEN: Final = (
+    f"status = CASE WHEN {_IS_NO_ANSWER} THEN 'failed' ELSE status END,"
+    f" result_json = CASE WHEN {_IS_NO_ANSWER} THEN NULL ELSE result_json END"
+)
+
 # The run last: while it has their id, each statement finds it so.
 _RENAME: Final = tuple(
-    f"UPDATE {table} SET run_id = ?1 WHERE run_id = ?4 AND {_ADOPTABLE}"
-    for table in ("durable_steps", "durable_events", "durable_runs")
+    f"UPDATE {table} SET {changed} WHERE run_id = ?4 AND {_ADOPTABLE}"
+    for table, changed in (
+        ("durable_steps", f"run_id = ?1, {_FORGOTTEN}"),
+        ("durable_events", "run_id = ?1"),
+        ("durable_runs", "run_id = ?1, status = CASE status WHEN 'completed' THEN 'failed' ELSE status END"),
+    )
 )
 
-CLAIM_RUN_UNLESS_LEGACY: Final = CLAIM_RUN.replace(
-    CLAIM_WHERE,
-    f"WHERE {_HAS_RUN} OR NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?11 AND (manifest_hash = ?3"
-    " OR (status = 'completed' AND project_id = ?4)))",
-)
-"""Where theirs of the same project is completed with another manifest it is refused, as a run of ours is."""
+_IS_LEASED: Final = f"lease_holder_id IS NOT NULL AND lease_expires_at > {MOMENT.format('?6')}"
 
-CLAIM_RUN_UNLESS_SAME_LEGACY: Final = CLAIM_RUN.replace(
-    CLAIM_WHERE,
-    f"WHERE {_HAS_RUN} OR NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?11 AND manifest_hash = ?3)",
-)
-"""Of a claim that supersedes: where theirs has another manifest, ours takes its place, and theirs stays as it is."""
+
+def _unless(text: str, refused: str) -> str:
+    """Return a claim that makes no run of ours where theirs is the same turn, or of the project and *refused*."""
+    theirs = (
+        f"SELECT 1 FROM durable_runs WHERE run_id = ?11 AND (manifest_hash = ?3 OR (project_id = ?4 AND ({refused})))"
+    )
+    return text.replace(CLAIM_WHERE, f"{CLAIM_WHERE} AND ({_HAS_RUN} OR NOT EXISTS ({theirs}))")
+
+
+_IS_OVER: Final = f"{_IS_LEASED} OR (status = 'completed' AND {answered('?11')})"
+
+UNLESS_LEGACY: Final[Mapping[str, str]] = {text: _unless(text, _IS_OVER) for text in (CLAIM_RUN, QUEUE_RUN)}
+"""Of each claim: where theirs has another manifest, and is answered or being answered, it is refused, as ours is."""
+
+UNLESS_SAME_LEGACY: Final[Mapping[str, str]] = {text: _unless(text, _IS_LEASED) for text in (CLAIM_RUN, QUEUE_RUN)}
+"""Of one that supersedes: where theirs has another manifest, ours takes its place, and theirs stays as it is."""
 
 
 def either(placeholder: str) -> str:
@@ -67,5 +102,5 @@ LOAD_STEPS_OR_LEGACY: Final = LOAD_STEPS.replace("run_id = ?1", f"run_id = {eith
 
 
 def adoption(run_id: str, digest: str, legacy_run_id: str) -> list[Statement]:
-    """Rename agent-runtime's run to our id, unless it is completed, leased or of another manifest, or we have one."""
+    """Rename agent-runtime's run to our id, unless it is answered, leased or of another manifest, or we have one."""
     return [Statement(text, (run_id, digest, NOW, legacy_run_id)) for text in _RENAME]
