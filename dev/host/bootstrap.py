@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from site import addsitedir
-from types import ModuleType, TracebackType
+from types import FrameType, ModuleType, TracebackType
 from typing import Any, Final
 
 from pyodide.ffi import JsProxy, to_js
@@ -76,6 +76,43 @@ def before_first_request() -> None:
     while _guarded:
         setattr(*_guarded.pop())
     random.seed()
+    sys.meta_path.insert(0, _LateImports())
+
+
+class _LateImports:
+    """
+    Tells of each module that is imported after the start, however that is done: the statement, a function, `exec`.
+
+    On Cloudflare what is imported with the entry module is in the snapshot, and free; here each cold isolate compiles
+    it while a request waits.
+    """
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        """Find nothing, and tell who looks."""
+        del path, target
+        where = _importing_line()
+        if where is not None and name not in self._told:
+            self._told.add(name)
+            print(f"chatturn: late import of {name} by {where}: import it at the top of a module")
+
+
+def _importing_line() -> str | None:
+    """Return the file and the line of ours that import just now; None inside a module that is being imported."""
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 -- who calls is what is asked
+    first = "nobody's"
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith("<"):  # The import system, and what `exec` runs.
+            if frame.f_code.co_name == "<module>":
+                return None
+            first = f"{name.removeprefix(SOURCES + '/')}:{frame.f_lineno}" if first == "nobody's" else first
+            if name.startswith(SOURCES) and not name.startswith(VENDORED):
+                return f"{name.removeprefix(SOURCES + '/')}:{frame.f_lineno}"
+        frame = frame.f_back
+    return first
 
 
 def load(entry: str) -> Any:

@@ -81,6 +81,7 @@ def running_isolates(
             yield worker
         finally:
             worker.kill()
+        assert not worker.late_imports, worker.late_imports
 
 
 @contextmanager

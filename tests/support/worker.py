@@ -64,6 +64,11 @@ class Worker:
             assert time.monotonic() < deadline, f"the log has no line with {texts}"
             time.sleep(0.02)
 
+    @property
+    def late_imports(self) -> list[str]:
+        """Modules that requests have imported, and where; the host tells it, whatever they were imported by."""
+        return [line for line in self.log.splitlines() if "chatturn: late import" in line]
+
     def start(self) -> None:
         """Start the Worker; return when it answers."""
         self.server.start()
@@ -132,6 +137,7 @@ def running_worker(
     schema: Path | None = paths.SCHEMA,
     folder: Path | None = None,
     health_path: str = "/healthz",
+    imports_late: bool = False,
 ) -> Iterator[Worker]:
     """
     Run the Worker in *source* for the length of a `with` block.
@@ -147,6 +153,7 @@ def running_worker(
         schema: Applied to every D1 database before the start; None to leave them as they are.
         folder: For state, logs and the assembled Worker; default: a temporary one.
         health_path: What to GET to see whether the Worker answers.
+        imports_late: Whether it may import modules in requests, for which the first one waits at the edge.
     """
     with tempfile.TemporaryDirectory(prefix="chatturn-", ignore_cleanup_errors=True) as temporary:
         folder = folder or Path(temporary)
@@ -165,3 +172,5 @@ def running_worker(
             yield worker
         finally:
             worker.kill()  # Its state goes with the folder; a polite end would take a second more.
+        if not imports_late:
+            assert not worker.late_imports, worker.late_imports

@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from contextvars import Context
 from functools import cache, partial
+from time import monotonic as _monotonic
 from typing import Any, Final, Self
 
 import js
@@ -114,16 +115,20 @@ class Timer:
     0 ms (its ``setTimeout`` has two parameters).  So each pending timer has a function of its own, taken
     from a pool, and no timer is shorter than 1 ms.
 
+    A function may be called for a timer of before: one that was cancelled in vain, as in another request, where its
+    number means nothing.  Then its owner waits on, until its own time has come.
+
     Args:
         after_s: How long; 1 ms at least.
         callback: Called by JavaScript, outside any task.
     """
 
-    __slots__ = ("_callback", "_slot", "_timer")
+    __slots__ = ("_callback", "_slot", "_timer", "due_s")
 
     def __init__(self, after_s: float, callback: Callable[[], object]) -> None:
         self._callback = callback
-        self._slot = slot = _free_slots.pop() if _free_slots else _Slot()
+        self.due_s = _monotonic() + after_s
+        self._slot = slot = _free_slots.pop() if _free_slots else _new_slot()
         slot.timer = self
         self._timer: int = _set_timeout(slot.function, max(after_s * 1000, _SHORTEST_MS))
 
@@ -142,6 +147,10 @@ class Timer:
     def call(self) -> None:
         """Call back."""
         self._callback()
+
+    def wait_on(self, left_s: float) -> None:
+        """Set the timer again."""
+        self._timer = _set_timeout(self._slot.function, max(left_s * 1000, _SHORTEST_MS))
 
 
 class _Slot:
@@ -166,14 +175,46 @@ class _Slot:
 
     def _time_is_up(self) -> None:
         timer = self.timer
-        if timer is not None:
-            self.release()
-            timer.call()
+        if timer is None:
+            return
+        left_s = timer.due_s - _monotonic()
+        if left_s > _EARLY_S:
+            timer.wait_on(left_s)
+            return
+        self.release()
+        timer.call()
 
 
 _SHORTEST_MS: Final = 1.0
+_EARLY_S: Final = 0.005
+"""The platform's clock has whole milliseconds, and its timers leave out fractions of one."""
+
+_DROPPED_AFTER_S: Final = 60.0
+"""How late a timer may be, at most: the platform drops those of a request that is over, and tells nobody."""
+
 _free_slots: Final[list[_Slot]] = []
 """As many as timers were pending at once, at most; made in requests, since no proxy may be made at import."""
+
+_slots: Final[list[_Slot]] = []
+"""All of them."""
+
+_FEW_SLOTS: Final = 128
+_look_at = _FEW_SLOTS
+
+
+def _new_slot() -> _Slot:
+    """Make one, or take one whose timer was dropped; they are looked for whenever there are twice as many."""
+    global _look_at  # noqa: PLW0603 -- beside the list
+    if len(_slots) >= _look_at:
+        latest_s = _monotonic() - _DROPPED_AFTER_S
+        for slot in _slots:
+            if slot.timer is not None and slot.timer.due_s < latest_s:
+                slot.release()
+        _look_at = max(_FEW_SLOTS, 2 * (len(_slots) - len(_free_slots)))
+        if _free_slots:
+            return _free_slots.pop()
+    _slots.append(_Slot())
+    return _slots[-1]
 
 
 class RequestAlarm:

@@ -39,6 +39,8 @@ try:
 finally:
     del js.crossOriginIsolated
 try:  # The product's own dependency: it may not be there.
+    import netrc  # noqa: F401 - requests imports it with its first request
+
     import requests
     from pyodide_http._requests import PyodideHTTPAdapter
 except ModuleNotFoundError:
