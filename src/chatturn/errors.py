@@ -39,6 +39,7 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
     + StepTimeout                          504 step_timeout (r)
     + AttemptsExhausted                    500 attempts_exhausted
     + BudgetExceeded                       402 budget_exceeded
+    + UnpricedModel                        402 unpriced_model
     + LeaseLost                            409 lease_lost (r)
     + RunNotFound                          404 not_found
     + TurnAborted                          499 aborted (r)
@@ -125,6 +126,7 @@ __all__ = [
     "TurnCancelled",
     "TurnPassed",
     "Unauthenticated",
+    "UnpricedModel",
     "UnsupportedMediaType",
     "UnsupportedParameter",
     "ValidationError",
@@ -729,6 +731,14 @@ class BudgetExceeded(DurableRunError):
     def __init__(self, message: str, *, run_id: str, scope: str) -> None:
         super().__init__(message, run_id=run_id)
         self.scope = scope
+
+
+class UnpricedModel(DurableRunError):
+    """What may be spent is limited, and what the model costs is not known; no call is made."""
+
+    code = "unpriced_model"
+    status = 402
+    public = "The model has no price, and what may be spent is limited. Contact the operator."
 
 
 class LeaseLost(DurableRunError):

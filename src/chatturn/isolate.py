@@ -31,7 +31,7 @@ from chatturn.settings import Settings, setting_names
 from chatturn.telemetry.operator_log import OperatorLog
 from chatturn.telemetry.otlp.setup import Telemetry, make_telemetry
 from chatturn.transport import Transport
-from chatturn.usage.prices import PriceTable, parse_prices
+from chatturn.usage.prices import PriceTable, parse_ceiling, parse_prices
 
 __all__ = ["HooksMaker", "Isolate", "Limiter", "Platform", "make_isolate"]
 
@@ -127,7 +127,9 @@ def make_isolate(make_hooks: HooksMaker, platform: Platform) -> Isolate:
         backend=_backend(settings, providers, platform, log),
         database=_database(platform),
         log=log,
-        prices=PriceTable({**prices_of(providers), **parse_prices(settings.prices)}),
+        prices=PriceTable(
+            {**prices_of(providers), **parse_prices(settings.prices)}, parse_ceiling(settings.unpriced_ceiling)
+        ),
         alarm=platform.alarm,
         file_store=platform.file_store,
         attempt_listeners={"runtime_runs": keep_runtime_runs},

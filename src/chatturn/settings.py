@@ -108,6 +108,9 @@ class Settings:
         400, "days after a model call what it consumed is deleted; 0 keeps it", least=0
     )
     prices: str = _setting("", "what models cost, in dollars per million tokens, as JSON; see the page Bill")
+    unpriced_ceiling: str = _setting(
+        "", "for budgets: dollars per million tokens of a model without a price; none: under a budget it is not called"
+    )
     budget_turn_micro_usd: int = _setting(0, "no model call once a turn has cost so much; 0: no limit", least=0)
     budget_session_micro_usd: int = _setting(0, "no model call once a session has cost so much; 0: no limit", least=0)
     budget_tenant_day_micro_usd: int = _setting(

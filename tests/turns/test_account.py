@@ -28,7 +28,7 @@ from chatturn.database.sqlite import SqliteDatabase
 from chatturn.errors import BackendError, BackendTransportError
 from chatturn.events import ChatStreamEvent, EventBatch, text_delta, usage_event
 from chatturn.product import answer
-from chatturn.usage.prices import Price, PriceTable
+from chatturn.usage.prices import Price, PriceTable, parse_ceiling
 from chatturn_testing.faults import Crash, Fuse, MortalDatabase
 from products.assistant import Hooks as Assistant
 from tests.support.faults import FaultyDatabase
@@ -42,7 +42,7 @@ from tests.unit.backends.openai.test_backend import DONE, OK, UNREACHABLE, USAGE
 
 def micro_dollar_a_token() -> PriceTable:
     """Return a table of its own, in which sums of micro-dollars are sums of tokens."""
-    return PriceTable({"m-2024": Price(10**6, 10**6)})
+    return PriceTable({"m": Price(10**6, 10**6), "m-2024": Price(10**6, 10**6)})
 
 
 CUT = Reply(body=[frame("Hello"), frame(" there")])
@@ -1135,11 +1135,78 @@ async def test_a_tenant_s_budget_is_of_a_day(database: SqliteDatabase) -> None:
 
 
 @pytest.mark.parametrize("scope", ["TURN", "SESSION", "TENANT_DAY"])
-async def test_what_is_unknown_spends_no_budget(database: SqliteDatabase, scope: str) -> None:
-    """It cannot be compared with one; operators see how many calls that are."""
+async def test_what_is_unknown_is_estimated_for_budgets_and_in_no_sum(database: SqliteDatabase, scope: str) -> None:
+    """A call that broke off, or was stopped, has said two words: for its budget that is what it costs at least."""
     alone = isolate(database, *[CUT] * 3, settings={f"BUDGET_{scope}_MICRO_USD": "1"})
+    said = [await ask(alone, "a") for _ in range(2)]
+    usage = (await alone.ask("GET", "/v1/usage", x_scopes="operate")).body["total"]
 
-    assert ["backend_protocol"] * 3 == [await ask(alone, "a") for _ in range(3)]
+    assert ["backend_protocol", "budget_exceeded"] == said
+    assert [(None, 2 + 1)] == await ledger(database, "cost_micro_usd, estimated_cost_micro_usd")
+    assert (None, 1) == (usage["wasted"]["costMicroUsd"], usage["wasted"]["unpricedCalls"])
+
+
+async def test_a_cancelled_call_spends_its_estimate(database: SqliteDatabase) -> None:
+    """Who cancels each turn before the model says what it has cost does not go on for ever."""
+    hanging = Reply(body=[frame("Hello"), HANG])
+    alone = isolate(database, *[hanging] * 3, settings={"BUDGET_SESSION_MICRO_USD": "4"})
+    said = []
+    for turn in range(3):
+        path = f"/v1/sessions/a/turns/{turn}"
+        posted = await alone.ask("POST", path, {"message": "hi"})
+        await asyncio.sleep(1)
+        await alone.ask("POST", f"{path}/cancel")
+        said.append((await posted.lines())[-1])
+
+    assert ["session.run.cancelled"] * 2 == [line["type"] for line in said[:2]]
+    assert "budget_exceeded" == said[2]["data"]["code"]
+
+
+async def test_a_model_without_a_price_is_not_called_under_a_budget(database: SqliteDatabase) -> None:
+    """Unless there is a ceiling: that is what it costs, for the budget."""
+    refused = isolate(database, COUNTED, settings={"BUDGET_TENANT_DAY_MICRO_USD": "9"})
+    refused.prices = PriceTable()
+    said = [await ask(refused, "a"), await ask(refused, "b", model="unheard-of")]
+    capped = isolate(database, COUNTED, COUNTED, settings={"BUDGET_TENANT_DAY_MICRO_USD": "9"})
+    capped.prices = PriceTable(ceiling=parse_ceiling("1"))
+
+    assert ["unpriced_model"] * 2 == said
+    assert [] == await ledger(database, "1")
+    assert ["completed", "budget_exceeded"] == [await ask(capped, "c"), await ask(capped, "d")]
+    assert [(None, 9)] == await ledger(database, "cost_micro_usd, estimated_cost_micro_usd")
+
+
+@pytest.mark.parametrize(("limit", "passed"), [(9, 1), (1_001, 1), (1_002, 2), (4_000, 4)])
+@pytest.mark.parametrize("scope", ["SESSION", "TENANT_DAY"])
+async def test_turns_at_once_see_what_the_others_have_reserved(
+    database: SqliteDatabase, scope: str, limit: int, passed: int
+) -> None:
+    """Of twenty, as many are answered as there is left for; each reserves 1,001 tokens, and costs nine."""
+    slow = Reply(body=[frame("Hello"), 1.0, frame(finish="stop") + USAGE + DONE])
+    alone = isolate(database, *[slow] * 20, settings={"MODEL": "m", f"BUDGET_{scope}_MICRO_USD": str(limit)})
+    said = await asyncio.gather(*(ask(alone, "a", turn) for turn in range(20)))
+
+    assert passed == said.count("completed"), said
+    assert 20 - passed == said.count("budget_exceeded")
+    if 9 * passed < limit:
+        assert "completed" == await ask(alone, "a", 30), "the reservations went with the turns"
+
+
+async def test_a_reservation_goes_with_its_lease(database: SqliteDatabase) -> None:
+    """A worker that died holds nothing up; its call is lost, and costs what was reserved once somebody settles it."""
+    settings, fuse = {"MODEL": "m", "BUDGET_SESSION_MICRO_USD": "500"}, Fuse()
+    dying = isolate(MortalDatabase(database, fuse), Reply(body=[frame("Hello"), HANG]), settings=settings)
+    await dying.ask("POST", TURN, {"message": "hi"})
+    await asyncio.sleep(1)
+    fuse.dead = True
+    alone = isolate(database, *[COUNTED] * 3, settings=settings)
+    path = TURN.rpartition("/")[0]
+    meanwhile = (await (await alone.ask("POST", f"{path}/7", {"message": "hi"})).lines())[-1]
+    await asyncio.sleep(4)
+    later = (await (await alone.ask("POST", f"{path}/8", {"message": "hi"})).lines())[-1]
+
+    assert "budget_exceeded" == meanwhile["data"]["code"]
+    assert "session.run.completed" == later["type"]
 
 
 async def test_a_budget_stops_an_agent_between_its_calls(database: SqliteDatabase) -> None:

@@ -146,6 +146,7 @@ def test_no_message_shows_what_a_setting_was() -> None:
     limited = {item.name.upper() for item in [*NUMBERS, *CHOICES]}
     others = {
         *("ALLOW_PARAMETERS", "AUTH_JWKS_URL", "CORS_ORIGINS", "OPENAI_BASE_URL", "PRICES", "PRODUCT", "PROVIDERS"),
+        "UNPRICED_CEILING",
         *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_TRACES_SAMPLER_ARG"),
     }
 

@@ -6,7 +6,7 @@ name is similar.  A deployment adds its own prices, or replaces these, with the 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
@@ -15,7 +15,16 @@ from typing import Any, Final
 from chatturn.errors import ConfigurationError
 from chatturn.jsontext.operators import parse_operators_json
 
-__all__ = ["PRICES", "PRICES_AS_OF", "PRICES_SOURCE", "Price", "PriceTable", "parse_prices", "read_price"]
+__all__ = [
+    "PRICES",
+    "PRICES_AS_OF",
+    "PRICES_SOURCE",
+    "Price",
+    "PriceTable",
+    "parse_ceiling",
+    "parse_prices",
+    "read_price",
+]
 
 PRICES_SOURCE: Final = "https://platform.openai.com/docs/pricing"
 PRICES_AS_OF: Final = "2026-06-22"
@@ -27,6 +36,10 @@ have their own.  Whoever bills by the ledger, or sets budgets, sets ``PRICES`` t
 """
 
 _SETTING: Final = "PRICES"
+_CEILING: Final = "UNPRICED_CEILING"
+_CHARACTERS_OF_A_TOKEN: Final = 4
+"""About, of English: for estimates, which bill nobody."""
+
 _MICRO: Final = 1_000_000
 _PER_TOKENS: Final = 1_000_000
 _FINEST: Final = Decimal("0.000001")
@@ -56,6 +69,15 @@ class Price:
         """Return what a call costs, in micro-dollars, halves rounded up; None if that is not known."""
         if self.most_tokens_in is not None and tokens_in > self.most_tokens_in:
             return None
+        return self._cost(tokens_in, tokens_out, tokens_cached)
+
+    def estimate(self, characters_in: int, tokens_out: int, tokens_in: int | None = None) -> int:
+        """Return about what a call costs whose tokens are not all known, however long the conversation is."""
+        if tokens_in is None:
+            tokens_in = -(-characters_in // _CHARACTERS_OF_A_TOKEN)
+        return self._cost(tokens_in, tokens_out, 0)
+
+    def _cost(self, tokens_in: int, tokens_out: int, tokens_cached: int) -> int:
         cached = min(tokens_cached, tokens_in)
         cached_price = self.tokens_in if self.tokens_cached is None else self.tokens_cached
         total = (tokens_in - cached) * self.tokens_in + cached * cached_price + tokens_out * self.tokens_out
@@ -90,10 +112,12 @@ class PriceTable:
 
     Args:
         own: The deployment's, which come before those of the table.
+        ceiling: What a model without a price costs, for budgets; None: nobody knows.
     """
 
-    def __init__(self, own: Mapping[str, Price] = MappingProxyType({})) -> None:
+    def __init__(self, own: Mapping[str, Price] = MappingProxyType({}), ceiling: Price | None = None) -> None:
         self._own = own
+        self._ceiling = ceiling
         self._told: set[tuple[str, str]] = set()
 
     def is_news(self, what: str, model: str) -> bool:
@@ -110,6 +134,39 @@ class PriceTable:
             if price is not None:
                 return price
         return None
+
+    def for_budgets(self, models: Sequence[str]) -> Price | None:
+        """
+        Return what is counted against budgets for a call of whichever of *models* costs most.
+
+        Returns:
+            None if one of them has no price and there is no ceiling.  Where none is named, it may be any that has a
+            price.
+        """
+        found = [self.price(model) or self._ceiling for model in models]
+        known = [price for price in found if price is not None]
+        if len(known) < len(found):
+            return None
+        return max(
+            known or [*self._own.values(), *PRICES.values()], key=lambda price: price.tokens_in + price.tokens_out
+        )
+
+
+def parse_ceiling(text: str) -> Price | None:
+    """
+    Read the setting ``UNPRICED_CEILING``: dollars for a million tokens, of either kind; "" for none.
+
+    Raises:
+        ConfigurationError: It is no amount, or negative, or finer than a micro-dollar.
+    """
+    if not text:
+        return None
+    try:
+        amount = Decimal(text)
+    except ArithmeticError:
+        raise ConfigurationError(_CEILING, "must be an amount of dollars") from None
+    price = _micro("it", amount if amount.is_finite() else None, _CEILING)
+    return Price(price, price)
 
 
 def parse_prices(text: str) -> dict[str, Price]:

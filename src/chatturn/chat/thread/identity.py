@@ -69,6 +69,12 @@ def session_run_ids(tenant_id: str, session_id: str) -> tuple[str, str]:
     return f"{session}:", f"{session};"  # the character after the colon
 
 
+def tenant_run_ids(tenant_id: str) -> tuple[str, str]:
+    """Return two texts between which the ids of a tenant's runs are, and no others."""
+    tenant = f"chat:{quote(tenant_id, safe='')}"
+    return f"{tenant}:", f"{tenant};"
+
+
 def session_id_of(run_id: str) -> str | None:
     """Return the session of a turn's run; None for a run that is no turn of ours."""
     kind, _, name = run_id.partition(":")

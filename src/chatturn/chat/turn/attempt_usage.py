@@ -16,12 +16,16 @@ from chatturn.chat.usage import sql
 from chatturn.chat.usage.calls import ModelCall
 from chatturn.database.api import Database, Row, Statement
 from chatturn.durable.ends import End, Suspended, answer_of
-from chatturn.errors import BudgetExceeded, StoreError
+from chatturn.errors import BudgetExceeded, StoreError, UnpricedModel
+from chatturn.settings import names_in
 
-__all__ = ["MAX_REPORTS", "AttemptUsage", "read_with"]
+__all__ = ["MAX_REPORTS", "AttemptUsage", "begin_with", "read_with"]
 
 MAX_REPORTS: Final = 2_000
 """What a producer may report for the ledger: all of it is stored with the answer, in one row of a statement."""
+
+_RESERVED_TOKENS_OUT: Final = 1_000
+"""Of an answer, where the request does not say how long it may be."""
 
 _SCOPES: Final = ("turn", "session", "tenant")
 
@@ -33,6 +37,19 @@ def read_with(turn: TurnInput) -> list[Statement]:
     if not scopes:
         return []
     return [sql.read_spent(turn.run_id, identity.tenant_id, identity.session_id, scopes=scopes)]
+
+
+def begin_with(turn: TurnInput) -> list[Statement]:
+    """Return what the claim reserves, where several turns share what may be spent."""
+    deployment = turn.deployment
+    if not (deployment.budgets.session or deployment.budgets.tenant):
+        return []
+    price = deployment.prices.for_budgets(names_in(turn.model or ""))
+    if price is None:  # no call is made
+        return []
+    said = turn.request.parameters
+    tokens_out = said.get("max_completion_tokens") or said.get("max_tokens") or _RESERVED_TOKENS_OUT
+    return [sql.reserve(price.estimate(len(turn.request.message), int(tokens_out)))]
 
 
 class AttemptUsage:
@@ -67,7 +84,7 @@ class AttemptUsage:
 
     def call(self, model: str | None, request_id: str) -> ModelCall:
         """Begin a call; see `Meter.call`."""
-        self._require_budget()
+        self._require_budget(model or self._model)
         call = ModelCall(
             attempt=self._attempt,
             index=len(self.calls),
@@ -78,8 +95,10 @@ class AttemptUsage:
         self.calls.append(call)
         return call
 
-    def _require_budget(self) -> None:
-        own = sum(call.cost_micro_usd or 0 for call in self.calls)
+    def _require_budget(self, model: str | None) -> None:
+        if self._budgets and self._prices.for_budgets(names_in(model or "")) is None:
+            raise UnpricedModel(f"{model!r} has no price", run_id=self._run_id)
+        own = sum(call.cost_micro_usd or call.estimated_cost_micro_usd or 0 for call in self.calls)
         for scope in _SCOPES:
             limit, spent = getattr(self._budgets, scope), self._spent.get(scope, 0) + own
             if limit and spent >= limit:

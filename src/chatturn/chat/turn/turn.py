@@ -501,7 +501,8 @@ def _begin_statements(turn: TurnInput) -> list[Statement]:
     superseded = [Outbox.forget(), chat_sql.forget_messages()] if request.supersede else []
     begins_to_wait = turn.when_busy == "interrupt" and turn.waits_as is None
     interrupted = interrupt(turn.identity) if begins_to_wait else []
-    return [record_session(turn.identity), begin, *_version_statements(turn), *superseded, *interrupted]
+    reserved = attempt_usage.begin_with(turn)
+    return [record_session(turn.identity), begin, *reserved, *_version_statements(turn), *superseded, *interrupted]
 
 
 def _version_statements(turn: TurnInput) -> list[Statement]:

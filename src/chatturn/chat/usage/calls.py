@@ -11,7 +11,14 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias
 
-from chatturn.backends.api import AgentBackendContext, AgentBackendInput, AgentExecutionBackend, Meter
+from chatturn.backends.api import (
+    AgentBackendContext,
+    AgentBackendInput,
+    AgentExecutionBackend,
+    CallMeter,
+    ChatMessage,
+    Meter,
+)
 from chatturn.durable.ends import code_of
 from chatturn.events import ChatStreamEvent, EventBatch, TextDeltas
 from chatturn.usage.money import micro_usd
@@ -72,6 +79,7 @@ class ModelCall:
         duration_ms: Until its end.
         finish_reason: Why the answer ended.
         error_code: Why the call failed.
+        characters_in: Of the conversation, for estimates.
         unusable: The counts that the model gave and that are none.
     """
 
@@ -93,6 +101,7 @@ class ModelCall:
     duration_ms: int | None = None
     finish_reason: str | None = None
     error_code: str | None = None
+    characters_in: int = 0
     unusable: Sequence[str] = ()
     began_s: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     asked: str | None = field(init=False)
@@ -104,6 +113,19 @@ class ModelCall:
     def estimated_tokens_out(self) -> int | None:
         """Where `tokens_out` is not known: the pieces of the answer that have come, if any has."""
         return self.pieces or None if self.tokens_out is None else None
+
+    @property
+    def estimated_cost_micro_usd(self) -> int | None:
+        """For budgets, once it is over: about what it costs, where nobody says; nothing for one that said nothing."""
+        if self.cost_micro_usd is not None or self.outcome == "running":
+            return None
+        if self.outcome == "failed" and not self.pieces and self.tokens_in is None:
+            return None
+        prices = (self.prices.for_budgets([name]) for name in (self.model, self.asked) if name)
+        price = next((each for each in prices if each is not None), None)
+        if price is None:
+            return None
+        return price.estimate(self.characters_in, self.tokens_out or self.pieces, self.tokens_in)
 
     @property
     def in_vain(self) -> bool:
@@ -198,7 +220,37 @@ class MeteredBackend:
             self.keep(kept)
             context.keep(kept)
 
-        return self.backend.stream(request, replace(context, meter=self.meter, keep=keep))
+        characters = len(request.continue_from) + sum(map(_characters, request.messages))
+        asked = _Asked(self.meter, characters)
+        return self.backend.stream(request, replace(context, meter=asked, keep=keep))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A meter that knows how long the conversation is."""
+
+    meter: Meter
+    characters: int
+
+    def call(self, model: str | None, request_id: str) -> CallMeter:
+        """Begin a call; see `Meter.call`."""
+        call = self.meter.call(model, request_id)
+        if isinstance(call, ModelCall):
+            call.characters_in = self.characters
+        return call
+
+    def report(self, usage: Mapping[str, Any]) -> int | None:
+        """Take a call that was made elsewhere; see `Meter.report`."""
+        return self.meter.report(usage)
+
+
+def _characters(message: ChatMessage) -> int:
+    """Return how much text a message has; whatever else it has is not estimated."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return len(content)
+    parts = content if isinstance(content, list) else []
+    return sum(len(str(part.get("text") or "")) for part in parts if isinstance(part, dict))
 
 
 def count(usage: Mapping[str, Any], name: str) -> int | None:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
-from chatturn.chat.thread.identity import ChatTurnIdentity
+from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids, tenant_run_ids
 from chatturn.chat.usage.calls import ModelCall
 from chatturn.database.api import NOW, Statement
 from chatturn.database.ledger_sums import KNOWN_SUMS, PARTS, SUMMED
@@ -31,7 +31,7 @@ __all__ = [
 _COLUMNS: Final = (
     "attempt", "call_index", "wasted", "model", "request_id", "outcome", "tokens_in", "tokens_out", "tokens_cached",
     "tokens_reasoning", "estimated_tokens_out", "cost_micro_usd", "tries", "headers_ms", "first_token_ms",
-    "duration_ms", "finish_reason", "error_code",
+    "duration_ms", "finish_reason", "error_code", "estimated_cost_micro_usd",
 )  # fmt: skip
 _VALUES: Final = ", ".join(f"json_extract(value, '$[{at}]')" for at in range(len(_COLUMNS)))
 _UPDATES: Final = ", ".join(f"{column} = excluded.{column}" for column in _COLUMNS[3:])
@@ -66,18 +66,22 @@ UPDATE chat_usage SET error_code = coalesce(error_code, '{LeaseLost.code}')
 WHERE run_id = ?1 AND attempt = ?2 AND wasted = 1
 """
 
+# For budgets a lost call costs what the turn had reserved.
+_RESERVED: Final = "(SELECT nullif(reserved_micro_usd, 0) FROM chat_turns WHERE run_id = ?1)"
+
 # Lost calls of the attempts before ?4.  The latest attempt on record has already recorded those of the attempts before
 # it, so the search begins with that attempt.
 # ?5 the model, ?6 and ?7 tenant and session, ?8 now.
 _LOSE_UNKNOWN: Final = f"""
-INSERT INTO chat_usage (run_id, attempt, call_index, model, outcome, wasted, tenant_id, session_id, recorded_at)
+INSERT INTO chat_usage (run_id, attempt, call_index, model, outcome, wasted, tenant_id, session_id, recorded_at,
+                        estimated_cost_micro_usd)
 WITH RECURSIVE before (attempt) AS (
   SELECT coalesce((SELECT max(attempt) FROM chat_usage WHERE run_id = ?1 AND attempt < ?4), 1)
   UNION ALL SELECT attempt + 1 FROM before WHERE attempt < ?4 - 1
 )
 SELECT ?1, b.attempt,
   (SELECT coalesce(max(call_index) + 1, 0) FROM chat_usage WHERE run_id = ?1 AND attempt = b.attempt),
-  ?5, 'lost', 1, ?6, ?7, {MOMENT.format("?8")}
+  ?5, 'lost', 1, ?6, ?7, {MOMENT.format("?8")}, {_RESERVED}
 FROM before AS b WHERE {HELD}
   AND NOT EXISTS (SELECT 1 FROM chat_segments WHERE run_id = ?1 AND attempt = b.attempt AND ended)
   AND NOT EXISTS (
@@ -91,7 +95,8 @@ _LOSE_RUNNING: Final = f"""
 UPDATE chat_usage AS u SET outcome = 'lost',
   estimated_tokens_out = CASE WHEN call_index = 0 AND tokens_out IS NULL THEN nullif((
   SELECT sum(last_seq - first_seq + 1) - 1 FROM chat_segments AS s
-  WHERE s.run_id = ?1 AND s.attempt = u.attempt), 0) ELSE estimated_tokens_out END
+  WHERE s.run_id = ?1 AND s.attempt = u.attempt), 0) ELSE estimated_tokens_out END,
+  estimated_cost_micro_usd = iif(cost_micro_usd IS NULL, coalesce(estimated_cost_micro_usd, {_RESERVED}), NULL)
 WHERE run_id = ?1 AND attempt < ?4 AND outcome IN ('running', 'lost') AND {HELD}
 """
 
@@ -127,15 +132,29 @@ DELETE FROM chat_usage WHERE (run_id, attempt, call_index) IN (
 """
 
 # What budgets are compared with, each asked for where it has a limit: ?1 the turn's run, ?2 the tenant, ?3 the session,
-# ?4 now.
+# ?4 now, ?5 and ?6 around the session's runs, ?7 and ?8 around the tenant's.  What another turn has reserved counts as
+# long as its lease.
+_RESERVED_BY_OTHERS: Final = f"""(SELECT sum(t.reserved_micro_usd)
+  FROM durable_runs AS r INDEXED BY idx_durable_runs_open CROSS JOIN chat_turns AS t ON t.run_id = r.run_id
+  WHERE r.run_id > {{first}} AND r.run_id < {{last}} AND r.run_id <> ?1 AND r.status IN ('pending', 'running')
+    AND r.lease_expires_at > {MOMENT.format("?4")})"""
+_BOTH: Final = "coalesce({spent}, 0) + coalesce({reserved}, 0)"
 _TODAY: Final = f"substr({MOMENT.format('?4')}, 1, 10)"
 _SPENT: Final = {
     "turn": """(SELECT sum(coalesce(cost_micro_usd, estimated_cost_micro_usd, 0)) FROM chat_usage WHERE run_id = ?1)""",
-    "session": """(SELECT sum(budget_micro_usd) FROM chat_usage_sums
-                    WHERE tenant_id = ?2 AND kind = 'session' AND key = ?3)""",
-    "tenant": f"""(SELECT budget_micro_usd FROM chat_usage_sums
+    "session": _BOTH.format(
+        spent="""(SELECT sum(budget_micro_usd) FROM chat_usage_sums
+                  WHERE tenant_id = ?2 AND kind = 'session' AND key = ?3)""",
+        reserved=_RESERVED_BY_OTHERS.format(first="?5", last="?6"),
+    ),
+    "tenant": _BOTH.format(
+        spent=f"""(SELECT budget_micro_usd FROM chat_usage_sums
                    WHERE tenant_id = ?2 AND kind = 'day' AND key = '' AND day = {_TODAY})""",
+        reserved=_RESERVED_BY_OTHERS.format(first="?7", last="?8"),
+    ),
 }
+
+_RESERVE: Final = f"UPDATE chat_turns SET reserved_micro_usd = ?4 WHERE run_id = ?1 AND {HELD}"
 
 KEYS: Final = {
     "tenant": ("day", "u.tenant_id"),
@@ -289,9 +308,14 @@ def deliver_checkpoints() -> Statement:
     return Statement(_DELIVER_CHECKPOINTS)
 
 
+def reserve(micro_usd: int) -> Statement:
+    """Reserve what a turn may spend, with its claim and behind its turn's row; as long as its lease, others see it."""
+    return Statement(_RESERVE, (micro_usd,))
+
+
 def read_spent(run_id: str, tenant_id: str, session_id: str, *, scopes: Sequence[str]) -> Statement:
     """
-    Read what was spent so far, in micro-dollars, a column for each scope.
+    Read what was spent so far, or is reserved by other turns, in micro-dollars, a column for each scope.
 
     Args:
         run_id: The turn's run.
@@ -302,8 +326,8 @@ def read_spent(run_id: str, tenant_id: str, session_id: str, *, scopes: Sequence
     columns = ", ".join(f"coalesce({_SPENT[scope]}, 0) AS {scope}" for scope in scopes)
     # Parameters that no scope uses are still named, since they are numbered.
     return Statement(
-        f"SELECT {columns} WHERE coalesce(?1, ?2, ?3, ?4) IS NOT NULL",
-        (run_id, tenant_id, session_id, NOW),
+        f"SELECT {columns} WHERE coalesce(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) IS NOT NULL",
+        (run_id, tenant_id, session_id, NOW, *session_run_ids(tenant_id, session_id), *tenant_run_ids(tenant_id)),
     )
 
 
@@ -355,6 +379,7 @@ def _rows(calls: Sequence[ModelCall], *, delivered: bool) -> str:
                 call.request_id, call.outcome, call.tokens_in, call.tokens_out, call.tokens_cached,
                 call.tokens_reasoning, call.estimated_tokens_out, call.cost_micro_usd, call.tries, call.headers_ms,
                 call.first_token_ms, call.duration_ms, call.finish_reason, call.error_code,
+                call.estimated_cost_micro_usd,
             ]
             for call in calls
         ]
