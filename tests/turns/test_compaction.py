@@ -17,6 +17,11 @@ from tests.support.whole_turns import WORDS, rows
 LATER_S = 3_600
 
 
+def room(_queries: int) -> bool:
+    """There is always room."""
+    return True
+
+
 @pytest.fixture
 def database() -> Iterator[SqliteDatabase]:
     """An empty database."""
@@ -77,12 +82,12 @@ async def test_a_log_is_left_alone_while_somebody_may_read_it_live(database: Sql
     isolate = Isolate(database, Product(*WORDS))
     reply = await isolate.post()
     await asyncio.sleep(1)
-    assert await compact_logs(database) == 0
+    assert await compact_logs(database, room) == 0
     await reply.lines()
-    assert await compact_logs(database) == 0
+    assert await compact_logs(database, room) == 0
     await asyncio.sleep(LATER_S)
-    assert await compact_logs(database) == 1
-    assert await compact_logs(database) == 0
+    assert await compact_logs(database, room) == 1
+    assert await compact_logs(database, room) == 0
 
 
 async def test_whoever_dies_while_a_log_is_made_short_leaves_it_whole(database: SqliteDatabase) -> None:
@@ -91,7 +96,7 @@ async def test_whoever_dies_while_a_log_is_made_short_leaves_it_whole(database: 
     before = await every_cursor(isolate)
     for point in range(20):
         try:
-            await compact_logs(MortalDatabase(database, Fuse(point)))
+            await compact_logs(MortalDatabase(database, Fuse(point)), room)
         except Crash:
             assert before == await every_cursor(isolate)
             continue
@@ -115,7 +120,7 @@ async def test_a_turn_that_is_claimed_meanwhile_is_left_alone(database: SqliteDa
                 await isolate.ask("POST", TURN, {"message": "something else", "on_mismatch": "supersede"})
             return outcomes
 
-    await compact_logs(Overtaken())
+    await compact_logs(Overtaken(), room)
 
     assert before == (await stored(database))[: len(before)]
     assert [(0,)] == await rows(database, "SELECT log_compact FROM chat_turns")
@@ -126,10 +131,10 @@ async def test_a_log_of_a_failed_turn_that_goes_on_is_made_short_again(database:
     failing = Isolate(database, Product(text_delta("half"), text_delta(" an answer"), RuntimeError("boom")))
     await (await failing.post()).lines()
     await asyncio.sleep(LATER_S)
-    assert await compact_logs(database) == 1
+    assert await compact_logs(database, room) == 1
     isolate = await answered(database)
     before = await every_cursor(isolate)
-    assert await compact_logs(database) == 1
+    assert await compact_logs(database, room) == 1
 
     assert before == await every_cursor(isolate)
 
@@ -144,7 +149,7 @@ async def test_long_logs_are_cut_into_rows_that_an_export_can_hold(database: Sql
     await asyncio.sleep(LATER_S)
     whole = await isolate.follow()
     before = [line["seq"] for line in await whole.lines()], whole.reader.text
-    await compact_logs(database)
+    await compact_logs(database, room)
     again = await isolate.follow()
     after = [line["seq"] for line in await again.lines()], again.reader.text
     sizes = [len(row[-1].encode()) for row in await stored(database)]

@@ -49,6 +49,9 @@ class _Asked(Protocol):
     def parts(self) -> Sequence[Part]: ...
 
 
+_UNASKED_EVERY_MS: Final = 2_000
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """
@@ -109,8 +112,11 @@ class Deployment:
 
     @property
     def log_pace(self) -> Pace:
-        """How often a turn's log is stored."""
-        return log_pace(self.settings.workers_plan, self.settings.log_every_ms, turns=self.turns_at_once)
+        """How often a turn's log is stored; more rarely where nobody asked for the turn, and many share the queries."""
+        every_ms = self.settings.log_every_ms
+        if self.turns_at_once > 1 and every_ms:
+            every_ms = max(every_ms, _UNASKED_EVERY_MS)
+        return log_pace(self.settings.workers_plan, every_ms, turns=self.turns_at_once)
 
     @property
     def renewals_per_term(self) -> float:

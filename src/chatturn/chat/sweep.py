@@ -1,5 +1,5 @@
 """
-The sweep: whatever nobody came back for, done by the cron, a bounded part of it at a time.
+The sweep: whatever nobody came back for, done by the cron, as much at a time as one invocation may do.
 
 It makes the hook calls that are due, goes on with turns whose event or moment has come, takes over turns whose
 worker was lost, begins those whose turn it is and with whom nobody waits, and deletes what is too old.  A turn that is
@@ -13,18 +13,17 @@ from typing import Final
 from chatturn.chat.hooks.outbox import Outbox
 from chatturn.chat.lists.sql import read_lost_turns
 from chatturn.chat.log.compaction import compact_logs
-from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.sessions.deletion import go_on_deleting
-from chatturn.chat.sessions.service import DELETED_AT_ONCE
+from chatturn.chat.sweep_budget import SWEEP_SHARES, CountedDatabase, SweepBudget
 from chatturn.chat.thread.queue_sql import read_due_pending
 from chatturn.chat.usage.sql import delete_usage
 from chatturn.database.migration import mend
 
 __all__ = ["Sweep"]
 
-_LOOKED_AT: Final = 20
-"""More than are resumed, so that a few that cannot be resumed do not hold up the others."""
+_LOOKED_AT: Final = 40
+"""More than are resumed at once, so that a few that cannot be resumed do not hold up the others."""
 
 _DAY_MS: Final = 86_400_000
 
@@ -41,27 +40,67 @@ class Sweep:
     service: DurableChatService
 
     async def run(self) -> int:
-        """Do what is due, a bounded part; return how many hook calls and turns came to an end."""
-        deployment, settings = self.service.deployment, self.service.deployment.settings
+        """Do what is due until the budget is used up; return how many hook calls and turns came to an end."""
+        deployment = self.service.deployment
+        database = CountedDatabase(deployment.database)
+        service = replace(self.service, deployment=replace(deployment, database=database))
+        budget = SweepBudget(database, SWEEP_SHARES[deployment.settings.workers_plan])
+        return await _Round(service=service, budget=budget).run()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Round:
+    """
+    One sweep.
+
+    Attributes:
+        service: Its chat, whose database is counted.
+        budget: What it may use.
+    """
+
+    service: DurableChatService
+    budget: SweepBudget
+
+    async def run(self) -> int:
+        deployment = self.service.deployment
         if await mend(deployment.database):
             deployment.log("schema.mended", {"level": "warning"})
         outbox = Outbox(database=deployment.database, hooks=deployment.hooks, log=deployment.log)
-        # Turns first, and no hook holds them up: somebody may be waiting for an answer.
-        waiting = [*await self._due(), *await self._orphans(), *await self._next()]
-        ended = await asyncio.gather(self._resume(waiting), outbox.sweep(), return_exceptions=True)
+        calls = outbox.sweep(self.budget.begin_hook_call, at_once=self.budget.shares.hooks_at_once)
+        ended = await asyncio.gather(self._run_turns(), calls, return_exceptions=True)
         for each in ended:  # once both are over: what goes on behind a failure would be cut off
             if isinstance(each, BaseException):
                 raise each
-        if settings.compact_logs == "on":
-            await compact_logs(deployment.database)
-        await go_on_deleting(deployment.database, DELETED_AT_ONCE[settings.workers_plan])
+        await self._tidy()
+        return sum(each for each in ended if isinstance(each, int))
+
+    async def _tidy(self) -> None:
+        """Delete what is too old or unwanted, and make logs short, as far as there is room."""
+        deployment, settings = self.service.deployment, self.service.deployment.settings
+        database = deployment.database
+        if self.budget.room(2 + self.budget.shares.sessions):
+            await go_on_deleting(database, self.budget.shares.sessions)
+        if settings.usage_retention_days and self.budget.room(1):
+            await database.batch([delete_usage(settings.usage_retention_days)])
         if settings.retention_days:
             age_ms = settings.retention_days * _DAY_MS
-            await deployment.store.delete_finished_runs(older_than_ms=age_ms)
             await deployment.files.delete_old(settings.retention_days, deployment.sources.now())
-        if settings.usage_retention_days:
-            await deployment.database.batch([delete_usage(settings.usage_retention_days)])
-        return sum(each for each in ended if isinstance(each, int))
+            while self.budget.room(1) and await deployment.store.delete_finished_runs(older_than_ms=age_ms) > 0:
+                pass
+        if settings.compact_logs == "on":
+            await compact_logs(database, self.budget.room)
+
+    async def _run_turns(self) -> int:
+        """Go on with turns while there are any and there is room; somebody may be waiting for an answer."""
+        ran, seen = 0, set[str]()
+        while True:
+            found = [*await self._due(), *await self._orphans(), *await self._next()]
+            waiting = [run_id for run_id in dict.fromkeys(found) if run_id not in seen]
+            seen.update(waiting)
+            resumed = await self._resume(waiting)
+            ran += resumed
+            if not resumed or not self.budget.room(self.budget.shares.of_a_turn):
+                return ran
 
     async def _due(self) -> list[str]:
         """Return suspended turns whose event or moment has come."""
@@ -80,17 +119,22 @@ class Sweep:
         return [str(row["run_id"]) for row in found.rows]
 
     async def _resume(self, run_ids: list[str]) -> int:
-        """Go on with turns, some at the same time, until as many have run as fit one sweep."""
+        """Go on with turns, some at the same time, as long as there is room; return how many have run."""
         waiting, resumed = iter(run_ids), 0
-        at_once = RESUMED_AT_ONCE[self.service.deployment.settings.workers_plan]
+        at_once = self.budget.shares.turns_at_once
         service = replace(self.service, deployment=self.service.deployment.running(at_once))
 
         async def work() -> None:
             nonlocal resumed
             for run_id in waiting:
-                if await service.resume(run_id):
-                    resumed += 1
-                    return  # Its time is this worker's; the next sweep has others.
+                if not self.budget.begin_turn():
+                    return
+                ran = False
+                try:
+                    ran = await service.resume(run_id)
+                finally:
+                    self.budget.turn_ended(ran=ran)
+                resumed += ran
 
         await asyncio.gather(*(work() for _ in range(at_once)))
         return resumed

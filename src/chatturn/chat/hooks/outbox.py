@@ -8,8 +8,8 @@ later and later, until it succeeds or is given up for an operator to see.
 
 import asyncio
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from chatturn.chat.hooks import thread_change_sql
@@ -37,12 +37,6 @@ _HELD_FOR: Final = "+60 seconds"
 """How long a call is left to whoever recorded or took it: six times as long as it may take."""
 
 _MOST_FAILURES: Final = 10
-_SWEEP_AT_MOST: Final = 10
-"""Calls per sweep: with three queries each, they stay within the free plan's 50 per invocation."""
-
-_CALLS_AT_ONCE: Final = 4
-"""So that a receiver that hangs does not hold up the others."""
-
 _RECORD: Final = f"""
 INSERT INTO chat_outbox (run_id, hook, attempt, status, next_call_at, created_at)
 SELECT ?1, ?4, ?5, 'pending', {MOMENT.format("?6, ?7")}, {MOMENT.format("?6")} WHERE {HELD}
@@ -107,6 +101,16 @@ WHERE r.run_id = ?1 AND r.status = 'completed'
 """
 
 
+@dataclass(frozen=True, slots=True)
+class _Called:
+    """A call that was made, and what is to be written about it; nothing where none was made."""
+
+    run_id: str
+    hook: str
+    marks: Sequence[Statement] = field(default_factory=list)
+    succeeded: bool = False
+
+
 def overrides(hooks: ChatTurnHooks, name: str) -> bool:
     """Say whether the product has its own hook *name*."""
     return getattr(type(hooks), name) is not getattr(ChatTurnHooks, name)
@@ -167,29 +171,31 @@ class Outbox:
         """Forget the calls of an answer that is superseded, as a statement of the claim's batch."""
         return Statement(_FORGET)
 
-    async def sweep(self) -> int:
+    async def sweep(self, may_call: Callable[[], bool] = lambda: True, *, at_once: int = 4) -> int:
         """
-        Call what is due, a bounded number, some at the same time, and return how many calls succeeded.
+        Call what is due, some at the same time, and return how many calls succeeded.
 
-        One that cannot be recorded is logged, and leaves the others alone.
+        Each call is recorded in the round trip that takes the next one.  One that cannot be recorded is logged, and
+        leaves the others alone.
+
+        Args:
+            may_call: Says before each call whether there is room for it.
+            at_once: How many calls are made beside each other.
         """
-        left, at_work, succeeded = _SWEEP_AT_MOST, 0, 0
+        at_work, succeeded = 0, 0
 
         async def work() -> None:
-            nonlocal left, at_work, succeeded
+            nonlocal at_work, succeeded
             at_work += 1
-            while left > 0:
-                left -= 1
-                [taken] = await self.database.batch([Statement(_TAKE_DUE, (NOW, _HELD_FOR))])
-                if not taken.rows:
+            called: _Called | None = None
+            while True:
+                taken, recorded = await self._record_and_take(called, take=may_call())
+                succeeded += recorded and called is not None and called.succeeded
+                if taken is None:
                     break
-                if at_work < _CALLS_AT_ONCE:
+                if at_work < at_once:
                     workers.create_task(work())
-                run_id, hook = str(taken.rows[0]["run_id"]), str(taken.rows[0]["hook"])
-                try:
-                    succeeded += await self._retry(run_id, hook)
-                except StoreError as error:
-                    self.log("outbox.unmarked", {"run_id": run_id, "hook": hook, "error": error})
+                called = await self._call_again(*taken)
             at_work -= 1
 
         try:
@@ -199,20 +205,43 @@ class Outbox:
             raise group.exceptions[0] from group
         return succeeded
 
-    async def _retry(self, run_id: str, hook: str) -> bool:
-        [found] = await self.database.batch([Statement(_READ_FINISHED, (run_id, hook))])
+    async def _record_and_take(self, called: "_Called | None", *, take: bool) -> tuple[tuple[str, str] | None, bool]:
+        """
+        Record a call, and take the next one that is due if *take*.
+
+        Returns:
+            The run and the hook of the next one; and whether this one is recorded: if not, it is made again.
+        """
+        marks = [] if called is None else called.marks
+        taking = [Statement(_TAKE_DUE, (NOW, _HELD_FOR))] if take else []
+        if not marks and not taking:
+            return None, False
+        try:
+            results = await self.database.batch([*marks, *taking])
+        except StoreError as error:
+            if called is None or not marks:
+                raise
+            self.log("outbox.unmarked", {"run_id": called.run_id, "hook": called.hook, "error": error})
+            next_one, _ = await self._record_and_take(None, take=take)
+            return next_one, False
+        if called is not None and marks and any(row["status"] == "given_up" for row in results[0].rows):
+            particulars = {"level": "error", "run_id": called.run_id, "hook": called.hook, "calls": _MOST_FAILURES}
+            self.log("hook.given_up", particulars)
+        taken = results[-1].rows if take else []
+        return (str(taken[0]["run_id"]), str(taken[0]["hook"])) if taken else None, bool(marks)
+
+    async def _call_again(self, run_id: str, hook: str) -> "_Called":
+        try:
+            [found] = await self.database.batch([Statement(_READ_FINISHED, (run_id, hook))])
+        except StoreError as error:
+            self.log("outbox.unmarked", {"run_id": run_id, "hook": hook, "error": error})
+            return _Called(run_id, hook)
         if not found.rows:  # superseded since it was taken
-            return False
+            return _Called(run_id, hook)
         row = found.rows[0]
-        if hook in _HOOKS:
-            mark, succeeded = await self._call(hook, _finished_turn(row))
-        else:
-            mark, succeeded = await self._tell(row)
+        mark, succeeded = await (self._call(hook, _finished_turn(row)) if hook in _HOOKS else self._tell(row))
         followers = [Statement(_GIVE_UP_FOLLOWERS, (run_id,)), Statement(_REVIVE_FOLLOWERS, (run_id, NOW))]
-        marked, *_ = await self.database.batch([mark, *followers])
-        if any(row["status"] == "given_up" for row in marked.rows):
-            self.log("hook.given_up", {"level": "error", "run_id": run_id, "hook": hook, "calls": _MOST_FAILURES})
-        return succeeded
+        return _Called(run_id, hook, [mark, *followers], succeeded=succeeded)
 
     def around_finish(self, identity: ChatTurnIdentity) -> Around:
         """Record in the finish's batch which turns are detached or come back, if the product wants to hear of it."""

@@ -6,7 +6,7 @@ again holds up no answer.  A worker that dies in between leaves each part of the
 reading gives the same bytes either way.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from chatturn.chat.log.compact import compact, expand
@@ -17,6 +17,9 @@ __all__ = ["compact_logs"]
 
 _LOGS_AT_ONCE: Final = 20
 
+_QUERIES_OF_A_LOG: Final = 3
+"""Of most; a long one needs one more for each page."""
+
 _PIECE_CHARACTERS: Final = 200_000
 """Of lines that are made short together."""
 
@@ -24,17 +27,28 @@ _ROW_BYTES: Final = 80_000
 """Of a row, in UTF-8: an export of the database writes a row as one statement, and D1 takes no statement of 100 KB."""
 
 
-async def compact_logs(database: Database) -> int:
+async def compact_logs(database: Database, room: Callable[[int], bool]) -> int:
     """
-    Make the logs short that are due, a bounded number; return how many that were.
+    Make the logs short that are due, as many as there is room for; return how many that were.
+
+    Args:
+        database: Where.
+        room: Says whether there is room for so many more queries.
 
     Raises:
         StoreError: The database does not answer, or refuses; every log reads as before.
     """
-    [due] = await database.batch([loose_logs(_LOGS_AT_ONCE)])
-    for row in due.rows:
-        await _compact_log(database, str(row["run_id"]), int(row["epoch"] or 0))
-    return len(due.rows)
+    short = 0
+    while room(1 + _QUERIES_OF_A_LOG):
+        [due] = await database.batch([loose_logs(_LOGS_AT_ONCE)])
+        for row in due.rows:
+            if not room(_QUERIES_OF_A_LOG):
+                return short
+            await _compact_log(database, str(row["run_id"]), int(row["epoch"] or 0))
+            short += 1
+        if len(due.rows) < _LOGS_AT_ONCE:
+            break
+    return short
 
 
 async def _compact_log(database: Database, run_id: str, epoch: int) -> None:

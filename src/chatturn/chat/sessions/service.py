@@ -23,7 +23,7 @@ from chatturn.settings import Plan
 __all__ = ["DELETED_AT_ONCE", "Sessions"]
 
 DELETED_AT_ONCE: Final[Mapping[Plan, int]] = {"paid": 60, "free": 2}
-"""How many sessions one invocation deletes, by plan: each is 12 of the 1,000 and 50 queries that there are."""
+"""How many sessions one request deletes, by plan; each is one transaction."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,134 @@
+"""
+What one sweep may use of its invocation: queries and time, by plan.
+
+Cloudflare gives an invocation 1,000 round trips to D1 on the paid plan and 50 on the free one, and a cron 15 minutes.
+A cron comes each minute; so a sweep begins nothing new after 45 s, and ends what it has begun.
+
+Source:
+    developers.cloudflare.com/d1/platform/limits: queries for each invocation; a batch is one subrequest.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from chatturn.database.api import Database, Result, Statement
+from chatturn.settings import Plan
+
+__all__ = ["SWEEP_SHARES", "CountedDatabase", "SweepBudget", "SweepShares"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepShares:
+    """
+    How the queries of a sweep are shared.
+
+    Attributes:
+        queries: All of them.
+        kept_back: Of those, for what is done after turns and hooks.
+        turns: How many turns it runs at most.
+        turns_at_once: Each may keep a connection to the model open, of which the platform gives an invocation six.
+        of_a_turn: Queries that a turn needs if it is short; a long one takes more, and no other is begun meanwhile.
+        hook_calls: How many hook calls it makes at most.
+        hooks_at_once: So that a receiver that hangs does not hold up the others.
+        sessions: How many sessions it deletes at most for people who ask for it.
+    """
+
+    queries: int
+    kept_back: int
+    turns: int
+    turns_at_once: int
+    of_a_turn: int
+    hook_calls: int
+    hooks_at_once: int
+    sessions: int
+
+
+SWEEP_SHARES: Final[Mapping[Plan, SweepShares]] = {
+    "paid": SweepShares(
+        queries=960,
+        kept_back=60,
+        turns=90,
+        turns_at_once=5,
+        of_a_turn=12,
+        hook_calls=203,
+        hooks_at_once=8,
+        sessions=60,
+    ),
+    "free": SweepShares(
+        queries=48, kept_back=8, turns=1, turns_at_once=1, of_a_turn=16, hook_calls=6, hooks_at_once=2, sessions=2
+    ),
+}
+
+_BEGINS_UNTIL_S: Final = 45.0
+_OF_A_HOOK: Final = 3
+
+
+class CountedDatabase:
+    """
+    A database that counts its round trips.
+
+    Args:
+        database: Which.
+
+    Attributes:
+        used: How many there were.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.used = 0
+
+    async def batch(self, statements: Sequence[Statement]) -> list[Result]:
+        """Run *statements*; see `Database.batch`."""
+        self.used += 1
+        return await self._database.batch(statements)
+
+
+class SweepBudget:
+    """
+    Says whether there is room to begin something more.
+
+    Args:
+        database: Counts what is used.
+        shares: Of the plan.
+    """
+
+    def __init__(self, database: CountedDatabase, shares: SweepShares) -> None:
+        self.shares = shares
+        self._database = database
+        self._turns = 0
+        self._running = 0
+        self._hook_calls = 0
+        self._until = asyncio.get_running_loop().time() + _BEGINS_UNTIL_S
+
+    def begin_turn(self) -> bool:
+        """Say whether a turn may begin; then `turn_ended` is owed."""
+        shares = self.shares
+        if self._turns >= shares.turns or not self._room(shares.of_a_turn, shares.kept_back):
+            return False
+        self._turns += 1
+        self._running += 1
+        return True
+
+    def turn_ended(self, *, ran: bool) -> None:
+        """Give back what a turn has not needed; one that did not run counts as none."""
+        self._running -= 1
+        self._turns -= not ran
+
+    def begin_hook_call(self) -> bool:
+        """Say whether a hook may be called."""
+        if self._hook_calls >= self.shares.hook_calls or not self._room(_OF_A_HOOK, self.shares.kept_back):
+            return False
+        self._hook_calls += 1
+        return True
+
+    def room(self, queries: int) -> bool:
+        """Say whether there is room for something that needs so many queries, after turns and hooks."""
+        return self._room(queries, 0)
+
+    def _room(self, queries: int, kept_back: int) -> bool:
+        promised = self._running * self.shares.of_a_turn
+        fits = self._database.used + promised + queries <= self.shares.queries - kept_back
+        return fits and asyncio.get_running_loop().time() < self._until
