@@ -14,6 +14,7 @@ from dev import paths, secrets_file
 __all__ = ["main"]
 
 _LEAST_BYTES = 32
+_MOST_DAYS = 36_500
 
 
 def main(arguments: list[str]) -> int:
@@ -22,6 +23,9 @@ def main(arguments: list[str]) -> int:
     unknown = sorted(set(options.scope.split()) - set(SCOPES))
     if unknown:
         print(f"no such scope: {', '.join(unknown)}; there are {', '.join(sorted(SCOPES))}", file=sys.stderr)
+        return 1
+    if not 0 < options.days <= _MOST_DAYS:  # NaN is neither
+        print(f"DAYS must be a number above 0, and at most {_MOST_DAYS}", file=sys.stderr)
         return 1
     secret = os.environ.get(secrets_file.SIGNING_SECRET) or secrets_file.ensure_signing_secret(paths.ROOT / ".dev.vars")
     if len(secret.encode()) < _LEAST_BYTES:

@@ -17,7 +17,7 @@ def main(file: str, *command: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print("another set-up runs in this folder; waiting for its end …", flush=True)
+        print("another set-up runs in this folder; waiting for its end …", file=sys.stderr, flush=True)
         fcntl.flock(lock, fcntl.LOCK_EX)
     os.set_inheritable(lock, True)
     os.execvp(command[0], command)  # noqa: S606 - the command line is the Makefile's

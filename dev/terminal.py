@@ -16,7 +16,8 @@ _NOISE: Final = re.compile(
     re.VERBOSE,
 )
 _STARTED: Final = re.compile(r"chatturn: sources (\w+)")
-_CRASHED: Final = "The Workers runtime crashed unexpectedly"
+# wrangler says it itself; a line of the Worker that quotes it is none of this form.
+_CRASHED: Final = re.compile(r"^\W*\[[\w:]+\]\W+The Workers runtime crashed unexpectedly")
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -63,6 +64,6 @@ class Screen:
                 with self._changed:
                     self._digest = found[1]
                     self._changed.notify_all()
-            if _CRASHED in line:
+            if _CRASHED.search(_COLOUR.sub("", line)):
                 self.crashes += 1
             yield line

@@ -1,6 +1,7 @@
 """`make run`: what it prints, what it opens, and that it leaves nothing behind."""
 
 import fcntl
+import io
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from dev.bundle import SOURCES_ARCHIVE
 from dev.config import Config
 from dev.secrets_file import ensure_signing_secret
 from dev.server import free_port, is_free
+from dev.terminal import Screen
 from tests.support.http import http
 from tests.support.processes import descendants, exists
 
@@ -217,6 +219,23 @@ def test_the_cron_runs_and_a_process_that_dies_is_started_again(make_run: Callab
     assert "ok" == answer
 
 
+def test_only_wrangler_says_that_a_process_has_died() -> None:
+    """A line of the Worker, a user's message in its log, may quote it."""
+    said = "The Workers runtime crashed unexpectedly and is being restarted (crash #1)."
+    lines = [
+        said,
+        f'{{"message":"[x] {said}"}}',
+        f"\x1b[33m▲ \x1b[43;33m[\x1b[43;30mWARNING\x1b[43;33m]\x1b[0m {said}",
+        f"[wrangler:warn] {said}",
+    ]
+    screen = Screen(io.BytesIO("\n".join(lines).encode()), to=io.StringIO())
+    deadline = time.monotonic() + WAIT_SECONDS
+    while screen.crashes < 2:
+        assert time.monotonic() < deadline
+
+    assert 2 == screen.crashes
+
+
 def test_a_product_without_an_environment_is_told_what_to_write(tmp_path: Path) -> None:
     """What is printed can be pasted into `wrangler.toml`, and then it is one."""
     arguments = ["--product", "contracts", "--home", str(tmp_path), "--port", str(free_port())]
@@ -238,7 +257,7 @@ def test_the_product_at_the_top_of_the_file_needs_no_environment() -> None:
 
 
 def test_two_set_ups_wait_for_each_other(tmp_path: Path) -> None:
-    """The second says so, and runs once the first has ended."""
+    """The second says so, where it is in nobody's way (`TOKEN=$(make token)`), and runs once the first has ended."""
     lock, order = tmp_path / "made" / "lock", tmp_path / "order"
     order.touch()
     locked = [sys.executable, str(paths.ROOT / "dev" / "locked.py"), str(lock)]
@@ -247,9 +266,9 @@ def test_two_set_ups_wait_for_each_other(tmp_path: Path) -> None:
     )
     while not lock.exists() or is_lockable(lock):
         assert first.poll() is None
-    second = subprocess.Popen([*locked, "sh", "-c", f"echo second >> {order}"], stdout=subprocess.PIPE, text=True)
-    assert second.stdout is not None
-    said = second.stdout.readline()
+    second = subprocess.Popen([*locked, "sh", "-c", f"echo second >> {order}"], stderr=subprocess.PIPE, text=True)
+    assert second.stderr is not None
+    said = second.stderr.readline()
     first.communicate("first\n")
     second.communicate()
 
@@ -284,10 +303,18 @@ def test_a_token_says_what_it_was_asked_to_say() -> None:
     assert abs(claims["exp"] - time.time() - 2 * 24 * 3600) < 60
 
 
-def test_a_scope_that_there_is_not_is_refused() -> None:
-    """With those that there are."""
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--scope", "everything"], "no such scope: everything; there are operate, turns, turns:read\n"),
+        *((["--days", days], "DAYS must be a number above 0, and at most 36500\n") for days in ("nan", "0", "inf")),
+        (["--days=-1"], "DAYS must be a number above 0, and at most 36500\n"),
+    ],
+)
+def test_a_token_that_cannot_be_is_refused(arguments: list[str], told: str) -> None:
+    """With what there is."""
     refused = subprocess.run(
-        [sys.executable, "-m", "dev.local_token", "--scope", "everything"],
+        [sys.executable, "-m", "dev.local_token", *arguments],
         cwd=paths.ROOT,
         env={**os.environ, "AUTH_JWT_SECRET": "a secret of a deployment, thirty-two bytes or more"},
         capture_output=True,
@@ -296,7 +323,7 @@ def test_a_scope_that_there_is_not_is_refused() -> None:
     )
 
     assert (1, "") == (refused.returncode, refused.stdout)
-    assert "no such scope: everything; there are operate, turns, turns:read\n" == refused.stderr
+    assert told == refused.stderr
 
 
 def test_a_new_file_of_secrets_is_for_its_owner_only(tmp_path: Path) -> None:
