@@ -2,11 +2,13 @@
 `make demo`: what chatturn is for, shown to a person in less than two minutes.
 
 A Worker in workerd answers, is killed in the middle of the answer, and is started again; the same turn finishes.
-Meanwhile a second reader follows it; later a third one stops another turn.  At the end the totals.
+Meanwhile a second reader follows it; later a third one stops another turn.  Then the model itself is killed in the
+middle of an answer, and another one gives it.  At the end the totals.
 """
 
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -140,17 +142,45 @@ class _Reader:
         self._show(self._who, self.text)
 
 
+class _Provider:
+    """A model in a process of its own, which can be killed."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "dev.demo_model"]
+        self._process = subprocess.Popen(command, cwd=paths.ROOT, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None  # noqa: S101 - a pipe
+        self.url = self._process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        """End it in the middle of what it does."""
+        self._process.kill()
+        self._process.wait()
+
+
+def _chain(first: _Provider, second: DemoModel) -> dict[str, str]:
+    """Return the settings of a deployment that asks one model, and another one if that is down."""
+    providers = [
+        {"name": name, "kind": "compatible", "key": None, "base_url": url, "models": [f"{name}-model"]}
+        for name, url in (("first", first.url), ("second", second.url))
+    ]
+    return {"PROVIDERS": json.dumps(providers), "MODEL": "first-model,second-model", "FALLBACK_MIDWAY": "on"}
+
+
+def _config(model: DemoModel, **others: str) -> Config:
+    variables = {
+        "BACKEND": "openai", "OPENAI_BASE_URL": model.url, "OPENAI_API_KEY": "none", "MODEL": _MODEL,
+        "CONTINUE_MODELS": _MODEL, "LEASE_MS": str(_LEASE_MS), "AUTH_JWT_SECRET": _SECRET,
+    }  # fmt: skip
+    return Config.read(paths.DEPLOYMENT_CONFIG, variables={**variables, **others})
+
+
 @contextmanager
 def _worker(model: DemoModel) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="chatturn-demo-", ignore_cleanup_errors=True) as folder:
-        variables = {
-            "BACKEND": "openai", "OPENAI_BASE_URL": model.url, "OPENAI_API_KEY": "none", "MODEL": _MODEL,
-            "CONTINUE_MODELS": _MODEL, "LEASE_MS": str(_LEASE_MS), "AUTH_JWT_SECRET": _SECRET,
-        }  # fmt: skip
         server = Server(
             folder=Path(folder) / "worker",
             state=Path(folder) / "state",
-            config=Config.read(paths.DEPLOYMENT_CONFIG, variables=variables),
+            config=_config(model),
             mounts={"": paths.SOURCES, "python_modules": paths.VENDORED},
             schema=paths.SCHEMA,
         )
@@ -216,15 +246,39 @@ def _play(screen: _Screen, model: DemoModel, server: Server) -> bool:
     time.sleep(0.5)
     screen.say(f"the model's connection is closed ({model.left} times so far), what was said is kept")
 
+    fell_back = _play_chain(screen, model, server, lambda: reader(1, 2))
+
     screen.scene("Totals")
-    words = len(ANSWER.split()) + len(stopped.text.split())
+    words = 2 * len(ANSWER.split()) + len(stopped.text.split())
     for name, value in {
-        "turns": 2, "answers lost": 0 if whole and kept else "SOME", "answers doubled": 0 if whole else "SOME",
-        "kills": 1, "model calls": model.calls, "words in the answers": words, "words that the model said": model.words,
+        "turns": 3, "answers lost": 0 if whole and kept else "SOME", "answers doubled": 0 if whole else "SOME",
+        "kills": 2, "model calls": model.calls, "words in the answers": words, "words that the model said": model.words,
         "said twice or thrown away": model.words - words,
     }.items():  # fmt: skip
         print(f"  {name:<28}{value}")
-    return whole and free and kept
+    return whole and free and kept and fell_back
+
+
+def _play_chain(screen: _Screen, model: DemoModel, server: Server, reader: Callable[[], _Reader]) -> bool:
+    """Kill the first of two models in the middle of its answer."""
+    screen.scene("5. The same Worker, with two models: MODEL=first-model,second-model. The first one answers.")
+    first = _Provider()
+    server.kill()
+    server.config = _config(model, **_chain(first, model))
+    server.start()
+    asked, calls = reader(), model.calls
+    asked.start("And who answers now?")
+    time.sleep(3.0)
+    screen.flush()
+    screen.scene("6. kill -9: the first model dies in the middle of its answer.")
+    only_first = model.calls == calls
+    first.kill()
+    asked.join()
+    screen.flush()
+    second = model.calls - calls
+    whole = asked.text == ANSWER and asked.end is not None and asked.end["type"] == "session.run.completed"
+    screen.say(f"the second model gave the answer, whole: {'yes' if whole else 'NO'}; it was asked {second} time")
+    return whole and only_first and second == 1
 
 
 if __name__ == "__main__":

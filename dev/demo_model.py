@@ -20,6 +20,9 @@ ANSWER: Final = (
     "reads what is there, waits until the lease of the dead has lapsed, and goes on with the very next word. "
     "Nobody pays for the same words twice, and nobody in front of the window has to know."
 )
+_LEASH_S: Final = 600.0
+"""How long the API lives as a process of its own, whoever forgets it."""
+
 _PACE_S: Final = 0.09
 
 
@@ -88,3 +91,9 @@ def _frames(body: dict[str, Any]) -> Iterator[str]:
     yield json.dumps({"model": "demo", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     yield json.dumps({"model": "demo", "choices": [], "usage": usage})
     yield "[DONE]"
+
+
+if __name__ == "__main__":
+    with DemoModel() as served:
+        print(served.url, flush=True)
+        time.sleep(_LEASH_S)

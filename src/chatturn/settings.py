@@ -61,6 +61,11 @@ class Settings:
     openai_base_url: str = _setting("https://api.openai.com/v1", "the chat completions API, without a trailing slash")
     openai_api_key: str = _setting("", "the key of that API; a secret", secret=True)
     providers: str = _setting("", "who answers instead of that API, as JSON; see the page Model APIs")
+    fallback_midway: Switch = _setting(
+        "off",
+        "`on`: the next model of a chain answers also where one breaks off midway; what that had said is taken back",
+        choices=get_args(Switch),
+    )
     models: str = _setting("", "models, separated by commas, that a request may name; none: any")
     allow_parameters: str = _setting(
         "*", "parameters, separated by commas, that a request may say; `*` for all, `none` for none"

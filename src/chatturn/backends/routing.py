@@ -2,8 +2,9 @@
 The deployment's backend: which provider is asked for a model, and who is asked instead when that one is down.
 
 A model is named as its provider lists it, or behind the provider's name, ``home/qwen3``.  ``MODEL=a,b,c`` is a chain:
-the next is asked if one is unreachable, overloaded, out of quota or too late, as long as nothing has been said.  Who
-failed so rests for a while, in this isolate, and is asked again before that only if all others rest, too.
+the next is asked if one is unreachable, overloaded, out of quota or too late, as long as nothing has been said; with
+``FALLBACK_MIDWAY`` also then, and what was said is taken back.  Who failed so rests for a while, in this isolate, and
+is asked again before that only if all others rest, too.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from chatturn.errors import (
     ContentNotTaken,
     QuotaExhausted,
 )
-from chatturn.events import EventBatch
+from chatturn.events import EventBatch, text_so_far
 from chatturn.settings import Settings
 from chatturn.telemetry.operator_log import OperatorLog
 from chatturn.transport import ADDRESS, Transport, is_address, is_header_value
@@ -115,7 +116,8 @@ def create_backend(settings: Settings, providers: Sequence[Provider], means: Mea
             total_timeout_ms=limit("total_timeout_ms"),
         )
 
-    return RoutingBackend(providers, make, chain=settings.model, now=means.now, log=means.log)
+    midway = settings.fallback_midway == "on"
+    return RoutingBackend(providers, make, chain=settings.model, midway=midway, now=means.now, log=means.log)
 
 
 class RoutingBackend:
@@ -126,6 +128,7 @@ class RoutingBackend:
         providers: In the order in which they are looked at.
         make: Makes the backend for a model of a provider; a hasty one tries once.
         chain: Models, separated by commas, for requests that name none.
+        midway: Whether the next of them answers from the beginning where one breaks off after its first words.
         now: Seconds, for how long somebody rests.
         log: Takes who was asked instead of whom.
 
@@ -139,11 +142,13 @@ class RoutingBackend:
         make: Callable[..., AgentExecutionBackend],
         *,
         chain: str,
+        midway: bool = False,
         now: Callable[[], float],
         log: OperatorLog,
     ) -> None:
         self._providers = providers
         self._make = make
+        self._midway = midway
         self._now = now
         self._log = log
         self._made: dict[tuple[str, str, bool], AgentExecutionBackend] = {}
@@ -188,9 +193,11 @@ class RoutingBackend:
                     raise
                 if not isinstance(error, ContentNotTaken):
                     self._let_rest(candidate, error)
-                if said or following is None:
+                if following is None or (said and not self._midway):
                     raise
                 self._tell(candidate, following, error)
+                if said:
+                    yield text_so_far("")  # in place of all that was said
             else:
                 self._rests_until.pop(_key(candidate), None)
                 return

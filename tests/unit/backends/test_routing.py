@@ -17,6 +17,7 @@ from chatturn.errors import (
     BackendTimeout,
     BackendTransportError,
     ConfigurationError,
+    ContentNotTaken,
     ContextOverflow,
 )
 from chatturn.events import TextAssembly, events_of
@@ -133,6 +134,39 @@ async def test_who_refuses_or_has_spoken_is_not_replaced(failure: Any, error: ty
         await rig.text()
 
     assert len(rig.asked) == 1
+
+
+async def test_midway_the_next_begins_the_answer_anew() -> None:
+    """Where the deployment says so; what the first had said is taken back, and it rests."""
+    rig = Rig([HALF, OK, OK], ONE, TWO, fallback_midway="on")
+    texts = [await rig.text(), await rig.text()]
+
+    assert (texts, [host for host, _ in rig.asked]) == (["Hello", "Hello"], ["one", "two", "two"])
+    assert [event for event, _ in rig.log] == ["model.fell_back"]
+
+
+async def test_midway_the_last_of_a_chain_breaks_off() -> None:
+    """There is nobody left, and what it said is no answer."""
+    rig = Rig([HALF, HALF], ONE, TWO, fallback_midway="on")
+    with pytest.raises(BackendProtocolError):
+        await rig.text()
+
+
+async def test_what_one_does_not_take_the_next_is_asked() -> None:
+    """It does not rest for that; where nobody takes it, that is told."""
+    picture = {"type": "image_url", "image_url": {"url": "https://a.test/b.png"}}
+    asked = AgentBackendInput(messages=[{"role": "user", "content": [picture]}])
+    rig = Rig([OK, OK], ONE, {**TWO, "takes": ["image_url"]})
+    assembly = TextAssembly()
+    async for batch in rig.backend.stream(asked, CONTEXT):
+        assembly.add_all(events_of(batch))
+    await rig.text()
+    alone = Rig([], ONE, TWO)
+    with pytest.raises(ContentNotTaken):
+        [_ async for _ in alone.backend.stream(asked, CONTEXT)]
+
+    assert (assembly.text(), [host for host, _ in rig.asked]) == ("Hello", ["two", "one"])
+    assert rig.backend.takes(None) == {"image_data", "image_url"}
 
 
 async def test_who_failed_rests_for_a_while() -> None:
