@@ -1,5 +1,6 @@
 """Versions of a turn: regenerated and edited answers, which of them counts, and what follows the ones that do not."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from chatturn.events import EventBatch, text_delta
 from chatturn_testing.faults import Crash, Fuse, MortalDatabase
 from tests.support.isolates import TURN, Isolate, Reply
 from tests.support.turns import Desk, Product, open_sqlite
+from tests.turns.test_agent import Agent, Model
 
 ON = {"THREADS": "on"}
 SESSION = "/v1/sessions/thread-1"
@@ -173,6 +175,39 @@ async def test_a_version_that_fails_changes_nothing(database: SqliteDatabase) ->
     await say(isolate, 0, "x", replace=edit(1))
     assert ["x", "x/1"] == await thread(isolate)
     assert [(1, False, "completed"), (2, True, "completed")] == await versions(isolate)
+
+
+async def test_a_turn_that_is_tried_again_follows_what_counts_by_then(database: SqliteDatabase) -> None:
+    """It is shown that history, and stands in that thread."""
+    isolate = Isolate(database, Counting(), settings=ON)
+    await say(isolate, 0, "a")
+    await say(isolate, 0, "x", replace=edit(1))
+    failing = Isolate(database, Product(RuntimeError("no")), settings=ON)
+    await say(failing, 1, "b")
+    await activate(isolate, 0, 1)
+    await say(isolate, 1, "b")
+    product: Any = isolate.hooks
+    assert ["a", "a/1"] == [message["content"] for message in product.calls[-1].history]
+    assert ["a", "a/1", "b", "b/3"] == await thread(isolate)
+    await activate(isolate, 0, 2)
+    assert ["x", "x/2"] == await thread(isolate)
+
+
+async def test_a_turn_that_waits_for_an_approval_keeps_the_thread_as_it_is(database: SqliteDatabase) -> None:
+    """Its next model call would be shown another one."""
+    isolate = Isolate(database, Counting(), settings=ON)
+    await say(isolate, 0, "a")
+    await say(isolate, 0, "x", replace=edit(1))
+    waits = Isolate(database, Agent(), Model(("send", {"text": "x"}), "done").backend(), settings=ON)
+    lines = await say(waits, 1, "b")
+    assert "session.run.suspended" == lines[-1]["type"]
+    before = await everything(database)
+    reply = await activate(isolate, 0, 1)
+    assert (409, "session_busy") == (reply.status, reply.body["code"])
+    assert before == await everything(database)
+    await isolate.ask("POST", f"{SESSION}/turns/1/cancel")
+    await asyncio.sleep(5)
+    assert 200 == (await activate(isolate, 0, 1)).status
 
 
 async def test_what_cannot_be_replaced_is_refused(isolate: Isolate) -> None:

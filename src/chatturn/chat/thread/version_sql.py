@@ -87,8 +87,8 @@ SELECT
   (SELECT same FROM theirs) AS theirs
 """
 
-# Behind the claim and the turn's row: what it replaces, and what it follows once it runs.  Numbers go on behind all
-# others.
+# Behind the claim and the turn's row: what it replaces, and what it follows once it runs; that is what the same claim
+# reads as its history, so each attempt sets it anew.  Numbers go on behind all others.
 _RECORD: Final = f"""
 UPDATE chat_turns SET version = ?4, replaces = coalesce(replaces, ?5), replace_kind = coalesce(replace_kind, ?6),
   asked_at_index = coalesce(asked_at_index, ?10),
@@ -101,7 +101,7 @@ UPDATE chat_turns SET version = ?4, replaces = coalesce(replaces, ?5), replace_k
   log_from = max(log_from, coalesce((
     SELECT max(s.last_seq) + 1 FROM chat_segments AS s
     WHERE (s.run_id = ?7 OR (s.run_id > ?8 AND s.run_id < ?9)) AND s.run_id <> ?1), 0))
-WHERE run_id = ?1 AND parent_index IS NULL AND {HELD}
+WHERE run_id = ?1 AND {HELD}
 """
 
 _BREAKS: Final = """
@@ -129,6 +129,8 @@ EXISTS (SELECT 1 FROM durable_steps AS s WHERE s.run_id = ?4 AND s.step_index = 
 _IDLE: Final = """
 NOT EXISTS (SELECT 1 FROM durable_runs AS r INDEXED BY idx_durable_runs_open
   WHERE r.run_id > ?5 AND r.run_id < ?6 AND r.status IN ('pending', 'running'))
+AND NOT EXISTS (SELECT 1 FROM durable_runs AS r INDEXED BY idx_durable_runs_suspended
+  WHERE r.run_id > ?5 AND r.run_id < ?6 AND r.status = 'suspended')
 """
 ACTIVATES: Final = f"""
 {_MAY_COUNT} AND {_IDLE} AND EXISTS (
