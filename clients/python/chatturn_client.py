@@ -14,12 +14,13 @@ is in `_Progress`, `_Patience` and `Answer`, which do no I/O.
 import asyncio
 import json
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 
@@ -37,6 +38,9 @@ _PATIENCE_S: Final = 600.0
 _FIRST_PAUSE_S: Final = 0.25
 _LONGEST_PAUSE_S: Final = 10.0
 _LONGEST_RETRY_AFTER_S: Final = 60.0
+_RUN: Final = re.compile(
+    r":(\d+)(?:~(\d+))?$"
+)  # how a run's id ends: the turn's index, and its version from the second
 _UNAUTHORIZED: Final = 401
 _TOO_MANY: Final = 429
 _SERVER_ERROR: Final = 500
@@ -68,7 +72,9 @@ class Answer:
 
     Attributes:
         text: What was said; of a product's tools and of reasoning there is nothing in it.
-        status: ``running``, ``completed``, ``cancelled`` or ``suspended``.
+        status: ``queued``, ``running``, ``completed``, ``cancelled`` or ``suspended``.
+        position: While it is queued: for how many turns of its session it waits.
+        version: Which version of its turn it is, from 1; known at its end.
         usage: Of the last model call, as the model told it.
         waits_for: Of a suspended turn: the event's ``key`` and ``wakeAt``.
     """
@@ -77,6 +83,8 @@ class Answer:
     status: str = "running"
     usage: Mapping[str, Any] | None = None
     waits_for: Mapping[str, Any] | None = None
+    position: int | None = None
+    version: int | None = None
     _attempt: int = 0
     _parts: dict[str, str] = field(default_factory=dict)
     _whole: str | None = None
@@ -91,6 +99,7 @@ class Answer:
         before, data, kind = self.text, line.get("data") or {}, line["type"]
         if line.get("attempt", 0) > self._attempt:
             self._attempt, self._parts, self._whole = line["attempt"], {}, None
+        self.version = data.get("version", self.version)
         if kind == "message.part.updated":
             self._part(data)
         elif kind in {"tool.result", "tool.error"}:
@@ -99,6 +108,9 @@ class Answer:
             self._whole = data["finalText"]
         elif kind == "usage":
             self.usage = data
+        elif kind in {"session.run.queued", "session.run.started"}:
+            self.status = "queued" if "position" in data else "running"
+            self.position = data.get("position")
         elif kind in _TERMINAL and kind != "session.run.failed":
             self.status = kind.removeprefix("session.run.")
             self.waits_for = data if kind == "session.run.suspended" else None
@@ -124,13 +136,21 @@ class _Progress:
     over: bool = False
     _begun: bool = False
     _rest: bytes = b""
+    _run_id: str = ""
+
+    def take_run(self, headers: Mapping[str, str]) -> str:
+        """Take which run a response is about: a message that found its place taken is at another index."""
+        self._run_id = headers.get("x-workflow-run-id", self._run_id)
+        return self._run_id
 
     def request(self) -> tuple[str, str, dict[str, Any] | None]:
         """Return what to ask: for the turn, as long as nothing of it was seen; then for what is behind that."""
         self._rest = b""
         if self.body is not None and not self._begun:
             return "POST", self.path, self.body
-        return "GET", f"{self.path}/stream" + ("" if self.seq is None else f"?after={self.seq}"), None
+        path, version = _place_of(self._run_id, self.path)
+        query = {name: value for name, value in (("version", version), ("after", self.seq)) if value is not None}
+        return "GET", f"{path}/stream" + (f"?{urlencode(query)}" if query else ""), None
 
     def feed(self, chunk: bytes) -> Iterator[Line]:
         """Yield the lines that *chunk* ends, and that were not seen before; one without its LF is no line."""
@@ -233,6 +253,14 @@ class _Settings:
         return _Patience(self.patience_s, callable(self.token))
 
 
+def _place_of(run_id: str, path: str) -> tuple[str, int | None]:
+    """Return the address of a run's turn, and which version of it the run is; None where nothing is known of it."""
+    found = _RUN.search(run_id)
+    if found is None:
+        return path, None
+    return f"{path.rpartition('/')[0]}/{found[1]}", int(found[2] or 1)
+
+
 def _turn_path(session: str, index: int) -> str:
     return f"/v1/sessions/{quote(session, safe='')}/turns/{index}"
 
@@ -324,6 +352,10 @@ class ChatTurnClient:
         """Allow a tool call that waits for it, or do not."""
         return self.emit(run_id, key, _decision(approved, reason))
 
+    def give_result(self, run_id: str, key: str, result: Any) -> Any:
+        """Give the result of a tool that the client does, JSON; the line ``tool.client`` has the key."""
+        return self.emit(run_id, key, {"result": result})
+
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         request = self._settings.request(method, path, body)
         return _checked(self._http.request(**request, timeout=self._settings.timeout))
@@ -352,7 +384,8 @@ class Turn:
             message: What the user says.
             on_text: Is called with the whole text so far, each time that it has changed.
             on_line: Is called with every line.
-            options: ``model``, ``metadata``, ``on_mismatch``, as the service has them.
+            options: ``model``, ``metadata``, ``parameters``, ``on_mismatch``, ``replace``, ``when_busy``, as the
+                service has them.
 
         Raises:
             ChatTurnError: The service refused, or the turn failed for good.
@@ -380,7 +413,7 @@ class Turn:
                     if response.is_error:
                         response.read()
                     else:
-                        self.run_id = response.headers.get("x-workflow-run-id", self.run_id)
+                        self.run_id = progress.take_run(response.headers)
                         for chunk in response.iter_bytes():
                             for line in progress.feed(chunk):
                                 patience.heard()
@@ -392,11 +425,12 @@ class Turn:
 
     def cancel(self) -> Any:
         """Stop the turn for good; what it had said is kept.  It may be sent again."""
-        return self._client._ask("POST", f"{self._path}/cancel")  # noqa: SLF001
+        path, _ = _place_of(self.run_id, self._path)
+        return self._client._ask("POST", f"{path}/cancel")  # noqa: SLF001
 
     def show(self) -> Any:
         """Return the turn's run, without its answer."""
-        return self._client._ask("GET", self._path)  # noqa: SLF001
+        return self._client._ask("GET", _place_of(self.run_id, self._path)[0])  # noqa: SLF001
 
     @staticmethod
     def _answer(
@@ -457,6 +491,10 @@ class AsyncChatTurnClient:
         """Allow a tool call that waits for it, or do not."""
         return await self.emit(run_id, key, _decision(approved, reason))
 
+    async def give_result(self, run_id: str, key: str, result: Any) -> Any:
+        """Give the result of a tool that the client does, JSON; the line ``tool.client`` has the key."""
+        return await self.emit(run_id, key, {"result": result})
+
     async def _ask(self, method: str, path: str, body: Any = None) -> Any:
         request = self._settings.request(method, path, body)
         return _checked(await self._http.request(**request, timeout=self._settings.timeout))
@@ -504,7 +542,7 @@ class AsyncTurn:
                     if response.is_error:
                         await response.aread()
                     else:
-                        self.run_id = response.headers.get("x-workflow-run-id", self.run_id)
+                        self.run_id = progress.take_run(response.headers)
                         async for chunk in response.aiter_bytes():
                             for line in progress.feed(chunk):
                                 patience.heard()
@@ -516,11 +554,12 @@ class AsyncTurn:
 
     async def cancel(self) -> Any:
         """Stop the turn for good; what it had said is kept.  It may be sent again."""
-        return await self._client._ask("POST", f"{self._path}/cancel")  # noqa: SLF001
+        path, _ = _place_of(self.run_id, self._path)
+        return await self._client._ask("POST", f"{path}/cancel")  # noqa: SLF001
 
     async def show(self) -> Any:
         """Return the turn's run, without its answer."""
-        return await self._client._ask("GET", self._path)  # noqa: SLF001
+        return await self._client._ask("GET", _place_of(self.run_id, self._path)[0])  # noqa: SLF001
 
     @staticmethod
     async def _answer(

@@ -21,6 +21,12 @@ export interface AskOptions extends FollowOptions {
   metadata?: Record<string, unknown>;
   /** `supersede` starts the turn anew if it was started with another message; `refuse`, the default, does not. */
   onMismatch?: "refuse" | "supersede";
+  /** How the model is to answer; `tools` are those that the client does, see `tool.client`. */
+  parameters?: Record<string, unknown>;
+  /** Answers anew in place of a version, the one that counts: `Answer.version` of what is shown. */
+  replace?: { kind: "regenerate" | "edit"; version: number };
+  /** What happens while another turn of the session is open; by default what the deployment says. */
+  whenBusy?: "queue" | "reject" | "interrupt" | "parallel";
 }
 
 /** How a turn is followed. */
@@ -55,13 +61,30 @@ export interface Usage {
   [name: string]: unknown;
 }
 
+/** Why an answer ended: `stop` where it is whole. */
+export type FinishReason = "stop" | "length" | "content_filter" | "tool_calls" | "cancelled" | (string & {});
+
 /** What a line says besides its type. */
 export interface LineData {
+  "session.run.queued": { sessionId: string; turnIndex: number; position: number };
   "session.run.started": { sessionId: string; tenantId: string; turnIndex: number };
   "session.run.restarted": { attempt: number; reason: string };
-  "session.run.completed": { sessionId: string; replayed: boolean };
-  "session.run.cancelled": { sessionId: string; reason: string; replayed: boolean };
-  "session.run.suspended": { sessionId: string; key: string | null; wakeAt: string | null };
+  "session.run.completed": { sessionId: string; version: number; replayed: boolean; finishReason?: FinishReason };
+  "session.run.cancelled": {
+    sessionId: string;
+    version: number;
+    reason: string;
+    replayed: boolean;
+    finishReason?: FinishReason;
+  };
+  /** With a `turnIndex` it is another turn that waits, before this one. */
+  "session.run.suspended": {
+    sessionId: string;
+    version: number;
+    key: string | null;
+    wakeAt: string | null;
+    turnIndex?: number;
+  };
   "session.run.failed": { sessionId: string; code: string; message: string; retryable: boolean };
   "message.part.updated": { delta?: string; part?: Part };
   "tool.call": { toolCallId: string; toolName: string; args: unknown };
@@ -82,7 +105,11 @@ export type Line =
 /** The answer as far as lines have told it. */
 export class Answer {
   readonly text: string;
-  readonly status: "running" | "completed" | "cancelled" | "suspended";
+  readonly status: "queued" | "running" | "completed" | "cancelled" | "suspended";
+  /** While it is queued: for how many turns of its session it waits. */
+  readonly position?: number;
+  /** Which version of its turn it is, from 1; known at its end. */
+  readonly version?: number;
   /** Of the last model call. */
   readonly usage?: Usage;
   /** Why the last model call ended: `length` and `content_filter` mean that the answer is not whole. */
@@ -98,7 +125,8 @@ export interface TurnView {
   runId: string;
   sessionId: string;
   turnIndex: number;
-  status: "running" | "completed" | "cancelled" | "failed" | "suspended";
+  status: "pending" | "running" | "completed" | "cancelled" | "failed" | "suspended";
+  version: number;
   attempts: number;
   model: string | null;
   createdAt: string;
@@ -117,6 +145,9 @@ export interface Messages {
     createdAt: string;
     /** Of the turn's run: what the AI SDK's streams call the answer. */
     runId: string;
+    /** Of the turn: which one counts. */
+    version: number;
+    finishReason?: FinishReason;
     /** On an answer that was stopped. */
     cancelled?: boolean;
   }[];
@@ -124,6 +155,8 @@ export interface Messages {
   open: { turnIndex: number; message: string; status: TurnView["status"]; createdAt: string }[];
   /** The `before` of the page before; null for none. */
   next: number | null;
+  /** How often any of this has changed; null where the deployment has no versions. */
+  revision: number | null;
 }
 
 /** One turn of a session. */
@@ -153,6 +186,8 @@ export class ChatTurnClient {
   ): Promise<Messages>;
   /** Gives a run the event that it waits for; the first under a key wins, so it may be sent again. */
   emit(runId: string, key: string, payload: unknown, options?: { signal?: AbortSignal }): Promise<Emitted>;
+  /** Gives the result of a tool that the client does, JSON; `tool.client` has the key. */
+  giveResult(runId: string, key: string, result: unknown, options?: { signal?: AbortSignal }): Promise<Emitted>;
   /** Allows a tool call that waits for it, or does not. */
   approve(
     runId: string,

@@ -58,16 +58,33 @@ export class ChatTurnClient {
   approve(runId, key, approved, reason, options) {
     return this.emit(runId, key, reason === undefined ? { approved } : { approved, reason }, options);
   }
+
+  /** Gives the result of a tool that the client does. */
+  giveResult(runId, key, result, options) {
+    return this.emit(runId, key, { result }, options);
+  }
 }
 
 class Turn {
   #settings;
-  #path;
+  #asked;
   #runId = "";
 
   constructor(settings, session, index) {
     this.#settings = settings;
-    this.#path = `/v1/sessions/${encodeURIComponent(session)}/turns/${index}`;
+    this.#asked = `/v1/sessions/${encodeURIComponent(session)}/turns/${index}`;
+  }
+
+  /** Where the turn is: a message that found its place taken is at another index, and the run's id says so. */
+  get #path() {
+    const index = /:(\d+)(?:~\d+)?$/.exec(this.#runId)?.[1];
+    return index === undefined ? this.#asked : this.#asked.replace(/\d+$/, index);
+  }
+
+  /** Which version of the turn the run is; undefined before that is known. */
+  get #version() {
+    const found = /:\d+(?:~(\d+))?$/.exec(this.#runId);
+    return found ? Number(found[1] ?? 1) : undefined;
   }
 
   /** The run's id, once a response has told it. */
@@ -98,7 +115,8 @@ class Turn {
       const connection = new Connection(signal, this.#settings.silenceMs);
       let retryAfterMs = 0;
       try {
-        const response = await connect(this.#settings, this.#path, progress, connection);
+        const { method, path, body } = progress.request(this.#asked, this.#path, this.#version);
+        const response = await send(this.#settings, method, path, body, connection.signal);
         this.#runId = response.headers.get("x-workflow-run-id") ?? this.#runId;
         if (!response.ok) {
           const refusal = await refusalOf(response);
@@ -152,16 +170,28 @@ class Turn {
 
 /** Where a reader is in a turn's log: pure. */
 class Progress {
-  constructor(message, { model, metadata, onMismatch } = {}, after) {
+  constructor(message, { model, metadata, parameters, onMismatch, replace, whenBusy } = {}, after) {
     this.message = message;
     this.body = { message, follow: true };
     if (model !== undefined) this.body.model = model;
     if (metadata !== undefined) this.body.metadata = metadata;
+    if (parameters !== undefined) this.body.parameters = parameters;
     if (onMismatch !== undefined) this.body.on_mismatch = onMismatch;
+    if (replace !== undefined) this.body.replace = replace;
+    if (whenBusy !== undefined) this.body.when_busy = whenBusy;
     this.seq = after;
     this.begun = message === undefined;
     this.over = false;
     this.anew = false;
+  }
+
+  /** What to ask: for the turn, as long as nothing of it was seen; then for what is behind that, of the same version. */
+  request(asked, path, version) {
+    if (!this.begun) return { method: "POST", path: asked, body: this.body };
+    const query = new URLSearchParams();
+    if (version !== undefined) query.set("version", String(version));
+    if (this.seq !== undefined) query.set("after", String(this.seq));
+    return { method: "GET", path: `${path}/stream${String(query) && `?${query}`}` };
   }
 
   /** Takes a line; says whether it is news. */
@@ -182,12 +212,6 @@ class Progress {
     this.over = true;
     return true;
   }
-}
-
-async function connect(settings, path, progress, connection) {
-  if (!progress.begun) return send(settings, "POST", path, progress.body, connection.signal);
-  const after = progress.seq === undefined ? "" : `?after=${progress.seq}`;
-  return send(settings, "GET", `${path}/stream${after}`, undefined, connection.signal);
 }
 
 async function send(settings, method, path, body, signal) {
@@ -350,13 +374,24 @@ export class Answer {
   usage;
   waitsFor;
   finishReason;
+  position;
+  version;
 
   /** Takes a line; says whether the text is another one now. */
   take(line) {
     const before = this.text;
     const data = line.data ?? {};
     if ((line.attempt ?? 0) > this.#attempt) this.#begin(line.attempt);
+    this.version = data.version ?? this.version;
     switch (line.type) {
+      case "session.run.queued":
+        this.status = "queued";
+        this.position = data.position;
+        break;
+      case "session.run.started":
+        this.status = "running";
+        this.position = undefined;
+        break;
       case "message.part.updated":
         this.#part(data);
         break;

@@ -4,7 +4,7 @@ import { once } from "node:events";
 import { createServer } from "node:http";
 import { test } from "node:test";
 
-import { ChatTurnClient, ChatTurnError } from "./chatturn.js";
+import { Answer, ChatTurnClient, ChatTurnError } from "./chatturn.js";
 
 const line = (type, data, seq, attempt = 1) => `${JSON.stringify({ type, data, seq, attempt })}\n`;
 const started = line("session.run.started", {}, 0);
@@ -226,4 +226,34 @@ test("a suspended turn says what it waits for", async (t) => {
   const answer = await client().turn("s", 0).ask("hi");
 
   assert.deepEqual([answer.status, answer.waitsFor], ["suspended", { key: "approve:1.1.0", wakeAt: null }]);
+});
+
+test("a turn that waits says so, and is followed where it was asked", async (t) => {
+  const queued = `${JSON.stringify({ type: "session.run.queued", data: { turnIndex: 3, position: 2 } })}\n`;
+  const at = (path) => (response) => {
+    response.writeHead(200, { "x-workflow-run-id": "chat:a:s:3~2" });
+    path.forEach((text) => response.write(text));
+    setTimeout(() => response.destroy(), 20);
+  };
+  const ended = line("session.run.completed", { replayed: false, version: 2 }, 3);
+  const { asked, client } = await serving(t, at([queued]), at([started, word("a", 1)]), says(word("b", 2), ended));
+  const turn = client().turn("s", 1);
+  const seen = [];
+  const options = { whenBusy: "queue", replace: { kind: "edit", version: 1 }, parameters: { seed: 1 } };
+  const watch = new Answer();
+  const answer = await turn.ask("hi", { ...options, onLine: (each) => (watch.take(each), seen.push([watch.status, watch.position])) });
+
+  assert.deepEqual(seen.slice(0, 2), [["queued", 2], ["running", undefined]]);
+  assert.deepEqual([answer.text, answer.version], ["ab", 2]);
+  assert.deepEqual(asked[0].body, { message: "hi", follow: true, when_busy: "queue", replace: options.replace, parameters: { seed: 1 } });
+  assert.deepEqual(
+    asked.map((each) => `${each.method} ${each.url}`),
+    ["POST /v1/sessions/s/turns/1", "POST /v1/sessions/s/turns/1", "GET /v1/sessions/s/turns/3/stream?version=2&after=1"],
+  );
+});
+
+test("a tool of the client's is given its result", async (t) => {
+  const { asked, client } = await serving(t, problem(200, { accepted: true }));
+  await client().giveResult("chat:a:s:0", "tool:call_1", [1]);
+  assert.deepEqual([asked[0].url, asked[0].body], ["/v1/runs/chat%3Aa%3As%3A0/events/tool%3Acall_1", { payload: { result: [1] } }]);
 });

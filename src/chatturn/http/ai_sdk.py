@@ -189,7 +189,12 @@ def _stream(
         # told that there are n, so that it counts from the first.
         headers["X-Workflow-Stream-Tail-Index"] = str(-seen - 1)
     projection = UiMessageStream(
-        run_id, seen=max(0, seen), attempt=1 if opened is None else opened.attempt, resets=resets, goes_on=goes_on
+        run_id,
+        version=identity.version,
+        seen=max(0, seen),
+        attempt=1 if opened is None else opened.attempt,
+        resets=resets,
+        goes_on=goes_on,
     )
     turn = ProjectedTurn(
         service=call.service,

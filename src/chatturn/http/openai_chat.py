@@ -247,6 +247,7 @@ async def _place(call: Call, asked: "_Asked", body: bytes) -> _Place:
         behind=conversation.behind,
         parameters=asked.parameters,
         follow=True,
+        stays=True,
     )
     return _Place(identity=_identity(call, session, 0), request=request, by_key=by_key)
 
@@ -321,6 +322,7 @@ async def _of_session(call: Call, asked: "_Asked") -> _Place:
         behind=conversation.behind,
         parameters=asked.parameters,
         follow=True,
+        stays=True,
         replace=None if version is None else Replace(kind="regenerate", version=version),
     )
     return _Place(identity=identity, request=request, of_session=True)

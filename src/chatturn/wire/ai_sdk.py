@@ -32,11 +32,13 @@ from chatturn.events import MESSAGE_PART, TOOL_OUTCOMES
 from chatturn.wire.lines import (
     PING_FRAME,
     PING_START,
+    QUEUED,
     Line,
     add_usage,
     attempt_of_piece,
     encode,
     piece_of_answer,
+    queued_frame,
     quoted,
     read_line,
     unquoted,
@@ -59,6 +61,7 @@ class UiMessageStream:
 
     Args:
         message_id: The message's; the run's id.
+        version: Which version of its turn it is; its metadata say so.
         seen: How many chunks the client has seen.
         attempt: The latest attempt when the client came: what earlier ones said is left out.
         resets: Whether the client knows ``reset-step``: version 7 does, 5 and 6 throw.
@@ -71,11 +74,18 @@ class UiMessageStream:
     """
 
     def __init__(
-        self, message_id: str, *, seen: int = 0, attempt: int = 1, resets: bool = True, goes_on: bool = False
+        self,
+        message_id: str,
+        *,
+        version: int = 1,
+        seen: int = 0,
+        attempt: int = 1,
+        resets: bool = True,
+        goes_on: bool = False,
     ) -> None:
         self.ended = False
         self.broken = False
-        self._message_id = message_id
+        self._start = {"type": "start", "messageId": message_id, "messageMetadata": {"version": version}}
         self._resets = resets
         self._goes_on = goes_on
         self._attempt = attempt
@@ -120,6 +130,9 @@ class UiMessageStream:
             if line.attempt < self._attempt:
                 return
             self._begin_attempt_anew(line.attempt)
+        if line.type == QUEUED:
+            self._out.append(queued_frame(line))
+            return
         self._begin()
         handler = _HANDLERS.get(line.type)
         if handler is not None:
@@ -135,7 +148,7 @@ class UiMessageStream:
         if self._seen and self._attempt > 1:
             self._come_back_to_another()
             return
-        self._say({"type": "start", "messageId": self._message_id})
+        self._say(self._start)
         self._say({"type": "reset-step" if self._goes_on and self._resets else "start-step"})
 
     def _begin_attempt_anew(self, attempt: int) -> None:
@@ -388,7 +401,9 @@ class UiMessageStream:
         self._finish("other", {"type": "abort", "reason": str(line.data.get("reason", "requested"))})
 
     def _suspended(self, line: Line) -> None:
-        del line
+        if "turnIndex" in line.data:  # another turn's
+            self._finish("error", {"type": "error", "errorText": _BEHIND_A_WAIT})
+            return
         for chunk in self._asked.values():
             self._say_client_tool(chunk)
         self._finish("tool-calls")
@@ -417,6 +432,9 @@ _WEB: Final = ("https://", "http://")
 """No other address is told as one: a page may make a link of it."""
 
 _INLINE_IMAGE: Final = "data:image/"
+
+_BEHIND_A_WAIT: Final = "A turn before this one waits for an approval. This one is answered after it."
+"""Of a turn that has said nothing: it waits behind another one that is suspended."""
 
 _FINISH_REASONS: Final[Mapping[str, str]] = {"length": "length", "content_filter": "content-filter"}
 

@@ -11,12 +11,14 @@ from chatturn.events import MESSAGE_PART
 __all__ = [
     "PING_FRAME",
     "PING_START",
+    "QUEUED",
     "Line",
     "add_usage",
     "attempt_of_piece",
     "encode",
     "last_seq",
     "piece_of_answer",
+    "queued_frame",
     "quoted",
     "read_line",
     "unquoted",
@@ -27,6 +29,9 @@ PING_START: Final = '{"type":"ping"'
 
 PING_FRAME: Final = ": ping\n\n"
 """What it is to every client: a comment."""
+
+QUEUED: Final = "session.run.queued"
+"""The type of the line that says for how many turns one waits; it is in no log."""
 
 encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -54,6 +59,15 @@ class Line:
     data: dict[str, Any]
     seq: int | None = None
     attempt: int | None = None
+
+
+def queued_frame(line: Line) -> str:
+    """
+    Return what a wait is to every client: a comment.
+
+    Where it came again it would not be said again, so it must be nothing that a client counts.
+    """
+    return f": queued, {line.data.get('position')} before it\n\n"
 
 
 def piece_of_answer(line: str) -> str | None:

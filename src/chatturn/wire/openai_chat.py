@@ -29,11 +29,13 @@ from chatturn.events import MESSAGE_PART, TOOL_OUTCOMES
 from chatturn.wire.lines import (
     PING_FRAME,
     PING_START,
+    QUEUED,
     Line,
     add_usage,
     attempt_of_piece,
     encode,
     piece_of_answer,
+    queued_frame,
     quoted,
     read_line,
     unquoted,
@@ -69,7 +71,7 @@ ANSWER_RESTARTED: Final = Failure(
 _CANCELLED: Final = Failure(code="cancelled", message="The turn was cancelled. What it had said by then is kept.")
 _SUSPENDED: Final = Failure(
     code="suspended",
-    message="The turn waits for an approval. Send the same request again when it was given.",
+    message="The turn, or one before it, waits for an approval. Send the same request again when it was given.",
 )
 
 
@@ -178,6 +180,9 @@ class _Reader:
 
     def ping(self) -> None:
         """Learn that nothing has happened for a while."""
+
+    def queue(self, line: Line) -> None:
+        """Learn that the turn waits for others."""
 
     def end(self, failure: Failure | None) -> None:
         """Take the end of the turn."""
@@ -303,6 +308,7 @@ _HANDLERS: Final[Mapping[str, Callable[[_Reader, Line], None]]] = {
     MESSAGE_PART: _Reader._part,  # noqa: SLF001 - the class's own table
     "answer.citations": _Reader._citations,  # noqa: SLF001
     "answer.images": _Reader._images,  # noqa: SLF001
+    QUEUED: lambda reader, line: reader.queue(line),
     "usage": _Reader._count,  # noqa: SLF001
     "result": _Reader._result,  # noqa: SLF001
     "tool.client": _Reader._client_tool,  # noqa: SLF001
@@ -402,6 +408,10 @@ class ChatCompletionChunks(_Reader):
     def ping(self) -> None:
         """Send a comment."""
         self._out.append(PING_FRAME)
+
+    def queue(self, line: Line) -> None:
+        """Send a comment."""
+        self._out.append(queued_frame(line))
 
     def end(self, failure: Failure | None) -> None:
         """Send the last chunks."""

@@ -45,10 +45,12 @@ def failed(seq: int, *, retryable: bool) -> str:
     return line("session.run.failed", {"code": "backend_timeout", "message": "too long", "retryable": retryable}, seq)
 
 
-def says(*texts: str | bytes, breaks_off: bool = False, hangs: threading.Event | None = None) -> Says:
+def says(
+    *texts: str | bytes, breaks_off: bool = False, hangs: threading.Event | None = None, run_id: str = RUN_ID
+) -> Says:
     def answer(handler: Handler) -> None:
         handler.send_response(200)
-        handler.send_header("X-Workflow-Run-Id", RUN_ID)
+        handler.send_header("X-Workflow-Run-Id", run_id)
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
         for text in texts:
@@ -161,7 +163,7 @@ def test_it_comes_back_behind_what_it_has_seen(kind: str) -> None:
         with serving(says(whole[:cut], breaks_off=True), says(*lines[seen:])) as (url, asked):
             assert "grüß dich" == ask(url, kind).text
         address = "/v1/sessions/a%20session/turns/0"
-        assert (f"GET {address}/stream?after={seen - 1}" if seen else f"POST {address}") == asked[1]["what"]
+        assert (f"GET {address}/stream?version=1&after={seen - 1}" if seen else f"POST {address}") == asked[1]["what"]
 
 
 @KINDS
@@ -284,3 +286,31 @@ def test_approvals_cancels_and_messages_are_one_request_each() -> None:
         "POST /v1/runs/chat%3Aa%3Ab%252F%3A0/events/approve%3A1.1.0",
     ]
     assert {"payload": {"approved": False, "reason": "no"}} == asked[3]["body"]
+
+
+@KINDS
+def test_a_turn_that_waits_is_followed_where_it_was_asked(kind: str) -> None:
+    """It says for how many it waits; the run's id has another index, and a version, and both are kept to."""
+    queued = json.dumps({"type": "session.run.queued", "data": {"turnIndex": 3, "position": 2}}) + "\n"
+    ended = line("session.run.completed", {"replayed": False, "version": 2}, 3)
+
+    def watched(each: dict[str, Any]) -> None:
+        watch.take(each)
+        seen.append((watch.status, watch.position))
+
+    seen: list[tuple[str, int | None]] = []
+    watch = Answer()
+    run_id = "chat:acme:s:3~2"
+    parts = (
+        says(queued, breaks_off=True, run_id=run_id),
+        says(STARTED, word("a", 1), breaks_off=True, run_id=run_id),
+        says(word("b", 2), ended, run_id=run_id),
+    )
+    with serving(*parts) as (url, asked):
+        answer = ask(url, kind, options={"when_busy": "queue", "on_line": watched})
+
+    address = "/v1/sessions/a%20session/turns"
+    assert [("queued", 2), ("running", None)] == seen[:2]
+    assert ("ab", 2) == (answer.text, answer.version)
+    assert "queue" == asked[0]["body"]["when_busy"]
+    assert [f"POST {address}/0"] * 2 + [f"GET {address}/3/stream?version=2&after=1"] == [each["what"] for each in asked]
