@@ -35,7 +35,7 @@ from chatturn.timestamps import epoch_ms
 from chatturn.usage.prices import PriceTable
 from tests.support.turns import virtual_moment
 
-__all__ = ["TURN", "Isolate", "Reader", "Reply"]
+__all__ = ["TURN", "Deadly", "Isolate", "Reader", "Reply", "kill"]
 
 TURN = "/v1/sessions/thread-1/turns/0"
 
@@ -281,3 +281,46 @@ class Isolate:
         for task in list(self._tasks):
             with suppress(asyncio.CancelledError):
                 await task
+
+
+class Deadly:
+    """
+    The database of a worker that dies before or after one of its batches, with all that it does.
+
+    Args:
+        database: Shared with others.
+        point: Where it dies: twice the number of the batch, and one more for behind it; None for nowhere.
+
+    Attributes:
+        worker: Who dies.
+        passed: How many places to die it has passed.
+    """
+
+    def __init__(self, database: Database, point: int | None) -> None:
+        self.worker: Isolate | None = None
+        self.passed = 0
+        self._database = database
+        self._point = point
+
+    async def batch(self, statements: Sequence[Statement]) -> list[Result]:
+        """Run statements, and die if it is time."""
+        self._pass_by()
+        outcomes = await self._database.batch(statements)
+        self._pass_by()
+        return outcomes
+
+    def _pass_by(self) -> None:
+        at, self.passed = self.passed, self.passed + 1
+        if at == self._point and self.worker is not None:
+            kill(self.worker)
+            raise asyncio.CancelledError
+
+
+def kill(worker: Isolate) -> None:
+    """Let a worker die, also by its own hand: nothing more is written or said."""
+    worker.wire.dead = True
+    for reader in worker.readers:
+        reader.ended = True
+    for task in list(worker._tasks):
+        if task is not asyncio.current_task():
+            task.cancel()

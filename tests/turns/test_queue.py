@@ -8,6 +8,7 @@ import pytest
 
 from chatturn.chat.hooks.hooks import TurnContext
 from chatturn.chat.turn.stream import StreamProducer
+from chatturn.database.api import Statement
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.events import EventBatch, text_delta
 from tests.support.isolates import Isolate, Reply
@@ -29,6 +30,7 @@ class Slow(Product):
 
     def __init__(self) -> None:
         super().__init__()
+        self.pause_s = 5.0
         self.began: list[tuple[str, float]] = []
         self.ended: list[tuple[str, float]] = []
 
@@ -42,7 +44,7 @@ class Slow(Product):
         loop = asyncio.get_running_loop()
         self.began.append((message, loop.time()))
         yield text_delta("re: ")
-        await asyncio.sleep(5)
+        await asyncio.sleep(self.pause_s)
         yield text_delta(message)
         self.ended.append((message, loop.time()))
 
@@ -282,6 +284,23 @@ async def test_a_turn_that_the_thread_has_passed_is_not_tried_again(database: Sq
     reply = await say(isolate, 0, "a")
     assert (409, "turn_passed") == (reply.status, reply.body["code"])
     assert before == await everything(database)
+    again = await say(isolate, 0, "a", replace={"kind": "regenerate", "version": 1})
+    assert ["started", "completed"] == kinds(await again.lines())
+    assert ["a", "re: a"] == await thread(isolate)
+
+
+async def test_messages_typed_ahead_at_detached_turns_follow_each_other(isolate: Isolate) -> None:
+    """The second is no conflict while the first is answered; sent again they are what they were."""
+    for index, question in enumerate("abc"):
+        await (await say(isolate, index, question)).lines()
+    await (await say(isolate, 0, "x", replace={"kind": "edit", "version": 1})).lines()
+    first, second = await say(isolate, 1, "y"), await say(isolate, 2, "c")
+    assert 409 == (await say(isolate, 2, "c")).status
+    await first.lines()
+    assert ["queued", "started", "completed"] == kinds(await second.lines())
+    for _ in range(2):
+        assert ["x", "re: x", "y", "re: y", "c", "re: c"] == await thread(isolate)
+        assert "re: c" == (await (await say(isolate, 2, "c")).lines())[1]["data"]["finalText"]
 
 
 async def test_what_is_open_is_not_replaced(database: SqliteDatabase, isolate: Isolate) -> None:
@@ -302,3 +321,258 @@ async def test_what_is_open_is_not_replaced(database: SqliteDatabase, isolate: I
     await running.lines()
     assert ["queued", "started", "completed"] == kinds(await waiting.lines())
     assert ["y", "re: y"] == await thread(isolate)
+
+
+# Whoever dies
+
+
+async def waiting(isolate: Isolate, *texts: str) -> list[Reply]:
+    """Post messages, of which all but the first wait."""
+    replies = []
+    for index, text in enumerate(texts):
+        replies.append(await say(isolate, index, text))
+        await asyncio.sleep(0.5)
+    return replies
+
+
+async def test_who_waits_takes_over_the_turn_in_front(database: SqliteDatabase, isolate: Isolate) -> None:
+    """Its worker is lost; it is answered first, with nobody reading it."""
+    lost = Isolate(database, Slow(), settings=ON)
+    await waiting(lost, "a")
+    second = await say(isolate, 1, "b")
+    await lost.kill()
+    assert ["queued", "started", "completed"] == kinds(await second.lines())
+    assert ["a", "re: a", "b", "re: b"] == await thread(isolate)
+    assert 2 == (await isolate.ask("GET", f"{SESSION}/turns/0")).body["attempts"]
+
+
+async def test_a_turn_whose_waiter_died_is_begun_by_who_ends_the_one_before(
+    database: SqliteDatabase, isolate: Isolate
+) -> None:
+    """Its first attempt, from seq 0."""
+    lost = Isolate(database, Slow(), settings=ON)
+    slow = Slow()
+    slow.pause_s = 20
+    isolate.hooks = slow
+    first = await say(isolate, 0, "a")
+    await say(lost, 1, "b")
+    await lost.kill()
+    await first.lines()
+    assert ["a", "re: a", "b", "re: b"] == await thread(isolate)
+    lines = await (await isolate.ask("GET", f"{SESSION}/turns/1/stream")).lines()
+    assert ["started", "completed"] == kinds(lines)
+    assert [0, 1] == [lines[0]["seq"], lines[0].get("attempt", 1)]
+
+
+async def test_turns_whose_workers_died_are_ended_by_the_cron(database: SqliteDatabase, isolate: Isolate) -> None:
+    """All of them, in their order, the last ones by whoever ended the one before."""
+    lost = Isolate(database, Slow(), settings=ON)
+    await waiting(lost, "a", "b", "c")
+    await lost.kill()
+    await asyncio.sleep(60)
+    for _ in range(3):
+        await isolate.sweep()
+    assert ["a", "re: a", "b", "re: b", "c", "re: c"] == await thread(isolate)
+    assert 0 == await isolate.sweep()
+
+
+async def test_the_owner_looks_after_turns_that_wait(database: SqliteDatabase, isolate: Isolate) -> None:
+    """As after those that run."""
+    lost = Isolate(database, Slow(), settings=ON)
+    await waiting(lost, "a", "b")
+    await lost.kill()
+    await asyncio.sleep(60)
+    assert await isolate.service.look_after("acme", "thread-1")
+    assert ["a", "re: a", "b", "re: b"] == await thread(isolate)
+    assert not await isolate.service.look_after("acme", "thread-1")
+
+
+async def test_a_follower_begins_a_turn_whose_waiter_died(database: SqliteDatabase, isolate: Isolate) -> None:
+    """And is told its place meanwhile."""
+    lost = Isolate(database, Slow(), settings=ON)
+    await waiting(lost, "a", "b")
+    follower = await isolate.ask("GET", f"{SESSION}/turns/1/stream")
+    reader = await isolate.ask("GET", f"{SESSION}/turns/1/stream", x_scopes="turns:read")
+    await asyncio.sleep(0.5)
+    await lost.kill()
+    for each in (follower, reader):
+        lines = await each.lines()
+        assert ["queued", "started", "completed"] == list(dict.fromkeys(kinds(lines)))
+        assert 1 == lines[0]["data"]["position"]
+    assert ["a", "re: a", "b", "re: b"] == await thread(isolate)
+
+
+async def test_a_wait_has_a_budget(database: SqliteDatabase) -> None:
+    """Then its stream breaks off without a terminal line, and the turn is there for who comes back."""
+    isolate = Isolate(database, Slow(), settings={**ON, "WORKERS_PLAN": "free"})
+    slow = Slow()
+    slow.pause_s = 3_000
+    other = Isolate(database, slow, settings=ON)
+    first = await say(other, 0, "a")
+    before = isolate.wire.batches
+    second = await say(isolate, 1, "b")
+    lines = await second.lines()
+    assert ["queued"] == kinds(lines)
+    assert isolate.wire.batches - before < 40
+    assert "pending" == await status(isolate, 1)
+    await isolate.ask("POST", f"{SESSION}/turns/0/cancel")
+    again = await say(isolate, 1, "b")
+    assert ["queued", "started", "completed"] == kinds(await again.lines())
+    await first.lines()
+
+
+async def test_who_leaves_while_waiting_ends_the_turn_where_the_policy_says_so(database: SqliteDatabase) -> None:
+    """`ON_DISCONNECT=cancel`: it leaves no message."""
+    isolate = Isolate(database, Slow(), settings={**ON, "ON_DISCONNECT": "cancel"})
+    first, second = await waiting(isolate, "a", "b")
+    second.reader.leave()
+    await first.lines()
+    await second.lines()
+    assert "cancelled" == await status(isolate, 1)
+    assert ["a", "re: a"] == await thread(isolate)
+
+
+# Behind an approval
+
+
+class Asking(Slow):
+    """A product whose answers to some messages need an approval."""
+
+    def produce(self, context: TurnContext) -> StreamProducer:
+        """Answer, at once or when somebody agrees."""
+        if context.user_message.startswith("may"):
+            self.calls.append(context)
+            return StreamProducer(self.asks(context))
+        return super().produce(context)
+
+    async def asks(self, context: TurnContext) -> AsyncGenerator[EventBatch, None]:
+        """Wait for a yes."""
+        yield text_delta("so ")
+        await context.durable.await_event("ok")
+        yield text_delta("be it")
+
+
+async def test_nothing_is_held_open_behind_an_approval(database: SqliteDatabase) -> None:
+    """The stream ends with what the turn in front waits for; the turn is answered once that has ended."""
+    isolate = Isolate(database, Asking(), settings=ON)
+    first = await say(isolate, 0, "may I")
+    second = await say(isolate, 1, "b")
+    asked = (await first.lines())[-1]
+    lines = await second.lines()
+    assert ["queued", "suspended"] == kinds(lines)
+    assert {**asked["data"], "turnIndex": 0} == lines[-1]["data"]
+    assert "seq" not in lines[-1]
+    third = await say(isolate, 2, "c")
+    assert ["suspended"] == kinds(await third.lines())
+    follower = await isolate.ask("GET", f"{SESSION}/turns/1/stream", x_scopes="turns:read")
+    assert ["suspended"] == kinds(await follower.lines())
+    assert ["pending", "pending"] == [await status(isolate, 1), await status(isolate, 2)]
+    assert 0 == await isolate.sweep()
+    assert not await isolate.service.look_after("acme", "thread-1")
+
+    address = "/v1/runs/chat%3Aacme%3Athread-1%3A0/events/ok"
+    assert 200 == (await isolate.ask("POST", address, {"payload": True})).status
+    await asyncio.sleep(20)
+    assert ["may I", "so be it", "b", "re: b", "c", "re: c"] == await thread(isolate)
+
+
+async def test_an_interruption_ends_the_wait_for_an_approval(database: SqliteDatabase) -> None:
+    """What was said is kept."""
+    isolate = Isolate(database, Asking(), settings=ON)
+    await (await say(isolate, 0, "may I")).lines()
+    second = await say(isolate, 1, "b", when_busy="interrupt")
+    assert ["queued", "started", "completed"] == kinds(await second.lines())
+    assert ["may I", "so ", "b", "re: b"] == await thread(isolate)
+
+
+async def test_an_event_that_came_is_gone_on_with_by_who_waits(database: SqliteDatabase) -> None:
+    """The worker that was told of it has died."""
+    isolate = Isolate(database, Asking(), settings=ON)
+    await (await say(isolate, 0, "may I")).lines()
+    await isolate.service.deployment.store.emit_event("chat:acme:thread-1:0", "ok", True)
+    second = await say(isolate, 1, "b")
+    assert ["queued", "started", "completed"] == kinds(await second.lines())
+    assert ["may I", "so be it", "b", "re: b"] == await thread(isolate)
+
+
+# What it costs
+
+
+async def test_round_trips(database: SqliteDatabase) -> None:
+    """Two fresh, one a replay, three for a turn that waits, and its looks."""
+    isolate = Isolate(database, Slow(), settings={**ON, "LOG_EVERY_MS": "0", "LEASE_MS": "60000"})
+    await (await say(isolate, 0, "a")).lines()
+    assert 2 == isolate.wire.batches
+    await (await say(isolate, 0, "a")).lines()
+    assert 3 == isolate.wire.batches
+    other = Isolate(database, Slow(), settings={**ON, "LOG_EVERY_MS": "0", "LEASE_MS": "60000"})
+    await say(other, 1, "b")
+    second = await say(isolate, 2, "c")
+    looks = 0
+    batch = isolate.wire.batch
+
+    async def counted(statements: Any) -> Any:
+        nonlocal looks
+        looks += len(statements) == 1
+        return await batch(statements)
+
+    isolate.wire.batch = counted  # type: ignore[method-assign]
+    await second.lines()
+    assert 3 + 3 + looks == isolate.wire.batches
+    assert looks > 1
+
+
+async def test_a_long_session_costs_what_a_short_one_does(database: SqliteDatabase) -> None:
+    """A claim that waits, and a look, take as many steps of SQLite's machine with 10,000 turns as with 100."""
+    isolate = Isolate(database, Slow(), settings=ON)
+    steps: dict[int, int] = {}
+    for turns in (100, 10_000):
+        await _fill(database, turns)
+        first = await say(isolate, turns, "a")
+        before = _steps_of(database)
+        second = await say(isolate, turns + 1, "b")
+        await asyncio.sleep(2)
+        steps[turns] = _steps_of(database) - before
+        await first.lines()
+        await second.lines()
+        await _empty(database)
+    assert steps[10_000] < 1.2 * steps[100], steps
+
+
+_NUMBERS = "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ?1 - 1)"
+_OVER = (
+    """INSERT INTO durable_runs (run_id, manifest_hash, project_id, status, created_at, updated_at, completed_at)
+    SELECT 'chat:acme:thread-1:' || i, 'h', 'chatturn', 'completed', ?2, ?2, ?2 FROM n""",
+    """INSERT INTO chat_turns (run_id, tenant_id, session_id, user_id, turn_index, user_message, attempt, created_at,
+      updated_at)
+    SELECT 'chat:acme:thread-1:' || i, 'acme', 'thread-1', 'ann', i, 'q', 1, ?2, ?2 FROM n""",
+    """INSERT INTO chat_messages (tenant_id, session_id, turn_index, role, content, run_id, created_at)
+    SELECT 'acme', 'thread-1', i, role, 'x', 'chat:acme:thread-1:' || i, ?2
+    FROM n, (SELECT 'user' AS role UNION ALL SELECT 'assistant')""",
+)
+
+
+async def _fill(database: SqliteDatabase, turns: int) -> None:
+    """Store so many turns that are over."""
+    moment = "2026-01-01T00:00:00.000Z"
+    await database.batch([Statement(f"{_NUMBERS} {text}", (turns, moment)) for text in _OVER])
+
+
+async def _empty(database: SqliteDatabase) -> None:
+    tables = ("durable_runs", "durable_steps", "chat_turns", "chat_messages", "chat_sessions", "chat_segments")
+    await database.batch([Statement(f"DELETE FROM {table}") for table in tables])  # noqa: S608
+
+
+def _steps_of(database: SqliteDatabase) -> int:
+    """Return how many hundreds of steps SQLite's machine has taken since this was first asked."""
+    connection: Any = database._connection
+    if not hasattr(database, "steps"):
+        counted = [0]
+
+        def count() -> int:
+            counted[0] += 1
+            return 0
+
+        connection.set_progress_handler(count, 100)
+        database.steps = counted  # type: ignore[attr-defined]
+    return int(database.steps[0])  # type: ignore[attr-defined]

@@ -1,7 +1,8 @@
 """
 Whatever a user does to a thread, and wherever its workers die: what is shown is what was said, in its order.
 
-Users go on, edit, ask again, let older versions count, and come back; their workers die at any batch.  What the thread
+Users go on, type ahead, stop what waits, edit, ask again, let older versions count, and come back; their workers die at
+any batch.  What the thread
 must be is kept beside it, as a tree of versions; the model's history at each call is compared with it as well.  And
 whatever a reader of the messages can see has a revision of its own.
 """
@@ -20,11 +21,11 @@ from chatturn.chat.turn.stream import StreamProducer
 from chatturn.database.api import Database
 from chatturn.events import EventBatch, text_delta
 from chatturn_testing.faults import Crash, Fuse, MortalDatabase
-from tests.support.isolates import Isolate
+from tests.support.isolates import Deadly, Isolate, Reply
 from tests.support.revisions import WatchedDatabase
 from tests.support.turns import IDENTITY, Product, open_sqlite
 
-SETTINGS = {"THREADS": "on", "LEASE_MS": "1000", "HISTORY_TURNS": "100"}
+SETTINGS = {"THREADS": "on", "WHEN_BUSY": "queue", "LEASE_MS": "1000", "HISTORY_TURNS": "100"}
 SESSION = "/v1/sessions/thread-1"
 Place = tuple[int, int]
 
@@ -51,6 +52,7 @@ class Watched(Product):
     async def numbered(self, number: int) -> AsyncGenerator[EventBatch, None]:
         """Say the number, in two pieces."""
         yield text_delta("answer ")
+        await asyncio.sleep(number % 3 / 2)
         yield text_delta(str(number))
 
 
@@ -94,39 +96,101 @@ class User:
         """Return what was said in some turns."""
         return [text for place in places for text in self.said[place][:2]]
 
+    def history(self, places: list[Place]) -> list[str]:
+        """Return what the model is shown of them: what was stopped before a word was said is left out."""
+        return self.texts([place for place in places if self.said[place][1]])
+
     async def say(self, index: int, question: str, **members: Any) -> None:
         """Ask, and ask again until it is answered, whoever dies."""
         before = [place for place in self.path() if place[0] < index]
         calls = len(self.asked)
         body = {"message": question, "follow": True, **members}
         lines: list[dict[str, Any]] = []
-        for fuse in (Fuse(self.chance.choice([None, None, *range(8)])), Fuse(), Fuse()):
-            lines = await self.try_once(fuse, index, body)
+        for point in (self.chance.choice([None, None, *range(16)]), None, None, None):
+            lines = await self.try_once(point, index, body)
             if lines and lines[-1]["type"] == "session.run.completed":
                 break
             self.deaths += 1
             await asyncio.sleep(2)
         assert lines[-1]["type"] == "session.run.completed", lines
         for asked, history in self.asked[calls:]:
-            assert (question, self.texts(before)) == (asked, history)
+            assert (question, self.history(before)) == (asked, history)
+        assert await self.learn(index, question)
+
+    async def learn(self, index: int, question: str) -> bool:
+        """Take note of what a turn has come to; return whether it has left a message."""
+        before = [place for place in self.path() if place[0] < index]
         worker = self.isolate(self.database)
         shown = (await worker.ask("GET", f"{SESSION}/turns/{index}")).body
         page = (await worker.ask("GET", f"{SESSION}/messages?limit=200")).body["messages"]
-        [answer] = [each for each in page if each["turnIndex"] == index and each["role"] == "assistant"]
-        place = index, shown["version"]
-        assert place not in self.said or self.said[place][:2] == (question, answer["content"])
-        self.said.setdefault(place, (question, answer["content"], before[-1] if before else None))
-        self.counts[index] = place[1]
+        for answer in page:
+            if (answer["turnIndex"], answer["role"]) == (index, "assistant"):
+                place = index, shown["version"]
+                assert place not in self.said or self.said[place][:2] == (question, answer["content"])
+                self.said.setdefault(place, (question, answer["content"], before[-1] if before else None))
+                self.counts[index] = place[1]
+                return True
+        return False
 
-    async def try_once(self, fuse: Fuse, index: int, body: dict[str, Any]) -> list[dict[str, Any]]:
-        """Send a request to a worker that may die; return what it said, nothing if it died."""
-        try:
-            reply = await self.isolate(MortalDatabase(self.database, fuse)).ask(
-                "POST", f"{SESSION}/turns/{index}", body
-            )
-            return await reply.lines()
-        except Crash:
-            return []
+    async def type_ahead(self, number: int) -> None:
+        """Send messages without waiting for their answers, and stop the last one now and then."""
+        first, calls = len(self.path()), len(self.asked)
+        questions = [f"question {number}.{each}" for each in range(self.chance.randint(2, 4))]
+        streams = []
+        for index, question in enumerate(questions, first):
+            streams.append(await self.send(index, {"message": question, "follow": True}))
+            await asyncio.sleep(self.chance.choice([0, 0.05, 0.5]))
+        last = first + len(questions) - 1
+        stopped = self.chance.random() < 0.3
+        if stopped:
+            await self.isolate(self.database).ask("POST", f"{SESSION}/turns/{last}/cancel")
+        await asyncio.gather(*streams)
+        for index, question in enumerate(questions, first):
+            for _ in range(8):
+                lines = await self.try_once(None, index, {"message": question, "follow": True})
+                if lines and lines[-1]["type"] in {"session.run.completed", "session.run.cancelled"}:
+                    break
+                self.deaths += 1
+                await asyncio.sleep(2)
+            assert lines[-1]["type"] == "session.run.completed" or (stopped and index == last), lines
+            left = await self.learn(index, question)
+            assert left or (stopped and index == last)
+        for asked, history in self.asked[calls:]:
+            at = first + questions.index(asked)
+            assert self.history([place for place in self.path() if place[0] < at]) == history
+
+    async def send(self, index: int, body: dict[str, Any]) -> "asyncio.Task[list[dict[str, Any]]]":
+        """Send a message until a worker has taken it; each may die, then or later."""
+        for point in (self.chance.choice([None, None, *range(28)]), None):
+            reply = await self.ask(self.mortal(point), index, body)
+            if reply is not None:
+                assert 200 == reply.status, reply.body
+                return asyncio.ensure_future(self.read(reply))
+            self.deaths += 1
+        raise AssertionError("the last worker lives")
+
+    def mortal(self, point: int | None) -> Isolate:
+        """Return a worker that dies at a place."""
+        database = Deadly(self.database, point)
+        database.worker = self.isolate(database)
+        return database.worker
+
+    async def try_once(self, point: int | None, index: int, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """Send a request to a worker that may die; return what it said, nothing if it died before."""
+        reply = await self.ask(self.mortal(point), index, body)
+        return [] if reply is None else await self.read(reply)
+
+    async def ask(self, worker: Isolate, index: int, body: dict[str, Any]) -> Reply | None:
+        """Send a request; None if the worker dies first."""
+        asking = asyncio.ensure_future(worker.ask("POST", f"{SESSION}/turns/{index}", body))
+        await asyncio.wait([asking])
+        return None if asking.cancelled() else asking.result()
+
+    async def read(self, reply: Reply) -> list[dict[str, Any]]:
+        """Read a stream, as far as it comes."""
+        if reply.task is not None:
+            await asyncio.wait([reply.task])
+        return reply.reader.lines
 
     async def do_something(self, number: int) -> None:
         """Do it, and see that the product hears of what is detached or comes back by it, under one key for ever."""
@@ -137,7 +201,10 @@ class User:
             await asyncio.sleep(100)
             await self.isolate(self.database).sweep()
         behind = [index for index, _ in self.path()]
-        [changed] = [index for index in self.counts if self.counts[index] != counts.get(index)] or [-1]
+        changes = [index for index in self.counts if self.counts[index] != counts.get(index)] or [-1]
+        if len(changes) > 1:  # typed ahead: each of them may have changed the thread
+            return
+        [changed] = changes
         expected = [
             (what, min(turns), max(turns))
             for what, turns in (
@@ -152,10 +219,13 @@ class User:
         self.changes += len(told)
 
     async def act(self, number: int) -> None:
-        """Go on, edit, ask again or let another version count."""
+        """Go on, type ahead, edit, ask again or let another version count."""
         path = self.path()
-        what = self.chance.choice(["go on", "go on", "edit", "regenerate", "activate"]) if path else "go on"
-        if what == "go on":
+        acts = ["go on", "type ahead", "edit", "regenerate", "activate"]
+        what = self.chance.choice(acts) if path else "go on"
+        if what == "type ahead":
+            await self.type_ahead(number)
+        elif what == "go on":
             await self.say(len(path), f"question {number}")
         elif what == "activate":
             index, version = self.chance.choice(sorted(self.said))
@@ -182,7 +252,12 @@ class User:
         assert self.texts(self.path()) == [message["content"] for message in page]
         for index in self.counts:
             listed = (await worker.ask("GET", f"{SESSION}/turns/{index}/versions")).body["versions"]
-            answered = [each["version"] for each in listed if each["status"] == "completed"]
+            answered = [
+                each["version"]
+                for each in listed
+                if each["status"] == "completed"
+                or (each["status"] == "cancelled" and (index, each["version"]) in self.said)
+            ]
             assert sorted(version for at, version in self.said if at == index) == answered
 
 

@@ -29,9 +29,10 @@ from chatturn.chat.log.query_budget import FOLLOW_PACES
 from chatturn.chat.log.room import PAGE_CHARACTERS, SMALL_CHARACTERS, Room
 from chatturn.chat.log.sql import note_follower
 from chatturn.chat.thread.identity import ChatTurnIdentity
+from chatturn.chat.thread.queue_sql import Front, its_turn
 from chatturn.chat.thread.their_sql import Theirs
 from chatturn.chat.turn.disconnects import CANCEL_REQUESTED
-from chatturn.chat.turn.finish import ending_words, failure_words, kind_of
+from chatturn.chat.turn.finish import ending_words, failure_words, kind_of, queued_words, waiting_words
 from chatturn.chat.turn.queued import QueuedTurn
 from chatturn.chat.turn.reader import Reader
 from chatturn.chat.turn.sinks import Sink
@@ -114,6 +115,7 @@ class FollowedTurn:
     _looked_at: float = 0.0
     _done: bool = False
     _came_with_all: bool = False
+    _position: int = 0
 
     @property
     def finished(self) -> bool:
@@ -169,6 +171,8 @@ class FollowedTurn:
                 if page.over:
                     await self._say_end(reader, page)
                     return None
+                if page.status is RunStatus.PENDING and await self._waits_for_somebody(reader):
+                    return None
                 if page.lease_left_ms == 0 and self._may_take_over(poll):
                     if (taken := await self._take()) is not None:
                         return taken
@@ -179,6 +183,20 @@ class FollowedTurn:
                     return None
             page = await self._load(self._last)
         return None
+
+    async def _waits_for_somebody(self, reader: Reader) -> bool:
+        """Say how many turns are before one that is pending; return whether nothing is held open for it."""
+        told = await self.deployment.store.look(its_turn(self.identity))
+        front = Front.of(told)
+        if front is None:
+            return False
+        if front.waits_for_somebody:
+            self._say(reader, waiting_words(self.identity, front))
+            return True
+        if front.position != self._position:
+            self._position = front.position
+            self._say(reader, queued_words(self.identity, front.position))
+        return False
 
     def _may_take_over(self, poll: Poll) -> bool:
         if self.take_over is None or self.deployment.live.get(self.run_id) is not None:

@@ -159,6 +159,11 @@ class SqlRunStore:
             await self._require_begun_or_release(lease, step, begin, ends_with)
         return Claim(run=run_from_row(run[0]), steps=steps, lease=lease, rows=rest)
 
+    async def look(self, condition: Condition) -> Row:
+        """Read whether a condition ``holds``, and why not, as `Condition.told`."""
+        [outcome] = await self._batch([_look(condition)])
+        return outcome.rows[0]
+
     async def renew_wait(self, lease: Lease, queue: Queue) -> Row | None:
         """
         Extend the lease of who waits for a run's start.

@@ -20,7 +20,7 @@ class LogPage:
 
     Attributes:
         status: The run's.
-        attempt: The latest.
+        attempt: The latest; 1 before the first.
         cancelled: Whether a completed run was stopped.
         lease_left_ms: Until its lease lapses if nobody renews it, by the database's clock; 0 without one.
         begins: The seq from which on the log is this answer's: what is before is history.
@@ -67,7 +67,7 @@ class LogPage:
         ends = -1 if state["log_end"] is None else int(state["log_end"])
         return cls(
             status=RunStatus(str(state["status"])),
-            attempt=attempt,
+            attempt=max(attempt, 1),
             cancelled=state["cancelled_at"] is not None,
             lease_left_ms=max(0, int(state["lease_left_ms"] or 0)),
             begins=begins,

@@ -40,7 +40,7 @@ turn_index < coalesce((SELECT min(b.turn_index) FROM chat_messages AS b INDEXED 
 
 # ?1 the first version's run, ?2 and ?3 around the others, ?4 the tenant, ?5 the session, ?6 the index, ?7 the manifest,
 # ?8 the version that the request replaces or null, ?9 how; where it does and does not say which, the one that counts.
-# ?10 and ?11 are agent-runtime's run and the project, or null.
+# ?10 and ?11 are agent-runtime's run and the project, or null; ?12 and ?13 are around the session's runs.
 _STATE: Final = f"""
 WITH versions AS (
   SELECT t.run_id, t.version, t.replaces, t.replace_kind, t.manifest_hash, t.parent_index, t.parent_version,
@@ -78,6 +78,13 @@ SELECT
   (SELECT max(version) FROM versions
    WHERE manifest_hash = ?7 AND parent_index IS (SELECT turn_index FROM before)
      AND parent_version IS (SELECT version FROM before)) AS again,
+  EXISTS (
+    SELECT 1 FROM durable_runs AS r INDEXED BY idx_durable_runs_open CROSS JOIN chat_turns AS t ON t.run_id = r.run_id
+    WHERE r.run_id > ?12 AND r.run_id < ?13 AND r.status IN ('pending', 'running') AND t.turn_index = ?6 - 1
+    UNION ALL
+    SELECT 1 FROM durable_runs AS r INDEXED BY idx_durable_runs_suspended
+    CROSS JOIN chat_turns AS t ON t.run_id = r.run_id
+    WHERE r.run_id > ?12 AND r.run_id < ?13 AND r.status = 'suspended' AND t.turn_index = ?6 - 1) AS behind_open,
   (SELECT manifest_hash = ?7 FROM versions WHERE version = (SELECT version FROM replaced)) AS same,
   (SELECT max(version) FROM versions WHERE manifest_hash = ?7) AS asked,
   (SELECT max(v.version) FROM versions AS v JOIN durable_runs AS r ON r.run_id = v.run_id
@@ -95,8 +102,9 @@ UPDATE chat_turns SET version = ?4, replaces = coalesce(replaces, ?5), replace_k
   (parent_index, parent_version) = (
     SELECT m.turn_index, m.version FROM chat_messages AS m
     WHERE m.tenant_id = chat_turns.tenant_id AND m.session_id = chat_turns.session_id
-      AND m.turn_index < chat_turns.turn_index AND m.role = 'assistant'
-      AND NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND status = 'pending')
+      AND m.role = 'assistant' AND m.turn_index < CASE
+        WHEN EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND status = 'pending') THEN -1
+        ELSE chat_turns.turn_index END
     ORDER BY m.turn_index DESC LIMIT 1),
   log_from = max(log_from, coalesce((
     SELECT max(s.last_seq) + 1 FROM chat_segments AS s
@@ -252,7 +260,9 @@ def read_version_state(
 ) -> Statement:
     """Read what decides which version of a turn a request is about; see `chatturn.chat.thread.versions.version_for`."""
     place = (identity.tenant_id, identity.session_id, identity.turn_index)
-    return Statement(_STATE, (*version_run_ids(identity), *place, manifest_hash, replaces, kind, *_names(theirs)))
+    asked = (manifest_hash, replaces, kind, *_names(theirs))
+    session = session_run_ids(identity.tenant_id, identity.session_id)
+    return Statement(_STATE, (*version_run_ids(identity), *place, *asked, *session))
 
 
 def record_version(

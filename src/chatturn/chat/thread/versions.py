@@ -75,12 +75,14 @@ def version_for(
     """
     state = _with_theirs(state)
     counts, detached_from = state["counts"], state["detached_from"]
-    if detached_from is not None and detached_from < turn_index:
+    follows_open = state["behind_open"] and replace is None
+    if detached_from is not None and detached_from < turn_index and not follows_open:
         raise VersionConflict(f"the thread ends before turn {detached_from}", run_id=run_id)
     if replace is not None:
         return _replaced(state, run_id, replace)
     if detached_from is not None:
-        return _there(state, state["again"]) or _new(state, None, None)
+        again = state["again"] if detached_from == turn_index else None
+        return _there(state, again) or _there(state, state["open"]) or _new(state, None, None)
     standing = state["standing"]
     if supersede and standing is not None and state["asked"] != standing:
         return _there(state, state["asked"]) or _new(state, standing, "edit")
@@ -111,7 +113,8 @@ def _replaced(state: Mapping[str, Any], run_id: str, replace: Replace) -> Choice
         return made
     if state["busy"] is not None:
         raise SessionBusy("a version of it is open", run_id=_run_id(run_id, int(state["busy"])))
-    if standing != replaced or state["detached_from"] is not None:
+    failed = standing is None and state["latest"] == replaced and state["replaced_failed"]
+    if (standing != replaced and not failed) or state["detached_from"] is not None:
         counts = "none" if standing is None else standing
         raise VersionConflict(f"version {counts} counts, not {replaced}", run_id=run_id)
     if replace.kind == "regenerate" and not state["same"]:
