@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import wraps
 from typing import Any, Final
 
-from chatturn.agent_runtime.attempt_runs import keep_runtime_runs
+from chatturn.agent_runtime.shown.attempt_runs import keep_runtime_runs
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn
 from chatturn.chat.hooks.outbox import overrides

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from chatturn.agent_runtime.attempt_runs import keep_runtime_runs
+from chatturn.agent_runtime.shown.attempt_runs import keep_runtime_runs
 from chatturn.backends.api import AgentExecutionBackend
 from chatturn.backends.echo import create_echo_backend
 from chatturn.backends.parameters import allowed_parameters

@@ -21,7 +21,7 @@ from chatturn.agent_runtime import (
     run_agent_task,
     run_agent_task_stream,
 )
-from chatturn.agent_runtime.tasks import SessionStatus
+from chatturn.agent_runtime.values.tasks import SessionStatus
 from chatturn.durable.sql_store import SqlRunStore
 
 TASK = AgentTaskSpec(id="task-1", intent="Count to two.", domain="test")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chatturn.agent_runtime.d1 import D1DatabaseLike, as_d1
+from chatturn.agent_runtime.turns.d1 import D1DatabaseLike, as_d1
 from chatturn.database.api import Database
 from chatturn.errors import SchemaOutdated, StoreError
 from tests.support.faults import FaultyDatabase

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from chatturn.agent_runtime.events import BackendStartEvent, TextDeltaEvent
-from chatturn.agent_runtime.session_sql import SqlRuntimeSessionStore
-from chatturn.agent_runtime.sessions import (
+from chatturn.agent_runtime.tasks.session_sql import SqlRuntimeSessionStore
+from chatturn.agent_runtime.tasks.sessions import (
     MAX_EVENT_BYTES,
     MAX_METADATA_BYTES,
     InMemoryRuntimeSessionStore,
     RuntimeSessionStore,
 )
-from chatturn.agent_runtime.tasks import AgentTaskSpec, RuntimeSession, SessionStatus
+from chatturn.agent_runtime.values.events import BackendStartEvent, TextDeltaEvent
+from chatturn.agent_runtime.values.tasks import AgentTaskSpec, RuntimeSession, SessionStatus
 from chatturn.database.api import Database, Result, Statement
 from chatturn.errors import SessionMismatchError, ValidationError
 from tests.support.clock import Clock

@@ -5,10 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from chatturn.agent_runtime.control import AgentRuntimeEvent, ControlActionOutcome, ControlDecision, ControlEvalResult
-from chatturn.agent_runtime.knowledge import KnowledgeRequirement
-from chatturn.agent_runtime.task_loop import RunAgentTaskOptions, TaskView
-from chatturn.agent_runtime.tasks import AgentTaskSpec
+from chatturn.agent_runtime.tasks.task_loop import RunAgentTaskOptions, TaskView
+from chatturn.agent_runtime.values.control import (
+    AgentRuntimeEvent,
+    ControlActionOutcome,
+    ControlDecision,
+    ControlEvalResult,
+)
+from chatturn.agent_runtime.values.knowledge import KnowledgeRequirement
+from chatturn.agent_runtime.values.tasks import AgentTaskSpec
 from chatturn.durable.context import ContextSources
 from chatturn.timestamps import iso_timestamp
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from chatturn.agent_runtime.attempt_runs import keep_runtime_runs
+from chatturn.agent_runtime.shown.attempt_runs import keep_runtime_runs
 from chatturn.backends.api import AgentExecutionBackend
 from chatturn.backends.echo import create_echo_backend
 from chatturn.chat.deployment import Deployment

@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
 from hypothesis import strategies as st
 
-from chatturn.agent_runtime.codec import json_names
-from chatturn.agent_runtime.control import MEMBERS, AgentRuntimeEvent
-from chatturn.agent_runtime.events import EVENT_CLASSES
+from chatturn.agent_runtime.values.codec import json_names
+from chatturn.agent_runtime.values.control import MEMBERS, AgentRuntimeEvent
+from chatturn.agent_runtime.values.events import EVENT_CLASSES
 
 __all__ = ["KEYS", "PRIVATE", "Texts", "agent_events", "events", "json_values", "private", "values_of", "with_a_key"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chatturn.agent_runtime.chat_engine import durable_chat_turn_engine
+from chatturn.agent_runtime.turns.chat_engine import durable_chat_turn_engine
 from chatturn.chat.hooks.hooks import FinishedTurn, TurnContext
 from chatturn.chat.hooks.outbox import Outbox
 from chatturn.chat.thread.identity import ChatTurnIdentity

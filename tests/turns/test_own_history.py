@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from chatturn.agent_runtime.chat_engine import durable_chat_turn_engine
+from chatturn.agent_runtime.turns.chat_engine import durable_chat_turn_engine
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.turn.sinks import NoSink
 from chatturn.database.sqlite import SqliteDatabase

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from chatturn.agent_runtime.runs import RuntimeRunRow, RuntimeRunStatus
+from chatturn.agent_runtime.shown.runs import RuntimeRunRow, RuntimeRunStatus
 from chatturn.database.sqlite import SqliteDatabase
 from products.assistant import Hooks as Assistant
 from tests.support.telemetry import Collected, Logged, fixed_telemetry

@@ -24,6 +24,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("chatturn.product",),
     ("chatturn.wire",),
     ("chatturn.http",),
+    ("chatturn.agent_runtime.values",),
+    tuple(f"chatturn.agent_runtime.{room}" for room in ("agents", "shown", "tasks", "turns")),
     ("chatturn.agent_runtime",),  # the TypeScript package's names: a wing on top
     ("chatturn",),  # the package itself: what harnesses import by name
     ("chatturn.isolate",),

@@ -22,10 +22,10 @@ from urllib.request import Request
 import pytest
 
 from chatturn import product
-from chatturn.agent_runtime.events import EVENT_CLASSES
-from chatturn.agent_runtime.mapping import RuntimeEventMapper
-from chatturn.agent_runtime.sanitize import RuntimeTelemetryOptions
-from chatturn.agent_runtime.tasks import AgentTaskSpec
+from chatturn.agent_runtime.shown.sanitize import RuntimeTelemetryOptions
+from chatturn.agent_runtime.turns.mapping import RuntimeEventMapper
+from chatturn.agent_runtime.values.events import EVENT_CLASSES
+from chatturn.agent_runtime.values.tasks import AgentTaskSpec
 from chatturn.backends.providers import PRESETS
 from chatturn.chat import files
 from chatturn.chat.requests import TurnView

@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatturn.agent_runtime.codec import to_json
-from chatturn.agent_runtime.events import RuntimeStreamEvent, TextDeltaEvent
-from chatturn.agent_runtime.knowledge import KnowledgeReadinessReport
-from chatturn.agent_runtime.sanitize import RuntimeTelemetryOptions, sanitize_knowledge_readiness_report
-from chatturn.agent_runtime.server_sent_events import readiness_server_sent_event, runtime_stream_server_sent_event
+from chatturn.agent_runtime.shown.sanitize import RuntimeTelemetryOptions, sanitize_knowledge_readiness_report
+from chatturn.agent_runtime.shown.server_sent_events import (
+    readiness_server_sent_event,
+    runtime_stream_server_sent_event,
+)
+from chatturn.agent_runtime.values.codec import to_json
+from chatturn.agent_runtime.values.events import RuntimeStreamEvent, TextDeltaEvent
+from chatturn.agent_runtime.values.knowledge import KnowledgeReadinessReport
 from chatturn.backends.openai.sse import ServerSentEvent, SSEDecoder
 from chatturn.events import encode_line, text_delta
 from chatturn.http.sse import to_sse

@@ -14,106 +14,112 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:  # the same table as below, for type checkers; a test holds the two together
-    from chatturn.agent_runtime.chat_engine import ChatTurnResult as ChatTurnResult
-    from chatturn.agent_runtime.chat_engine import DurableChatTurnEngine as DurableChatTurnEngine
-    from chatturn.agent_runtime.chat_engine import RunChatTurnInput as RunChatTurnInput
-    from chatturn.agent_runtime.chat_engine import durable_chat_turn_engine as durable_chat_turn_engine
-    from chatturn.agent_runtime.codec import decode_runtime_event as decode_runtime_event
-    from chatturn.agent_runtime.codec import encode_runtime_event as encode_runtime_event
-    from chatturn.agent_runtime.collectors import RuntimeEventCollector as RuntimeEventCollector
-    from chatturn.agent_runtime.collectors import RuntimeStreamEventCollector as RuntimeStreamEventCollector
-    from chatturn.agent_runtime.collectors import RuntimeStreamEventSink as RuntimeStreamEventSink
-    from chatturn.agent_runtime.collectors import RuntimeStreamEventSummary as RuntimeStreamEventSummary
-    from chatturn.agent_runtime.collectors import create_runtime_event_collector as create_runtime_event_collector
-    from chatturn.agent_runtime.collectors import (
+    from chatturn.agent_runtime.agents.intents import ClassifyIntentOptions as ClassifyIntentOptions
+    from chatturn.agent_runtime.agents.intents import ClassifyIntentResult as ClassifyIntentResult
+    from chatturn.agent_runtime.agents.intents import SubagentMatcher as SubagentMatcher
+    from chatturn.agent_runtime.agents.intents import classify_intent as classify_intent
+    from chatturn.agent_runtime.agents.profiles import ConformanceIssue as ConformanceIssue
+    from chatturn.agent_runtime.agents.profiles import ConformanceOptions as ConformanceOptions
+    from chatturn.agent_runtime.agents.profiles import ConformanceResult as ConformanceResult
+    from chatturn.agent_runtime.agents.profiles import assert_profile_conformance as assert_profile_conformance
+    from chatturn.agent_runtime.agents.sandbox_turn import AuthHeader as AuthHeader
+    from chatturn.agent_runtime.agents.sandbox_turn import ChatTurnMessage as ChatTurnMessage
+    from chatturn.agent_runtime.agents.sandbox_turn import ChatTurnOverlay as ChatTurnOverlay
+    from chatturn.agent_runtime.agents.sandbox_turn import ChatTurnSandbox as ChatTurnSandbox
+    from chatturn.agent_runtime.agents.sandbox_turn import HttpSandbox as HttpSandbox
+    from chatturn.agent_runtime.agents.sandbox_turn import RunChatTurnOptions as RunChatTurnOptions
+    from chatturn.agent_runtime.agents.sandbox_turn import SandboxConnection as SandboxConnection
+    from chatturn.agent_runtime.agents.sandbox_turn import compose_turn_profile as compose_turn_profile
+    from chatturn.agent_runtime.agents.sandbox_turn import run_chat_turn as run_chat_turn
+    from chatturn.agent_runtime.agents.sandbox_turn import sandbox_as_chat_turn_target as sandbox_as_chat_turn_target
+    from chatturn.agent_runtime.shown.collectors import RuntimeEventCollector as RuntimeEventCollector
+    from chatturn.agent_runtime.shown.collectors import RuntimeStreamEventCollector as RuntimeStreamEventCollector
+    from chatturn.agent_runtime.shown.collectors import RuntimeStreamEventSink as RuntimeStreamEventSink
+    from chatturn.agent_runtime.shown.collectors import RuntimeStreamEventSummary as RuntimeStreamEventSummary
+    from chatturn.agent_runtime.shown.collectors import create_runtime_event_collector as create_runtime_event_collector
+    from chatturn.agent_runtime.shown.collectors import (
         create_runtime_stream_event_collector as create_runtime_stream_event_collector,
     )
-    from chatturn.agent_runtime.control import AgentRuntimeEvent as AgentRuntimeEvent
-    from chatturn.agent_runtime.control import ControlActionOutcome as ControlActionOutcome
-    from chatturn.agent_runtime.control import ControlDecision as ControlDecision
-    from chatturn.agent_runtime.control import ControlEvalResult as ControlEvalResult
-    from chatturn.agent_runtime.control import ControlRunResult as ControlRunResult
-    from chatturn.agent_runtime.control import ControlStep as ControlStep
-    from chatturn.agent_runtime.d1 import D1DatabaseLike as D1DatabaseLike
-    from chatturn.agent_runtime.d1 import D1PreparedStatementLike as D1PreparedStatementLike
-    from chatturn.agent_runtime.d1 import as_d1 as as_d1
-    from chatturn.agent_runtime.durable_turn import DurableTurnHandle as DurableTurnHandle
-    from chatturn.agent_runtime.durable_turn import DurableTurnProducer as DurableTurnProducer
-    from chatturn.agent_runtime.durable_turn import RunDurableTurnOptions as RunDurableTurnOptions
-    from chatturn.agent_runtime.durable_turn import run_durable_turn as run_durable_turn
-    from chatturn.agent_runtime.events import RuntimeStreamEvent as RuntimeStreamEvent
-    from chatturn.agent_runtime.intents import ClassifyIntentOptions as ClassifyIntentOptions
-    from chatturn.agent_runtime.intents import ClassifyIntentResult as ClassifyIntentResult
-    from chatturn.agent_runtime.intents import SubagentMatcher as SubagentMatcher
-    from chatturn.agent_runtime.intents import classify_intent as classify_intent
-    from chatturn.agent_runtime.knowledge import DataAcquisitionPlan as DataAcquisitionPlan
-    from chatturn.agent_runtime.knowledge import KnowledgeReadinessDecision as KnowledgeReadinessDecision
-    from chatturn.agent_runtime.knowledge import KnowledgeReadinessReport as KnowledgeReadinessReport
-    from chatturn.agent_runtime.knowledge import KnowledgeRequirement as KnowledgeRequirement
-    from chatturn.agent_runtime.knowledge import UserQuestion as UserQuestion
-    from chatturn.agent_runtime.mapping import RuntimeEventMapper as RuntimeEventMapper
-    from chatturn.agent_runtime.profiles import ConformanceIssue as ConformanceIssue
-    from chatturn.agent_runtime.profiles import ConformanceOptions as ConformanceOptions
-    from chatturn.agent_runtime.profiles import ConformanceResult as ConformanceResult
-    from chatturn.agent_runtime.profiles import assert_profile_conformance as assert_profile_conformance
-    from chatturn.agent_runtime.readiness import KnowledgeHooks as KnowledgeHooks
-    from chatturn.agent_runtime.readiness import assess_knowledge as assess_knowledge
-    from chatturn.agent_runtime.readiness import decide_knowledge_readiness as decide_knowledge_readiness
-    from chatturn.agent_runtime.run_ledger import RuntimeRunHandle as RuntimeRunHandle
-    from chatturn.agent_runtime.run_ledger import start_runtime_run as start_runtime_run
-    from chatturn.agent_runtime.runs import RuntimeRunCompleteInput as RuntimeRunCompleteInput
-    from chatturn.agent_runtime.runs import RuntimeRunCost as RuntimeRunCost
-    from chatturn.agent_runtime.runs import RuntimeRunOptions as RuntimeRunOptions
-    from chatturn.agent_runtime.runs import RuntimeRunPersistenceAdapter as RuntimeRunPersistenceAdapter
-    from chatturn.agent_runtime.runs import RuntimeRunRow as RuntimeRunRow
-    from chatturn.agent_runtime.runs import RuntimeRunStatus as RuntimeRunStatus
-    from chatturn.agent_runtime.sandbox_turn import AuthHeader as AuthHeader
-    from chatturn.agent_runtime.sandbox_turn import ChatTurnMessage as ChatTurnMessage
-    from chatturn.agent_runtime.sandbox_turn import ChatTurnOverlay as ChatTurnOverlay
-    from chatturn.agent_runtime.sandbox_turn import ChatTurnSandbox as ChatTurnSandbox
-    from chatturn.agent_runtime.sandbox_turn import HttpSandbox as HttpSandbox
-    from chatturn.agent_runtime.sandbox_turn import RunChatTurnOptions as RunChatTurnOptions
-    from chatturn.agent_runtime.sandbox_turn import SandboxConnection as SandboxConnection
-    from chatturn.agent_runtime.sandbox_turn import compose_turn_profile as compose_turn_profile
-    from chatturn.agent_runtime.sandbox_turn import run_chat_turn as run_chat_turn
-    from chatturn.agent_runtime.sandbox_turn import sandbox_as_chat_turn_target as sandbox_as_chat_turn_target
-    from chatturn.agent_runtime.sanitize import SanitizedKnowledgeReadinessReport as SanitizedKnowledgeReadinessReport
-    from chatturn.agent_runtime.sanitize import SanitizedKnowledgeRequirement as SanitizedKnowledgeRequirement
-    from chatturn.agent_runtime.sanitize import sanitize_agent_runtime_event as sanitize_agent_runtime_event
-    from chatturn.agent_runtime.sanitize import (
+    from chatturn.agent_runtime.shown.run_ledger import RuntimeRunHandle as RuntimeRunHandle
+    from chatturn.agent_runtime.shown.run_ledger import start_runtime_run as start_runtime_run
+    from chatturn.agent_runtime.shown.runs import RuntimeRunCompleteInput as RuntimeRunCompleteInput
+    from chatturn.agent_runtime.shown.runs import RuntimeRunCost as RuntimeRunCost
+    from chatturn.agent_runtime.shown.runs import RuntimeRunOptions as RuntimeRunOptions
+    from chatturn.agent_runtime.shown.runs import RuntimeRunPersistenceAdapter as RuntimeRunPersistenceAdapter
+    from chatturn.agent_runtime.shown.runs import RuntimeRunRow as RuntimeRunRow
+    from chatturn.agent_runtime.shown.runs import RuntimeRunStatus as RuntimeRunStatus
+    from chatturn.agent_runtime.shown.sanitize import (
+        SanitizedKnowledgeReadinessReport as SanitizedKnowledgeReadinessReport,
+    )
+    from chatturn.agent_runtime.shown.sanitize import SanitizedKnowledgeRequirement as SanitizedKnowledgeRequirement
+    from chatturn.agent_runtime.shown.sanitize import sanitize_agent_runtime_event as sanitize_agent_runtime_event
+    from chatturn.agent_runtime.shown.sanitize import (
         sanitize_knowledge_readiness_report as sanitize_knowledge_readiness_report,
     )
-    from chatturn.agent_runtime.sanitize import sanitize_runtime_stream_event as sanitize_runtime_stream_event
-    from chatturn.agent_runtime.server_sent_events import readiness_server_sent_event as readiness_server_sent_event
-    from chatturn.agent_runtime.server_sent_events import (
+    from chatturn.agent_runtime.shown.sanitize import sanitize_runtime_stream_event as sanitize_runtime_stream_event
+    from chatturn.agent_runtime.shown.server_sent_events import (
+        readiness_server_sent_event as readiness_server_sent_event,
+    )
+    from chatturn.agent_runtime.shown.server_sent_events import (
         runtime_stream_server_sent_event as runtime_stream_server_sent_event,
     )
-    from chatturn.agent_runtime.session_sql import SqlRuntimeSessionStore as SqlRuntimeSessionStore
-    from chatturn.agent_runtime.sessions import InMemoryRuntimeSessionStore as InMemoryRuntimeSessionStore
-    from chatturn.agent_runtime.sessions import RuntimeSessionStore as RuntimeSessionStore
-    from chatturn.agent_runtime.sessions import StoredRuntimeEvent as StoredRuntimeEvent
-    from chatturn.agent_runtime.task_backends import AgentBackendContext as AgentBackendContext
-    from chatturn.agent_runtime.task_backends import AgentBackendInput as AgentBackendInput
-    from chatturn.agent_runtime.task_backends import AgentExecutionBackend as AgentExecutionBackend
-    from chatturn.agent_runtime.task_backends import create_iterable_backend as create_iterable_backend
-    from chatturn.agent_runtime.task_backends import create_sandbox_prompt_backend as create_sandbox_prompt_backend
-    from chatturn.agent_runtime.task_loop import AgentTaskRunResult as AgentTaskRunResult
-    from chatturn.agent_runtime.task_loop import AgentTaskRunSummary as AgentTaskRunSummary
-    from chatturn.agent_runtime.task_loop import RunAgentTaskOptions as RunAgentTaskOptions
-    from chatturn.agent_runtime.task_loop import TaskView as TaskView
-    from chatturn.agent_runtime.task_loop import run_agent_task as run_agent_task
-    from chatturn.agent_runtime.task_loop import summarize_agent_task_run as summarize_agent_task_run
-    from chatturn.agent_runtime.task_steps import DurableTask as DurableTask
-    from chatturn.agent_runtime.task_stream import RunAgentTaskStreamOptions as RunAgentTaskStreamOptions
-    from chatturn.agent_runtime.task_stream import run_agent_task_stream as run_agent_task_stream
-    from chatturn.agent_runtime.tasks import AgentTaskSpec as AgentTaskSpec
-    from chatturn.agent_runtime.tasks import AgentTaskStatus as AgentTaskStatus
-    from chatturn.agent_runtime.tasks import RuntimeSession as RuntimeSession
-    from chatturn.agent_runtime.telemetry_options import RuntimeTelemetryOptions as RuntimeTelemetryOptions
-    from chatturn.agent_runtime.trace_bridge import TraceBridge as TraceBridge
-    from chatturn.agent_runtime.trace_bridge import TraceBridgeOptions as TraceBridgeOptions
-    from chatturn.agent_runtime.trace_bridge import create_trace_bridge as create_trace_bridge
-    from chatturn.agent_runtime.trace_bridge import to_agent_eval_trace as to_agent_eval_trace
+    from chatturn.agent_runtime.shown.telemetry_options import RuntimeTelemetryOptions as RuntimeTelemetryOptions
+    from chatturn.agent_runtime.shown.trace_bridge import TraceBridge as TraceBridge
+    from chatturn.agent_runtime.shown.trace_bridge import TraceBridgeOptions as TraceBridgeOptions
+    from chatturn.agent_runtime.shown.trace_bridge import create_trace_bridge as create_trace_bridge
+    from chatturn.agent_runtime.shown.trace_bridge import to_agent_eval_trace as to_agent_eval_trace
+    from chatturn.agent_runtime.tasks.readiness import KnowledgeHooks as KnowledgeHooks
+    from chatturn.agent_runtime.tasks.readiness import assess_knowledge as assess_knowledge
+    from chatturn.agent_runtime.tasks.readiness import decide_knowledge_readiness as decide_knowledge_readiness
+    from chatturn.agent_runtime.tasks.session_sql import SqlRuntimeSessionStore as SqlRuntimeSessionStore
+    from chatturn.agent_runtime.tasks.sessions import InMemoryRuntimeSessionStore as InMemoryRuntimeSessionStore
+    from chatturn.agent_runtime.tasks.sessions import RuntimeSessionStore as RuntimeSessionStore
+    from chatturn.agent_runtime.tasks.sessions import StoredRuntimeEvent as StoredRuntimeEvent
+    from chatturn.agent_runtime.tasks.task_backends import AgentBackendContext as AgentBackendContext
+    from chatturn.agent_runtime.tasks.task_backends import AgentBackendInput as AgentBackendInput
+    from chatturn.agent_runtime.tasks.task_backends import AgentExecutionBackend as AgentExecutionBackend
+    from chatturn.agent_runtime.tasks.task_backends import create_iterable_backend as create_iterable_backend
+    from chatturn.agent_runtime.tasks.task_backends import (
+        create_sandbox_prompt_backend as create_sandbox_prompt_backend,
+    )
+    from chatturn.agent_runtime.tasks.task_loop import AgentTaskRunResult as AgentTaskRunResult
+    from chatturn.agent_runtime.tasks.task_loop import AgentTaskRunSummary as AgentTaskRunSummary
+    from chatturn.agent_runtime.tasks.task_loop import RunAgentTaskOptions as RunAgentTaskOptions
+    from chatturn.agent_runtime.tasks.task_loop import TaskView as TaskView
+    from chatturn.agent_runtime.tasks.task_loop import run_agent_task as run_agent_task
+    from chatturn.agent_runtime.tasks.task_loop import summarize_agent_task_run as summarize_agent_task_run
+    from chatturn.agent_runtime.tasks.task_steps import DurableTask as DurableTask
+    from chatturn.agent_runtime.tasks.task_stream import RunAgentTaskStreamOptions as RunAgentTaskStreamOptions
+    from chatturn.agent_runtime.tasks.task_stream import run_agent_task_stream as run_agent_task_stream
+    from chatturn.agent_runtime.turns.chat_engine import ChatTurnResult as ChatTurnResult
+    from chatturn.agent_runtime.turns.chat_engine import DurableChatTurnEngine as DurableChatTurnEngine
+    from chatturn.agent_runtime.turns.chat_engine import RunChatTurnInput as RunChatTurnInput
+    from chatturn.agent_runtime.turns.chat_engine import durable_chat_turn_engine as durable_chat_turn_engine
+    from chatturn.agent_runtime.turns.d1 import D1DatabaseLike as D1DatabaseLike
+    from chatturn.agent_runtime.turns.d1 import D1PreparedStatementLike as D1PreparedStatementLike
+    from chatturn.agent_runtime.turns.d1 import as_d1 as as_d1
+    from chatturn.agent_runtime.turns.durable_turn import DurableTurnHandle as DurableTurnHandle
+    from chatturn.agent_runtime.turns.durable_turn import DurableTurnProducer as DurableTurnProducer
+    from chatturn.agent_runtime.turns.durable_turn import RunDurableTurnOptions as RunDurableTurnOptions
+    from chatturn.agent_runtime.turns.durable_turn import run_durable_turn as run_durable_turn
+    from chatturn.agent_runtime.turns.mapping import RuntimeEventMapper as RuntimeEventMapper
+    from chatturn.agent_runtime.values.codec import decode_runtime_event as decode_runtime_event
+    from chatturn.agent_runtime.values.codec import encode_runtime_event as encode_runtime_event
+    from chatturn.agent_runtime.values.control import AgentRuntimeEvent as AgentRuntimeEvent
+    from chatturn.agent_runtime.values.control import ControlActionOutcome as ControlActionOutcome
+    from chatturn.agent_runtime.values.control import ControlDecision as ControlDecision
+    from chatturn.agent_runtime.values.control import ControlEvalResult as ControlEvalResult
+    from chatturn.agent_runtime.values.control import ControlRunResult as ControlRunResult
+    from chatturn.agent_runtime.values.control import ControlStep as ControlStep
+    from chatturn.agent_runtime.values.events import RuntimeStreamEvent as RuntimeStreamEvent
+    from chatturn.agent_runtime.values.knowledge import DataAcquisitionPlan as DataAcquisitionPlan
+    from chatturn.agent_runtime.values.knowledge import KnowledgeReadinessDecision as KnowledgeReadinessDecision
+    from chatturn.agent_runtime.values.knowledge import KnowledgeReadinessReport as KnowledgeReadinessReport
+    from chatturn.agent_runtime.values.knowledge import KnowledgeRequirement as KnowledgeRequirement
+    from chatturn.agent_runtime.values.knowledge import UserQuestion as UserQuestion
+    from chatturn.agent_runtime.values.tasks import AgentTaskSpec as AgentTaskSpec
+    from chatturn.agent_runtime.values.tasks import AgentTaskStatus as AgentTaskStatus
+    from chatturn.agent_runtime.values.tasks import RuntimeSession as RuntimeSession
     from chatturn.backends.openai.backend import create_openai_compatible_backend as create_openai_compatible_backend
     from chatturn.backends.openai.retry import BackendRetryPolicy as BackendRetryPolicy
     from chatturn.chat.hooks.hooks import ChatTurnHooks as ChatTurnHooks
@@ -161,11 +167,11 @@ if TYPE_CHECKING:  # the same table as below, for type checkers; a test holds th
     from chatturn.workerd.stores import D1DurableRunStore as D1DurableRunStore
 
 _HOMES: Final = {
-    "chatturn.agent_runtime.codec": (
+    "chatturn.agent_runtime.values.codec": (
         "decode_runtime_event",
         "encode_runtime_event",
     ),
-    "chatturn.agent_runtime.collectors": (
+    "chatturn.agent_runtime.shown.collectors": (
         "RuntimeEventCollector",
         "RuntimeStreamEventCollector",
         "RuntimeStreamEventSink",
@@ -173,7 +179,7 @@ _HOMES: Final = {
         "create_runtime_event_collector",
         "create_runtime_stream_event_collector",
     ),
-    "chatturn.agent_runtime.control": (
+    "chatturn.agent_runtime.values.control": (
         "AgentRuntimeEvent",
         "ControlActionOutcome",
         "ControlDecision",
@@ -181,42 +187,42 @@ _HOMES: Final = {
         "ControlRunResult",
         "ControlStep",
     ),
-    "chatturn.agent_runtime.d1": (
+    "chatturn.agent_runtime.turns.d1": (
         "D1DatabaseLike",
         "D1PreparedStatementLike",
         "as_d1",
     ),
-    "chatturn.agent_runtime.events": ("RuntimeStreamEvent",),
-    "chatturn.agent_runtime.intents": (
+    "chatturn.agent_runtime.values.events": ("RuntimeStreamEvent",),
+    "chatturn.agent_runtime.agents.intents": (
         "ClassifyIntentOptions",
         "ClassifyIntentResult",
         "SubagentMatcher",
         "classify_intent",
     ),
-    "chatturn.agent_runtime.knowledge": (
+    "chatturn.agent_runtime.values.knowledge": (
         "DataAcquisitionPlan",
         "KnowledgeReadinessDecision",
         "KnowledgeReadinessReport",
         "KnowledgeRequirement",
         "UserQuestion",
     ),
-    "chatturn.agent_runtime.mapping": ("RuntimeEventMapper",),
-    "chatturn.agent_runtime.profiles": (
+    "chatturn.agent_runtime.turns.mapping": ("RuntimeEventMapper",),
+    "chatturn.agent_runtime.agents.profiles": (
         "ConformanceIssue",
         "ConformanceOptions",
         "ConformanceResult",
         "assert_profile_conformance",
     ),
-    "chatturn.agent_runtime.readiness": (
+    "chatturn.agent_runtime.tasks.readiness": (
         "KnowledgeHooks",
         "assess_knowledge",
         "decide_knowledge_readiness",
     ),
-    "chatturn.agent_runtime.run_ledger": (
+    "chatturn.agent_runtime.shown.run_ledger": (
         "RuntimeRunHandle",
         "start_runtime_run",
     ),
-    "chatturn.agent_runtime.runs": (
+    "chatturn.agent_runtime.shown.runs": (
         "RuntimeRunCompleteInput",
         "RuntimeRunCost",
         "RuntimeRunOptions",
@@ -224,7 +230,7 @@ _HOMES: Final = {
         "RuntimeRunRow",
         "RuntimeRunStatus",
     ),
-    "chatturn.agent_runtime.sandbox_turn": (
+    "chatturn.agent_runtime.agents.sandbox_turn": (
         "AuthHeader",
         "ChatTurnMessage",
         "ChatTurnOverlay",
@@ -236,31 +242,31 @@ _HOMES: Final = {
         "run_chat_turn",
         "sandbox_as_chat_turn_target",
     ),
-    "chatturn.agent_runtime.sanitize": (
+    "chatturn.agent_runtime.shown.sanitize": (
         "SanitizedKnowledgeReadinessReport",
         "SanitizedKnowledgeRequirement",
         "sanitize_agent_runtime_event",
         "sanitize_knowledge_readiness_report",
         "sanitize_runtime_stream_event",
     ),
-    "chatturn.agent_runtime.server_sent_events": (
+    "chatturn.agent_runtime.shown.server_sent_events": (
         "readiness_server_sent_event",
         "runtime_stream_server_sent_event",
     ),
-    "chatturn.agent_runtime.session_sql": ("SqlRuntimeSessionStore",),
-    "chatturn.agent_runtime.sessions": (
+    "chatturn.agent_runtime.tasks.session_sql": ("SqlRuntimeSessionStore",),
+    "chatturn.agent_runtime.tasks.sessions": (
         "InMemoryRuntimeSessionStore",
         "RuntimeSessionStore",
         "StoredRuntimeEvent",
     ),
-    "chatturn.agent_runtime.task_backends": (
+    "chatturn.agent_runtime.tasks.task_backends": (
         "AgentBackendContext",
         "AgentBackendInput",
         "AgentExecutionBackend",
         "create_iterable_backend",
         "create_sandbox_prompt_backend",
     ),
-    "chatturn.agent_runtime.task_loop": (
+    "chatturn.agent_runtime.tasks.task_loop": (
         "AgentTaskRunResult",
         "AgentTaskRunSummary",
         "RunAgentTaskOptions",
@@ -268,18 +274,18 @@ _HOMES: Final = {
         "run_agent_task",
         "summarize_agent_task_run",
     ),
-    "chatturn.agent_runtime.task_steps": ("DurableTask",),
-    "chatturn.agent_runtime.task_stream": (
+    "chatturn.agent_runtime.tasks.task_steps": ("DurableTask",),
+    "chatturn.agent_runtime.tasks.task_stream": (
         "RunAgentTaskStreamOptions",
         "run_agent_task_stream",
     ),
-    "chatturn.agent_runtime.tasks": (
+    "chatturn.agent_runtime.values.tasks": (
         "AgentTaskSpec",
         "AgentTaskStatus",
         "RuntimeSession",
     ),
-    "chatturn.agent_runtime.telemetry_options": ("RuntimeTelemetryOptions",),
-    "chatturn.agent_runtime.trace_bridge": (
+    "chatturn.agent_runtime.shown.telemetry_options": ("RuntimeTelemetryOptions",),
+    "chatturn.agent_runtime.shown.trace_bridge": (
         "TraceBridge",
         "TraceBridgeOptions",
         "create_trace_bridge",
@@ -287,7 +293,7 @@ _HOMES: Final = {
     ),
     "chatturn.backends.openai.backend": ("create_openai_compatible_backend",),
     "chatturn.backends.openai.retry": ("BackendRetryPolicy",),
-    "chatturn.agent_runtime.chat_engine": (
+    "chatturn.agent_runtime.turns.chat_engine": (
         "ChatTurnResult",
         "DurableChatTurnEngine",
         "RunChatTurnInput",
@@ -320,7 +326,7 @@ _HOMES: Final = {
         "run_durable",
     ),
     "chatturn.durable.store": ("DurableRunStore",),
-    "chatturn.agent_runtime.durable_turn": (
+    "chatturn.agent_runtime.turns.durable_turn": (
         "DurableTurnHandle",
         "DurableTurnProducer",
         "RunDurableTurnOptions",

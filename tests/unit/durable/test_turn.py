@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chatturn.agent_runtime.durable_turn import DurableTurnHandle, RunDurableTurnOptions, run_durable_turn
+from chatturn.agent_runtime.turns.durable_turn import DurableTurnHandle, RunDurableTurnOptions, run_durable_turn
 from chatturn.database.api import Statement
 from chatturn.durable.ends import End as TurnEnd
 from chatturn.durable.records import DurableRunManifest, RunOutcome, RunStatus, StepStatus, TaskSpec

@@ -257,7 +257,7 @@ class ChatTurnHooks:
         client_tools: Whether a request may bring tools of its own, which its client does; that producer answers such a
             request.  Not of a product that redacts: what a client is to do cannot be told before it was said.
         runtime_runs: Takes a row of agent-runtime's run ledger for each attempt, after the reader has everything: a
-            `chatturn.agent_runtime.runs.RuntimeRunPersistenceAdapter`, or None.  What it raises is logged.
+            `chatturn.agent_runtime.shown.runs.RuntimeRunPersistenceAdapter`, or None.  What it raises is logged.
         sync_http: Whether hooks use `urllib.request` or `requests`, which need `fetch` put underneath; that
             costs the first request of an isolate 0.1 s, or half a second where `requests` is vendored.
     """

@@ -1,0 +1,225 @@
+"""
+Collectors: what happened, sanitized and bounded, for a line of a log or a row of a database.
+
+They keep the first events and count them all, so that what a turn that never stops talking costs is known beforehand.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from chatturn.agent_runtime.shown.sanitize import NOTHING_ASKED, RuntimeTelemetryOptions, Sanitizer
+from chatturn.agent_runtime.values.control import AgentRuntimeEvent
+from chatturn.agent_runtime.values.events import (
+    BackendStartEvent,
+    FinalEvent,
+    RuntimeStreamEvent,
+    SessionCreatedEvent,
+    SessionResumedEvent,
+    TextDeltaEvent,
+)
+from chatturn.agent_runtime.values.tasks import AgentTaskStatus
+from chatturn.telemetry.redaction import REDACTED, without_secrets
+
+__all__ = [
+    "MAX_CHARACTERS",
+    "MAX_EVENTS",
+    "RuntimeEventCollector",
+    "RuntimeStreamEventCollector",
+    "RuntimeStreamEventSink",
+    "RuntimeStreamEventSummary",
+    "create_runtime_event_collector",
+    "create_runtime_stream_event_collector",
+]
+
+MAX_EVENTS: Final = 1_000
+"""What a collector keeps, at most."""
+
+MAX_CHARACTERS: Final = 1_000_000
+"""Of the JSON of what it keeps, and of the text of an answer."""
+
+RuntimeStreamEventSink: TypeAlias = Callable[[RuntimeStreamEvent], None]
+"""Takes the events of a stream, one after another; never waits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeStreamEventSummary:
+    """
+    What a stream came to.
+
+    Attributes:
+        event_count: All that were seen, kept or not.
+        event_counts_by_type: The same, for each type that was seen.
+        first_session_id: Of the first session that began or went on; None before any did.
+        final_status: Of the last `final`; None before there was one.
+        final_reason: The same; masked unless it is words of ours, or reasons are asked for.
+        final_text: The answer, if text is asked for: what the last `final` says it is, or else the pieces since the
+            backend was last asked.  Masked if there is one and it is not asked for, "" if there is none.
+    """
+
+    event_count: int
+    event_counts_by_type: Mapping[str, int]
+    first_session_id: str | None
+    final_status: AgentTaskStatus | None
+    final_reason: str | None
+    final_text: str
+
+
+class _Kept:
+    """
+    The first events, as many as may be kept.
+
+    Attributes:
+        events: Their JSON, in their order.
+        dropped: How many came after them.
+    """
+
+    def __init__(self, max_events: int, max_characters: int) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.dropped = 0
+        self._room = max_events
+        self._characters = max_characters
+
+    def add(self, members: dict[str, Any]) -> None:
+        """Keep one more; once there was no room for one, no other is kept, so that none is missing in between."""
+        self._characters -= len(json.dumps(members)) if self._room > 0 else 0
+        if self._room <= 0 or self._characters < 0:
+            self._room = 0
+            self.dropped += 1
+        else:
+            self._room -= 1
+            self.events.append(members)
+
+
+class RuntimeStreamEventCollector:
+    """
+    Collects the events of one stream.
+
+    Args:
+        options: What is shown that is redacted otherwise.
+        max_events: What is kept, at most.
+        max_characters: Of their JSON, at most; and of the text of the answer.
+    """
+
+    def __init__(self, options: RuntimeTelemetryOptions, *, max_events: int, max_characters: int) -> None:
+        self._sanitizer = Sanitizer(options)
+        self._kept = _Kept(max_events, max_characters)
+        self._counts: Counter[str] = Counter()
+        self._session_id: str | None = None
+        self._final: dict[str, Any] = {}
+        self._status: AgentTaskStatus | None = None
+        self._text = _Text(max_characters if options.include_text else 0)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Those that are kept, as JSON; events of one task share its JSON."""
+        return self._kept.events
+
+    @property
+    def dropped(self) -> int:
+        """How many were not kept."""
+        return self._kept.dropped
+
+    def on_event(self, event: RuntimeStreamEvent) -> None:
+        """Take the next event."""
+        sanitized = self._sanitizer.stream_event(event)
+        self._kept.add(sanitized)
+        self._counts[event.type] += 1
+        match event:
+            case TextDeltaEvent(text=text):
+                self._text.add(text)
+            case BackendStartEvent():  # once more, if the worker before was lost: what it had said is void
+                self._text.clear()
+            case SessionCreatedEvent() | SessionResumedEvent():
+                self._session_id = self._session_id or sanitized["session"]["id"]
+            case FinalEvent(status=status, text=text):
+                self._status, self._final = status, sanitized
+                if text is not None:
+                    self._text.clear()
+                    self._text.add(text)
+
+    def summary(self) -> RuntimeStreamEventSummary:
+        """Return what the stream has come to so far."""
+        return RuntimeStreamEventSummary(
+            event_count=self._counts.total(),
+            event_counts_by_type=dict(self._counts),
+            first_session_id=self._session_id,
+            final_status=self._status,
+            final_reason=self._final.get("reason"),
+            final_text=self._text.shown(),
+        )
+
+
+class _Text:
+    """The answer, as much of it as may be kept; with no room, only whether there is one."""
+
+    def __init__(self, room: int) -> None:
+        self._most = room
+        self.clear()
+
+    def clear(self) -> None:
+        self._room = self._most
+        self._said = False
+        self._pieces: list[str] = []
+
+    def add(self, text: str) -> None:
+        self._said = self._said or bool(text)
+        if piece := text[: self._room]:
+            self._room -= len(piece)
+            self._pieces.append(piece)
+
+    def shown(self) -> str:
+        if self._most:
+            return without_secrets("".join(self._pieces))
+        return REDACTED if self._said else ""
+
+
+class RuntimeEventCollector:
+    """
+    Collects the events of one loop of control.
+
+    Args:
+        options: What is shown that is redacted otherwise.
+        max_events: What is kept, at most.
+        max_characters: Of their JSON, at most.
+    """
+
+    def __init__(self, options: RuntimeTelemetryOptions, *, max_events: int, max_characters: int) -> None:
+        self._sanitizer = Sanitizer(options)
+        self._kept = _Kept(max_events, max_characters)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Those that are kept, as JSON; events of one task share its JSON."""
+        return self._kept.events
+
+    @property
+    def dropped(self) -> int:
+        """How many were not kept."""
+        return self._kept.dropped
+
+    def on_event(self, event: AgentRuntimeEvent) -> None:
+        """Take the next event."""
+        self._kept.add(self._sanitizer.agent_event(event))
+
+
+def create_runtime_stream_event_collector(
+    options: RuntimeTelemetryOptions = NOTHING_ASKED,
+    *,
+    max_events: int = MAX_EVENTS,
+    max_characters: int = MAX_CHARACTERS,
+) -> RuntimeStreamEventCollector:
+    """Return a collector of a stream's events; see there."""
+    return RuntimeStreamEventCollector(options, max_events=max_events, max_characters=max_characters)
+
+
+def create_runtime_event_collector(
+    options: RuntimeTelemetryOptions = NOTHING_ASKED,
+    *,
+    max_events: int = MAX_EVENTS,
+    max_characters: int = MAX_CHARACTERS,
+) -> RuntimeEventCollector:
+    """Return a collector of a loop's events; see there."""
+    return RuntimeEventCollector(options, max_events=max_events, max_characters=max_characters)

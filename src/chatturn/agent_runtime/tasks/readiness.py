@@ -1,0 +1,287 @@
+"""
+The readiness gate: does a task know enough to begin, and what is done where it does not.
+
+::
+
+    readiness_start ─▶ (ask the user) ─▶ (look for evidence) ─▶ (assess again) ─▶ readiness_end
+                                                                                    │
+                                          ready: begin · caveat: begin · blocked: stop
+
+Source:
+    docs/reference/agent-runtime.md, Stream events.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias, TypeVar
+
+from chatturn.agent_runtime.tasks.task_steps import TaskSteps
+from chatturn.agent_runtime.values.codec import read_value, to_json
+from chatturn.agent_runtime.values.knowledge import (
+    DataAcquisitionPlan,
+    KnowledgeBundle,
+    KnowledgeReadinessDecision,
+    KnowledgeReadinessReport,
+    KnowledgeRequirement,
+    UserQuestion,
+)
+from chatturn.agent_runtime.values.tasks import AgentTaskSpec
+from chatturn.agent_runtime.values.unsaid import Unsaid
+from chatturn.durable.records import StepKind
+from chatturn.durable.steps import words_of
+from chatturn.errors import HookError, ValidationError
+
+__all__ = [
+    "DEFAULT_MINIMUM_SCORE",
+    "KnowledgeHooks",
+    "ReadinessGate",
+    "acquisition_plans_for",
+    "assess_knowledge",
+    "decide_knowledge_readiness",
+    "questions_for",
+    "require_minimum_score",
+]
+
+T = TypeVar("T")
+
+DEFAULT_MINIMUM_SCORE: Final = 0.7
+
+
+def require_minimum_score(score: float) -> None:
+    """Refuse what is no finite number from 0 to 1.  Raises `ValidationError`."""
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+        raise ValidationError(f"minimum_score must be a number from 0 to 1, not {score!r:.40}")
+
+
+def decide_knowledge_readiness(
+    report: KnowledgeReadinessReport, *, minimum_score: float = DEFAULT_MINIMUM_SCORE
+) -> KnowledgeReadinessDecision:
+    """
+    Return what follows from *report*: ``blocked`` if a gap blocks, else ``caveat`` below the minimum, else ``ready``.
+
+    Only ``blocked`` has not passed.  A score that is no number is below every minimum.
+
+    Args:
+        report: How ready the task is.
+        minimum_score: From 0 to 1.
+
+    Raises:
+        ValidationError: *minimum_score* is not a finite number from 0 to 1.
+    """
+    require_minimum_score(minimum_score)
+    blocking = tuple(gap.id for gap in report.blocking_missing_requirements)
+    enough = report.readiness_score >= minimum_score
+    return KnowledgeReadinessDecision(
+        passed=not blocking,
+        status="blocked" if blocking else "ready" if enough else "caveat",
+        reason=report.reason,
+        readiness_score=report.readiness_score,
+        recommended_action=report.recommended_action,
+        severity=report.severity,
+        blocking_gap_ids=blocking,
+        non_blocking_gap_ids=tuple(gap.id for gap in report.non_blocking_gaps),
+    )
+
+
+def assess_knowledge(task: AgentTaskSpec) -> KnowledgeReadinessReport:
+    """
+    Return the report of what *task* itself says that it must know.
+
+    A requirement is missing while its confidence is below what is needed; one of importance ``blocking`` blocks.
+    The score is the mean of ``min(1, current / needed)``, and 1 for a task that requires nothing.
+    """
+    required = task.required_knowledge or ()
+    missing = tuple(each for each in required if each.current_confidence < each.confidence_needed)
+    blocking = tuple(each for each in missing if each.importance == "blocking")
+    score = sum(map(_share, required)) / len(required) if required else 1.0
+    return KnowledgeReadinessReport(
+        task_id=task.id,
+        readiness_score=score,
+        blocking_missing_requirements=blocking,
+        non_blocking_gaps=tuple(each for each in missing if each not in blocking),
+        recommended_action="ask_user" if blocking else "continue_with_caveat" if missing else "run_agent",
+        bundle=KnowledgeBundle(
+            task_id=task.id,
+            requirements=tuple(required),
+            evidence_ids=tuple(evidence for each in required for evidence in each.evidence_ids),
+            claim_ids=(),
+            wiki_page_ids=(),
+            user_answers={},
+            missing=missing,
+            readiness_score=score,
+        ),
+        severity="critical" if blocking else "warning" if missing else "info",
+        reason=f"{len(blocking)} blocking gaps, {len(missing) - len(blocking)} others, of {len(required)} requirements",
+    )
+
+
+def _share(requirement: KnowledgeRequirement) -> float:
+    needed = requirement.confidence_needed
+    return min(1.0, requirement.current_confidence / needed) if needed > 0 else 1.0
+
+
+def _gaps(report: KnowledgeReadinessReport) -> tuple[KnowledgeRequirement, ...]:
+    return (*report.blocking_missing_requirements, *report.non_blocking_gaps)
+
+
+def questions_for(report: KnowledgeReadinessReport) -> tuple[UserQuestion, ...]:
+    """Return a question for each gap that only the user can close."""
+    return tuple(
+        UserQuestion(
+            id=f"ask:{gap.id}",
+            question=gap.description,
+            reason="The task needs it.",
+            requirement_id=gap.id,
+            importance=gap.importance,
+            answer_type="credential" if gap.category == "credential_or_secret" else "free_text",
+            impact_if_unknown="The task cannot begin." if gap.importance == "blocking" else "The answer may be worse.",
+        )
+        for gap in _gaps(report)
+        if gap.acquisition_mode == "ask_user"
+    )
+
+
+def acquisition_plans_for(report: KnowledgeReadinessReport) -> tuple[DataAcquisitionPlan, ...]:
+    """Return a plan for each gap that can be closed without asking."""
+    return tuple(plan for gap in _gaps(report) if (plan := _plan(gap)) is not None)
+
+
+def _plan(gap: KnowledgeRequirement) -> DataAcquisitionPlan | None:
+    match gap.acquisition_mode:
+        case ("search_web" | "query_connector" | "inspect_repo" | "run_command") as mode:
+            return DataAcquisitionPlan(
+                id=f"acquire:{gap.id}",
+                requirement_ids=(gap.id,),
+                mode=mode,
+                description=gap.description,
+                priority=gap.importance,
+            )
+        case _:
+            return None
+
+
+Refresh: TypeAlias = Callable[
+    [KnowledgeReadinessReport, Mapping[str, str], Sequence[str]], Awaitable[KnowledgeReadinessReport]
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnowledgeHooks:
+    """
+    What a product does about gaps; each is awaited, and a step of its own where the run is durable.
+
+    Attributes:
+        ask_user: Takes questions; returns the answers by the question's id.  Answers to questions for a credential are
+            never recorded, not where another hook returns or quotes them either: those are asked again on each
+            attempt, and put in their places.
+        acquire: Takes plans; returns the ids of the evidence that was found.
+        refresh: Takes the report, the answers and the ids; returns a new report.  Without it the first one stands.
+        on_blocked: Is told that the task is blocked, before that is said.
+        questions: What to ask; None for a question per gap that only the user can close.
+        plans: How to find out; None for a plan per gap that can be closed without asking.
+    """
+
+    ask_user: Callable[[Sequence[UserQuestion]], Awaitable[Mapping[str, str]]] | None = None
+    acquire: Callable[[Sequence[DataAcquisitionPlan]], Awaitable[Sequence[str]]] | None = None
+    refresh: Refresh | None = None
+    on_blocked: Callable[[KnowledgeReadinessReport, KnowledgeReadinessDecision], Awaitable[None]] | None = None
+    questions: Sequence[UserQuestion] | None = None
+    plans: Sequence[DataAcquisitionPlan] | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class ReadinessGate:
+    """
+    One task at the gate.
+
+    Attributes:
+        report: What is known, the refreshed report once there is one.
+        decision: What follows; None until `events` has come to its end.
+        user_answers: By the question's id.
+        evidence_ids: Of what was found.
+    """
+
+    report: KnowledgeReadinessReport
+    minimum_score: float
+    hooks: KnowledgeHooks
+    steps: TaskSteps
+    decision: KnowledgeReadinessDecision | None = None
+    user_answers: Mapping[str, str] = field(default_factory=dict)
+    evidence_ids: tuple[str, ...] = ()
+    _unsaid: Unsaid = field(default_factory=Unsaid)
+    _said: Unsaid = field(default_factory=Unsaid)
+
+    async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Pass the gate; yield the type and the members of each event of it."""
+        yield "readiness_start", {}
+        asked, acquired = False, False
+        async for event in self._ask():
+            asked = True
+            yield event
+        async for event in self._acquire():
+            acquired = True
+            yield event
+        if self.hooks.refresh is not None and (asked or acquired):
+            yield "readiness_start", {}
+            self.report = await self._refreshed(self.hooks.refresh)
+        self.decision = decide_knowledge_readiness(self.report, minimum_score=self.minimum_score)
+        if self.decision.status == "blocked" and self.hooks.on_blocked is not None:
+            tell, report, decision = self.hooks.on_blocked, self.report, self.decision
+            await self._do("blocked", lambda: tell(report, decision))
+        yield "readiness_end", {"knowledge": self.report, "decision": self.decision}
+
+    async def _ask(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        ask, given = self.hooks.ask_user, self.hooks.questions
+        questions = questions_for(self.report) if given is None else tuple(given)
+        if ask is None or not questions:
+            return
+        yield "questions_start", {"questions": questions}
+        secret = tuple(each for each in questions if self._is_secret(each))
+        others = tuple(each for each in questions if each not in secret)
+        answers = await self._do("ask", lambda: ask(others)) if others else {}
+        hidden = await self.steps.unrecorded(lambda: ask(secret)) if secret else {}
+        for name, value in hidden.items():
+            self._unsaid.add(value, instead=f"[what was answered to {name}]")
+            self._said.add(f"[what was answered to {name}]", instead=value)
+        self.user_answers = {**answers, **hidden}
+        yield "questions_end", {"questions": questions, "user_answers": self.user_answers}
+
+    def _is_secret(self, question: UserQuestion) -> bool:
+        """Say whether its answer is a credential: by itself, or by the requirement that it is asked for."""
+        secret = {gap.id for gap in _gaps(self.report) if gap.category == "credential_or_secret"}
+        secret |= {gap.id for gap in _gaps(self.report) if gap.sensitivity == "secret"}
+        return question.answer_type == "credential" or question.requirement_id in secret
+
+    async def _acquire(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        acquire, given = self.hooks.acquire, self.hooks.plans
+        plans = acquisition_plans_for(self.report) if given is None else tuple(given)
+        if acquire is None or not plans:
+            return
+        yield "acquisition_start", {"acquisition_plans": plans}
+        self.evidence_ids = tuple(await self._do("acquire", lambda: acquire(plans)))
+        yield "acquisition_end", {"acquisition_plans": plans, "acquired_evidence_ids": self.evidence_ids}
+
+    async def _refreshed(self, refresh: Refresh) -> KnowledgeReadinessReport:
+        return await self._do(
+            "refresh",
+            lambda: refresh(self.report, self.user_answers, self.evidence_ids),
+            read=lambda value: read_value(KnowledgeReadinessReport, value),
+        )
+
+    async def _do(self, intent: str, hook: Callable[[], Awaitable[T]], read: Callable[[Any], T] | None = None) -> T:
+        """Do a step; on record, what it returns or raises has a mark in the place of each credential of the user's."""
+        if self.steps.context is None:
+            return await self.steps.do(intent, hook)
+
+        async def discreet() -> Any:
+            try:
+                return self._unsaid.cleaned(to_json(await hook()))
+            except Exception as error:
+                words = words_of(error)
+                if (clean := self._unsaid.cleaned(words)) == words:
+                    raise
+                raise HookError(clean, hook=intent) from None
+
+        found = self._said.cleaned(await self.steps.do(intent, discreet, kind=StepKind.READINESS))
+        made: T = found if read is None else read(found)
+        return made

@@ -1,0 +1,153 @@
+"""
+What a backend says, as events of a stream, whatever form it says it in.
+
+Understood are events of a stream, chat events (what chatturn's own backends yield), and JSON objects with a ``type``,
+as sandboxes tell it.  What has no place in a stream is left out.  A ``result`` says the whole answer once more: only
+what was not said before is told (O6 in docs/reference/agent-runtime.md).
+
+Source:
+    docs/reference/agent-runtime.md, A model's API; `chat_events`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from chatturn.agent_runtime.tasks.task_backends import BackendOutput
+from chatturn.agent_runtime.values.chat_events import SAID, Data, llm_call, text_in
+from chatturn.agent_runtime.values.events import (
+    BackendErrorEvent,
+    BackendMadeEvent,
+    FinalEvent,
+    ReasoningDeltaEvent,
+    RuntimeStreamEvent,
+    TextDeltaEvent,
+    ToolResultEvent,
+)
+from chatturn.errors import BackendProtocolError, BackendReportedError
+from chatturn.events import MESSAGE_PART, ChatStreamEvent, TextAssembly, is_answer, text_delta
+
+__all__ = ["SayingMapper"]
+
+# What agent-runtime's mapper calls what chat events call otherwise.
+_ALSO: Final[Mapping[str, str]] = {"tool_call": "tool.call", "tool_result": "tool.result"}
+
+
+class SayingMapper:
+    """
+    Maps what one backend says in one answer.
+
+    Args:
+        backend: Its kind, for errors.
+        model: Of calls whose usage names none.
+    """
+
+    def __init__(self, backend: str, model: str = "unknown") -> None:
+        self._backend = backend
+        self._model = model
+        self._answer = TextAssembly()
+
+    def text(self) -> str:
+        """Return the answer so far: what was said since the latest tool's result, or what a ``result`` said it was."""
+        return self._answer.text()
+
+    def feed(self, output: BackendOutput) -> list[RuntimeStreamEvent]:
+        """
+        Return what *output* says.
+
+        Raises:
+            BackendReportedError: It says that the backend failed.
+            BackendProtocolError: It is no event, or one that only the runtime may tell.
+        """
+        return list(self._events(output))
+
+    def _events(self, output: Any) -> Iterator[RuntimeStreamEvent]:
+        if isinstance(output, ChatStreamEvent):
+            yield from self._chat_event(output.type, output.data or {})
+        elif isinstance(output, Mapping):
+            kind = output.get("type")
+            if not isinstance(kind, str):
+                raise BackendProtocolError("an event has no type", backend=self._backend)
+            data = output.get("data")
+            yield from self._chat_event(kind, {**output, **data} if isinstance(data, Mapping) else output)
+        elif isinstance(output, Sequence) and not isinstance(output, str | bytes):
+            for each in output:
+                yield from self._events(each)
+        else:
+            yield from self._own_event(output)
+
+    def _own_event(self, event: Any) -> Iterator[Any]:
+        match event:
+            case TextDeltaEvent(text=text):
+                self._answer.add(text_delta(text))
+                yield event
+            case FinalEvent(text=text):
+                yield from self._whole(text or "")
+            case BackendMadeEvent() | BackendErrorEvent():
+                if isinstance(event, ToolResultEvent):
+                    self._answer = TextAssembly()
+                yield event
+            case _:
+                name = getattr(type(event), "type", type(event).__name__)
+                raise BackendProtocolError(f"a backend cannot tell {name!s:.60}", backend=self._backend)
+
+    def _chat_event(self, kind: str, data: Data) -> Iterator[RuntimeStreamEvent]:
+        match kind:
+            case "message.part.updated":
+                yield from self._part(data)
+            case "text_delta" | "delta":
+                yield from self._delta(text_in(data, "delta", "text"))
+            case "reasoning_delta":
+                if text := text_in(data, "delta", "text"):
+                    yield ReasoningDeltaEvent(text=text)
+            case "result" | "final":
+                yield from self._whole(text_in(data, "finalText", "text", "result") or "")
+            case "usage" | "llm_call":
+                yield llm_call(data, self._model)
+            case "backend_error" if data.get("recoverable") is True:
+                return  # it goes on
+            case "error" | "backend_error":
+                detail = text_in(data, "message") or ""
+                raise BackendReportedError("it reported an error", backend=self._backend, detail=detail[:2_048])
+            case _:
+                yield from self._other(_ALSO.get(kind, kind), data)
+
+    def _part(self, data: Data) -> Iterator[RuntimeStreamEvent]:
+        part, delta = data.get("part"), text_in(data, "delta", "text")
+        event = ChatStreamEvent(MESSAGE_PART, {"part": part, "delta": delta} if delta else {"part": part})
+        if is_answer(event):
+            yield from self._added(event)
+        elif isinstance(part, Mapping) and part.get("type") == "reasoning" and delta:
+            yield ReasoningDeltaEvent(text=delta)
+
+    def _delta(self, text: str | None) -> Iterator[RuntimeStreamEvent]:
+        if text:
+            self._answer.add(text_delta(text))
+            yield TextDeltaEvent(text=text)
+
+    def _whole(self, text: str) -> Iterator[RuntimeStreamEvent]:
+        if text:
+            yield from self._added(ChatStreamEvent("result", {"finalText": text}))
+
+    def _added(self, event: ChatStreamEvent) -> Iterator[RuntimeStreamEvent]:
+        """Tell by how much *event* makes the answer longer; where it changes what was said, nothing can be told."""
+        delta = text_in(event.data or {}, "delta")
+        before = "" if delta else self._answer.text()
+        self._answer.add(event)
+        if not delta and (after := self._answer.text()).startswith(before):
+            delta = after[len(before) :]
+        if delta:
+            yield TextDeltaEvent(text=delta)
+
+    def _other(self, kind: str, data: Data) -> Iterator[RuntimeStreamEvent]:
+        made = SAID.get(kind)
+        if made is None:
+            return
+        if kind in {"tool.result", "tool.error"}:
+            self._answer = TextAssembly()  # what was said before was on the way to the tool
+            data = data if "result" in data or "output" not in data else {**data, "result": data["output"]}
+        elif kind == "tool.call":
+            data = {**data, "toolName": text_in(data, "toolName", "name") or "tool"}
+            data = data if "args" in data or "input" not in data else {**data, "args": data["input"]}
+        event = made(data)
+        if event is not None:
+            yield event

@@ -1,0 +1,134 @@
+"""
+Sessions of backends in a SQL database: D1 in the Worker, SQLite beside it.
+
+Each method is one round trip.  Rows are of one tenant: a store knows no others, so nobody's session can be had by
+guessing its id.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+from chatturn.agent_runtime.tasks.sessions import (
+    MAX_EVENTS_PER_PAGE,
+    StoredRuntimeEvent,
+    event_text,
+    metadata_text,
+    page_size,
+    require_session_id,
+)
+from chatturn.agent_runtime.values.codec import decode_runtime_event
+from chatturn.agent_runtime.values.events import RuntimeStreamEvent
+from chatturn.agent_runtime.values.tasks import RuntimeSession, SessionStatus
+from chatturn.database.api import NOW, Database, Row, Statement
+from chatturn.errors import SessionMismatchError, ValidationError
+
+__all__ = ["SqlRuntimeSessionStore"]
+
+_GET: Final = "SELECT * FROM runtime_sessions WHERE tenant_id = ?1 AND session_id = ?2"
+
+_PUT: Final = """
+    INSERT INTO runtime_sessions
+      (tenant_id, session_id, backend, status, resume_token, metadata_json, created_at, updated_at)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+    ON CONFLICT (tenant_id, session_id) DO UPDATE SET
+      status = excluded.status, resume_token = excluded.resume_token, metadata_json = excluded.metadata_json,
+      updated_at = excluded.updated_at
+    WHERE backend = excluded.backend"""
+
+_APPEND: Final = """
+    INSERT INTO runtime_session_events (tenant_id, session_id, seq, event_json, recorded_at)
+    SELECT ?1, ?2,
+      (SELECT coalesce(max(seq), -1) + 1 FROM runtime_session_events WHERE tenant_id = ?1 AND session_id = ?2),
+      ?3, strftime('%Y-%m-%dT%H:%M:%fZ', ?4)
+    FROM runtime_sessions WHERE tenant_id = ?1 AND session_id = ?2
+    RETURNING seq"""
+
+_LIST: Final = """
+    SELECT seq, event_json FROM runtime_session_events
+    WHERE tenant_id = ?1 AND session_id = ?2 AND seq > ?3 ORDER BY seq LIMIT ?4"""
+
+_IDLE: Final = """
+    SELECT session_id FROM runtime_sessions
+    WHERE tenant_id = ?1 AND updated_at < strftime('%Y-%m-%dT%H:%M:%fZ', ?2, ?3)
+    ORDER BY updated_at LIMIT ?4"""
+
+_DELETE_EVENTS: Final = f"DELETE FROM runtime_session_events WHERE tenant_id = ?1 AND session_id IN ({_IDLE})"
+_DELETE_SESSIONS: Final = f"DELETE FROM runtime_sessions WHERE tenant_id = ?1 AND session_id IN ({_IDLE})"
+
+
+class SqlRuntimeSessionStore:
+    """
+    The sessions of one tenant.
+
+    Args:
+        database: With the schema of chatturn.
+        tenant_id: Whose they are; "" where there is only one.
+    """
+
+    def __init__(self, database: Database, *, tenant_id: str = "") -> None:
+        self._database = database
+        self._tenant_id = tenant_id
+
+    async def get(self, session_id: str) -> RuntimeSession | None:
+        """See `RuntimeSessionStore.get`."""
+        [found] = await self._database.batch([Statement(_GET, (self._tenant_id, session_id))])
+        return _from_row(found.rows[0]) if found.rows else None
+
+    async def put(self, session: RuntimeSession) -> None:
+        """See `RuntimeSessionStore.put`."""
+        require_session_id(session.id)
+        members = (session.id, session.backend, session.status.value, session.resume_token, metadata_text(session))
+        times = (session.created_at, session.updated_at)
+        put, found = await self._database.batch(
+            [
+                Statement(_PUT, (self._tenant_id, *members, *times)),
+                Statement(_GET, (self._tenant_id, session.id)),
+            ]
+        )
+        if not put.changes:
+            raise SessionMismatchError(str(found.rows[0]["backend"]), session.backend)
+
+    async def append_event(self, session_id: str, event: RuntimeStreamEvent) -> int:
+        """See `RuntimeSessionStore.append_event`."""
+        [appended] = await self._database.batch(
+            [Statement(_APPEND, (self._tenant_id, session_id, event_text(event), NOW))]
+        )
+        if not appended.rows:
+            raise ValidationError(f"there is no session {session_id!r:.220}")
+        return int(appended.rows[0]["seq"] or 0)
+
+    async def list_events(
+        self, session_id: str, *, after: int = -1, limit: int = MAX_EVENTS_PER_PAGE
+    ) -> Sequence[StoredRuntimeEvent]:
+        """See `RuntimeSessionStore.list_events`."""
+        [found] = await self._database.batch([Statement(_LIST, (self._tenant_id, session_id, after, page_size(limit)))])
+        return [
+            StoredRuntimeEvent(seq=int(row["seq"] or 0), event=decode_runtime_event(str(row["event_json"])))
+            for row in found.rows
+        ]
+
+    async def delete_idle(self, *, older_than_ms: int, limit: int = 50) -> int:
+        """
+        Delete sessions that were last put longer ago, whatever their status, with their events; return how many.
+
+        At most *limit* in this one transaction: call again until fewer are deleted.
+        """
+        params = (self._tenant_id, NOW, f"-{older_than_ms / 1000:.3f} seconds", limit)
+        _, deleted = await self._database.batch(
+            [Statement(_DELETE_EVENTS, params), Statement(_DELETE_SESSIONS, params)]
+        )
+        return deleted.changes
+
+
+def _from_row(row: Row) -> RuntimeSession:
+    token, metadata = row["resume_token"], row["metadata_json"]
+    return RuntimeSession(
+        id=str(row["session_id"]),
+        backend=str(row["backend"]),
+        status=SessionStatus(str(row["status"])),
+        created_at=str(row["created_at"]),
+        updated_at=str(row["updated_at"]),
+        resume_token=None if token is None else str(token),
+        metadata=None if metadata is None else json.loads(str(metadata)),
+    )

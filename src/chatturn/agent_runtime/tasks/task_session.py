@@ -1,0 +1,232 @@
+"""
+The session of one attempt at a streamed task: opened, told in, and closed; and the backend, stopped.
+
+::
+
+    load ─▶ open ─▶ tell … ─▶ finish               completed: its last events are stored first, so that a session that
+              │        └────▶ stop ─▶ close         is completed has all of them
+              └ fails, or is left ─▶ stop           the backend may have begun it all the same
+
+Source:
+    docs/reference/agent-runtime.md, Stream events.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Final, TypeAlias
+
+from chatturn.agent_runtime.tasks.sessions import RuntimeSessionStore, require_session_id
+from chatturn.agent_runtime.tasks.task_backends import (
+    AgentBackendInput,
+    AgentExecutionBackend,
+    ResumableBackend,
+    StartingBackend,
+    StoppableBackend,
+)
+from chatturn.agent_runtime.tasks.task_steps import TaskSteps
+from chatturn.agent_runtime.values.events import (
+    BackendEndEvent,
+    FinalEvent,
+    RuntimeStreamEvent,
+    SessionCreatedEvent,
+    SessionResumedEvent,
+    TaskEndEvent,
+    TextDeltaEvent,
+)
+from chatturn.agent_runtime.values.tasks import RuntimeSession, SessionStatus
+from chatturn.agent_runtime.values.unsaid import Unsaid
+from chatturn.errors import SessionMismatchError
+from chatturn.product_calls import Late, awaited
+
+__all__ = ["TaskSession"]
+
+_STOP_TIMEOUT_MS: Final = 10_000
+_MOST_COALESCED: Final = 8_000
+"""Characters of text that are stored as one event of a session's."""
+
+_ENDS: Final = (BackendEndEvent, TaskEndEvent, FinalEvent)
+_Open: TypeAlias = Callable[[AgentBackendInput, RuntimeSession], Awaitable[RuntimeSession]]
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskSession:
+    """
+    The session in which a backend answers a task.
+
+    Attributes:
+        backend: Who answers.
+        store: Keeps the session; None for nowhere.
+        steps: The attempt's.
+        unsaid: Takes the resume tokens that become known.
+        kept: As the store had it before; None where it had none.
+        opened: As it is, once the backend has opened it.
+    """
+
+    backend: AgentExecutionBackend
+    store: RuntimeSessionStore | None
+    steps: TaskSteps
+    unsaid: Unsaid
+    kept: RuntimeSession | None = None
+    opened: RuntimeSession | None = None
+    _asked: RuntimeSession | None = None
+    _log: "_Log | None" = None
+    _finished: bool = False
+
+    async def load(self, name: str | None) -> None:
+        """
+        Take the session named *name*, if the store has it.
+
+        Raises:
+            SessionMismatchError: It is another backend's.
+            ValidationError: It is no name of a session.
+        """
+        if self.store is None or name is None:
+            return
+        require_session_id(name)
+        self.kept = await self.store.get(name)
+        if self.kept is not None:
+            if self.kept.backend != self.backend.kind:
+                raise SessionMismatchError(self.kept.backend, self.backend.kind)
+            self.unsaid.add(self.kept.resume_token)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the backend was asked to open it: from then on it must be stopped, if it does not end."""
+        return self._asked is not None
+
+    async def open(self, request: AgentBackendInput, fresh: Callable[[], str]) -> RuntimeSession:
+        """
+        Have the backend begin a session, named by *fresh*, or go on with the one that was kept.
+
+        Raises:
+            TaskAborted, HookFailed: The backend was aborted, or failed; it has to be stopped.
+            StoreError, ValidationError, SessionMismatchError: The session cannot be stored.
+        """
+        backend, now = self.backend, self.steps.now()
+        opening: _Open | None = None
+        if self.kept is None:
+            self._asked = RuntimeSession(
+                id=fresh(), backend=backend.kind, status=SessionStatus.ACTIVE, created_at=now, updated_at=now
+            )
+            opening = backend.start if isinstance(backend, StartingBackend) else None
+        else:
+            self._asked = replace(self.kept, status=SessionStatus.ACTIVE, updated_at=now)
+            opening = backend.resume if isinstance(backend, ResumableBackend) else None
+        if opening is not None:
+            await self.steps.unrecorded(partial(self._open, opening, request, self._asked))
+        self.opened = self._asked
+        self._log = None if self.store is None else _Log(self.store, self.opened.id, self.unsaid)
+        if self.store is not None:
+            await self.store.put(self.opened)
+        return self.opened
+
+    async def _open(self, opening: _Open, request: AgentBackendInput, asked: RuntimeSession) -> None:
+        opened = await opening(request, asked)
+        self.unsaid.add(opened.resume_token)
+        self._asked = opened  # even if whoever waits for it is gone by now
+
+    async def tell(self, event: RuntimeStreamEvent) -> None:
+        """Store *event*, now or with the next one; none after `finish`, which has stored the last ones."""
+        if self._log is not None and not self._finished:
+            await self._log.add(event)
+
+    async def flush(self) -> None:
+        """Store what was held back."""
+        if self._log is not None:
+            await self._log.flush()
+
+    async def stop(self, reason: str) -> Exception | Late | None:
+        """Stop the backend, if it was asked for anything; return why it could not be stopped, if that is so."""
+        if self._asked is None or not isinstance(self.backend, StoppableBackend):
+            return None
+        try:
+            await awaited(self.backend.stop(self._asked, reason), _STOP_TIMEOUT_MS)
+        except (Exception, Late) as error:  # noqa: BLE001 - a hook of the product's; it must not mask why it was called
+            return error
+        return None
+
+    async def close(self, status: SessionStatus, *, dated: bool = True) -> None:
+        """Store that it has ended; not *dated* where the answer may be on record, so that `repair` knows it again."""
+        if self.opened is None:
+            return
+        self.opened = replace(
+            self.opened, status=status, updated_at=self.steps.now() if dated else self.opened.updated_at
+        )
+        if self.store is not None:
+            await self.flush()
+            await self.store.put(self.opened)
+
+    async def finish(self, ends: Sequence[RuntimeStreamEvent], *, again: bool = False) -> None:
+        """Store the last events, and that it has completed; *again* where some of them may be on record."""
+        if self.opened is None:
+            return
+        done = replace(self.opened, status=SessionStatus.COMPLETED, updated_at=self.steps.now())
+        if self.store is not None:
+            there = await _ends_on_record(self.store, done.id) if again else 0
+            for event in ends[there:]:
+                await self.store.append_event(done.id, event)
+            await self.store.put(done)
+        self.opened, self._finished = done, True
+
+    async def repair(self, recorded: RuntimeSession, ends: Sequence[RuntimeStreamEvent]) -> None:
+        """
+        Complete the session of an answer that is on record, if its worker did not come to it.
+
+        It is left alone if anything has been done in it since *recorded* was opened.
+        """
+        if self.store is None:
+            return
+        kept = self.kept
+        if kept is None or kept.id != recorded.id:  # the backend had given it another name
+            kept = await self.store.get(recorded.id)
+        if kept is None or kept.backend != recorded.backend or kept.status is SessionStatus.COMPLETED:
+            return
+        if kept.updated_at == recorded.updated_at:
+            self.opened = kept
+            await self.finish(ends, again=True)
+            self.opened = None
+
+
+async def _ends_on_record(store: RuntimeSessionStore, name: str) -> int:
+    """Return how many of the last opening's last events a session has."""
+    found, after = 0, -1
+    while page := await store.list_events(name, after=after):
+        for each in page:
+            if isinstance(each.event, SessionCreatedEvent | SessionResumedEvent):
+                found = 0
+            found += isinstance(each.event, _ENDS)
+        after = page[-1].seq
+    return found
+
+
+@dataclass(slots=True)
+class _Log:
+    """What is stored of a session's events: pieces of text that follow one another, as one."""
+
+    store: RuntimeSessionStore
+    session_id: str
+    unsaid: Unsaid
+    _pending: TextDeltaEvent | None = None
+    _pieces: list[str] = field(default_factory=list)
+    _size: int = 0
+
+    async def add(self, event: RuntimeStreamEvent) -> None:
+        """Store *event*, now or with the next one."""
+        if isinstance(event, TextDeltaEvent):
+            self._pending = self._pending or event
+            self._pieces.append(event.text)
+            self._size += len(event.text)
+            if self._size >= _MOST_COALESCED:
+                await self.flush()
+            return
+        await self.flush()
+        await self.store.append_event(self.session_id, event)
+
+    async def flush(self) -> None:
+        """Store what was held back: without a token, even if it came in pieces."""
+        if self._pending is None:
+            return
+        event = replace(self._pending, text=self.unsaid.cleaned("".join(self._pieces)))
+        self._pending, self._pieces, self._size = None, [], 0
+        await self.store.append_event(self.session_id, event)

@@ -1,0 +1,182 @@
+"""
+The steps of a task, recorded where the task is durable, and how an abort ends the one that runs.
+
+Without a store a step is a call.  With one it is a step of a durable run (`chatturn.durable`): what it returns is
+JSON, recorded before the task goes on, and a later attempt is given the record instead of doing it again.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from chatturn.agent_runtime.values.codec import to_json
+from chatturn.durable.context import DurableContext
+from chatturn.durable.records import StepKind
+from chatturn.durable.runner import default_sources
+from chatturn.durable.steps import words_of
+from chatturn.durable.store import DurableRunStore
+from chatturn.errors import ValidationError
+
+__all__ = ["DurableTask", "HookFailed", "TaskAborted", "TaskSteps"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class TaskAborted(Exception):
+    """The caller asked the task to stop."""
+
+
+class HookFailed(Exception):
+    """
+    The product's own code raised, and neither the store nor the run did.
+
+    Attributes:
+        error: What it raised.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(words_of(error))
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DurableTask:
+    """
+    What makes a task durable.
+
+    Attributes:
+        store: Where it is recorded.
+        run_id: Names the run; the same on every attempt, and another for every task.
+        project_id: The product.
+        scenario_id: The thread, or None.
+        lease_ms: How long the worker may be silent before others may take the run over; at least 1.
+
+    Raises:
+        ValidationError: The run has no name, or one that cannot be stored, or *lease_ms* is no such number.
+    """
+
+    store: DurableRunStore
+    run_id: str
+    project_id: str
+    scenario_id: str | None = None
+    lease_ms: int = 30_000
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.run_id, str) or not self.run_id or not _can_be_stored(self.run_id):
+            raise ValidationError(f"run_id must be a text that is not empty and can be stored, not {self.run_id!r:.60}")
+        if type(self.lease_ms) is not int or self.lease_ms < 1:
+            raise ValidationError(f"lease_ms must be a whole number from 1, not {self.lease_ms!r:.40}")
+
+
+def _can_be_stored(text: str) -> bool:
+    """Say whether *text* is one in UTF-8: half a surrogate pair is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskSteps:
+    """
+    The steps of one attempt.
+
+    Attributes:
+        context: Records them; None where nothing is recorded.
+        abort: Set by a caller that wants the task to stop: the step that runs is cancelled.
+        now: The current time, as a timestamp.
+        at: When the latest step ended: of a step that was replayed, when it did so first.
+    """
+
+    context: DurableContext | None = None
+    abort: asyncio.Event | None = None
+    now: Callable[[], str] = field(default_factory=lambda: default_sources().now)
+    at: str = ""
+
+    def __post_init__(self) -> None:
+        self.at = self.now()
+
+    async def begin(self) -> None:
+        """Take the time at which the task begins, which is the same on every attempt."""
+        self.at = self.now() if self.context is None else await self.context.now()
+
+    async def do(
+        self,
+        intent: str,
+        run: Callable[[], Awaitable[T]],
+        *,
+        kind: str = StepKind.LOGIC,
+        read: Callable[[Any], T] | None = None,
+    ) -> T:
+        """
+        Do *run* once, and return its result: where it is recorded, as *read* makes it of its JSON.
+
+        Raises:
+            TaskAborted: The caller asked the task to stop before it was over.
+            HookFailed: *run* raised.
+            TypeError, StepTooLarge: The result cannot be recorded.
+        """
+        if self.context is None:
+            result = await self.unrecorded(run)
+            self.at = self.now()
+            return result
+        context = self.context
+        told = await self._called(run, lambda call: context.step(intent, lambda: self._recorded(call), kind=kind))
+        self.at = told["at"]
+        return read(told["value"]) if read is not None else told["value"]
+
+    async def unrecorded(self, run: Callable[[], Awaitable[T]]) -> T:
+        """Do *run*, on every attempt anew.  Raises `TaskAborted` and `HookFailed`."""
+        return await self._called(run, lambda call: call())
+
+    async def _called(
+        self,
+        run: Callable[[], Awaitable[T]],
+        step: Callable[[Callable[[], Coroutine[Any, Any, T]]], Coroutine[Any, Any, R]],
+    ) -> R:
+        """Do a *step* that calls *run*; tell what *run* raises from what the step does."""
+        caught: list[Exception] = []
+
+        async def call() -> T:
+            try:
+                return await run()
+            except Exception as error:
+                caught.append(error)
+                raise
+
+        try:
+            return await self._or_aborted(step(call))
+        except Exception as error:
+            if caught and error is caught[-1]:
+                raise HookFailed(error) from error
+            raise
+
+    def step_key(self, intent: str) -> str:
+        """Return the next step's key if it is *intent*, for others to deduplicate by; "" where nothing is recorded."""
+        return "" if self.context is None else self.context.step_key(intent)
+
+    async def _recorded(self, run: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
+        return {"value": to_json(await run()), "at": self.now()}
+
+    async def _or_aborted(self, step: Coroutine[Any, Any, T]) -> T:
+        if self.abort is None:
+            return await step
+        if self.abort.is_set():
+            step.close()
+            raise TaskAborted
+        task, abort = asyncio.ensure_future(step), asyncio.ensure_future(self.abort.wait())
+        try:
+            await asyncio.wait({task, abort}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            abort.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+        if self.abort.is_set() and (task.cancelled() or isinstance(task.exception(), Exception)):
+            raise TaskAborted
+        if task.cancelled():
+            raise RuntimeError("it was cancelled by itself")
+        return task.result()

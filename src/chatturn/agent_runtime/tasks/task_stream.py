@@ -1,0 +1,573 @@
+"""
+`run_agent_task_stream`: a task whose backend answers as a stream.
+
+::
+
+    readiness gate ─▶ session ─▶ backend ─▶ end          every event in `event_order`'s order
+         │ blocked       └── fails, is aborted, or is not read any more: the backend is stopped, the session closed
+         ▼
+        end
+
+Given a `DurableTask`, the gate's hooks and the whole answer are steps.  A worker that dies before the answer is on
+record is continued by another, which resumes the session, if there is a session store, and asks the backend again
+under the same request id; a task that has completed is told again from its record, and nobody is asked.
+
+Source:
+    docs/reference/agent-runtime.md, Stream events.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from functools import partial
+from typing import Any, Final, Literal
+
+from chatturn.agent_runtime.tasks.pump import Pump, Put
+from chatturn.agent_runtime.tasks.readiness import (
+    DEFAULT_MINIMUM_SCORE,
+    KnowledgeHooks,
+    ReadinessGate,
+    assess_knowledge,
+    require_minimum_score,
+)
+from chatturn.agent_runtime.tasks.sayings import SayingMapper
+from chatturn.agent_runtime.tasks.sessions import RuntimeSessionStore
+from chatturn.agent_runtime.tasks.task_backends import (
+    AgentBackendContext,
+    AgentBackendInput,
+    AgentExecutionBackend,
+)
+from chatturn.agent_runtime.tasks.task_loop import check_budget, manifest_of
+from chatturn.agent_runtime.tasks.task_session import TaskSession
+from chatturn.agent_runtime.tasks.task_steps import DurableTask, HookFailed, TaskAborted, TaskSteps
+from chatturn.agent_runtime.values.chat_events import UNKNOWN_MODEL
+from chatturn.agent_runtime.values.codec import event_from_json, read_value, to_json
+from chatturn.agent_runtime.values.events import (
+    EVENT_CLASSES,
+    BackendEndEvent,
+    BackendErrorEvent,
+    BackendMadeEvent,
+    BackendStartEvent,
+    FinalEvent,
+    LlmCallEvent,
+    RuntimeStreamEvent,
+    SessionCreatedEvent,
+    SessionResumedEvent,
+    TaskEndEvent,
+    TaskStartEvent,
+    TextDeltaEvent,
+    filled_in,
+    without_token,
+    without_tokens,
+)
+from chatturn.agent_runtime.values.fixed_words import BACKEND_COMPLETED
+from chatturn.agent_runtime.values.knowledge import KnowledgeReadinessReport
+from chatturn.agent_runtime.values.tasks import (
+    AgentTaskSpec,
+    AgentTaskStatus,
+    BackendErrorDetail,
+    RuntimeSession,
+    SessionStatus,
+)
+from chatturn.agent_runtime.values.unsaid import Unsaid
+from chatturn.backends.api import ChatMessage
+from chatturn.durable.context import ContextSources, DurableContext
+from chatturn.durable.records import StepKind
+from chatturn.durable.runner import RunDurableInput, default_sources, run_durable
+from chatturn.durable.steps import OpenStep, words_of
+from chatturn.errors import (
+    BackendError,
+    BackendReportedError,
+    BackendTimeout,
+    BackendTransportError,
+    ChatTurnError,
+    HookError,
+    LeaseLost,
+    StoreError,
+)
+from chatturn.telemetry.redaction import without_secrets
+
+__all__ = ["RunAgentTaskStreamOptions", "run_agent_task_stream"]
+
+_MOST_RECORDED: Final = 900_000
+"""Characters of an answer's events as ASCII JSON: what a step may hold, less the session."""
+
+_ABANDONED: Final = "nobody reads the stream any more"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunAgentTaskStreamOptions:
+    """
+    What is asked, of whom.
+
+    Attributes:
+        task: What for; its intent is what is asked where nothing else is said.
+        backend: Who answers: any of chatturn's backends, or one of `task_backends`.
+        message: What is said.
+        messages: The conversation, its last message last; instead of *message*.
+        inputs: JSON of the caller's own, for the backend.
+        model: Which model, where the backend serves several.
+        request_options: Further members of a model's request.
+        knowledge: What is known; None for what the task's requirements say (`assess_knowledge`).
+        minimum_score: See `decide_knowledge_readiness`.
+        hooks: What is done about gaps.
+        session_id: The session to go on with, or to begin under this id; None for a fresh one, which is the run's id
+            where the task is durable.
+        session_store: Keeps the session and what was told in it; None for nowhere.
+        abort: Set it to stop the task: the backend's connection is closed at once.
+        durable: Where the task is recorded; None for nowhere.
+        sources: The time, and ids.
+
+    Raises:
+        ValidationError: *minimum_score* is none, or the budget has what is no limit.
+    """
+
+    task: AgentTaskSpec
+    backend: AgentExecutionBackend
+    message: str | None = None
+    messages: Sequence[ChatMessage] | None = None
+    inputs: Mapping[str, Any] | None = None
+    model: str | None = None
+    request_options: Mapping[str, Any] = field(default_factory=dict)
+    knowledge: KnowledgeReadinessReport | None = None
+    minimum_score: float = DEFAULT_MINIMUM_SCORE
+    hooks: KnowledgeHooks = field(default_factory=KnowledgeHooks)
+    session_id: str | None = None
+    session_store: RuntimeSessionStore | None = None
+    abort: asyncio.Event | None = None
+    durable: DurableTask | None = None
+    sources: ContextSources = field(default_factory=default_sources)
+
+    def __post_init__(self) -> None:
+        check_budget(self.task)
+        require_minimum_score(self.minimum_score)
+
+
+async def run_agent_task_stream(options: RunAgentTaskStreamOptions) -> AsyncGenerator[RuntimeStreamEvent, None]:
+    """
+    Run a task, and yield what happens.
+
+    The backend's failure is told, and does not raise.  Whoever stops reading stops the backend: at once inside
+    ``async with aclosing(stream)``, and otherwise when the generator is collected.  No event has a resume token.
+
+    Raises:
+        SessionMismatchError: The session is another backend's; nothing was said.
+        StoreError: The session store failed, or the durable run's; the backend was stopped.
+        DurableRunLeaseHeldError, DurableRunInputMismatchError, DurableRunDivergenceError, LeaseLost, TypeError,
+        StepTooLarge: As `run_agent_task` does, of a durable task.
+    """
+    if options.durable is None:
+        steps = TaskSteps(abort=options.abort, now=options.sources.now)
+        async with aclosing(_TaskStream(options, steps, None).events()) as events:
+            async for event in events:
+                yield event
+        return
+    async with Pump[RuntimeStreamEvent](partial(_run_durably, options, options.durable)) as pump:
+        async for event in pump:
+            yield event
+
+
+class _NotCompletedError(Exception):
+    """Has the run recorded as failed, so that it can be gone on with; its events have been told."""
+
+
+async def _run_durably(options: RunAgentTaskStreamOptions, durable: DurableTask, put: Put[RuntimeStreamEvent]) -> None:
+    last: list[RuntimeStreamEvent] = []  # told once the run is on record as completed: whoever reads may leave then
+
+    async def task_fn(context: DurableContext) -> None:
+        steps = TaskSteps(context=context, abort=options.abort, now=options.sources.now)
+        stream = _TaskStream(options, steps, context)
+        async with aclosing(stream.events()) as events:
+            async for event in events:
+                if stream.status is AgentTaskStatus.COMPLETED:
+                    last.append(event)
+                else:
+                    await put(event)
+        if stream.status is not AgentTaskStatus.COMPLETED:
+            raise _NotCompletedError
+
+    run = RunDurableInput(
+        run_id=durable.run_id,
+        manifest=manifest_of(options.task, durable, **_asked(options)),
+        store=durable.store,
+        task_fn=task_fn,
+        lease_ms=durable.lease_ms,
+        sources=options.sources,
+    )
+    try:
+        await run_durable(run)
+    except _NotCompletedError:
+        return
+    for event in last:
+        await put(event)
+
+
+def _asked(options: RunAgentTaskStreamOptions) -> dict[str, Any]:
+    """Return all that makes it another request, for the manifest; what was not given is left out, as it always was."""
+    given = {
+        "request_inputs": options.inputs,
+        "request_options": options.request_options or None,
+        "session_id": options.session_id,
+    }
+    return {
+        "message": options.message,
+        "messages": None if options.messages is None else [dict(message) for message in options.messages],
+        "model": options.model,
+        **{name: to_json(value) for name, value in given.items() if value is not None},
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recorded:
+    """A whole answer as a step has it."""
+
+    session: RuntimeSession
+    resumed: bool
+    text: str
+    at: str
+    events: tuple[Any, ...]
+
+
+class _Phase(Enum):
+    """What a task does: what fails then has failed for that reason."""
+
+    GATE = auto()
+    OPENING = auto()
+    ANSWERING = auto()
+
+
+class _Record(Enum):
+    """Whether the answer is on record."""
+
+    NO = auto()
+    PERHAPS = auto()
+    YES = auto()
+
+
+class _TaskStream:
+    """
+    One attempt at a task.
+
+    Attributes:
+        status: How it ended; None before.
+    """
+
+    def __init__(self, options: RunAgentTaskStreamOptions, steps: TaskSteps, context: DurableContext | None) -> None:
+        self.status: AgentTaskStatus | None = None
+        self._options = options
+        self._steps = steps
+        self._context = context
+        self._knowledge = options.knowledge or assess_knowledge(options.task)
+        self._mapper = SayingMapper(options.backend.kind, options.model or UNKNOWN_MODEL)
+        self._unsaid = Unsaid()
+        self._session = TaskSession(
+            backend=options.backend, store=options.session_store, steps=steps, unsaid=self._unsaid
+        )
+        self._phase = _Phase.GATE
+        self._record_of_answer = _Record.NO
+        self._ends: Sequence[RuntimeStreamEvent] = ()
+        self._fatal: BackendErrorEvent | None = None
+
+    async def events(self) -> AsyncGenerator[RuntimeStreamEvent, None]:
+        """Run the task; yield what happens."""
+        await self._session.load(self._session_id())
+        try:
+            async with aclosing(self._told()) as events:
+                async for event in events:
+                    told = self._shown(event)
+                    await self._session.tell(told)
+                    yield told
+        except Exception:
+            with suppress(StoreError):  # it must not mask why this is called
+                await self._abandon()
+            raise
+        finally:
+            await self._abandon()
+
+    def _shown(self, event: RuntimeStreamEvent) -> RuntimeStreamEvent:
+        shown: RuntimeStreamEvent = self._unsaid.cleaned(without_tokens(event))
+        return shown
+
+    async def _abandon(self) -> None:
+        """However it ended: a session whose task has told no end is not left open, and its backend not running."""
+        if self.status is not None or not self._session.is_begun:
+            return
+        self.status = AgentTaskStatus.ABORTED
+        with suppress(StoreError):  # of a store that does not answer nobody knows; the lease has lasted until now
+            if not await self._holds_lease():
+                return  # backend and session are another worker's by now
+        if self._record_of_answer is _Record.YES:
+            await self._session.finish(self._ends, again=True)
+            return
+        await self._session.stop(_ABANDONED)
+        await self._session.close(SessionStatus.ABORTED, dated=self._record_of_answer is _Record.NO)
+
+    async def _holds_lease(self) -> bool:
+        if self._context is None or self._context.lease is None:
+            return True
+        try:
+            await self._context.store.renew_lease(self._context.lease)
+        except LeaseLost:
+            return False
+        return True
+
+    async def _told(self) -> AsyncGenerator[RuntimeStreamEvent, None]:
+        await self._steps.begin()
+        yield TaskStartEvent(task=self._options.task, timestamp=self._steps.at)
+        try:
+            async with aclosing(self._worked()) as events:
+                async for event in events:
+                    yield event
+        except TaskAborted:
+            ends = await self._broken(None)
+        except HookFailed as failed:
+            ends = await self._broken(failed.error)
+        else:
+            return
+        for event in ends:
+            yield event
+
+    async def _worked(self) -> AsyncGenerator[RuntimeStreamEvent, None]:
+        options = self._options
+        gate = ReadinessGate(
+            report=self._knowledge, minimum_score=options.minimum_score, hooks=options.hooks, steps=self._steps
+        )
+        async for kind, members in gate.events():
+            made: Any = EVENT_CLASSES[kind]
+            yield made(task=options.task, timestamp=self._steps.at, **members)
+        if gate.decision is None or not gate.decision.passed:
+            for event in self._end(AgentTaskStatus.BLOCKED, gate.report.reason):
+                yield event
+            return
+        self._knowledge = gate.report
+        key = self._steps.step_key("answer") or options.sources.uuid()
+        step = None if self._context is None else await self._context.open_step("answer", kind=StepKind.LLM)
+        if step is not None and step.replayed:
+            for event in await self._replayed(read_value(_Recorded, step.result)):
+                yield event
+            return
+        async with aclosing(self._answered(step, key)) as events:
+            async for event in events:
+                yield event
+
+    # The answer.
+
+    async def _answered(self, step: OpenStep | None, key: str) -> AsyncGenerator[RuntimeStreamEvent, None]:
+        self._phase = _Phase.OPENING
+        resumed, request = self._session.kept is not None, self._request()
+        session = await self._session.open(request, lambda: self._session_id() or self._options.sources.uuid())
+        self._phase = _Phase.ANSWERING
+        for event in self._begun(session, resumed, self._steps.now()):
+            yield event
+        said = list[RuntimeStreamEvent]()
+        async with aclosing(self._live(request, session, key)) as events:
+            async for event in events:
+                said.append(event)
+                yield event
+        await self._session.flush()
+        await self._record(step, session, resumed, said)
+        self._ends = self._completed(session, self._mapper.text(), self._steps.now())
+        self._record_of_answer = _Record.YES
+        await self._session.finish(self._ends)
+        self.status = AgentTaskStatus.COMPLETED
+        for event in self._ends:
+            yield event
+
+    async def _live(
+        self, request: AgentBackendInput, session: RuntimeSession, key: str
+    ) -> AsyncGenerator[RuntimeStreamEvent, None]:
+        """Ask the backend, in a task of its own: an abort, or whoever stops reading, cancels that."""
+        context = AgentBackendContext(
+            request_id=key, task=self._options.task, knowledge=self._knowledge, session=session
+        )
+
+        async def produce(put: Put[Any]) -> None:
+            stream = self._options.backend.stream(request, context)
+            try:
+                async for output in stream:
+                    await put(output)
+            finally:
+                if isinstance(stream, AsyncGenerator):
+                    await stream.aclose()
+
+        async with Pump[Any](produce) as pump:
+            while True:
+                output = await self._steps.unrecorded(partial(anext, pump, None))
+                if output is None:
+                    break
+                for event in self._mapped(output, session):
+                    yield event
+        if self._fatal is not None:
+            raise HookFailed(
+                BackendReportedError("it reported an error", backend=self._fatal.backend, detail=self._fatal.message)
+            )
+
+    def _mapped(self, output: Any, session: RuntimeSession) -> list[RuntimeStreamEvent]:
+        """Return what the backend says with *output*; an error from which it says that nobody recovers is its last."""
+        try:
+            events = self._mapper.feed(output)
+        except BackendError as error:
+            raise HookFailed(error) from error
+        for event in events:
+            if isinstance(event, BackendErrorEvent) and not event.recoverable:
+                self._fatal = event
+        shown, now = without_token(session), self._steps.now()
+        return [filled_in(event, task=self._options.task, session=shown, timestamp=now) for event in events]
+
+    async def _record(
+        self, step: OpenStep | None, session: RuntimeSession, resumed: bool, said: Sequence[RuntimeStreamEvent]
+    ) -> None:
+        """Record the answer: all that was said, or, where that is too much for a step, its text and its calls."""
+        if step is None:
+            return
+        recorded = _Recorded(
+            session=without_token(session),
+            resumed=resumed,
+            text=self._mapper.text(),
+            at=self._steps.now(),
+            events=_compact(said),
+        )
+        if len(json.dumps(recorded.events)) > _MOST_RECORDED:
+            recorded = replace(recorded, events=_compact([each for each in said if isinstance(each, LlmCallEvent)]))
+        self._record_of_answer = _Record.PERHAPS
+        await step.complete(to_json(self._unsaid.cleaned(recorded)))
+
+    async def _replayed(self, recorded: _Recorded) -> list[RuntimeStreamEvent]:
+        session, at = recorded.session, recorded.at
+        ends = self._completed(session, recorded.text, at)
+        await self._session.repair(session, ends)
+        self.status = AgentTaskStatus.COMPLETED
+        said = [event_from_json(each) for each in recorded.events]
+        if recorded.text and not any(isinstance(event, TextDeltaEvent) for event in said):
+            said.insert(0, TextDeltaEvent(text=recorded.text))
+        return [
+            *self._begun(session, recorded.resumed, at),
+            *(filled_in(event, task=self._options.task, session=session, timestamp=at) for event in said),
+            *ends,
+        ]
+
+    def _request(self) -> AgentBackendInput:
+        options = self._options
+        said = options.task.intent if options.message is None else options.message
+        messages = [{"role": "user", "content": said}] if options.messages is None else options.messages
+        return AgentBackendInput(
+            messages=messages,
+            model=options.model,
+            options=options.request_options,
+            task=options.task,
+            message=options.message,
+            inputs=options.inputs,
+        )
+
+    def _session_id(self) -> str | None:
+        durable = self._options.durable
+        return self._options.session_id or (None if durable is None else durable.run_id)
+
+    # What the runtime tells.
+
+    def _begun(self, session: RuntimeSession, resumed: bool, at: str) -> list[RuntimeStreamEvent]:
+        kind = SessionResumedEvent if resumed else SessionCreatedEvent
+        shown = without_token(session)
+        return [
+            kind(task=self._options.task, session=shown, timestamp=at),
+            BackendStartEvent(task=self._options.task, session=shown, backend=session.backend, timestamp=at),
+        ]
+
+    def _completed(self, session: RuntimeSession, text: str, at: str) -> list[RuntimeStreamEvent]:
+        shown = replace(without_token(session), status=SessionStatus.COMPLETED, updated_at=at)
+        end = BackendEndEvent(task=self._options.task, session=shown, backend=session.backend, timestamp=at)
+        ends = [end, *self._told_end(AgentTaskStatus.COMPLETED, BACKEND_COMPLETED, text=text, session=shown, at=at)]
+        return [self._shown(each) for each in ends]
+
+    async def _broken(self, error: Exception | None) -> list[RuntimeStreamEvent]:
+        """Stop what was begun, and tell why the task ends; None for an abort."""
+        status = AgentTaskStatus.ABORTED if error is None else AgentTaskStatus.FAILED
+        reason = "aborted" if error is None else self._code(error)
+        detail = BackendErrorDetail(kind="backend", message="aborted") if error is None else _detail(error)
+        if self._context is not None and not await self._holds_lease():
+            raise LeaseLost("another worker goes on with the task", run_id=self._context.run_id)
+        unstopped = await self._session.stop(reason)
+        await self._session.close(SessionStatus.ABORTED if error is None else SessionStatus.FAILED)
+        if unstopped is not None:
+            detail = replace(
+                detail, message=f"{detail.message}; and stopping it: {without_secrets(words_of(unstopped))}"
+            )
+        session = None if self._session.opened is None else without_token(self._session.opened)
+        ends = self._end(status, reason, detail, text=self._mapper.text(), session=session)
+        if self._phase is _Phase.GATE or self._fatal is not None:
+            return ends  # it was no backend that failed, or the backend has told it
+        failure = BackendErrorEvent(
+            task=self._options.task,
+            session=session,
+            backend=self._options.backend.kind,
+            message=_public(error) + (" It could not be stopped." if unstopped is not None else ""),
+            recoverable=error is not None,
+            error=detail,
+            timestamp=self._steps.now(),
+        )
+        return [failure, *ends]
+
+    def _code(self, error: Exception) -> str:
+        if isinstance(error, ChatTurnError):
+            return error.code
+        return HookError.code if self._phase is _Phase.GATE else BackendError.code
+
+    def _end(self, status: AgentTaskStatus, reason: str, *particulars: Any, **members: Any) -> list[RuntimeStreamEvent]:
+        self.status = status
+        return self._told_end(status, reason, *particulars, **members)
+
+    def _told_end(
+        self,
+        status: AgentTaskStatus,
+        reason: str,
+        error: BackendErrorDetail | None = None,
+        *,
+        text: str = "",
+        session: RuntimeSession | None = None,
+        at: str | None = None,
+    ) -> list[RuntimeStreamEvent]:
+        at = at or self._steps.now()
+        return [
+            TaskEndEvent(task=self._options.task, status=status, reason=reason, timestamp=at),
+            FinalEvent(
+                task=self._options.task,
+                session=session,
+                status=status,
+                reason=reason,
+                text=text or None,
+                error=error,
+                timestamp=at,
+            ),
+        ]
+
+
+def _compact(said: Sequence[RuntimeStreamEvent]) -> tuple[Any, ...]:
+    """Return events as JSON without what a replay fills in again, pieces of text that follow one another as one."""
+    compact: list[Any] = []
+    for event in said:
+        if isinstance(event, TextDeltaEvent) and compact and compact[-1]["type"] == TextDeltaEvent.type:
+            compact[-1]["text"] += event.text
+        else:
+            made: Any = event
+            compact.append(
+                to_json(replace(made, task=None, session=None) if isinstance(event, BackendMadeEvent) else event)
+            )
+    return tuple(compact)
+
+
+def _public(error: Exception | None) -> str:
+    """Return what may be said to anybody; the words of an upstream may quote what was asked."""
+    if error is None:
+        return "The task was aborted."
+    return error.public if isinstance(error, ChatTurnError) else BackendError.public
+
+
+def _detail(error: Exception) -> BackendErrorDetail:
+    unreached = isinstance(error, BackendTransportError | BackendTimeout)
+    status = error.upstream_status if isinstance(error, BackendTransportError) else None
+    body = without_secrets(error.detail) if isinstance(error, BackendError) else None
+    kind: Literal["transport", "backend"] = "transport" if unreached else "backend"
+    return BackendErrorDetail(kind=kind, message=without_secrets(words_of(error)), status=status, body=body or None)

@@ -1,0 +1,94 @@
+"""What a runtime event is about: the task, the session that it runs in, and what went wrong.  Values only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Self
+
+from chatturn.agent_runtime.values.knowledge import KnowledgeRequirement
+from chatturn.durable.records import TaskSpec
+
+__all__ = ["AgentTaskSpec", "AgentTaskStatus", "BackendErrorDetail", "RuntimeSession", "SessionStatus"]
+
+
+class AgentTaskStatus(StrEnum):
+    """How a task ended."""
+
+    COMPLETED = "completed"
+    BLOCKED = "blocked"
+    FAILED = "failed"
+    ABORTED = "aborted"
+
+
+class SessionStatus(StrEnum):
+    """Where a backend's session stands."""
+
+    ACTIVE = "active"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentTaskSpec:
+    """
+    What is to be done.
+
+    Attributes:
+        intent: A fixed sentence of the product's, never a user's text: it is shown everywhere.
+        inputs: JSON; may hold anything of the user's.
+        budget: Limits by name: ``maxSteps``, ``maxWallMs``, ``maxCostUsd``.
+        metadata: JSON of the product's own.
+    """
+
+    id: str
+    intent: str
+    domain: str | None = None
+    inputs: Mapping[str, Any] | None = None
+    required_knowledge: tuple[KnowledgeRequirement, ...] | None = None
+    budget: Mapping[str, float] | None = None
+    metadata: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, task: TaskSpec) -> Self:
+        """Return the task of a durable run's manifest."""
+        metadata = dict(task.metadata) or None
+        return cls(id=task.id, intent=task.intent, domain=task.domain, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeSession:
+    """
+    A backend's session.
+
+    Attributes:
+        backend: The kind of backend.
+        resume_token: A credential of the backend's; not shown, and in no event that a stream tells.
+        created_at: A timestamp, as is `updated_at`.
+        metadata: JSON of the backend's own.
+    """
+
+    id: str
+    backend: str
+    status: SessionStatus
+    created_at: str
+    updated_at: str
+    resume_token: str | None = field(default=None, repr=False)
+    metadata: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendErrorDetail:
+    """
+    What went wrong, for programs.
+
+    Attributes:
+        kind: Whether the backend could not be reached, or failed itself.
+        status: The HTTP status that it answered with; 0 if it did not.
+        body: The beginning of that answer.
+    """
+
+    kind: Literal["transport", "backend"]
+    message: str
+    status: int | None = None
+    body: str | None = None
