@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from chatturn.backends.providers import PRESETS
 from tests.support.client import Client, answer_of
 from tests.support.upstream import Upstream
 from tests.support.upstream_script import Script
 from tests.support.worker import Worker, running_worker
+
+SERVERS = [kind for kind in PRESETS if not PRESETS[kind].is_binding]
 
 AI = Path(__file__).parents[1] / "worker" / "ai"
 
@@ -35,6 +38,10 @@ def worker(upstream: Upstream) -> Iterator[Worker]:
         {"kind": "vllm", "base_url": "http://127.0.0.1:9/v1", "models": ["gone"]},
         {"kind": "ollama", "base_url": f"{server}/v1", "models": ["here"]},
         {"kind": "workers-ai", "models": ["@cf/meta/llama", "@cf/none"]},
+        *(
+            {"name": f"all-{kind}", "kind": kind, "base_url": f"{server}/v1/{kind}", "models": [f"{kind}-model"]}
+            for kind in SERVERS
+        ),
     ]
     variables = {
         "BACKEND": "openai",
@@ -46,6 +53,7 @@ def worker(upstream: Upstream) -> Iterator[Worker]:
         "AI_GATEWAY_KEY": "provider-key",
         "GATEWAY_TOKEN": "gateway-token",
     }
+    variables = {**{PRESETS[kind].key: f"{kind}-key" for kind in SERVERS if PRESETS[kind].key}, **variables}
     with running_worker(
         entry="ai_entry",
         deployment=AI / "wrangler.toml",
@@ -110,3 +118,23 @@ def test_a_model_that_the_binding_does_not_have_is_a_refusal(worker: Worker) -> 
 
     assert (error["code"], "No such model" in json.dumps(lines)) == ("backend_rejected", False)
     assert worker.logged("No such model")
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_a_turn_on_each_preset_needs_nothing_but_settings(worker: Worker, upstream: Upstream, kind: str) -> None:
+    """Asked at its path, with its key in its header, or with none."""
+    preset, message = PRESETS[kind], f"all of {kind}"
+    upstream.on(message, Script(text=f"From {kind}."))
+    lines = Client(worker.url).post(f"preset-{kind}", message, model=f"{kind}-model", parameters={"max_tokens": 9})
+    [call] = upstream.calls(message)
+    path, _, query = call.path.partition("?")
+    secret = {"azure": "azure-key", "ai-gateway": "provider-key"}.get(kind, f"{kind}-key")
+
+    assert answer_of(lines) == f"From {kind}."
+    assert lines[-1]["type"] == "session.run.completed"
+    assert path == f"/v1/{kind}" + preset.path.replace("{model}", f"{kind}-model")
+    assert query == "&".join(f"{name}={value}" for name, value in preset.query.items())
+    assert call.headers.get(preset.key_header) == (preset.key_prefix + secret if preset.key else None)
+    assert call.headers["user-agent"] == "chatturn"
+    assert (call.body["model"], call.body["max_tokens"]) == (f"{kind}-model", 9)
+    assert ("stream_options" in call.body) == preset.quirks.stream_options
