@@ -60,7 +60,8 @@ _PASSING: Final = re.compile(
 _WRONG: Final = re.compile(
     r"invalid_(?:request|argument|api_key|prompt|parameter)|invalidparameter|bad_?request|authenticat|unauthor"
     r"|permission|forbidden|not[ _]?found|field required|unsupported|unprocessable|model_not|validation_error"
-    r"|unexpected endpoint|datainspection|content_policy"
+    r"|unexpected endpoint|data_?inspection|content_?(?:policy|filter|management)|policy_violation|responsibleai"
+    r"|inappropriate content|moderation_"
 )
 _CLIENT_ERRORS: Final = range(400, 500)
 _ERRORS: Final = range(400, 600)
