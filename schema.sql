@@ -146,7 +146,8 @@ CREATE TABLE IF NOT EXISTS chat_turns (
   asked_at_index INTEGER CHECK (asked_at_index >= 0),   -- where it was asked, if another turn had that place
   parts_json TEXT,                      -- the message's parts, if it is more than text; JSON
   kept_json TEXT,                       -- what the answer's API wants back with it in later turns, and which; JSON
-  reserved_micro_usd INTEGER NOT NULL DEFAULT 0 CHECK (reserved_micro_usd >= 0)  -- for budgets, while it runs
+  reserved_micro_usd INTEGER NOT NULL DEFAULT 0 CHECK (reserved_micro_usd >= 0),  -- for budgets, while it runs
+  log_kept INTEGER NOT NULL DEFAULT 1 CHECK (log_kept IN (0, 1))      -- 0: it was looked at when it was old
 ) STRICT, WITHOUT ROWID;
 -- For lists of one tenant's turns, the latest first.
 CREATE INDEX IF NOT EXISTS idx_chat_turns_tenant ON chat_turns (tenant_id, created_at, run_id);
@@ -265,6 +266,8 @@ UPDATE chat_turns SET
 WHERE (SELECT max(version) FROM durable_schema_info) < 102 AND manifest_hash = '';
 -- For the sweep, which makes the logs short of turns that are over.
 CREATE INDEX IF NOT EXISTS idx_chat_turns_loose ON chat_turns (updated_at) WHERE log_compact = 0;
+-- For the sweep, which gives old logs up.
+CREATE INDEX IF NOT EXISTS idx_chat_turns_kept ON chat_turns (updated_at) WHERE log_kept = 1;
 -- For a tenant's usage of a period.
 CREATE INDEX IF NOT EXISTS idx_chat_usage_tenant ON chat_usage (tenant_id, recorded_at);
 -- Whose it was, for rows from before that was kept.
@@ -818,7 +821,7 @@ WHERE intent >= 'event:tool:' AND intent < 'event:tool;';
 
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 116, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 117, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_outbox') WHERE name = 'payload_json');

@@ -109,6 +109,9 @@ class Settings:
         choices=get_args(Switch),
     )
     retention_days: int = _setting(0, "days after its end a run is deleted, messages and all; 0 keeps it", least=0)
+    log_retention_days: int = _setting(
+        0, "days after its latest attempt began the log of a turn is given up for its answer; 0 keeps it", least=0
+    )
     usage_retention_days: int = _setting(
         400, "days after a model call what it consumed is deleted; 0 keeps it", least=0
     )

@@ -140,6 +140,7 @@ LATER = (
     "0016_ledger_sums.sql",
     "0017_peoples_data.sql",
     "0018_thread_changes.sql",
+    "0019_old_logs.sql",
 )
 EARLY_0004 = (
     "ALTER TABLE chat_turns ADD COLUMN log_from INTEGER NOT NULL DEFAULT 0 CHECK (log_from >= 0)",

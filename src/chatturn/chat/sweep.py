@@ -17,6 +17,7 @@ from chatturn.chat.service import DurableChatService
 from chatturn.chat.sessions.deletion import go_on_deleting
 from chatturn.chat.sweep_budget import SWEEP_SHARES, CountedDatabase, SweepBudget
 from chatturn.chat.thread.queue_sql import read_due_pending
+from chatturn.chat.turn.log_retention import LOGS_AT_ONCE, give_up_old_logs
 from chatturn.chat.usage.sql import delete_usage
 from chatturn.database.migration import mend
 
@@ -86,6 +87,9 @@ class _Round:
             age_ms = settings.retention_days * _DAY_MS
             await deployment.files.delete_old(settings.retention_days, deployment.sources.now())
             while self.budget.room(1) and await deployment.store.delete_finished_runs(older_than_ms=age_ms) > 0:
+                pass
+        if settings.log_retention_days:
+            while self.budget.room(2) and await give_up_old_logs(database, settings.log_retention_days) == LOGS_AT_ONCE:
                 pass
         if settings.compact_logs == "on":
             await compact_logs(database, self.budget.room)

@@ -16,9 +16,12 @@ __all__ = [
     "NEWS",
     "Segment",
     "append_segment",
+    "give_log_up",
+    "keep_log",
     "loose_logs",
     "mark_compact",
     "note_follower",
+    "old_logs",
     "read_attempt",
     "read_page",
     "read_segments",
@@ -137,6 +140,24 @@ SELECT ?1, ?3, ?4, ?5, ?6, ?7 WHERE {_OVER}
 """
 
 
+_OLD_LOGS: Final = f"""
+SELECT t.run_id, r.epoch, t.tenant_id, t.session_id, t.user_id, t.turn_index, t.version, t.log_from,
+  (SELECT result_json FROM durable_steps AS s
+   WHERE s.run_id = t.run_id AND s.step_index = 0 AND s.status = 'completed') AS result_json,
+  g.last_seq, g.attempt, g.ended, g.lines
+FROM chat_turns AS t CROSS JOIN durable_runs AS r ON r.run_id = t.run_id
+LEFT JOIN chat_segments AS g ON g.run_id = t.run_id
+  AND g.first_seq = (SELECT max(first_seq) FROM chat_segments WHERE run_id = t.run_id)
+WHERE t.log_kept = 1 AND t.updated_at < {MOMENT.format("?1, ?2")}
+  AND r.lease_holder_id IS NULL AND r.status IN ('completed', 'failed')
+ORDER BY t.updated_at LIMIT ?3
+"""
+
+_DELETE_LOG: Final = f"DELETE FROM chat_segments WHERE run_id = ?1 AND {_OVER}"
+_GIVEN_UP: Final = f"UPDATE chat_turns SET log_kept = 0, log_compact = 1, log_from = ?3 WHERE run_id = ?1 AND {_OVER}"
+_SEEN: Final = f"UPDATE chat_turns SET log_kept = 0 WHERE run_id = ?1 AND {_OVER}"
+
+
 class Segment(NamedTuple):
     """
     Consecutive lines of one attempt, as one row.
@@ -178,6 +199,25 @@ def rewrite_segments(run_id: str, epoch: int, segments: Sequence[Segment]) -> li
         Statement(_DELETE_SEGMENTS, (run_id, epoch, first, last)),
         *(Statement(_INSERT_SEGMENT, (run_id, epoch, *segment)) for segment in segments),
     ]
+
+
+def old_logs(older_than_days: int, limit: int) -> Statement:
+    """Read turns that are over and were asked longer ago, whose logs are kept, with the last row of each."""
+    return Statement(_OLD_LOGS, (NOW, f"-{older_than_days} days", limit))
+
+
+def give_log_up(run_id: str, epoch: int, left: Segment) -> list[Statement]:
+    """Put *left* in the place of the whole log, unless the turn was claimed since."""
+    return [
+        Statement(_DELETE_LOG, (run_id, epoch)),
+        Statement(_INSERT_SEGMENT, (run_id, epoch, *left)),
+        Statement(_GIVEN_UP, (run_id, epoch, left.first_seq)),
+    ]
+
+
+def keep_log(run_id: str, epoch: int) -> Statement:
+    """Note that a log stays as it is."""
+    return Statement(_SEEN, (run_id, epoch))
 
 
 def append_segment(first_seq: int, attempt: int, lines: Sequence[str], *, ended: bool = False) -> Statement:

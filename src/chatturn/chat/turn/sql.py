@@ -56,6 +56,7 @@ ON CONFLICT (run_id) DO UPDATE SET
   parameters_json = excluded.parameters_json, parts_json = excluded.parts_json, kept_json = NULL,
   attempt = excluded.attempt,
   updated_at = excluded.updated_at, cancelled_at = NULL, finish_reason = NULL, retry_at = NULL, log_compact = 0,
+  log_kept = 1,
   manifest_hash = excluded.manifest_hash,
   first_attempt = CASE WHEN {_ANEW} THEN excluded.first_attempt ELSE first_attempt END,
   suspensions = CASE WHEN {_ANEW} THEN 0 ELSE suspensions END,
