@@ -26,7 +26,7 @@ from tests.support.client import token
 from tests.support.front import Front
 from tests.support.http import http
 from tests.support.upstream import Upstream
-from tests.support.upstream_script import Script
+from tests.support.upstream_script import Script, ToolCall
 from tests.support.worker import Worker, running_worker
 
 HERE: Final = Path(__file__).parent
@@ -50,6 +50,12 @@ AI_SDK: Final = {
     "ai, WorkflowChatTransport": [NODE, "use_chat.mjs", "workflow"],
 }
 BARE: Final = {"ai, WorkflowChatTransport as it is": [NODE, "use_chat.mjs", "workflow-bare"]}
+TOOLS: Final = {
+    "openai (PyPI), tools": [PYTHON, "use_openai.py", "openai-tools"],
+    "langchain-openai, tools": [PYTHON, "use_openai.py", "langchain-tools"],
+    "openai (npm), tools": [NODE, "use_openai.mjs"],
+    "ai, tools in the page": [NODE, "use_chat.mjs", "default"],
+}
 OURS: Final = {
     "ours, JavaScript in Node": [NODE, "use_ours.mjs"],
     "ours, Python": [sys.executable, "use_ours.py", "waits"],
@@ -130,6 +136,7 @@ def worker(upstream: Upstream, pages: str) -> Iterator[Worker]:
             "OPENAI_API_KEY": "sk-of-the-tests",
             "LEASE_MS": str(LEASE_MS),
             "CORS_ORIGINS": pages,
+            "THREADS": "on",
         }
     ) as worker:
         yield worker
@@ -173,9 +180,14 @@ class Chat:
         self.client, self.fault, self.front, self.upstream = client, fault, front, upstream
         upstream.on(self.question, *(scripts or (ANSWER,)))
 
+    @property
+    def is_openai(self) -> bool:
+        """Whether it speaks OpenAI's format."""
+        return self.client in OPENAI or (self.client in TOOLS and not self.client.startswith("ai, "))
+
     def start(self, **more: Any) -> "subprocess.Popen[str]":
         """Start the client."""
-        path = "/v1" if self.client in OPENAI else "/v1/ai-sdk/chat" if self.client in {**AI_SDK, **BARE} else ""
+        path = "/v1" if self.is_openai else "/v1/ai-sdk/chat" if self.client.startswith("ai, ") else ""
         asked = {
             "url": self.front.url + path,
             "token": token(),
@@ -185,10 +197,10 @@ class Chat:
             "key": self.name,
             "chat": self.name,
             "question": self.question,
-            "messages": [{"role": "user", "content": self.question}] if self.client in OPENAI else [],
+            "messages": [{"role": "user", "content": self.question}] if self.is_openai else [],
             **more,
         }
-        command = [*CLIENTS[self.client], json.dumps(asked)]
+        command = [*{**CLIENTS, **TOOLS}[self.client], json.dumps(asked)]
         return subprocess.Popen(
             command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
         )
@@ -213,12 +225,11 @@ class Chat:
         """Count."""
         return Row.of(self.client, self.fault, len(self.upstream.calls(self.question)), said)
 
-    def wait_for_words(self, chunks: int) -> None:
-        """Wait until the model has said so much."""
-        assert self.upstream.wait_calls(1, SECONDS, self.question)
-        [call, *_] = self.upstream.calls(self.question)
+    def wait_for_words(self, chunks: int, of: str = "") -> None:
+        """Wait until the model has said so much to the question, or to something *of* it."""
+        [talks, *_] = self.upstream.wait_calls(1, SECONDS, of or self.question)
         deadline = time.monotonic() + SECONDS
-        while call.chunks_sent < chunks:
+        while talks.chunks_sent < chunks:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -353,3 +364,99 @@ def test_a_reader_that_leaves(client: str, front: Front, upstream: Upstream, row
     rows.append(chat.row(said))
 
     assert_whole(rows[-1])
+
+
+LOOK: Final = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize(
+    ("client", "fault"),
+    [
+        *((client, "none") for client in TOOLS),
+        *((client, "SIGKILL in mid-stream") for client in TOOLS if client != "openai (npm), tools"),
+    ],
+)
+def test_tools_of_the_client(
+    client: str, fault: str, front: Front, upstream: Upstream, worker: Worker, rows: list[Row]
+) -> None:
+    """
+    Its loop, as it is: each call is done once, and the turn goes on with the result.
+
+    With a fault the Worker is killed while it says what follows: the loop's last request is asked again.  (The loop of
+    OpenAI's package for Node is one call of its user's, and ends with a stream that breaks off.)
+    """
+    chat = Chat(front, upstream, client, f"{fault} with tools")
+    looked = f"[looked at {chat.name}]"
+    call = ToolCall(id="call_1", name="look", arguments=json.dumps({"at": chat.name}))
+    upstream.on(chat.question, Script(text="Let me see.", tool_calls=(call,), finish_reason="tool_calls"))
+    upstream.on(looked, ANSWER)
+    more: dict[str, Any] = {"body": {"parameters": {"tools": [LOOK]}}} if client.startswith("ai, ") else {"tools": True}
+    if fault == "none":
+        said = chat.ask(**more)
+    else:
+        process = chat.start(**more)
+        chat.wait_for_words(40, of=looked)
+        front.there.clear()
+        worker.kill()
+        worker.restart()
+        front.there.set()
+        said = chat.said(process)
+    asked = [each.body["messages"] for each in (*upstream.calls(chat.question), *upstream.calls(looked))]
+    row = Row.of(
+        client, chat.fault, len(asked), {**said, "text": said["text"].replace("Let me see.", "").replace(looked, "")}
+    )
+    rows.append(row)
+
+    assert_whole(row, calls=2 if fault == "none" else 3)
+    assert [chat.name] == said["looked"] if client.startswith("ai, ") else looked in said["text"]
+    assert [["user"], ["user", "assistant", "tool"]] == [[each["role"] for each in messages] for messages in asked[:2]]
+    assert looked == asked[1][-1]["content"]
+
+
+@pytest.mark.parametrize("client", AI_SDK)
+def test_an_answer_is_regenerated(client: str, front: Front, upstream: Upstream, rows: list[Row]) -> None:
+    """One bubble, with the new answer; the old one is kept as a version. An edit likewise."""
+    for fault, more in (("regenerate", {"regenerate": True}), ("edit", {"edit": "Something else."})):
+        upstream.on("Something else.", Script(text="another answer"))
+        chat = Chat(
+            front, upstream, client, fault, *([Script(text="the old answer"), ANSWER] if fault == "regenerate" else [])
+        )
+        said = chat.ask(**more)
+        rows.append(chat.row(said))
+        headers = {"Authorization": f"Bearer {token()}"}
+        address = f"{front.url}/v1/sessions/{chat.name}"
+        thread = http.get(f"{address}/messages", headers=headers).json()["messages"]
+        versions = http.get(f"{address}/turns/0/versions", headers=headers).json()["versions"]
+
+        assert_whole(rows[-1], calls=2 if fault == "regenerate" else 1)
+        assert (1, [], WORDS) == (said["bubbles"], said["errors"], said["text"])
+        assert [chat.question, WORDS] == [each["content"] for each in thread]
+        assert (2, thread[1]["runId"]) == (len(versions), said["ids"][-1])
+
+
+@pytest.mark.parametrize("approve", [True, False])
+def test_an_approval(approve: bool, upstream: Upstream, pages: str) -> None:
+    """`addToolApprovalResponse` and `sendAutomaticallyWhen`: the same turn goes on, and nothing is sent twice."""
+    call = ToolCall(id="call_1", name="send_note", arguments=json.dumps({"to": "bob", "text": f"milk {approve}"}))
+    variables = {
+        "PRODUCT": "agent",
+        "BACKEND": "openai",
+        "MODEL": "scripted-1",
+        "OPENAI_BASE_URL": upstream.url,
+        "OPENAI_API_KEY": "sk-of-the-tests",
+        "THREADS": "on",
+        "CORS_ORIGINS": pages,
+    }
+    asks = Script(text="", tool_calls=(call,), finish_reason="tool_calls")
+    with running_worker(variables=variables) as agent, Front(int(agent.url.rpartition(":")[2])) as there:
+        there.pages = pages
+        chat = Chat(there, upstream, "ai, DefaultChatTransport", f"approval {approve}", asks)
+        told = '"sent"' if approve else "denied"
+        upstream.on(told, ANSWER)
+        said = chat.ask(approve=approve)
+
+    assert (WORDS, [], 1, 1) == (said["text"], said["errors"], said["bubbles"], said["tools"])
+    assert ["output-available" if approve else "output-denied"] == [
+        each for each in said["states"] if each.startswith("output")
+    ]
+    assert (1, 1) == (len(upstream.calls(chat.question)), len(upstream.calls(told)))

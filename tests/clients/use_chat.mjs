@@ -2,15 +2,21 @@
 // when the stream broke off.
 import { Chat } from "@ai-sdk/react";
 import { WorkflowChatTransport } from "./.build/workflow.mjs";
-import { DefaultChatTransport, isDynamicToolUIPart } from "ai";
+import {
+  DefaultChatTransport,
+  isDynamicToolUIPart,
+  lastAssistantMessageIsCompleteWithApprovalResponses as approved,
+  lastAssistantMessageIsCompleteWithToolCalls as done,
+} from "ai";
 
 const [kind, json] = process.argv.slice(2);
 const asked = JSON.parse(json);
 const headers = { Authorization: `Bearer ${asked.token}` };
 const errors = [];
+const looked = [];
 
 const transports = {
-  default: () => new DefaultChatTransport({ api: asked.url, headers }),
+  default: () => new DefaultChatTransport({ api: asked.url, headers, body: asked.body }),
   workflow: () =>
     new WorkflowChatTransport({
       api: asked.url,
@@ -32,6 +38,12 @@ const chat = new Chat({
   id: asked.chat,
   messages: asked.messages,
   transport: transports[kind](),
+  sendAutomaticallyWhen: (options) => done(options) || approved(options),
+  onToolCall: ({ toolCall }) => {
+    looked.push(toolCall.input.at);
+    // Not awaited: the SDK's stream waits for this call.
+    void chat.addToolOutput({ tool: toolCall.toolName, toolCallId: toolCall.toolCallId, output: `[looked at ${toolCall.input.at}]` });
+  },
   onError: (error) => errors.push(`${error.name}: ${error.message}`.slice(0, 200)),
 });
 
@@ -54,8 +66,26 @@ async function run() {
     await chat.resumeStream();
     return;
   }
+  if (asked.approve !== undefined) {
+    await chat.sendMessage({ text: asked.question });
+    const waiting = () => answer().flatMap((message) => message.parts).filter((part) => part.state === "approval-requested");
+    for (const part of waiting()) await chat.addToolApprovalResponse({ id: part.approval.id, approved: asked.approve });
+    while (chat.status !== "ready" && chat.status !== "error") await pause(5);
+    return;
+  }
+  if (asked.regenerate) {
+    await chat.sendMessage({ text: asked.question });
+    await chat.regenerate();
+    return;
+  }
+  if (asked.edit) {
+    await chat.sendMessage({ text: asked.edit });
+    await chat.sendMessage({ text: asked.question, messageId: chat.messages[0].id });
+    return;
+  }
   if (asked.resume) await chat.resumeStream();
   else await chat.sendMessage({ text: asked.question });
+  while (asked.body && chat.status !== "ready" && chat.status !== "error") await pause(5);
   for (let tries = 0; chat.status === "error" && tries < 60; tries++) {
     await pause(300);
     chat.clearError();
@@ -70,6 +100,9 @@ console.log(
     status: chat.status,
     bubbles: answer().length,
     tools: answer().flatMap((message) => message.parts.filter(isDynamicToolUIPart)).length,
+    looked,
+    states: answer().flatMap((message) => message.parts.map((part) => part.state).filter(Boolean)),
+    ids: chat.messages.map((message) => message.id),
     errors,
   }),
 );

@@ -19,9 +19,21 @@ async function ask() {
   throw new Error("the stream ended without a finish_reason");
 }
 
+/** Loops over tools as the SDK itself does. */
+async function askWithTools() {
+  const said = [];
+  const look = async ({ at }) => (said.push(` [looked at ${at}] `), `[looked at ${at}]`);
+  const parameters = { type: "object", properties: { at: { type: "string" } }, required: ["at"] };
+  const tool = { type: "function", function: { name: "look", description: "Looks.", parameters, parse: JSON.parse, function: look } };
+  const runner = client.chat.completions.runTools({ model: "default", messages: asked.messages, stream: true, tools: [tool] });
+  runner.on("content", (delta) => said.push(delta));
+  await runner.done();
+  return said.join("");
+}
+
 for (let tries = 0; tries < 30; tries++) {
   try {
-    console.log(JSON.stringify({ text: await ask(), errors }));
+    console.log(JSON.stringify({ text: await (asked.tools ? askWithTools() : ask()), errors }));
     process.exit(0);
   } catch (error) {
     errors.push(`${error.name}: ${error.message}`.slice(0, 200));

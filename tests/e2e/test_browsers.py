@@ -138,3 +138,14 @@ def test_nobody_else_on_this_machine_reads_the_state(worker: Worker) -> None:
     """Conversations, secrets and the log are below folders of the user's own."""
     for folder in (worker.server.state, worker.server.folder):
         assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_a_page_may_read_that_a_setting_is_wrong() -> None:
+    """The browser shows the sentence, and not only that something failed; another page's is shown nothing."""
+    with running_worker(variables={"CORS_ORIGINS": PAGE, "LEASE_MS": "soon"}) as wrong:
+        told = http.get(f"{wrong.url}/readyz", headers={"origin": PAGE})
+        other = http.get(f"{wrong.url}/readyz", headers={"origin": "https://evil.example.com"})
+
+    assert (503, PAGE) == (told.status_code, told.headers["access-control-allow-origin"])
+    assert "LEASE_MS" in told.text
+    assert "access-control-allow-origin" not in other.headers

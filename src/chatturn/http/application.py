@@ -7,7 +7,7 @@ from typing import Protocol, Self, TypeAlias
 from chatturn.chat.service import DurableChatService
 from chatturn.errors import ChatTurnError, ConfigurationError
 from chatturn.http.auth import Authenticator, Principal, UnconfiguredAuth
-from chatturn.http.cors import Cors
+from chatturn.http.cors import Cors, origins_in
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import problem
 from chatturn.http.rates import Rates
@@ -62,9 +62,18 @@ class Application:
     owner: SessionOwner | None = None
 
     @classmethod
-    def unconfigured(cls, error: ConfigurationError, *, log: Callable[[str, BaseException], None]) -> Self:
-        """Make what is left when the settings cannot be read: alive, not ready, and saying why."""
-        return cls(authenticator=UnconfiguredAuth(error), service=error, log=log)
+    def unconfigured(
+        cls, error: ConfigurationError, *, log: Callable[[str, BaseException], None], origins: str = ""
+    ) -> Self:
+        """
+        Make what is left when the settings cannot be read: alive, not ready, and saying why.
+
+        Args:
+            error: Why.
+            log: Takes failures that no client is told.
+            origins: The setting ``CORS_ORIGINS`` as it stands: pages of these may read why, too.
+        """
+        return cls(authenticator=UnconfiguredAuth(error), service=error, log=log, cors=Cors(origins_in(origins)))
 
     def chat(self) -> DurableChatService:
         """

@@ -17,7 +17,7 @@ from typing import Final
 from chatturn.errors import ConfigurationError
 from chatturn.http.messages import HttpRequest, HttpResponse
 
-__all__ = ["Cors", "read_origins"]
+__all__ = ["Cors", "origins_in", "read_origins"]
 
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 
@@ -49,6 +49,15 @@ def read_origins(text: str) -> frozenset[str]:
                 "CORS_ORIGINS", f"entry {position} is no origin as browsers send it: https://app.example.com"
             )
     return frozenset(entries) - {""}
+
+
+def origins_in(text: str) -> frozenset[str]:
+    """
+    Return the origins in ``CORS_ORIGINS``, whatever else it holds.
+
+    Where the settings cannot be read, their pages may read why: no other page may, and there is nothing else to read.
+    """
+    return frozenset(each for each in map(str.strip, text.split(",")) if _ORIGIN.fullmatch(each))
 
 
 class Cors:

@@ -55,7 +55,8 @@ def application(
         isolate = _isolate(make_hooks)
         chat = service(make_hooks, headers)
     except ConfigurationError as error:
-        return Application.unconfigured(error, log=functools.partial(_log_failure, print_log))
+        origins = read_env(_env()).get("CORS_ORIGINS", "")
+        return Application.unconfigured(error, log=functools.partial(_log_failure, print_log), origins=origins)
     owner = None if owned else _owner(request)
     log = functools.partial(_log_failure, isolate.chat.log)
     return Application(

@@ -51,6 +51,26 @@ def test_a_page_on_the_list_may_ask_and_read() -> None:
         assert name in response.headers["Access-Control-Expose-Headers"]
 
 
+@pytest.mark.parametrize("origins", [PAGE, f"*, {PAGE}, https://app.example.com/path, null"])
+def test_where_the_settings_cannot_be_read_the_same_pages_may_read_why(origins: str) -> None:
+    """Those that are on the list, and no others: a wrong entry allows nobody."""
+
+    async def read(_most: int) -> bytes:
+        return b""
+
+    app = Application.unconfigured(ConfigurationError("X", "is not set"), log=lambda *_: None, origins=origins)
+    answers = {}
+    for origin in (PAGE, "https://evil.example.com", "null", "*"):
+        request = HttpRequest(method="GET", path=RUNS, query="", headers={"origin": origin}, read=read)
+        answers[origin] = asyncio.run(handle(request, app))
+    preflight = HttpRequest(method="OPTIONS", path=RUNS, query="", headers={"origin": PAGE, **PREFLIGHT}, read=read)
+
+    assert {503} == {response.status for response in answers.values()}
+    assert [PAGE] == [origin for origin, response in answers.items() if cors_headers(response)]
+    assert PAGE == answers[PAGE].headers["Access-Control-Allow-Origin"]
+    assert 204 == asyncio.run(handle(preflight, app)).status
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"), [("GET", "/nowhere", 404), ("PUT", RUNS, 405), ("GET", RUNS, 503)]
 )
