@@ -87,7 +87,7 @@ class Settings:
         choices=get_args(Switch),
     )
     when_busy: WhenBusy = _setting(
-        "parallel",
+        "queue",
         "with `THREADS=on`: what a message does while another turn of its session is open; see One turn at a time",
         choices=get_args(WhenBusy),
     )
