@@ -86,6 +86,12 @@ async def test_a_message_waits_for_the_turn_before_it(isolate: Isolate) -> None:
     """It is told its place, starts within 50 ms of the end before it, and the model is shown that answer."""
     first, second, third = [await say(isolate, index, text) for index, text in enumerate("abc")]
     assert "pending" == await status(isolate, 1)
+    listed = (await isolate.ask("GET", "/v1/runs?status=pending")).body["runs"]
+    assert [2, 1] == [run["turnIndex"] for run in listed]
+    page = (await isolate.ask("GET", f"{SESSION}/messages")).body
+    assert [("a", "running"), ("b", "pending"), ("c", "pending")] == [
+        (turn["message"], turn["status"]) for turn in page["open"]
+    ]
     lines = await third.lines()
 
     assert ["queued", "queued", "started", "completed"] == kinds(lines)

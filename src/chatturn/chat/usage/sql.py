@@ -137,7 +137,7 @@ DELETE FROM chat_usage WHERE (run_id, attempt, call_index) IN (
 _RESERVED_BY_OTHERS: Final = f"""(SELECT sum(t.reserved_micro_usd)
   FROM durable_runs AS r INDEXED BY idx_durable_runs_open CROSS JOIN chat_turns AS t ON t.run_id = r.run_id
   WHERE r.run_id > {{first}} AND r.run_id < {{last}} AND r.run_id <> ?1 AND r.status IN ('pending', 'running')
-    AND r.lease_expires_at > {MOMENT.format("?4")})"""
+    AND +r.status = 'running' AND r.lease_expires_at > {MOMENT.format("?4")})"""
 _BOTH: Final = "coalesce({spent}, 0) + coalesce({reserved}, 0)"
 _TODAY: Final = f"substr({MOMENT.format('?4')}, 1, 10)"
 _SPENT: Final = {
