@@ -11,7 +11,7 @@ STAMPS := $(VENV)/stamps
 READY := $(STAMPS)/python $(STAMPS)/worker $(STAMPS)/node
 
 .DELETE_ON_ERROR:
-.PHONY: help setup .installed run demo token chaos rolling api attack test models docs reset schema lint format types bench clients chromium deploy deploy-check clean FORCE
+.PHONY: help setup .installed run demo token chaos rolling api attack test models docs reset schema lint format types bench bench-host clients chromium deploy deploy-check clean FORCE
 
 help:
 	@echo "make run           start the Worker at http://localhost:$(PORT) (PORT=, PRODUCT=legal)"
@@ -29,6 +29,7 @@ help:
 	@echo "make schema        write schema.sql from the code"
 	@echo "make lint types    ruff, mypy --strict"
 	@echo "make bench         measure, and write bench/RESULTS.md"
+	@echo "make bench-host    measure what the platform's timers cost here, and write bench/HOST.md"
 	@echo "make deploy        check a product, then let pywrangler deploy it (PRODUCT=legal)"
 	@echo "make deploy-check  say what would fail, and upload nothing (PRODUCT=, DRY_RUN=1 asks no account)"
 
@@ -113,6 +114,9 @@ $(STAMPS)/clients: $(CLIENTS)/requirements.txt $(CLIENTS)/package-lock.json $(CL
 
 bench: setup
 	$(BIN)/python -m bench.run $(ARGS)
+
+bench-host: setup
+	$(BIN)/python -m bench.host
 
 deploy: setup
 	@test -z "$(DRY_RUN)" || { echo "make deploy uploads: say make deploy-check DRY_RUN=1 to upload nothing"; exit 2; }

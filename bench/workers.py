@@ -23,20 +23,23 @@ from tests.support.worker import SECRET, Worker, running_worker
 
 __all__ = [
     "NAMES",
+    "VARIABLES",
     "Subject",
     "counted_worker",
     "least_worker",
     "running_pair_subject",
     "running_subjects",
+    "running_upstream",
     "running_with",
     "stepped_worker",
+    "subject",
     "traced_workers",
 ]
 
 NAMES: Final = ("pass", "floor", "chatturn")
 
 _HERE: Final = Path(__file__).parent
-_VARIABLES: Final = {"BACKEND": "openai", "OPENAI_API_KEY": "bench", "MODEL": "bench", "HISTORY_TURNS": "20"}
+VARIABLES: Final = {"BACKEND": "openai", "OPENAI_API_KEY": "bench", "MODEL": "bench", "HISTORY_TURNS": "20"}
 
 
 class JavaScriptServer(Server):
@@ -74,22 +77,22 @@ class Subject:
 def running_subjects() -> Iterator[dict[str, Subject]]:
     """Run all three Workers and their model."""
     with ExitStack() as stack:
-        variables = {**_VARIABLES, "OPENAI_BASE_URL": stack.enter_context(_running_upstream())}
+        variables = {**VARIABLES, "OPENAI_BASE_URL": stack.enter_context(running_upstream())}
         workers = {
             "pass": stack.enter_context(_javascript_worker(_HERE / "pass" / "worker.mjs", variables)),
             "floor": stack.enter_context(_javascript_worker(_HERE / "floor" / "worker.mjs", variables)),
             "chatturn": stack.enter_context(running_worker(variables=variables)),
         }
-        yield {name: _subject(name, worker) for name, worker in workers.items()}
+        yield {name: subject(name, worker) for name, worker in workers.items()}
 
 
 @contextmanager
 def running_with(settings: Mapping[str, Mapping[str, str]]) -> Iterator[dict[str, Subject]]:
     """Run the Worker once with each of some settings, and their model."""
     with ExitStack() as stack:
-        variables = {**_VARIABLES, "OPENAI_BASE_URL": stack.enter_context(_running_upstream())}
+        variables = {**VARIABLES, "OPENAI_BASE_URL": stack.enter_context(running_upstream())}
         yield {
-            name: _subject(name, stack.enter_context(running_worker(variables={**variables, **each})))
+            name: subject(name, stack.enter_context(running_worker(variables={**variables, **each})))
             for name, each in settings.items()
         }
 
@@ -98,29 +101,29 @@ def running_with(settings: Mapping[str, Mapping[str, str]]) -> Iterator[dict[str
 def running_pair_subject() -> Iterator[Subject]:
     """Run two isolates of the Worker on one database, and their model."""
     with ExitStack() as stack:
-        variables = {**_VARIABLES, "OPENAI_BASE_URL": stack.enter_context(_running_upstream())}
-        yield _subject("pair", stack.enter_context(running_pair(variables=variables)))
+        variables = {**VARIABLES, "OPENAI_BASE_URL": stack.enter_context(running_upstream())}
+        yield subject("pair", stack.enter_context(running_pair(variables=variables)))
 
 
 @contextmanager
 def counted_worker() -> Iterator[Subject]:
     """Run the Worker on a database that counts, and its model."""
-    with _other_entry("counted") as subject:
-        yield subject
+    with _other_entry("counted") as counted:
+        yield counted
 
 
 @contextmanager
 def stepped_worker() -> Iterator[Subject]:
     """Run the Worker that runs steps, on a database that counts."""
-    with _other_entry("stepped", "counted") as subject:
-        yield subject
+    with _other_entry("stepped", "counted") as stepped:
+        yield stepped
 
 
 @contextmanager
 def least_worker() -> Iterator[Subject]:
     """Run the Python Worker that does nothing, and its model."""
-    with _other_entry("least") as subject:
-        yield subject
+    with _other_entry("least") as least:
+        yield least
 
 
 @contextmanager
@@ -137,13 +140,14 @@ def traced_workers() -> Iterator[dict[str, Subject]]:
 def _other_entry(name: str, *others: str) -> Iterator[Subject]:
     """Run the entry module *name* of this folder, beside the real one, *others* that it needs, and its model."""
     with ExitStack() as stack:
-        variables = {**_VARIABLES, "OPENAI_BASE_URL": stack.enter_context(_running_upstream())}
+        variables = {**VARIABLES, "OPENAI_BASE_URL": stack.enter_context(running_upstream())}
         mounts = {f"{name}.py": _HERE / f"{name}.py", **{f"bench/{each}.py": _HERE / f"{each}.py" for each in others}}
-        yield _subject(name, stack.enter_context(running_worker(variables=variables, entry=name, mounts=mounts)))
+        yield subject(name, stack.enter_context(running_worker(variables=variables, entry=name, mounts=mounts)))
 
 
 @contextmanager
-def _running_upstream() -> Iterator[str]:
+def running_upstream() -> Iterator[str]:
+    """Run the model; yield the address of its API."""
     with _running("bench.upstream") as address:
         yield f"{address}/v1"
 
@@ -179,7 +183,8 @@ def _javascript_worker(module: Path, variables: Mapping[str, str]) -> Iterator[W
             worker.stop()
 
 
-def _subject(name: str, worker: Worker) -> Subject:
+def subject(name: str, worker: Worker) -> Subject:
+    """Make what is measured of a running Worker."""
     claims = {"tenant": "bench", "sub": "bench", "scope": "turns", "exp": int(time.time()) + 86_400}
     token = jwt.encode(claims, SECRET, algorithm="HS256")
     client = Client(worker.server.port, token)

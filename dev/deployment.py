@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,6 @@ from dev.account import Unanswered, error_of, migrations_left, secret_names
 from dev.config import PLACEHOLDER_ID, Config
 from dev.server import StartError
 from dev.snapshot import check_snapshot
-from products import make_hooks
 
 __all__ = [
     "Problem",
@@ -260,7 +260,7 @@ def _first_error(
     def hooks(product: str, own: Mapping[str, str]) -> ChatTurnHooks:
         asked = _Asked(own)
         try:
-            return make_hooks(product, asked)
+            return _hooks(product, asked)
         except ConfigurationError:
             raise
         except Exception as failure:
@@ -276,6 +276,16 @@ def _first_error(
     except ConfigurationError as error:
         return error
     return None
+
+
+def _hooks(product: str, variables: Mapping[str, str]) -> ChatTurnHooks:
+    """Make a product's hooks, if the products can be imported outside a Worker: `code_problems` does so inside one."""
+    try:
+        products = import_module("products")
+    except Exception:  # noqa: BLE001 -- whatever a module of somebody else's raises: a package that only Workers have
+        return ChatTurnHooks()
+    made: ChatTurnHooks = products.make_hooks(product, variables)
+    return made
 
 
 class _Asked(dict[str, str]):

@@ -1,6 +1,7 @@
 """`make deploy` and `make deploy-check`: what an account lacks is found before, by the installed wrangler."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -349,6 +350,32 @@ def test_an_error_is_found_in_what_wrangler_says() -> None:
 
 
 # The commands
+
+
+def test_a_product_that_only_a_worker_can_import_is_looked_at_in_one(tmp_path: Path) -> None:
+    """What it holds and cannot be stored is named, with module, attribute and reason."""
+    for name in ("dev", "migrations", "python_modules", ".venv", "wrangler.toml", "schema.sql"):
+        (tmp_path / name).symlink_to(paths.ROOT / name)
+    shutil.copytree(paths.SOURCES, tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "src" / "products" / "legal.py").open("a") as file:
+        file.write("\n\nimport js\n\n_CALL = js.Function.prototype.call\n")
+    script = (
+        "import sys; from pathlib import Path; import dev.paths as paths\n"
+        "paths.ROOT = Path.cwd(); paths.SOURCES = paths.ROOT / 'src'\n"
+        "from dev.deploy import main; sys.exit(main(['--check', '--dry-run', '--product', 'legal', '--config', 'wrangler.toml']))"
+    )
+    checked = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{tmp_path / 'src'}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert 1 == checked.returncode, checked.stderr
+    assert "products.legal._CALL holds a JavaScript function call that has no path from globalThis" in checked.stderr
+    assert "Traceback" not in checked.stderr
 
 
 def test_pywrangler_is_the_one_that_deploys(account: Cloudflare, project: Path, tmp_path: Path) -> None:
