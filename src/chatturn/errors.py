@@ -22,6 +22,7 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
   x FilesUnavailable                     503 files_unavailable (r): the store of files does not answer
   x BodyTimeout                          408 body_timeout (r): the request did not arrive whole
   x RateLimited                          429 rate_limited (r): too many requests of one user or tenant
+    + LimitReached                         429 limit_reached (r)
   x ReadersBusy                          503 busy (r): readers have not taken what they were sent
   x KeysUnavailable                      503 keys_unavailable (r): those that tokens are checked with
   x DurableRunError                      the run is not this caller's to continue
@@ -40,6 +41,7 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
     + AttemptsExhausted                    500 attempts_exhausted
     + BudgetExceeded                       402 budget_exceeded
     + UnpricedModel                        402 unpriced_model
+    + RunEnded                             409 run_ended
     + LeaseLost                            409 lease_lost (r)
     + RunNotFound                          404 not_found
     + TurnAborted                          499 aborted (r)
@@ -101,6 +103,7 @@ __all__ = [
     "InvalidRuntimeEvent",
     "KeysUnavailable",
     "LeaseLost",
+    "LimitReached",
     "MalformedRequest",
     "MethodNotAllowed",
     "NotFound",
@@ -111,6 +114,7 @@ __all__ = [
     "RateLimited",
     "ReadersBusy",
     "RequestError",
+    "RunEnded",
     "RunNotFound",
     "RuntimeRunStateError",
     "SchemaOutdated",
@@ -198,6 +202,13 @@ class RateLimited(ChatTurnError):
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class LimitReached(RateLimited):
+    """A user or a tenant has as much at once, or has begun or stored as much today, as there may be."""
+
+    code = "limit_reached"
+    public = "A limit of this user or tenant is reached. Wait as Retry-After says, then send the same request again."
 
 
 class ReadersBusy(ChatTurnError):
@@ -731,6 +742,14 @@ class BudgetExceeded(DurableRunError):
     def __init__(self, message: str, *, run_id: str, scope: str) -> None:
         super().__init__(message, run_id=run_id)
         self.scope = scope
+
+
+class RunEnded(DurableRunError):
+    """The run is over, and takes no further event; nothing was stored."""
+
+    code = "run_ended"
+    status = 409
+    public = "The turn is over, and takes no further event."
 
 
 class UnpricedModel(DurableRunError):

@@ -154,6 +154,17 @@ class Settings:
     cors_origins: str = _setting(
         "", "origins whose pages may call the Worker, separated by commas: `https://app.example.com`"
     )
+    running_turns_subject: int = _setting(
+        200, "turns of one user that run at once; 0: any number; see Limits of a user", least=0
+    )
+    running_turns_tenant: int = _setting(2_000, "likewise, of one tenant", least=0)
+    turns_subject_per_day: int = _setting(10_000, "turns that one user begins on a day, UTC; 0: any number", least=0)
+    turns_tenant_per_day: int = _setting(1_000_000, "likewise, of one tenant", least=0)
+    bytes_subject_per_day: int = _setting(
+        500_000_000, "about how much of one user is stored on a day, UTC; 0: any amount", least=0
+    )
+    bytes_tenant_per_day: int = _setting(5_000_000_000, "likewise, of one tenant", least=0)
+    run_events: int = _setting(1_000, "events that one turn is sent, at most; 0: any number", least=0)
     rate_subject_per_minute: int = _setting(
         1_200, "requests of one user, a quarter of it at once; 0: any number; see Limits of a user", least=0
     )

@@ -33,6 +33,7 @@ from chatturn.chat.thread.version_sql import (
     read_shown_version,
     read_versions,
 )
+from chatturn.chat.turn import limits_sql
 from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn.disconnects import CANCEL_REQUESTED
 from chatturn.chat.turn.reader import ping_every_ms
@@ -432,6 +433,8 @@ class DurableChatService:
 
         Raises:
             RunNotFound: This user has no such run, or nobody has asked for such an approval; nothing was stored.
+            RunEnded: The run is over, and has no event under the key; nothing was stored.
+            LimitReached: The run has too many events, or too much is stored today; nothing was stored.
         """
         row = await self._asked(run_id)
         if row is None or row["tenant_id"] != tenant_id:
@@ -440,7 +443,18 @@ class DurableChatService:
             raise RunNotFound("it is another user's", run_id=run_id)
         if key.startswith(_ASKED_FOR):
             return await self._approve(run_id, key, payload)
-        return await self.deployment.store.emit_event(run_id, key, payload)
+        return await self._emit(replace(_identity(row), user_id=user_id), run_id, key, payload)
+
+    async def _emit(
+        self, identity: ChatTurnIdentity, run_id: str, key: str, payload: Any
+    ) -> tuple[bool, EventRecord | None]:
+        text = json_text(payload, "the event's payload")
+        emit = limits_sql.emit_event(identity, run_id, key, text, self.deployment.settings)
+        emitted, *_, found, refused = await self.deployment.database.batch(emit)
+        if not found.rows:
+            limits_sql.require_taken(refused.rows[0], run_id)
+            raise RunNotFound("it does not exist; the event was not stored", run_id=run_id)
+        return emitted.changes > 0, event_from_row(found.rows[0])
 
     async def take_results(self, tenant_id: str, user_id: str, results: Mapping[str, Any]) -> str | None:
         """

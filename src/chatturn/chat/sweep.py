@@ -17,6 +17,7 @@ from chatturn.chat.service import DurableChatService
 from chatturn.chat.sessions.deletion import go_on_deleting
 from chatturn.chat.sweep_budget import SWEEP_SHARES, CountedDatabase, SweepBudget
 from chatturn.chat.thread.queue_sql import read_due_pending
+from chatturn.chat.turn.limits_sql import delete_allowances
 from chatturn.chat.turn.log_retention import LOGS_AT_ONCE, give_up_old_logs
 from chatturn.chat.usage.sql import delete_usage
 from chatturn.database.migration import mend
@@ -81,8 +82,9 @@ class _Round:
         database = deployment.database
         if self.budget.room(2 + self.budget.shares.sessions):
             await go_on_deleting(database, self.budget.shares.sessions)
-        if settings.usage_retention_days and self.budget.room(1):
-            await database.batch([delete_usage(settings.usage_retention_days)])
+        if self.budget.room(2):
+            usage = [delete_usage(settings.usage_retention_days)] if settings.usage_retention_days else []
+            await database.batch([*usage, delete_allowances()])
         if settings.retention_days:
             age_ms = settings.retention_days * _DAY_MS
             await deployment.files.delete_old(settings.retention_days, deployment.sources.now())

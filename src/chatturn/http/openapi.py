@@ -34,6 +34,7 @@ from chatturn.errors import (
     Forbidden,
     InvalidField,
     KeysUnavailable,
+    LimitReached,
     MalformedRequest,
     NotFound,
     OwnerUnavailable,
@@ -41,6 +42,7 @@ from chatturn.errors import (
     QueueFull,
     RateLimited,
     ReadersBusy,
+    RunEnded,
     SessionBusy,
     StoreError,
     TurnPassed,
@@ -401,7 +403,9 @@ _TOLD: Final[Mapping[tuple[str, str], _Told]] = {
     ("GET", "/v1/runs"): _Told(answers={200: _RUNS}, query=TURNS_QUERY, errors=_OF_THE_STORE),
     ("GET", "/v1/usage"): _Told(answers={200: _USAGE_PAGE}, query=USAGE_QUERY, errors=_OF_THE_STORE),
     ("POST", "/v1/runs/{run_id}/events/{key}"): _Told(
-        answers={200: _EVENT}, body=_object(EVENT_MEMBERS), errors=(NotFound, OwnerUnavailable, *_OF_THE_STORE)
+        answers={200: _EVENT},
+        body=_object(EVENT_MEMBERS),
+        errors=(NotFound, RunEnded, LimitReached, OwnerUnavailable, *_OF_THE_STORE),
     ),
 }
 

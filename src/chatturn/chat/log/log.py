@@ -82,6 +82,11 @@ class TurnLog:
         return self._kept_from + len(self._lines)
 
     @property
+    def characters(self) -> int:
+        """How much was said so far."""
+        return self._size
+
+    @property
     def unstored_characters(self) -> int:
         """How much was said and is not stored yet."""
         return self._unstored

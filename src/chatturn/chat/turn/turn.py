@@ -38,7 +38,7 @@ from chatturn.chat.thread.queue_sql import NEXT_IN_LINE, begins_now, idle, inter
 from chatturn.chat.thread.session_sql import owned_by, record_session, session_changed
 from chatturn.chat.thread.version_sql import OtherVersion, only_one_version, record_version, still_counts
 from chatturn.chat.thread.versions import Choice
-from chatturn.chat.turn import attempt_usage, tracing
+from chatturn.chat.turn import attempt_usage, limits_sql, tracing
 from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn.answer import Answer
 from chatturn.chat.turn.attempt_usage import AttemptUsage
@@ -327,6 +327,7 @@ class ChatTurn:
             *self._usage.last_statements(end, went_on=went_on, checkpoints=checkpoints),
             *self._finish.statements(end, checkpoints=checkpoints, finish_reason=reason, kept_json=kept_json),
             *tracing.end_with(self._turn.tracing, end),
+            *limits_sql.count_log(self._turn.identity, self._log.characters),
         ]
 
     async def _deliver(self, marks: list[Statement]) -> None:
@@ -460,6 +461,7 @@ def _guards(turn: TurnInput, digest: str) -> list[Guard]:
         *_version_guards(turn),
         not_too_early(turn.run_id, digest),
         *_queue_guards(turn),
+        *limits_sql.within_limits(turn),
     ]
 
 
@@ -502,7 +504,8 @@ def _begin_statements(turn: TurnInput) -> list[Statement]:
     begins_to_wait = turn.when_busy == "interrupt" and turn.waits_as is None
     interrupted = interrupt(turn.identity) if begins_to_wait else []
     reserved = attempt_usage.begin_with(turn)
-    return [record_session(turn.identity), begin, *reserved, *_version_statements(turn), *superseded, *interrupted]
+    first = [record_session(turn.identity), *limits_sql.count_claim(turn), begin]
+    return [*first, *reserved, *_version_statements(turn), *superseded, *interrupted]
 
 
 def _version_statements(turn: TurnInput) -> list[Statement]:
