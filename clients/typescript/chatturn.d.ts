@@ -157,6 +157,25 @@ export interface Messages {
   next: number | null;
   /** How often any of this has changed; null where the deployment has no versions. */
   revision: number | null;
+  /** Names this state of the session, for `known`; null where the deployment has no versions. */
+  tag: string | null;
+}
+
+/** A version of a turn, without its answer. */
+export interface Version {
+  version: number;
+  runId: string;
+  /** Whether it is the one in the thread. */
+  counts: boolean;
+  replaces: number | null;
+  kind: "regenerate" | "edit" | null;
+  message: string;
+  model: string | null;
+  status: TurnView["status"];
+  finishReason: FinishReason | null;
+  createdAt: string;
+  completedAt: string | null;
+  stream: string;
 }
 
 /** One turn of a session. */
@@ -172,6 +191,10 @@ export interface Turn {
   /** Stops the turn for good; what it had said is kept. It may be sent again. */
   cancel(options?: { signal?: AbortSignal }): Promise<TurnView & { cancelRequested: boolean }>;
   show(options?: { signal?: AbortSignal }): Promise<TurnView>;
+  /** Its versions, the first first. */
+  versions(options?: { signal?: AbortSignal }): Promise<Version[]>;
+  /** Lets a version count, and what followed it; refused while a turn of the session is open. It may be sent again. */
+  activate(version: number, options?: { signal?: AbortSignal }): Promise<{ version: number }>;
   /** A ticket for the URL of an EventSource, which cannot send a token. */
   ticket(options?: { signal?: AbortSignal }): Promise<Record<string, unknown>>;
 }
@@ -184,6 +207,11 @@ export class ChatTurnClient {
     session: string,
     options?: { before?: number | null; limit?: number; signal?: AbortSignal },
   ): Promise<Messages>;
+  /** The same, once it is another than the `known` one, which it waits for up to 30 s; undefined where it is not. */
+  messages(
+    session: string,
+    options: { known: Messages | undefined; waitS?: number; before?: number | null; limit?: number; signal?: AbortSignal },
+  ): Promise<Messages | undefined>;
   /** Gives a run the event that it waits for; the first under a key wins, so it may be sent again. */
   emit(runId: string, key: string, payload: unknown, options?: { signal?: AbortSignal }): Promise<Emitted>;
   /** Gives the result of a tool that the client does, JSON; `tool.client` has the key. */
@@ -213,5 +241,7 @@ export class ChatTurnError extends Error {
   readonly status: number;
   /** The member of the request that is wrong. */
   readonly field?: string;
+  /** Of `input_mismatch`, where another message is open at the index: the one to take. */
+  readonly turnIndex?: number;
   readonly retryable: boolean;
 }

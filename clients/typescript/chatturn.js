@@ -23,6 +23,7 @@ export class ChatTurnError extends Error {
     this.code = problem.code ?? "unexpected";
     this.status = problem.status ?? 0;
     this.field = problem.field;
+    this.turnIndex = problem.turnIndex;
     this.retryable = problem.retryable === true;
   }
 }
@@ -39,13 +40,19 @@ export class ChatTurnClient {
     return new Turn(this.#settings, session, index);
   }
 
-  /** A stretch of a session's messages, and its turns without an answer. */
-  messages(session, { before, limit, signal } = {}) {
+  /** A stretch of a session's messages, and its turns without an answer; undefined where it is as `known` has it. */
+  async messages(session, { before, limit, known, waitS, signal } = {}) {
     const query = new URLSearchParams();
     if (before !== undefined && before !== null) query.set("before", String(before));
     if (limit !== undefined) query.set("limit", String(limit));
+    if (waitS !== undefined) query.set("wait", String(waitS));
     const asked = query.size ? `?${query}` : "";
-    return request(this.#settings, "GET", `/v1/sessions/${encodeURIComponent(session)}/messages${asked}`, { signal });
+    const path = `/v1/sessions/${encodeURIComponent(session)}/messages${asked}`;
+    const headers = known?.tag ? { "If-None-Match": known.tag } : {};
+    const response = await send(this.#settings, "GET", path, undefined, signal, headers);
+    if (response.status === 304) return undefined;
+    if (!response.ok) throw await refusalOf(response);
+    return { ...(await response.json()), tag: response.headers.get("etag") };
   }
 
   /** Gives a run the event that it waits for; the first under a key wins, so it may be sent again. */
@@ -162,6 +169,16 @@ class Turn {
     return request(this.#settings, "GET", this.#path, { signal });
   }
 
+  /** Its versions, the first first, without their answers. */
+  async versions({ signal } = {}) {
+    return (await request(this.#settings, "GET", `${this.#path}/versions`, { signal })).versions;
+  }
+
+  /** Lets a version count, and what followed it; it may be sent again. */
+  activate(version, { signal } = {}) {
+    return request(this.#settings, "POST", `${this.#path}/versions/${version}/activate`, { signal });
+  }
+
   /** A ticket for the stream, for the URL of an EventSource, which cannot send a token. */
   ticket({ signal } = {}) {
     return request(this.#settings, "POST", `${this.#path}/ticket`, { signal });
@@ -214,9 +231,9 @@ class Progress {
   }
 }
 
-async function send(settings, method, path, body, signal) {
+async function send(settings, method, path, body, signal, more = {}) {
   const token = typeof settings.token === "function" ? await settings.token() : settings.token;
-  const headers = { Accept: "application/x-ndjson, application/json" };
+  const headers = { Accept: "application/x-ndjson, application/json", ...more };
   if (token) headers.Authorization = `Bearer ${token}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const fetcher = settings.fetcher ?? globalThis.fetch;
