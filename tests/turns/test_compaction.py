@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from chatturn.chat.log.compact import ROW_BYTES, size_of_row
 from chatturn.chat.log.compaction import compact_logs
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.events import text_delta
@@ -157,3 +158,16 @@ async def test_long_logs_are_cut_into_rows_that_an_export_can_hold(database: Sql
     assert before == after
     assert max(sizes) < 90_000
     assert sum(sizes) < 3 * len("".join(words).encode())
+
+
+async def test_quotes_count_twice_since_an_export_writes_them_twice(database: SqliteDatabase) -> None:
+    """A row of nothing but quotes fits a statement all the same."""
+    isolate = Isolate(database, Product(*[text_delta("'" * 500) for _ in range(300)]))
+    await (await isolate.post()).lines()
+    before = (await (await isolate.follow()).lines())[1:]
+    await asyncio.sleep(LATER_S)
+    assert 1 == await compact_logs(database, room)
+    rows = await Desk(database).rows("SELECT lines FROM chat_segments")
+    assert 2 <= len(rows)
+    assert ROW_BYTES >= max(size_of_row(text) for (text,) in rows)
+    assert before == (await (await isolate.follow()).lines())[1:]

@@ -18,7 +18,10 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Final, NamedTuple
 
-__all__ = ["compact", "expand", "is_compact"]
+__all__ = ["ROW_BYTES", "compact", "expand", "is_compact", "size_of_row"]
+
+ROW_BYTES: Final = 80_000
+"""Of a row's text, as `size_of_row` counts: an export writes a row as one statement, and D1 takes none of 100 KB."""
 
 _MARK: Final = "~\n"
 _BLOCK: Final = "="
@@ -33,6 +36,11 @@ class _Line(NamedTuple):
     common: tuple[str, str, str]
     seq: int
     delta: str
+
+
+def size_of_row(text: str) -> int:
+    """Return how many bytes a text is in a statement: in UTF-8, with each quote twice."""
+    return len(text.encode()) + text.count("'")
 
 
 def is_compact(text: str) -> bool:

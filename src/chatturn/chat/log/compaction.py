@@ -9,7 +9,7 @@ reading gives the same bytes either way.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from chatturn.chat.log.compact import compact, expand
+from chatturn.chat.log.compact import ROW_BYTES, compact, expand, size_of_row
 from chatturn.chat.log.sql import Segment, loose_logs, mark_compact, read_segments, rewrite_segments
 from chatturn.database.api import Database, Row
 
@@ -22,9 +22,6 @@ _QUERIES_OF_A_LOG: Final = 3
 
 _PIECE_CHARACTERS: Final = 200_000
 """Of lines that are made short together."""
-
-_ROW_BYTES: Final = 80_000
-"""Of a row, in UTF-8: an export of the database writes a row as one statement, and D1 takes no statement of 100 KB."""
 
 
 async def compact_logs(database: Database, room: Callable[[int], bool]) -> int:
@@ -87,7 +84,7 @@ def _short(segments: Iterator[Segment]) -> Iterator[Segment]:
     """Yield the segments in their short form, cut in halves until a row can hold each; one line is never cut."""
     for segment in segments:
         text = compact(segment.lines)
-        if segment.first_seq == segment.last_seq or len(text.encode()) <= _ROW_BYTES:
+        if segment.first_seq == segment.last_seq or size_of_row(text) <= ROW_BYTES:
             yield segment._replace(lines=text)
         else:
             yield from _short(_halves(segment))

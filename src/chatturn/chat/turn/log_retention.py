@@ -9,7 +9,7 @@ and the next version of the turn begins behind it.
 import json
 from typing import Final
 
-from chatturn.chat.log.compact import compact, expand
+from chatturn.chat.log.compact import ROW_BYTES, compact, expand, size_of_row
 from chatturn.chat.log.sql import Segment, give_log_up, keep_log, old_logs
 from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.chat.turn.finish import started_words
@@ -20,9 +20,6 @@ __all__ = ["LOGS_AT_ONCE", "give_up_old_logs"]
 
 LOGS_AT_ONCE: Final = 20
 """In one round trip."""
-
-_ROW_BYTES: Final = 80_000
-"""An answer that needs more keeps its log: an export writes a row as one statement, and D1 takes none of 100 KB."""
 
 _LINES: Final = 3
 
@@ -67,6 +64,6 @@ def _left(row: Row) -> Segment | None:
     said = encode_lines([*started_words(identity), result], first, attempt)
     ending = expand(str(row["lines"])).rstrip("\n").rpartition("\n")[2]
     text = compact("".join([*said, f"{ending}\n"]))
-    if len(said) != _LINES - 1 or len(text.encode()) > _ROW_BYTES:
+    if len(said) != _LINES - 1 or size_of_row(text) > ROW_BYTES:
         return None
     return Segment(first, last, attempt, 1, text)
