@@ -56,11 +56,14 @@ def test_an_export_is_imported_again(tmp_path: Path) -> None:
     assert ROW_BYTES == size_of_row(text)
     text = text.replace("'", "''")
     day = "2026-11-28T00:00:00.000Z"
-    (before / "rows.sql").write_text(
-        f"INSERT INTO chat_segments VALUES ('chat:acme:s1:0', 0, 0, 1, '{text}', 1);\n"
-        "INSERT INTO chat_usage (run_id, attempt, call_index, tenant_id, session_id, tokens_in, recorded_at)"
-        f" VALUES ('chat:acme:s1:0', 1, 0, 'acme', 's1', 7, '{day}');\n"
-    )
+    usage = "run_id, attempt, call_index, tenant_id, session_id, tokens_in, recorded_at"
+    values = f"'chat:acme:s1:0', 1, 0, 'acme', 's1', 7, '{day}'"
+    inserts = {
+        "chat_segments": f"VALUES ('chat:acme:s1:0', 0, 0, 1, '{text}', 1)",
+        "chat_usage": f"({usage}) VALUES ({values})",
+    }
+    script = "".join(f"INSERT INTO {table} {what};\n" for table, what in inserts.items())
+    (before / "rows.sql").write_text(script)
     run(before, "d1", "execute", "DB", "--local", "--file", str(before / "rows.sql"))
     dump = tmp_path / "dump.sql"
     run(before, "d1", "export", "DB", "--local", "--output", str(dump))

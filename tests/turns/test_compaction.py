@@ -12,7 +12,7 @@ from chatturn.database.sqlite import SqliteDatabase
 from chatturn.events import text_delta
 from chatturn_testing.faults import Crash, Fuse, MortalDatabase
 from tests.support.isolates import TURN, Isolate
-from tests.support.turns import Product, open_sqlite
+from tests.support.turns import Desk, Product, open_sqlite
 from tests.support.whole_turns import WORDS, rows
 
 LATER_S = 3_600
