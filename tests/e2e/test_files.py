@@ -123,11 +123,21 @@ def test_who_may_only_read_sends_no_file(bucket: Worker) -> None:
 
 def test_without_a_bucket_there_is_a_sentence_of_its_own(worker: Worker) -> None:
     """For sending, for getting and for naming one; what stands in the message itself is taken."""
-    part: Any = [{"type": "image", "file": f"file_20260101_{'a' * 40}"}]
+    part: Any = [{"type": "image", "file": f"file_20260101_{'a' * 16}_{'b' * 32}"}]
     status, problem = Client(worker.url).problem("no-bucket", part)
     data: Any = [{"type": "image", "url": f"data:image/png;base64,{base64.b64encode(PNG).decode()}"}]
 
     assert (status, problem["code"]) == (404, "files_not_kept")
     assert (send(worker).status_code, json.loads(send(worker).content)["code"]) == (404, "files_not_kept")
-    assert get(worker, f"file_20260101_{'a' * 40}").status_code == 404
+    assert get(worker, f"file_20260101_{'a' * 16}_{'b' * 32}").status_code == 404
     assert answer_of(Client(worker.url).post("inline", data))
+
+
+def test_what_a_user_has_sent_is_deleted_with_their_sessions(bucket: Worker) -> None:
+    """From the bucket, too; another user's stays."""
+    own, other = (send(bucket, b"to forget", sub=user).json()["file"] for user in ("carl", "dora"))
+    headers = Client(bucket.url, sub="carl", scope="turns operate").headers
+    deleted = http.delete(f"{bucket.url}/v1/users/carl/sessions", headers=headers, timeout=60)
+
+    assert deleted.status_code in {200, 202}, deleted.text
+    assert [get(bucket, own, sub="carl").status_code, get(bucket, other, sub="dora").status_code] == [404, 200]

@@ -63,9 +63,9 @@ class KeptFiles:
         self._ask("get")
         return self.files[key][1] if key in self.files else None
 
-    async def first_keys(self, prefix: str, limit: int) -> Sequence[str]:
+    async def keys(self, prefix: str, limit: int, *, after: str = "") -> Sequence[str]:
         self._ask("list")
-        return sorted(key for key in self.files if key.startswith(prefix))[:limit]
+        return sorted(key for key in self.files if key.startswith(prefix) and key > after)[:limit]
 
     async def delete(self, keys: Sequence[str]) -> None:
         self._ask("delete")
@@ -108,6 +108,12 @@ async def turn(alone: Isolate, index: int = 0, *parts: Any, message: str = "what
 def contents(transport: ScriptedTransport) -> list[Any]:
     """Return the content of each message of the latest request."""
     return [message["content"] for message in json.loads(transport.exchanges[-1].request.body)["messages"]]
+
+
+def project_and_day(key: str) -> tuple[str, str]:
+    """Return whose a key is, and of which day."""
+    _, project, *others = key.split("/")
+    return project, next(each for each in others if len(each) == len("20260101"))
 
 
 async def keep(store: KeptFiles, data: bytes = b"picture", **facts: Any) -> str:
@@ -282,7 +288,8 @@ async def test_old_files_are_deleted_by_the_sweep(database: SqliteDatabase) -> N
     alone, _ = isolate(database, [], store=store, RETENTION_DAYS="10")
     await alone.sweep()
 
-    assert sorted(key.split("/")[1:3] for key in store.files) == [["chatturn", "29991231"], ["legal", "20250101"]]
+    kept = [("chatturn", "29991231"), ("legal", "20250101")]
+    assert sorted((project, day) for project, day in map(project_and_day, store.files)) == sorted(kept * 2)
 
 
 @pytest.mark.parametrize("length", ["told", "not told"])
@@ -308,4 +315,46 @@ async def test_a_store_that_is_down_may_be_asked_again(database: SqliteDatabase)
 
     assert (down.status, down.body["code"], down.body["retryable"]) == (503, "files_unavailable", True)
     assert kept[0].body == kept[1].body
-    assert len(store.files) == 1
+    assert len(store.files) == 2  # and its day
+
+
+async def test_all_files_of_a_user_or_of_a_tenant_are_deleted_with_their_sessions(database: SqliteDatabase) -> None:
+    """Others' stay, and what comes later does; nothing is left in the store of what is deleted."""
+    store = KeptFiles()
+    files = Files(project_id="chatturn", store=store)
+    for user, tenant, day in (
+        ("ann", "acme", "2026-01-01"),
+        ("bob", "acme", "2026-01-01"),
+        ("ann", "globex", "2026-01-01"),
+    ):
+        for number in range(120 if user == "bob" else 1):
+            facts = FileFacts(media_type="image/png", name=str(number), size=1, user_id=user)
+            await files.keep(tenant, facts, b"x", day)
+    facts = FileFacts(media_type="image/png", name="", size=1, user_id="ann")
+    later = await files.keep("acme", facts, b"later", "2999-01-01")
+    alone, _ = isolate(database, [], store=store)
+    counts = [len(store.files)]
+    for user in ("ann", ""):
+        assert await alone.service.sessions.delete_all("acme", user)
+        counts.append(len(store.files))
+
+    assert counts == [2 * (123), 2 * 122, 2 * 2]
+    assert await files.facts("acme", "ann", later) is not None
+
+
+async def test_a_store_that_is_down_does_not_forget_a_wish(database: SqliteDatabase) -> None:
+    """It stays on record, and the cron goes on with it once the store is there again; other work is not held up."""
+    store = KeptFiles()
+    await keep(store)
+    alone, _ = isolate(database, [OK], store=store, RETENTION_DAYS="30")
+    await turn(alone, 0)
+    store.down = True
+    with pytest.raises(FilesUnavailable):
+        await alone.service.sessions.delete_all("acme", "ann")
+    await alone.sweep()
+    assert [event for event, _ in alone.logged if event.startswith("files.")] == ["files.not_deleted"] * 2
+    store.down = False
+    await alone.sweep()
+    [wishes] = await database.batch([Statement("SELECT count(*) AS wishes FROM chat_deletions")])
+
+    assert (store.files, wishes.rows[0]["wishes"]) == ({}, 0)

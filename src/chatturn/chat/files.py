@@ -1,9 +1,12 @@
 """
 Files that are too large for a message: kept in an object store, and named in messages by their id.
 
-The store is all there is of them, no row of the database: a file's key begins with the day on which it came, so that
-the store's own order is the order in which retention deletes them.  The id is made of that day and of the content, so
-that an upload whose reply was lost has the same id when it is sent again.
+The store is all there is of them, no row of the database.  A file's key names its tenant and its user, so that all
+that somebody has is found; beside it stands an empty object whose key begins with the day on which the file came, so
+that the store's own order is that in which retention deletes.  That one is written first: whatever dies, no file is
+forgotten.
+The id is made of the day, the user and the content, so that an upload whose reply was lost has the same id when it is
+sent again.
 """
 
 import hashlib
@@ -19,7 +22,7 @@ from chatturn.errors import FileMissing, FilesNotKept, PayloadTooLarge
 
 __all__ = ["FILE_ID", "MAX_FILE_BYTES", "MAX_LOADED_BYTES", "FileFacts", "FileStore", "Files", "last_day"]
 
-FILE_ID: Final = re.compile(r"file_([0-9]{8})_([0-9a-f]{40})")
+FILE_ID: Final = re.compile(r"file_([0-9]{8})_([0-9a-f]{16})_([0-9a-f]{32})")
 
 MAX_FILE_BYTES: Final = 4_194_304
 """Of one file."""
@@ -28,6 +31,7 @@ MAX_LOADED_BYTES: Final = 4_194_304
 """Of all stored files that one model call shows: an isolate has 128 MB, and each byte is in its memory five times."""
 
 _DELETED_AT_ONCE: Final = 100
+_PAGES_AT_ONCE: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,9 @@ class FileFacts:
     user_id: str
 
 
+_NOTHING: Final = FileFacts(media_type="application/octet-stream", name="", size=0, user_id="")
+
+
 def last_day(today: str, days: int) -> str:
     """Return the day that is so many *days* after *today*, both ``YYYY-MM-DD``."""
     return (date.fromisoformat(today[:10]) + timedelta(days=days)).isoformat()
@@ -65,8 +72,8 @@ class FileStore(Protocol):
     async def get(self, key: str) -> bytes | None:
         """Return a file's content; None if there is none."""
 
-    async def first_keys(self, prefix: str, limit: int) -> Sequence[str]:
-        """Return the first keys, in their order, that begin with *prefix*."""
+    async def keys(self, prefix: str, limit: int, *, after: str = "") -> Sequence[str]:
+        """Return keys that begin with *prefix*, in their order, the first ones or those after one of them."""
 
     async def delete(self, keys: Sequence[str]) -> None:
         """Delete what is under *keys*."""
@@ -101,10 +108,12 @@ class Files:
             FilesNotKept: The deployment has no store.
             FilesUnavailable: The store does not answer; the file may be sent again.
         """
-        owner = facts.user_id if self.owned else ""
-        told = f"{tenant_id}\0{owner}\0{facts.media_type}\0{facts.name}\0".encode()
-        file_id = f"file_{today.replace('-', '')}_{hashlib.sha256(told + data).hexdigest()[:40]}"
-        await self._store().put(self._key(tenant_id, file_id), data, facts)
+        store, told = self._store(), f"{facts.media_type}\0{facts.name}\0".encode()
+        digest = hashlib.sha256(told + data).hexdigest()[:32]
+        file_id = f"file_{today.replace('-', '')}_{_hash(facts.user_id)}_{digest}"
+        key = self._key(tenant_id, file_id)
+        await store.put(self._beside(key), b"", _NOTHING)
+        await store.put(key, data, facts)
         return file_id
 
     async def facts(self, tenant_id: str, user_id: str, file_id: str) -> FileFacts | None:
@@ -141,19 +150,58 @@ class Files:
         if self.store is None:
             return
         last = last_day(today, -days).replace("-", "")
-        prefix = self._prefix()
-        keys = await self.store.first_keys(prefix, _DELETED_AT_ONCE)
+        prefix = f"days/{self._project()}/"
+        keys = await self.store.keys(prefix, _DELETED_AT_ONCE)
         if old := [key for key in keys if key.removeprefix(prefix)[:8] < last]:
-            await self.store.delete(old)
+            await self.store.delete([*map(self._behind, old), *old])
+
+    async def forget(self, tenant_id: str, user_id: str, until: str) -> bool:
+        """
+        Delete files of a user, or, with an empty user, of a tenant: those that came until a day, some at once.
+
+        Args:
+            tenant_id: Whose.
+            user_id: Whose of them; "" for all.
+            until: The day, ``YYYY-MM-DD``.
+
+        Returns:
+            Whether none of them is left.
+        """
+        if self.store is None:
+            return True
+        prefix = f"files/{self._project()}/{_hash(tenant_id)}/" + (f"{_hash(user_id)}/" if user_id else "")
+        last, after = until[:10].replace("-", ""), ""
+        for _ in range(_PAGES_AT_ONCE):
+            keys = await self.store.keys(prefix, _DELETED_AT_ONCE, after=after)
+            if meant := [key for key in keys if key.split("/")[-2] <= last]:
+                await self.store.delete([*meant, *map(self._beside, meant)])
+            if len(keys) < _DELETED_AT_ONCE:
+                return True
+            after = keys[-1]
+        return False
 
     def _store(self) -> FileStore:
         if self.store is None:
             raise FilesNotKept("there is no binding FILES")
         return self.store
 
-    def _prefix(self) -> str:
-        return f"files/{quote(self.project_id, safe='')}/"
+    def _project(self) -> str:
+        return quote(self.project_id, safe="")
 
     def _key(self, tenant_id: str, file_id: str) -> str:
-        _, day, digest = file_id.split("_")
-        return f"{self._prefix()}{day}/{hashlib.sha256(tenant_id.encode()).hexdigest()[:32]}/{digest}"
+        _, day, owner, digest = file_id.split("_")
+        return f"files/{self._project()}/{_hash(tenant_id)}/{owner}/{day}/{digest}"
+
+    def _beside(self, key: str) -> str:
+        """Return the key by the day, for a file's own."""
+        *_, tenant, owner, day, digest = key.split("/")
+        return f"days/{self._project()}/{day}/{tenant}/{owner}/{digest}"
+
+    def _behind(self, key: str) -> str:
+        """Return a file's own key, for the one by the day."""
+        *_, day, tenant, owner, digest = key.split("/")
+        return f"files/{self._project()}/{tenant}/{owner}/{day}/{digest}"
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ being answered it never touches.
 """
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -21,6 +22,7 @@ from chatturn.chat.turn.limits_sql import delete_allowances
 from chatturn.chat.turn.log_retention import LOGS_AT_ONCE, give_up_old_logs
 from chatturn.chat.usage.sql import delete_usage
 from chatturn.database.migration import mend
+from chatturn.errors import FilesUnavailable
 
 __all__ = ["Sweep"]
 
@@ -80,14 +82,14 @@ class _Round:
         """Delete what is too old or unwanted, and make logs short, as far as there is room."""
         deployment, settings = self.service.deployment, self.service.deployment.settings
         database = deployment.database
-        if self.budget.room(2 + self.budget.shares.sessions):
-            await go_on_deleting(database, self.budget.shares.sessions)
+        if self.budget.room(3 + self.budget.shares.sessions):
+            await self._logged(go_on_deleting(database, deployment.files, self.budget.shares.sessions))
         if self.budget.room(2):
             usage = [delete_usage(settings.usage_retention_days)] if settings.usage_retention_days else []
             await database.batch([*usage, delete_allowances()])
         if settings.retention_days:
             age_ms = settings.retention_days * _DAY_MS
-            await deployment.files.delete_old(settings.retention_days, deployment.sources.now())
+            await self._logged(deployment.files.delete_old(settings.retention_days, deployment.sources.now()))
             while self.budget.room(1) and await deployment.store.delete_finished_runs(older_than_ms=age_ms) > 0:
                 pass
         if settings.log_retention_days:
@@ -95,6 +97,13 @@ class _Round:
                 pass
         if settings.compact_logs == "on":
             await compact_logs(database, self.budget.room)
+
+    async def _logged(self, work: Awaitable[None]) -> None:
+        """Do what needs the store of files; where that does not answer, the next sweep does it."""
+        try:
+            await work
+        except FilesUnavailable as error:
+            self.service.deployment.log("files.not_deleted", {"error": error})
 
     async def _run_turns(self) -> int:
         """Go on with turns while there are any and there is room; somebody may be waiting for an answer."""

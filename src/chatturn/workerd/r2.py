@@ -50,9 +50,10 @@ class R2Files:
             raise FilesUnavailable(str(error)) from error
         return content
 
-    async def first_keys(self, prefix: str, limit: int) -> Sequence[str]:
-        """Return the first keys that begin with *prefix*; see `FileStore.first_keys`."""
-        found = await self._asked("list", js_object({"prefix": prefix, "limit": limit}))
+    async def keys(self, prefix: str, limit: int, *, after: str = "") -> Sequence[str]:
+        """Return keys that begin with *prefix*; see `FileStore.keys`."""
+        behind = {"startAfter": after} if after else {}
+        found = await self._asked("list", js_object({"prefix": prefix, "limit": limit, **behind}))
         return [each.key for each in found.objects]
 
     async def delete(self, keys: Sequence[str]) -> None:

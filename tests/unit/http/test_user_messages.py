@@ -22,7 +22,7 @@ from chatturn.http.user_messages import (
 PNG = "data:image/png;base64,iVBORw=="
 TEXT = {"type": "text", "text": "look"}
 IMAGE = {"type": "image", "url": PNG}
-ID = f"file_20260101_{'a' * 40}"
+ID = f"file_20260101_{'a' * 16}_{'b' * 32}"
 
 
 def inline(characters: int) -> str:

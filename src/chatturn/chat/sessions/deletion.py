@@ -7,6 +7,7 @@ dies.  What the calls of a deleted session have cost stays in the ledger, under 
 
 from typing import Final
 
+from chatturn.chat.files import Files
 from chatturn.chat.sessions import sql
 from chatturn.database.api import Database
 from chatturn.durable.identifiers import derive_worker_id
@@ -36,26 +37,38 @@ async def delete_session(database: Database, tenant_id: str, session_id: str, ow
     return bool(found.rows)
 
 
-async def delete_sessions(database: Database, tenant_id: str, user_id: str, most: int) -> bool:
+async def delete_sessions(database: Database, files: Files, tenant_id: str, user_id: str, most: int) -> bool:
     """
-    Delete all sessions that a user, or with `EVERYBODY` the tenant, has now; *most* at once, the cron does the others.
+    Delete all that a user, or with `EVERYBODY` the tenant, has now: *most* sessions at once, the cron does the others.
+
+    Their files go last; a store of files that does not answer leaves the wish on record.
 
     Returns:
-        Whether all of them are deleted.
+        Whether all of it is deleted.
+
+    Raises:
+        FilesUnavailable: The store of files does not answer.
     """
     await database.batch([sql.ask_for_deletion(tenant_id, user_id)])
-    return await _delete_some(database, tenant_id, user_id, most)
+    return await _delete_some(database, files, tenant_id, user_id, most)
 
 
-async def go_on_deleting(database: Database, most: int) -> None:
-    """Go on with the wish that has waited longest: *most* sessions."""
+async def go_on_deleting(database: Database, files: Files, most: int) -> None:
+    """
+    Go on with the wish that has waited longest: *most* sessions.
+
+    Raises:
+        FilesUnavailable: The store of files does not answer.
+    """
     [found] = await database.batch([sql.read_deletions()])
     for row in found.rows:
-        await _delete_some(database, str(row["tenant_id"]), str(row["user_id"]), most)
+        await _delete_some(database, files, str(row["tenant_id"]), str(row["user_id"]), most)
 
 
-async def _delete_some(database: Database, tenant_id: str, user_id: str, most: int) -> bool:
-    [found] = await database.batch([sql.read_sessions_to_delete(tenant_id, user_id, most)])
+async def _delete_some(database: Database, files: Files, tenant_id: str, user_id: str, most: int) -> bool:
+    found, asked = await database.batch(
+        [sql.read_sessions_to_delete(tenant_id, user_id, most), sql.read_when_asked(tenant_id, user_id)]
+    )
     for row in found.rows:
         await database.batch(
             sql.forget_session(
@@ -66,6 +79,9 @@ async def _delete_some(database: Database, tenant_id: str, user_id: str, most: i
                 tenant_too=user_id == EVERYBODY,
             )
         )
+    asked_at = str(asked.rows[0]["asked_at"]) if asked.rows else ""
+    if not await files.forget(tenant_id, user_id, asked_at):
+        return False
     _, done = await database.batch([sql.forget_allowances(tenant_id, user_id), sql.deletion_done(tenant_id, user_id)])
     return bool(done.rows)
 

@@ -91,13 +91,16 @@ class Sessions:
 
     async def delete_all(self, tenant_id: str, user_id: str) -> bool:
         """
-        Delete all sessions that a user has now, or the tenant with an empty user; the cron does what is too much.
+        Delete all that a user has now, or the tenant with an empty user; the cron does what is too much.
 
         Returns:
-            Whether all of them are deleted.
+            Whether all of it is deleted.
+
+        Raises:
+            FilesUnavailable: The store of files does not answer; the cron goes on with it.
         """
         most = DELETED_AT_ONCE[self.deployment.settings.workers_plan]
-        return await delete_sessions(self.deployment.database, tenant_id, user_id, most)
+        return await delete_sessions(self.deployment.database, self.deployment.files, tenant_id, user_id, most)
 
     def export(self, query: ExportQuery) -> AsyncIterator[str]:
         """Yield what an export has, some lines at a time; see `chatturn.chat.sessions.export.export`."""

@@ -27,6 +27,7 @@ __all__ = [
     "read_sessions",
     "read_sessions_to_delete",
     "read_turns",
+    "read_when_asked",
     "record_feedback",
     "rename",
 ]
@@ -259,6 +260,11 @@ def ask_for_deletion(tenant_id: str, user_id: str) -> Statement:
 def read_deletions() -> Statement:
     """Read the wish that has waited longest."""
     return Statement("SELECT tenant_id, user_id FROM chat_deletions ORDER BY asked_at LIMIT 1")
+
+
+def read_when_asked(tenant_id: str, user_id: str) -> Statement:
+    """Read when somebody wished that all of a user's, or a tenant's, be deleted."""
+    return Statement("SELECT asked_at FROM chat_deletions WHERE tenant_id = ?1 AND user_id = ?2", (tenant_id, user_id))
 
 
 def read_sessions_to_delete(tenant_id: str, user_id: str, limit: int) -> Statement:
