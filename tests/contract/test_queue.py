@@ -95,10 +95,10 @@ async def test_a_wait_is_its_holders_until_it_lapses(store: SqlRunStore, clock: 
     clock.advance(WAIT_MS)
     other = await waits(store, 1)
     assert await store.renew_wait(queued.lease, queue) is None
-    await store.leave_queue(queued.lease)
+    await store.leave_queue(queued.lease.run_id, queued.lease.holder)
     with pytest.raises(DurableRunLeaseHeldError):
         await ask(store, 1)
-    await store.leave_queue(other.lease)
+    await store.leave_queue(other.lease.run_id, other.lease.holder)
     await waits(store, 1)
 
 

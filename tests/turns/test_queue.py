@@ -309,6 +309,27 @@ async def test_messages_typed_ahead_at_detached_turns_follow_each_other(isolate:
         assert "re: c" == (await (await say(isolate, 2, "c")).lines())[1]["data"]["finalText"]
 
 
+async def test_a_turn_is_not_answered_behind_one_that_the_thread_never_had(
+    database: SqliteDatabase, isolate: Isolate
+) -> None:
+    """The message before it, at a detached turn, has failed: then its answer would be in no thread."""
+    for index, question in enumerate("ab"):
+        await (await say(isolate, index, question)).lines()
+    await (await say(isolate, 0, "x", replace={"kind": "edit", "version": 1})).lines()
+    failing = Isolate(database, Product(2.0, ValueError("no")), settings=ON)
+    first, second, third = (await say(failing, 1, "y")), (await say(isolate, 2, "z")), (await say(isolate, 3, "w"))
+    assert ["started", "failed"] == kinds(await first.lines())
+    for waits in (second, third):
+        lines = await waits.lines()
+        assert "version_conflict" == lines[-1]["data"]["code"]
+    calls = len(isolate.hooks.calls)  # type: ignore[attr-defined]
+    assert ["failed", "failed"] == [await status(isolate, 2), await status(isolate, 3)]
+    for index, question in enumerate("yz", 1):
+        await (await say(isolate, index, question)).lines()
+    assert ["x", "re: x", "y", "re: y", "z", "re: z"] == await thread(isolate)
+    assert calls + 2 == len(isolate.hooks.calls)  # type: ignore[attr-defined]
+
+
 async def test_what_is_open_is_not_replaced(database: SqliteDatabase, isolate: Isolate) -> None:
     """Nor is another version activated meanwhile; nothing is stored."""
     for question in ("a", "x"):

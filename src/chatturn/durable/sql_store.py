@@ -179,9 +179,9 @@ class SqlRunStore:
         [outcome] = await self.database.batch([renewal])
         return outcome.rows[0] if outcome.rows else None
 
-    async def leave_queue(self, lease: Lease) -> None:
+    async def leave_queue(self, run_id: str, holder: str) -> None:
         """Wait no more for a run's start; it stays pending, for whoever comes next."""
-        await self.database.batch([Statement(sql.LEAVE_QUEUE, (lease.run_id, lease.holder))])
+        await self.database.batch([Statement(sql.LEAVE_QUEUE, (run_id, holder))])
 
     async def _require_begun_or_release(
         self, lease: Lease, step: StepRecord, begin: Begin, ends_with: Sequence[Statement]

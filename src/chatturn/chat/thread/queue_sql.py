@@ -16,7 +16,7 @@ from chatturn.durable.records import RunStatus
 from chatturn.durable.sql.run_lists import SESSION_OF_RUN
 from chatturn.durable.sql.runs import HELD, MOMENT
 from chatturn.durable.store import Condition, Guard
-from chatturn.errors import QueueFull, SessionBusy, TurnPassed
+from chatturn.errors import QueueFull, SessionBusy, TurnPassed, VersionConflict
 
 __all__ = [
     "NEXT_IN_LINE",
@@ -30,6 +30,7 @@ __all__ = [
     "read_due_pending",
     "read_taken",
     "room",
+    "still_follows",
 ]
 
 _OPEN: Final = """
@@ -89,6 +90,13 @@ SELECT 1 FROM chat_messages AS m WHERE m.tenant_id = {4} AND m.session_id = {5} 
 _GOES_ON: Final = f"SELECT run_id FROM ({_OTHERS}) WHERE status <> 'pending' AND turn_index > {{3}}"
 _NOT_PASSED: Final = f"NOT {_FAILED} OR (NOT EXISTS ({_ANSWERED_AFTER}) AND NOT EXISTS ({_GOES_ON}))"
 _PASSED_BY: Final = f"({_GOES_ON} LIMIT 1) AS other, EXISTS ({_ANSWERED_AFTER}) AS answered"
+
+# ``{1}`` and ``{2}`` around the session's runs, ``{5}`` the tenant, ``{6}`` the session.
+_STILL_FOLLOWS: Final = f"""
+NOT {_OWN % "'pending'"} OR EXISTS (SELECT 1 FROM ({_IN_FRONT})) OR NOT EXISTS (
+  SELECT 1 FROM chat_messages AS b INDEXED BY idx_chat_messages_breaks
+  WHERE b.tenant_id = {{5}} AND b.session_id = {{6}} AND b.breaks = 1 AND b.turn_index < {{3}})
+"""
 
 _OF_SESSION: Final = SESSION_OF_RUN.format("?1")
 NEXT_IN_LINE: Final = f"""
@@ -251,6 +259,17 @@ def not_passed(identity: ChatTurnIdentity) -> Guard:
 
     params = (run_id, *session, identity.turn_index, identity.tenant_id, identity.session_id)
     return Guard(sql=_NOT_PASSED, params=params, told=_PASSED_BY, refusal=refusal)
+
+
+def still_follows(identity: ChatTurnIdentity) -> Guard:
+    """Begin a turn that waited only while there is what it was to follow: that may have failed, and be in no thread."""
+    run_id = turn_run_id(identity)
+    params = (*_params(identity)[:-1], identity.tenant_id, identity.session_id)
+    return Guard(
+        sql=_STILL_FOLLOWS,
+        params=params,
+        refusal=lambda _row: VersionConflict("the thread ends before it", run_id=run_id),
+    )
 
 
 def _busy(other: Value, run_id: str) -> SessionBusy:

@@ -167,7 +167,7 @@ class QueuedTurn:
 
     async def _leave(self) -> None:
         try:
-            await self._turn.deployment.store.leave_queue(self._lease)
+            await self._turn.deployment.store.leave_queue(self.run_id, self._lease.holder)
         except StoreError as error:  # the lease lapses by itself
             self._turn.deployment.log("queue.not_read", {"run_id": self.run_id, "error": error})
 

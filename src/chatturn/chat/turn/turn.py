@@ -34,8 +34,8 @@ from chatturn.chat.log.writer import LogWriter
 from chatturn.chat.requests import TurnInput, history_text
 from chatturn.chat.thread.history import PastTurn
 from chatturn.chat.thread.identity import turn_intent
-from chatturn.chat.thread.queue_sql import NEXT_IN_LINE, begins_now, idle, interrupt, not_passed, room
-from chatturn.chat.thread.session_sql import owned_by, record_session, session_changed
+from chatturn.chat.thread.queue_sql import NEXT_IN_LINE, begins_now, idle, interrupt, not_passed, room, still_follows
+from chatturn.chat.thread.session_sql import owned_by, record_session, session_changed, session_of_run_changed
 from chatturn.chat.thread.version_sql import OtherVersion, only_one_version, record_version, still_counts
 from chatturn.chat.thread.versions import Choice
 from chatturn.chat.turn import attempt_usage, limits_sql, tracing
@@ -55,10 +55,18 @@ from chatturn.database.api import Row, Statement
 from chatturn.durable.attempt import ENDINGS, Attempt, Finished, RunToClaim
 from chatturn.durable.ends import Cancelled, Completed, End, Failed, answer_of
 from chatturn.durable.identifiers import manifest_hash
-from chatturn.durable.records import RunStatus, StepKind
+from chatturn.durable.records import RunOutcome, RunStatus, StepKind
 from chatturn.durable.store import NO_NEWS, Begin, Guard, News, Queued
 from chatturn.durable.suspension import ungrouped_waits
-from chatturn.errors import EmptyAnswer, HookError, StoreError, TurnAborted, TurnCancelled
+from chatturn.errors import (
+    ChatTurnError,
+    EmptyAnswer,
+    HookError,
+    StoreError,
+    TurnAborted,
+    TurnCancelled,
+    VersionConflict,
+)
 from chatturn.events import ChatStreamEvent
 from chatturn.jsontext.canonical import canonical_hash
 
@@ -83,6 +91,9 @@ async def open_turn(turn: TurnInput) -> "OpenTurn":
         return FailedTurn(turn, early)
     except Queued as queued:
         return _waiting(turn, queued, rung)
+    except VersionConflict as conflict:
+        await _give_up(turn, conflict)
+        raise
     except OtherVersion as other:
         if (replayed := replay_of_version(turn, other.counting)) is None:
             raise
@@ -97,6 +108,15 @@ async def open_turn(turn: TurnInput) -> "OpenTurn":
         return ReplayedTurn(turn, claimed, None if reason is None else str(reason))
     past = past_turns(rows[0]) if rows else []
     return ChatTurn(turn, claimed, Place.of(found, epoch=epoch), past, spent, line=line)
+
+
+async def _give_up(turn: TurnInput, error: ChatTurnError) -> None:
+    """End a turn that waited in vain; it leaves no message."""
+    store = turn.deployment.store
+    if turn.waits_as is not None:
+        await store.leave_queue(turn.run_id, turn.waits_as)
+    await store.give_up(turn.run_id, RunOutcome(passed=False, notes=error.code), [session_of_run_changed(turn.run_id)])
+    turn.deployment.live.bells.ring(turn.session)
 
 
 def _waiting(turn: TurnInput, queued: Queued, rung: int) -> QueuedTurn:
@@ -469,10 +489,8 @@ def _queue_guards(turn: TurnInput) -> list[Guard]:
     """Return what one turn at a time asks for, beside that it may have to wait."""
     if turn.when_busy == "parallel":
         return []
-    if not turn.may_wait:
-        return [begins_now(turn.identity)]
     if turn.asked_again or turn.waits_as is not None:
-        return []
+        return [still_follows(turn.identity), *([] if turn.may_wait else [begins_now(turn.identity)])]
     return [
         *([not_passed(turn.identity)] if turn.request.replace is None else []),
         *([idle(turn.identity)] if turn.when_busy == "reject" else []),
