@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["PLACEHOLDER_ID", "Config", "read_toml"]
+__all__ = ["PLACEHOLDER_ID", "Config", "product_at_the_top", "read_toml", "table"]
 
 PLACEHOLDER_ID: Final = "00000000-0000-0000-0000-"
 """What the id of a database begins with that has not been made."""
@@ -54,8 +54,15 @@ def _how_to_add(product: str, settings: Mapping[str, Any], file: str) -> str:
     )
 
 
-def _product_at_the_top(settings: Mapping[str, Any]) -> str | None:
-    found: str | None = settings.get("vars", {}).get("PRODUCT")
+def table(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a table of a file of wrangler's; an empty one where there is none, or something else."""
+    found = settings.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def product_at_the_top(settings: Mapping[str, Any]) -> str | None:
+    """Return the product that needs no environment."""
+    found: str | None = table(settings, "vars").get("PRODUCT")
     return found
 
 
@@ -90,8 +97,8 @@ class Config:
             ValueError: There is no such file or environment; the message says what to write.
         """
         settings = read_toml(path)
-        if environment is not None and environment != _product_at_the_top(settings):
-            if environment not in settings.get("env", {}):
+        if environment is not None and environment != product_at_the_top(settings):
+            if not table(table(settings, "env"), environment):
                 raise ValueError(_how_to_add(environment, settings, path.name))
             inherited = {k: v for k, v in settings.items() if k not in _NOT_INHERITED}
             settings = {**inherited, **settings["env"][environment]}

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dev import paths
-from dev.config import Config, read_toml
+from dev.config import Config, product_at_the_top, read_toml, table
 from dev.deployment import (
     Problem,
     Target,
@@ -77,12 +77,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _targets(file: Path, product: str | None) -> list[Target]:
     settings = read_toml(file)
-    at_the_top = settings.get("vars", {}).get("PRODUCT")
-    names = [product] if product else [at_the_top, *settings.get("env", {})]
+    at_the_top = product_at_the_top(settings)
+    names = [product] if product else [at_the_top, *table(settings, "env")]
     return [
         Target(
             config=Config.read(file, environment=name),
-            environment="" if name == at_the_top else name,
+            environment="" if name is None or name == at_the_top else name,
             file=file,
         )
         for name in names
@@ -90,7 +90,10 @@ def _targets(file: Path, product: str | None) -> list[Target]:
 
 
 def _problems(target: Target, *, dry: bool) -> Iterator[Problem]:
-    yield from upload_problems(target)
+    refused = list(upload_problems(target))
+    yield from refused
+    if refused:
+        return  # What wrangler cannot read is of no form that the rest could look at.
     yield from configuration_problems(target)
     if not dry:
         yield from account_problems(target)

@@ -349,6 +349,29 @@ def test_an_error_is_found_in_what_wrangler_says() -> None:
     assert "a\nb" == error_of("\x1b[31ma\x1b[0m\n    at here\n\nb\n🪵  Logs were written to x")
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('name = "chatturn-legal"\n', 'name = "chatturn-legal"\nai = "AI"\n'),
+        ("[[env.legal.d1_databases]]", "[env.legal.d1_databases]"),
+        ('[env.legal.vars]\nPRODUCT = "legal"', '[env.legal]\nvars = "x"\n[env.legal.x]\nPRODUCT = "legal"'),
+        ('binding = "DB"', ""),
+    ],
+)
+def test_a_file_of_another_form_is_refused_by_wrangler(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], before: str, after: str
+) -> None:
+    """In its words, and nothing else is looked at."""
+    text = project.read_text()
+    if before.startswith("[env.legal.vars]"):
+        text = text.replace('[env.legal]\nname = "chatturn-legal"\n', "")
+    project.write_text(text.replace(before, after))
+    monkeypatch.setattr("dev.deploy.code_problems", lambda: iter(()))
+
+    assert 1 == main(["--check", "--dry-run", "--product", "legal", "--config", str(project)])
+    assert capfd.readouterr().err.startswith("legal: wrangler refuses the configuration:\n")
+
+
 # The commands
 
 

@@ -49,7 +49,7 @@ WHOLE: Final[Mapping[str, Any]] = {
             "key": "GROQ_API_KEY",
             "headers": {"x-team": "a", "x-key": "${GROQ_API_KEY}"},
             "query": {"version": "1"},
-            "quirks": {"stream_options": True, "content": "null", "max_tokens": "max_tokens"},
+            "quirks": {"stream_options": True, "content": "null", "max_tokens": "max_tokens", "later_turns": True},
             "request_timeout_ms": 1,
             "idle_timeout_ms": 1,
             "total_timeout_ms": 1,

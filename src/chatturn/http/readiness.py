@@ -3,15 +3,22 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
+from chatturn.backends.providers import PRESETS
 from chatturn.errors import ConfigurationError, SchemaOutdated, StoreError
 from chatturn.http.application import Application
 from chatturn.http.auth import Authenticator
+from chatturn.settings import setting_names
 
 __all__ = ["Check", "check_readiness"]
 
 _MEND_SCHEMA: Final = "wrangler d1 migrations apply DB --remote (locally: make run)"
 _MEND_DATABASE: Final = "look at the log for the database's own words; the D1 dashboard shows its state"
-_MEND_BINDING: Final = "declare the D1 binding DB under [[d1_databases]] in wrangler.toml"
+_MEND_BINDINGS: Final = {
+    "DB": "declare the D1 binding DB under [[d1_databases]] in wrangler.toml",
+    "AI": 'declare [ai] with binding = "AI" in wrangler.toml',
+}
+_KNOWN_SECRETS: Final = {*setting_names(), *(preset.key for preset in PRESETS.values())}
+"""A name that an operator has made up is not told: it may be a key that stands in the wrong place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +75,16 @@ def _check_settings(authenticator: Authenticator) -> Check:
 
 
 def _misconfigured(error: ConfigurationError) -> Check:
-    return Check(name="settings", ok=False, detail=str(error), mend=_mend_setting(error.setting))
+    return Check(name="settings", ok=False, detail=str(error), mend=_mend_setting(error))
 
 
-def _mend_setting(name: str) -> str:
-    if name == "DB":
-        return _MEND_BINDING
-    if name.endswith(("_SECRET", "_KEY", "_HEADERS")):
+def _mend_setting(error: ConfigurationError) -> str:
+    name = error.setting.partition("[")[0]
+    if name in _MEND_BINDINGS:
+        return _MEND_BINDINGS[name]
+    if error.lacks is not None and error.lacks not in _KNOWN_SECRETS:
+        return "wrangler secret put, and the name that stands there (locally: a line in .dev.vars)"
+    if error.lacks is not None or name.endswith(("_SECRET", "_KEY", "_HEADERS")):
+        name = error.lacks or name
         return f"wrangler secret put {name} (locally: a line {name}=… in .dev.vars)"
     return f"set {name} under [vars] in wrangler.toml (locally: in .dev.vars)"

@@ -699,6 +699,18 @@ def test_ready_means_every_check_passed() -> None:
             [False, None, None],
             "secret put OPENAI_API_KEY",
         ),
+        (
+            ConfigurationError("PROVIDERS[0].key", "names a secret that is not set", lacks="GROQ_API_KEY"),
+            [False, None, None],
+            "secret put GROQ_API_KEY",
+        ),
+        (
+            ConfigurationError("PROVIDERS[0].headers", "member 1 names one", lacks="hunter2"),
+            [False, None, None],
+            "secret put, and the name that stands there",
+        ),
+        (ConfigurationError("PROVIDERS[0].kind", "must be one"), [False, None, None], "set PROVIDERS under"),
+        (ConfigurationError("AI", "is not bound"), [False, None, None], r"declare \[ai\]"),
         (ConfigurationError("BACKEND", "is 'gpt'"), [False, None, None], r"set BACKEND under \[vars\]"),
     ],
 )
