@@ -358,3 +358,95 @@ async def test_a_store_that_is_down_does_not_forget_a_wish(database: SqliteDatab
     [wishes] = await database.batch([Statement("SELECT count(*) AS wishes FROM chat_deletions")])
 
     assert (store.files, wishes.rows[0]["wishes"]) == ({}, 0)
+
+
+CHAT = "/v1/ai-sdk/chat"
+COMPLETIONS = "/v1/chat/completions"
+UI_TEXT = {"type": "text", "text": "what is this?"}
+UI_IMAGE = {"type": "file", "mediaType": "image/png", "url": PICTURE}
+UI_PAPER = {"type": "file", "mediaType": "application/pdf", "url": PAPER["url"], "filename": "a.pdf"}
+SHOWN_PAPER = {"type": "file", "file": {"filename": "a.pdf", "file_data": PAPER["url"]}}
+
+
+def ui(*parts: dict[str, Any], **members: Any) -> dict[str, Any]:
+    """Return what the AI SDK sends."""
+    return {"id": "thread-1", "messages": [{"role": "user", "parts": list(parts)}], **members}
+
+
+def completion(*parts: dict[str, Any]) -> dict[str, Any]:
+    """Return what OpenAI's clients send, in a session."""
+    metadata = {"session_id": "thread-1", "turn_index": "0"}
+    return {"model": "default", "messages": [{"role": "user", "content": list(parts)}], "metadata": metadata}
+
+
+async def asked(alone: Isolate, path: str, body: Any) -> int:
+    """Ask to the end of the answer, and return the status."""
+    reply = await alone.ask("POST", path, body)
+    if reply.task is not None:
+        await reply.task
+    return reply.status
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, ui(UI_TEXT, UI_IMAGE, {"type": "data-mine", "data": 1}, UI_PAPER)),
+        (COMPLETIONS, completion({**TEXT, "cache_control": 1}, SHOWN, SHOWN_PAPER)),
+    ],
+)
+async def test_files_of_other_clients_are_parts_of_the_same_turn(
+    database: SqliteDatabase, path: str, body: Any
+) -> None:
+    """What they send reaches the model as our own parts do, and is the same turn as those."""
+    alone, transport = isolate(database, [OK])
+
+    assert await asked(alone, path, body) == 200
+    assert contents(transport)[-1] == [TEXT, SHOWN, SHOWN_PAPER]
+    assert (await turn(alone, 0, TEXT, IMAGE, PAPER))[-1]["data"]["replayed"] is True
+
+
+async def test_other_clients_name_stored_files_by_their_ids_or_addresses(database: SqliteDatabase) -> None:
+    """The AI SDK by the address at which the file is got, OpenAI's clients by the id."""
+    store = KeptFiles()
+    file_id = await keep(store)
+    alone, transport = isolate(database, [OK, OK], store=store)
+    url = f"https://chat.example.com/v1/files/{file_id}"
+    by_address = ui({"type": "file", "mediaType": "image/png", "url": url})
+    by_id = {**completion({"type": "file", "file": {"file_id": file_id}}), "metadata": {}}
+
+    assert await asked(alone, CHAT, by_address) == 200
+    assert contents(transport)[-1] == [SHOWN]
+    assert await asked(alone, COMPLETIONS, by_id) == 200
+    assert contents(transport)[-1] == [{"type": "file", "file": {"filename": "file", "file_data": PICTURE}}]
+
+
+async def test_a_conversation_that_a_request_brings_has_its_images(database: SqliteDatabase) -> None:
+    """They are shown as they stand there; an image in an answer is none that a user has said."""
+    alone, transport = isolate(database, [OK])
+    messages = [
+        {"role": "user", "content": [TEXT, SHOWN]},
+        {"role": "assistant", "content": "A cat."},
+        {"role": "user", "content": "and now?"},
+    ]
+
+    assert await asked(alone, COMPLETIONS, {"model": "default", "messages": messages}) == 200
+    assert contents(transport)[-3:] == [[TEXT, SHOWN], "A cat.", "and now?"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, ui({"type": "file", "mediaType": "image/png", "url": "http://a.test/b.png"})),
+        (CHAT, ui({"type": "file", "mediaType": "image/png"})),
+        (CHAT, ui({"type": "file", "mediaType": "video/mp4", "url": "data:video/mp4;base64,AAAA"})),
+        (CHAT, ui({"type": "tool-x"})),
+        (COMPLETIONS, completion({"type": "image_url", "image_url": PICTURE})),
+        (COMPLETIONS, completion({"type": "file", "file": {"file_id": "file-openai"}})),
+    ],
+)
+async def test_what_of_other_clients_cannot_be_taken_is_refused(database: SqliteDatabase, path: str, body: Any) -> None:
+    """In words of its own, and before anything is written."""
+    alone, transport = isolate(database, [])
+
+    assert (await asked(alone, path, body), transport.exchanges) == (422, [])
+    assert await alone.service.show(IDENTITY) is None

@@ -25,7 +25,7 @@ from chatturn.durable.identifiers import derive_worker_id
 from chatturn.errors import ChatTurnError, InvalidField, RequestError, StoreError, StoreUnavailable
 from chatturn.http.application import Call, Parameters
 from chatturn.http.auth import RUN_TURNS, Principal
-from chatturn.http.client_bodies import read_client_body, read_conversation
+from chatturn.http.client_bodies import file_or_address, read_client_body, read_conversation
 from chatturn.http.limits import (
     MAX_EVENT_KEY_CHARACTERS,
     MAX_REASON_CHARACTERS,
@@ -40,6 +40,7 @@ from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import detail_of, error_headers
 from chatturn.http.projected import OpenedTurn, ProjectedTurn, find, go_on_or_follow, open_or_follow
 from chatturn.http.strict_json import read_json_object
+from chatturn.http.user_messages import IMAGE_TYPES
 from chatturn.wire.ai_sdk import UiMessageStream
 
 __all__ = ["AI_SDK_CHAT", "ai_sdk_problem", "get_chat_stream", "post_chat", "session_of_body", "session_of_chat"]
@@ -57,7 +58,7 @@ _NUMBER: Final = re.compile(r"-?[0-9]{1,9}")
 _FIRST_THAT_RESETS: Final = 7
 """The major version of the AI SDK whose clients know ``reset-step``."""
 
-_TAKEN_OF_A_USER: Final = ("text", "data-")
+_TAKEN_OF_A_USER: Final = ("text", "file", "data-")
 """How the types of the parts begin that a user's message may have; data are for the application alone."""
 
 _FOUND_WITHIN_S: Final = 20
@@ -96,7 +97,7 @@ async def post_chat(call: Call) -> HttpResponse:
     query = _query(call.request)
     body = await read_client_body(call.request)
     messages = body.get("messages")
-    conversation = read_conversation(messages, _text_of)
+    conversation = read_conversation(messages, _text_of, parts_of=_parts_of)
     if body.get("trigger") == "regenerate-message" and call.service.deployment.settings.threads == "off":
         raise InvalidField("this deployment cannot regenerate an answer: its THREADS is off", field="trigger")
     chat = body.get("id")
@@ -109,6 +110,7 @@ async def post_chat(call: Call) -> HttpResponse:
     parameters, ignored = _parameters(body.get("parameters"), call.service.deployment.may_say)
     request = TurnRequest(
         message=conversation.question,
+        parts=conversation.parts,
         model=read_model(body.get("model")),
         parameters=parameters,
         history=conversation.before if chat is None else None,
@@ -304,18 +306,32 @@ def _resets(query: Mapping[str, str]) -> bool:
 
 
 def _text_of(message: Mapping[str, Any], place: str) -> str:
-    """Return the text of a UI message; what a user says besides text is refused, for the model would not see it."""
+    """Return the text of a UI message; what of a user's cannot be shown to a model is refused."""
     parts = message.get("parts")
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise InvalidField(f"{place}.parts must be a list of objects", field=place)
     if message.get("role") == "user":
         for part in parts:
             if not str(part.get("type", "")).startswith(_TAKEN_OF_A_USER):
-                raise InvalidField(f"{place} has a part that cannot be taken yet: only text can", field=place)
+                raise InvalidField(f"{place} has a part that cannot be taken: only text and files can", field=place)
     texts = [part.get("text") for part in parts if part.get("type") == "text"]
     if not all(isinstance(text, str) for text in texts):
         raise InvalidField(f"{place} has a text part without text", field=place)
     return "".join(map(str, texts))
+
+
+def _parts_of(message: Mapping[str, Any], _place: str) -> list[dict[str, Any]]:
+    """Return a user's UI message with files as parts of our own form."""
+    parts = [part for part in message.get("parts", ()) if part.get("type") in ("text", "file")]
+    if message.get("role") != "user" or all(part["type"] == "text" for part in parts):
+        return []
+    return [{"type": "text", "text": part.get("text")} if part["type"] == "text" else _file(part) for part in parts]
+
+
+def _file(part: Mapping[str, Any]) -> dict[str, Any]:
+    kind = "image" if part.get("mediaType") in IMAGE_TYPES else "file"
+    name = {"name": part["filename"]} if kind == "file" and part.get("filename") else {}
+    return {"type": kind, **file_or_address(part.get("url")), **name}
 
 
 def _decisions(messages: object) -> Mapping[str, Mapping[str, Any]]:

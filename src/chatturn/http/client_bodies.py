@@ -9,20 +9,34 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+from chatturn.chat.files import FILE_ID
+from chatturn.chat.parts import Part, content_of
 from chatturn.errors import InvalidField
 from chatturn.http.limits import MAX_BODY_BYTES, check_body_headers
 from chatturn.http.messages import HttpRequest
 from chatturn.http.problems import shown
 from chatturn.http.strict_json import read_json_object
-from chatturn.http.user_messages import read_message, read_text
+from chatturn.http.user_messages import UserMessage, read_text, read_user_message
 
-__all__ = ["ROLES", "Conversation", "TextOf", "read_client_body", "read_conversation"]
+__all__ = [
+    "ROLES",
+    "Conversation",
+    "PartsOf",
+    "TextOf",
+    "file_or_address",
+    "read_client_body",
+    "read_conversation",
+    "text_in",
+]
 
 TextOf: TypeAlias = Callable[[Mapping[str, Any], str], str]
 """Returns the text of a message, by its place in the request."""
 
 MoreOf: TypeAlias = Callable[[Mapping[str, Any], str], Mapping[str, Any]]
 """Returns what else of a message the model is shown, by its place in the request."""
+
+PartsOf: TypeAlias = Callable[[Mapping[str, Any], str], Sequence[Any]]
+"""Returns a user's message as parts of our own form, by its place; nothing if it is text alone."""
 
 ROLES: Final = ("system", "developer", "user", "assistant")
 
@@ -35,7 +49,8 @@ class Conversation:
     The messages of a request.
 
     Attributes:
-        question: The last message of the user.
+        question: The last message of the user; its text.
+        parts: Its parts, where it is more than text.
         before: All before it, each ``{"role", "content", …}``.
         behind: All behind it, where there are results of the client's tools among them.
         turn_index: Of the question: how many questions there are before it.
@@ -44,6 +59,7 @@ class Conversation:
     question: str
     before: tuple[Mapping[str, Any], ...]
     turn_index: int
+    parts: Sequence[Part] = ()
     behind: tuple[Mapping[str, Any], ...] = ()
 
 
@@ -63,7 +79,12 @@ async def read_client_body(request: HttpRequest) -> dict[str, Any]:
 
 
 def read_conversation(
-    messages: object, text_of: TextOf, *, roles: Sequence[str] = ROLES, more_of: MoreOf = lambda _message, _place: {}
+    messages: object,
+    text_of: TextOf,
+    *,
+    roles: Sequence[str] = ROLES,
+    more_of: MoreOf = lambda _message, _place: {},
+    parts_of: PartsOf = lambda _message, _place: (),
 ) -> Conversation:
     """
     Read the messages of a request.
@@ -73,30 +94,63 @@ def read_conversation(
         text_of: Reads the text of one message.
         roles: Whose messages there may be.
         more_of: Reads what else the model is shown of one.
+        parts_of: Reads the parts of one of the user's.
 
     Raises:
+        PayloadTooLarge: A part is longer than its limit.
         InvalidField: There is no question among them, or one is not what it should be.
     """
     if not isinstance(messages, list) or not messages:
         raise InvalidField("messages must be a list with at least one message", field="messages")
-    read = [_message(message, f"messages[{at}]", text_of, roles, more_of) for at, message in enumerate(messages)]
+    reading = _Reading(text_of, roles, more_of, parts_of)
+    read = [reading.message(message, f"messages[{at}]") for at, message in enumerate(messages)]
     questions = [at for at, message in enumerate(read) if message["role"] == "user"]
     if not questions:
         raise InvalidField("messages has no message of the user", field="messages")
     last = questions[-1]
     behind = read[last + 1 :]
+    said = reading.said(messages[last], f"messages[{last}]")
     return Conversation(
-        question=read_message(read[last]["content"], f"messages[{last}]"),
+        question=said.text,
+        parts=said.parts,
         before=tuple(read[:last]),
         turn_index=len(questions) - 1,
         behind=tuple(behind) if any(message["role"] == "tool" for message in behind) else (),
     )
 
 
-def _message(message: object, place: str, text_of: TextOf, roles: Sequence[str], more_of: MoreOf) -> Mapping[str, Any]:
-    if not isinstance(message, dict):
-        raise InvalidField(f"{place} must be an object", field=place)
-    role = message.get("role")
-    if role not in roles:
-        raise InvalidField(f"{place}.role is {shown(str(role))}, but must be one of {', '.join(roles)}", field=place)
-    return {"role": role, "content": read_text(text_of(message, place), place), **more_of(message, place)}
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How the messages of a format are read."""
+
+    text_of: TextOf
+    roles: Sequence[str]
+    more_of: MoreOf
+    parts_of: PartsOf
+
+    def message(self, message: object, place: str) -> Mapping[str, Any]:
+        if not isinstance(message, dict):
+            raise InvalidField(f"{place} must be an object", field=place)
+        role = message.get("role")
+        if role not in self.roles:
+            words = f"{place}.role is {shown(str(role))}, but must be one of {', '.join(self.roles)}"
+            raise InvalidField(words, field=place)
+        parts = self.said(message, place).parts if role == "user" and self.parts_of(message, place) else ()
+        content = content_of(parts) if parts else read_text(self.text_of(message, place), place)
+        return {"role": role, "content": content, **self.more_of(message, place)}
+
+    def said(self, message: Mapping[str, Any], place: str) -> UserMessage:
+        """Read a message of the user, which may not be blank."""
+        parts = self.parts_of(message, place)
+        return read_user_message(list(parts) or self.text_of(message, place), place)
+
+
+def text_in(content: Any) -> str:
+    """Return the text of the content of a message."""
+    return content if isinstance(content, str) else "".join(str(part.get("text", "")) for part in content)
+
+
+def file_or_address(value: object) -> dict[str, Any]:
+    """Return the member of a part that names its content: the id of a stored file, or an address."""
+    name = str(value).rpartition("/v1/files/")[2]
+    return {"file": name} if FILE_ID.fullmatch(name) else {"url": value}

@@ -42,7 +42,7 @@ from chatturn.errors import (
 )
 from chatturn.http.application import Call
 from chatturn.http.auth import Principal
-from chatturn.http.client_bodies import ROLES, Conversation, read_conversation
+from chatturn.http.client_bodies import ROLES, Conversation, file_or_address, read_conversation, text_in
 from chatturn.http.limits import (
     MAX_BODY_BYTES,
     check_body_headers,
@@ -83,6 +83,9 @@ _REFUSED: Final = frozenset(("audio", "function_call", "functions", "logprobs", 
 
 _ROLES: Final = (*ROLES, "tool")
 _MAX_CALL_ID_CHARACTERS: Final = 200
+
+_FILES: Final = ("image_url", "file")
+"""Types of the parts of a content that are no text and can be taken."""
 
 _KINDS: Final[Mapping[int, str]] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CLIENT_ERRORS: Final = range(400, 500)
@@ -242,6 +245,7 @@ async def _place(call: Call, asked: "_Asked", body: bytes) -> _Place:
         session = await _retried(call, prefix) or prefix + derive_worker_id().removeprefix("worker-")
     request = TurnRequest(
         message=conversation.question,
+        parts=conversation.parts,
         model=asked.asked_model,
         history=conversation.before,
         behind=conversation.behind,
@@ -317,6 +321,7 @@ async def _of_session(call: Call, asked: "_Asked") -> _Place:
     identity = _identity(call, session, index)
     request = TurnRequest(
         message=conversation.question,
+        parts=conversation.parts,
         model=asked.asked_model,
         history=conversation.before if await _is_another_thread(call, identity, conversation) else None,
         behind=conversation.behind,
@@ -330,7 +335,7 @@ async def _of_session(call: Call, asked: "_Asked") -> _Place:
 
 async def _is_another_thread(call: Call, identity: ChatTurnIdentity, conversation: Conversation) -> bool:
     """Say whether a request that brings the whole thread has asked something else in it than is stored."""
-    said = [str(message["content"]) for message in conversation.before if message["role"] == "user"]
+    said = [text_in(message["content"]) for message in conversation.before if message["role"] == "user"]
     if not said or len(said) != identity.turn_index or call.service.deployment.settings.threads == "off":
         return False
     return not await call.service.has_asked(identity, said)
@@ -465,7 +470,8 @@ def _conversation(messages: object, may_say: Callable[[str], bool]) -> Conversat
         called.update(call["id"] for call in read)
         return {"tool_calls": read}
 
-    return read_conversation(messages, _text_of, roles=_ROLES if may_have_tools else ROLES, more_of=more_of)
+    roles = _ROLES if may_have_tools else ROLES
+    return read_conversation(messages, _text_of, roles=roles, more_of=more_of, parts_of=_parts_of)
 
 
 def _answered(id_: object, called: Collection[str], place: str) -> str:
@@ -521,4 +527,27 @@ def _text_of_part(part: object, place: str) -> str:
     text = part.get("text") if isinstance(part, dict) else None
     if kind == "text" and isinstance(text, str):
         return text
-    raise UnsupportedParameter(f"{place} has a part of type {shown(str(kind))}: only text can be taken", field=place)
+    if kind in _FILES:
+        return ""
+    words = "only text, images and files can be taken"
+    raise UnsupportedParameter(f"{place} has a part of type {shown(str(kind))}: {words}", field=place)
+
+
+def _parts_of(message: Mapping[str, Any], place: str) -> list[Any]:
+    """Return a user's message with images or files as parts of our own form."""
+    content = message.get("content")
+    if message.get("role") != "user" or not isinstance(content, list):
+        return []
+    _text_of(message, place)  # which refuses parts of other types
+    if all(part["type"] == "text" for part in content):
+        return []
+    return [{"type": "text", "text": part["text"]} if part["type"] == "text" else _file(part) for part in content]
+
+
+def _file(part: Mapping[str, Any]) -> dict[str, Any]:
+    said = part.get(part["type"])
+    members = said if isinstance(said, dict) else {}
+    if part["type"] == "image_url":
+        return {"type": "image", **file_or_address(members.get("url"))}
+    name = {"name": members["filename"]} if members.get("filename") else {}
+    return {"type": "file", **file_or_address(members.get("file_id") or members.get("file_data")), **name}
