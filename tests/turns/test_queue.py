@@ -459,6 +459,20 @@ async def test_who_leaves_while_waiting_ends_the_turn_where_the_policy_says_so(d
     assert ["a", "re: a"] == await thread(isolate)
 
 
+async def test_a_turn_of_a_session_that_is_deleted_does_not_come_back(database: SqliteDatabase) -> None:
+    """Who waits with it is told that there is no such turn, and stores nothing."""
+    isolate = Isolate(database, Slow(), settings=ON)
+    first, second = await waiting(isolate, "a", "b")
+    reply = await isolate.ask("DELETE", SESSION)
+    assert 200 == reply.status, reply.body
+    lines = await second.lines()
+    assert ["queued", "failed"] == kinds(lines)
+    assert "not_found" == lines[-1]["data"]["code"]
+    await first.lines()
+    for rows in await everything(database):
+        assert [] == list(rows)
+
+
 # Behind an approval
 
 

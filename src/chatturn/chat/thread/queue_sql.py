@@ -16,7 +16,7 @@ from chatturn.durable.records import RunStatus
 from chatturn.durable.sql.run_lists import SESSION_OF_RUN
 from chatturn.durable.sql.runs import HELD, MOMENT
 from chatturn.durable.store import Condition, Guard
-from chatturn.errors import QueueFull, SessionBusy, TurnPassed, VersionConflict
+from chatturn.errors import QueueFull, RunNotFound, SessionBusy, TurnPassed, VersionConflict
 
 __all__ = [
     "NEXT_IN_LINE",
@@ -31,6 +31,7 @@ __all__ = [
     "read_taken",
     "room",
     "still_follows",
+    "still_there",
 ]
 
 _OPEN: Final = """
@@ -269,6 +270,16 @@ def still_follows(identity: ChatTurnIdentity) -> Guard:
         sql=_STILL_FOLLOWS,
         params=params,
         refusal=lambda _row: VersionConflict("the thread ends before it", run_id=run_id),
+    )
+
+
+def still_there(identity: ChatTurnIdentity) -> Guard:
+    """Begin a turn that was asked before only while it is there: its session may have been deleted."""
+    run_id = turn_run_id(identity)
+    return Guard(
+        sql="EXISTS (SELECT 1 FROM durable_runs WHERE run_id = {0})",
+        params=(run_id,),
+        refusal=lambda _row: RunNotFound("it was deleted", run_id=run_id),
     )
 
 

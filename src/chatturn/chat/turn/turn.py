@@ -34,7 +34,16 @@ from chatturn.chat.log.writer import LogWriter
 from chatturn.chat.requests import TurnInput, history_text
 from chatturn.chat.thread.history import PastTurn
 from chatturn.chat.thread.identity import turn_intent
-from chatturn.chat.thread.queue_sql import NEXT_IN_LINE, begins_now, idle, interrupt, not_passed, room, still_follows
+from chatturn.chat.thread.queue_sql import (
+    NEXT_IN_LINE,
+    begins_now,
+    idle,
+    interrupt,
+    not_passed,
+    room,
+    still_follows,
+    still_there,
+)
 from chatturn.chat.thread.session_sql import owned_by, record_session, session_changed, session_of_run_changed
 from chatturn.chat.thread.version_sql import OtherVersion, only_one_version, record_version, still_counts
 from chatturn.chat.thread.versions import Choice
@@ -490,7 +499,8 @@ def _queue_guards(turn: TurnInput) -> list[Guard]:
     if turn.when_busy == "parallel":
         return []
     if turn.asked_again or turn.waits_as is not None:
-        return [still_follows(turn.identity), *([] if turn.may_wait else [begins_now(turn.identity)])]
+        asked_before = [still_there(turn.identity), still_follows(turn.identity)]
+        return asked_before if turn.may_wait else [*asked_before, begins_now(turn.identity)]
     return [
         *([not_passed(turn.identity)] if turn.request.replace is None else []),
         *([idle(turn.identity)] if turn.when_busy == "reject" else []),
