@@ -26,6 +26,10 @@ def ask(question: str, key: str) -> str:
                 sys.stdout.write(f"\r{text}")
                 if chunk.choices[0].finish_reason:
                     return text
+        except KeyboardInterrupt:  # leaving does not stop the turn: a cancel does, and what was said is kept
+            *_, session, turn = stream.response.headers["x-workflow-run-id"].split(":")
+            client.post(f"/sessions/{session}/turns/{turn}/cancel", cast_to=object)
+            return text
         except APIError as error:
             if isinstance(error, APIStatusError) or error.code in {"cancelled", "suspended"}:
                 raise  # final; what may pass the SDK has tried again by itself

@@ -53,6 +53,14 @@ try {
     said = await whole(other);
     await tab.bringToFront();
     said.first = (await whole(tab)).text;
+  } else if (asked.regenerate) {
+    await whole(tab);
+    await tab.evaluate(() => [...document.querySelectorAll("button")].at(-1).click());
+    await until(async () => (await text(tab)).endsWith(asked.regenerate));
+    await is(tab, "ready");
+    await tab.reload();
+    await until(async () => (await text(tab)).endsWith(asked.regenerate));
+    said = { text: await text(tab), bubbles: (await answers(tab)).length };
   } else {
     said = await whole(tab);
   }

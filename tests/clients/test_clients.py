@@ -9,6 +9,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -460,3 +461,41 @@ def test_an_approval(approve: bool, upstream: Upstream, pages: str) -> None:
         each for each in said["states"] if each.startswith("output")
     ]
     assert (1, 1) == (len(upstream.calls(chat.question)), len(upstream.calls(told)))
+
+
+@pytest.mark.parametrize("client", PAGES)
+def test_a_page_regenerates(client: str, front: Front, upstream: Upstream, rows: list[Row]) -> None:
+    """Its last button: one bubble with the new answer, also after a reload."""
+    chat = Chat(front, upstream, client, "regenerate", ANSWER, Script(text=f"{WORDS} anew"))
+    said = chat.ask(regenerate="anew")
+    rows.append(chat.row({**said, "text": said["text"].removesuffix(" anew")}))
+
+    assert_whole(rows[-1], calls=2)
+    assert (1, f"{WORDS} anew", []) == (said["bubbles"], said["text"], said["errors"])
+
+
+@pytest.mark.parametrize("client", EXAMPLES)
+def test_an_example_is_stopped(client: str, front: Front, upstream: Upstream) -> None:
+    """Ctrl-C: the turn is cancelled, and what was said by then is kept."""
+    chat = Chat(front, upstream, client, "stop", Script(text=WORDS, pause_s=0.05))
+    *_, interpreter, script = EXAMPLES[client]
+    environment = {**ENVIRONMENT, "CHATTURN_URL": front.url, "CHATTURN_TOKEN": token(), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [interpreter, script, chat.question, chat.name],
+        cwd=HERE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    said = ""
+    while "word9" not in said:
+        said += process.stdout.read(1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Node is started by another program
+    process.communicate(timeout=SECONDS)
+    [call] = upstream.calls(chat.question)
+
+    assert call.wait_closed(5)
+    assert call.chunks_sent < len(WORDS.split())
