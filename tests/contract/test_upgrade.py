@@ -141,6 +141,7 @@ LATER = (
     "0017_peoples_data.sql",
     "0018_thread_changes.sql",
     "0019_old_logs.sql",
+    "0020_failed_runs.sql",
 )
 EARLY_0004 = (
     "ALTER TABLE chat_turns ADD COLUMN log_from INTEGER NOT NULL DEFAULT 0 CHECK (log_from >= 0)",

@@ -21,7 +21,7 @@ __all__ = [
     "schema_statements",
 ]
 
-DURABLE_SCHEMA_VERSION: Final = 117
+DURABLE_SCHEMA_VERSION: Final = 118
 """The version in ``durable_schema_info`` that this code needs; below 100 are agent-runtime's own."""
 
 _TABLE: Final = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+)", re.MULTILINE)
@@ -382,6 +382,8 @@ WHERE breaks = 1;
 -- For whether a session is busy.
 CREATE INDEX IF NOT EXISTS idx_durable_runs_open ON durable_runs (run_id) WHERE status IN ('pending', 'running');
 CREATE INDEX IF NOT EXISTS idx_durable_runs_suspended ON durable_runs (run_id) WHERE status = 'suspended';
+-- For a session's turns without an answer.
+CREATE INDEX IF NOT EXISTS idx_durable_runs_failed ON durable_runs (run_id) WHERE status = 'failed';
 """
     + SUMS_TABLES
     + fill_sums("(SELECT max(version) FROM durable_schema_info) < 114")
@@ -413,7 +415,7 @@ WHERE intent >= 'event:tool:' AND intent < 'event:tool;';
 
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 117, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 118, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_outbox') WHERE name = 'payload_json');

@@ -46,6 +46,7 @@ DIGESTS = {
     "0017_peoples_data.sql": "035a83690bf64febd62ff8e491863b6ab9b2382451bd4e3445e7f4f33e76e47b",
     "0018_thread_changes.sql": "bbd2c271abe6e4c7ac185d67a7660348094f9934c769f330ad08ba184d6da67d",
     "0019_old_logs.sql": "b5e4098d8d2efe84b61d12a589927ce345a4b7d8078bb2b37f6620138da98bb7",
+    "0020_failed_runs.sql": "1ef06f2077e06576e8d23f7c16b07821f2193cad0283c21cf59ef86debcbf72e",
 }
 
 

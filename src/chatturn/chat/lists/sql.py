@@ -39,19 +39,25 @@ _MESSAGES: Final = f"""
 SELECT m.turn_index, m.role, m.content, m.created_at, m.run_id, t.cancelled_at IS NOT NULL AS cancelled,
   t.finish_reason, m.version, CASE WHEN m.role = 'user' THEN {SHOWN_PARTS} END AS parts_json
 FROM chat_messages AS m LEFT JOIN chat_turns AS t ON t.run_id = m.run_id
-WHERE m.tenant_id = ?1 AND m.session_id = ?2 AND m.turn_index < ?3 AND m.{ATTACHED.strip()}
+WHERE m.tenant_id = ?1 AND m.session_id = ?2 AND m.{ATTACHED.strip()}
 ORDER BY m.turn_index DESC, m.role ASC LIMIT ?4
 """
 
 _MOST_OPEN: Final = 20
 
-# A session's runs are neighbours in the table: their ids begin alike.  A turn that was superseded and has no new
+# A session's runs are neighbours in each index: their ids begin alike.  A turn that was superseded and has no new
 # answer yet is among them, one that is cancelled is not.
 _OPEN_TURNS: Final = f"""
 SELECT t.turn_index, t.user_message, r.status, t.created_at, {SHOWN_PARTS} AS parts_json
-FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id
-WHERE t.run_id > ?1 AND t.run_id < ?2 AND r.status <> 'completed'
-  AND (t.version = 1 OR r.status <> 'failed')
+FROM (
+  SELECT run_id, status FROM durable_runs INDEXED BY idx_durable_runs_open
+  WHERE run_id > ?1 AND run_id < ?2 AND status IN ('pending', 'running')
+  UNION ALL SELECT run_id, status FROM durable_runs INDEXED BY idx_durable_runs_suspended
+  WHERE run_id > ?1 AND run_id < ?2 AND status = 'suspended'
+  UNION ALL SELECT run_id, status FROM durable_runs INDEXED BY idx_durable_runs_failed
+  WHERE run_id > ?1 AND run_id < ?2 AND status = 'failed') AS r
+CROSS JOIN chat_turns AS t ON t.run_id = r.run_id
+WHERE t.version = 1 OR r.status <> 'failed'
 ORDER BY t.turn_index DESC LIMIT {_MOST_OPEN}
 """
 
@@ -88,7 +94,7 @@ SELECT coalesce(
 # ?4 is how many are compared.
 _QUESTIONS: Final = f"""
 SELECT content FROM chat_messages
-WHERE tenant_id = ?1 AND session_id = ?2 AND role = 'user' AND turn_index < ?3 AND {ATTACHED.strip()}
+WHERE tenant_id = ?1 AND session_id = ?2 AND role = 'user' AND {ATTACHED.strip()}
 ORDER BY turn_index LIMIT ?4
 """
 

@@ -33,10 +33,12 @@ __all__ = [
 ]
 
 ATTACHED: Final = """
-turn_index < coalesce((SELECT min(b.turn_index) FROM chat_messages AS b INDEXED BY idx_chat_messages_breaks
-  WHERE b.tenant_id = ?1 AND b.session_id = ?2 AND b.breaks = 1), 9223372036854775807)
+turn_index < min(?3, coalesce((SELECT min(b.turn_index) FROM chat_messages AS b INDEXED BY idx_chat_messages_breaks
+  WHERE b.tenant_id = ?1 AND b.session_id = ?2 AND b.breaks = 1), 9223372036854775807))
 """
-"""The SQL of what is in the thread, of the messages of session ``?2`` of tenant ``?1``."""
+"""The SQL of what is in the thread before the turn ``?3``, of the messages of session ``?2`` of tenant ``?1``.
+
+One bound, which SQLite finds by the index: of two it would take one, and pass by whatever is detached."""
 
 # ?1 the first version's run, ?2 and ?3 around the others, ?4 the tenant, ?5 the session, ?6 the index, ?7 the manifest,
 # ?8 the version that the request replaces or null, ?9 how; where it does and does not say which, the one that counts.

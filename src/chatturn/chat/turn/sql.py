@@ -102,9 +102,9 @@ _HISTORY: Final = f"""
 SELECT m.turn_index, m.role, m.content, t.finish_reason, t.kept_json, t.parts_json IS NOT NULL AS has_parts,
   CASE WHEN m.role = 'user' AND length(t.parts_json) <= ?6 THEN t.parts_json END AS parts_json
 FROM chat_messages AS m LEFT JOIN chat_turns AS t ON t.run_id = m.run_id
-WHERE m.tenant_id = ?1 AND m.session_id = ?2 AND m.turn_index < ?3 AND m.{ATTACHED.strip()}
-  AND NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?4 AND status = 'completed')
-ORDER BY m.turn_index DESC, m.role ASC LIMIT ?5
+WHERE m.tenant_id = ?1 AND m.session_id = ?2 AND m.{ATTACHED.strip()}
+ORDER BY m.turn_index DESC, m.role ASC
+LIMIT CASE WHEN EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?4 AND status = 'completed') THEN 0 ELSE ?5 END
 """
 
 _MESSAGES: Final = f"""
