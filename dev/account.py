@@ -110,12 +110,15 @@ def _ask(file: Path, environment: str, *arguments: str) -> str:
             env={**os.environ, "CI": "1", "NO_COLOR": "1", "WRANGLER_HIDE_BANNER": "true"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_ANSWER_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise Unanswered(f"it does not answer within {_ANSWER_SECONDS} s") from None
+    except OSError as error:
+        raise Unanswered(f"{command[0]} cannot be run: {error.strerror}") from error
     if finished.returncode:
         raise Unanswered(error_of(f"{finished.stderr}\n{finished.stdout}"))
     return finished.stdout

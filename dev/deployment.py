@@ -155,7 +155,8 @@ def _dry_run(target: Target, folder: Path) -> "subprocess.CompletedProcess[str]"
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         timeout=_UPLOAD_SECONDS,
         check=False,
     )

@@ -223,6 +223,8 @@ def test_what_stands_before_the_list_is_left_out(account: Cloudflare, tmp_path: 
     assert ["wrangler does not say which secrets are set:\nno list of secrets:\nit is well"] == [
         problem.what for problem in secret_problems()
     ]
+    install(tmp_path, "wrangler", "\0no program")
+    assert ["cannot be run: Exec format error"] == [problem.what[-32:] for problem in secret_problems()]
     assert account
 
 
@@ -339,6 +341,21 @@ def test_what_wrangler_refuses_is_shown(tmp_path: Path) -> None:
 
     assert "python_workers" in problem.what
     assert "WARNING" not in problem.what
+
+
+def test_a_wrangler_that_says_no_size_or_nothing_at_all(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The size is only for the reader; a check that does not end is a problem."""
+
+    def hang(*_: object) -> None:
+        raise subprocess.TimeoutExpired("wrangler", 300)
+
+    monkeypatch.setattr("dev.deployment._dry_run", lambda *_: subprocess.CompletedProcess([], 0, stdout="done"))
+    assert [] == list(upload_problems(target()))
+    monkeypatch.setattr("dev.deployment._dry_run", hang)
+    assert [Problem("wrangler does not check the upload within 300 s", "try again")] == list(upload_problems(target()))
+    assert "" == capfd.readouterr().out
 
 
 def test_an_error_is_found_in_what_wrangler_says() -> None:
