@@ -119,11 +119,9 @@ class Config:
         return found
 
     def database_ids(self) -> dict[str, str]:
-        """Return, for each D1 binding, the id that names its local database."""
+        """Return, for each D1 binding, the id that names its local database; without one wrangler takes its binding."""
         return {
-            database["binding"]: database.get("preview_database_id")
-            or database.get("database_id")
-            or database["binding"]
+            database["binding"]: database.get("preview_database_id", database.get("database_id", database["binding"]))
             for database in self.deployment.get("d1_databases", [])
         }
 

@@ -256,6 +256,13 @@ def test_the_product_at_the_top_of_the_file_needs_no_environment() -> None:
     assert Config.read(paths.DEPLOYMENT_CONFIG, environment="assistant") == Config.read(paths.DEPLOYMENT_CONFIG)
 
 
+def test_a_database_without_an_id_is_named_like_its_binding() -> None:
+    """As wrangler does; so `make run` needs none."""
+    databases = [{"binding": "DB"}, {"binding": "B", "database_id": "b"}]
+
+    assert {"DB": "DB", "B": "b"} == Config(deployment={"d1_databases": databases}).database_ids()
+
+
 def test_two_set_ups_wait_for_each_other(tmp_path: Path) -> None:
     """The second says so, where it is in nobody's way (`TOKEN=$(make token)`), and runs once the first has ended."""
     lock, order = tmp_path / "made" / "lock", tmp_path / "order"
