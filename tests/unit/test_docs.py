@@ -149,7 +149,8 @@ def test_every_test_that_is_named_exists() -> None:
 
 def test_every_file_that_is_mentioned_exists() -> None:
     """Paths of the project; but a bench's results and the examples are not always there."""
-    made = {"bench/RESULTS.md", "src/products/contracts.py", "src/products/orders.py"}
+    made = {"bench/RESULTS.md", "src/products/contracts.py", "src/products/orders.py", "src/products/refunds.py"}
+    made.add("tests/test_refunds.py")
     folders = r"(src|tests|dev|bench|migrations|products|docs)"
     named = {name for name in names(PROSE) if re.fullmatch(rf"{folders}/[\w./-]*", name)}
     paths = {("src/" if name.startswith("products/") else "") + name for name in named if name not in made}
@@ -217,6 +218,8 @@ def test_every_python_sample_compiles_and_its_imports_exist(source: str) -> None
     tree = compile(source, "docs", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("chatturn.", "products.")):
+            if node.module == "products.refunds":  # a reader writes it; the tutorials' own tests have it
+                continue
             module = import_module(str(node.module))
             assert [] == [alias.name for alias in node.names if not hasattr(module, alias.name)], node.module
 

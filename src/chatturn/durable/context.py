@@ -19,12 +19,14 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from chatturn.database.api import Statement
-from chatturn.durable.failures import CANCELLED, error_of, lasting, mark_final, raise_again
+from chatturn.durable.caught import Failure, Failures
+from chatturn.durable.failures import CANCELLED, error_of, lasting, raise_again
 from chatturn.durable.identifiers import step_id
 from chatturn.durable.records import EventRecord, Lease, StepError, StepKind, StepRecord, StepStatus, Wait
+from chatturn.durable.replay_order import ReplayOrder
 from chatturn.durable.sql.runs import STEPS_PER_PAGE
 from chatturn.durable.steps import (
     OpenStep,
@@ -37,7 +39,7 @@ from chatturn.durable.steps import (
     result_text,
 )
 from chatturn.durable.store import Begin, DurableRunStore
-from chatturn.durable.strands import Strand, Strands
+from chatturn.durable.strands import Strands
 from chatturn.durable.suspension import Suspended, Work, ended_by_wait
 from chatturn.durable.tasks import DEFAULT_EVENT_TIMEOUT_MS, NO_INPUT, ContextSources, StepCall, run_once
 from chatturn.errors import (
@@ -67,16 +69,6 @@ _ONCE: Final = StepRetry()
 
 _CANCELLED_LATER_MS: Final = 10_000
 """How much later than on record a step may be cancelled that was cancelled by an earlier attempt of the task."""
-
-
-class _Failure(NamedTuple):
-    """A step that has failed in this attempt, and is not known to be caught."""
-
-    begin: Begin
-    attempts: int
-    elapsed_ms: int
-    error: StepError
-    strand: Strand
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,14 +110,14 @@ class DurableContext:
     _next: int = field(init=False)
     _steps: dict[int, StepRecord] = field(init=False, default_factory=dict)
     _pages_end: int = field(init=False, default=0)
-    _failures: dict[int, _Failure] = field(init=False, default_factory=dict)
-    _caught: dict[int, _Failure] = field(init=False, default_factory=dict)
+    _failures: Failures = field(init=False, default_factory=Failures)
     _work: Work = field(init=False)
     _strands: Strands = field(init=False)
+    _order: ReplayOrder = field(init=False)
 
     def __post_init__(self) -> None:
         self._next = self.first_position
-        self._work, self._strands = Work(self.run_id), Strands(self.run_id)
+        self._work, self._strands, self._order = Work(self.run_id), Strands(self.run_id), ReplayOrder()
         self._keep(self.recorded)
 
     # Steps.
@@ -307,6 +299,7 @@ class DurableContext:
         Raises:
             Suspended: The run waits, whatever left the block.
         """
+        self._order.begin()
         with ended_by_wait(lambda: self.suspended):
             try:
                 yield
@@ -348,6 +341,7 @@ class DurableContext:
         if recorded is None or recorded.status is not StepStatus.COMPLETED:
             self._require_lease(begin)
             return OpenStep(complete=complete)
+        await self._give_again(recorded)
         return OpenStep(complete=complete, replayed=True, result=recorded.result)
 
     async def _step(self, position: int, call: StepCall) -> Any:
@@ -356,12 +350,11 @@ class DurableContext:
             recorded = await self._recorded(begin)
             replayed = recorded is not None and recorded.status is StepStatus.COMPLETED
             with self.step_span(call.intent, call.kind, replayed=replayed):
-                if recorded is not None and replayed:
-                    return recorded.result
-                if recorded is not None and self._is_final(recorded):
-                    await self._fail_again(recorded)
+                if recorded is not None and (replayed or self._is_final(recorded)):
+                    return await self._give_again(recorded)
                 before = 0 if recorded is None else recorded.attempts
                 with self._work.step(), self._cancellable(begin, before + 1):
+                    await self._order.turn(position)
                     return await self._do(begin, call, before)
 
     async def _do(self, begin: Begin, call: StepCall, before: int) -> Any:
@@ -425,7 +418,7 @@ class DurableContext:
 
     async def _record(self, begin: Begin, attempts: int, started: float | None, **outcome: Any) -> None:
         lease = self._require_lease(begin)
-        caught, beside = self._final_failures()
+        caught, beside = self._failures.caught()
         await self.store.record_step(
             lease,
             begin,
@@ -434,7 +427,7 @@ class DurableContext:
             with_statements=[*beside, *self.with_statements()],
             **outcome,
         )
-        self._forget(caught)
+        self._failures.forget(caught)
 
     # Failures that were caught.
 
@@ -450,27 +443,7 @@ class DurableContext:
 
     def _note(self, begin: Begin, attempts: int, started: float | None, error: StepError) -> None:
         """Keep in mind that a step has failed: if another one is asked for now, the task has caught it."""
-        strand = self._strands.current()
-        self._failures[begin.step_index] = _Failure(begin, attempts, _elapsed_ms(started), error, strand)
-
-    def _catch(self, strand: Strand) -> None:
-        """
-        Take note that a strand goes on: what has failed in it, or in one that it started and that is over, is caught.
-
-        What fails in one beside it may yet end them all.
-        """
-        for position, failure in list(self._failures.items()):
-            of = failure.strand
-            if of is strand or (of.descends_from(strand) and not of.alive):
-                self._caught[position] = self._failures.pop(position)
-
-    def _final_failures(self) -> tuple[list[int], list[Statement]]:
-        """Return what a write marks as final, and how."""
-        return list(self._caught), [mark_final(*failure[:4]) for failure in self._caught.values()]
-
-    def _forget(self, caught: Sequence[int]) -> None:
-        for position in caught:
-            self._caught.pop(position, None)
+        self._failures.note(Failure(begin, attempts, _elapsed_ms(started), error, self._strands.current()))
 
     def _is_final(self, step: StepRecord) -> bool:
         """Say whether a failure stays one; all those of a completed run do, or it would not be completed."""
@@ -478,9 +451,22 @@ class DurableContext:
             self.lease is None or (step.error is not None and step.error.final)
         )
 
+    def _is_over(self, step: StepRecord) -> bool:
+        """Say whether a step is given out again from its record."""
+        return step.status is StepStatus.COMPLETED or (self._is_final(step) and not _was_cancelled(step))
+
+    async def _give_again(self, step: StepRecord) -> Any:
+        """Return what a step has returned before, in its turn, or raise what it has raised."""
+        if self._is_over(step):
+            with self._work.step():
+                await self._order.turn(step.step_index)
+        if step.status is not StepStatus.COMPLETED:
+            await self._fail_again(step)
+        return step.result
+
     async def _fail_again(self, step: StepRecord) -> None:
         """Raise what a step has raised before; one that was cancelled waits to be cancelled again."""
-        if step.error is not None and step.error.code == CANCELLED.code and step.error.exception is None:
+        if _was_cancelled(step):
             took_ms = (epoch_ms(step.completed_at or "") or 0) - (epoch_ms(step.started_at or "") or 0)
             await asyncio.sleep((max(0, took_ms) + _CANCELLED_LATER_MS) / 1000)
             message = f"step {step.step_index} ({step.intent!r}) was cancelled before, but is not this time"
@@ -506,10 +492,9 @@ class DurableContext:
         """Return the step of a wait, over or under way."""
         with self._strands.work():
             recorded = await self._recorded(begin)
-            if recorded is not None and recorded.status is StepStatus.COMPLETED:
+            if recorded is not None and (recorded.status is StepStatus.COMPLETED or self._is_final(recorded)):
+                await self._give_again(recorded)
                 return recorded
-            if recorded is not None and self._is_final(recorded):
-                await self._fail_again(recorded)
             with self._cancellable(begin, 1 if recorded is None else recorded.attempts):
                 return await self._begun(begin, recorded)
 
@@ -533,9 +518,9 @@ class DurableContext:
         if recorded is not None and recorded.status is not StepStatus.FAILED:
             return recorded
         with self._work.step():
-            caught, beside = self._final_failures()
+            caught, beside = self._failures.caught()
             begun = await self.store.begin_step(lease, begin, beside)
-            self._forget(caught)
+            self._failures.forget(caught)
         return begun
 
     async def _polled(self, step: StepRecord, key: str | None, timeout_ms: int, here_ms: int) -> EventRecord | None:
@@ -560,12 +545,14 @@ class DurableContext:
     def _take(self) -> int:
         self._work.require_going_on()
         require_outside_steps(self, self.run_id)
-        self._catch(self._strands.ask())
+        self._failures.catch(self._strands.ask())
         position, self._next = self._next, self._next + 1
         return position
 
     def _keep(self, page: Sequence[StepRecord]) -> None:
-        self._steps.update({step.step_index: step for step in page if step.step_index >= self.first_position})
+        steps = [step for step in page if step.step_index >= self.first_position]
+        self._steps.update({step.step_index: step for step in steps})
+        self._order.keep(step for step in steps if self._is_over(step))
         goes_on = len(page) > STEPS_PER_PAGE
         self._pages_end = page[-1].step_index if goes_on else -1
 
@@ -594,6 +581,10 @@ class DurableContext:
 def _elapsed_ms(started: float | None) -> int:
     """Return how long ago that was by the event loop's clock; 0 for None."""
     return 0 if started is None else max(0, round((asyncio.get_running_loop().time() - started) * 1000))
+
+
+def _was_cancelled(step: StepRecord) -> bool:
+    return step.error is not None and step.error.code == CANCELLED.code and step.error.exception is None
 
 
 async def _not_run() -> None:

@@ -120,7 +120,11 @@ def result_text(value: Any, intent: str, run_id: str) -> str:
         TypeError: It is not JSON; names the step.
         StepTooLarge: It is longer or nests deeper than a step's may.
     """
-    text = json_text(value, f"the result of step {intent!r}")
+    try:
+        text = json_text(value, f"the result of step {intent!r}")
+    except TypeError as error:
+        what_to_do = "return what is: of a dataclass dataclasses.asdict(it), of bytes their text, of a set a list"
+        raise TypeError(f"{error}; {what_to_do}") from None
     _check_size(text, f"the result of step {intent!r}", run_id)
     return text
 

@@ -126,6 +126,9 @@ DELETE FROM durable_steps WHERE run_id = ?1
 AND EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND status = 'pending' AND attempts = 0)
 """
 
+# Of two records of a run the later one has the later moment, so that a replay knows their order.
+_AFTER_LAST: Final = "max({now}, " + MOMENT.format("{last}, '+0.001 seconds'") + ")"
+
 BEGIN_STEP: Final = f"""
 INSERT INTO durable_steps (run_id, step_index, intent, kind, input_hash, status, attempts, started_at)
 SELECT ?1, ?4, ?5, ?6, ?7, 'running', 1, {MOMENT.format("?8")} WHERE {HELD}
@@ -138,7 +141,8 @@ WHERE status <> 'completed' AND intent = excluded.intent
 """
 
 BUMP_STEP_COUNT: Final = f"""
-UPDATE durable_runs SET step_count = max(step_count, ?4 + 1), updated_at = {MOMENT.format("?5")},
+UPDATE durable_runs SET step_count = max(step_count, ?4 + 1),
+  updated_at = {_AFTER_LAST.format(now=MOMENT.format("?5"), last="updated_at")},
   idle_attempts = CASE WHEN ?6 THEN 0 ELSE idle_attempts END
 WHERE run_id = ?1 AND {HELD}
 """
@@ -162,7 +166,9 @@ WHERE run_id = ?1 AND step_index = ?4 AND status = 'running' AND {HELD}
 RECORD_STEP: Final = f"""
 INSERT INTO durable_steps (run_id, step_index, intent, kind, input_hash, status, attempts, result_json, error_json,
                            started_at, completed_at)
-SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, {MOMENT.format("?12, ?13")}, {MOMENT.format("?12")} WHERE {HELD}
+SELECT ?1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, {MOMENT.format("?12, ?13")},
+  {_AFTER_LAST.format(now=MOMENT.format("?12"), last="(SELECT updated_at FROM durable_runs WHERE run_id = ?1)")}
+WHERE {HELD}
 ON CONFLICT (run_id, step_index) DO UPDATE SET
   status = excluded.status, attempts = excluded.attempts, kind = excluded.kind, input_hash = excluded.input_hash,
   result_json = excluded.result_json, error_json = excluded.error_json,
@@ -171,7 +177,11 @@ WHERE status <> 'completed' AND intent = excluded.intent
 """
 
 # What the task itself has cut off is not there, also where its record has come through.
-FAIL_FOR_GOOD: Final = RECORD_STEP.replace("WHERE status <> 'completed' AND intent", "WHERE intent")
+# One that failed before keeps its moment: what followed on it is recorded by now.
+FAIL_FOR_GOOD: Final = RECORD_STEP.replace("WHERE status <> 'completed' AND intent", "WHERE intent").replace(
+    "completed_at = excluded.completed_at",
+    "completed_at = CASE status WHEN 'failed' THEN completed_at ELSE excluded.completed_at END",
+)
 
 SUSPEND_RUN: Final = f"""
 UPDATE durable_runs

@@ -1,0 +1,93 @@
+"""
+In which order results on record are given out again: in that in which they were recorded.
+
+A task may go on with whichever of several steps is done first (`asyncio.as_completed`, `asyncio.wait`), and what it
+does then is on record.  On a later attempt all of those steps are over before they begin.  So each waits until those
+that were recorded before it are given out, and their task has had the time to ask for more; and a step that is not on
+record begins behind them all.  A task that is alone, with nothing beside it that could ask, waits for nothing.
+"""
+
+import asyncio
+import heapq
+from collections.abc import Iterable
+from typing import Final
+from weakref import WeakSet
+
+from chatturn.durable.records import StepRecord
+
+__all__ = ["ReplayOrder"]
+
+_TURNS_TO_ASK: Final = 8
+"""Turns of the event loop in which a task that was started, or has got a step's result, asks for the next step."""
+
+_NOT_ON_RECORD: Final = "~"
+"""Sorts behind every timestamp."""
+
+
+class ReplayOrder:
+    """The order of one attempt of a run."""
+
+    def __init__(self) -> None:
+        self.begin()
+        self._left: dict[int, str] = {}
+        self._asked: dict[int, asyncio.Future[None]] = {}
+        self._heap: list[tuple[str, int]] = []
+        self._changes = 0
+
+    def begin(self) -> None:
+        """Take note that the run's task begins: whatever else runs by now will ask for no step of it."""
+        self._before: WeakSet[asyncio.Task[object]] = WeakSet(_tasks())
+
+    def keep(self, steps: Iterable[StepRecord]) -> None:
+        """Take the steps whose results are on record."""
+        self._left.update({step.step_index: step.completed_at or "" for step in steps})
+
+    async def turn(self, position: int) -> None:
+        """Wait until the step's result may be given out; or, where none is on record, until it may begin."""
+        if not self._alone():
+            if not self._left:
+                await _turns()
+            else:
+                await self._in_order(position)
+        self._left.pop(position, None)
+
+    def _alone(self) -> bool:
+        return all(task in self._before for task in _tasks())
+
+    async def _in_order(self, position: int) -> None:
+        place = (self._left.get(position, _NOT_ON_RECORD), position)
+        heapq.heappush(self._heap, place)
+        self._asked[position] = asyncio.get_running_loop().create_future()
+        self._changes += 1
+        try:
+            quiet = 0
+            while quiet < _TURNS_TO_ASK:
+                if self._first() != place:
+                    await self._asked[position]
+                    self._asked[position] = asyncio.get_running_loop().create_future()
+                changes = self._changes
+                await asyncio.sleep(0)
+                quiet = quiet + 1 if changes == self._changes and self._first() == place else 0
+        finally:
+            del self._asked[position]
+            self._changes += 1
+            if (first := self._first()) is not None and not self._asked[first[1]].done():
+                self._asked[first[1]].set_result(None)
+
+    def _first(self) -> tuple[str, int] | None:
+        """Return the place of the step, of those that wait here, whose turn comes first."""
+        while self._heap and self._heap[0][1] not in self._asked:
+            heapq.heappop(self._heap)
+        return self._heap[0] if self._heap else None
+
+
+async def _turns() -> None:
+    for _ in range(_TURNS_TO_ASK):
+        await asyncio.sleep(0)
+
+
+def _tasks() -> Iterable["asyncio.Task[object]"]:
+    try:
+        return asyncio.all_tasks()
+    except RuntimeError:  # no event loop is running
+        return ()
