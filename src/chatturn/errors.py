@@ -48,6 +48,7 @@ sees is its ``code`` and its class's fixed ``public`` sentence.
     + TurnCancelled                        409 cancelled: ends a turn, and is never told as an error
   x StoreError                           500 store_rejected: the database refused a statement
     + StoreUnavailable                     503 store_unavailable (r)
+    + StoreFull                            503 store_full
     + SchemaOutdated                       503 schema_outdated
   x BackendError                         502 backend_error: the model's side failed
     + BackendTransportError                502 backend_unavailable (r)
@@ -125,6 +126,7 @@ __all__ = [
     "StepTimeout",
     "StepTooLarge",
     "StoreError",
+    "StoreFull",
     "StoreUnavailable",
     "TurnAborted",
     "TurnCancelled",
@@ -456,6 +458,14 @@ class StoreUnavailable(StoreError):
     status = 503
     retryable = True
     public = "The database is not answering. Send the same request again in a moment."
+
+
+class StoreFull(StoreError):
+    """The database is full, or a quota of it is used up: trying again does not help.  Nothing was written."""
+
+    code = "store_full"
+    status = 503
+    public = "Nothing more can be stored at the moment. Contact the operator."
 
 
 class SchemaOutdated(StoreError):

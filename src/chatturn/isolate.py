@@ -21,6 +21,7 @@ from chatturn.chat.files import FileStore
 from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.log.live import Alarm
 from chatturn.database.api import Database
+from chatturn.database.fullness import MOST_BYTES, SizedDatabase
 from chatturn.errors import ConfigurationError, KeysUnavailable
 from chatturn.http.auth import Authenticator, authenticator_for
 from chatturn.http.cors import Cors, read_origins
@@ -125,7 +126,7 @@ def make_isolate(make_hooks: HooksMaker, platform: Platform) -> Isolate:
         settings=settings,
         hooks=_hooks(make_hooks, settings.product, platform),
         backend=_backend(settings, providers, platform, log),
-        database=_database(platform),
+        database=_database(platform, settings, telemetry, log),
         log=log,
         prices=PriceTable(
             {**prices_of(providers), **parse_prices(settings.prices)}, parse_ceiling(settings.unpriced_ceiling)
@@ -183,10 +184,19 @@ def _backend(
     return create_backend(settings, providers, means)
 
 
-def _database(platform: Platform) -> Database:
+def _database(platform: Platform, settings: Settings, telemetry: Telemetry | None, log: OperatorLog) -> Database:
     if platform.database is None:
         raise ConfigurationError("DB", "is not bound: there is no D1 database")
-    return platform.database
+    most = MOST_BYTES[settings.workers_plan]
+
+    def tell(size: int) -> None:
+        if telemetry is not None:
+            telemetry.outbound.metrics.set("chatturn.database.size", size)
+
+    def warn(size: int) -> None:
+        log("store.nearly_full", {"level": "warning", "bytes": size, "most_bytes": most})
+
+    return SizedDatabase(platform.database, tell=tell, warn=warn, most=most)
 
 
 def _rates(settings: Settings, platform: Platform, log: OperatorLog) -> Rates:

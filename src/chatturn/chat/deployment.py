@@ -1,5 +1,6 @@
 """What is the same for all turns of one Worker, as one value."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, Self
@@ -18,6 +19,7 @@ from chatturn.chat.thread.identity import ChatTurnIdentity, legacy_run_id
 from chatturn.chat.thread.their_sql import Theirs
 from chatturn.chat.usage.calls import Budgets
 from chatturn.database.api import Database
+from chatturn.database.fullness import WriteProbe
 from chatturn.durable.context import ContextSources
 from chatturn.durable.runner import default_sources
 from chatturn.durable.sql_store import SqlRunStore
@@ -67,6 +69,7 @@ class Deployment:
         live: The logs of the turns that run in this isolate, for followers.
         reading: Room for the pages of logs that followers in this isolate read.
         sending: Room for what they were sent and have not taken.
+        probe: Tries whether the database can be written.
         alarm: Makes what wakes a follower in this isolate.
         sources: Of undetermined values, for durable steps.
         attempt_listeners: Are told of each attempt that ended, beside the product's own hook.
@@ -83,6 +86,7 @@ class Deployment:
     live: LiveLogs = field(default_factory=LiveLogs)
     reading: Room = field(default_factory=reading_room)
     sending: Room = field(default_factory=sending_room)
+    probe: WriteProbe = field(default_factory=lambda: WriteProbe(time.monotonic))
     alarm: Callable[[], Alarm] = EventAlarm
     sources: ContextSources = field(default_factory=default_sources)
     attempt_listeners: Mapping[str, AttemptListener] = field(default_factory=dict)

@@ -366,11 +366,13 @@ class DurableChatService:
         Raises:
             ConfigurationError: A setting that only turns look at cannot be read.
             StoreUnavailable: The database does not answer.
+            StoreFull: It is full, or its quota is used up.
             SchemaOutdated: Its tables are missing, or older than this code.
         """
         allowed_parameters(self.deployment.settings.allow_parameters)
         if missing := await missing_parts(self.deployment.database):
             raise SchemaOutdated(f"the database lacks {', '.join(missing)}")
+        await self.deployment.probe.require_works(self.deployment.database)
 
     async def messages(self, tenant_id: str, session_id: str, user_id: str, query: MessageQuery) -> MessagePage | None:
         """Return a stretch of a session's messages; None if the session is another user's."""

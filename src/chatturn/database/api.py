@@ -50,10 +50,12 @@ class Result:
     Attributes:
         rows: What it returned; empty for a plain write.  Not shown: credentials are among them.
         changes: How many rows it wrote; 0 for a read.  Meaningful only for a statement that writes.
+        database_bytes: How large the database is afterwards; None where that is not known.
     """
 
     rows: Sequence[Row] = field(repr=False)
     changes: int
+    database_bytes: int | None = None
 
 
 class Database(Protocol):
@@ -69,5 +71,6 @@ class Database(Protocol):
         Raises:
             StoreUnavailable: No answer came.  All of it was applied or none; which of the two is unknown.
             SchemaOutdated: A table or column is missing.  Nothing was applied.
+            StoreFull: It is full, or its quota is used up.  Nothing was applied.
             StoreError: A statement was refused.  Nothing was applied.
         """

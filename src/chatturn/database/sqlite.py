@@ -12,7 +12,7 @@ from typing import Any, Final, Self, TypeVar
 
 from chatturn.database.api import NOW, Result, Statement, Value
 from chatturn.database.migration import migrate
-from chatturn.errors import SchemaOutdated, StoreError, StoreUnavailable
+from chatturn.errors import SchemaOutdated, StoreError, StoreFull, StoreUnavailable
 
 __all__ = ["SqliteDatabase", "ask_sqlite", "split_statements"]
 
@@ -162,6 +162,8 @@ def _translation() -> Iterator[None]:
 
 def _translated(error: sqlite3.Error) -> StoreError:
     code = getattr(error, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_FULL:
+        return StoreFull(str(error))
     if code is not None and code & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR}:
         return StoreUnavailable(str(error))
     text = str(error)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from chatturn.backends.providers import PRESETS
-from chatturn.errors import ConfigurationError, SchemaOutdated, StoreError
+from chatturn.errors import ConfigurationError, SchemaOutdated, StoreError, StoreFull
 from chatturn.http.application import Application
 from chatturn.http.auth import Authenticator
 from chatturn.settings import setting_names
@@ -13,6 +13,7 @@ __all__ = ["Check", "check_readiness"]
 
 _MEND_SCHEMA: Final = "wrangler d1 migrations apply DB --remote (locally: make run)"
 _MEND_DATABASE: Final = "look at the log for the database's own words; the D1 dashboard shows its state"
+_MEND_FULL: Final = "delete what is too old (RETENTION_DAYS, LOG_RETENTION_DAYS), or raise the plan's limit"
 _MEND_BINDINGS: Final = {
     "DB": "declare the D1 binding DB under [[d1_databases]] in wrangler.toml",
     "AI": 'declare [ai] with binding = "AI" in wrangler.toml',
@@ -60,6 +61,9 @@ async def check_readiness(app: Application) -> tuple[Check, ...]:
     except SchemaOutdated as error:
         schema = Check(name="schema", ok=False, detail=error.public, mend=_MEND_SCHEMA)
         return (settings, Check(name="database", ok=True), schema)
+    except StoreFull as error:
+        database = Check(name="database", ok=False, detail=error.public, mend=_MEND_FULL)
+        return (settings, database, Check(name="schema", ok=True))
     except StoreError as error:
         database = Check(name="database", ok=False, detail=error.public, mend=_MEND_DATABASE)
         return (settings, database, Check(name="schema", ok=None))

@@ -7,7 +7,8 @@ import js
 from pyodide.ffi import JsException, JsProxy, to_js
 
 from chatturn.database.api import Result, Statement
-from chatturn.errors import SchemaOutdated, StoreError, StoreUnavailable
+from chatturn.database.fullness import is_full
+from chatturn.errors import SchemaOutdated, StoreError, StoreFull, StoreUnavailable
 from chatturn.workerd.ffi import js_arguments, js_texts, parse_js, settled, started
 
 __all__ = ["D1Database"]
@@ -56,7 +57,11 @@ class D1Database:
             message = f"no reply within {_DEADLINE_S:.0f} s"
             raise StoreUnavailable(message) from error
         return [
-            Result(rows=result.get("results") or (), changes=result["meta"].get("changes", 0))
+            Result(
+                rows=result.get("results") or (),
+                changes=result["meta"].get("changes", 0),
+                database_bytes=result["meta"].get("size_after"),
+            )
             for result in parse_js(results)
         ]
 
@@ -84,6 +89,8 @@ class D1Database:
 def _translated(message: str) -> StoreError:
     if any(text in message for text in _MISSING):
         return SchemaOutdated(message)
+    if is_full(message):
+        return StoreFull(message)
     if any(text in message for text in (*_REFUSALS, *_WRONG_CALLS)):
         return StoreError(message)
     return StoreUnavailable(message)

@@ -70,6 +70,7 @@ INSTRUMENTS: Final[Mapping[str, Instrument]] = {
     "chatturn.replays": Instrument("{request}", "Requests for turns that had finished."),
     "chatturn.takeovers": Instrument("{attempt}", "Attempts that followed on one whose worker was lost."),
     "chatturn.tokens.wasted": Instrument("{token}", "Tokens of attempts that delivered nothing."),
+    "chatturn.database.size": Instrument("By", "The database, as it was last seen."),
     "chatturn.telemetry.dropped": Instrument("{item}", "Spans, points and records that were not delivered."),
 }
 
@@ -110,6 +111,11 @@ class Metrics:
         self._since_ns: int | None = None
         self._counts: dict[str, dict[_Key, int]] = {}
         self._histograms: dict[str, dict[_Key, _Histogram]] = {}
+        self._levels: dict[str, int] = {}
+
+    def set(self, name: str, value: int) -> None:
+        """Note what something is now."""
+        self._levels[name] = value
 
     def count(self, name: str, amount: int, attributes: Mapping[str, AttributeValue | None]) -> None:
         """Add to a counter."""
@@ -138,7 +144,11 @@ class Metrics:
             _encoded(name, "histogram", [_points(name, key, found) | times for key, found in series.items()])
             for name, series in self._histograms.items()
         ]
-        self._counts, self._histograms, self._since_ns = {}, {}, None
+        taken += [
+            _encoded(name, "gauge", [{"attributes": [], "asInt": str(value), "timeUnixNano": str(now)}])
+            for name, value in self._levels.items()
+        ]
+        self._counts, self._histograms, self._since_ns, self._levels = {}, {}, None, {}
         return taken
 
     def _has_room(self, series: Mapping[_Key, object], key: _Key) -> bool:
@@ -156,7 +166,9 @@ def _key(attributes: Mapping[str, AttributeValue | None]) -> _Key:
 
 def _encoded(name: str, kind: str, points: list[dict[str, Any]]) -> str:
     instrument = INSTRUMENTS[name]
-    data: dict[str, Any] = {"aggregationTemporality": _DELTA, "dataPoints": points}
+    data: dict[str, Any] = {"dataPoints": points}
+    if kind != "gauge":
+        data["aggregationTemporality"] = _DELTA
     if kind == "sum":
         data["isMonotonic"] = True
     return text_of({"name": name, "unit": instrument.unit, "description": instrument.help, kind: data})
