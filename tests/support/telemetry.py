@@ -70,7 +70,7 @@ class Collected:
         """All data points by their metric's name, attributes as a mapping."""
         found: dict[str, list[dict[str, Any]]] = {}
         for metric in self._items("metrics", "resourceMetrics", "scopeMetrics", "metrics"):
-            points = (metric.get("sum") or metric["histogram"])["dataPoints"]
+            points = (metric.get("sum") or metric.get("gauge") or metric["histogram"])["dataPoints"]
             found.setdefault(metric["name"], []).extend(
                 point | {"attributes": plain(point["attributes"])} for point in points
             )
