@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from chatturn.errors import (
     PayloadTooLarge,
 )
 from chatturn.settings import Settings
+from chatturn_testing.faults import Crash, Fuse, MortalDatabase
 from products.assistant import Hooks as Assistant
 from tests.support.isolates import Isolate
 from tests.support.transport import Reply, ScriptedTransport
@@ -39,15 +41,17 @@ SHOWN = {"type": "image_url", "image_url": {"url": PICTURE}}
 
 
 class KeptFiles:
-    """An object store in memory, which may be down."""
+    """An object store in memory, which may be down; a worker that dies at its *fuse* does nothing more with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, fuse: Fuse | None = None) -> None:
+        self.fuse = Fuse() if fuse is None else fuse
         self.files: dict[str, tuple[FileFacts, bytes]] = {}
         self.down = False
         self.asked: list[str] = []
 
     def _ask(self, what: str) -> None:
         self.asked.append(what)
+        self.fuse.pass_by(what)
         if self.down:
             raise FilesUnavailable("it is down")
 
@@ -450,3 +454,37 @@ async def test_what_of_other_clients_cannot_be_taken_is_refused(database: Sqlite
 
     assert (await asked(alone, path, body), transport.exchanges) == (422, [])
     assert await alone.service.show(IDENTITY) is None
+
+
+async def dying(database: SqliteDatabase, store: KeptFiles, fuse: Fuse) -> None:
+    """Ask a turn with a stored file and one in itself, in a worker that dies at its fuse's point."""
+    store.fuse = fuse
+    file_id = next(iter(sorted(store.files))).split("/")
+    named = f"file_{file_id[2]}_{file_id[4]}_{file_id[5]}"
+    mortal, _ = isolate(MortalDatabase(database, fuse), [OK], store=store)  # type: ignore[arg-type]  # as an isolate has it
+    await turn(mortal, 0, TEXT, IMAGE, {"type": "image", "file": named})
+
+
+async def test_a_worker_may_die_at_every_look_into_the_database_and_the_store() -> None:
+    """Whoever comes back asks with the same parts, and the next turn shows them again."""
+    count = Fuse()
+    counting = KeptFiles()
+    await keep(counting)
+    with open_sqlite() as other:
+        await dying(other, counting, count)
+    assert {"before a batch", "head", "get"} <= set(count.places)
+    for point in range(len(count.places)):
+        store = KeptFiles()
+        await keep(store)
+        with open_sqlite() as other:
+            with suppress(Crash):
+                await dying(other, store, Fuse(point))
+            await asyncio.sleep(61)
+            store.fuse = Fuse()
+            alive, transport = isolate(other, [OK, OK], store=store)
+            await dying(other, store, Fuse())
+            await turn(alive, 1, message="and now?")
+            [messages] = await other.batch([Statement("SELECT count(*) AS number FROM chat_messages")])
+
+        assert contents(transport)[-3] == [TEXT, SHOWN, SHOWN], count.places[point]
+        assert messages.rows[0]["number"] == 4
