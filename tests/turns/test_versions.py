@@ -12,6 +12,7 @@ from chatturn.chat.turn.stream import StreamProducer
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.events import EventBatch, text_delta
 from chatturn_testing.faults import Crash, Fuse, MortalDatabase
+from tests.support.faults import FaultyDatabase
 from tests.support.isolates import TURN, Isolate, Reply
 from tests.support.turns import Desk, Product, open_sqlite
 from tests.turns.test_agent import Agent, Model
@@ -70,9 +71,10 @@ def again(version: int) -> dict[str, Any]:
 
 
 async def everything(database: Any) -> list[Any]:
-    """Read all that a request could have written."""
-    tables = ("durable_runs", "durable_steps", "chat_turns", "chat_messages", "chat_sessions", "chat_segments")
-    return [await Desk(database).rows(f"SELECT * FROM {table}") for table in tables]  # noqa: S608
+    """Read the whole database."""
+    desk = Desk(database)
+    tables = await desk.rows("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+    return [(table, await desk.rows(f"SELECT * FROM {table}")) for (table,) in tables]  # noqa: S608
 
 
 async def thread(isolate: Isolate) -> list[str]:
@@ -365,3 +367,77 @@ async def test_a_version_that_is_open_is_joined_by_a_plain_request_with_its_word
     assert "a/1" == (await say(slow, 0, "a"))[1]["data"]["finalText"]
     assert await running.lines() == await joined.lines()
     assert ["x", "w"] == await thread(isolate)
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+async def test_a_replacement_may_be_sent_again_whichever_reply_was_lost(fault: Any) -> None:
+    """The same request finds the version that it made: one version, asked for once more at most, and the whole answer."""
+    for number in range(12):
+        with open_sqlite() as fresh:
+            isolate = Isolate(fresh, Counting(), settings={**ON, "LEASE_MS": "1000"})
+            await say(isolate, 0, "a")
+            await say(isolate, 1, "b")
+            faulty = FaultyDatabase(fresh)
+            faulty.faults[number] = fault
+            losing = Isolate(faulty, Counting(), settings={**ON, "LEASE_MS": "1000"})
+            reply = await losing.ask("POST", TURN, {"message": "x", "replace": edit(1)})
+            first = await reply.lines()
+            if number >= faulty.batches:
+                assert number == 3, "the look, the claim, the finish"
+                break
+            for _ in range(2):
+                await asyncio.sleep(2)
+                again_asked = await isolate.ask("POST", TURN, {"message": "x", "replace": edit(1), "follow": True})
+                lines = await again_asked.lines()
+                assert "session.run.completed" == lines[-1]["type"], (number, lines)
+                assert 2 == lines[-1]["data"]["version"]
+            assert [(1, False, "completed"), (2, True, "completed")] == await versions(isolate)
+            said = await thread(isolate)
+            assert 2 == len(said), said
+            assert "x" == said[0]
+            if first and first[-1]["type"] == "session.run.completed":
+                assert "x/1" == said[1], "who was told an answer finds it"
+
+
+async def test_nothing_is_stored_of_what_is_refused(database: SqliteDatabase) -> None:
+    """Versions that are not there or do not count, another user's session, a session that is busy: the whole database."""
+    isolate = Isolate(database, Counting(), settings={**ON, "SESSION_OWNER": "subject", "WHEN_BUSY": "reject"})
+    for index, question in enumerate("ab"):
+        await say(isolate, index, question)
+    await say(isolate, 0, "x", replace=edit(1))
+    before = await everything(database)
+
+    async def asked(method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
+        reply = await isolate.ask(method, f"{SESSION}{path}", body, reader=None, **headers)
+        await asyncio.sleep(1)
+        return reply.status, reply.body["code"]
+
+    def replacing(kind: str, version: Any) -> dict[str, Any]:
+        return {"message": "x", "replace": {"kind": kind, "version": version}}
+
+    for version in (1, 3, 9_999):
+        assert (409, "version_conflict") == await asked(
+            "POST", "/turns/0", {**replacing("edit", version), "message": "y"}
+        )
+    assert (422, "input_mismatch") == await asked("POST", "/turns/0", {**replacing("regenerate", 2), "message": "y"})
+    for index in (1, 2, 7):
+        assert (409, "version_conflict") == await asked("POST", f"/turns/{index}", replacing("edit", 1))
+    for version in (3, 9_999):
+        assert 409 == (await asked("POST", f"/turns/0/versions/{version}/activate"))[0]
+    for wrong in ("0", "-1", "x", "1.5"):
+        assert (422, "invalid_field") == await asked("POST", f"/turns/0/versions/{wrong}/activate")
+    assert (404, "not_found") == await asked("POST", "/turns/0", replacing("edit", 2), x_user="bob")
+    for path in ("/turns/0/versions", "/messages", "/turns/0", "/turns/0/stream"):
+        assert (404, "not_found") == await asked("GET", path, x_user="bob"), path
+    for path in ("/turns/0/versions/1/activate", "/turns/0/cancel"):
+        assert (404, "not_found") == await asked("POST", path, x_user="bob"), path
+    assert before == await everything(database)
+
+    slow = Isolate(database, Product(text_delta("w"), 30.0), settings={**ON, "LOG_EVERY_MS": "0"})
+    running = await slow.ask("POST", f"{SESSION}/turns/1", {"message": "c"})
+    await asyncio.sleep(1)
+    busy = await everything(database)
+    assert (409, "session_busy") == await asked("POST", "/turns/0/versions/1/activate")
+    assert (409, "session_busy") == await asked("POST", "/turns/0", replacing("edit", 2) | {"message": "z"})
+    assert busy == await everything(database)
+    await running.lines()
