@@ -107,7 +107,7 @@ chromium:
 	@apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null
 
 $(STAMPS)/clients: $(CLIENTS)/requirements.txt $(CLIENTS)/package-lock.json $(CLIENTS)/bundle.mjs $(wildcard $(CLIENTS)/pages/*.js) examples/openai_sdk.mjs | setup
-	@echo "OpenAI's, LangChain's, LiteLLM's and the AI SDK's clients into $(CLIENTS) (800 MB) …"
+	@echo "OpenAI's, LangChain's, LiteLLM's and the AI SDK's clients, and Deno, into $(CLIENTS) (800 MB) …"
 	@$(PYTHON) -m venv $(CLIENTS)/.venv
 	@$(CLIENTS)/.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 		-r $(CLIENTS)/requirements.txt

@@ -34,6 +34,7 @@ HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parents[1]
 PYTHON: Final = str(HERE / ".venv" / "bin" / "python")
 NODE: Final = str(Path(sys.executable).with_name("node"))
+DENO: Final = str(HERE / "node_modules" / ".bin" / "deno")
 LEASE_MS: Final = 3_000
 WORDS: Final = " ".join(f"word{number}" for number in range(120))
 ANSWER: Final = Script(text=WORDS, pause_s=0.01)
@@ -50,6 +51,10 @@ AI_SDK: Final = {
     "ai, DefaultChatTransport": [NODE, "use_chat.mjs", "default"],
     "ai, WorkflowChatTransport": [NODE, "use_chat.mjs", "workflow"],
 }
+OLDER: Final = {
+    "ai, version 6": [NODE, "use_chat.mjs", "6"],
+    "ai, version 5": [NODE, "use_chat.mjs", "5"],
+}
 BARE: Final = {"ai, WorkflowChatTransport as it is": [NODE, "use_chat.mjs", "workflow-bare"]}
 TOOLS: Final = {
     "openai (PyPI), tools": [PYTHON, "use_openai.py", "openai-tools"],
@@ -59,6 +64,7 @@ TOOLS: Final = {
 }
 OURS: Final = {
     "ours, JavaScript in Node": [NODE, "use_ours.mjs"],
+    "ours, JavaScript in Deno": [DENO, "run", "--no-check", "--allow-net", "--allow-read", "use_ours.mjs"],
     "ours, Python": [sys.executable, "use_ours.py", "waits"],
     "ours, Python with asyncio": [sys.executable, "use_ours.py", "awaits"],
 }
@@ -71,7 +77,7 @@ EXAMPLES: Final = {
     "examples/openai_sdk.mjs": [sys.executable, "use_example.py", NODE, ".build/openai_sdk.mjs"],
 }
 STREAMED: Final = [name for name in OPENAI if "not streamed" not in name]
-CLIENTS: Final = {**OPENAI, **AI_SDK, **BARE, **OURS, **PAGES, **EXAMPLES}
+CLIENTS: Final = {**OPENAI, **AI_SDK, **OLDER, **BARE, **OURS, **PAGES, **EXAMPLES}
 
 ENVIRONMENT: Final = {**os.environ, "PYTHONPATH": str(ROOT / "clients" / "python")}
 

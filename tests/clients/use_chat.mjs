@@ -34,10 +34,38 @@ const transports = {
     }),
 };
 
-const chat = new Chat({
+// Versions 5 and 6 know no reset: a body that breaks off is replayed, and theirs to clear away is what they have of it.
+const older = /^[56]$/.test(kind);
+
+async function olderChat(init) {
+  const { AbstractChat, DefaultChatTransport: Transport } = await import(`ai-${kind}`);
+  class State {
+    status = "ready";
+    error = undefined;
+    messages = init.messages;
+    pushMessage = (message) => (this.messages = [...this.messages, message]);
+    popMessage = () => (this.messages = this.messages.slice(0, -1));
+    replaceMessage = (at, message) => (this.messages = this.messages.with(at, structuredClone(message)));
+    snapshot = structuredClone;
+  }
+  class OlderChat extends AbstractChat {
+    constructor() {
+      super({ ...init, messages: undefined, state: new State() });
+    }
+  }
+  const transport = new Transport({
+    api: `${asked.url}?v=${kind}`,
+    headers,
+    prepareReconnectToStreamRequest: ({ id }) => ({ api: `${asked.url}/${id}/stream?v=${kind}`, headers }),
+  });
+  init.transport = transport;
+  return new OlderChat();
+}
+
+const settings = {
   id: asked.chat,
   messages: asked.messages,
-  transport: transports[kind](),
+  transport: older ? undefined : transports[kind](),
   sendAutomaticallyWhen: (options) => done(options) || approved(options),
   onToolCall: ({ toolCall }) => {
     looked.push(toolCall.input.at);
@@ -45,7 +73,8 @@ const chat = new Chat({
     void chat.addToolOutput({ tool: toolCall.toolName, toolCallId: toolCall.toolCallId, output: `[looked at ${toolCall.input.at}]` });
   },
   onError: (error) => errors.push(`${error.name}: ${error.message}`.slice(0, 200)),
-});
+};
+const chat = older ? await olderChat(settings) : new Chat(settings);
 
 const answer = () => chat.messages.filter((message) => message.role === "assistant");
 const text = () =>
@@ -89,6 +118,7 @@ async function run() {
   for (let tries = 0; chat.status === "error" && tries < 60; tries++) {
     await pause(300);
     chat.clearError();
+    if (older && chat.messages.at(-1)?.role === "assistant") chat.messages = chat.messages.slice(0, -1);
     await chat.resumeStream();
   }
 }
