@@ -8,7 +8,15 @@ from typing import Final
 
 from chatturn.settings import Plan
 
-__all__ = ["FOLLOW_PACES", "RENEWALS_PER_TERM", "RESUMED_AT_ONCE", "REVISION_LOOK_EVERY_S", "Pace", "log_pace"]
+__all__ = [
+    "FOLLOW_PACES",
+    "RENEWALS_PER_TERM",
+    "RESUMED_AT_ONCE",
+    "REVISION_LOOK_EVERY_S",
+    "WAIT_PACES",
+    "Pace",
+    "log_pace",
+]
 
 _HORIZON_MS: Final = 900_000
 """A budget lasts for 15 minutes, which is what the platform gives work that nobody waits for."""
@@ -61,6 +69,12 @@ FOLLOW_PACES: Final[Mapping[Plan, Pace]] = {
     "free": Pace(first_ms=250, queries=25),
 }
 """How often a follower asks the database for more of a log, by plan; it may take the turn over after that."""
+
+WAIT_PACES: Final[Mapping[Plan, Pace]] = {
+    "paid": Pace(first_ms=100, queries=400),
+    "free": Pace(first_ms=500, queries=6),
+}
+"""How often a turn that waits for others of its session asks whether it may begin, by plan; it is to run after that."""
 
 REVISION_LOOK_EVERY_S: Final[Mapping[Plan, float]] = {"paid": 0.5, "free": 2.0}
 """How often who waits for a session to change asks the database, by plan: 60 and 15 queries in 30 s."""

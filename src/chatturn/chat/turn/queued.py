@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from chatturn.chat.hooks.outbox import overrides
-from chatturn.chat.log.query_budget import FOLLOW_PACES
+from chatturn.chat.log.query_budget import WAIT_PACES
 from chatturn.chat.requests import TurnInput
 from chatturn.chat.thread.queue_sql import Front, cancel_queued, its_turn
 from chatturn.chat.turn.disconnects import DISCONNECTED
@@ -120,7 +120,7 @@ class QueuedTurn:
     async def _wait(self, reader: Reader, sink: Sink) -> _Runnable | None:
         """Wait until the turn is claimed; None where nothing is held open for it any more."""
         loop, deployment = asyncio.get_running_loop(), self._turn.deployment
-        pace, bells, began = FOLLOW_PACES[deployment.settings.workers_plan], deployment.live.bells, loop.time()
+        pace, bells, began = WAIT_PACES[deployment.settings.workers_plan], deployment.live.bells, loop.time()
         for _ in range(pace.queries):
             if self.front is not None and self.front.waits_for_somebody:
                 self._say(reader, waiting_words(self._turn.identity, self.front))
