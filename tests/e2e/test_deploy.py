@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from dev.deploy import deploy, main
 from dev.deployment import Problem, Target, account_problems, configuration_problems, upload_problems
 from products import PRODUCTS
 from tests.support.cloudflare import Cloudflare, Refusal
+from tests.support.private_settings import GOOD, PRIVATE, settings_with
 
 REAL_ID: Final = "4f0c1f5e-9d0e-4f07-8a56-0d6f0f2c9a11"
 ALL_MIGRATIONS: Final = sorted(path.name for path in (paths.ROOT / "migrations").glob("*.sql"))
@@ -293,6 +295,20 @@ def test_all_settings_that_are_wrong_are_told_at_once() -> None:
 
     assert set(wrong) == {problem.what.partition(":")[0] for problem in problems}
     assert len(wrong) == len(problems)
+
+
+def test_nothing_that_stands_in_a_setting_is_told() -> None:
+    """A terminal is looked at by others, too, and what it shows is kept by whatever runs the command."""
+    private = PRIVATE[0]
+    base, count = target(), 0
+    for variables in settings_with(private):
+        count += 1
+        settings = {**base.config.deployment, "vars": {**GOOD, "PRODUCT": "legal", **variables}}
+        problems = list(configuration_problems(replace(base, config=Config(deployment=settings))))
+
+        assert private not in "\n".join(map(str, problems)), variables
+
+    assert count > 1_000
 
 
 def test_an_environment_without_vars_is_told(project: Path) -> None:
