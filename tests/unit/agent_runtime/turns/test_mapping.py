@@ -27,6 +27,7 @@ from chatturn.agent_runtime.values.fixed_words import is_fixed
 from chatturn.agent_runtime.values.tasks import AgentTaskSpec
 from chatturn.errors import error_class
 from chatturn.events import (
+    BESIDES_PREFIX,
     EVENT_TYPES,
     ChatStreamEvent,
     TextAssembly,
@@ -180,12 +181,13 @@ def test_what_has_no_place_in_the_vocabulary_is_nothing() -> None:
 
 
 def test_every_type_of_ours_has_its_place() -> None:
-    """All but the ping, the context and the wait become something, and a line of the log is read as its event is."""
+    """All but the ping, the context, the wait and what stands beside a text; a line is read as its event is."""
     for kind in EVENT_TYPES:
         data: dict[str, Any] = {"delta": "a", "key": "k", "toolName": "t", "finalText": "a"}
         event = ChatStreamEvent(kind, data)
 
-        assert (kind in {"ping", "context", "session.run.queued"}) == (mapped(event) == [])
+        has_none = kind in {"ping", "context", "session.run.queued"} or kind.startswith(BESIDES_PREFIX)
+        assert has_none == (mapped(event) == [])
         assert mapped(event) == mapper().feed_line(encode_line(event, 0, 1))
 
 
