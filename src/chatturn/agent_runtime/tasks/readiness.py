@@ -13,10 +13,10 @@ Source:
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias
 
 from chatturn.agent_runtime.tasks.task_steps import TaskSteps
-from chatturn.agent_runtime.values.codec import read_value, to_json
+from chatturn.agent_runtime.values.codec import read_value
 from chatturn.agent_runtime.values.knowledge import (
     DataAcquisitionPlan,
     KnowledgeBundle,
@@ -26,10 +26,8 @@ from chatturn.agent_runtime.values.knowledge import (
     UserQuestion,
 )
 from chatturn.agent_runtime.values.tasks import AgentTaskSpec
-from chatturn.agent_runtime.values.unsaid import Unsaid
 from chatturn.durable.records import StepKind
-from chatturn.durable.steps import words_of
-from chatturn.errors import HookError, ValidationError
+from chatturn.errors import ValidationError
 
 __all__ = [
     "DEFAULT_MINIMUM_SCORE",
@@ -41,8 +39,6 @@ __all__ = [
     "questions_for",
     "require_minimum_score",
 ]
-
-T = TypeVar("T")
 
 DEFAULT_MINIMUM_SCORE: Final = 0.7
 
@@ -171,9 +167,10 @@ class KnowledgeHooks:
     What a product does about gaps; each is awaited, and a step of its own where the run is durable.
 
     Attributes:
-        ask_user: Takes questions; returns the answers by the question's id.  Answers to questions for a credential are
-            never recorded, not where another hook returns or quotes them either: those are asked again on each
-            attempt, and put in their places.
+        ask_user: Takes questions; returns the answers, which are texts, by the question's id; what was not asked is
+            left out.  Answers of 3 characters and more to questions for a credential are never recorded, not where
+            a later hook, the backend or an error quotes them either: those are asked again on each attempt, and put
+            in their places.  Shorter ones are not recorded as answers, but stand in any text, and stay where quoted.
         acquire: Takes plans; returns the ids of the evidence that was found.
         refresh: Takes the report, the answers and the ids; returns a new report.  Without it the first one stands.
         on_blocked: Is told that the task is blocked, before that is said.
@@ -208,8 +205,6 @@ class ReadinessGate:
     decision: KnowledgeReadinessDecision | None = None
     user_answers: Mapping[str, str] = field(default_factory=dict)
     evidence_ids: tuple[str, ...] = ()
-    _unsaid: Unsaid = field(default_factory=Unsaid)
-    _said: Unsaid = field(default_factory=Unsaid)
 
     async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Pass the gate; yield the type and the members of each event of it."""
@@ -227,7 +222,7 @@ class ReadinessGate:
         self.decision = decide_knowledge_readiness(self.report, minimum_score=self.minimum_score)
         if self.decision.status == "blocked" and self.hooks.on_blocked is not None:
             tell, report, decision = self.hooks.on_blocked, self.report, self.decision
-            await self._do("blocked", lambda: tell(report, decision))
+            await self.steps.do("blocked", lambda: tell(report, decision), kind=StepKind.READINESS)
         yield "readiness_end", {"knowledge": self.report, "decision": self.decision}
 
     async def _ask(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
@@ -238,11 +233,10 @@ class ReadinessGate:
         yield "questions_start", {"questions": questions}
         secret = tuple(each for each in questions if self._is_secret(each))
         others = tuple(each for each in questions if each not in secret)
-        answers = await self._do("ask", lambda: ask(others)) if others else {}
-        hidden = await self.steps.unrecorded(lambda: ask(secret)) if secret else {}
+        answers = await self.steps.do("ask", lambda: _answers(ask, others), kind=StepKind.READINESS) if others else {}
+        hidden = await self.steps.unrecorded(lambda: _answers(ask, secret)) if secret else {}
         for name, value in hidden.items():
-            self._unsaid.add(value, instead=f"[what was answered to {name}]")
-            self._said.add(f"[what was answered to {name}]", instead=value)
+            self.steps.hide(value, f"[what was answered to {name}]")
         self.user_answers = {**answers, **hidden}
         yield "questions_end", {"questions": questions, "user_answers": self.user_answers}
 
@@ -258,30 +252,27 @@ class ReadinessGate:
         if acquire is None or not plans:
             return
         yield "acquisition_start", {"acquisition_plans": plans}
-        self.evidence_ids = tuple(await self._do("acquire", lambda: acquire(plans)))
+        self.evidence_ids = tuple(await self.steps.do("acquire", lambda: acquire(plans), kind=StepKind.READINESS))
         yield "acquisition_end", {"acquisition_plans": plans, "acquired_evidence_ids": self.evidence_ids}
 
     async def _refreshed(self, refresh: Refresh) -> KnowledgeReadinessReport:
-        return await self._do(
+        return await self.steps.do(
             "refresh",
             lambda: refresh(self.report, self.user_answers, self.evidence_ids),
+            kind=StepKind.READINESS,
             read=lambda value: read_value(KnowledgeReadinessReport, value),
         )
 
-    async def _do(self, intent: str, hook: Callable[[], Awaitable[T]], read: Callable[[Any], T] | None = None) -> T:
-        """Do a step; on record, what it returns or raises has a mark in the place of each credential of the user's."""
-        if self.steps.context is None:
-            return await self.steps.do(intent, hook)
 
-        async def discreet() -> Any:
-            try:
-                return self._unsaid.cleaned(to_json(await hook()))
-            except Exception as error:
-                words = words_of(error)
-                if (clean := self._unsaid.cleaned(words)) == words:
-                    raise
-                raise HookError(clean, hook=intent) from None
-
-        found = self._said.cleaned(await self.steps.do(intent, discreet, kind=StepKind.READINESS))
-        made: T = found if read is None else read(found)
-        return made
+async def _answers(
+    ask: Callable[[Sequence[UserQuestion]], Awaitable[Mapping[str, str]]], questions: Sequence[UserQuestion]
+) -> dict[str, str]:
+    """Ask; return the answers to what was asked, and no others: one of those may be a credential."""
+    answers = await ask(questions)
+    if not isinstance(answers, Mapping):
+        raise ValidationError(f"ask_user must return answers by the question's id, not {type(answers).__name__}")
+    found = {each.id: answers[each.id] for each in questions if each.id in answers}
+    for name, value in found.items():
+        if not isinstance(value, str):
+            raise ValidationError(f"the answer to {name!r:.100} must be a text, not {type(value).__name__}")
+    return found

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from chatturn.agent_runtime.values.codec import to_json
+from chatturn.agent_runtime.values.unsaid import Unsaid
 from chatturn.durable.context import DurableContext
 from chatturn.durable.records import StepKind
 from chatturn.durable.runner import default_sources
 from chatturn.durable.steps import words_of
 from chatturn.durable.store import DurableRunStore
-from chatturn.errors import ValidationError
+from chatturn.errors import HookError, ValidationError
 
 __all__ = ["DurableTask", "HookFailed", "TaskAborted", "TaskSteps"]
 
@@ -89,12 +90,15 @@ class TaskSteps:
         abort: Set by a caller that wants the task to stop: the step that runs is cancelled.
         now: The current time, as a timestamp.
         at: When the latest step ended: of a step that was replayed, when it did so first.
+        unsaid: What no record of the attempt may say: credentials that a user gave, resume tokens.
     """
 
     context: DurableContext | None = None
     abort: asyncio.Event | None = None
     now: Callable[[], str] = field(default_factory=lambda: default_sources().now)
     at: str = ""
+    unsaid: Unsaid = field(default_factory=Unsaid)
+    _said: Unsaid = field(default_factory=Unsaid)
 
     def __post_init__(self) -> None:
         self.at = self.now()
@@ -102,6 +106,11 @@ class TaskSteps:
     async def begin(self) -> None:
         """Take the time at which the task begins, which is the same on every attempt."""
         self.at = self.now() if self.context is None else await self.context.now()
+
+    def hide(self, value: str, mark: str) -> None:
+        """Record *mark* in the place of *value* from now on, wherever a step says it; `do` puts the value back."""
+        self.unsaid.add(value, instead=mark)
+        self._said.add(mark, instead=value)
 
     async def do(
         self,
@@ -114,6 +123,8 @@ class TaskSteps:
         """
         Do *run* once, and return its result: where it is recorded, as *read* makes it of its JSON.
 
+        On record, what it returns or raises has a mark in the place of what is `unsaid`.
+
         Raises:
             TaskAborted: The caller asked the task to stop before it was over.
             HookFailed: *run* raised.
@@ -124,9 +135,12 @@ class TaskSteps:
             self.at = self.now()
             return result
         context = self.context
-        told = await self._called(run, lambda call: context.step(intent, lambda: self._recorded(call), kind=kind))
-        self.at = told["at"]
-        return read(told["value"]) if read is not None else told["value"]
+        told = await self._called(
+            lambda: self._discreet(intent, run),
+            lambda call: context.step(intent, lambda: self._recorded(call), kind=kind),
+        )
+        self.at, value = told["at"], self._said.cleaned(told["value"])
+        return read(value) if read is not None else value
 
     async def unrecorded(self, run: Callable[[], Awaitable[T]]) -> T:
         """Do *run*, on every attempt anew.  Raises `TaskAborted` and `HookFailed`."""
@@ -158,8 +172,17 @@ class TaskSteps:
         """Return the next step's key if it is *intent*, for others to deduplicate by; "" where nothing is recorded."""
         return "" if self.context is None else self.context.step_key(intent)
 
+    async def _discreet(self, intent: str, run: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await run()
+        except Exception as error:
+            words = words_of(error)
+            if (clean := self.unsaid.cleaned(words)) == words:
+                raise
+            raise HookError(clean, hook=intent) from None
+
     async def _recorded(self, run: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
-        return {"value": to_json(await run()), "at": self.now()}
+        return {"value": self.unsaid.cleaned(to_json(await run())), "at": self.now()}
 
     async def _or_aborted(self, step: Coroutine[Any, Any, T]) -> T:
         if self.abort is None:

@@ -72,7 +72,6 @@ from chatturn.agent_runtime.values.tasks import (
     RuntimeSession,
     SessionStatus,
 )
-from chatturn.agent_runtime.values.unsaid import Unsaid
 from chatturn.backends.api import ChatMessage
 from chatturn.durable.context import ContextSources, DurableContext
 from chatturn.durable.records import StepKind
@@ -262,7 +261,7 @@ class _TaskStream:
         self._context = context
         self._knowledge = options.knowledge or assess_knowledge(options.task)
         self._mapper = SayingMapper(options.backend.kind, options.model or UNKNOWN_MODEL)
-        self._unsaid = Unsaid()
+        self._unsaid = steps.unsaid
         self._session = TaskSession(
             backend=options.backend, store=options.session_store, steps=steps, unsaid=self._unsaid
         )
