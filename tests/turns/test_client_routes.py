@@ -350,6 +350,10 @@ def test_open_webui_s_ids_name_its_turns() -> None:
     ("members", "status", "param"),
     [
         ({"n": 2}, 400, "n"),
+        ({"n": "1"}, 400, "n"),
+        ({"n": [1]}, 400, "n"),
+        ({"n": {}}, 400, "n"),
+        ({"stream": "true"}, 422, "stream"),
         ({"tools": [{"type": "function"}]}, 400, "tools"),
         ({"logprobs": True}, 400, "logprobs"),
         ({"modalities": ["text", "audio"]}, 400, "modalities"),

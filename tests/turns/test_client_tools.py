@@ -323,6 +323,17 @@ async def test_a_deployment_that_takes_no_tools_says_so(database: SqliteDatabase
     )
 
 
+async def test_what_is_wrong_with_a_tool_is_said(database: SqliteDatabase) -> None:
+    """What a tool must be, and not only that it is none."""
+    body = {"model": "default", "messages": [{"role": "user", "content": "x"}], "tools": [{"type": "custom"}]}
+    reply = await isolate_of(database, Model("x")).ask("POST", COMPLETIONS, body)
+
+    assert reply.body["error"]["message"] == (
+        'tools must be a list of 1 to 128 tools, each {"type": "function", "function": {"name", "description", '
+        '"parameters"}}, whose name is of A-Z a-z 0-9 _ -'
+    )
+
+
 # On our own routes
 
 

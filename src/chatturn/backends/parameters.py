@@ -153,8 +153,9 @@ def _words(schema: _Schema) -> str:
         )
     if kind == "string":
         return f"a text of 1 to {schema['maxLength']} characters"
+    if kind == "array" and schema["items"].get("format") == "tool":
+        form = '{"type": "function", "function": {"name", "description", "parameters"}}'
+        return f"a list of 1 to {schema['maxItems']} tools, each {form}, whose name is of A-Z a-z 0-9 _ -"
     if kind == "array":
         return f"a list of 1 to {schema['maxItems']} of these"
-    if schema.get("format") == "tool":
-        return 'a tool, {"type": "function", "function": {"name", "description", "parameters"}}'
     return {"boolean": "true or false", "object": f"an object that nests at most {_DEEPEST} deep"}[kind]

@@ -307,9 +307,7 @@ def _resets(query: Mapping[str, str]) -> bool:
 
 def _text_of(message: Mapping[str, Any], place: str) -> str:
     """Return the text of a UI message; what of a user's cannot be shown to a model is refused."""
-    parts = message.get("parts")
-    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise InvalidField(f"{place}.parts must be a list of objects", field=place)
+    parts = _listed_parts(message, place)
     if message.get("role") == "user":
         for part in parts:
             if not str(part.get("type", "")).startswith(_TAKEN_OF_A_USER):
@@ -320,16 +318,23 @@ def _text_of(message: Mapping[str, Any], place: str) -> str:
     return "".join(map(str, texts))
 
 
-def _parts_of(message: Mapping[str, Any], _place: str) -> list[dict[str, Any]]:
+def _listed_parts(message: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
+    parts = message.get("parts")
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise InvalidField(f"{place}.parts must be a list of objects", field=place)
+    return parts
+
+
+def _parts_of(message: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
     """Return a user's UI message with files as parts of our own form."""
-    parts = [part for part in message.get("parts", ()) if part.get("type") in ("text", "file")]
+    parts = [part for part in _listed_parts(message, place) if part.get("type") in ("text", "file")]
     if message.get("role") != "user" or all(part["type"] == "text" for part in parts):
         return []
     return [{"type": "text", "text": part.get("text")} if part["type"] == "text" else _file(part) for part in parts]
 
 
 def _file(part: Mapping[str, Any]) -> dict[str, Any]:
-    kind = "image" if part.get("mediaType") in IMAGE_TYPES else "file"
+    kind = "image" if str(part.get("mediaType")) in IMAGE_TYPES else "file"
     name = {"name": part["filename"]} if kind == "file" and part.get("filename") else {}
     return {"type": kind, **file_or_address(part.get("url")), **name}
 

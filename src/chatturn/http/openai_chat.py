@@ -412,11 +412,18 @@ def _read(members: Mapping[str, Any], may_say: Callable[[str], bool]) -> _Asked:
         model=asked_model or DEFAULT_MODEL,
         asked_model=None if asked_model == DEFAULT_MODEL else asked_model,
         metadata=metadata,
-        stream=members.get("stream") is True,
+        stream=_flag(members.get("stream"), "stream"),
         include_usage=isinstance(options, dict) and options.get("include_usage") is True,
         parameters=_parameters({name: members[name] for name in taken}),
         ignored=tuple(name for name in said if name not in taken),
     )
+
+
+def _flag(value: object, field: str) -> bool:
+    """Read a switch: off where nothing is said."""
+    if value is not None and not isinstance(value, bool):
+        raise InvalidField(f"{field} must be true or false", field=field)
+    return value is True
 
 
 def _parameters(said: dict[str, Any]) -> Mapping[str, Any]:
@@ -439,7 +446,7 @@ def _refuse_what_cannot_be_done(members: Mapping[str, Any], may_say: Callable[[s
             raise UnsupportedParameter(f"{name} cannot be used here: leave it out", field=name)
     if members.get(TOOLS) and not may_say(TOOLS):
         raise UnsupportedParameter("tools cannot be used here: leave it out", field=TOOLS)
-    if members.get("n") not in {None, 1}:
+    if members.get("n") not in (None, 1):
         raise UnsupportedParameter("n can only be 1", field="n")
     if members.get("modalities") not in (None, ["text"]):
         raise UnsupportedParameter("modalities can only be text", field="modalities")
