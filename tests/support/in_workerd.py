@@ -126,6 +126,7 @@ def pytest_worker() -> Any:
     """Run the Worker in `tests/worker/suite`, with pytest and the contract tests mounted in it."""
     return running_worker(
         source=_SUITE,
+        imports_late=True,  # Importing tests is what it is for.
         mounts={
             **{folder.name: folder for folder in _packages(paths.SOURCES)},
             "tests/worker/suite": _SUITE,

@@ -27,6 +27,7 @@ from typing import Any, Final
 import js
 from pyodide.ffi import JsException, JsProxy
 
+import chatturn.workerd.stdlib_imports  # noqa: F401 - for what it imports
 from chatturn.durable.workflows.step import ReceivedEvent, WorkflowStepConfig, WorkflowStepFailed, event_type
 from chatturn.errors import DurableRunError, RunNotFound, StoreUnavailable
 from chatturn.jsontext.canonical import canonical_json
