@@ -542,9 +542,10 @@ def test_a_version_that_fails_leaves_the_answered_turn_as_it_is(database: Sqlite
         log = await (await get(isolate, f"turns/{COMPLETED}/stream")).lines()
         shown = (await get(isolate, f"turns/{COMPLETED}")).body
         active = await isolate.ask("POST", f"{SESSION}/turns/{COMPLETED}/versions/1/activate")
+        rest = await (await get(isolate, f"turns/{COMPLETED}/stream?after={failed[-2]['seq']}")).lines()
         repaired = await (await post(isolate, COMPLETED, "another message", **edit)).lines()
 
-        assert "failed" == kinds(failed)[-1]
+        assert "failed" == kinds(failed)[-1] == kinds(rest)[0]
         assert (True, ANSWER) == (plain[-1]["data"]["replayed"], plain[1]["data"]["finalText"])
         assert (ANSWER, "completed") == (log[1]["data"]["finalText"], shown["status"])
         assert 200 == active.status

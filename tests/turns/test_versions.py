@@ -441,3 +441,40 @@ async def test_nothing_is_stored_of_what_is_refused(database: SqliteDatabase) ->
     assert (409, "session_busy") == await asked("POST", "/turns/0", replacing("edit", 2) | {"message": "z"})
     assert busy == await everything(database)
     await running.lines()
+
+
+async def lines_behind(isolate: Isolate, seq: int) -> tuple[int, list[tuple[str, int | None]]]:
+    """Follow the turn without naming a version; return the status, and the lines."""
+    reply = await isolate.ask("GET", f"{TURN}/stream?after={seq}")
+    return reply.status, [(line["type"].removeprefix("session.run."), line.get("seq")) for line in await reply.lines()]
+
+
+async def test_a_cursor_of_a_version_that_failed_goes_on_with_it(isolate: Isolate) -> None:
+    """Its reader gets the rest of it, and then its end, though the one before counts again; so does an EventSource."""
+    await say(isolate, 0, "hi")
+    isolate.hooks = Product(text_delta("half"), RuntimeError("it breaks"))
+    failed = await say(isolate, 0, "hi", replace={"kind": "regenerate", "version": 1})
+    first, *_, last = [line["seq"] for line in failed]
+
+    for at in range(first, last):
+        assert (
+            200,
+            [(line["type"].removeprefix("session.run."), line["seq"]) for line in failed[at - first + 1 :]],
+        ) == (await lines_behind(isolate, at))
+    assert (200, [("failed", None)]) == await lines_behind(isolate, last)
+    again = await isolate.ask("GET", f"{TURN}/stream", last_event_id=str(last), accept="text/event-stream")
+    assert 204 == again.status
+    assert 422 == (await isolate.ask("GET", f"{TURN}/stream?after={last + 1}")).status
+    assert "completed" == (await lines_behind(isolate, 0))[1][-1][0]
+
+
+async def test_a_cursor_of_a_version_that_counts_no_more_has_its_end(isolate: Isolate) -> None:
+    """One that came before the version that is shown goes on with that: its lines are later ones."""
+    await say(isolate, 0, "hi")
+    second = await say(isolate, 0, "hi", replace={"kind": "regenerate", "version": 1})
+    shown = (await lines_behind(isolate, 0))[1]
+    await isolate.ask("POST", f"{TURN}/versions/1/activate")
+
+    assert [line["seq"] for line in second] == [seq for _, seq in shown]
+    assert (200, [("completed", None)]) == await lines_behind(isolate, second[-1]["seq"])
+    assert (200, [("completed", second[-1]["seq"])]) == await lines_behind(isolate, second[-2]["seq"])

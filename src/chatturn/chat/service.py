@@ -29,15 +29,18 @@ from chatturn.chat.thread.session_sql import session_of_run_changed
 from chatturn.chat.thread.their_sql import cancel_theirs, read_latest_of_theirs
 from chatturn.chat.thread.version_sql import (
     activate,
+    read_lines,
     read_same_turn,
     read_shown_version,
     read_versions,
 )
+from chatturn.chat.thread.versions import at_line
 from chatturn.chat.turn import limits_sql
 from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn.disconnects import CANCEL_REQUESTED
 from chatturn.chat.turn.reader import ping_every_ms
 from chatturn.chat.turn.sinks import NoSink
+from chatturn.chat.turn.their_log import counts_there
 from chatturn.chat.turn.tracing import attributes_of_turn
 from chatturn.chat.turn.turn import OpenTurn, open_turn
 from chatturn.chat.usage.sql import read_usage_of_turn
@@ -109,12 +112,19 @@ class DurableChatService:
         )
         return await opening.open(identity, request)
 
-    async def shown_version(self, identity: ChatTurnIdentity) -> ChatTurnIdentity:
-        """Return the version of a turn that is shown to who names none: the one that runs, else the one that counts."""
+    async def shown_version(self, identity: ChatTurnIdentity, after: int | None = None) -> ChatTurnIdentity:
+        """
+        Return the version of a turn that is shown to who names none: the one that runs, else the one that counts.
+
+        Who comes back behind line *after* of another one, which was said later, goes on with that.
+        """
         if self.deployment.settings.threads == "off":
             return identity
-        [found] = await self.deployment.database.batch([read_shown_version(identity, self.deployment.theirs(identity))])
-        return replace(identity, version=int(found.rows[0]["version"] or 1))
+        lines = [] if after is None else [read_lines(identity, after)]
+        read = read_shown_version(identity, self.deployment.theirs(identity))
+        found, *said = await self.deployment.database.batch([read, *lines])
+        shown = int(found.rows[0]["version"] or 1)
+        return replace(identity, version=at_line(said[0].rows, shown) if said else shown)
 
     async def versions(self, identity: ChatTurnIdentity) -> Sequence[Row] | None:
         """Return a turn's versions, the first first; None if this user has no such turn."""
@@ -137,7 +147,7 @@ class DurableChatService:
         run_id, around = turn_run_id(identity), self._outbox.around_activation(identity)
         *_, found = await self.deployment.database.batch(activate(identity, around.before, around.behind))
         came = found.rows[0]
-        if came["counts"] or await self._counts_there(identity):
+        if came["counts"] or await counts_there(self.deployment.database, identity, self.deployment.theirs(identity)):
             return
         if not came["may_count"]:
             raise VersionConflict("it has no answer", run_id=run_id)
@@ -151,14 +161,6 @@ class DurableChatService:
     def _outbox(self) -> Outbox:
         deployment = self.deployment
         return Outbox(database=deployment.database, hooks=deployment.hooks, log=deployment.log)
-
-    async def _counts_there(self, identity: ChatTurnIdentity) -> bool:
-        """Say whether it is agent-runtime's version, and no other counts; once another does, it never does again."""
-        theirs = self.deployment.theirs(identity)
-        if theirs is None:
-            return False
-        [found] = await self.deployment.database.batch([read_versions(identity, theirs)])
-        return any(row["version"] == 1 and row["user_message"] is None and row["counts"] for row in found.rows)
 
     async def _check_wishes(self, identity: ChatTurnIdentity, request: TurnRequest) -> None:
         """Refuse what the deployment does not allow, unless the turn is there: what was begun may be ended."""

@@ -107,7 +107,7 @@ async def get_stream(call: Call) -> HttpResponse:
     cursor = read_cursor(call.request, id_suffix=_id_suffix(call))
     if call.ticket is not None:
         call.ticket.check_turn(identity.session_id, identity.turn_index)
-    identity = await _shown(call, identity, cursor.version)
+    identity = await _shown(call, identity, cursor.version, cursor.after)
     if call.ticket is not None:
         await _check_ticket(call, identity)
     may_take_over = RUN_TURNS in call.principal.scopes
@@ -189,8 +189,10 @@ async def post_activate(call: Call) -> HttpResponse:
     return replace(json_response({"version": version}), background=partial(call.service.tell_changes, identity))
 
 
-async def _shown(call: Call, identity: ChatTurnIdentity, version: int | None) -> ChatTurnIdentity:
-    return await call.service.shown_version(identity) if version is None else replace(identity, version=version)
+async def _shown(
+    call: Call, identity: ChatTurnIdentity, version: int | None, after: int | None = None
+) -> ChatTurnIdentity:
+    return await call.service.shown_version(identity, after) if version is None else replace(identity, version=version)
 
 
 def _version(identity: ChatTurnIdentity, row: Row) -> dict[str, Any]:

@@ -24,6 +24,7 @@ __all__ = [
     "activation",
     "mark_breaks",
     "only_one_version",
+    "read_lines",
     "read_same_turn",
     "read_shown_version",
     "read_version_state",
@@ -194,6 +195,13 @@ SELECT coalesce(
 """
 
 
+# Of each version, where its log ends, and how near to a line it comes from below; ?4 is the line's seq.
+_LINES: Final = """
+SELECT t.version, (SELECT max(last_seq) FROM chat_segments WHERE run_id = t.run_id) AS ends,
+  (SELECT max(first_seq) FROM chat_segments WHERE run_id = t.run_id AND first_seq <= ?4) AS begins
+FROM chat_turns AS t WHERE t.run_id = ?1 OR (t.run_id > ?2 AND t.run_id < ?3)
+"""
+
 _SAME_TURN: Final = """
 SELECT 1 AS same FROM chat_turns WHERE (run_id = ?1 OR (run_id > ?2 AND run_id < ?3)) AND manifest_hash = ?4 LIMIT 1
 """
@@ -316,6 +324,11 @@ def read_versions(identity: ChatTurnIdentity, theirs: Theirs | None) -> Statemen
 def read_same_turn(identity: ChatTurnIdentity, manifest_hash: str) -> Statement:
     """Read whether a version of a turn was asked with this manifest."""
     return Statement(_SAME_TURN, (*version_run_ids(identity), manifest_hash))
+
+
+def read_lines(identity: ChatTurnIdentity, seq: int) -> Statement:
+    """Read where the logs of a turn's versions are, seen from a line; see `chatturn.chat.thread.versions.at_line`."""
+    return Statement(_LINES, (*version_run_ids(identity), seq))
 
 
 def read_shown_version(identity: ChatTurnIdentity, theirs: Theirs | None) -> Statement:

@@ -6,13 +6,13 @@ version that counts, or at the place of a turn that is detached.  The same reque
 it made.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from chatturn.errors import DurableRunInputMismatchError, SessionBusy, VersionConflict
 
-__all__ = ["Choice", "Replace", "ReplaceKind", "version_for"]
+__all__ = ["Choice", "Replace", "ReplaceKind", "at_line", "version_for"]
 
 ReplaceKind = Literal["regenerate", "edit"]
 
@@ -53,6 +53,26 @@ class Choice:
     kind: str | None = None
     is_new: bool = False
     counts: int | None = None
+
+
+_THEIR_LOG_ENDS: Final = 2
+"""That of a turn which agent-runtime has answered: it is no row of ours."""
+
+
+def at_line(rows: Sequence[Mapping[str, Any]], shown: int) -> int:
+    """
+    Return the version whose log a reader goes on with.
+
+    It is the one that is shown; or, where the reader's last line lies behind that one's log, the one that has said it.
+
+    Args:
+        rows: As `chatturn.chat.thread.version_sql.read_lines` read them.
+        shown: The version that is shown to who has no line yet.
+    """
+    ends = {int(row["version"]): row["ends"] for row in rows}
+    end = ends.get(shown, _THEIR_LOG_ENDS)
+    said = max((row for row in rows if row["begins"] is not None), key=lambda row: int(row["begins"]), default=None)
+    return shown if said is None or end is None or int(said["begins"]) <= end else int(said["version"])
 
 
 def version_for(

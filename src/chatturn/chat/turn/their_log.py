@@ -11,6 +11,7 @@ from chatturn.chat.log.pages import LogPage, load_page
 from chatturn.chat.log.sql import read_page
 from chatturn.chat.thread.identity import ChatTurnIdentity, turn_run_id
 from chatturn.chat.thread.their_sql import Theirs, read_theirs
+from chatturn.chat.thread.version_sql import read_versions
 from chatturn.chat.turn.finish import ending_words, failure_words, started_words, unlogged
 from chatturn.database.api import Database, Row
 from chatturn.durable.ends import Cancelled, Completed
@@ -18,7 +19,7 @@ from chatturn.durable.records import RunStatus
 from chatturn.errors import TurnAborted, error_class
 from chatturn.events import ChatStreamEvent, encode_lines
 
-__all__ = ["load_log"]
+__all__ = ["counts_there", "load_log"]
 
 _ATTEMPT: Final = 1
 
@@ -40,6 +41,14 @@ async def load_log(database: Database, identity: ChatTurnIdentity, after: int, t
     if ours.rows:
         return LogPage.of(ours.rows, after)
     return _page(identity, found.rows[0], after) if found.rows else None
+
+
+async def counts_there(database: Database, identity: ChatTurnIdentity, theirs: Theirs | None) -> bool:
+    """Say whether it is agent-runtime's version, and no other counts; once another does, it never does again."""
+    if theirs is None:
+        return False
+    [found] = await database.batch([read_versions(identity, theirs)])
+    return any(row["version"] == 1 and row["user_message"] is None and row["counts"] for row in found.rows)
 
 
 def _page(identity: ChatTurnIdentity, row: Row, after: int) -> LogPage:

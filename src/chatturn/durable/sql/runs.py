@@ -56,11 +56,12 @@ GUARDED: Final = "true /* what a guard asks */"
 CLAIM_WHERE: Final = f"WHERE {GUARDED}"
 """Whether a run that does not exist is made; SQLite's grammar wants it before ON CONFLICT in any case."""
 
-# A later version of a turn, ``<run>~n``, goes on behind the attempts of the others.
+# A later version of a turn, ``<run>~n``, goes on behind the attempts of the others; agent-runtime's, which has another
+# id, is one.
 EARLIER_EPOCHS: Final = """
-CASE WHEN instr(?1, '~') THEN coalesce((
+CASE WHEN instr(?1, '~') THEN max(1, coalesce((
   SELECT max(o.epoch) FROM durable_runs AS o WHERE o.run_id = rtrim(rtrim(?1, '0123456789'), '~')
-    OR (o.run_id > rtrim(?1, '0123456789') AND o.run_id < rtrim(?1, '0123456789') || ':')), 0) ELSE 0 END
+    OR (o.run_id > rtrim(?1, '0123456789') AND o.run_id < rtrim(?1, '0123456789') || ':')), 0)) ELSE 0 END
 """
 
 CLAIM_RUN: Final = f"""
