@@ -7,8 +7,10 @@ once, in its order, by a model that was shown what stands before it.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
+
+import pytest
 
 from chatturn.chat.hooks.hooks import TurnContext
 from chatturn.chat.turn.stream import StreamProducer
@@ -55,9 +57,17 @@ class Session:
         database: Where it is.
         point: At which batch of the first worker that dies.
         moment: When it dies.
+        interrupts: Which messages interrupt instead of waiting.
     """
 
-    def __init__(self, database: SqliteDatabase, point: int | None = None, moment: float | None = None) -> None:
+    def __init__(
+        self,
+        database: SqliteDatabase,
+        point: int | None = None,
+        moment: float | None = None,
+        interrupts: Sequence[int] = (),
+    ) -> None:
+        self.interrupts = interrupts
         self.asked: list[tuple[str, list[str]]] = []
         self.database = database
         self.deadly = Deadly(database, point)
@@ -75,7 +85,8 @@ class Session:
         if self.moment is not None:
             asyncio.get_running_loop().call_later(self.moment, kill, self.mortal)
         for index, worker in enumerate([self.mortal, self.mortal, self.other, self.mortal, self.other]):
-            said = {"message": MESSAGES[index], "follow": True}
+            policy = "interrupt" if index in self.interrupts else "queue"
+            said = {"message": MESSAGES[index], "follow": True, "when_busy": policy}
             if await self.ask(worker, "POST", f"turns/{index}", said) is None:
                 await self.ask(self.other, "POST", f"turns/{index}", said)
             await asyncio.sleep(0.2)
@@ -117,22 +128,27 @@ class Session:
     def check(self) -> None:
         """See what is left."""
         texts = [message["content"] for message in self.left.body["messages"]]
-        stopped = [*THREAD[:6], "x", texts[7], *THREAD[6:]] if "x" in texts else THREAD
-        assert stopped == texts
         assert [] == self.left.body["open"]
-        answered = {message: texts[: texts.index(message)] for message in MESSAGES if message in texts}
+        assert [text for text in MESSAGES if text in texts] == texts[::2]
+        assert set(MESSAGES) - {"x"} <= set(texts[::2])
+        if not self.interrupts:
+            at = texts.index("x") if "x" in texts else len(texts)
+            assert [*texts[:at], *texts[at + 2 :]] == THREAD
         for message, history in self.asked:
-            assert [text for text in answered.get(message, []) if text] == [text for text in history if text], message
+            if message in texts:
+                before = texts[: texts.index(message)]
+                turns = zip(before[::2], before[1::2], strict=True)
+                assert history == [text for turn in turns if turn[1] for text in turn], message
 
 
-def survives(point: int | None = None, moment: float | None = None) -> int:
+def survives(point: int | None = None, moment: float | None = None, interrupts: Sequence[int] = ()) -> int:
     """Let a session live through the death of a worker; return how many places to die it has passed."""
     passed = 0
 
     async def live() -> None:
         nonlocal passed
         with open_sqlite() as database:
-            session = Session(database, point, moment)
+            session = Session(database, point, moment, interrupts)
             await session.live()
             session.check()
             passed = session.deadly.passed
@@ -143,13 +159,14 @@ def survives(point: int | None = None, moment: float | None = None) -> int:
     return passed
 
 
-def test_a_worker_may_die_at_every_batch() -> None:
+@pytest.mark.parametrize("interrupts", [(), (2, 4)], ids=["all wait", "two interrupt"])
+def test_a_worker_may_die_at_every_batch(interrupts: Sequence[int]) -> None:
     """Before and after it."""
-    places = survives()
-    assert places > 60
+    places = survives(interrupts=interrupts)
+    assert places > 30
     for point in range(places):
         try:
-            survives(point)
+            survives(point, interrupts=interrupts)
         except AssertionError as error:
             raise AssertionError(f"killed at batch {point / 2} of {places / 2}: {error}") from error
 
