@@ -10,8 +10,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 _BY_WHAT_IS_STORED = {"input_mismatch", "idempotency_key_reuse", "step_divergence"}
 """Codes of refusals by a turn that has begun with another message."""
 
-_OF_THIS_SERVICE = {"after"}
-"""Members that only this service can make, or that must fit what it has stored or another member."""
+_OF_THIS_SERVICE = {"after", "parameters.tools", "rating"}
+"""Members that only this service can make, or that must fit what it has stored, another member, or one another."""
 
 
 @schemathesis.check

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from chatturn.errors import ConfigurationError
+from chatturn.jsontext.canonical import canonical_hash
 from chatturn.jsontext.depth import nests_deeper
 
-__all__ = ["MAX_PARAMETERS_BYTES", "PARAMETERS", "TOOLS", "allowed_parameters", "wrong_parameter"]
+__all__ = ["MAX_PARAMETERS_BYTES", "PARAMETERS", "TOOLS", "allowed_parameters", "whole", "wrong_parameter"]
 
 MAX_PARAMETERS_BYTES: Final = 65_536
 """Of all parameters together, as JSON."""
@@ -34,8 +35,8 @@ _FUNCTION: Final[_Schema] = {
     "required": ["name"],
     "properties": {
         "name": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
-        "description": {"type": "string"},
-        "parameters": {"type": "object"},
+        "description": {"type": ["string", "null"]},
+        "parameters": {"type": ["object", "null"]},
     },
 }
 _TOOL: Final[_Schema] = {
@@ -103,7 +104,13 @@ def allowed_parameters(setting: str) -> frozenset[str]:
     return frozenset(names)
 
 
+def whole(value: Any) -> Any:
+    """Return *value*, as a whole number if it is one, written with a fraction of 0: to JSON they are the same."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _fits(value: Any, schema: _Schema) -> bool:
+    value = whole(value) if schema.get("type") == "integer" else value
     if "anyOf" in schema:
         return any(_fits(value, each) for each in schema["anyOf"])
     if type(value) not in _TYPES[schema["type"]]:
@@ -117,7 +124,7 @@ def _fits(value: Any, schema: _Schema) -> bool:
     if isinstance(value, dict):
         text = json.dumps(value, ensure_ascii=False)
         is_whole = _is_tool(value) if schema.get("format") == "tool" else len(value) >= schema["minProperties"]
-        return is_whole and _is_utf8(text) and not nests_deeper(text, _DEEPEST)
+        return is_whole and _is_utf8(text) and not nests_deeper(text, _DEEPEST) and _is_exact(value)
     return isinstance(value, bool) or bool(schema["minimum"] <= value <= schema["maximum"])
 
 
@@ -132,6 +139,15 @@ def _is_tool(value: Mapping[str, Any]) -> bool:
         and isinstance(described, str | None)
         and isinstance(parameters, dict | None)
     )
+
+
+def _is_exact(value: Mapping[str, Any]) -> bool:
+    """Say whether each number in *value* is one that every JSON parser reads alike: those are compared by a hash."""
+    try:
+        canonical_hash(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _is_utf8(text: str) -> bool:
@@ -158,4 +174,7 @@ def _words(schema: _Schema) -> str:
         return f"a list of 1 to {schema['maxItems']} tools, each {form}, whose name is of A-Z a-z 0-9 _ -"
     if kind == "array":
         return f"a list of 1 to {schema['maxItems']} of these"
-    return {"boolean": "true or false", "object": f"an object that nests at most {_DEEPEST} deep"}[kind]
+    return {
+        "boolean": "true or false",
+        "object": f"an object that nests at most {_DEEPEST} deep, with no number beyond 2**53",
+    }[kind]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final, cast, get_args
 from urllib.parse import unquote_to_bytes
 
-from chatturn.backends.parameters import MAX_PARAMETERS_BYTES, PARAMETERS, wrong_parameter
+from chatturn.backends.parameters import MAX_PARAMETERS_BYTES, PARAMETERS, whole, wrong_parameter
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX, CLIENT_CALL, TOOL_PREFIX
 from chatturn.chat.files import FILE_ID
 from chatturn.chat.requests import TurnRequest
@@ -355,7 +355,7 @@ def read_feedback(body: bytes) -> Feedback:
         InvalidField: A member is missing, unknown or not of its type.
     """
     members = read_members(body, FEEDBACK_MEMBERS)
-    rating, comment, version = members.get("rating"), members.get("comment"), members.get("version")
+    rating, comment, version = members.get("rating"), members.get("comment"), whole(members.get("version"))
     if rating not in (None, *RATINGS):
         raise InvalidField(f"rating must be {' or '.join(map(repr, RATINGS))}, or null", field="rating")
     if comment is not None and not isinstance(comment, str):
@@ -453,7 +453,7 @@ def _replace(value: object) -> Replace | None:
         return None
     if not isinstance(value, dict) or value.keys() != {"kind", "version"}:
         raise InvalidField("replace must be an object of kind and version", field="replace")
-    kind, version = value["kind"], value["version"]
+    kind, version = value["kind"], whole(value["version"])
     if kind not in _REPLACE_KINDS:
         raise InvalidField(f"replace.kind must be {' or '.join(map(repr, _REPLACE_KINDS))}", field="replace.kind")
     if type(version) is not int or not 1 <= version <= MAX_VERSION:
@@ -504,7 +504,7 @@ def read_parameters(value: object) -> dict[str, Any]:
             raise InvalidField(f"parameters.{shortened(name)} {wrong}", field=f"parameters.{shortened(name)}")
     if len(json.dumps(value, ensure_ascii=False).encode()) > MAX_PARAMETERS_BYTES:
         raise too_large("parameters", f"{MAX_PARAMETERS_BYTES} bytes of JSON")
-    return value
+    return {name: whole(each) if PARAMETERS[name].get("type") == "integer" else each for name, each in value.items()}
 
 
 def _metadata(value: object) -> dict[str, Any]:

@@ -326,6 +326,8 @@ def test_what_passes_is_unchanged_and_can_be_stored(message: str, metadata: dict
         ({"parameters": {"seed": 1.5}}, InvalidField, "parameters.seed"),
         ({"parameters": {"stop": []}}, InvalidField, "parameters.stop"),
         ({"parameters": {"stop": ["\ud800"]}}, InvalidField, "parameters.stop"),
+        ({"parameters": {"response_format": {"a": 2**53}}}, InvalidField, "parameters.response_format"),
+        ({"parameters": {"reasoning": {"a": [-(2**60)]}}}, InvalidField, "parameters.reasoning"),
         ({"parameters": {"response_format": {"a": "v" * 65_536}}}, PayloadTooLarge, "parameters"),
         ({"on_mismatch": "replace"}, InvalidField, "on_mismatch"),
         ({"on_mismatch": None}, InvalidField, "on_mismatch"),
@@ -469,3 +471,13 @@ def test_any_bytes_give_a_request_or_a_refusal(body: bytes) -> None:
         return
 
     assert request.message.strip()
+
+
+def test_a_whole_number_may_be_written_with_a_fraction_of_0() -> None:
+    """To JSON it is the same number, and so it is the same turn."""
+    written = turn_body(parameters={"seed": 4.0, "temperature": 1.0}, replace={"kind": "edit", "version": 2.0})
+    request = read_turn_request(written)
+
+    assert json.dumps(request.parameters) == '{"seed": 4, "temperature": 1.0}'
+    assert request.replace is not None
+    assert json.dumps(request.replace.version) == "2"
