@@ -432,6 +432,16 @@ class Turn:
         """Return the turn's run, without its answer."""
         return self._client._ask("GET", _place_of(self.run_id, self._path)[0])  # noqa: SLF001
 
+    def versions(self) -> Any:
+        """Return its versions, the first first, without their answers; ``counts`` marks the one in the thread."""
+        path, _ = _place_of(self.run_id, self._path)
+        return self._client._ask("GET", f"{path}/versions")["versions"]  # noqa: SLF001
+
+    def activate(self, version: int) -> Any:
+        """Let a version count, and what followed it; refused while a turn of the session is open."""
+        path, _ = _place_of(self.run_id, self._path)
+        return self._client._ask("POST", f"{path}/versions/{version}/activate")  # noqa: SLF001
+
     @staticmethod
     def _answer(
         lines: Iterator[Line], on_text: Callable[[str], object] | None, on_line: Callable[[Line], object] | None
@@ -560,6 +570,16 @@ class AsyncTurn:
     async def show(self) -> Any:
         """Return the turn's run, without its answer."""
         return await self._client._ask("GET", _place_of(self.run_id, self._path)[0])  # noqa: SLF001
+
+    async def versions(self) -> Any:
+        """Return its versions, the first first, without their answers; ``counts`` marks the one in the thread."""
+        path, _ = _place_of(self.run_id, self._path)
+        return (await self._client._ask("GET", f"{path}/versions"))["versions"]  # noqa: SLF001
+
+    async def activate(self, version: int) -> Any:
+        """Let a version count, and what followed it; refused while a turn of the session is open."""
+        path, _ = _place_of(self.run_id, self._path)
+        return await self._client._ask("POST", f"{path}/versions/{version}/activate")  # noqa: SLF001
 
     @staticmethod
     async def _answer(

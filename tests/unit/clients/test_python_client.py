@@ -264,9 +264,9 @@ def test_approvals_cancels_and_messages_are_one_request_each() -> None:
 
     def empty(handler: Handler) -> None:
         handler.send_response(200)
-        handler.send_header("Content-Length", "2")
+        handler.send_header("Content-Length", "15")
         handler.end_headers()
-        handler.wfile.write(b"{}")
+        handler.wfile.write(b'{"versions":[]}')
 
     with (
         serving(empty) as (url, asked),
@@ -276,16 +276,20 @@ def test_approvals_cancels_and_messages_are_one_request_each() -> None:
         turn = client.turn("s", 3)
         turn.cancel()
         turn.show()
+        assert [] == turn.versions()
+        turn.activate(2)
         client.messages("s", before=3, limit=10)
         client.approve("chat:a:b%2F:0", "approve:1.1.0", approved=False, reason="no")
 
     assert [each["what"] for each in asked] == [
         "POST /v1/sessions/s/turns/3/cancel",
         "GET /v1/sessions/s/turns/3",
+        "GET /v1/sessions/s/turns/3/versions",
+        "POST /v1/sessions/s/turns/3/versions/2/activate",
         "GET /v1/sessions/s/messages?before=3&limit=10",
         "POST /v1/runs/chat%3Aa%3Ab%252F%3A0/events/approve%3A1.1.0",
     ]
-    assert {"payload": {"approved": False, "reason": "no"}} == asked[3]["body"]
+    assert {"payload": {"approved": False, "reason": "no"}} == asked[5]["body"]
 
 
 @KINDS
