@@ -2,6 +2,7 @@
 
 import socket
 import time
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -17,6 +18,8 @@ __all__ = ["ATTACKS"]
 _PRODUCTS: Final = Path(__file__).parent / "products"
 _READERS: Final = 500
 _STALLED_S: Final = 12.0
+_RUNNING: Final = 40
+_EVENTS: Final = 50
 _HALF: Final = b'{"message": "hel'
 
 
@@ -95,6 +98,65 @@ def _hostile_text(target: Target) -> None:
     target.expect(holds=set(ends) == {"session.run.completed"}, what=f"turns end as {set(ends)}")
 
 
+def _twenty_turns_at_once(target: Target) -> None:
+    """Each costs more than there is."""
+
+    def ask(number: int) -> str:
+        lines = Client(target.worker.url).post("dear", f"question {number}", number)
+        return str(lines[-1]["data"].get("code", "completed"))
+
+    with ThreadPoolExecutor(20) as pool:
+        ends = list(pool.map(ask, range(20)))
+    target.expect(holds=ends.count("completed") == 1, what=f"{ends.count('completed')} of 20 are answered")
+    target.expect(holds=ends.count("budget_exceeded") == 19, what=f"the others end as {set(ends)}")
+
+
+def _turns_without_end(target: Target) -> None:
+    """Of one user; another one is answered meanwhile."""
+    client, other = Client(target.worker.url), Client(target.worker.url, sub="bob")
+
+    def begin(number: int) -> int:
+        with client.stream(f"many-{number}") as response:
+            return response.status_code  # and go away
+
+    with ThreadPoolExecutor(40) as pool:
+        statuses = Counter(pool.map(begin, range(160)))
+        answered = other.post("other")[-1]["type"]
+    running = target.worker.sql("SELECT count(*) AS runs FROM durable_runs WHERE run_id LIKE '%many-%'")[0]["runs"]
+    target.expect(holds=set(statuses) == {200, 429}, what=f"statuses are {statuses}")
+    target.expect(holds=statuses[200] == running <= _RUNNING, what=f"{running} turns were begun")
+    target.expect(holds=answered == "session.run.completed", what=f"another user's turn ends as {answered}")
+
+
+def _events_without_end(target: Target) -> None:
+    """Of 60 kB each, to one turn."""
+    client = Client(target.worker.url)
+
+    def emit(number: int) -> int:
+        address = f"{target.worker.url}/v1/runs/chat:acme:waits:0/events/key-{number}"
+        return http.post(address, json={"payload": "x" * 60_000}, headers=client.headers).status_code
+
+    with client.stream("waits"), ThreadPoolExecutor(16) as pool:
+        statuses = Counter(pool.map(emit, range(200)))
+    [stored] = target.worker.sql("SELECT count(*) AS events FROM durable_events")
+    target.expect(holds=statuses == {200: _EVENTS, 429: 200 - _EVENTS}, what=f"statuses are {statuses}")
+    target.expect(holds=stored["events"] == _EVENTS, what=f"{stored['events']} events are stored")
+
+
+def _requests_without_end(target: Target) -> None:
+    """Of one user, as fast as they are answered; another one's are not refused."""
+    client, other = Client(target.worker.url), Client(target.worker.url, sub="bob")
+
+    def ask(_number: int) -> int:
+        return http.get(client.address("none"), headers=client.headers).status_code
+
+    with ThreadPoolExecutor(16) as pool:
+        statuses = Counter(pool.map(ask, range(600)))
+        status = http.get(other.address("none"), headers=other.headers).status_code
+    target.expect(holds=statuses[429] > statuses[404], what=f"statuses are {statuses}")
+    target.expect(holds=status == 404, what=f"another user is told {status}")
+
+
 ATTACKS: Final[Mapping[str, Attack]] = {
     "stalled": Attack(
         title="500 readers of a log of 2 MB that take nothing",
@@ -103,20 +165,54 @@ ATTACKS: Final[Mapping[str, Attack]] = {
         products={"long_answer": _PRODUCTS / "long_answer.py"},
         variables={"PRODUCT": "long_answer"},
         most_mb=64,
-        most_health_ms=8_000,  # five hundred requests at once
+        most_health_ms=15_000,  # five hundred requests at once
     ),
     "bodies": Attack(
         title="300 requests whose bodies stop in the middle",
         run=_half_sent_bodies,
         variables={"BODY_TIMEOUT_MS": "3000"},
         most_mb=64,
-        most_health_ms=5_000,
+        most_health_ms=15_000,
     ),
     "patterns": Attack(
         title="text that a product's patterns would have taken a minute for",
         run=_hostile_text,
         variables={"PRODUCT": "legal"},
         most_mb=64,
-        most_health_ms=5_000,
+        most_health_ms=15_000,
+    ),
+    "budget": Attack(
+        title="20 turns at once on a budget that is all but spent",
+        run=_twenty_turns_at_once,
+        variables={
+            "MODEL": "echo",
+            "PRICES": '{"echo": {"in": 1, "out": 1}}',
+            "BUDGET_SESSION_MICRO_USD": "1",
+        },
+        most_mb=64,
+        most_health_ms=15_000,
+    ),
+    "turns": Attack(
+        title="160 slow turns at once, of one user who may run 40",
+        run=_turns_without_end,
+        products={"slow_answer": _PRODUCTS / "slow_answer.py"},
+        variables={"PRODUCT": "slow_answer", "RUNNING_TURNS_SUBJECT": str(_RUNNING)},
+        most_mb=112,
+        most_health_ms=15_000,
+    ),
+    "events": Attack(
+        title="200 events of 60 kB to one turn that may have 50",
+        run=_events_without_end,
+        products={"slow_answer": _PRODUCTS / "slow_answer.py"},
+        variables={"PRODUCT": "slow_answer", "RUN_EVENTS": str(_EVENTS)},
+        most_mb=112,
+        most_health_ms=15_000,
+    ),
+    "requests": Attack(
+        title="600 requests as fast as they are answered, of one user who may send 400 a minute",
+        run=_requests_without_end,
+        variables={"RATE_SUBJECT_PER_MINUTE": "400"},
+        most_mb=64,
+        most_health_ms=15_000,
     ),
 }

@@ -40,7 +40,7 @@ from chatturn.chat.turn.their_log import load_log
 from chatturn.chat.turn.turn import ChatTurn, OpenTurn
 from chatturn.durable.ends import Cancelled, Completed
 from chatturn.durable.records import RunStatus
-from chatturn.errors import ChatTurnError, DurableRunLeaseHeldError, StoreError, error_class
+from chatturn.errors import ChatTurnError, DurableRunLeaseHeldError, ReadersBusy, StoreError, error_class
 from chatturn.events import ChatStreamEvent, encode_line
 
 __all__ = ["FollowedTurn", "TakeOver", "read_page_in_turn", "who_holds"]
@@ -72,16 +72,35 @@ def who_holds(identity: ChatTurnIdentity) -> str:
 
 
 async def read_page_in_turn(
-    deployment: Deployment, identity: ChatTurnIdentity, after: int, theirs: Theirs | None
-) -> LogPage | None:
-    """Read a page of a log, which is to be sent, when there is room for it; see `load_log`."""
-    who = who_holds(identity)
-    while not deployment.sending.fits(who, PAGE_CHARACTERS):
-        await _wait_for(deployment, deployment.sending, who, PAGE_CHARACTERS)
-    while not deployment.reading.fits(who, PAGE_CHARACTERS):
-        await _wait_for(deployment, deployment.reading, who, PAGE_CHARACTERS)
-    with deployment.reading.holding(who, PAGE_CHARACTERS):
-        return await load_log(deployment.database, identity, after, theirs)
+    deployment: Deployment, identity: ChatTurnIdentity, after: int, theirs: Theirs | None, *, waits: bool = True
+) -> tuple[LogPage | None, Callable[[], None]]:
+    """
+    Read a page of a log, which is to be sent, when there is room for it; see `load_log`.
+
+    Returns:
+        The page, and what gives back the room that is kept for it, where it is long.
+
+    Raises:
+        ReadersBusy: There is no room, and the reader does not wait.
+    """
+    who, page = who_holds(identity), None
+    while (full := _full(deployment, who)) is not None:
+        if full is deployment.sending and not waits:
+            raise ReadersBusy("no room for another page of a log")
+        await _wait_for(deployment, full, who, PAGE_CHARACTERS)
+    release = deployment.sending.take(who, PAGE_CHARACTERS)
+    try:
+        with deployment.reading.holding(who, PAGE_CHARACTERS):
+            page = await load_log(deployment.database, identity, after, theirs)
+    finally:
+        if page is None or len(page.text) <= SMALL_CHARACTERS:
+            release()
+    return page, release
+
+
+def _full(deployment: Deployment, who: str) -> Room | None:
+    rooms = (deployment.sending, deployment.reading)
+    return next((room for room in rooms if not room.fits(who, PAGE_CHARACTERS)), None)
 
 
 async def _wait_for(deployment: Deployment, room: Room, who: str, characters: int) -> None:
@@ -102,6 +121,7 @@ class FollowedTurn:
         page: The state of the turn and the first lines to show, read already.
         deployment: Where the log is stored, and what else runs in this isolate.
         take_over: Claims the turn if its worker is lost; None for a reader who may not.
+        release: Gives back the room that is kept for the page; for whoever does not run this.
     """
 
     identity: ChatTurnIdentity
@@ -110,6 +130,7 @@ class FollowedTurn:
     page: LogPage
     deployment: Deployment
     take_over: TakeOver | None
+    release: Callable[[], None]
     _last: int = -1
     _began: float = 0.0
     _looked_at: float = 0.0
@@ -151,6 +172,7 @@ class FollowedTurn:
             self.deployment.log("turn.not_resumed", {"run_id": self.run_id, "error": error})
             self._say(reader, failure_words(self.identity, kind_of(error)))
         finally:
+            self.release()
             reader.stop_pings()
             if taken is None:
                 await sink.close()
@@ -245,6 +267,7 @@ class FollowedTurn:
                 reader.send(text, ())
             await reader.drain(SMALL_CHARACTERS)
             return
+        self.release()
         with self.deployment.sending.holding(self._who, len(text)):
             reader.send(text, ())
             del text
@@ -254,7 +277,9 @@ class FollowedTurn:
         await _wait_for(self.deployment, self.deployment.sending, self._who, characters)
 
     async def _load(self, after: int) -> LogPage | None:
-        return await read_page_in_turn(self.deployment, self.identity, after, self.theirs)
+        self.release()
+        page, self.release = await read_page_in_turn(self.deployment, self.identity, after, self.theirs)
+        return page
 
     async def _wait_for_more(self, log: TurnLog) -> None:
         await wait_for_ring(log, self.deployment.alarm(), _LOOK_EVERY_S)
@@ -297,7 +322,7 @@ class FollowedTurn:
                 for_s = max(_NOTED_EVERY_S, 3 * next_s)
                 poll.noted_until = now + for_s
                 await database.batch([note_follower(self.run_id, round((for_s + _SLACK_S) * 1000))])
-            page = await self._load(after)
+            page = await load_log(database, self.identity, after, self.theirs)
         finally:
             poll.end_look(after, page)
         return page

@@ -11,14 +11,13 @@ from chatturn.backends.parameters import allowed_parameters
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX, CLIENT_CALL, TOOL_PREFIX
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.files import FileFacts, last_day
-from chatturn.chat.following import FollowedTurn, read_page_in_turn, who_holds
+from chatturn.chat.following import FollowedTurn, read_page_in_turn
 from chatturn.chat.hooks.outbox import Outbox
 from chatturn.chat.listeners import RequestTracing
 from chatturn.chat.lists.lists import MessagePage, MessageQuery, TurnPage, TurnQuery, list_messages, list_turns
 from chatturn.chat.lists.revisions import changed
 from chatturn.chat.lists.sql import read_latest_turn, read_open_runs, read_questions, read_recent_turn
 from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
-from chatturn.chat.log.room import PAGE_CHARACTERS
 from chatturn.chat.log.sql import request_cancel
 from chatturn.chat.opening import Opening
 from chatturn.chat.requests import CANCELLED, Cancellation, TurnInput, TurnRequest, TurnView, history_of
@@ -58,7 +57,6 @@ from chatturn.errors import (
     FilesUnavailable,
     InvalidField,
     NotFound,
-    ReadersBusy,
     RequestError,
     RunNotFound,
     SchemaOutdated,
@@ -238,12 +236,11 @@ class DurableChatService:
         if not await self._may_see_turn(identity):
             return None
         run_id, theirs, cursor = turn_run_id(identity), self.deployment.theirs(identity), -1 if after is None else after
-        if not waits and not self.deployment.sending.fits(who_holds(identity), PAGE_CHARACTERS):
-            raise ReadersBusy("no room for another page of a log")
-        page = await read_page_in_turn(self.deployment, identity, cursor, theirs)
+        page, release = await read_page_in_turn(self.deployment, identity, cursor, theirs, waits=waits)
         if page is None:
             return None
         if cursor > page.furthest:
+            release()
             raise InvalidField(f"after is {cursor}, but the log ends at {page.ends}", field="after")
         return FollowedTurn(
             identity=identity,
@@ -252,6 +249,7 @@ class DurableChatService:
             page=page,
             deployment=self.deployment,
             take_over=partial(self.reopen, run_id) if may_take_over else None,
+            release=release,
         )
 
     @property

@@ -115,6 +115,8 @@ async def get_stream(call: Call) -> HttpResponse:
     waits = _wants_sse(call.request)
     log = await call.service.follow(identity, cursor.after, may_take_over=may_take_over, waits=waits)
     if log is None or (cursor.attempt is not None and not (log.finished and log.page.attempt == cursor.attempt)):
+        if log is not None:
+            log.release()
         raise NotFound("there is no such turn, or not yet the finished log of this attempt")
     return _log_response(call, log, cursor)
 
@@ -243,6 +245,7 @@ def _log_response(call: Call, log: FollowedTurn, cursor: LogCursor) -> HttpRespo
         headers["Vary"] = "Authorization, Accept, Last-Event-ID"
         known = call.request.headers.get("if-none-match", "")
         if tag in known or known.strip() == "*":
+            log.release()
             return HttpResponse(status=_NOT_MODIFIED, headers=headers)
     if log.nothing_left and _wants_sse(call.request):
         return HttpResponse(status=_NO_CONTENT, headers=headers)  # An EventSource then stops coming back.

@@ -61,17 +61,27 @@ class Room:
         of_one = not self._of[who] or self._of[who] + characters <= self._of_one
         return of_one and (not self._held or self._of.total() + characters <= self._characters)
 
-    @contextmanager
-    def holding(self, who: str, characters: int) -> Iterator[None]:
-        """Hold room while the block runs; afterwards whoever waits is woken, as many as there is room for."""
+    def take(self, who: str, characters: int) -> Callable[[], None]:
+        """Take room; return what gives it back, once, and wakes whoever waits, as many as there is room for."""
         key = object()
         self._held[key] = (asyncio.get_running_loop().time() + self._within_s, who, characters)
         self._of[who] += characters
+
+        def release() -> None:
+            if key in self._held:
+                self._give_back(key)
+                self._ring()
+
+        return release
+
+    @contextmanager
+    def holding(self, who: str, characters: int) -> Iterator[None]:
+        """Take room while the block runs."""
+        release = self.take(who, characters)
         try:
             yield
         finally:
-            self._give_back(key)
-            self._ring()
+            release()
 
     @contextmanager
     def watching(self, who: str, characters: int, ring: Callable[[], object]) -> Iterator[None]:
