@@ -12,6 +12,9 @@ MAX_CONTENT: Final = 16_384
 """Characters of one attribute that are kept."""
 
 
+_INLINE: Final = "data:"
+
+
 def content_text(said: Any) -> str:
     """Return *said*, JSON, as text; messages of the chat completions API in the form of the conventions."""
     if isinstance(said, list | tuple) and all(isinstance(item, Mapping) and "role" in item for item in said):
@@ -24,12 +27,27 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     if message["role"] == "tool":
         result = {"type": "tool_call_response", "id": message.get("tool_call_id"), "response": _parsed(content)}
         return {"role": "tool", "parts": [result]}
-    parts: list[dict[str, Any]] = [{"type": "text", "content": content}] if content is not None else []
+    parts = [_part(part) for part in content] if isinstance(content, list) else []
+    if content is not None and not isinstance(content, list):
+        parts = [{"type": "text", "content": content}]
     for call in calls or ():
         function = call.get("function", {})
         part = {"type": "tool_call", "id": call.get("id"), "name": function.get("name")}
         parts.append({**part, "arguments": _parsed(function.get("arguments"))})
     return {"role": message["role"], "parts": parts}
+
+
+def _part(part: Any) -> dict[str, Any]:
+    """Return a part of a content: an image or a file by its address, or, where it is that itself, by what it is."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind not in {"image_url", "file"}:
+        return {"type": "text", "content": part.get("text", part) if isinstance(part, Mapping) else part}
+    said = part.get(kind)
+    url = (said.get("url") or said.get("file_data")) if isinstance(said, Mapping) else said
+    modality = "image" if kind == "image_url" else "file"
+    if isinstance(url, str) and url.startswith(_INLINE):
+        return {"type": "blob", "modality": modality, "mime_type": url[len(_INLINE) :].partition(";")[0]}
+    return {"type": "uri", "modality": modality, "uri": url}
 
 
 def _parsed(said: Any) -> Any:
