@@ -42,7 +42,13 @@ All characters that go on to the one behind them are 1 way together, and so are 
 _MAX_PAIRS: Final = 100_000
 """Of a node and one that may follow it: bounds the time that compiling takes."""
 
-_MAX_STATES: Final = 2_000  # then all are forgotten, and made again as they are reached
+_MAX_SETS: Final = 300
+"""Of one pattern: sets of characters that it tells apart, as ``x`` and ``[a-z]``; bounds a new character's time."""
+
+# Of one pattern, once there are so many all are forgotten, and made again as they are reached: together at most 2 MB.
+_MAX_STATES: Final = 2_000
+_MAX_STEPS: Final = 8_000
+_MAX_CHARACTERS: Final = 1_000
 
 _PARSER: Final[Any] = import_module("re._parser")  # the standard library's; typeshed does not declare it
 
@@ -54,6 +60,7 @@ _CATEGORIES: Final = {
     "CATEGORY_WORD": r"\w",
     "CATEGORY_NOT_WORD": r"\W",
 }
+_TYPES: Final = re.ASCII | re.UNICODE  # a part has one of them: the one that it is given takes the other's place
 _OF_A_CHARACTER: Final = re.IGNORECASE | re.ASCII | re.DOTALL
 
 # What stands before or after a position.  A line end that is the text's last character is another one than others.
@@ -100,7 +107,7 @@ _OUTSIDE: Final = _Side(_EDGE)
 _ANYWHERE: Final = _Side(_OTHER)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Class:
     """All that a pattern can know of a character: which nodes can take it, and what it is beside a position."""
 
@@ -114,7 +121,6 @@ class _State:
 
     taken: int
     before: _Side
-    by_character: dict[str, "_State"] = field(default_factory=dict)
     by_class: dict[_Class, "_State"] = field(default_factory=dict)
 
 
@@ -196,6 +202,8 @@ class LinearPattern:
         try:
             self._entry = self._build(parsed, parsed.state.flags, _ACCEPT)
             self._require_few_ways()
+        except RecursionError as error:
+            raise ValidationError(f"the pattern {source!r:.200} is nested too deep") from error
         except _Refused as error:
             raise ValidationError(f"the pattern {source!r:.200} {error}") from error
         self._looks_around = any(isinstance(node, _Position) for node in self._nodes)
@@ -203,31 +211,52 @@ class LinearPattern:
         for number, node in enumerate(self._nodes):
             if isinstance(node, _Character):
                 self._fitting[node.fits] |= 1 << number
+        if len(self._fitting) > _MAX_SETS:
+            raise ValidationError(
+                f"the pattern {source!r:.200} tells more than {_MAX_SETS} sets of characters apart: "
+                "say it in several patterns"
+            )
         self._found, self._failed = _State(0, _OUTSIDE), _State(0, _OUTSIDE)
         self._states: dict[tuple[int, _Side], _State] = {}
-        self._classes: dict[str, _Class] = {}
+        self._classes: dict[tuple[int, _Side], _Class] = {}
+        self._by_character: dict[str, _Class] = {}
+        self._steps = 0
 
     def search(self, text: str) -> bool:
         """Say whether the pattern is anywhere in *text*; nothing is remembered from one call to the next but speed."""
         state, found = self._state(0, _OUTSIDE), self._found
         body, last = (text[:-1], _LAST_LINE_END) if text.endswith("\n") else (text, _EDGE)
+        known = self._by_character
         for character in body:
-            state = state.by_character.get(character) or self._step(state, character)
+            character_class = known.get(character) or self._class_of(character)
+            state = state.by_class.get(character_class) or self._step(state, character_class)
             if state is found:
                 return True
         if last is _LAST_LINE_END:
-            state = self._step(state, last)
-        return state is found or self._step(state, _EDGE) is found
+            state = self._step(state, self._class_of(last))
+        return state is found or self._step(state, self._class_of(_EDGE)) is found
 
     # Searching.
 
-    def _step(self, state: _State, character: str) -> _State:
+    def _step(self, state: _State, character: _Class) -> _State:
         if state is self._found:
             return state
-        character_class = self._classes.get(character) or self._class_of(character)
-        following = state.by_class.get(character_class) or self._follow(state, character_class)
-        state.by_class[character_class] = state.by_character[character] = following
+        following = state.by_class.get(character)
+        if following is None:
+            following = self._follow(state, character)
+            if self._steps >= _MAX_STEPS:
+                self._forget()
+            self._steps += 1
+            state.by_class[character] = following
         return following
+
+    def _forget(self) -> None:
+        """Forget all but the pattern; each state may lead to any other: let none of them be reached."""
+        for old in self._states.values():
+            old.by_class.clear()
+        for known in (self._states, self._classes, self._by_character):
+            known.clear()
+        self._steps = 0
 
     def _follow(self, state: _State, character: _Class) -> _State:
         may_follow = self._ways_between(state.before, character.side).following(state.taken)
@@ -282,20 +311,25 @@ class LinearPattern:
         state = self._states.get((taken, before))
         if state is None:
             if len(self._states) >= _MAX_STATES:
-                for old in self._states.values():  # each may lead to any other: let none of them be reached
-                    old.by_character.clear()
-                    old.by_class.clear()
-                self._states.clear()
+                self._forget()
             state = self._states[taken, before] = _State(taken, before)
         return state
 
     def _class_of(self, character: str) -> _Class:
+        known = self._by_character.get(character)
+        if known is not None:
+            return known
+        if len(self._by_character) >= _MAX_CHARACTERS:
+            self._by_character.clear()
         shown = character[:1]
         fitting = sum(nodes for fits, nodes in self._fitting.items() if shown and fits.match(shown))
         side = _OUTSIDE if character is _EDGE else _side_of(character)
         if not self._looks_around and character is not _EDGE:
             side = _ANYWHERE
-        found = self._classes[character] = _Class(fitting, side)
+        found = self._classes.get((fitting, side))
+        if found is None:
+            found = self._classes[fitting, side] = _Class(fitting, side)
+        self._by_character[character] = found
         return found
 
     # Compiling.
@@ -319,7 +353,8 @@ class LinearPattern:
             case "BRANCH", (_, ways):
                 return self._add(_Split([self._build(way, flags, following) for way in ways]))
             case "SUBPATTERN", (_, added, removed, inner):
-                return self._build(inner, (flags | added) & ~removed, following)
+                kept = flags & ~_TYPES if added & _TYPES else flags
+                return self._build(inner, (kept | added) & ~removed, following)
             case "MAX_REPEAT" | "MIN_REPEAT", (least, most, inner):
                 return self._repeat(inner, least, most, flags, following)
             case "AT", _:
