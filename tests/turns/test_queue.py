@@ -136,6 +136,16 @@ async def test_busy_is_refused_where_the_request_says_so(database: SqliteDatabas
     assert ["started", "result", "completed"] != kinds(await (await say(isolate, 1, "a", when_busy="reject")).lines())
 
 
+async def test_the_address_of_the_turn_that_is_open_is_one(isolate: Isolate) -> None:
+    """Whatever the session's name."""
+    turn = "/v1/sessions/a%20%C3%BC%2Fb/turns"
+    first = await isolate.ask("POST", f"{turn}/0", {"message": "a"})
+    reply = await isolate.ask("POST", f"{turn}/1", {"message": "b", "when_busy": "reject"})
+    assert f"{turn}/0/stream?version=1" == reply.body["stream"] == reply.response.headers["Location"]
+    assert ["started", "completed"] == kinds(await (await isolate.ask("GET", reply.body["stream"])).lines())
+    await first.lines()
+
+
 async def test_an_unknown_policy_is_refused(database: SqliteDatabase, isolate: Isolate) -> None:
     """Before anything is written."""
     before = await everything(database)

@@ -287,7 +287,11 @@ def identity_of(call: Call) -> ChatTurnIdentity:
 
 
 def _address(identity: ChatTurnIdentity) -> str:
-    return TURN.format(session=quote(identity.session_id, safe="@"), turn_index=identity.turn_index)
+    return _address_of(identity.session_id, identity.turn_index)
+
+
+def _address_of(session_id: str, turn_index: int) -> str:
+    return TURN.format(session=quote(session_id, safe="@"), turn_index=turn_index)
 
 
 def _stream_of(run_id: str) -> str | None:
@@ -295,8 +299,7 @@ def _stream_of(run_id: str) -> str | None:
     turn = turn_of_run(run_id)
     if turn is None:
         return None
-    session, index = turn
-    return f"{TURN.format(session=session, turn_index=index)}/stream?version={version_of_run(run_id)}"
+    return f"{_address_of(*turn)}/stream?version={version_of_run(run_id)}"
 
 
 def _members(identity: ChatTurnIdentity, view: TurnView) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class FakeService:
             raise self.error
         return True
 
-    async def shown_version(self, identity: ChatTurnIdentity) -> ChatTurnIdentity:
+    async def shown_version(self, identity: ChatTurnIdentity, _after: int | None = None) -> ChatTurnIdentity:
         if self.error:
             raise self.error
         return identity
