@@ -488,3 +488,20 @@ async def test_a_worker_may_die_at_every_look_into_the_database_and_the_store() 
 
         assert contents(transport)[-3] == [TEXT, SHOWN, SHOWN], count.places[point]
         assert messages.rows[0]["number"] == 4
+
+
+async def test_a_replay_does_not_ask_who_has_its_model_now(database: SqliteDatabase) -> None:
+    """Neither with parts nor without: the answer is on record, and the deployment has other models by now."""
+    before, _ = isolate(database, [OK, OK])
+    await turn(before, 0, model="gone")
+    await turn(before, 1, TEXT, IMAGE, model="gone")
+    transport = ScriptedTransport([])
+    provider = Provider(name="one", kind="compatible", url="https://api.test", models={"m": Model()}, others=None)
+    means = Means(
+        transport=transport, binding=transport, uniform=lambda _low, _high: 0.0, now=lambda: 0.0, log=lambda *_: None
+    )
+    backend = create_backend(replace(Settings(), model="m"), [provider], means)
+    alone = Isolate(database, Assistant(), backend, {"MODEL": "m"})
+    replays = [await turn(alone, 0, model="gone"), await turn(alone, 1, TEXT, IMAGE, model="gone")]
+
+    assert [lines[-1]["data"]["replayed"] for lines in replays] == [True, True]

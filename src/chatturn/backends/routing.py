@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
-from chatturn.backends.api import AgentBackendContext, AgentBackendInput, AgentExecutionBackend
+from chatturn.backends.api import CONTENTS, AgentBackendContext, AgentBackendInput, AgentExecutionBackend
 from chatturn.backends.openai.backend import make_backend
 from chatturn.backends.openai.retry import BackendRetryPolicy
 from chatturn.backends.providers import PRESETS, Model, Provider
@@ -167,8 +167,16 @@ class RoutingBackend:
         return len(candidates) == 1 and bool(candidates[0].model.continues)
 
     def takes(self, model: str | None) -> frozenset[str]:
-        """Return what a model may be sent besides text; of a chain, what one of it may."""
-        return frozenset[str]().union(*(candidate.model.takes for candidate in self._candidates(model)))
+        """
+        Return what a model may be sent besides text; of a chain, what one of it may.
+
+        Of a model that nobody has it is anything: who asks it is told that there is none.
+        """
+        try:
+            candidates = self._candidates(model)
+        except ConfigurationError:
+            return CONTENTS
+        return frozenset[str]().union(*(candidate.model.takes for candidate in candidates))
 
     def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
         """Answer; see `AgentExecutionBackend.stream`."""

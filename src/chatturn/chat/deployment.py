@@ -150,7 +150,8 @@ class Deployment:
         for name in request.parameters:
             if not self.may_say(name):
                 return InvalidField(f"parameters.{name} may not be said here", field=f"parameters.{name}")
-        if missing := needs_of(request.parts) - taken_by(self.backend, model or settings.model or None):
+        needs = needs_of(request.parts)
+        if needs and (missing := needs - taken_by(self.backend, model or settings.model or None)):
             return InvalidField(f"the model takes no {_NAMES_OF_NEEDS[min(missing)]}", field="message")
         return self._objection_to_tools(request.parameters.get(TOOLS, ()))
 
