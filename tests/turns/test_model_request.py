@@ -1,5 +1,6 @@
 """What a turn asks of its model is one value, which a product's hook may change, with tools and without."""
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -7,10 +8,14 @@ from typing import Any
 
 import pytest
 
+from chatturn.backends.providers import Model, Provider
+from chatturn.backends.routing import Means, create_backend
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.turn.sinks import BufferSink
+from chatturn.database.api import Statement
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.product import ChatTurnHooks, ModelRequest, Tool, TurnContext
+from chatturn.settings import Settings
 from tests.support.isolates import Isolate
 from tests.support.transport import Reply, ScriptedTransport
 from tests.support.turns import IDENTITY, events_of, open_sqlite
@@ -147,3 +152,36 @@ async def test_what_is_no_request_fails_the_attempt(database: SqliteDatabase, ch
 
     assert [line["data"]["code"] for line in lines if line["type"] == "error"] == ["hook_failed"]
     assert transport.exchanges == []
+
+
+async def test_another_model_does_not_go_on_with_what_one_has_said(database: SqliteDatabase) -> None:
+    """Where the hook chooses one that cannot, the answer begins anew, and nothing of the first is in it."""
+    asked: list[str] = []
+
+    class Choosing(ChatTurnHooks):
+        async def shape_request(self, request: ModelRequest, context: TurnContext) -> ModelRequest:
+            asked.append(context.continue_from)
+            return replace(request, model="m" if context.attempt == 1 else "other")
+
+    slow = Reply(body=[frame("Good mor"), frame("ning"), 1_000.0])
+    first, _ = isolate(database, [slow], Choosing(), LEASE_MS="60000")
+    begun = await first.ask("POST", "/v1/sessions/thread-1/turns/0", {"message": "hi"})
+    await asyncio.sleep(5)
+    await first.kill()
+    await asyncio.sleep(61)
+    transport = ScriptedTransport([OK])
+    providers = [
+        Provider(name="one", kind="vllm", url="https://one.test", models={"m": Model(continues=True)}, others=None),
+        Provider(name="two", kind="vllm", url="https://two.test", models={"other": Model()}, others=None),
+    ]
+    means = Means(
+        transport=transport, binding=transport, uniform=lambda _low, _high: 0.0, now=lambda: 0.0, log=lambda *_: None
+    )
+    backend = create_backend(replace(Settings(), model="m"), providers, means)
+    lines = await ask(Isolate(database, Choosing(), backend, {"MODEL": "m"}))
+    [messages] = await database.batch([Statement("SELECT content FROM chat_messages WHERE role = 'assistant'")])
+
+    assert begun.status == 200
+    assert asked == ["", "Good morning"]
+    assert (messages.rows[0]["content"], lines[-1]["type"]) == ("Hello", "session.run.completed")
+    assert "continue_final_message" not in bodies(transport)[0]

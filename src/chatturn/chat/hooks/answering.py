@@ -21,7 +21,9 @@ async def answer(context: TurnContext, *, system: str | None = None) -> AsyncGen
         system: Said to the model before the conversation.
     """
     asked = await context.request(system=system or "")
-    goes_on = context.continue_from if context.backend.continues(asked.model) else ""
+    goes_on = context.continue_from
+    if goes_on and not context.backend.continues(asked.model):  # the hook has chosen another model
+        goes_on = ""
     request = AgentBackendInput(
         messages=asked.conversation,
         model=asked.model,
