@@ -5,6 +5,7 @@ import pytest
 from chatturn.chat.log.pages import load_page
 from chatturn.chat.log.sql import append_segment
 from chatturn.chat.thread.identity import ChatTurnIdentity, turn_run_id
+from chatturn.chat.thread.version_sql import read_lines
 from chatturn.chat.turn.sql import begin_turn
 from chatturn.database.api import Database, Statement
 from chatturn.durable.sql_store import SqlRunStore
@@ -30,6 +31,19 @@ async def test_any_cursor_finds_its_place(store: SqlRunStore, database: Database
 
     assert page is not None
     assert {-1: "a\nb\nc\n", 0: "b\nc\n", 1: "c\n"}.get(after, "") == page.text
+
+
+@pytest.mark.parametrize("after", [-1, *BORDERS])
+async def test_any_cursor_finds_its_version(store: SqlRunStore, database: Database, after: int) -> None:
+    """Where a turn's logs are, seen from any line."""
+    identity = ChatTurnIdentity(tenant_id="acme", session_id="s", user_id="ann", turn_index=0)
+    begin = begin_turn(identity, user_message="hi", model=None, metadata_json=None)
+    lease = (await claim(store, turn_run_id(identity), with_statements=[begin])).lease
+    assert lease is not None
+    await store.write(lease, [append_segment(0, 1, ["a\n"])], renew=False)
+    [found] = await database.batch([read_lines(identity, after)])
+
+    assert [(1, 0, None if after < 0 else 0)] == [tuple(row.values()) for row in found.rows]
 
 
 @pytest.mark.parametrize("number", [*BORDERS[:-1], -LAST + 1])

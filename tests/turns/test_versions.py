@@ -464,7 +464,8 @@ async def test_a_cursor_of_a_version_that_failed_goes_on_with_it(isolate: Isolat
     assert (200, [("failed", None)]) == await lines_behind(isolate, last)
     again = await isolate.ask("GET", f"{TURN}/stream", last_event_id=str(last), accept="text/event-stream")
     assert 204 == again.status
-    assert 422 == (await isolate.ask("GET", f"{TURN}/stream?after={last + 1}")).status
+    for beyond in (last + 1, 2**53 - 2, 2**53 - 1, 2**53, 2**63):
+        assert 422 == (await isolate.ask("GET", f"{TURN}/stream?after={beyond}")).status
     assert "completed" == (await lines_behind(isolate, 0))[1][-1][0]
 
 

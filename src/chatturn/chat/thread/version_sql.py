@@ -195,6 +195,9 @@ SELECT coalesce(
 """
 
 
+_LAST_LINE: Final = 2**53 - 2
+"""The next one is the last integer that JavaScript, and so D1, carries exactly; no log comes so far."""
+
 # Of each version, where its log ends, and how near to a line it comes from below; ?4 is the line's seq.
 _LINES: Final = """
 SELECT t.version, (SELECT max(last_seq) FROM chat_segments WHERE run_id = t.run_id) AS ends,
@@ -328,7 +331,7 @@ def read_same_turn(identity: ChatTurnIdentity, manifest_hash: str) -> Statement:
 
 def read_lines(identity: ChatTurnIdentity, seq: int) -> Statement:
     """Read where the logs of a turn's versions are, seen from a line; see `chatturn.chat.thread.versions.at_line`."""
-    return Statement(_LINES, (*version_run_ids(identity), seq))
+    return Statement(_LINES, (*version_run_ids(identity), min(seq, _LAST_LINE)))
 
 
 def read_shown_version(identity: ChatTurnIdentity, theirs: Theirs | None) -> Statement:
