@@ -56,6 +56,8 @@ try {
   } else if (asked.regenerate) {
     await whole(tab);
     await tab.evaluate(() => [...document.querySelectorAll("button")].at(-1).click());
+    await until(async () => (await text(tab)).length > 20 && (await text(tab)).length < asked.length);
+    await tab.reload(); // in the middle of the new answer
     await until(async () => (await text(tab)).endsWith(asked.regenerate));
     await is(tab, "ready");
     await tab.reload();

@@ -472,8 +472,8 @@ def test_an_approval(approve: bool, upstream: Upstream, pages: str) -> None:
 
 @pytest.mark.parametrize("client", PAGES)
 def test_a_page_regenerates(client: str, front: Front, upstream: Upstream, rows: list[Row]) -> None:
-    """Its last button: one bubble with the new answer, also after a reload."""
-    chat = Chat(front, upstream, client, "regenerate", ANSWER, Script(text=f"{WORDS} anew"))
+    """Its last button: one bubble with the new answer, also after a reload in the middle of it, and behind it."""
+    chat = Chat(front, upstream, client, "regenerate", ANSWER, Script(text=f"{WORDS} anew", pause_s=0.05))
     said = chat.ask(regenerate="anew")
     rows.append(chat.row({**said, "text": said["text"].removesuffix(" anew")}))
 
