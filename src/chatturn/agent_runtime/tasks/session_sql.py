@@ -21,27 +21,31 @@ from chatturn.agent_runtime.values.codec import decode_runtime_event
 from chatturn.agent_runtime.values.events import RuntimeStreamEvent
 from chatturn.agent_runtime.values.tasks import RuntimeSession, SessionStatus
 from chatturn.database.api import NOW, Database, Row, Statement
-from chatturn.errors import SessionMismatchError, ValidationError
+from chatturn.durable.records import Lease
+from chatturn.errors import LeaseLost, SessionMismatchError, ValidationError
 
 __all__ = ["SqlRuntimeSessionStore"]
 
 _GET: Final = "SELECT * FROM runtime_sessions WHERE tenant_id = ?1 AND session_id = ?2"
 
-_PUT: Final = """
+# Whoever claims a run raises its epoch.  A run that is in another database has no row here, and fences nothing.
+_IS_CURRENT: Final = "NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = {} AND epoch <> {})"
+
+_PUT: Final = f"""
     INSERT INTO runtime_sessions
       (tenant_id, session_id, backend, status, resume_token, metadata_json, created_at, updated_at)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+    SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 WHERE {_IS_CURRENT.format("?9", "?10")}
     ON CONFLICT (tenant_id, session_id) DO UPDATE SET
       status = excluded.status, resume_token = excluded.resume_token, metadata_json = excluded.metadata_json,
       updated_at = excluded.updated_at
     WHERE backend = excluded.backend"""
 
-_APPEND: Final = """
+_APPEND: Final = f"""
     INSERT INTO runtime_session_events (tenant_id, session_id, seq, event_json, recorded_at)
     SELECT ?1, ?2,
       (SELECT coalesce(max(seq), -1) + 1 FROM runtime_session_events WHERE tenant_id = ?1 AND session_id = ?2),
       ?3, strftime('%Y-%m-%dT%H:%M:%fZ', ?4)
-    FROM runtime_sessions WHERE tenant_id = ?1 AND session_id = ?2
+    FROM runtime_sessions WHERE tenant_id = ?1 AND session_id = ?2 AND {_IS_CURRENT.format("?5", "?6")}
     RETURNING seq"""
 
 _LIST: Final = """
@@ -64,11 +68,25 @@ class SqlRuntimeSessionStore:
     Args:
         database: With the schema of chatturn.
         tenant_id: Whose they are; "" where there is only one.
+        lease: Of the run for which it writes, if it is fenced.
     """
 
-    def __init__(self, database: Database, *, tenant_id: str = "") -> None:
+    def __init__(self, database: Database, *, tenant_id: str = "", lease: Lease | None = None) -> None:
         self._database = database
         self._tenant_id = tenant_id
+        self._lease = lease
+
+    def fenced_by(self, lease: Lease) -> "SqlRuntimeSessionStore":
+        """
+        Return the store of the one worker that holds *lease*, if the run is in the same database.
+
+        Its `put` and `append_event` raise `LeaseLost`, and write nothing, once another worker has claimed the run.
+        """
+        return SqlRuntimeSessionStore(self._database, tenant_id=self._tenant_id, lease=lease)
+
+    @property
+    def _fence(self) -> tuple[str | None, int | None]:
+        return (None, None) if self._lease is None else (self._lease.run_id, self._lease.epoch)
 
     async def get(self, session_id: str) -> RuntimeSession | None:
         """See `RuntimeSessionStore.get`."""
@@ -82,19 +100,24 @@ class SqlRuntimeSessionStore:
         times = (session.created_at, session.updated_at)
         put, found = await self._database.batch(
             [
-                Statement(_PUT, (self._tenant_id, *members, *times)),
+                Statement(_PUT, (self._tenant_id, *members, *times, *self._fence)),
                 Statement(_GET, (self._tenant_id, session.id)),
             ]
         )
-        if not put.changes:
+        if put.changes:
+            return
+        if found.rows and found.rows[0]["backend"] != session.backend:
             raise SessionMismatchError(str(found.rows[0]["backend"]), session.backend)
+        raise LeaseLost("another worker goes on with its session", run_id=self._fence[0] or "")
 
     async def append_event(self, session_id: str, event: RuntimeStreamEvent) -> int:
         """See `RuntimeSessionStore.append_event`."""
         [appended] = await self._database.batch(
-            [Statement(_APPEND, (self._tenant_id, session_id, event_text(event), NOW))]
+            [Statement(_APPEND, (self._tenant_id, session_id, event_text(event), NOW, *self._fence))]
         )
         if not appended.rows:
+            if self._lease is not None and await self.get(session_id) is not None:
+                raise LeaseLost("another worker goes on with its session", run_id=self._lease.run_id)
             raise ValidationError(f"there is no session {session_id!r:.220}")
         return int(appended.rows[0]["seq"] or 0)
 

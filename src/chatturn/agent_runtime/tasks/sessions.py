@@ -8,11 +8,12 @@ nowhere else: no event that is stored or told has one.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from chatturn.agent_runtime.values.codec import decode_runtime_event, encode_runtime_event, read_value, to_json
 from chatturn.agent_runtime.values.events import RuntimeStreamEvent
 from chatturn.agent_runtime.values.tasks import RuntimeSession
+from chatturn.durable.records import Lease
 from chatturn.errors import SessionMismatchError, ValidationError
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "MAX_EVENT_BYTES",
     "MAX_METADATA_BYTES",
     "MAX_SESSION_ID",
+    "FencedSessionStore",
     "InMemoryRuntimeSessionStore",
     "RuntimeSessionStore",
     "StoredRuntimeEvent",
@@ -74,6 +76,14 @@ class RuntimeSessionStore(Protocol):
         self, session_id: str, *, after: int = -1, limit: int = MAX_EVENTS_PER_PAGE
     ) -> Sequence[StoredRuntimeEvent]:
         """Return at most *limit* events, from 1 to 100, behind number *after*; none of a session that is not there."""
+
+
+@runtime_checkable
+class FencedSessionStore(RuntimeSessionStore, Protocol):
+    """One whose requests may arrive late, when another worker goes on with the run that they were made for."""
+
+    def fenced_by(self, lease: Lease) -> RuntimeSessionStore:
+        """Return the store so that it writes only while nobody has claimed the run after *lease*; else `LeaseLost`."""
 
 
 def require_session_id(session_id: str) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeAlias
 
-from chatturn.agent_runtime.tasks.sessions import RuntimeSessionStore, require_session_id
+from chatturn.agent_runtime.tasks.sessions import RuntimeSessionStore, metadata_text, require_session_id
 from chatturn.agent_runtime.tasks.task_backends import (
     AgentBackendInput,
     AgentExecutionBackend,
@@ -36,7 +36,7 @@ from chatturn.agent_runtime.values.events import (
 )
 from chatturn.agent_runtime.values.tasks import RuntimeSession, SessionStatus
 from chatturn.agent_runtime.values.unsaid import Unsaid
-from chatturn.errors import SessionMismatchError
+from chatturn.errors import BackendProtocolError, SessionMismatchError, ValidationError
 from chatturn.product_calls import Late, awaited
 
 __all__ = ["TaskSession"]
@@ -44,6 +44,14 @@ __all__ = ["TaskSession"]
 _STOP_TIMEOUT_MS: Final = 10_000
 _MOST_COALESCED: Final = 8_000
 """Characters of text that are stored as one event of a session's."""
+
+_RENAMED_TO: Final = "chatturn.renamedTo"
+"""
+In the metadata of a session whose backend has given it another name: that name.
+
+It stands under the name that was asked for, has completed, and is nothing else.
+"""
+_MOST_NAMES: Final = 20
 
 _ENDS: Final = (BackendEndEvent, TaskEndEvent, FinalEvent)
 _Open: TypeAlias = Callable[[AgentBackendInput, RuntimeSession], Awaitable[RuntimeSession]]
@@ -69,6 +77,7 @@ class TaskSession:
     unsaid: Unsaid
     kept: RuntimeSession | None = None
     opened: RuntimeSession | None = None
+    _name: str | None = None
     _asked: RuntimeSession | None = None
     _log: "_Log | None" = None
     _finished: bool = False
@@ -84,7 +93,7 @@ class TaskSession:
         if self.store is None or name is None:
             return
         require_session_id(name)
-        self.kept = await self.store.get(name)
+        self._name, self.kept = name, await _latest(self.store, name)
         if self.kept is not None:
             if self.kept.backend != self.backend.kind:
                 raise SessionMismatchError(self.kept.backend, self.backend.kind)
@@ -118,11 +127,29 @@ class TaskSession:
         self.opened = self._asked
         self._log = None if self.store is None else _Log(self.store, self.opened.id, self.unsaid)
         if self.store is not None:
+            await self._rename(self.store, self.opened)
             await self.store.put(self.opened)
         return self.opened
 
+    async def _rename(self, store: RuntimeSessionStore, opened: RuntimeSession) -> None:
+        """Store, under the names by which others know it, how the backend calls it; before the session itself is."""
+        had = {self._name, None if self.kept is None else self.kept.id}
+        for name in had - {None, opened.id}:
+            renamed = replace(opened, id=str(name), status=SessionStatus.COMPLETED, resume_token=None)
+            await store.put(replace(renamed, metadata={_RENAMED_TO: opened.id}))
+
     async def _open(self, opening: _Open, request: AgentBackendInput, asked: RuntimeSession) -> None:
         opened = await opening(request, asked)
+        if opened.backend != self.backend.kind:
+            raise BackendProtocolError("it opened a session of another kind", backend=self.backend.kind)
+        if self.store is not None:
+            try:
+                require_session_id(opened.id)
+                metadata_text(opened)
+            except ValidationError as error:
+                raise BackendProtocolError(
+                    f"it opened what cannot be stored: {error}", backend=asked.backend
+                ) from error
         self.unsaid.add(opened.resume_token)
         self._asked = opened  # even if whoever waits for it is gone by now
 
@@ -186,6 +213,16 @@ class TaskSession:
             self.opened = kept
             await self.finish(ends, again=True)
             self.opened = None
+
+
+async def _latest(store: RuntimeSessionStore, name: str) -> RuntimeSession | None:
+    """Return the session that *name* leads to, by each name that backends have given to it."""
+    for _ in range(_MOST_NAMES):
+        found = await store.get(name)
+        if found is None or _RENAMED_TO not in (found.metadata or {}):
+            return found
+        name = str((found.metadata or {})[_RENAMED_TO])
+    return None
 
 
 async def _ends_on_record(store: RuntimeSessionStore, name: str) -> int:

@@ -17,7 +17,6 @@ Source:
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
@@ -34,7 +33,7 @@ from chatturn.agent_runtime.tasks.readiness import (
     require_minimum_score,
 )
 from chatturn.agent_runtime.tasks.sayings import SayingMapper
-from chatturn.agent_runtime.tasks.sessions import RuntimeSessionStore
+from chatturn.agent_runtime.tasks.sessions import FencedSessionStore, RuntimeSessionStore
 from chatturn.agent_runtime.tasks.task_backends import (
     AgentBackendContext,
     AgentBackendInput,
@@ -76,7 +75,7 @@ from chatturn.backends.api import ChatMessage
 from chatturn.durable.context import ContextSources, DurableContext
 from chatturn.durable.records import StepKind
 from chatturn.durable.runner import RunDurableInput, default_sources, run_durable
-from chatturn.durable.steps import OpenStep, words_of
+from chatturn.durable.steps import MAX_STEP_BYTES, OpenStep, words_of
 from chatturn.errors import (
     BackendError,
     BackendReportedError,
@@ -87,12 +86,10 @@ from chatturn.errors import (
     LeaseLost,
     StoreError,
 )
+from chatturn.jsontext.stored import json_text
 from chatturn.telemetry.redaction import without_secrets
 
 __all__ = ["RunAgentTaskStreamOptions", "run_agent_task_stream"]
-
-_MOST_RECORDED: Final = 900_000
-"""Characters of an answer's events as ASCII JSON: what a step may hold, less the session."""
 
 _ABANDONED: Final = "nobody reads the stream any more"
 
@@ -263,7 +260,7 @@ class _TaskStream:
         self._mapper = SayingMapper(options.backend.kind, options.model or UNKNOWN_MODEL)
         self._unsaid = steps.unsaid
         self._session = TaskSession(
-            backend=options.backend, store=options.session_store, steps=steps, unsaid=self._unsaid
+            backend=options.backend, store=_fenced(options.session_store, context), steps=steps, unsaid=self._unsaid
         )
         self._phase = _Phase.GATE
         self._record_of_answer = _Record.NO
@@ -299,10 +296,12 @@ class _TaskStream:
             if not await self._holds_lease():
                 return  # backend and session are another worker's by now
         if self._record_of_answer is _Record.YES:
-            await self._session.finish(self._ends, again=True)
+            with suppress(LeaseLost):  # the session is another worker's by now
+                await self._session.finish(self._ends, again=True)
             return
         await self._session.stop(_ABANDONED)
-        await self._session.close(SessionStatus.ABORTED, dated=self._record_of_answer is _Record.NO)
+        with suppress(LeaseLost):
+            await self._session.close(SessionStatus.ABORTED, dated=self._record_of_answer is _Record.NO)
 
     async def _holds_lease(self) -> bool:
         if self._context is None or self._context.lease is None:
@@ -399,6 +398,8 @@ class _TaskStream:
                     break
                 for event in self._mapped(output, session):
                     yield event
+                if self._fatal is not None:
+                    break
         if self._fatal is not None:
             raise HookFailed(
                 BackendReportedError("it reported an error", backend=self._fatal.backend, detail=self._fatal.message)
@@ -410,29 +411,37 @@ class _TaskStream:
             events = self._mapper.feed(output)
         except BackendError as error:
             raise HookFailed(error) from error
-        for event in events:
+        for number, event in enumerate(events):
             if isinstance(event, BackendErrorEvent) and not event.recoverable:
-                self._fatal = event
+                self._fatal, events = event, events[: number + 1]
+                break
         shown, now = without_token(session), self._steps.now()
         return [filled_in(event, task=self._options.task, session=shown, timestamp=now) for event in events]
 
     async def _record(
         self, step: OpenStep | None, session: RuntimeSession, resumed: bool, said: Sequence[RuntimeStreamEvent]
     ) -> None:
-        """Record the answer: all that was said, or, where that is too much for a step, its text and its calls."""
+        """
+        Record the answer: all that was said, or, where that is too much for a step, its text and its calls.
+
+        Raises:
+            StepTooLarge: So are these: an answer of about 1 MB in UTF-8.
+        """
         if step is None:
             return
-        recorded = _Recorded(
+        whole = _Recorded(
             session=without_token(session),
             resumed=resumed,
             text=self._mapper.text(),
             at=self._steps.now(),
             events=_compact(said),
         )
-        if len(json.dumps(recorded.events)) > _MOST_RECORDED:
-            recorded = replace(recorded, events=_compact([each for each in said if isinstance(each, LlmCallEvent)]))
+        recorded = to_json(self._unsaid.cleaned(whole))
+        if len(json_text(recorded, "an answer").encode()) > MAX_STEP_BYTES:
+            calls = _compact([each for each in said if isinstance(each, LlmCallEvent)])
+            recorded = to_json(self._unsaid.cleaned(replace(whole, events=calls)))
         self._record_of_answer = _Record.PERHAPS
-        await step.complete(to_json(self._unsaid.cleaned(recorded)))
+        await step.complete(recorded)
 
     async def _replayed(self, recorded: _Recorded) -> list[RuntimeStreamEvent]:
         session, at = recorded.session, recorded.at
@@ -541,6 +550,12 @@ class _TaskStream:
                 timestamp=at,
             ),
         ]
+
+
+def _fenced(store: RuntimeSessionStore | None, context: DurableContext | None) -> RuntimeSessionStore | None:
+    """Return *store* so that what the run's worker writes late, when another has taken over, is refused."""
+    lease = None if context is None else context.lease
+    return store.fenced_by(lease) if lease is not None and isinstance(store, FencedSessionStore) else store
 
 
 def _compact(said: Sequence[RuntimeStreamEvent]) -> tuple[Any, ...]:

@@ -432,7 +432,7 @@ async def test_something_else_under_the_same_run_is_refused(said: dict[str, Any]
 
 async def test_an_answer_too_long_for_its_record_keeps_its_text_and_its_calls() -> None:
     with open_sqlite() as database:
-        huge = {"type": "tool_result", "name": "find", "output": "x" * 950_000}
+        huge = {"type": "tool_result", "name": "find", "output": "x" * 1_000_000}
         script: Script = (huge, "hello", LlmCallEvent(model="m"))
         await told(Sandbox(script=script).backend(), durable=durable(database))
         again = await told(Sandbox().backend(), durable=durable(database))
