@@ -125,7 +125,7 @@ FEEDBACK_MEMBERS: Final[Members] = {
 
 _SESSION: Final[Mapping[str, Any]] = {
     "type": "string",
-    "format": "printable",
+    "format": "session-id",
     "minLength": 1,
     "maxLength": MAX_ID_CHARACTERS,
     "not": {"enum": list(_DIRECTORIES)},

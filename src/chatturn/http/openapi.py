@@ -301,7 +301,10 @@ _COMPLETION_REQUEST: Final[Schema] = _object(
         "model": TURN_MEMBERS["model"],
         "messages": {"type": "array", "minItems": 1, "items": _CHAT_MESSAGE},
         "stream": {"type": ["boolean", "null"]},
-        "metadata": {"type": ["object", "null"], "properties": {"session_id": {"type": ["string", "integer"]}}},
+        "metadata": {
+            "type": ["object", "null"],
+            "properties": {"session_id": {"anyOf": [PATH_MEMBERS["session"], {"type": "integer"}]}},
+        },
     },
     optional=["model", "stream", "metadata"],
     open_=True,
