@@ -125,7 +125,7 @@ class TaskSession:
         if opening is not None:
             await self.steps.unrecorded(partial(self._open, opening, request, self._asked))
         self.opened = self._asked
-        self._log = None if self.store is None else _Log(self.store, self.opened.id, self.unsaid)
+        self._log = None if self.store is None else _Log(self.store, self.opened.id)
         if self.store is not None:
             await self._rename(self.store, self.opened)
             await self.store.put(self.opened)
@@ -243,7 +243,6 @@ class _Log:
 
     store: RuntimeSessionStore
     session_id: str
-    unsaid: Unsaid
     _pending: TextDeltaEvent | None = None
     _pieces: list[str] = field(default_factory=list)
     _size: int = 0
@@ -261,9 +260,9 @@ class _Log:
         await self.store.append_event(self.session_id, event)
 
     async def flush(self) -> None:
-        """Store what was held back: without a token, even if it came in pieces."""
+        """Store what was held back."""
         if self._pending is None:
             return
-        event = replace(self._pending, text=self.unsaid.cleaned("".join(self._pieces)))
+        event = replace(self._pending, text="".join(self._pieces))
         self._pending, self._pieces, self._size = None, [], 0
         await self.store.append_event(self.session_id, event)

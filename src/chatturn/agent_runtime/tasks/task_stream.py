@@ -24,6 +24,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any, Final, Literal
 
+from chatturn.agent_runtime.tasks.discreet_sayings import DiscreetSayings
 from chatturn.agent_runtime.tasks.pump import Pump, Put
 from chatturn.agent_runtime.tasks.readiness import (
     DEFAULT_MINIMUM_SCORE,
@@ -259,6 +260,7 @@ class _TaskStream:
         self._knowledge = options.knowledge or assess_knowledge(options.task)
         self._mapper = SayingMapper(options.backend.kind, options.model or UNKNOWN_MODEL)
         self._unsaid = steps.unsaid
+        self._said = DiscreetSayings(self._unsaid)
         self._session = TaskSession(
             backend=options.backend, store=_fenced(options.session_store, context), steps=steps, unsaid=self._unsaid
         )
@@ -301,6 +303,8 @@ class _TaskStream:
             return
         await self._session.stop(_ABANDONED)
         with suppress(LeaseLost):
+            for event in self._said.cut():
+                await self._session.tell(self._shown(event))
             await self._session.close(SessionStatus.ABORTED, dated=self._record_of_answer is _Record.NO)
 
     async def _holds_lease(self) -> bool:
@@ -363,11 +367,15 @@ class _TaskStream:
         said = list[RuntimeStreamEvent]()
         async with aclosing(self._live(request, session, key)) as events:
             async for event in events:
-                said.append(event)
-                yield event
+                for shown in self._said.told_of(event):
+                    said.append(shown)
+                    yield shown
+        for shown in self._said.cut():
+            said.append(shown)
+            yield shown
         await self._session.flush()
         await self._record(step, session, resumed, said)
-        self._ends = self._completed(session, self._mapper.text(), self._steps.now())
+        self._ends = self._completed(session, self._answer(), self._steps.now())
         self._record_of_answer = _Record.YES
         await self._session.finish(self._ends)
         self.status = AgentTaskStatus.COMPLETED
@@ -432,7 +440,7 @@ class _TaskStream:
         whole = _Recorded(
             session=without_token(session),
             resumed=resumed,
-            text=self._mapper.text(),
+            text=self._answer(),
             at=self._steps.now(),
             events=_compact(said),
         )
@@ -470,6 +478,10 @@ class _TaskStream:
             inputs=options.inputs,
         )
 
+    def _answer(self) -> str:
+        """Return the answer so far as it may be told."""
+        return self._said.whole(self._mapper.text())
+
     def _session_id(self) -> str | None:
         durable = self._options.durable
         return self._options.session_id or (None if durable is None else durable.run_id)
@@ -504,9 +516,10 @@ class _TaskStream:
                 detail, message=f"{detail.message}; and stopping it: {without_secrets(words_of(unstopped))}"
             )
         session = None if self._session.opened is None else without_token(self._session.opened)
-        ends = self._end(status, reason, detail, text=self._mapper.text(), session=session)
+        ends = self._end(status, reason, detail, text=self._answer(), session=session)
+        held = self._said.cut()
         if self._phase is _Phase.GATE or self._fatal is not None:
-            return ends  # it was no backend that failed, or the backend has told it
+            return [*held, *ends]  # it was no backend that failed, or the backend has told it
         failure = BackendErrorEvent(
             task=self._options.task,
             session=session,
@@ -516,7 +529,7 @@ class _TaskStream:
             error=detail,
             timestamp=self._steps.now(),
         )
-        return [failure, *ends]
+        return [*held, failure, *ends]
 
     def _code(self, error: Exception) -> str:
         if isinstance(error, ChatTurnError):

@@ -15,7 +15,14 @@ from chatturn.agent_runtime.tasks.sessions import InMemoryRuntimeSessionStore, R
 from chatturn.agent_runtime.tasks.task_backends import AgentExecutionBackend, create_iterable_backend
 from chatturn.agent_runtime.tasks.task_steps import DurableTask
 from chatturn.agent_runtime.tasks.task_stream import RunAgentTaskStreamOptions, run_agent_task_stream
-from chatturn.agent_runtime.values.events import BackendErrorEvent, RuntimeStreamEvent, TextDeltaEvent
+from chatturn.agent_runtime.values.events import (
+    BackendErrorEvent,
+    LlmCallEvent,
+    ReasoningDeltaEvent,
+    RuntimeStreamEvent,
+    TextDeltaEvent,
+    ToolResultEvent,
+)
 from chatturn.agent_runtime.values.tasks import AgentTaskStatus, RuntimeSession, SessionStatus
 from chatturn.database.api import Database, Statement
 from chatturn.database.sqlite import SqliteDatabase
@@ -224,7 +231,10 @@ async def test_a_session_id_that_cannot_be_kept_is_refused_before_anybody_is_ask
 # What the backend says: no token, in no text
 
 
-PLACES = ["stream", "detail", "stop", "resume", "own error", "text", "pieces", "tool", "metadata"]
+PLACES = [
+    "stream", "detail", "stop", "resume", "own error", "text", "pieces", "reasoning", "reasoning in pieces",
+    "pieces around a call", "pieces around a tool", "pieces around the most that is stored as one", "tool", "metadata",
+]  # fmt: skip
 """Where a backend may quote what it was given."""
 
 
@@ -255,21 +265,27 @@ class Indiscreet:
             raise BackendRejected(self.words, backend="sandbox", upstream_status=401, detail=self.words)
 
     def _said(self) -> list[Any]:
-        task, timestamp = TASK, "2026-01-01T00:00:00.000Z"
-        match self.where:
-            case "text":
-                return [TextDeltaEvent(text=self.words)]
-            case "pieces":
-                return [TextDeltaEvent(text=each) for each in self.words]
-            case "tool":
-                return [{"type": "tool_result", "name": "find", "output": {"deep": [self.words], self.words: 1}}]
-            case "own error":
-                error = BackendErrorEvent(
-                    task=task, timestamp=timestamp, backend="sandbox", message=self.words, recoverable=False
-                )
-                return [error]
-            case _:
-                return [TextDeltaEvent(text="hel")]
+        words, cut, long = self.words, len(self.words) // 2, "x" * (8_000 - len(self.words) // 2) + self.words
+        own_error = BackendErrorEvent(
+            task=TASK, timestamp="2026-01-01T00:00:00.000Z", backend="sandbox", message=words, recoverable=False
+        )
+        text = TextDeltaEvent
+        said: dict[str, list[Any]] = {
+            "text": [text(text=words)],
+            "pieces": [text(text=each) for each in words],
+            "reasoning": [ReasoningDeltaEvent(text=words)],
+            "reasoning in pieces": [ReasoningDeltaEvent(text=each) for each in words],
+            "pieces around a call": [each for piece in words for each in (text(text=piece), LlmCallEvent(model="m"))],
+            "pieces around a tool": [
+                text(text=words[:cut]), ToolResultEvent(tool_name="find", result=1), text(text=words[cut:]),
+            ],
+            "pieces around the most that is stored as one": [
+                text(text=long[at : at + 20]) for at in range(0, len(long), 20)
+            ],
+            "tool": [{"type": "tool_result", "name": "find", "output": {"deep": [words], words: 1}}],
+            "own error": [own_error],
+        }  # fmt: skip
+        return said.get(self.where, [text(text="hel")])
 
     def _raise_at(self, *places: str) -> None:
         if self.where in places:
@@ -297,7 +313,10 @@ async def test_a_resume_token_is_told_and_stored_in_nobody_s_words(token: str, s
         events = [event for run in runs for event in await told(backend, **members, durable=run)]
         at_rest = _at_rest(database)
 
-    said = repr([event for event in events if where != "pieces" or event.type != "text_delta"])
+    texts = [
+        "".join(getattr(e, "text", "") for e in events if e.type == kind) for kind in ("text_delta", "reasoning_delta")
+    ]
+    said = repr([*events, *texts]) + "".join(texts)
     for spelled in {token, repr(token)[1:-1], json.dumps(token)[1:-1], quote(token), quote(token, safe="")}:
         assert spelled not in said
         assert spelled not in at_rest.replace("\\\\", "\\")
