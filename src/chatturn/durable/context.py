@@ -193,6 +193,11 @@ class DurableContext:
         """
         return step_id(self.key_name or self.run_id, self._next + ahead, intent)
 
+    async def next_intent(self) -> str | None:
+        """Return the intent of the next step if an earlier attempt came to it, whatever came of it; else None."""
+        step = await self._at(self._next)
+        return None if step is None else step.intent
+
     @property
     def has_own_keys(self) -> bool:
         """Whether its keys are no other run's, not even of one that has its name later."""
@@ -556,11 +561,14 @@ class DurableContext:
         goes_on = len(page) > STEPS_PER_PAGE
         self._pages_end = page[-1].step_index if goes_on else -1
 
+    async def _at(self, position: int) -> StepRecord | None:
+        while 0 <= self._pages_end <= position:
+            self._keep(await self.store.load_steps(self.run_id, self._pages_end))
+        return self._steps.get(position)
+
     async def _recorded(self, begin: Begin) -> StepRecord | None:
         """Return what is on record at a position, after checking that it is the same step."""
-        while 0 <= self._pages_end <= begin.step_index:
-            self._keep(await self.store.load_steps(self.run_id, self._pages_end))
-        step = self._steps.get(begin.step_index)
+        step = await self._at(begin.step_index)
         if step is None:
             return None
         if step.intent != begin.intent:

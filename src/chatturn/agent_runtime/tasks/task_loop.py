@@ -111,7 +111,8 @@ class RunAgentTaskOptions:
         decide: Returns whether to stop, or what to do next.
         act: Takes the action; returns its result, or a `ControlActionOutcome` to say what it cost.  If it raises, the
             action has failed and the loop goes on: `decide` is shown that.
-        should_stop: Returns why the loop must end, or None; asked before each decision.
+        should_stop: Returns why the loop must end, or None; asked before each decision that no earlier attempt came to.
+            Where that completes the task, the reason is recorded, and a replay does not ask again.
         knowledge: What is known; None for what the task's requirements say (`assess_knowledge`).
         minimum_score: See `decide_knowledge_readiness`.
         hooks: What is done about gaps.
@@ -213,7 +214,8 @@ async def run_agent_task(options: RunAgentTaskOptions) -> AgentTaskRunResult:
     Run a task to its end, whatever that is: a hook that raises is told in the result.
 
     A durable task that has completed is replayed from its records: its events are told again, and no hook is called
-    but those that only watch (`on_event`, `on_step`) and `should_stop`.
+    but those that only watch (`on_event`, `on_step`).  What an earlier attempt was permitted is not asked again, by
+    `should_stop` or of the budget.
     One that failed or was aborted is gone on with by the next call, after the last recorded step; so is one that was
     blocked, if it is told better knowledge.
 
@@ -371,12 +373,13 @@ class _AgentTask:
         )
 
     async def _round(self) -> None:
-        self._require_permission()
+        await self._require_permission(len(self._view.steps))
         before, began, number = self._view, self._steps.at, len(self._view.steps)
         decision = self._decision = await self._hook("decide", f"decide:{number}", self._decided, read=_decision)
         if decision.type == "stop":
             raise _Stopped("policy", decision.reason or "the policy stopped")
-        self._require_budget()
+        if await self._steps.next_intent() is None:
+            self._require_budget()
         act = partial(self._acted, decision.action)
         outcome = await self._hook("act", f"act:{number}", act, kind=StepKind.TOOL, read=_outcome)
         step = ControlStep(
@@ -459,21 +462,31 @@ class _AgentTask:
             if limit is not None and spent >= limit:
                 raise _Stopped("budget", f"{name} is spent: {spent:g} of {limit:g}")
 
-    def _require_permission(self) -> None:
+    async def _require_permission(self, number: int) -> None:
+        """Ask `should_stop`, unless an earlier attempt has come further; an end that completes the task is recorded."""
+        intent, came_to = f"stop:{number}", await self._steps.next_intent()
+        reason = self._asked_to_stop() if came_to is None else None
+        if came_to == intent or (reason is not None and self._evals_pass()):
+            reason = await self._steps.do(intent, partial(_returned, reason))
+        if reason is not None:
+            raise _Stopped("stop-policy", reason)
+
+    def _asked_to_stop(self) -> str | None:
         if self._options.should_stop is None:
-            return
+            return None
         try:
-            reason = self._options.should_stop(self._view)
+            return _reason(self._options.should_stop(self._view))
         except Exception as error:
             self._note("stop-policy", error)
             raise _Stopped("runtime-error", f"stop-policy: {words_of(error)}") from error
-        if reason is not None:
-            raise _Stopped("stop-policy", reason)
+
+    def _evals_pass(self) -> bool:
+        return all(found.passed for found in self._view.evals if found.severity in _MUST_PASS)
 
     def _result(self, stopped: _Stopped) -> ControlRunResult:
         view, decision = self._view, self._decision
         own_verdict = stopped.stopped_by == "policy" and decision is not None
-        passed = all(found.passed for found in view.evals if found.severity in _MUST_PASS)
+        passed = self._evals_pass()
         if own_verdict and decision is not None and decision.passed is not None:
             passed = decision.passed
         scores = [found.score for found in view.evals if found.score is not None]
@@ -512,6 +525,16 @@ class _AgentTask:
     def _since(self, began: str, ended: str | None = None) -> int:
         """Return the milliseconds since a timestamp; 0 if a clock was put back."""
         return max(0, (epoch_ms(ended or self._options.sources.now()) or 0) - (epoch_ms(began) or 0))
+
+
+def _reason(found: object) -> str | None:
+    if found is not None and not isinstance(found, str):
+        raise ValidationError(f"should_stop must return a text or None, not {type(found).__name__}")
+    return found
+
+
+async def _returned(value: T) -> T:
+    return value
 
 
 def _evals(found: Any) -> tuple[ControlEvalResult, ...]:

@@ -172,6 +172,10 @@ class TaskSteps:
         """Return the next step's key if it is *intent*, for others to deduplicate by; "" where nothing is recorded."""
         return "" if self.context is None else self.context.step_key(intent)
 
+    async def next_intent(self) -> str | None:
+        """Return the intent of the next step if an earlier attempt came to it; None where nothing is recorded."""
+        return None if self.context is None else await self.context.next_intent()
+
     async def _discreet(self, intent: str, run: Callable[[], Awaitable[T]]) -> T:
         try:
             return await run()
