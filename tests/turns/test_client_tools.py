@@ -221,6 +221,33 @@ async def test_results_that_no_turn_has_asked_for_are_a_part_of_the_conversation
     assert ([call], "seen") == (shown[1]["tool_calls"], shown[2]["content"])
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_results_that_others_have_asked_for_are_none_of_the_turn_s(
+    database: SqliteDatabase, *, stream: bool
+) -> None:
+    """A model elsewhere, or another turn, has begun the loop: the turn that asked last goes on with its own."""
+    model = Model(LOOKS, ("look", {"at": "that"}), "done")
+    isolate = isolate_of(database, model)
+    other, client = Client(isolate, stream=stream), Client(isolate, stream=stream)
+    call = {"id": "call_of_another", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    client.messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+    client.gives("call_of_another")
+    for each in (other, client):
+        asked = await each.ask()
+        assert asked is not None
+        each.does(asked)
+    client.messages[1:1] = other.messages[1:]
+    answered = await client.ask()
+
+    assert answered is not None
+    assert "done" == answered["content"]
+    assert [{"at": "that"}] == list(client.done.values())
+    assert 3 == len(model.calls)
+    assert ["completed", "suspended"] == sorted(
+        status for (status,) in await rows(database, "SELECT status FROM durable_runs")
+    )
+
+
 async def test_what_was_asked_with_results_is_asked_again_with_them(database: SqliteDatabase) -> None:
     """A worker that takes such a turn over has them from the record."""
     model = Model("never", "done")

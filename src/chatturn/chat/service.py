@@ -458,9 +458,13 @@ class DurableChatService:
             raise RunNotFound("it does not exist; the event was not stored", run_id=run_id)
         return emitted.changes > 0, event_from_row(found.rows[0])
 
-    async def take_results(self, tenant_id: str, user_id: str, results: Mapping[str, Any]) -> str | None:
+    async def take_results(
+        self, tenant_id: str, user_id: str, results: Mapping[str, Any]
+    ) -> tuple[str, frozenset[str]] | None:
         """
         Give a turn the results of its client's tools; those that it has, or does not want, change nothing.
+
+        A client may have done calls that others have asked for, too: the last that is ours says which turn it is.
 
         Args:
             tenant_id: Of the user.
@@ -468,18 +472,22 @@ class DurableChatService:
             results: What came of each call, by its id: ``{"result"}``, or ``{"error"}``.
 
         Returns:
-            The run that has asked for them; None if none has that this user may see.
+            The run that has asked, and for which of the calls; None if none has that this user may see.
         """
         keys = {f"{TOOL_PREFIX}{id_}": result for id_, result in results.items() if id_.startswith(CLIENT_CALL)}
         if not keys:
             return None
-        [found] = await self.deployment.database.batch([chat_sql.read_asked_run(list(keys), tenant_id)])
-        if not found.rows or not await self.may_see(tenant_id, str(found.rows[0]["session_id"]), user_id):
+        [found] = await self.deployment.database.batch([chat_sql.read_asked_runs(list(keys), tenant_id)])
+        asked = {str(row["key"]): row for row in found.rows}
+        last = next((asked[key] for key in reversed(keys) if key in asked), None)
+        if last is None or not await self.may_see(tenant_id, str(last["session_id"]), user_id):
             return None
-        run_id = str(found.rows[0]["run_id"])
-        given = [chat_sql.give(run_id, key, json_text(result, "a result")) for key, result in keys.items()]
-        await self.deployment.database.batch(given)
-        return run_id
+        run_id = str(last["run_id"])
+        own = [key for key in keys if key in asked and asked[key]["run_id"] == run_id]
+        await self.deployment.database.batch(
+            [chat_sql.give(run_id, key, json_text(keys[key], "a result")) for key in own]
+        )
+        return run_id, frozenset(key.removeprefix(TOOL_PREFIX) for key in own)
 
     async def _approve(self, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord | None]:
         text = json_text(payload, "the event's payload")

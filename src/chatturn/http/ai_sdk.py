@@ -133,10 +133,9 @@ async def _waiting(call: Call, identity: ChatTurnIdentity, messages: object) -> 
     """Give what the thread ends with to the turn that waits for it, and return that; None for a question."""
     decisions, results = _decisions(messages), _results(messages)
     if results:
-        run_id = await call.service.take_results(identity.tenant_id, identity.user_id, results)
-        turn = None if run_id is None else turn_of_run(run_id)
-        if run_id is not None and turn is not None:
-            identity = replace(_identity(call, *turn), version=version_of_run(run_id))
+        taken = await call.service.take_results(identity.tenant_id, identity.user_id, results)
+        if taken is not None and (turn := turn_of_run(taken[0])) is not None:
+            identity = replace(_identity(call, *turn), version=version_of_run(taken[0]))
         elif not decisions:
             return None
     elif decisions:

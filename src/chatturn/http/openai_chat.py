@@ -263,12 +263,12 @@ async def _of_results(call: Call, conversation: Conversation) -> _Place | None:
         for message in conversation.behind
         if message["role"] == "tool"
     }
-    run_id = await call.service.take_results(call.principal.tenant_id, call.principal.user_id, results)
-    turn = None if run_id is None else turn_of_run(run_id)
-    if run_id is None or turn is None:
+    taken = await call.service.take_results(call.principal.tenant_id, call.principal.user_id, results)
+    if taken is None or (turn := turn_of_run(taken[0])) is None:
         return None
+    run_id, answered = taken
     identity = replace(_identity(call, *turn), version=version_of_run(run_id))
-    return _Place(identity=identity, request=None, answered=frozenset(results))
+    return _Place(identity=identity, request=None, answered=answered)
 
 
 def _named_by_headers(headers: Mapping[str, str], user: str) -> str | None:

@@ -27,7 +27,7 @@ __all__ = [
     "forget_checkpoints",
     "forget_messages",
     "give",
-    "read_asked_run",
+    "read_asked_runs",
     "read_history",
     "read_place",
     "read_turn",
@@ -141,13 +141,12 @@ SELECT EXISTS (SELECT 1 FROM durable_steps WHERE run_id = ?1 AND intent = '{EVEN
   OR EXISTS (SELECT 1 FROM chat_segments WHERE run_id = ?1 AND instr(lines, '"key":' || ?3)) AS asked
 """
 
-# The run that has asked a client for one of the calls in ?1, whose tenant is ?2.  Its bounds are those of the index.
-_READ_ASKED_RUN: Final = f"""
-SELECT s.run_id, t.session_id
+# The runs that have asked a client for calls in ?1, whose tenant is ?2.  The bounds are those of the index.
+_READ_ASKED_RUNS: Final = f"""
+SELECT s.run_id, t.session_id, substr(s.intent, {len(EVENT_STEP) + 1}) AS key
 FROM durable_steps AS s INDEXED BY idx_durable_steps_tool CROSS JOIN chat_turns AS t ON t.run_id = s.run_id
 WHERE s.intent IN (SELECT '{EVENT_STEP}' || value FROM json_each(?1))
   AND s.intent >= '{EVENT_STEP}tool:' AND s.intent < '{EVENT_STEP}tool;' AND t.tenant_id = ?2
-LIMIT 1
 """
 
 # ``{0}`` the run, ``{1}`` its manifest, ``{2}`` now: see `chatturn.durable.store.Guard`.
@@ -288,9 +287,9 @@ def give(run_id: str, key: str, payload_json: str) -> Statement:
     return Statement(_GIVE, (run_id, key, payload_json, NOW))
 
 
-def read_asked_run(keys: Sequence[str], tenant_id: str) -> Statement:
-    """Find the run of a tenant that waits, or has waited, for one of *keys*: results of a client's tools."""
-    return Statement(_READ_ASKED_RUN, (json.dumps(list(keys)), tenant_id))
+def read_asked_runs(keys: Sequence[str], tenant_id: str) -> Statement:
+    """Find the runs of a tenant that wait, or have waited, for *keys*, results of a client's tools: a row for each."""
+    return Statement(_READ_ASKED_RUNS, (json.dumps(list(keys)), tenant_id))
 
 
 def read_turn_input(run_id: str) -> Statement:
