@@ -240,6 +240,8 @@ class Isolate:
         )
         response = await handle(request, app)
         if response.late is not None:
+            if response.background is not None:
+                self._spawn(response.background())
             late: asyncio.Task[HttpResponse] = asyncio.ensure_future(response.late())
             self._tasks.add(late)
             response = await late

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from chatturn.chat.hooks.tool import Tool
+from chatturn.errors import BackendRejected
 from chatturn.events import text_delta
 from chatturn_testing.virtual_time import run
 from tests.support.chat_clients import CompletionView, UiMessageView
@@ -87,6 +88,30 @@ def test_a_completion_that_waits_comes_when_it_may(stream: bool) -> None:
     told(Product(2.0, text_delta("ab")), story)
 
 
+@pytest.mark.parametrize("end", [text_delta("ab"), BackendRejected("no", backend="b")])
+def test_what_waited_is_the_same_turn_when_it_is_asked_again(end: Any) -> None:
+    """Its thread is the session's all the time, whatever becomes of the turn before: it is not answered twice."""
+    messages = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    ask = {"model": "default", "stream": True, "metadata": {"session_id": "thread-1"}, "messages": messages}
+    product = Product(2.0, end)
+
+    async def story(isolate: Isolate) -> None:
+        replies = [await isolate.ask("POST", COMPLETIONS, {**ask, "messages": messages[:1]})]
+        await asyncio.sleep(0.5)
+        for _ in range(3):
+            replies.append(await isolate.ask("POST", COMPLETIONS, ask))
+            await asyncio.sleep(5)
+        for reply in replies:
+            assert reply.task is not None
+            await reply.task
+
+        assert {"chat:acme:thread-1:1"} == {each.response.headers["X-Workflow-Run-Id"] for each in replies[1:]}
+        assert [0, 1] == sorted({context.identity.turn_index for context in product.calls})
+        assert all(context.identity.version == 1 for context in product.calls)
+
+    told(product, story)
+
+
 def test_behind_a_turn_that_waits_for_an_approval_nothing_is_held_open() -> None:
     """Both formats end with an error that says so; the turn is answered once the approval has come."""
 
@@ -107,7 +132,8 @@ def test_behind_a_turn_that_waits_for_an_approval_nothing_is_held_open() -> None
         asked = await isolate.ask("POST", COMPLETIONS, {"model": "default", "messages": messages, "metadata": metadata})
 
         assert ("error", True) == (view.finish_reason, view.done)
-        assert view.error == "A turn before this one waits for an approval. This one is answered after it."
+        assert view.error is not None
+        assert view.error.startswith("A turn before this one waits for an approval, or for the result of a tool.")
         assert (409, "suspended") == (asked.status, asked.body["error"]["code"])
 
         decided = {**tool, "state": "approval-responded", "approval": {"id": tool["approval"], "approved": True}}

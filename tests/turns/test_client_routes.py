@@ -222,6 +222,28 @@ def test_an_approval_goes_on_with_the_same_turn(approved: bool) -> None:
         run(main(database))
 
 
+def test_who_asks_on_gives_the_decision_with_the_next_question() -> None:
+    """The turn that waits goes on, and the question behind it is answered; one that nobody has asked for is no matter."""
+
+    async def main(database: SqliteDatabase) -> None:
+        isolate = Isolate(database, Clerk())
+        view = await seen(await isolate.ask("POST", CHAT, {"id": "c1", "messages": [ui("use send {}")]}))
+        [tool] = [part for part in view.parts if part["type"] == "dynamic-tool"]
+        decided = [
+            {**tool, "state": "approval-responded", "approval": {"id": id_, "approved": True}}
+            for id_ in ("approve:of-nobody", tool["approval"])
+        ]
+        thread = [ui("use send {}"), {"id": view.id, "role": "assistant", "parts": decided}, ui("and now?", "m2")]
+        after = await seen(await isolate.ask("POST", CHAT, {"id": "c1", "messages": thread}))
+        first = await seen(await isolate.ask("GET", f"{CHAT}/{quote('chat:acme:c1:0', safe='')}/stream"))
+
+        assert ("chat:acme:c1:1", "stop", None) == (after.id, after.finish_reason, after.error)
+        assert ("stop", True) == (first.finish_reason, "sent" in first.text)
+
+    with open_sqlite() as database:
+        run(main(database))
+
+
 def test_a_decision_that_comes_twice_is_one() -> None:
     """Two tabs decide at once: the first counts, both see the turn go on, and the tool runs once."""
     runs: list[int] = []

@@ -248,6 +248,23 @@ async def test_results_that_others_have_asked_for_are_none_of_the_turn_s(
     )
 
 
+async def test_who_asks_on_gives_the_results_with_the_next_question(database: SqliteDatabase) -> None:
+    """The turn that waits for them goes on, and the next one, which would wait for it, comes behind."""
+    model = Model(LOOKS, "done")
+    client = Client(isolate_of(database, model), metadata={"session_id": "thread-1"})
+    asked = await client.ask()
+    assert asked is not None
+    client.does(asked)
+    client.messages.append({"role": "user", "content": "and now?"})
+    answered = await client.ask()
+
+    assert answered is not None
+    assert "let me see" == answered["content"]  # as this model says to every question
+    assert ["seen"] == [m["content"] for m in model.calls[1][0].messages if m["role"] == "tool"]
+    assert ["hi", "done", "and now?"] == [m["content"] for m in model.calls[2][0].messages]
+    assert [("completed",), ("suspended",)] == await rows(database, "SELECT status FROM durable_runs")
+
+
 async def test_what_was_asked_with_results_is_asked_again_with_them(database: SqliteDatabase) -> None:
     """A worker that takes such a turn over has them from the record."""
     model = Model("never", "done")
@@ -435,6 +452,25 @@ async def test_a_page_that_is_loaded_again_learns_what_it_is_to_do(database: Sql
         third.text[-4:],
         [each["state"] for each in third.parts if "state" in each],
     )
+
+
+async def test_who_asks_on_in_a_chat_gives_the_results_with_the_next_question(database: SqliteDatabase) -> None:
+    """As in a session of OpenAI's clients; a result that nobody has asked for is no matter."""
+    model = Model(LOOKS, "done")
+    isolate = isolate_of(database, model, Guide())
+    first, second = ({"role": "user", "parts": [{"type": "text", "text": text}]} for text in ("hi", "and now?"))
+    view, after = UiMessageView(), UiMessageView()
+    await _read(view, await isolate.ask("POST", CHAT, {"id": "c1", "messages": [first]}))
+    parts = [
+        {"type": "tool-look", "toolCallId": id_, "state": "output-available", "input": {}, "output": [1]}
+        for id_ in (*view.to_do, "call_of_another")
+    ]
+    thread = [first, {"role": "assistant", "parts": parts}, second]
+    await _read(after, await isolate.ask("POST", CHAT, {"id": "c1", "messages": thread}))
+
+    assert ("chat:acme:c1:1", "let me see") == (after.id, after.text)
+    assert ["[1]"] == [m["content"] for m in model.calls[1][0].messages if m["role"] == "tool"]
+    assert [("completed",), ("suspended",)] == await rows(database, "SELECT status FROM durable_runs")
 
 
 async def _read(view: UiMessageView, reply: Reply) -> None:

@@ -14,9 +14,17 @@ from chatturn.chat.files import FileFacts, last_day
 from chatturn.chat.following import FollowedTurn, read_page_in_turn
 from chatturn.chat.hooks.outbox import Outbox
 from chatturn.chat.listeners import RequestTracing
-from chatturn.chat.lists.lists import MessagePage, MessageQuery, TurnPage, TurnQuery, list_messages, list_turns
+from chatturn.chat.lists.lists import (
+    MessagePage,
+    MessageQuery,
+    TurnPage,
+    TurnQuery,
+    asked_before,
+    list_messages,
+    list_turns,
+)
 from chatturn.chat.lists.revisions import changed
-from chatturn.chat.lists.sql import read_latest_turn, read_open_runs, read_questions, read_recent_turn
+from chatturn.chat.lists.sql import read_latest_turn, read_open_runs, read_recent_turn
 from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.log.sql import request_cancel
 from chatturn.chat.opening import Opening
@@ -37,6 +45,7 @@ from chatturn.chat.thread.versions import at_line
 from chatturn.chat.turn import limits_sql
 from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn.disconnects import CANCEL_REQUESTED
+from chatturn.chat.turn.given import Given, find_asked
 from chatturn.chat.turn.reader import ping_every_ms
 from chatturn.chat.turn.sinks import NoSink
 from chatturn.chat.turn.their_log import counts_there
@@ -274,9 +283,8 @@ class DurableChatService:
         return None if latest is None else int(latest)
 
     async def has_asked(self, identity: ChatTurnIdentity, questions: Sequence[str]) -> bool:
-        """Say whether these are what the user has said in the session before a turn."""
-        [found] = await self.deployment.database.batch([read_questions(identity, len(questions) + 1)])
-        return list(questions) == [str(row["content"]) for row in found.rows]
+        """Say whether these are what the user has asked in the session before a turn; see `asked_before`."""
+        return list(questions) == await asked_before(self.deployment.database, identity)
 
     async def recent_turn(self, tenant_id: str, session_prefix: str, within_s: int) -> str | None:
         """Return the session of the latest turn of those whose names begin alike, if it was begun within so long."""
@@ -458,36 +466,18 @@ class DurableChatService:
             raise RunNotFound("it does not exist; the event was not stored", run_id=run_id)
         return emitted.changes > 0, event_from_row(found.rows[0])
 
-    async def take_results(
-        self, tenant_id: str, user_id: str, results: Mapping[str, Any]
-    ) -> tuple[str, frozenset[str]] | None:
+    async def take_results(self, tenant_id: str, user_id: str, results: Mapping[str, Any]) -> Given | None:
         """
-        Give a turn the results of its client's tools; those that it has, or does not want, change nothing.
-
-        A client may have done calls that others have asked for, too: the last that is ours says which turn it is.
-
-        Args:
-            tenant_id: Of the user.
-            user_id: Who gives them.
-            results: What came of each call, by its id: ``{"result"}``, or ``{"error"}``.
+        Give a turn the results of its client's tools, by the ids of the calls; see `chatturn.chat.turn.given`.
 
         Returns:
-            The run that has asked, and for which of the calls; None if none has that this user may see.
+            What it was given; None if no turn has asked that this user may see.
         """
-        keys = {f"{TOOL_PREFIX}{id_}": result for id_, result in results.items() if id_.startswith(CLIENT_CALL)}
-        if not keys:
+        given = await find_asked(self.deployment.database, tenant_id, results)
+        if given is None or not await self.may_see(tenant_id, given.session_id, user_id):
             return None
-        [found] = await self.deployment.database.batch([chat_sql.read_asked_runs(list(keys), tenant_id)])
-        asked = {str(row["key"]): row for row in found.rows}
-        last = next((asked[key] for key in reversed(keys) if key in asked), None)
-        if last is None or not await self.may_see(tenant_id, str(last["session_id"]), user_id):
-            return None
-        run_id = str(last["run_id"])
-        own = [key for key in keys if key in asked and asked[key]["run_id"] == run_id]
-        await self.deployment.database.batch(
-            [chat_sql.give(run_id, key, json_text(keys[key], "a result")) for key in own]
-        )
-        return run_id, frozenset(key.removeprefix(TOOL_PREFIX) for key in own)
+        await self.deployment.database.batch(given.statements)
+        return given
 
     async def _approve(self, run_id: str, key: str, payload: Any) -> tuple[bool, EventRecord | None]:
         text = json_text(payload, "the event's payload")

@@ -22,7 +22,7 @@ from chatturn.chat.thread.identity import ChatTurnIdentity, turn_of_run, turn_ru
 from chatturn.chat.thread.versions import Replace
 from chatturn.chat.turn.reader import PING_EVERY_MS
 from chatturn.durable.identifiers import derive_worker_id
-from chatturn.errors import ChatTurnError, InvalidField, RequestError, StoreError, StoreUnavailable
+from chatturn.errors import ChatTurnError, InvalidField, RequestError, RunNotFound, StoreError, StoreUnavailable
 from chatturn.http.application import Call, Parameters
 from chatturn.http.auth import RUN_TURNS, Principal
 from chatturn.http.client_bodies import file_or_address, read_client_body, read_conversation
@@ -38,7 +38,7 @@ from chatturn.http.limits import (
 )
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import detail_of, error_headers
-from chatturn.http.projected import OpenedTurn, ProjectedTurn, find, go_on_or_follow, open_or_follow
+from chatturn.http.projected import OpenedTurn, ProjectedTurn, find, go_on_or_follow, gone_on, open_or_follow
 from chatturn.http.strict_json import read_json_object
 from chatturn.http.user_messages import IMAGE_TYPES
 from chatturn.wire.ai_sdk import UiMessageStream
@@ -96,7 +96,7 @@ async def post_chat(call: Call) -> HttpResponse:
     """Answer the question of a chat; or go on with the turn whose approvals, or results of its client's tools, came."""
     query = _query(call.request)
     body = await read_client_body(call.request)
-    messages = body.get("messages")
+    messages: Any = body.get("messages")
     conversation = read_conversation(messages, _text_of, parts_of=_parts_of)
     if body.get("trigger") == "regenerate-message" and call.service.deployment.settings.threads == "off":
         raise InvalidField("this deployment cannot regenerate an answer: its THREADS is off", field="trigger")
@@ -119,32 +119,53 @@ async def post_chat(call: Call) -> HttpResponse:
         stays=True,
         replace=_replaces(body, identity) if call.service.deployment.settings.threads == "on" else None,
     )
-    waiting = await _waiting(call, identity, messages)
-    if waiting is None:
-        opened = await open_or_follow(call.service, identity, request)
-        response = _stream(call, identity, opened, resets=_resets(query))
-        named = {"X-Ignored-Parameters": ", ".join(ignored)} if ignored else {}
-        return replace(response, headers={**response.headers, **named})
-    opened = await go_on_or_follow(call.service, waiting)
-    return _stream(call, waiting, opened, resets=_resets(query), goes_on=True)
+    given = await _give(call, identity, messages)
+    if given is not None and not _asks(messages):
+        opened = await go_on_or_follow(call.service, given)
+        return _stream(call, given, opened, resets=_resets(query), goes_on=True)
+    opened = await open_or_follow(call.service, identity, request)
+    response = _stream(call, identity, opened, resets=_resets(query))
+    named = {"X-Ignored-Parameters": ", ".join(ignored)} if ignored else {}
+    background = None if given is None else gone_on(call.service, turn_run_id(given))
+    return replace(response, headers={**response.headers, **named}, background=background)
 
 
-async def _waiting(call: Call, identity: ChatTurnIdentity, messages: object) -> ChatTurnIdentity | None:
-    """Give what the thread ends with to the turn that waits for it, and return that; None for a question."""
-    decisions, results = _decisions(messages), _results(messages)
+async def _give(
+    call: Call, identity: ChatTurnIdentity, messages: Sequence[Mapping[str, Any]]
+) -> ChatTurnIdentity | None:
+    """
+    Give a turn that waits what the thread's last answer says: decisions, and results of the client's tools.
+
+    Where a question comes behind that answer, the turn is given them all the same: else the question would wait for it.
+
+    Returns:
+        The turn; None where the answer says none.
+    """
+    asks = _asks(messages)
+    parts = _last_parts(messages[:-1] if asks else messages)
+    decisions, results = _decisions(parts), _results(parts)
+    given: ChatTurnIdentity | None = None
     if results:
         taken = await call.service.take_results(identity.tenant_id, identity.user_id, results)
-        if taken is not None and (turn := turn_of_run(taken[0])) is not None:
-            identity = replace(_identity(call, *turn), version=version_of_run(taken[0]))
-        elif not decisions:
-            return None
-    elif decisions:
-        identity = await call.service.shown_version(identity)
-    else:
-        return None
+        if taken is not None and (turn := turn_of_run(taken.run_id)) is not None:
+            given = replace(_identity(call, *turn), version=version_of_run(taken.run_id))
+    if not decisions:
+        return given
+    if given is None:
+        answered = replace(identity, turn_index=max(0, identity.turn_index - asks))
+        given = await call.service.shown_version(answered)
     for key, payload in decisions.items():
-        await call.service.emit(identity.tenant_id, identity.user_id, turn_run_id(identity), key, payload)
-    return identity
+        try:
+            await call.service.emit(identity.tenant_id, identity.user_id, turn_run_id(given), key, payload)
+        except RunNotFound:
+            if not asks:
+                raise
+    return given
+
+
+def _asks(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether the thread ends with a question."""
+    return messages[-1].get("role") == "user"
 
 
 async def get_chat_stream(call: Call) -> HttpResponse:
@@ -338,20 +359,20 @@ def _file(part: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": kind, **file_or_address(part.get("url")), **name}
 
 
-def _decisions(messages: object) -> Mapping[str, Mapping[str, Any]]:
-    """Return the approvals that the thread ends with: what was decided, by the event's key."""
+def _decisions(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+    """Return the approvals in an answer: what was decided, by the event's key."""
     decisions: dict[str, Mapping[str, Any]] = {}
-    for part in _last_parts(messages):
+    for part in parts:
         if part.get("state") == "approval-responded":
             key, payload = _decision(part.get("approval"))
             decisions[key] = payload
     return decisions
 
 
-def _results(messages: object) -> Mapping[str, Mapping[str, Any]]:
-    """Return the results of the client's tools that the thread ends with, by the ids of their calls."""
+def _results(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+    """Return the results of the client's tools in an answer, by the ids of their calls."""
     results: dict[str, Mapping[str, Any]] = {}
-    for part in _last_parts(messages):
+    for part in parts:
         id_, state = part.get("toolCallId"), part.get("state")
         if not isinstance(id_, str) or not id_.startswith(CLIENT_CALL) or part.get("providerExecuted"):
             continue
@@ -362,11 +383,10 @@ def _results(messages: object) -> Mapping[str, Mapping[str, Any]]:
     return results
 
 
-def _last_parts(messages: object) -> Sequence[Mapping[str, Any]]:
-    """Return the parts of the assistant's message that the thread ends with; none where it ends with a question."""
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    parts = last.get("parts") if isinstance(last, dict) and last.get("role") == "assistant" else None
-    return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+def _last_parts(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Return the parts of the assistant's message that *messages* end with; none where they end with another."""
+    last = messages[-1] if messages else {}
+    return _listed_parts(last, "messages") if last.get("role") == "assistant" else []
 
 
 def _decision(approval: object) -> tuple[str, Mapping[str, Any]]:

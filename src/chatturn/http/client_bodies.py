@@ -7,6 +7,7 @@ themselves.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Final, TypeAlias
 
 from chatturn.chat.files import FILE_ID
@@ -61,6 +62,11 @@ class Conversation:
     turn_index: int
     parts: Sequence[Part] = ()
     behind: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def just_before(self) -> Sequence[Mapping[str, Any]]:
+        """The results of the client's tools that the question comes right behind."""
+        return [*takewhile(lambda message: message["role"] == "tool", reversed(self.before))][::-1]
 
 
 async def read_client_body(request: HttpRequest) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from chatturn.http.limits import (
 )
 from chatturn.http.messages import HttpResponse
 from chatturn.http.problems import json_response
+from chatturn.http.projected import gone_on
 from chatturn.http.queries import check_no_query, read_message_query, read_turn_query
 
 __all__ = ["get_messages", "get_runs", "post_event", "session_of_run"]
@@ -71,12 +72,9 @@ async def post_event(call: Call) -> HttpResponse:
     payload = read_event_payload(await call.request.read(MAX_BODY_BYTES), key)
     accepted, event = await call.service.emit(call.principal.tenant_id, call.principal.user_id, run_id, key, payload)
 
-    async def resume() -> None:
-        await call.service.resume(run_id)
-
     payload, emitted_at = (None, None) if event is None else (event.payload, event.emitted_at)
     members = {"accepted": accepted, "payload": payload, "emittedAt": emitted_at}
-    return replace(json_response(members), background=resume)
+    return replace(json_response(members), background=gone_on(call.service, run_id))
 
 
 def session_of_run(parameters: Parameters) -> str | None:

@@ -46,7 +46,7 @@ class HttpResponse:
             end even if the client goes away.
         late: Makes the response that this one stands for, where it takes as long as a turn; must be run to its end even
             if the client goes away, and never raises.
-        background: What is to be done after the response, and must not delay it; never raises.
+        background: What is to be done beside the response, and must not delay it; never raises.
         passed_on: The platform's own response, which somebody else has made: it goes out as it is.
     """
 

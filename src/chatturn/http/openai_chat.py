@@ -21,7 +21,7 @@ Source:
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from chatturn.backends.parameters import PARAMETERS, TOOLS
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.thread.identity import ChatTurnIdentity, turn_of_run, version_of_run
 from chatturn.chat.thread.versions import Replace
+from chatturn.chat.turn.given import Given
 from chatturn.chat.turn.sinks import BufferSink
 from chatturn.durable.identifiers import derive_worker_id
 from chatturn.errors import (
@@ -55,7 +56,7 @@ from chatturn.http.limits import (
 )
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import detail_of, error_headers, json_response, shown
-from chatturn.http.projected import OpenedTurn, ProjectedTurn, Projection, go_on_or_follow, open_or_follow
+from chatturn.http.projected import OpenedTurn, ProjectedTurn, Projection, go_on_or_follow, gone_on, open_or_follow
 from chatturn.http.queries import check_no_query
 from chatturn.http.strict_json import read_json_object
 from chatturn.http.user_messages import read_text
@@ -141,6 +142,7 @@ async def post_completion(call: Call) -> HttpResponse:
         "X-Ping-Ms": str(call.service.ping_every_ms),
         **({"X-Ignored-Parameters": ", ".join(asked.ignored)} if asked.ignored else {}),
     }
+    background = None if place.given is None else gone_on(call.service, place.given)
     if asked.stream:
         chunks = ChatCompletionChunks(
             head,
@@ -149,10 +151,10 @@ async def post_completion(call: Call) -> HttpResponse:
             include_usage=asked.include_usage,
             hold=opened.redacting,
         )
-        return _stream(_turn(call, place, opened, chunks), headers)
+        return replace(_stream(_turn(call, place, opened, chunks), headers), background=background)
     completion = ChatCompletion(head, attempt=opened.attempt, answered=place.answered)
     turn = _turn(call, place, opened, completion)
-    return HttpResponse(status=200, headers={}, late=lambda: _whole(turn, completion, headers))
+    return HttpResponse(status=200, headers={}, late=lambda: _whole(turn, completion, headers), background=background)
 
 
 def _stream(turn: ProjectedTurn, headers: Mapping[str, str]) -> HttpResponse:
@@ -223,6 +225,7 @@ class _Place:
         by_key: Whether an idempotency key says so.
         of_session: Whether it is a turn of a session, whose answers may have versions.
         answered: The calls of the client's tools whose results it gives.
+        given: The run before it that was given results, and is to go on beside it.
     """
 
     identity: ChatTurnIdentity
@@ -230,6 +233,7 @@ class _Place:
     by_key: bool = False
     of_session: bool = False
     answered: Collection[str] = ()
+    given: str | None = None
 
 
 async def _place(call: Call, asked: "_Asked", body: bytes) -> _Place:
@@ -258,17 +262,21 @@ async def _place(call: Call, asked: "_Asked", body: bytes) -> _Place:
 
 async def _of_results(call: Call, conversation: Conversation) -> _Place | None:
     """Give the turn that has asked for them the results behind the question; None where none has, or there are none."""
+    given = await _give(call, conversation.behind)
+    if given is None or (turn := turn_of_run(given.run_id)) is None:
+        return None
+    identity = replace(_identity(call, *turn), version=version_of_run(given.run_id))
+    return _Place(identity=identity, request=None, answered=frozenset(given.results))
+
+
+async def _give(call: Call, messages: Sequence[Mapping[str, Any]]) -> Given | None:
+    """Give the results in *messages*; see `DurableChatService.take_results`."""
     results = {
         str(message["tool_call_id"]): read_tool_result({"result": message["content"]}, "messages")
-        for message in conversation.behind
+        for message in messages
         if message["role"] == "tool"
     }
-    taken = await call.service.take_results(call.principal.tenant_id, call.principal.user_id, results)
-    if taken is None or (turn := turn_of_run(taken[0])) is None:
-        return None
-    run_id, answered = taken
-    identity = replace(_identity(call, *turn), version=version_of_run(run_id))
-    return _Place(identity=identity, request=None, answered=answered)
+    return await call.service.take_results(call.principal.tenant_id, call.principal.user_id, results)
 
 
 def _named_by_headers(headers: Mapping[str, str], user: str) -> str | None:
@@ -306,7 +314,8 @@ async def _of_session(call: Call, asked: "_Asked") -> _Place:
     """
     Find the turn of a session, whose stored thread is the history.
 
-    A request that brings another thread is answered in that: its client has edited what was said before.
+    A request that brings another thread is answered in that: its client has edited what was said before.  Results just
+    before the question are given to the turn that waits for them: else the question would wait for that.
     """
     metadata, conversation = asked.metadata, asked.conversation
     try:
@@ -319,6 +328,7 @@ async def _of_session(call: Call, asked: "_Asked") -> _Place:
         field = "regenerate" if error.field == "version" else error.field
         raise InvalidField(str(error), field=f"metadata.{field}") from None
     identity = _identity(call, session, index)
+    given = await _give(call, conversation.just_before)
     request = TurnRequest(
         message=conversation.question,
         parts=conversation.parts,
@@ -330,7 +340,7 @@ async def _of_session(call: Call, asked: "_Asked") -> _Place:
         stays=True,
         replace=None if version is None else Replace(kind="regenerate", version=version),
     )
-    return _Place(identity=identity, request=request, of_session=True)
+    return _Place(identity=identity, request=request, of_session=True, given=None if given is None else given.run_id)
 
 
 async def _is_another_thread(call: Call, identity: ChatTurnIdentity, conversation: Conversation) -> bool:

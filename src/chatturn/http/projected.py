@@ -21,7 +21,7 @@ from chatturn.chat.turn.turn import OpenTurn
 from chatturn.errors import DurableRunLeaseHeldError, StoreError
 from chatturn.wire.lines import PING_FRAME, PING_START, last_seq
 
-__all__ = ["OpenedTurn", "ProjectedTurn", "Projection", "find", "go_on_or_follow", "open_or_follow"]
+__all__ = ["OpenedTurn", "ProjectedTurn", "Projection", "find", "go_on_or_follow", "gone_on", "open_or_follow"]
 
 _PATIENCE_S: Final = 600.0
 """How long nothing may come before a body is broken off."""
@@ -157,6 +157,15 @@ async def go_on_or_follow(service: DurableChatService, identity: ChatTurnIdentit
     """
     claim = partial(service.reopen, turn_run_id(identity))
     return await _claim_or_follow(service, identity, claim, pauses_s=_GIVEN_S)
+
+
+def gone_on(service: DurableChatService, run_id: str) -> Callable[[], Awaitable[None]]:
+    """Return what goes on, beside a response, with a run that was given what it waited for; see `resume`."""
+
+    async def resume() -> None:
+        await service.resume(run_id)
+
+    return resume
 
 
 async def _claim_or_follow(

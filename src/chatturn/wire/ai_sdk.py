@@ -433,7 +433,9 @@ _WEB: Final = ("https://", "http://")
 
 _INLINE_IMAGE: Final = "data:image/"
 
-_BEHIND_A_WAIT: Final = "A turn before this one waits for an approval. This one is answered after it."
+_BEHIND_A_WAIT: Final = (
+    "A turn before this one waits for an approval, or for the result of a tool. This one is answered after it."
+)
 """Of a turn that has said nothing: it waits behind another one that is suspended."""
 
 _FINISH_REASONS: Final[Mapping[str, str]] = {"length": "length", "content_filter": "content-filter"}

@@ -71,7 +71,7 @@ ANSWER_RESTARTED: Final = Failure(
 _CANCELLED: Final = Failure(code="cancelled", message="The turn was cancelled. What it had said by then is kept.")
 _SUSPENDED: Final = Failure(
     code="suspended",
-    message="The turn, or one before it, waits for an approval. Send the same request again when it was given.",
+    message="The turn, or one before it, waits for an approval or a tool's result. Send the request again after it.",
 )
 
 

@@ -54,6 +54,8 @@ async def made(response: HttpResponse, context: Any) -> HttpResponse:
     if response.late is None:
         return response
     make = response.late
+    if response.background is not None:
+        outlive(response.background(), context)
     arrived: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
 
     async def make_it() -> None:

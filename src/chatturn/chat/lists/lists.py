@@ -8,7 +8,7 @@ from typing import Any, Final
 from chatturn.chat.lists import sql
 from chatturn.chat.lists.revisions import NOT_BEGUN, tag_of
 from chatturn.chat.requests import CANCELLED
-from chatturn.chat.thread.identity import session_run_ids
+from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids
 from chatturn.chat.thread.session_sql import read_revision
 from chatturn.database.api import Database, Row
 from chatturn.durable.records import RunPage, RunQuery, RunRecord, RunStatus
@@ -22,6 +22,7 @@ __all__ = [
     "TurnPage",
     "TurnQuery",
     "TurnRow",
+    "asked_before",
     "list_messages",
     "list_turns",
 ]
@@ -153,6 +154,22 @@ async def list_messages(database: Database, tenant_id: str, session_id: str, que
         revision=int(session[0]["revision"] or 0) if session else 0 if not_begun else None,
         tag=NOT_BEGUN if not_begun else tag_of(session),
     )
+
+
+async def asked_before(database: Database, identity: ChatTurnIdentity) -> list[str | None]:
+    """
+    Return what the user has asked in a session before a turn, by the index; None where nothing was.
+
+    What is being answered counts like what is answered, and what has failed as long as nothing is in its place: else
+    the same request would find another thread when it is sent again.
+    """
+    session = session_run_ids(identity.tenant_id, identity.session_id)
+    stored, opened = await database.batch([sql.read_questions(identity), sql.read_open_turns(*session)])
+    asked = {row["turn_index"]: str(row["content"]) for row in stored.rows}
+    for row in opened.rows:
+        if row["status"] != RunStatus.FAILED or row["turn_index"] not in asked:
+            asked[row["turn_index"]] = str(row["user_message"])
+    return [asked.get(index) for index in range(identity.turn_index)]
 
 
 async def list_turns(database: Database, project_id: str, query: TurnQuery) -> TurnPage:

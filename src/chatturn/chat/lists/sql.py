@@ -91,11 +91,9 @@ SELECT coalesce(
     WHERE tenant_id = ?3 AND session_id = ?4 AND breaks = 1), 9223372036854775807))) AS latest
 """
 
-# ?4 is how many are compared.
 _QUESTIONS: Final = f"""
-SELECT content FROM chat_messages
+SELECT turn_index, content FROM chat_messages
 WHERE tenant_id = ?1 AND session_id = ?2 AND role = 'user' AND {ATTACHED.strip()}
-ORDER BY turn_index LIMIT ?4
 """
 
 _RECENT_TURN: Final = f"""
@@ -178,9 +176,9 @@ def read_latest_turn(tenant_id: str, session_id: str) -> Statement:
     return Statement(_LATEST_TURN, (*session_run_ids(tenant_id, session_id), tenant_id, session_id))
 
 
-def read_questions(identity: ChatTurnIdentity, most: int) -> Statement:
-    """Read what the user has said in a session before a turn, oldest first."""
-    return Statement(_QUESTIONS, (identity.tenant_id, identity.session_id, identity.turn_index, most))
+def read_questions(identity: ChatTurnIdentity) -> Statement:
+    """Read what the user has said in a session before a turn, and been answered."""
+    return Statement(_QUESTIONS, (identity.tenant_id, identity.session_id, identity.turn_index))
 
 
 def read_recent_turn(first: str, last: str, tenant_id: str, within_s: int) -> Statement:
