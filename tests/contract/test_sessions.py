@@ -11,10 +11,11 @@ from chatturn.agent_runtime.tasks.session_sql import SqlRuntimeSessionStore
 from chatturn.agent_runtime.tasks.sessions import (
     MAX_EVENT_BYTES,
     MAX_METADATA_BYTES,
+    MAX_RESUME_TOKEN_BYTES,
     InMemoryRuntimeSessionStore,
     RuntimeSessionStore,
 )
-from chatturn.agent_runtime.values.events import BackendStartEvent, TextDeltaEvent
+from chatturn.agent_runtime.values.events import BackendStartEvent, TextDeltaEvent, ToolCallEvent
 from chatturn.agent_runtime.values.tasks import AgentTaskSpec, RuntimeSession, SessionStatus
 from chatturn.database.api import Database, Result, Statement
 from chatturn.errors import SessionMismatchError, ValidationError
@@ -179,28 +180,111 @@ async def test_an_event_of_no_session_is_refused(sessions: RuntimeSessionStore) 
         await sessions.append_event("session-1", said("a"))
 
 
-@pytest.mark.parametrize(
-    "session",
-    [
-        replace(SESSION, id=""), replace(SESSION, id="s" * 201), replace(SESSION, metadata={"a": {1, 2}}),
-        replace(SESSION, metadata={"a": float("nan")}), replace(SESSION, metadata={"a": "x" * MAX_METADATA_BYTES}),
-        replace(SESSION, metadata={"a": "\ud800"}),
+def nested(levels: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        found = {"a": found}
+    return found
+
+
+BAD: dict[str, list[Any]] = {
+    "id": ["", "s" * 201, "\ud800", 5, None, b"s", ["s"]],
+    "backend": ["", "b" * 201, "\ud800", 5, None],
+    "status": ["active", "over", 5, None],
+    "created_at": ["", "yesterday", "2026-01-01", "2026-01-01T00:00:00.000+01:00", 5, None],
+    "updated_at": ["", "2026-13-01T00:00:00.000Z", "\ud800", 1.5, None],
+    "resume_token": ["x" * 3_000_000, "é" * 8_001, "\ud800", 5, b"token"],
+    "metadata": [
+        5, "text", ["a"], {"a": {1, 2}}, {"a": float("nan")}, {"a": "x" * MAX_METADATA_BYTES}, {"a": "\ud800"},
+        {"\ud800": 1}, {1: "a"}, {"a": 10**5_000}, nested(63), nested(300),
     ],
-)  # fmt: skip
-async def test_a_session_that_cannot_be_kept_is_refused(sessions: RuntimeSessionStore, session: RuntimeSession) -> None:
-    with pytest.raises(ValidationError):
+}  # fmt: skip
+
+
+async def _require_nothing_but(sessions: RuntimeSessionStore, session: RuntimeSession | None) -> None:
+    assert session == await sessions.get(SESSION.id)
+    assert await sessions.get("s" * 201) is None
+    assert await sessions.get("") is None
+
+
+@pytest.mark.parametrize("member", BAD)
+async def test_a_session_that_cannot_be_kept_is_refused(sessions: RuntimeSessionStore, member: str) -> None:
+    """Whatever is wrong with it: nothing is written, in no store, and what was there stays."""
+    for value in BAD[member]:
+        with pytest.raises(ValidationError):
+            await sessions.put(replace(SESSION, **{member: value}))
+    await _require_nothing_but(sessions, None)
+    await sessions.put(SESSION)
+    for value in BAD[member]:
+        with pytest.raises(ValidationError):
+            await sessions.put(replace(SESSION, **{member: value}))
+    await _require_nothing_but(sessions, SESSION)
+
+
+async def test_the_longest_that_can_be_kept_comes_back(sessions: RuntimeSessionStore) -> None:
+    longest = replace(
+        SESSION, id="s" * 200, backend="b" * 200, resume_token="x" * MAX_RESUME_TOKEN_BYTES, metadata=nested(62)
+    )
+    await sessions.put(longest)
+    await sessions.append_event(longest.id, said("a", session=longest))
+
+    assert longest == await sessions.get(longest.id)
+    assert 1 == len(await sessions.list_events(longest.id))
+
+
+@pytest.mark.parametrize("session", [None, 5, {"id": "session-1", "backend": "sandbox"}])
+async def test_what_is_no_session_is_refused(sessions: RuntimeSessionStore, session: Any) -> None:
+    with pytest.raises(ValidationError, match="RuntimeSession"):
         await sessions.put(session)
 
-    assert await sessions.get(session.id) is None
+
+@pytest.mark.parametrize("name", [5, None, {}, ["a"], b"session-1", "\ud800"])
+async def test_an_id_that_is_no_text_is_refused_by_every_method(sessions: RuntimeSessionStore, name: Any) -> None:
+    for call in (sessions.get(name), sessions.append_event(name, said("a")), sessions.list_events(name)):
+        with pytest.raises(ValidationError):
+            await call
 
 
-@pytest.mark.parametrize("text", ["x" * MAX_EVENT_BYTES, "\ud800"])
-async def test_an_event_that_cannot_be_kept_is_refused(sessions: RuntimeSessionStore, text: str) -> None:
+@pytest.mark.parametrize(
+    "asked", [{"after": "1"}, {"after": None}, {"after": 1.5}, {"after": True}, {"limit": None}, {"limit": "9"}]
+)
+async def test_a_page_that_is_none_is_refused(sessions: RuntimeSessionStore, asked: Any) -> None:
     await sessions.put(SESSION)
     with pytest.raises(ValidationError):
-        await sessions.append_event("session-1", said(text))
+        await sessions.list_events(SESSION.id, **asked)
+    assert [] == await sessions.list_events(SESSION.id, after=10**30, limit=10**30)
+    assert [] == await sessions.list_events(SESSION.id, after=-(10**30), limit=-(10**30))
+
+
+NO: Any = None
+EVENTS: list[Any] = [
+    said("x" * MAX_EVENT_BYTES), said("\ud800"), said(NO), said("a", session={"id": "s", "resumeToken": TOKEN}),
+    {"type": "text_delta", "text": "a", "session": {"resumeToken": TOKEN}}, None, 5,
+    ToolCallEvent(tool_name="a", args={1, 2}), ToolCallEvent(tool_name="a", args=float("inf")),
+    ToolCallEvent(tool_name="a", args=nested(70)), ToolCallEvent(tool_name="a", args=nested(300)),
+    BackendStartEvent(task=TASK, timestamp=SESSION.created_at, session=replace(SESSION, status=NO), backend="b"),
+    BackendStartEvent(task=TASK, timestamp=NO, session=SESSION, backend="b"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(EVENTS)))
+async def test_an_event_that_cannot_be_kept_is_refused(sessions: RuntimeSessionStore, number: int) -> None:
+    """Nor is one that could not be read back: it would be in the way of all the others."""
+    await sessions.put(SESSION)
+    with pytest.raises(ValidationError):
+        await sessions.append_event("session-1", EVENTS[number])
 
     assert [] == await sessions.list_events("session-1")
+
+
+@pytest.mark.parametrize("asked", [{"older_than_ms": None}, {"older_than_ms": float("nan")}, {"older_than_ms": -1}, {"older_than_ms": 1, "limit": -1}, {"older_than_ms": 10**30}])  # fmt: skip
+async def test_a_retention_that_is_none_deletes_nothing(database: Database, asked: Any) -> None:
+    sessions = SqlRuntimeSessionStore(database)
+    await sessions.put(SESSION)
+    with pytest.raises(ValidationError):
+        await sessions.delete_idle(**asked)
+
+    assert SESSION == await sessions.get(SESSION.id)
 
 
 async def test_one_tenant_does_not_find_another_s_sessions(database: Database) -> None:

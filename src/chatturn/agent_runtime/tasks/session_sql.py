@@ -14,8 +14,9 @@ from chatturn.agent_runtime.tasks.sessions import (
     StoredRuntimeEvent,
     event_text,
     metadata_text,
-    page_size,
-    require_session_id,
+    page,
+    require_session,
+    require_text,
 )
 from chatturn.agent_runtime.values.codec import decode_runtime_event
 from chatturn.agent_runtime.values.events import RuntimeStreamEvent
@@ -61,6 +62,10 @@ _DELETE_EVENTS: Final = f"DELETE FROM runtime_session_events WHERE tenant_id = ?
 _DELETE_SESSIONS: Final = f"DELETE FROM runtime_sessions WHERE tenant_id = ?1 AND session_id IN ({_IDLE})"
 
 
+_MOST: Final = 10**12
+"""Sessions, or milliseconds: 31 years."""
+
+
 class SqlRuntimeSessionStore:
     """
     The sessions of one tenant.
@@ -90,12 +95,13 @@ class SqlRuntimeSessionStore:
 
     async def get(self, session_id: str) -> RuntimeSession | None:
         """See `RuntimeSessionStore.get`."""
+        require_text(session_id, "a session's id")
         [found] = await self._database.batch([Statement(_GET, (self._tenant_id, session_id))])
         return _from_row(found.rows[0]) if found.rows else None
 
     async def put(self, session: RuntimeSession) -> None:
         """See `RuntimeSessionStore.put`."""
-        require_session_id(session.id)
+        require_session(session)
         members = (session.id, session.backend, session.status.value, session.resume_token, metadata_text(session))
         times = (session.created_at, session.updated_at)
         put, found = await self._database.batch(
@@ -112,6 +118,7 @@ class SqlRuntimeSessionStore:
 
     async def append_event(self, session_id: str, event: RuntimeStreamEvent) -> int:
         """See `RuntimeSessionStore.append_event`."""
+        require_text(session_id, "a session's id")
         [appended] = await self._database.batch(
             [Statement(_APPEND, (self._tenant_id, session_id, event_text(event), NOW, *self._fence))]
         )
@@ -125,7 +132,8 @@ class SqlRuntimeSessionStore:
         self, session_id: str, *, after: int = -1, limit: int = MAX_EVENTS_PER_PAGE
     ) -> Sequence[StoredRuntimeEvent]:
         """See `RuntimeSessionStore.list_events`."""
-        [found] = await self._database.batch([Statement(_LIST, (self._tenant_id, session_id, after, page_size(limit)))])
+        asked = (require_text(session_id, "a session's id"), *page(after, limit))
+        [found] = await self._database.batch([Statement(_LIST, (self._tenant_id, *asked))])
         return [
             StoredRuntimeEvent(seq=int(row["seq"] or 0), event=decode_runtime_event(str(row["event_json"])))
             for row in found.rows
@@ -136,7 +144,13 @@ class SqlRuntimeSessionStore:
         Delete sessions that were last put longer ago, whatever their status, with their events; return how many.
 
         At most *limit* in this one transaction: call again until fewer are deleted.
+
+        Raises:
+            ValidationError: *older_than_ms* or *limit* is no whole number from 0; nothing was deleted.
         """
+        for name, value in (("older_than_ms", older_than_ms), ("limit", limit)):
+            if type(value) is not int or not 0 <= value <= _MOST:
+                raise ValidationError(f"{name} must be a whole number from 0, not {value!r:.40}")
         params = (self._tenant_id, NOW, f"-{older_than_ms / 1000:.3f} seconds", limit)
         _, deleted = await self._database.batch(
             [Statement(_DELETE_EVENTS, params), Statement(_DELETE_SESSIONS, params)]

@@ -6,20 +6,30 @@ nowhere else: no event that is stored or told has one.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, runtime_checkable
 
-from chatturn.agent_runtime.values.codec import decode_runtime_event, encode_runtime_event, read_value, to_json
-from chatturn.agent_runtime.values.events import RuntimeStreamEvent
-from chatturn.agent_runtime.values.tasks import RuntimeSession
+from chatturn.agent_runtime.values.codec import (
+    MAX_JSON_DEPTH,
+    decode_runtime_event,
+    encode_runtime_event,
+    read_value,
+    to_json,
+)
+from chatturn.agent_runtime.values.events import BackendMadeEvent, RuntimeMadeEvent, RuntimeStreamEvent
+from chatturn.agent_runtime.values.tasks import RuntimeSession, SessionStatus
 from chatturn.durable.records import Lease
 from chatturn.errors import SessionMismatchError, ValidationError
+from chatturn.jsontext.depth import nests_deeper
+from chatturn.jsontext.stored import json_text
+from chatturn.timestamps import epoch_ms, iso_timestamp
 
 __all__ = [
     "MAX_EVENTS_PER_PAGE",
     "MAX_EVENT_BYTES",
     "MAX_METADATA_BYTES",
+    "MAX_RESUME_TOKEN_BYTES",
     "MAX_SESSION_ID",
     "FencedSessionStore",
     "InMemoryRuntimeSessionStore",
@@ -27,16 +37,24 @@ __all__ = [
     "StoredRuntimeEvent",
     "event_text",
     "metadata_text",
-    "page_size",
+    "page",
+    "require_session",
     "require_session_id",
+    "require_text",
 ]
 
 MAX_SESSION_ID: Final = 200
+"""Characters, as of a backend's kind."""
+
+MAX_RESUME_TOKEN_BYTES: Final = 16_000
 MAX_METADATA_BYTES: Final = 100_000
 MAX_EVENT_BYTES: Final = 1_000_000
 """Of one event as JSON in UTF-8: half of what a row may hold."""
 
 MAX_EVENTS_PER_PAGE: Final = 100
+
+_LAST_NUMBER: Final = 10**12
+"""Of an event, beyond every log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +66,7 @@ class StoredRuntimeEvent:
 
 
 class RuntimeSessionStore(Protocol):
-    """Keeps sessions and what was told in them."""
+    """Keeps sessions and what was told in them.  Each method raises `ValidationError` for an id that is no text."""
 
     async def get(self, session_id: str) -> RuntimeSession | None:
         """Return the session with its resume token, a copy; None if there is none."""
@@ -59,7 +77,7 @@ class RuntimeSessionStore(Protocol):
 
         Raises:
             SessionMismatchError: The session on record is another backend's; nothing was written.
-            ValidationError: Its id has no character or more than 200, or its metadata are no JSON or too long.
+            ValidationError: It cannot be stored (`require_session`); nothing was written.
             StoreError: The database failed.
         """
 
@@ -68,7 +86,8 @@ class RuntimeSessionStore(Protocol):
         Store *event* after those that are there, without a resume token; return its number.
 
         Raises:
-            ValidationError: There is no such session, or the event is no JSON or too long; nothing was written.
+            ValidationError: There is no such session, or the event is none, could not be read back, or is too long;
+                nothing was written.
             StoreError: The database failed.
         """
 
@@ -86,43 +105,94 @@ class FencedSessionStore(RuntimeSessionStore, Protocol):
         """Return the store so that it writes only while nobody has claimed the run after *lease*; else `LeaseLost`."""
 
 
-def require_session_id(session_id: str) -> None:
+def require_text(value: object, what: str) -> str:
+    """Refuse what is no text in UTF-8.  Raises `ValidationError`."""
+    if not isinstance(value, str):
+        raise ValidationError(f"{what} must be a text, not {type(value).__name__}")
+    _size(value, what)
+    return value
+
+
+def require_session_id(session_id: object) -> None:
     """Refuse an id that cannot be stored.  Raises `ValidationError`."""
-    if not 0 < len(session_id) <= MAX_SESSION_ID:
-        raise ValidationError(f"a session's id has 1 to {MAX_SESSION_ID} characters, and not {len(session_id)}")
+    _require_name(session_id, "a session's id")
+
+
+def _require_name(value: object, what: str) -> None:
+    if not 0 < len(require_text(value, what)) <= MAX_SESSION_ID:
+        raise ValidationError(f"{what} has 1 to {MAX_SESSION_ID} characters, and not {len(str(value))}")
+
+
+def require_session(session: object) -> None:
+    """
+    Refuse a session that cannot be stored.
+
+    Raises:
+        ValidationError: It is no `RuntimeSession`; its id or its backend is no text of 1 to 200 characters; its status
+            is no `SessionStatus`; a time is no timestamp; its token is no text of at most 16,000 bytes in UTF-8; its
+            metadata are no JSON object of at most 100,000 bytes and 62 levels.
+    """
+    if not isinstance(session, RuntimeSession):
+        raise ValidationError(f"a session must be a RuntimeSession, not {type(session).__name__}")
+    require_session_id(session.id)
+    _require_name(session.backend, "a session's backend")
+    if not isinstance(session.status, SessionStatus):
+        raise ValidationError(f"a session's status must be a SessionStatus, not {session.status!r:.40}")
+    for name, time in (("created_at", session.created_at), ("updated_at", session.updated_at)):
+        if not _is_timestamp(time):
+            raise ValidationError(f"a session's {name} must be a timestamp, not {time!r:.40}")
+    if session.resume_token is not None:
+        require_text(session.resume_token, "a session's resume token")
+        _measured(session.resume_token, MAX_RESUME_TOKEN_BYTES, "a session's resume token")
+    metadata_text(session)
+
+
+def _is_timestamp(value: object) -> bool:
+    moment = epoch_ms(value) if isinstance(value, str) else None
+    return moment is not None and iso_timestamp(moment) == value
 
 
 def metadata_text(session: RuntimeSession) -> str | None:
     """Return a session's metadata as JSON text.  Raises `ValidationError`."""
+    what = "a session's metadata"
     if session.metadata is None:
         return None
-    return _text(to_json(session.metadata), MAX_METADATA_BYTES, "a session's metadata")
-
-
-def event_text(event: RuntimeStreamEvent) -> str:
-    """Return an event as JSON text without a resume token.  Raises `ValidationError`."""
+    if not isinstance(session.metadata, Mapping):
+        raise ValidationError(f"{what} must be a JSON object, not {type(session.metadata).__name__}")
     try:
-        return _measured(encode_runtime_event(event), MAX_EVENT_BYTES, "an event")
+        text = json_text(to_json(session.metadata), what)
+    except TypeError as error:
+        raise ValidationError(str(error)) from error
+    if nests_deeper(text, MAX_JSON_DEPTH - 2):  # an event has them two levels further in
+        raise ValidationError(f"{what} must nest at most {MAX_JSON_DEPTH - 2} levels")
+    return _measured(text, MAX_METADATA_BYTES, what)
+
+
+def event_text(event: object) -> str:
+    """Return an event as JSON text that can be read back, without a resume token.  Raises `ValidationError`."""
+    session = getattr(event, "session", None)
+    if not isinstance(event, RuntimeMadeEvent | BackendMadeEvent) or not isinstance(session, RuntimeSession | None):
+        raise ValidationError(f"an event must be a RuntimeStreamEvent, not {type(event).__name__}, and so its session")
+    told: Any = event  # of a class that `decode_runtime_event` knows, or refuses
+    try:
+        text = _measured(encode_runtime_event(told), MAX_EVENT_BYTES, "an event")
     except (TypeError, ValueError, RecursionError) as error:
         raise ValidationError(f"an event must be JSON: {error}") from error
-
-
-def _text(value: Any, most: int, what: str) -> str:
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValidationError(f"{what} must be JSON: {error}") from error
-    return _measured(text, most, what)
+    decode_runtime_event(text)
+    return text
 
 
 def _measured(text: str, most: int, what: str) -> str:
+    if (size := _size(text, what)) > most:
+        raise ValidationError(f"{what} has {size} bytes, and may have {most}")
+    return text
+
+
+def _size(text: str, what: str) -> int:
     try:
-        size = len(text.encode())
+        return len(text.encode())
     except UnicodeEncodeError as error:
         raise ValidationError(f"{what} has half a surrogate pair, which cannot be stored") from error
-    if size > most:
-        raise ValidationError(f"{what} has {size} bytes as JSON, and may have {most}")
-    return text
 
 
 @dataclass(slots=True)
@@ -139,13 +209,12 @@ class InMemoryRuntimeSessionStore:
 
     async def get(self, session_id: str) -> RuntimeSession | None:
         """See `RuntimeSessionStore.get`."""
-        kept = self._kept.get(session_id)
+        kept = self._kept.get(require_text(session_id, "a session's id"))
         return None if kept is None else read_value(RuntimeSession, json.loads(kept.session))
 
     async def put(self, session: RuntimeSession) -> None:
         """See `RuntimeSessionStore.put`."""
-        require_session_id(session.id)
-        metadata_text(session)
+        require_session(session)
         before = await self.get(session.id)
         if before is not None:
             if before.backend != session.backend:
@@ -156,7 +225,7 @@ class InMemoryRuntimeSessionStore:
 
     async def append_event(self, session_id: str, event: RuntimeStreamEvent) -> int:
         """See `RuntimeSessionStore.append_event`."""
-        text, kept = event_text(event), self._kept.get(session_id)
+        text, kept = event_text(event), self._kept.get(require_text(session_id, "a session's id"))
         if kept is None:
             raise ValidationError(f"there is no session {session_id!r:.220}")
         kept.events.append(text)
@@ -166,11 +235,16 @@ class InMemoryRuntimeSessionStore:
         self, session_id: str, *, after: int = -1, limit: int = MAX_EVENTS_PER_PAGE
     ) -> Sequence[StoredRuntimeEvent]:
         """See `RuntimeSessionStore.list_events`."""
-        kept, first = self._kept.get(session_id), max(0, after + 1)
-        texts = kept.events[first : first + page_size(limit)] if kept is not None else ()
+        kept = self._kept.get(require_text(session_id, "a session's id"))
+        behind, most = page(after, limit)
+        first = behind + 1
+        texts = kept.events[first : first + most] if kept is not None else ()
         return [StoredRuntimeEvent(seq=first + n, event=decode_runtime_event(text)) for n, text in enumerate(texts)]
 
 
-def page_size(limit: int) -> int:
-    """Return *limit* as far as it may go."""
-    return min(max(limit, 1), MAX_EVENTS_PER_PAGE)
+def page(after: int, limit: int) -> tuple[int, int]:
+    """Return behind which number a page of events begins, and how many it has.  Raises `ValidationError`."""
+    for name, value in (("after", after), ("limit", limit)):
+        if type(value) is not int:
+            raise ValidationError(f"{name} must be a whole number, not {value!r:.40}")
+    return min(max(after, -1), _LAST_NUMBER), min(max(limit, 1), MAX_EVENTS_PER_PAGE)

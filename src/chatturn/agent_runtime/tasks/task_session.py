@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeAlias
 
-from chatturn.agent_runtime.tasks.sessions import RuntimeSessionStore, metadata_text, require_session_id
+from chatturn.agent_runtime.tasks.sessions import RuntimeSessionStore, require_session, require_session_id
 from chatturn.agent_runtime.tasks.task_backends import (
     AgentBackendInput,
     AgentExecutionBackend,
@@ -140,16 +140,14 @@ class TaskSession:
 
     async def _open(self, opening: _Open, request: AgentBackendInput, asked: RuntimeSession) -> None:
         opened = await opening(request, asked)
+        try:
+            require_session(opened)
+        except ValidationError as error:
+            raise BackendProtocolError(f"it opened what cannot be stored: {error}", backend=asked.backend) from error
         if opened.backend != self.backend.kind:
             raise BackendProtocolError("it opened a session of another kind", backend=self.backend.kind)
-        if self.store is not None:
-            try:
-                require_session_id(opened.id)
-                metadata_text(opened)
-            except ValidationError as error:
-                raise BackendProtocolError(
-                    f"it opened what cannot be stored: {error}", backend=asked.backend
-                ) from error
+        if _RENAMED_TO in (opened.metadata or {}):
+            raise BackendProtocolError(f"it has no say over {_RENAMED_TO}", backend=self.backend.kind)
         self.unsaid.add(opened.resume_token)
         self._asked = opened  # even if whoever waits for it is gone by now
 

@@ -189,12 +189,19 @@ async def test_an_error_from_which_nobody_recovers_is_the_last_that_a_backend_sa
     assert 1 == kinds(events).count("backend_error")
 
 
-@pytest.mark.parametrize("opened", [{"backend": "other"}, {"id": ""}, {"id": "x" * 201}, {"metadata": {"a": {1}}}])
-async def test_a_backend_that_opens_what_is_no_session_of_its_own_has_failed(opened: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "opened",
+    [
+        {"backend": "other"}, {"id": ""}, {"id": "x" * 201}, {"id": 5}, {"metadata": {"a": {1}}}, {"metadata": 5},
+        {"resume_token": 5}, {"resume_token": "x" * 3_000_000}, {"status": "open"}, {"created_at": "now"},
+        {"metadata": {"chatturn.renamedTo": "another's"}}, None,
+    ],
+)  # fmt: skip
+async def test_a_backend_that_opens_what_is_no_session_of_its_own_has_failed(opened: dict[str, Any] | None) -> None:
     """It is told as the backend's error, and nothing is stored."""
 
-    async def start(_: AgentBackendInput, session: RuntimeSession) -> RuntimeSession:
-        return replace(session, **opened)
+    async def start(_: AgentBackendInput, session: RuntimeSession) -> Any:
+        return None if opened is None else replace(session, **opened)
 
     async def stream(_: AgentBackendInput, __: AgentBackendContext) -> AsyncIterator[RuntimeStreamEvent]:
         yield TextDeltaEvent(text="x")
