@@ -7,15 +7,19 @@ Mirrors `introspection.py` and `setup_python_search_path.py` of workerd.
 
 import _random
 import functools
+import gc
 import importlib
 import inspect
 import os
 import random
 import sys
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from inspect import ismemberdescriptor
 from pathlib import Path
 from site import addsitedir
-from types import FrameType, ModuleType, TracebackType
+from types import FrameType, FunctionType, MethodType, ModuleType, TracebackType
 from typing import Any, Final
 
 from pyodide.ffi import JsProxy, to_js
@@ -199,46 +203,63 @@ def _is_ours(module: ModuleType) -> bool:
     return (getattr(module, "__file__", None) or "").startswith(SOURCES)
 
 
-def holders(number_of: Callable[[object], int]) -> dict[int, str]:
+def holders(number_of: Callable[[object], int], wanted: int) -> dict[int, str]:
     """
     Find out who holds JavaScript objects: return a place, like ``module.name``, for each that is found.
 
+    Whatever the garbage collector can follow is followed, the modules of the Worker first.
+
     Args:
         number_of: Returns the number of an object that is looked for, -1 for any other.
+        wanted: How many are looked for.
     """
+    modules = [(name, module) for name, module in list(sys.modules.items()) if type(module) is ModuleType]
+    # What was looked at, kept so that no other object gets its id; a module's dict is looked at as the module.
+    seen: dict[int, object] = {id(known): known for known in (globals(), *(vars(module) for _, module in modules))}
     found: dict[int, str] = {}
-    for name, module in list(sys.modules.items()):
-        if _is_ours(module):
-            _look(name, vars(module), number_of, found, set())
+    for ours in (True, False):
+        places = deque(
+            (f"{name}.{attribute}", value)
+            for name, module in modules
+            if _is_ours(module) is ours
+            for attribute, value in list(vars(module).items())
+        )
+        while places and len(found) < wanted:
+            place, value = places.popleft()
+            if id(value) in seen:
+                continue
+            seen[id(value)] = value
+            if issubclass(type(value), JsProxy):
+                if (number := number_of(value)) >= 0:
+                    found[number] = place
+            else:
+                with suppress(Exception):  # An object may refuse to be looked at; the collector does not ask it.
+                    places += [(f"{place}.{name}", part) for name, part in _named_parts(value)]
+                places += ((place, part) for part in gc.get_referents(value))
     return found
 
 
-def _look(place: str, value: Any, number_of: Callable[[object], int], found: dict[int, str], seen: set[int]) -> None:
-    if id(value) in seen or isinstance(value, str | bytes | int | float | ModuleType):
-        return
-    seen.add(id(value))
-    if isinstance(value, JsProxy):
-        number = number_of(value)
-        if number >= 0:
-            found.setdefault(number, place)
-        return
-    for name, part in _parts(value):
-        _look(f"{place}.{name}", part, number_of, found, seen)
-
-
-def _parts(value: Any) -> list[tuple[str, Any]]:
-    """Return what *value* is made of, as far as Python code can hold something in it."""
+def _named_parts(value: Any) -> list[tuple[str, Any]]:
+    """Return what *value* is made of, as far as that has a name or a number."""
     match value:
         case dict():
-            return [(str(name), part) for name, part in list(value.items())]
-        case list() | tuple() | set() | frozenset():
+            return [(str(name), part) for name, part in list(value.items()) if isinstance(name, str | int)]
+        case list() | tuple() | set() | frozenset() | deque():
             return [(str(number), part) for number, part in enumerate(value)]
         case functools.partial():
             return [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
-        case type():
-            return [*vars(value).items()]
-    if inspect.isfunction(value):
-        closure = inspect.getclosurevars(value).nonlocals if value.__closure__ else {}
-        return [("defaults", value.__defaults__), ("kwdefaults", value.__kwdefaults__), *closure.items()]
-    slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ()) if isinstance(name, str)]
-    return [*getattr(value, "__dict__", {}).items(), *((name, getattr(value, name, None)) for name in slots)]
+        case FunctionType():
+            closure = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+            return [("defaults", value.__defaults__), ("kwdefaults", value.__kwdefaults__), *closure]
+        case MethodType():
+            return [("self", value.__self__)]
+        case _:
+            return _attributes(value)
+
+
+def _attributes(value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, type):
+        return [*vars(value).items()]
+    slots = {name: slot for cls in type(value).__mro__ for name, slot in vars(cls).items() if ismemberdescriptor(slot)}
+    members = [(name, slot.__get__(value)) for name, slot in slots.items() if hasattr(value, name)]
+    return [*getattr(value, "__dict__", {}).items(), *members]

@@ -15,7 +15,7 @@ export function checkSnapshot(python, bootstrap, entry, given) {
   const known = new Set([...given, ...api.getExpectedKeys(), api.abortSignalAny]);
   const modules = bootstrap.import_everything(entry).toJs();
   const faults = held(python).filter((object) => !known.has(object) && pathOf(object) === undefined);
-  const holders = bootstrap.holders((object) => faults.indexOf(object)).toJs();
+  const holders = bootstrap.holders((object) => faults.indexOf(object), faults.length).toJs();
   return { modules, faults: faults.map((object, number) => ({ holder: holders.get(number) ?? null, kind: kindOf(object) })) };
 }
 
