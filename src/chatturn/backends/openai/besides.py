@@ -33,7 +33,7 @@ _ROLE_AND_TEXT: Final = frozenset({"role", "content", "name", "index", "id", "ty
 _TOLD_OTHERWISE: Final = frozenset(
     {"reasoning", "reasoning_content", "reasoning_text", "reasoning_details", "thinking", "thinking_blocks"}
     | {"reasoning_signature", "signature", "thought_signature", "extra_content", "tool_calls", "function_call"}
-    | {"error", "obfuscation", "token_ids", "finish_reason", "logprobs"}
+    | {"error", "obfuscation", "token_ids", "finish_reason", "finishReason", "logprobs"}
 )
 KNOWN: Final = _ROLE_AND_TEXT | _TOLD_OTHERWISE
 """Members of a delta that are no data of their own."""

@@ -11,17 +11,18 @@ Nearly every frame is one piece of text, so that path is short: a `template` mat
 one JSON parse.
 """
 
-import re
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from chatturn.backends.openai.besides import KNOWN, Besides
-from chatturn.backends.openai.ends import End, end_of, says_nothing
-from chatturn.backends.openai.failures import Complaint, complaint_in, shortened
+from chatturn.backends.openai.ends import End, end_of, reason_in
+from chatturn.backends.openai.failures import Complaint, complaint_in, complaint_within, shortened
 from chatturn.backends.openai.kept import Keeper
-from chatturn.backends.openai.model_json import parse_frame
+from chatturn.backends.openai.model_json import parse_frame, parse_values
 from chatturn.backends.openai.sse import DONE, MAX_EVENT_BYTES, EventTooLong, ServerSentEvent, SSEDecoder
 from chatturn.backends.openai.template import FrameTemplate
+from chatturn.backends.openai.texts import SAID_AS_TEXT, Mender, parts_of, plain_text, reasoning_of
 from chatturn.backends.openai.tool_calls import ToolCallAssembler
 from chatturn.errors import AnswerWithheld, BackendError, BackendProtocolError, BackendReportedError
 from chatturn.events import ChatStreamEvent, TextDeltas, pieces_of, reasoning_delta, text_delta, usage_event
@@ -32,13 +33,20 @@ _MAX_COUNT: Final = 2**53 - 1  # what JSON numbers carry exactly everywhere
 _MAX_NAME: Final = 200
 _MAX_STRAY_CHARACTERS: Final = 2_000
 _MAX_HELD: Final = 16
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_MOST_DIGITS: Final = 9
+_DATA: Final = "data:"
+_DONE_WORDS: Final = frozenset({"DONE", "END", "EOS"})
 _BOM: Final = b"\xef\xbb\xbf"
 _DOCUMENT: Final = (b"{", b"[", b"<")
 """How a body begins that is no stream."""
 
 _SIGNS_OF_LIFE: Final = frozenset({"ping", "heartbeat", "keepalive", "keep-alive", "comment"})
 """Types of events whose data says nothing."""
+
+_OF_A_CHUNK: Final = frozenset(
+    {"id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier", "provider"}
+)
+"""Members of a frame that are no sign of an error."""
 
 # Where servers put the counts of a `usage` object: what we call it, then the paths to look at.
 _COUNTS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
@@ -54,10 +62,6 @@ _COUNTS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
         ("output_tokens_details", "reasoning_tokens"),
     ),
 }
-
-
-_TEXTS: Final = frozenset({"text", "output_text"})
-_THOUGHTS: Final = frozenset({"reasoning.text", "reasoning.summary", "thinking", "reasoning", "reasoning_text"})
 
 
 class CompletionReader:
@@ -104,10 +108,11 @@ class CompletionReader:
         self._begun = False
         self._spoke = False
         self._stray = ""  # lines that are no fields
+        self._told: str | None = ""  # by whole messages; None once pieces have said something
         self._choice: Any = None  # which of several choices is the answer; None until that is known
         self._held: list[dict[str, Any]] = []  # messages of another choice than the first, until it is
         self._decoder = SSEDecoder(lenient=True)
-        self._text, self._reasoning = _Mender(), _Mender()
+        self._text, self._reasoning = Mender(), Mender()
         self._template = FrameTemplate(parse_frame)
         self._tools = ToolCallAssembler(make_id, tools)
         self._kept = Keeper() if tools or keeps else None
@@ -234,13 +239,22 @@ class CompletionReader:
             self._read_choices(message, events)
 
     def _read_document(self, text: str, events: list[ChatStreamEvent]) -> None:
-        """Read a body that is one JSON document, or else whatever lines it has."""
+        """Read a body that is one JSON document; or frames without ``data:``, or whatever lines it has."""
         try:
-            message = parse_frame(text)
+            values, rest = parse_values(text)
         except ValueError:
-            for line in text.split("\n\n"):
-                self._read_frames(self._decoder.feed(f"{line}\n\n".encode()), events)
+            values, rest = [], text
+        if len(values) == 1 and not rest:
+            self._read_whole(values[0], text, events)
             return
+        for value in values:
+            self._read_value(value, events)
+        if self._told and self.finish_reason is None:
+            self._complete = True  # a whole message is one without a reason, too
+        for line in rest.split("\n\n"):
+            self._read_frames(self._decoder.feed(f"{line}\n\n".encode()), events)
+
+    def _read_whole(self, message: Any, text: str, events: list[ChatStreamEvent]) -> None:
         if (complaint := complaint_in(message)) is not None:
             raise complaint.error(self._backend, instead_of_answer=True)
         for part in message if isinstance(message, list) else [message]:
@@ -258,9 +272,13 @@ class CompletionReader:
             BackendError: It broke off, or with a reason that makes it none.
         """
         if self.finish_reason is None and (not self._complete or self._stray):
+            if (complaint := complaint_within(self._stray)) is not None:
+                raise complaint.error(self._backend, instead_of_answer=not self._spoke)
             missing = "neither finish reason nor [DONE]" if not self._complete else "no finish reason but an error"
             raise BackendProtocolError(f"ended with {missing}", backend=self._backend, detail=shortened(self._stray))
         if self.finish_reason is None:
+            if self._tools.is_cut:
+                raise BackendProtocolError("ended inside a tool call", backend=self._backend)
             return End.STOP
         end = end_of(self.finish_reason)
         if end.is_failure:
@@ -290,45 +308,53 @@ class CompletionReader:
             self.finish_reason = self.finish_reason if not text else None
             self._say(text, events)
             return
-        if data == DONE:
+        if data == DONE and frame.event != "error":
             self._read_done()
             return
         try:
             message = parse_frame(data)
         except ValueError as error:
-            self._read_bare(frame, error)
+            self._read_bare(frame, error, events)
             return
-        if type(message) is dict and message.get("choices") and '"error' not in data and frame.event != "error":
-            if self._read_message(message, events):
-                self._template.learn(data, message)
-        else:
-            self._read_other(message, frame, events)
+        if frame.event == "error":
+            raise (complaint_in(message) or Complaint(words=data)).error(self._backend)
+        is_plain = type(message) is dict and _OF_A_CHUNK.issuperset(message) and '"error' not in data
+        if self._read_value(message, events, is_plain=is_plain):
+            self._template.learn(data, message)
+        elif type(message) is dict and _says_nothing_known(message) and frame.event not in _SIGNS_OF_LIFE:
+            self._note(data)
 
-    def _read_other(self, message: Any, frame: ServerSentEvent, events: list[ChatStreamEvent]) -> None:
-        """Read a frame that may be an error, or that says nothing of the answer."""
-        complaint = complaint_in(message)
-        if complaint is None and frame.event == "error":
-            complaint = Complaint(words=frame.data)
-        if complaint is not None:
+    def _read_value(self, message: Any, events: list[ChatStreamEvent], *, is_plain: bool = False) -> bool:
+        """Read one JSON value of the answer, which may be an error; return whether all it said was a piece of text."""
+        if not is_plain and (complaint := complaint_in(message)) is not None:
             raise complaint.error(self._backend)
+        if type(message) is dict:
+            return self._read_message(message, events)
         if message == DONE:
             self._read_done()
-        for part in message if type(message) is list else [message]:
+        for part in message if type(message) is list else ():
             if type(part) is dict:
                 self._read_message(part, events)
+        return False
+
+    def _note(self, text: str) -> None:
+        """Keep what nobody understands: if no reason comes, the answer may have failed there."""
+        self._stray = f"{self._stray}{text}\n"[:_MAX_STRAY_CHARACTERS]
 
     def _read_done(self) -> None:
         self.done = self._complete = True
 
-    def _read_bare(self, frame: ServerSentEvent, cause: Exception) -> None:
+    def _read_bare(self, frame: ServerSentEvent, cause: Exception, events: list[ChatStreamEvent]) -> None:
         """Read data that is no JSON, or a line that is no field."""
         text = frame.data.strip()
         if frame.event == "error":
             raise Complaint(words=text).error(self._backend) from cause
-        if text.upper() == DONE:
+        if text.strip("[]").upper() in _DONE_WORDS:
             self._read_done()
         elif frame.event == "line":
-            self._stray = f"{self._stray}{text}\n"[:_MAX_STRAY_CHARACTERS]
+            self._note(text)
+        elif text.startswith(_DATA):  # a proxy has put frames into frames
+            self._read_frame(ServerSentEvent(text.removeprefix(_DATA).lstrip(), frame.event), events)
         elif text and not text.startswith(":") and not {frame.event, text.lower()} & _SIGNS_OF_LIFE:
             raise BackendProtocolError("a frame is not JSON", backend=self._backend, detail=shortened(text)) from cause
 
@@ -339,6 +365,8 @@ class CompletionReader:
         if not self._identified:
             self._identify(message)
         self._read_usage(message.get("usage"))
+        if type(groq := message.get("x_groq")) is dict:
+            self._read_usage(groq.get("usage"))
         if "citations" in message or "search_results" in message:
             self._besides.add_citations(message.get("search_results") or message.get("citations"))
         return self._read_choices(message, events) and not message.get("usage")
@@ -347,6 +375,8 @@ class CompletionReader:
         choices = message.get("choices") or _native_choices(message)
         if not choices or type(choices) is not list:
             return False
+        if (reason := reason_in(message)) is not None:
+            choices = [{**choice, "finish_reason": reason} for choice in choices if type(choice) is dict]
         if len(choices) == 1 and type(choice := choices[0]) is dict and (choice.get("index") or 0) == self._choice:
             return self._read_choice(choice, events)
         if (chosen := self._chosen(choices)) is not None:
@@ -378,11 +408,13 @@ class CompletionReader:
 
     def _read_choice(self, choice: dict[str, Any], events: list[ChatStreamEvent]) -> bool:
         delta = choice.get("delta")
-        whole = delta is None and not self._begun
+        whole = type(delta) is not dict
         if whole:
-            delta = choice.get("message")  # the whole of it: after deltas it would say everything twice
+            delta = self._further(choice)
         self._begun = True
         only_text, spoke = self._read_delta(delta, events, whole=whole) if type(delta) is dict else (False, False)
+        if spoke and not whole:
+            self._told = None
         if choice.get("logprobs"):
             only_text = False
             self._besides.add_logprobs(choice["logprobs"])
@@ -391,16 +423,33 @@ class CompletionReader:
             self._read_usage(choice["usage"])
         if spoke:
             self.finish_reason = None
-        reason = choice.get("finish_reason")
-        if says_nothing(reason):
+        reason = reason_in(choice, delta)
+        if reason is None:
             return only_text and not whole
-        self.finish_reason = _sendable(str(reason))
+        if self.finish_reason is None or end_of(self.finish_reason).is_whole:  # no empty frame makes a cut one whole
+            self.finish_reason = _sendable(str(reason))
         self.reason_stands_alone = not spoke
         return False
 
+    def _further(self, choice: dict[str, Any]) -> dict[str, Any] | None:
+        """
+        Return what a choice without a delta says, as one: a message, or a text.
+
+        A message that comes after deltas says everything again; after others it says all so far, or what is new.
+        """
+        message = choice.get("message")
+        if type(message) is not dict:
+            return {"content": choice["text"]} if type(choice.get("text")) is str else None
+        if self._told is None:
+            return None
+        before, content = self._told, plain_text(message.get("content"))
+        self._told = content if content.startswith(before) else before + content
+        return {**message, "content": self._told[len(before) :]} if before else message
+
     def _read_usage(self, usage: object) -> None:
-        if type(usage) is dict and usage:
-            self._usage = usage
+        """Take counts; each frame may have some of them, or all so far, or at the end zeros."""
+        if type(usage) is dict:
+            self._usage |= {name: value for name, value in usage.items() if value or name not in self._usage}
 
     def _read_delta(self, delta: dict[str, Any], events: list[ChatStreamEvent], *, whole: bool) -> tuple[bool, bool]:
         """Read a delta; return whether there is nothing but text in it, and whether it says anything."""
@@ -408,11 +457,14 @@ class CompletionReader:
         if len(delta) == 1 and type(content) is str:
             self._say(content, events)
             return True, bool(content)
+        if type(content) is dict or type(content) is list:
+            delta = {**delta, "content": (content := parts_of(content))}
         before = len(events)
-        if reasoning := self._reasoning.mended(_reasoning_of(delta)):
+        if reasoning := self._reasoning.mended(reasoning_of(delta)):
             events.extend(map(reasoning_delta, pieces_of(reasoning)))
-        self._say(_plain(content or delta.get("refusal")), events)
+        self._say(plain_text(content or delta.get("refusal")), events)
         pieces = delta.get("tool_calls")
+        pieces = [pieces] if type(pieces) is dict and pieces else pieces
         if not pieces and type(function := delta.get("function_call")) is dict and function:
             pieces = [{"index": "function_call", "function": function}]
         if pieces:
@@ -433,7 +485,7 @@ class CompletionReader:
 
     def _add_parts(self, content: list[Any]) -> None:
         for part in content:
-            if type(part) is not dict or part.get("type") in _TEXTS | _THOUGHTS:
+            if type(part) is not dict or part.get("type") in SAID_AS_TEXT:
                 continue
             self._besides.add_part(part)
 
@@ -453,58 +505,23 @@ class CompletionReader:
             self._identified = True
 
 
-class _Mender:
-    """Puts characters together again of which a server escaped each half in another delta."""
-
-    __slots__ = ("held",)
-
-    def __init__(self) -> None:
-        self.held = ""
-
-    def mended(self, text: str) -> str:
-        """Return *text* as far as it can be sent; halves without their other half are replaced."""
-        if not self.held and not _SURROGATE.search(text):
-            return text
-        text = self.held + text
-        self.held = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
-        whole = text[: len(text) - len(self.held)]
-        return whole.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def _plain(content: object) -> str:
-    """Return the text of *content*, a string or a list of parts."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        return ""
-    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") in _TEXTS]
-    return "".join(text for text in texts if isinstance(text, str))
-
-
-def _reasoning_of(delta: Mapping[str, Any]) -> str:
-    """Return the reasoning in *delta*, wherever the server puts it."""
-    for name in ("reasoning_content", "reasoning", "reasoning_text", "thinking"):
-        if text := _plain(delta.get(name)):
-            return text
-    parts = [delta.get("reasoning_details"), delta.get("thinking_blocks"), delta.get("content")]
-    return "".join(_thought(part) for part in parts if type(part) is list for part in part if type(part) is dict)
-
-
-def _thought(part: Mapping[str, Any]) -> str:
-    """Return what a part of a model's reasoning says that may be shown."""
-    if part.get("type") not in _THOUGHTS:
-        return ""
-    return next(filter(None, (_plain(part.get(name)) for name in ("text", "thinking", "summary"))), "")
-
-
 def _native_choices(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what a message of Workers AI's own format says, as choices; nothing of others."""
     said = message["result"] if type(message.get("result")) is dict else message
     text, calls = said.get("response"), said.get("tool_calls")
-    if type(text) is not str and not (type(calls) is list and calls and "response" in said):
+    if "response" not in said or (text is None and not calls):
         return []
-    pieces = [{"index": at, "function": call} if "function" not in call else call for at, call in _objects(calls)]
+    pieces = [{"index": at, **call} for at, call in _objects(calls)]
+    if type(text) is dict or type(text) is list:  # as it was asked to, in JSON
+        text = json.dumps(text, ensure_ascii=False)
     return [{"index": 0, "delta": {"content": text, **({"tool_calls": pieces} if pieces else {})}}]
+
+
+def _says_nothing_known(message: Mapping[str, Any]) -> bool:
+    """Say whether a frame is of no kind that answers have."""
+    return bool(message) and not {"choices", "usage", "object", "type", "response", "result", "citations"} & set(
+        message
+    )
 
 
 def _objects(items: object) -> list[tuple[int, dict[str, Any]]]:
@@ -513,6 +530,8 @@ def _objects(items: object) -> list[tuple[int, dict[str, Any]]]:
 
 def _index(choice: Mapping[str, Any]) -> Any:
     index = choice.get("index")
+    if isinstance(index, str) and index.isdecimal() and len(index) <= _MOST_DIGITS:
+        index = int(index)
     return index if isinstance(index, int) and index else 0
 
 

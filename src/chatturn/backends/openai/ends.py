@@ -9,9 +9,9 @@ The operator's log has the word then.
 import re
 from collections.abc import Mapping
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["End", "end_of", "known_words", "says_nothing"]
+__all__ = ["End", "end_of", "known_words", "reason_in", "says_nothing"]
 
 
 class End(Enum):
@@ -43,11 +43,11 @@ _WORDS: Final[Mapping[End, str]] = {
     # The same, Mistral, Z.ai
     End.LENGTH: "length max_tokens max_output_tokens max_completion_tokens max_new_tokens max_length model_length "
     "token_limit token_limit_reached model_context_window_exceeded context_window_exceeded "
-    "context_length_exceeded context_length incomplete length_limit",
+    "context_length_exceeded context_length incomplete length_limit limit",
     # The same, Azure, Gemini, Z.ai
     End.CONTENT_FILTER: "content_filter content_filtered content_filter_error filtered safety refusal refused "
-    "sensitive recitation blocklist prohibited_content spii image_safety guardrail guardrail_intervened moderation "
-    "error_toxic language blocked",
+    "sensitive recitation blocklist prohibited_content spii image_safety image_prohibited_content image_recitation "
+    "guardrail guardrail_intervened moderation error_toxic language blocked",
     # vLLM and SGLang; DeepSeek; Z.ai; Gemini; Anthropic; Cohere; gateways
     End.FAILED: "abort aborted cancel cancelled canceled insufficient_system_resource network_error error errored "
     "internal_error server_error error_limit fail failed failure timeout timed_out time_limit overloaded "
@@ -57,6 +57,8 @@ _WORDS: Final[Mapping[End, str]] = {
 }
 _ENDS: Final[Mapping[str, End]] = {word: end for end, words in _WORDS.items() for word in words.split()}
 _INNER_CAPITAL: Final = re.compile("(?<=[a-z])(?=[A-Z])")
+_PREFIX: Final = re.compile("^finish_?reason[._:]+")
+_NAMES: Final = ("finish_reason", "finishReason")
 _NOTHING: Final = frozenset({"", "null", "none", "undefined", "nil", "false"})
 
 
@@ -70,10 +72,26 @@ def says_nothing(reason: object) -> bool:
     return not reason or _word(reason) in _NOTHING
 
 
+def reason_in(*places: Any) -> Any:
+    """Return the finish reason in the first of *places* that has one, whatever it is called there; None for none."""
+    for place in places:
+        for name in _NAMES if type(place) is dict else ():
+            reason = place.get(name)
+            if type(reason) is dict:
+                reason = reason.get("type") or reason.get("reason")
+            if not says_nothing(reason):
+                return reason
+    return None
+
+
 def end_of(reason: str) -> End:
-    """Return what *reason* comes to, however it is written: ``FINISH_REASON_STOP``, ``tool-calls``, ``X: Y``."""
+    """
+    Return what *reason* comes to, however it is written.
+
+    ``FINISH_REASON_STOP``, ``FinishReason.STOP``, ``tool-calls``, ``endTurn`` and ``X: Y`` are known.
+    """
     word = _word(reason)
-    short = word.removeprefix("finish_reason_")
+    short = _PREFIX.sub("", word)
     return _ENDS.get(word) or _ENDS.get(short.partition(":")[0]) or End.UNKNOWN
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from chatturn.backends.openai.model_json import parse_frame
 from chatturn.errors import (
     BackendError,
     BackendRejected,
@@ -24,7 +25,15 @@ from chatturn.errors import (
     QuotaExhausted,
 )
 
-__all__ = ["MAX_DETAIL_BYTES", "PASSING_STATUSES", "Complaint", "complaint_in", "refusal", "shortened"]
+__all__ = [
+    "MAX_DETAIL_BYTES",
+    "PASSING_STATUSES",
+    "Complaint",
+    "complaint_in",
+    "complaint_within",
+    "refusal",
+    "shortened",
+]
 
 MAX_DETAIL_BYTES: Final = 2_048
 
@@ -37,7 +46,8 @@ Anthropic's 529, Groq's 498; 409 and 408 as OpenAI's own clients take them.
 _TOO_LONG: Final = re.compile(
     r"context_(?:length|window)|context_?size|model_context|context (?:length|window|size|limit)|max_seq_len"
     r"|maximum (?:context|sequence|prompt|input) (?:length|size)|prompt (?:is )?too (?:long|large)"
-    r"|input (?:is )?too (?:long|large)|(?:input|prompt) token (?:count|limit)|too many (?:input |prompt )?tokens"
+    r"|input (?:is )?too (?:long|large)|(?:input|prompt) token (?:count|limit)"
+    r"|too many (?:input |prompt )?tokens(?! per|,? please wait)"
     r"|(?:input|prompt|request)(?: \w+){0,6} exceeds? (?:the )?(?:max\w* )?(?:\w+ )?(?:token|context|length)"
     r"|maximum (?:allowed )?number of (?:input )?tokens|reduce the length|too large for model"
     r"|max_tokens must be at least 1, got -"
@@ -66,8 +76,12 @@ _WRONG: Final = re.compile(
 _CLIENT_ERRORS: Final = range(400, 500)
 _ERRORS: Final = range(400, 600)
 _STATUSES: Final = range(100, 600)
-_WORDS: Final = ("detail", "message", "msg", "error_msg", "error_message", "errorMessage", "status_msg", "reason")
-_CODES: Final = ("code", "status", "status_code", "statusCode", "http_code", "httpCode", "error_code")
+# Names of members, in lower case and without what separates words.
+_ERROR_NAMES: Final = ("error", "errors", "err", "fault", "exception")
+_WORDS: Final = ("detail", "message", "msg", "errormsg", "errormessage", "errordescription", "statusmsg", "reason")
+_CODES: Final = ("code", "status", "statuscode", "httpcode", "errorcode")
+_ENVELOPES: Final = ("response", "result", "output", "data", "body")
+_FAILED: Final = frozenset({"error", "exception", "failed", "failure"})
 
 
 def shortened(text: bytes | str) -> str:
@@ -142,12 +156,20 @@ def complaint_in(message: Any) -> Complaint | None:
     return next(_complaints(message), None) if isinstance(message, dict) else None
 
 
+def complaint_within(text: str) -> Complaint | None:
+    """Return the error that *text* is, which was read line by line; None if it is none, or no JSON."""
+    try:
+        return complaint_in(parse_frame(text))
+    except ValueError:
+        return None
+
+
 def _complaints(message: Mapping[str, Any]) -> Iterator[Complaint]:
-    for name in ("error", "errors"):
-        if error := _meant(message.get(name)):
-            yield _complaint(message, error)
+    members = _by_plain_names(message)
+    if error := _error_among(members):
+        yield _complaint(message, error)
     label = message.get("object") or message.get("type") or message.get("event")
-    if label == "error":
+    if str(label).lower() in _FAILED:
         yield _complaint(message, message)
     choices = message.get("choices")
     for choice in choices if isinstance(choices, list) else ():
@@ -156,10 +178,29 @@ def _complaints(message: Mapping[str, Any]) -> Iterator[Complaint]:
         inner = message.get(nested)
         if isinstance(inner, dict) and (inner.get("status_code") or "error" in inner):
             yield _complaint(message, inner.get("error", inner))
-    has_words = any(isinstance(message.get(name), str | list) and message[name] for name in _WORDS)
-    is_other = isinstance(label, str) and "error" not in label and _status(message) not in _ERRORS
-    if has_words and not is_other and "choices" not in message and not _meant(message.get("usage")):
+    if not choices and not _meant(message.get("usage")):
+        yield from _instead_of_choices(message, members, label)
+
+
+def _instead_of_choices(message: Mapping[str, Any], members: Mapping[str, Any], label: Any) -> Iterator[Complaint]:
+    for name in _ENVELOPES:
+        inner = members.get(name)
+        if isinstance(inner, dict) and (error := _error_among(_by_plain_names(inner))):
+            yield _complaint(message, error)
+    has_words = any(isinstance(members.get(name), str | list | dict) and members[name] for name in _WORDS)
+    is_other = isinstance(label, str) and "error" not in label.lower() and _status(message) not in _ERRORS
+    has_failed = members.get("success") is False or str(members.get("status")).lower() in _FAILED
+    if has_failed or (has_words and not is_other):
         yield _complaint(message, message)
+
+
+def _by_plain_names(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the members of *message* by their names in lower case: ``ErrorMsg`` and ``error_msg`` are one."""
+    return {str(name).lower().replace("_", "").replace("-", ""): value for name, value in message.items()}
+
+
+def _error_among(members: Mapping[str, Any]) -> Any:
+    return next(filter(None, (_meant(members.get(name)) for name in _ERROR_NAMES)), None)
 
 
 def _in_choice(choice: Any) -> Iterator[Complaint]:
@@ -186,8 +227,9 @@ def _status(error: Any) -> int:
     """Return the HTTP status that *error* names, 0 if it names none."""
     if not isinstance(error, Mapping):
         return 0
+    members = _by_plain_names(error)
     for name in _CODES:
-        code: Any = error.get(name)
+        code: Any = members.get(name)
         if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) == 3:  # noqa: PLR2004
             code = int(code)
         if type(code) in {int, float} and code in _STATUSES:

@@ -21,6 +21,7 @@ MAX_KEPT_CHARACTERS: Final = 500_000
 _SAID_OTHERWISE: Final = frozenset(
     {"role", "content", "tool_calls", "function_call", "refusal", "annotations", "citations", "audio", "images"}
     | {"name", "logprobs", "search_results", "obfuscation", "error", "token_ids", "index"}
+    | {"finish_reason", "finishReason"}
 )
 # Members of a piece that say which piece it is: the same in every piece, and no text to be continued.
 _NAMES: Final = frozenset({"type", "id", "index", "format", "name", "role"})

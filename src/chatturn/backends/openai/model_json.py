@@ -1,11 +1,13 @@
 """JSON from a model's API: read with the leniency that servers need, but never so deep that it kills us."""
 
 import json
+import re
+from contextlib import suppress
 from typing import Any, Final
 
 from chatturn.jsontext.depth import nests_deeper
 
-__all__ = ["MAX_JSON_DEPTH", "parse_frame", "parse_sendable"]
+__all__ = ["MAX_JSON_DEPTH", "parse_frame", "parse_sendable", "parse_values"]
 
 MAX_JSON_DEPTH: Final = 64
 """Levels of arrays and objects."""
@@ -13,7 +15,9 @@ MAX_JSON_DEPTH: Final = 64
 _MAX_SENDABLE_DEPTH: Final = 60
 """Somewhat less: what is sent on stands inside of something else, an event's line or a step's record."""
 
-_parse: Final = json.JSONDecoder(parse_constant=lambda _: None).decode
+_DECODER: Final = json.JSONDecoder(parse_constant=lambda _: None)
+_BLANKS: Final = re.compile(r"\s*")
+_parse: Final = _DECODER.decode
 
 
 def parse_frame(text: str) -> Any:
@@ -25,6 +29,25 @@ def parse_frame(text: str) -> Any:
     """
     _check_depth(text, MAX_JSON_DEPTH)
     return _parse(text)
+
+
+def parse_values(text: str) -> tuple[list[Any], str]:
+    """
+    Parse the JSON values with which *text* begins, as `parse_frame` does; return them and what stands behind them.
+
+    Raises:
+        ValueError: It begins with none, or nests too deep.
+    """
+    _check_depth(text, MAX_JSON_DEPTH)
+    values: list[Any] = []
+    rest = 0
+    with suppress(ValueError):
+        while (rest := _BLANKS.match(text, rest).end()) < len(text):  # type: ignore[union-attr]  # it matches nothing, too
+            value, rest = _DECODER.raw_decode(text, rest)
+            values.append(value)
+    if not values:
+        raise ValueError("no JSON")
+    return values, text[rest:]
 
 
 def parse_sendable(text: str) -> Any:

@@ -9,7 +9,7 @@ Model APIs do not keep to it, so a *lenient* decoder reads on where the grammar 
 
 * a ``data`` line that is whole JSON, or ``[DONE]``, is an event by itself if another ``data`` line follows it;
 * so it is at the end of the stream, without a blank line or even a newline;
-* ``event: error`` holds for the next data, behind a blank line, too;
+* ``event: error`` (``exception``, ``response.failed`` …) holds for the next data, behind a blank line, too;
 * an ``error`` field is an event of the type ``error``, and a line that is no field is one of the type ``line``.
 
 Speed comes from doing nothing per character or line: CR and LF are single bytes in UTF-8, so the bytes are
@@ -17,6 +17,7 @@ cut at the last blank line, decoded at once and split at the blank lines.  A fra
 line, which is nearly all of them, needs no further parsing.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +32,7 @@ MAX_EVENT_BYTES: Final = 8_000_000
 
 _BOM: Final = b"\xef\xbb\xbf"
 _EMPTY_DATA: Final = frozenset({"", '""', "{}", "null"})
+_FAILURE: Final = re.compile(r"(?:.*[._-])?(?:errors?|exception|fail(?:ed|ure)|fatal)")
 _MAX_RETRY_DIGITS: Final = 15  # of milliseconds, 30 000 years; int() of an endless number is an attack
 
 
@@ -185,8 +187,7 @@ class SSEDecoder:
         elif name == "event":
             if self._is_whole():
                 self._say(events)
-            if self._event != "error" or not self._lenient:
-                self._event = value
+            self._set_type(value)
         elif name == "id" and "\0" not in value:
             self.last_event_id = value
         elif name == "retry":
@@ -194,6 +195,12 @@ class SSEDecoder:
         elif name and name != "id" and self._lenient:
             is_error = name.lower() == "error" and bool(value)
             events.append(ServerSentEvent(value, "error") if is_error else ServerSentEvent(line, "line"))
+
+    def _set_type(self, value: str) -> None:
+        if not self._lenient:
+            self._event = value
+        elif self._event != "error":
+            self._event = "error" if _FAILURE.fullmatch(value.strip().lower()) else value
 
     def _end_event(self, events: list[ServerSentEvent]) -> None:
         if self._event == "error" and self._lenient and "".join(self._data).strip() in _EMPTY_DATA:

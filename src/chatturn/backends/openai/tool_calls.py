@@ -30,12 +30,14 @@ _MOST_SHOWN: Final = 1_000
 _MOST_IN_NAME: Final = 64
 
 _UNNAMED: Final = "tool"
-_PLACEHOLDER: Final = "{}"
+_PLACEHOLDERS: Final = frozenset({"{}", "null"})
+_LONGEST_PLACEHOLDER: Final = 4
 _NOT_IN_NAMES: Final = re.compile("[^A-Za-z0-9_-]+")
 _MARKUP: Final = re.compile(r"<\|.*", re.DOTALL)  # of the model's own format, which a server did not take out
 _STRUCTURE: Final = re.compile(r'["\\{}\[\]]')
-_OF_A_PIECE: Final = frozenset({"index", "id", "type", "function"})
-_OF_A_FUNCTION: Final = frozenset({"name", "arguments", "parameters"})
+_ARGUMENTS: Final = ("arguments", "parameters", "input")
+_OF_A_FUNCTION: Final = frozenset({"name", *_ARGUMENTS})
+_OF_A_PIECE: Final = frozenset({"index", "id", "type", "function"}) | _OF_A_FUNCTION
 
 
 @dataclass(slots=True)
@@ -75,35 +77,31 @@ class _Call:
     delta: int  # in which delta it began
     id: str = ""
     name: str = ""
-    arguments: Any = None  # if they came as a whole
     fragments: list[str] = field(default_factory=list)
     kept: Keeper = field(default_factory=Keeper)
     _progress: _Progress = field(default_factory=_Progress)
     _followed: int = 0
 
-    def add_arguments(self, arguments: Any) -> None:
-        if not isinstance(arguments, str):
-            self.arguments = self.arguments if arguments is None else arguments
+    def add_arguments(self, arguments: str) -> None:
+        if not arguments or self.says(arguments):
             return
-        if not arguments:
-            return
-        if self.text().strip() == _PLACEHOLDER and arguments.lstrip().startswith("{"):
+        if self.has_placeholder and arguments.lstrip().startswith("{"):
             self.fragments, self._progress, self._followed = [], _Progress(), 0
         self.fragments.append(arguments)
 
-    def text(self) -> str:
-        """Return the fragments so far if they are few; more are no placeholder."""
-        return "".join(self.fragments) if len(self.fragments) <= len(_PLACEHOLDER) else ""
-
     @property
-    def has_arguments(self) -> bool:
-        return self.arguments is not None or bool(self.fragments)
+    def has_placeholder(self) -> bool:
+        """Whether its arguments are so far what servers put in the place of those that are still to come."""
+        few = self.fragments if len(self.fragments) <= _LONGEST_PLACEHOLDER else ()
+        return "".join("".join(few).split()) in _PLACEHOLDERS
+
+    def says(self, arguments: str) -> bool:
+        """Return whether its arguments are whole, and just these; takes time only if they are as long."""
+        return self.is_whole and len(arguments) == self._progress.length and "".join(self.fragments) == arguments
 
     @property
     def is_whole(self) -> bool:
         """Whether its arguments, as far as they came, are all of them."""
-        if self.arguments is not None:
-            return True
         for fragment in self.fragments[self._followed :]:
             self._progress.add(fragment)
         self._followed = len(self.fragments)
@@ -111,8 +109,6 @@ class _Call:
 
     def value(self) -> Any:
         """Return the arguments; some servers say all of them again, or with each piece all so far."""
-        if self.arguments is not None:
-            return parse_arguments(self.arguments)
         value = parse_arguments("".join(self.fragments))
         return parse_arguments(self.fragments[-1]) if isinstance(value, str) and self._says_all_again() else value
 
@@ -141,6 +137,11 @@ class ToolCallAssembler:
     def __len__(self) -> int:
         return len(self._calls)
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether a call has no arguments, or not all of them."""
+        return not all(call.is_whole for call in self._calls)
+
     def add(self, pieces: object, *, whole: bool = False) -> None:
         """Take the ``tool_calls`` of a delta, or of a *whole* message, each of which is a call."""
         self._deltas += 1
@@ -165,11 +166,13 @@ class ToolCallAssembler:
 
     def _add_piece(self, piece: Mapping[str, Any], *, whole: bool) -> None:
         function = piece.get("function")
-        function = function if isinstance(function, Mapping) else {}
+        function = function if isinstance(function, Mapping) else piece
         id_, name = _text(piece.get("id")), _text(function.get("name"))
-        arguments = function.get("arguments", function.get("parameters"))
+        arguments = _arguments_in(function)
         call = None if whole else self._call_of(piece.get("index"), id_, name, arguments)
         if call is None:
+            if not id_ and not name and not arguments:
+                return
             call = _Call(delta=self._deltas)
             self._calls.append(call)
         index = piece.get("index")
@@ -181,9 +184,11 @@ class ToolCallAssembler:
         call.name = self._together(call.name, name)
         call.add_arguments(arguments)
         call.kept.add(piece, _OF_A_PIECE)
-        call.kept.add({"function": {key: function[key] for key in function if key not in _OF_A_FUNCTION}}, _OF_NOTHING)
+        if function is not piece:
+            more = {key: function[key] for key in function if key not in _OF_A_FUNCTION}
+            call.kept.add({"function": more}, _OF_NOTHING)
 
-    def _call_of(self, index: Any, id_: str, name: str, arguments: Any) -> _Call | None:
+    def _call_of(self, index: Any, id_: str, name: str, arguments: str) -> _Call | None:
         """Return the call that a piece goes on with; None if it begins one."""
         if not self._calls:
             return None
@@ -191,26 +196,26 @@ class ToolCallAssembler:
         if isinstance(index, int | str):
             call = self._by_index.get(index)
             if call is None:  # some servers count pieces
-                return latest if not name and not id_ and not latest.is_whole else None
+                return latest if not name and not id_ and (not latest.is_whole or not arguments) else None
         else:
             call = self._by_id.get(id_) or latest
         return None if self._begins(call, id_, name, arguments) else call
 
-    def _begins(self, call: _Call, id_: str, name: str, arguments: Any) -> bool:
+    def _begins(self, call: _Call, id_: str, name: str, arguments: str) -> bool:
         other_id = bool(id_ and call.id and id_ != call.id)
         if not name:
-            return other_id and call.is_whole and call.text().strip() != _PLACEHOLDER
+            return other_id and call.is_whole and bool(arguments) and not call.has_placeholder
         if call.delta == self._deltas and not (id_ and id_ == call.id):
             return True  # beside each other in one delta: nobody says one name in two pieces there
+        if not call.name:
+            return other_id
         same = name == call.name and not other_id
         if call.is_whole:
-            is_repeat = same and (not arguments or (bool(id_) and call.text().strip() == _PLACEHOLDER))
+            is_repeat = same and (not arguments or (bool(id_) and (call.has_placeholder or call.says(arguments))))
             return not is_repeat
-        if call.has_arguments:
+        if call.fragments:
             return name != call.name
-        if other_id:
-            return bool(call.name)
-        return bool(call.name) and name != call.name and call.name in self._names
+        return other_id or (name != call.name and call.name in self._names)
 
     def _together(self, name: str, further: str) -> str:
         """Return a name of which a *further* piece came, or the whole again."""
@@ -223,6 +228,12 @@ class ToolCallAssembler:
         if known := [part for part in re.split(r"[.:/]", plain) if part in self._names]:
             return known[-1]
         return _NOT_IN_NAMES.sub("_", plain)[:_MOST_IN_NAME] or _UNNAMED
+
+
+def _arguments_in(function: Mapping[str, Any]) -> str:
+    """Return the arguments in a piece, or a fragment of them, as JSON."""
+    found = next((function[name] for name in _ARGUMENTS if function.get(name) is not None), "")
+    return found if isinstance(found, str) else json.dumps(found)
 
 
 _OF_NOTHING: Final[frozenset[str]] = frozenset()

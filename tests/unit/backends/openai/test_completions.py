@@ -14,7 +14,7 @@ from chatturn.backends.openai.template import FrameTemplate
 from chatturn.backends.openai.tool_calls import parse_arguments
 from chatturn.chat.log.log import TurnLog
 from chatturn.durable.steps import result_text
-from chatturn.errors import BackendProtocolError, BackendReportedError
+from chatturn.errors import BackendProtocolError, BackendReportedError, ContextOverflow
 from chatturn.events import (
     ChatStreamEvent,
     TextAssembly,
@@ -251,7 +251,7 @@ def test_only_the_first_of_several_answers_counts() -> None:
         {"choices": {}},
         {"choices": [None]},
         {"choices": [{"delta": "x"}]},
-        {"choices": [{"delta": {"content": 7, "tool_calls": {"index": 0}}}]},
+        {"choices": [{"delta": {"content": True, "tool_calls": {"index": 0}}}]},
         {"choices": [{"delta": {"tool_calls": [7, {"index": 0, "function": "f"}]}}]},
         {"type": "ping"},
         {"usage": [1]},
@@ -568,3 +568,178 @@ def test_thousands_of_calls_take_no_more_than_their_number() -> None:
 
     assert 8_001 == len(answer.finish())
     assert time.process_time() - began < 3
+
+
+ARGUMENTS_TO_COME: tuple[Any, ...] = ("{ }", {}, "null", None)
+HI, THERE, END = chunk({"content": "Hi"}), chunk({"content": " there"}), chunk(finish="stop")
+
+
+def message(content: object, **members: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "message": {"content": content}, **members}]}
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        {"Error": {"Code": "500", "Message": "boom"}},
+        {"Message": "Too many tokens, please wait before trying again."},
+        {"message": {"text": "boom"}},
+        {"fault": {"faultstring": "boom", "detail": {"errorcode": "x"}}},
+        {"Response": {"Error": {"Code": "FailedOperation", "Message": "boom"}}},
+        {"ErrorMsg": {"Msg": "boom", "Code": 1}},
+        {"exception": "ValueError: boom"},
+        {"success": False, "result": None},
+        {"status": "failed"},
+        {"type": "exception"},
+        {"choices": [], "message": "boom", "code": 500},
+        {"choices": None, "detail": "boom"},
+        chunk(base_resp={"status_code": 1013, "status_msg": "boom"}),
+        {"nobody": "knows this"},
+        "event: Error\ndata: {}\n\n",
+        "event: exception\ndata: {}\n\n",
+        "event: response.failed\ndata: {}\n\n",
+        "event: error\n\n",
+        "data: {}\nevent: error\n\n",
+    ],
+)
+def test_done_makes_no_answer_of_what_failed_in_whatever_words(failure: Any) -> None:
+    """Nothing that came before an error is an answer, though the server goes on to say [DONE]."""
+    frame = failure.encode() if isinstance(failure, str) else sse(failure)
+
+    with pytest.raises((BackendReportedError, BackendProtocolError)):
+        said(sse(HI) + frame + sse("[DONE]"))
+
+
+@pytest.mark.parametrize("last", ["abort", "error", "weird"])
+def test_an_empty_frame_does_not_take_back_how_an_answer_failed(last: str) -> None:
+    """Gateways put a `stop` of their own behind the server's reason."""
+    with pytest.raises(BackendReportedError):
+        said(sse(HI, chunk(finish=last), chunk({"content": ""}, finish="stop"), "[DONE]"))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        chunk(finish="FinishReason.MAX_TOKENS"),
+        chunk({"finish_reason": "length"}),
+        {**chunk(), "finish_reason": "length"},
+        {"choices": [{"index": 0, "delta": {}, "finishReason": "MAX_TOKENS"}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": {"type": "length"}}]},
+    ],
+)
+def test_a_reason_is_read_wherever_it_stands(frame: dict[str, Any]) -> None:
+    """A cut answer is told to be cut, also where an empty `stop` follows."""
+    for end in (frame,), (frame, END):
+        events = said(sse(HI, *end, "[DONE]"))
+        assert (events[-1].data or {})["finishReason"] == "length"
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [message("Hi"), message(" there"), END],
+        [message("Hi"), message("Hi there"), END],
+        [message("Hi"), message("Hi there", finish_reason="stop"), message("Hi there", finish_reason="stop")],
+        [chunk({"role": "assistant"}), message("Hi there", finish_reason="stop")],
+        [HI, THERE, message("Hi there", finish_reason="stop")],
+        [{"choices": [{"text": "Hi"}]}, {"choices": [{"text": " there"}]}, END],
+        [chunk({"content": ["Hi", {"text": " there"}]}), END],
+        [chunk({"content": {"type": "text", "text": "Hi there"}}), END],
+        ["data: " + json.dumps(HI), "data: " + json.dumps(THERE), END],
+        [
+            {"choices": [{"index": "0", "delta": {"content": "Hi there"}}]},
+            {"choices": [{"index": "1", "delta": {"content": "Yo"}}]},
+            END,
+        ],
+        [{"response": "Hi"}, {"response": " there"}, {"response": ""}],
+        [HI, THERE, END, "DONE"],
+    ],
+)
+def test_no_text_is_lost_and_none_is_said_twice(frames: list[Any]) -> None:
+    """Whatever a server puts it into."""
+    assert text_of(said(sse(*frames, "[DONE]"))) == "Hi there"
+
+
+def test_a_token_that_is_a_number_is_text() -> None:
+    """Workers AI sends it so."""
+    assert text_of(said(sse({"response": "I am "}, {"response": 4}, {"response": "!"}, "[DONE]"))) == "I am 4!"
+
+
+@pytest.mark.parametrize("tail", ["\n\ndata: [DONE]\n\n", ""])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_whole_body_may_have_something_behind_it(indent: int | None, tail: str) -> None:
+    """It is read as JSON that ends where it ends."""
+    assert text_of(said((json.dumps(message("Hi"), indent=indent) + tail).encode())) == "Hi"
+
+
+def test_lines_of_json_are_as_many_as_they_are() -> None:
+    """Ollama's own API sends them; time is in proportion to their number."""
+    frames = "\n".join(map(json.dumps, [HI] * 20_000 + [END]))
+
+    assert text_of(said(frames.encode())) == "Hi" * 20_000
+
+
+def test_an_error_on_several_lines_is_told_by_its_words() -> None:
+    """A comment came first, so the body was taken for a stream."""
+    body = json.dumps({"error": {"message": "prompt is too long"}}, indent=2)
+
+    with pytest.raises(ContextOverflow):
+        said(f": keep-alive\n\n{body}\n".encode())
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [chunk({"tool_calls": piece(0, "a", "f", "")}), chunk({"tool_calls": piece(0, "", None, '{"x":1}')})],
+        [chunk({"tool_calls": [{"index": 0, "id": "a", "name": "f", "arguments": '{"x":1}'}]})],
+        [chunk({"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "input": {"x": 1}}}]})],
+        [chunk({"tool_calls": [piece(0, "a", None, '{"x":')]}), chunk({"tool_calls": [piece(0, None, "f", "1}")]})],
+        *(
+            [
+                chunk({"tool_calls": [piece(0, "a", "f", first)]}),
+                chunk({"tool_calls": [piece(0, None, None, '{"x":1}')]}),
+            ]
+            for first in ARGUMENTS_TO_COME
+        ),
+        *(
+            [chunk({"tool_calls": [piece(0, "a", "f", '{"x":1}')]}), chunk({"tool_calls": [again]})]
+            for again in (
+                piece(0, "a", "f", '{"x":1}'),
+                piece(0, "b", None, ""),
+                piece(1, "", "", ""),
+                {"index": 0, "function": {}},
+                {},
+            )
+        ),
+    ],
+)
+def test_one_call_is_one_however_its_pieces_come(frames: list[dict[str, Any]]) -> None:
+    """TGI, gateways, and servers that say everything again."""
+    events = said(sse(*frames, chunk(finish="tool_calls"), "[DONE]"))
+
+    assert events[:-1] == [tool_call(tool_call_id="a", tool_name="f", args={"x": 1})]
+
+
+@pytest.mark.parametrize("arguments", ["", '{"x":'])
+def test_without_a_reason_a_call_without_all_its_arguments_is_not_used(arguments: str) -> None:
+    """A server that gives up says [DONE], too."""
+    with pytest.raises(BackendProtocolError):
+        said(sse(chunk({"tool_calls": [piece(0, "a", "f", arguments)]}), "[DONE]"))
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [chunk(finish="stop", x_groq={"usage": {"prompt_tokens": 7, "completion_tokens": 2}})],
+        [chunk(usage={"prompt_tokens": 7}), chunk(finish="stop", usage={"completion_tokens": 2})],
+        [
+            chunk(finish="stop", usage={"prompt_tokens": 7, "completion_tokens": 2}),
+            {"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0}},
+        ],
+    ],
+)
+def test_counts_add_up_to_what_was_said_of_each(frames: list[dict[str, Any]]) -> None:
+    """Each frame may have some of them, and the last may have zeros."""
+    data = said(sse(HI, *frames, "[DONE]"))[-1].data or {}
+
+    assert (data["tokensIn"], data["tokensOut"]) == (7, 2)
