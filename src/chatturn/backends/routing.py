@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 
 from chatturn.backends.api import CONTENTS, AgentBackendContext, AgentBackendInput, AgentExecutionBackend
 from chatturn.backends.openai.backend import make_backend
+from chatturn.backends.openai.failures import PASSING_STATUSES
 from chatturn.backends.openai.retry import BackendRetryPolicy
 from chatturn.backends.providers import PRESETS, Model, Provider
 from chatturn.errors import (
@@ -25,6 +26,7 @@ from chatturn.errors import (
     BackendTransportError,
     ConfigurationError,
     ContentNotTaken,
+    ContextOverflow,
     QuotaExhausted,
 )
 from chatturn.events import EventBatch, text_so_far
@@ -266,5 +268,7 @@ def _key(candidate: _Candidate) -> tuple[str, str]:
 
 
 def _may_pass(error: BackendError) -> bool:
-    refused = isinstance(error, BackendRejected) and not isinstance(error, QuotaExhausted | ContentNotTaken)
-    return isinstance(error, _PASSING) and not refused
+    """Say whether somebody else may do better; `x-should-retry: false` only says that this one will not at once."""
+    if not isinstance(error, BackendRejected) or isinstance(error, QuotaExhausted | ContentNotTaken):
+        return isinstance(error, _PASSING)
+    return error.upstream_status in PASSING_STATUSES and not isinstance(error, ContextOverflow)

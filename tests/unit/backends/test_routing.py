@@ -102,12 +102,13 @@ async def test_a_model_that_nobody_has_is_refused() -> None:
         DOWN,
         Reply(status=503),
         Reply(status=529),
+        Reply(status=503, headers={"x-should-retry": "false"}),
         Reply(status=429, body=[b'{"error":{"code":"insufficient_quota"}}']),
         Reply(body=[b'data: {"error":{"message":"overloaded","code":529}}\n\n']),
         Reply(body=[HANG]),
         Reply(body=[]),
     ],
-    ids=["down", "503", "529", "quota", "said", "late", "empty"],
+    ids=["down", "503", "529", "once only", "quota", "said", "late", "empty"],
 )
 async def test_the_next_is_asked_where_one_cannot(failure: Any) -> None:
     """At its first failure, without a wait; the log tells who was asked instead."""
@@ -124,6 +125,7 @@ async def test_the_next_is_asked_where_one_cannot(failure: Any) -> None:
     [
         (Reply(status=401), BackendRejected),
         (Reply(status=400, body=[b"maximum context length is 5"]), ContextOverflow),
+        (Reply(status=500, body=[b"maximum context length is 5"]), ContextOverflow),
         (HALF, BackendProtocolError),
     ],
 )

@@ -44,11 +44,14 @@ Anthropic's 529, Groq's 498; 409 and 408 as OpenAI's own clients take them.
 """
 
 _TOO_LONG: Final = re.compile(
-    r"context_(?:length|window)|context_?size|model_context|context (?:length|window|size|limit)|max_seq_len"
-    r"|maximum (?:context|sequence|prompt|input) (?:length|size)|prompt (?:is )?too (?:long|large)"
-    r"|input (?:is )?too (?:long|large)|(?:input|prompt) token (?:count|limit)"
+    r"context_(?:length|window)|context_?size|model_context|context (?:length|window|size|limit)|max_(?:seq|model)_len"
+    r"|maximum (?:context|sequence|prompt|input|model) (?:length|size)"
+    r"|(?:input|prompt)(?: tokens)? (?:is )?too (?:long|large)"
+    r"|(?:input|prompt) token (?:count|limit)|request_too_large|tokens_limit_reached|prompt 超长"
+    r"|range of input length|max input (?:characters|tokens|length)|max message tokens"
+    r"|`inputs`(?: tokens \+ `max_new_tokens`)? must (?:be|have)"
     r"|too many (?:input |prompt )?tokens(?! per|,? please wait)"
-    r"|(?:input|prompt|request)(?: \w+){0,6} exceeds? (?:the )?(?:max\w* )?(?:\w+ )?(?:token|context|length)"
+    r"|(?:input|prompt|request)(?: \w+){0,6} exceed(?:s|ed)? (?:\w+ ){0,5}(?:tokens?|context|length)\b"
     r"|maximum (?:allowed )?number of (?:input )?tokens|reduce the length|too large for model"
     r"|max_tokens must be at least 1, got -"
 )
@@ -56,11 +59,15 @@ _TOO_LONG_CODE: Final = re.compile("context_(?:length|window)_exceeded|exceed_co
 _USED_UP_CODE: Final = re.compile(
     r"insufficient_quota|billing_(?:hard_)?limit|insufficient[_ ](?:balance|credit|fund)|credit_balance|arrearage"
     r"|exceeded_current_quota|payment_required|account_(?:suspended|deactivated)|quota_exhausted"
+    r"|not_enough_(?:balance|credit|quota)|insufficient_user_quota|freetieronly|tokenstatusexhausted|key limit exceeded"
 )
 _USED_UP: Final = re.compile(
     r"exceeded your current quota|credit balance|out of credits?|(?:not enough|requires? more|no) credits?"
     r"|insufficient (?:account )?(?:balance|credit|fund|quota)|(?:spend|spending|billing|usage|monthly) (?:hard )?limit"
-    r"|payment required|billing details|overdue|account (?:is |has been )?suspended|top up|recharge"
+    r"|(?:not enough|credits? are|balance is|quota is) (?:balance|quota|depleted|insufficient|not enough|exhausted)"
+    r"|used up your|free tier of (?:the|this) model has|api calls ?/ ?month|credit limit exceeded|included credits"
+    r"|payment required|(?:plan and|check your) billing|overdue|account (?:is |has been )?suspended|top up|recharge"
+    r"|欠费|余额不足|额度不足|额度已用尽|user quota:"
 )
 _COMES_BACK: Final = re.compile(r"(?:retry|try again) in [0-9]|retrydelay|per[- _]minute|per[- _]day|perminute|perday")
 _PASSING: Final = re.compile(

@@ -25,22 +25,15 @@ _SPAN: Final = re.compile(
 )
 _SPAN_WHOLE: Final = re.compile(rf"(?:{_SPAN.pattern},? ?)+")
 _SPAN_IN_WORDS: Final = re.compile(
-    rf"(?:try again|retry|available|reset\w*) (?:in|after):? ({_SPAN_WHOLE.pattern})"
+    rf"(?:(?:try again|retry|available|reset\w*) (?:in|after):?(?: about)?|please wait) ({_SPAN_WHOLE.pattern})"
     rf"|retrydelay\W+({_SPAN_WHOLE.pattern})"
 )
+_SECONDS_IN_WORDS: Final = re.compile(r"\bretry_after(?:_seconds)?\W{1,4}([0-9]{1,9}(?:\.[0-9]{1,9})?)\b")
 _UNITS_MS: Final[Mapping[str, int]] = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-# What is left of a limit, and when there is more of it: OpenAI, Groq and others; Anthropic; the IETF's draft.
-_LIMITS: Final = tuple(
-    (f"{start}remaining{end}", f"{start}reset{end}")
-    for start, end in (
-        ("x-ratelimit-", "-requests"),
-        ("x-ratelimit-", "-tokens"),
-        ("x-ratelimit-", ""),
-        ("ratelimit-", ""),
-    )
-) + tuple(
-    (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset") for what in ("requests", "tokens")
-)
+# What is left of a limit; beside it stands, with `reset` for `remaining`, when there is more of it.
+_REMAINING: Final = "remaining"
+_RESET: Final = "reset"
+_NONE_LEFT: Final = re.compile(r"-[0-9.]{1,15}|0(?:\.0+)?")
 _EPOCH_S: Final = 1_000_000_000
 _EPOCH_MS: Final = 1_000_000_000_000
 
@@ -74,23 +67,25 @@ class RetryHint:
 
     def with_words(self, words: str) -> "RetryHint":
         """Return the hint, or if it has no time the one that a body's *words* give."""
-        if self.after_ms is not None or (found := _SPAN_IN_WORDS.search(words.lower())) is None:
+        if self.after_ms is not None:
             return self
-        return replace(self, after_ms=_span_ms(found[1] or found[4] or ""))
+        if found := _SPAN_IN_WORDS.search(words.lower()):
+            return replace(self, after_ms=_span_ms((found[1] or found[4] or "").strip(", ")))
+        found = _SECONDS_IN_WORDS.search(words.lower())
+        return replace(self, after_ms=math.ceil(float(found[1]) * 1000)) if found else self
 
 
 NO_HINT: Final = RetryHint()
 
 
 def _after_ms(headers: Mapping[str, str], now: Callable[[], float]) -> int | None:
-    milliseconds = headers.get("retry-after-ms", "").strip()
-    if _DECIMAL.fullmatch(milliseconds):
-        return math.ceil(float(milliseconds))
+    for name in ("retry-after-ms", "x-ms-retry-after-ms"):
+        milliseconds = headers.get(name, "").strip()
+        if _DECIMAL.fullmatch(milliseconds):
+            return math.ceil(float(milliseconds))
     value = headers.get("retry-after", "").strip()
-    if _DECIMAL.fullmatch(value):
-        return math.ceil(float(value) * 1000)
-    if (span_ms := _span_ms(value)) is not None:
-        return span_ms
+    if (until_ms := _until_ms(value, now)) is not None:
+        return until_ms
     if (until := _timestamp(value)) is None:
         return None
     since = _timestamp(headers.get("date", ""))
@@ -100,9 +95,9 @@ def _after_ms(headers: Mapping[str, str], now: Callable[[], float]) -> int | Non
 def _reset_ms(headers: Mapping[str, str], now: Callable[[], float]) -> int | None:
     """Return how long until the last of the limits that are used up is reset."""
     spans = [
-        _until_ms(headers[reset].strip(), now)
-        for remaining, reset in _LIMITS
-        if reset in headers and headers.get(remaining, "").strip() in {"0", "0.0"}
+        _until_ms(headers.get(name.replace(_REMAINING, _RESET), "").strip(), now)
+        for name, left in headers.items()
+        if _REMAINING in name and _NONE_LEFT.fullmatch(left.strip())
     ]
     return max((span for span in spans if span is not None), default=None)
 
