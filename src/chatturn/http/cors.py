@@ -26,7 +26,7 @@ _ALLOWED_HEADERS: Final = "authorization, content-type, last-event-id, idempoten
 # What scripts may read beside the body; the names are those of the manual's tables.
 _EXPOSED_HEADERS: Final = (
     "x-workflow-run-id, x-turn-attempt, x-turn-replayed, x-ping-ms, retry-after, etag, x-workflow-stream-tail-index"
-    ", link, location"
+    ", x-error-code, x-should-retry, x-ignored-parameters, link, location"
 )
 _ALLOWED_METHODS: Final = "GET, HEAD, POST, PATCH, DELETE"
 _NO_CONTENT: Final = 204

@@ -1,11 +1,14 @@
 """Pages of other origins: only those on the list may read anything, and those may read errors, too."""
 
 import asyncio
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from chatturn.errors import ConfigurationError
+from chatturn.http import routes
 from chatturn.http.application import Application
 from chatturn.http.auth import NoAuth
 from chatturn.http.cors import Cors, read_origins
@@ -15,6 +18,9 @@ from chatturn.http.routes import handle
 PAGE = "https://app.example.com"
 PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
 RUNS = "/v1/runs"
+HTTP = Path(routes.__file__).parent
+FOR_BROWSERS_AND_PROXIES = {"x-accel-buffering", "x-content-type-options", "x-vercel-ai-ui-message-stream"}
+"""What no script needs."""
 
 
 def ask(method: str, path: str, headers: Mapping[str, str], *, origins: str = PAGE) -> HttpResponse:
@@ -49,6 +55,14 @@ def test_a_page_on_the_list_may_ask_and_read() -> None:
     assert (response.status, response.headers["Access-Control-Allow-Origin"]) == (200, PAGE)
     for name in ("x-workflow-run-id", "x-turn-attempt", "x-turn-replayed", "retry-after", "etag"):
         assert name in response.headers["Access-Control-Expose-Headers"]
+
+
+def test_a_page_may_read_whatever_header_is_this_service_s_own() -> None:
+    """Also what OpenAI's SDK reads before it tries again, and the code of an error that is a sentence."""
+    exposed = ask("GET", "/healthz", {"origin": PAGE}).headers["Access-Control-Expose-Headers"].split(", ")
+    sent = {name.lower() for each in HTTP.glob("*.py") for name in re.findall('"(X-[A-Za-z-]+)"', each.read_text())}
+
+    assert {"x-should-retry", "x-error-code"} <= sent - FOR_BROWSERS_AND_PROXIES <= set(exposed)
 
 
 @pytest.mark.parametrize("origins", [PAGE, f"*, {PAGE}, https://app.example.com/path, null"])
