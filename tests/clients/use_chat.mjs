@@ -56,6 +56,7 @@ async function olderChat(init) {
   const transport = new Transport({
     api: `${asked.url}?v=${kind}`,
     headers,
+    body: asked.body,
     prepareReconnectToStreamRequest: ({ id }) => ({ api: `${asked.url}/${id}/stream?v=${kind}`, headers }),
   });
   init.transport = transport;

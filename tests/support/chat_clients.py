@@ -104,7 +104,7 @@ class UiMessageView:
             return
         [part] = [part for part in self._tools() if part["id"] == chunk["toolCallId"]]  # ValueError: the client throws
         assert what in {"approval-request", "output-available", "output-error", "output-denied"}
-        part["state"] = what
+        part.update(state=what, executed=chunk.get("providerExecuted", part["executed"]))
         if what == "approval-request":
             part["approval"] = chunk["approvalId"]
 

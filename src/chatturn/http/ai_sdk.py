@@ -11,7 +11,7 @@ Source:
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -29,6 +29,7 @@ from chatturn.http.client_bodies import file_or_address, read_client_body, read_
 from chatturn.http.limits import (
     MAX_EVENT_KEY_CHARACTERS,
     MAX_REASON_CHARACTERS,
+    MAX_TURN_INDEX,
     check_session_id,
     read_model,
     read_parameters,
@@ -37,13 +38,23 @@ from chatturn.http.limits import (
     read_tool_result,
 )
 from chatturn.http.messages import HttpRequest, HttpResponse
+from chatturn.http.parameters import Parameter, Query, whole_number
 from chatturn.http.problems import detail_of, error_headers
 from chatturn.http.projected import OpenedTurn, ProjectedTurn, find, go_on_or_follow, gone_on, open_or_follow
 from chatturn.http.strict_json import read_json_object
 from chatturn.http.user_messages import IMAGE_TYPES
-from chatturn.wire.ai_sdk import UiMessageStream
+from chatturn.wire.ai_sdk import NEWEST, UiMessageStream
 
-__all__ = ["AI_SDK_CHAT", "ai_sdk_problem", "get_chat_stream", "post_chat", "session_of_body", "session_of_chat"]
+__all__ = [
+    "AI_SDK_CHAT",
+    "CHAT_QUERY",
+    "CHAT_STREAM_QUERY",
+    "ai_sdk_problem",
+    "get_chat_stream",
+    "post_chat",
+    "session_of_body",
+    "session_of_chat",
+]
 
 AI_SDK_CHAT: Final = "/v1/ai-sdk/chat"
 
@@ -55,11 +66,16 @@ _HEADERS: Final[Mapping[str, str]] = {
     "X-Vercel-AI-UI-Message-Stream": "v1",
 }
 _NUMBER: Final = re.compile(r"-?[0-9]{1,9}")
-_FIRST_THAT_RESETS: Final = 7
-"""The major version of the AI SDK whose clients know ``reset-step``."""
+_MOST_CHUNKS: Final = 10**9 - 1
+_OLDEST, _LATEST = 5, 99
+_MOST_MEMBERS: Final = 64
+"""Of a query."""
 
 _TAKEN_OF_A_USER: Final = ("text", "file", "data-")
 """How the types of the parts begin that a user's message may have; data are for the application alone."""
+
+_DECIDED: Final = "approval-responded"
+"""The state of a part whose approval was given, or not, and is still to be told."""
 
 _FOUND_WITHIN_S: Final = 20
 """How long a reconnect waits for a database that does not answer, before it is known which turn it is about."""
@@ -94,18 +110,17 @@ def session_of_body(_request: HttpRequest, _principal: Principal, body: bytes) -
 
 async def post_chat(call: Call) -> HttpResponse:
     """Answer the question of a chat; or go on with the turn whose approvals, or results of its client's tools, came."""
-    query = _query(call.request)
+    sdk = _query(call.request, CHAT_QUERY)["v"]
     body = await read_client_body(call.request)
     messages: Any = body.get("messages")
     conversation = read_conversation(messages, _text_of, parts_of=_parts_of)
     if body.get("trigger") == "regenerate-message" and call.service.deployment.settings.threads == "off":
         raise InvalidField("this deployment cannot regenerate an answer: its THREADS is off", field="trigger")
     chat = body.get("id")
-    identity = ChatTurnIdentity(
-        tenant_id=call.principal.tenant_id,
-        session_id=_own_session() if chat is None else _session(chat),
-        user_id=call.principal.user_id,
-        turn_index=0 if chat is None else conversation.turn_index,
+    identity = _identity(
+        call,
+        _own_session() if chat is None else _session(chat),
+        0 if chat is None else _turn_index(body.get("turnIndex"), conversation.turn_index),
     )
     parameters, ignored = _parameters(body.get("parameters"), call.service.deployment.may_say)
     request = TurnRequest(
@@ -122,9 +137,9 @@ async def post_chat(call: Call) -> HttpResponse:
     given = await _give(call, identity, messages)
     if given is not None and not _asks(messages):
         opened = await go_on_or_follow(call.service, given)
-        return _stream(call, given, opened, resets=_resets(query), goes_on=True)
+        return _stream(call, given, opened, sdk=sdk, given=_given_calls(_last_parts(messages)))
     opened = await open_or_follow(call.service, identity, request)
-    response = _stream(call, identity, opened, resets=_resets(query))
+    response = _stream(call, identity, opened, sdk=sdk)
     named = {"X-Ignored-Parameters": ", ".join(ignored)} if ignored else {}
     background = None if given is None else gone_on(call.service, turn_run_id(given))
     return replace(response, headers={**response.headers, **named}, background=background)
@@ -174,8 +189,8 @@ async def get_chat_stream(call: Call) -> HttpResponse:
 
     It is never refused: these clients take that for the end.  Where the database does not answer, the body waits.
     """
-    query = _query(call.request)
-    seen = _seen(query)
+    query = _query(call.request, CHAT_STREAM_QUERY)
+    seen, sdk = query["startIndex"], query["v"]
     may_take_over = RUN_TURNS in call.principal.scopes
     identity = await _identity_of(call)
     opened: OpenedTurn | None = None
@@ -183,10 +198,10 @@ async def get_chat_stream(call: Call) -> HttpResponse:
         try:
             opened = await find(call.service, identity, may_take_over=may_take_over)
         except StoreError:
-            return _stream(call, identity, None, seen=seen, resets=_resets(query), may_take_over=may_take_over)
+            return _stream(call, identity, None, seen=seen, sdk=sdk, may_take_over=may_take_over)
     if identity is None or opened is None:
         return HttpResponse(status=204, headers={"Cache-Control": "no-store"})
-    return _stream(call, identity, opened, seen=seen, resets=_resets(query), may_take_over=may_take_over)
+    return _stream(call, identity, opened, seen=seen, sdk=sdk, may_take_over=may_take_over)
 
 
 def _stream(
@@ -195,8 +210,8 @@ def _stream(
     opened: OpenedTurn | None,
     *,
     seen: int = 0,
-    resets: bool,
-    goes_on: bool = False,
+    sdk: int,
+    given: Collection[str] = (),
     may_take_over: bool = True,
 ) -> HttpResponse:
     if opened is not None:
@@ -215,8 +230,8 @@ def _stream(
         version=identity.version,
         seen=max(0, seen),
         attempt=1 if opened is None else opened.attempt,
-        resets=resets,
-        goes_on=goes_on,
+        sdk=sdk,
+        given=given,
     )
     turn = ProjectedTurn(
         service=call.service,
@@ -265,6 +280,15 @@ def _own_session() -> str:
     return derive_worker_id().replace("worker-", "chat.")
 
 
+def _turn_index(said: object, counted: int) -> int:
+    """Return the index that a request says which does not bring the whole thread; else the one that is counted."""
+    if said is None:
+        return counted
+    if isinstance(said, bool) or not isinstance(said, int) or not 0 <= said <= MAX_TURN_INDEX:
+        raise InvalidField(f"turnIndex must be a whole number from 0 to {MAX_TURN_INDEX}", field="turnIndex")
+    return said
+
+
 def _parameters(value: object, may_say: Callable[[str], bool]) -> tuple[Mapping[str, Any], list[str]]:
     """Return how the model is to answer, as far as a request may say so, and the names of what it may not say."""
     said = read_parameters(value)
@@ -304,22 +328,34 @@ def _is_edit(body: Mapping[str, Any]) -> bool:
 # The query
 
 
-def _query(request: HttpRequest) -> Mapping[str, str]:
-    return dict(parse_qsl(request.query, keep_blank_values=True, max_num_fields=16))
-
-
-def _seen(query: Mapping[str, str]) -> int:
-    text = query.get("startIndex", "0")
+def _start_index(text: str, name: str) -> int:
     if not _NUMBER.fullmatch(text):
-        raise InvalidField("startIndex must be a whole number", field="startIndex")
+        raise InvalidField(f"{name} must be a whole number", field=name)
     return int(text)
 
 
-def _resets(query: Mapping[str, str]) -> bool:
-    version = query.get("v", "7")
-    if not version.isdecimal() or not 5 <= int(version[:3]) <= 99:  # noqa: PLR2004 - versions of the AI SDK
-        raise InvalidField("v must be the major version of the AI SDK, from 5", field="v")
-    return int(version) >= _FIRST_THAT_RESETS
+CHAT_QUERY: Final[Query] = {
+    "v": whole_number("the major version of the AI SDK", least=_OLDEST, most=_LATEST, default=NEWEST)
+}
+CHAT_STREAM_QUERY: Final[Query] = {
+    "startIndex": Parameter(
+        about="how many chunks the client has seen; below 0 it asks for the last ones, and is shown all",
+        schema={"type": "integer", "minimum": -_MOST_CHUNKS, "maximum": _MOST_CHUNKS, "default": 0},
+        read=_start_index,
+    ),
+    **CHAT_QUERY,
+}
+"""What is read; whatever else a client sends by itself is no matter."""
+
+
+def _query(request: HttpRequest, known: Query) -> Mapping[str, int]:
+    try:
+        said = dict(parse_qsl(request.query, keep_blank_values=True, max_num_fields=_MOST_MEMBERS))
+    except ValueError:
+        raise InvalidField(f"the query may have at most {_MOST_MEMBERS} members", field="query") from None
+    return {
+        name: each.read(said[name], name) if name in said else each.schema["default"] for name, each in known.items()
+    }
 
 
 # The messages
@@ -363,7 +399,7 @@ def _decisions(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, 
     """Return the approvals in an answer: what was decided, by the event's key."""
     decisions: dict[str, Mapping[str, Any]] = {}
     for part in parts:
-        if part.get("state") == "approval-responded":
+        if part.get("state") == _DECIDED:
             key, payload = _decision(part.get("approval"))
             decisions[key] = payload
     return decisions
@@ -381,6 +417,12 @@ def _results(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, An
         elif state == "output-error":
             results[id_] = read_tool_result({"error": part.get("errorText")}, "errorText")
     return results
+
+
+def _given_calls(parts: Sequence[Mapping[str, Any]]) -> Collection[str]:
+    """Return the calls that were just decided, or done, in an answer."""
+    decided = {str(part.get("toolCallId")) for part in parts if part.get("state") == _DECIDED}
+    return decided | _results(parts).keys()
 
 
 def _last_parts(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

@@ -25,7 +25,7 @@ Source:
     The package ``ai`` 7.0.173: src/ui-message-stream/ui-message-chunks.ts, src/ui/process-ui-message-stream.ts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 from chatturn.events import MESSAGE_PART, TOOL_OUTCOMES
@@ -44,12 +44,16 @@ from chatturn.wire.lines import (
     unquoted,
 )
 
-__all__ = ["UiMessageStream"]
+__all__ = ["NEWEST", "UiMessageStream"]
 
 _DONE: Final = "data: [DONE]\n\n"
 _KINDS: Final = ("text", "reasoning")
 _TEXT: Final = ("text", "text")
 """Where the answer's pieces go: a part's kind and name."""
+
+NEWEST: Final = 7
+_RESETS: Final = 7
+_APPROVES: Final = 6
 
 # `start` and `start-step`: what a client has to have seen before there is anything to reset.
 _HEAD: Final = 2
@@ -64,9 +68,9 @@ class UiMessageStream:
         version: Which version of its turn it is; its metadata say so.
         seen: How many chunks the client has seen.
         attempt: The latest attempt when the client came: what earlier ones said is left out.
-        resets: Whether the client knows ``reset-step``: version 7 does, 5 and 6 throw.
-        goes_on: Whether the client holds a part of this message already, and only the step is begun anew: after an
-            approval.
+        sdk: The client's major version.  From 7 on it knows ``reset-step``, from 6 on approvals; before it throws.
+        given: The calls that the client has just decided, or done: it holds a part of this message already.  The step
+            is begun anew, or, where the client cannot do that, said from the first outcome of these calls on.
 
     Attributes:
         ended: Whether the last chunk was written.
@@ -80,14 +84,16 @@ class UiMessageStream:
         version: int = 1,
         seen: int = 0,
         attempt: int = 1,
-        resets: bool = True,
-        goes_on: bool = False,
+        sdk: int = NEWEST,
+        given: Collection[str] = (),
     ) -> None:
         self.ended = False
         self.broken = False
         self._start = {"type": "start", "messageId": message_id, "messageMetadata": {"version": version}}
-        self._resets = resets
-        self._goes_on = goes_on
+        self._resets = sdk >= _RESETS
+        self._approves = sdk >= _APPROVES
+        self._given = given
+        self._held = bool(given) and not self._resets  # whether the client holds what is being told
         self._attempt = attempt
         self._out: list[str] = []
         self._begun = False
@@ -148,8 +154,11 @@ class UiMessageStream:
         if self._seen and self._attempt > 1:
             self._come_back_to_another()
             return
+        if self._held:
+            self._out.append(f"data: {encode(self._start)}\n\n")
+            return
         self._say(self._start)
-        self._say({"type": "reset-step" if self._goes_on and self._resets else "start-step"})
+        self._say({"type": "reset-step" if self._given else "start-step"})
 
     def _begin_attempt_anew(self, attempt: int) -> None:
         """Clear what an attempt has said whose worker was lost."""
@@ -176,7 +185,7 @@ class UiMessageStream:
     def _say_reset(self) -> None:
         if self._resets:
             self._say({"type": "reset-step"})
-        else:
+        elif not self._held:
             self.broken = True
 
     def _prove_or_reset(self, *, readable: bool) -> None:
@@ -192,6 +201,8 @@ class UiMessageStream:
         self._say_frame(f"data: {encode(chunk)}\n\n")
 
     def _say_frame(self, frame: str) -> None:
+        if self._held:
+            return
         if not self._skip:
             self._out.append(frame)
             return
@@ -223,7 +234,7 @@ class UiMessageStream:
             said = self._said[key] = []
         said.append(piece)
         frame = f'data: {{"type":"{key[0]}-delta","id":"{self._open_id}","delta":"{piece}"}}\n\n'
-        if self._skip:
+        if self._skip or self._held:
             self._say_frame(frame)
         else:
             self._out.append(frame)
@@ -294,10 +305,13 @@ class UiMessageStream:
         )
 
     def _tool_approval(self, line: Line) -> None:
-        if (id_ := self._tool_id(line)) is not None:
-            self._say_other(
-                {"type": "tool-approval-request", "approvalId": str(line.data.get("key")), "toolCallId": id_}
-            )
+        if (id_ := self._tool_id(line)) is None:
+            return
+        asked = {"approvalId": str(line.data.get("key")), "toolCallId": id_}
+        if self._approves:
+            self._say_other({"type": "tool-approval-request", **asked})
+        else:
+            self._say_other({"type": f"data-{line.type}", "data": asked})
 
     def _client_tool(self, line: Line) -> None:
         id_ = str(line.data.get("toolCallId"))
@@ -325,9 +339,11 @@ class UiMessageStream:
         if (id_ := self._tool_id(line)) is None:
             return
         self._tool_ids[str(line.data["toolCallId"])].pop(0)
+        if self._held and id_ in self._given:
+            self._held, self._open = False, None
         if line.type == "tool.result":
             chunk = {"type": "tool-output-available", "toolCallId": id_, "output": line.data.get("result"), **executed}
-        elif line.data.get("code") == "denied":
+        elif line.data.get("code") == "denied" and self._approves:
             chunk = {"type": "tool-output-denied", "toolCallId": id_}
         else:
             text = str(line.data.get("message", "the tool failed"))
@@ -404,6 +420,8 @@ class UiMessageStream:
         if "turnIndex" in line.data:  # another turn's
             self._finish("error", {"type": "error", "errorText": _BEHIND_A_WAIT})
             return
+        self._end_part()
+        self._held = False
         for chunk in self._asked.values():
             self._say_client_tool(chunk)
         self._finish("tool-calls")
@@ -415,6 +433,7 @@ class UiMessageStream:
 
     def _finish(self, reason: str, first: Mapping[str, Any] | None = None) -> None:
         self._end_part()
+        self._held = False
         self._skip = 0
         self._skipped = None
         if first is not None:

@@ -232,17 +232,70 @@ def test_a_client_that_stays_ends_with_the_whole(data: st.DataObject) -> None:
 def test_a_client_that_knows_no_reset_is_never_sent_one(data: st.DataObject) -> None:
     """AI SDK 5 and 6: the body breaks off instead, and the replay that they come back to is whole."""
     turn = data.draw(turns())
-    stream, view = UiMessageStream(RUN_ID, resets=False), UiMessageView()
+    stream, view = UiMessageStream(RUN_ID, sdk=6), UiMessageView()
     text = stream.feed("".join(live(turn, len(turn.attempts), len(turn.attempts[-1].said))))
     view.read(text)
     if stream.broken:
-        again = UiMessageStream(RUN_ID, attempt=len(turn.attempts), resets=False).feed("".join(turn.log))
+        again = UiMessageStream(RUN_ID, attempt=len(turn.attempts), sdk=6).feed("".join(turn.log))
         view.resume_from_the_start()
         view.read(again)
         text += again
 
     assert '"reset-step"' not in text
     assert whole(turn).shown() == view.shown()
+
+
+ROUND = [
+    text_delta("let me see"),
+    tool_call(tool_call_id="a", tool_name="look", args={}),
+    tool_approval(tool_call_id="a", tool_name="look", args={}, key="approve:1"),
+]
+DENIED = tool_error(tool_call_id="a", tool_name="look", code="denied", message="no")
+
+
+def test_a_client_that_knows_no_approvals_is_told_them_as_data() -> None:
+    """AI SDK 5 throws at what it does not know: its page learns as data what waits, and a denial as an error."""
+    lines = encode_lines([*ROUND, DENIED, *ENDS["completed"]], 0, 1)
+    said = [json.loads(frame) for frame in frames_of(UiMessageStream(RUN_ID, sdk=5).feed("".join(lines)))[:-1]]
+
+    assert {"type": "data-tool.approval", "data": {"approvalId": "approve:1", "toolCallId": "a"}} in said
+    assert ["tool-input-available", "tool-output-error"] == [
+        chunk["type"] for chunk in said if chunk["type"].startswith("tool")
+    ]
+
+
+@given(st.data())
+def test_a_client_that_holds_a_part_is_told_the_rest(data: st.DataObject) -> None:
+    """AI SDK 6 behind an approval: what it has stays, the rest comes behind it, in whichever pieces the lines come."""
+    rest = [event for events in data.draw(st.lists(Said, max_size=6)) for event in events]
+    end = ENDS[data.draw(st.sampled_from(sorted(ENDS)))]
+    first = UiMessageStream(RUN_ID, sdk=6).feed("".join(encode_lines([*ROUND, *ENDS["suspended"]], 0, 1)))
+    again = [*ROUND, tool_result(tool_call_id="a", tool_name="look", result=1), *rest, *end]
+    lines = encode_lines([ChatStreamEvent("session.run.restarted", {}), *again], AHEAD, 2)
+    view, at_once = UiMessageView(), UiMessageView()
+    view.read(first)
+    view.finished = view.done = False
+    stream = UiMessageStream(RUN_ID, sdk=6, attempt=2, given={"a"})
+    view.read("".join(map(stream.feed, lines)))
+    at_once.read(UiMessageStream(RUN_ID, attempt=2).feed("".join(lines)))
+
+    shown = [{name: value for name, value in part.items() if name != "approval"} for part in at_once.shown()]
+    assert shown == [{name: value for name, value in part.items() if name != "approval"} for part in view.shown()]
+    assert (True, at_once.finish_reason) == (stream.ended, view.finish_reason)
+
+
+def test_a_turn_that_is_lost_behind_an_approval_is_begun_again() -> None:
+    """Only once something of the rest was told: before that there is nothing to take back."""
+    result = tool_result(tool_call_id="a", tool_name="look", result=1)
+    second = encode_lines([*ROUND, result, text_delta("do")], AHEAD, 2)
+    third = encode_lines([*ROUND, result, text_delta("done"), *ENDS["completed"]], 2 * AHEAD, 3)
+    for told in range(len(second) + 1):
+        stream = UiMessageStream(RUN_ID, sdk=6, attempt=2, given={"a"})
+        stream.feed("".join(second[:told]))
+        text = stream.feed("".join(third))
+
+        assert stream.broken is (told > len(ROUND))
+        assert stream.broken or '"delta":"done"' in text
 
 
 @given(st.data())
