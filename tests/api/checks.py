@@ -7,12 +7,14 @@ import schemathesis
 from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-_BY_WHAT_IS_STORED = {"input_mismatch", "idempotency_key_reuse", "step_divergence"}
+_BY_WHAT_IS_STORED = {"input_mismatch", "idempotency_key_reused", "step_divergence"}
 """Codes of refusals by a turn that has begun with another message."""
 
-_OF_THIS_SERVICE = {"after", "parameters.tools", "rating"}
-"""Members that only this service can make, or that must fit what it has stored, another member, or one another."""
+_OF_THIS_SERVICE = {"after", "parameters.tools", "rating", "tools"}
+"""Members that only this service can make, or that must fit its product, what it has stored, or another member."""
 
+
+_INVALID = {"invalid_field", "unsupported_parameter"}
 
 _BEYOND_A_SCHEMA = b"has two of the same name"
 """What the service says of a list whose members must differ in one of their own members."""
@@ -25,7 +27,7 @@ def valid_requests_are_taken(ctx: Any, response: Any, case: Any) -> bool | None:
         return positive_data_acceptance(ctx, response, case)
     except RejectedPositiveData:
         code, field = _refusal(response)
-        if code in _BY_WHAT_IS_STORED or (code == "invalid_field" and field in _OF_THIS_SERVICE):
+        if code in _BY_WHAT_IS_STORED or (code in _INVALID and field in _OF_THIS_SERVICE):
             return None
         if _BEYOND_A_SCHEMA in response.content:
             return None

@@ -110,6 +110,40 @@ def test_a_chat_is_found_by_its_id_and_by_its_run() -> None:
     told(story)
 
 
+def test_a_chat_may_send_its_last_messages_alone() -> None:
+    """Where it says which turn it is; the history is the stored thread anyhow."""
+
+    async def story(isolate: Isolate, product: Product) -> None:
+        await seen(await isolate.ask("POST", CHAT, {"id": "c1", "messages": [ui("one")]}))
+        view = await seen(await isolate.ask("POST", CHAT, {"id": "c1", "messages": [ui("two", "m3")], "turnIndex": 1}))
+        odd = [
+            (await isolate.ask("POST", CHAT, {"id": "c1", "messages": [ui("x")], "turnIndex": each})).status
+            for each in (-1, "1", True, 1.5, 10**7)
+        ]
+
+        assert "chat:acme:c1:1" == view.id
+        assert ["one", "two"] == [context.user_message for context in product.calls]
+        assert [422] * 5 == odd
+
+    told(story)
+
+
+def test_a_query_of_any_length_is_no_crash() -> None:
+    """What is not known is no matter, as with other members; too many are refused."""
+
+    async def story(isolate: Isolate, _product: Product) -> None:
+        await seen(await isolate.ask("POST", CHAT, {"id": "c1", "messages": [ui("one")]}))
+        query = "&".join(f"member{n}=" for n in range(99))
+        some, many = [
+            await isolate.ask("GET", f"{CHAT}/c1/stream?{each}") for each in (query[: query.index("&member20=")], query)
+        ]
+
+        assert (200, 422) == (some.status, many.status)
+        assert [] == isolate.logged
+
+    told(story)
+
+
 def test_a_chat_without_an_id_has_the_history_that_it_brings() -> None:
     """WorkflowChatTransport sends the thread and nothing else, as plain text."""
 
@@ -192,22 +226,24 @@ async def _sent() -> str:
     return "sent"
 
 
+@pytest.mark.parametrize("sdk", [7, 6])
 @pytest.mark.parametrize("approved", [True, False])
-def test_an_approval_goes_on_with_the_same_turn(approved: bool) -> None:
+def test_an_approval_goes_on_with_the_same_turn(sdk: int, approved: bool) -> None:
     """The thread comes back with the decision; the rest is streamed into the same message, nothing in it twice."""
 
     async def main(database: SqliteDatabase) -> None:
         isolate = Isolate(database, Clerk())
         body = {"id": "c1", "messages": [ui("use send {}")]}
-        reply = await isolate.ask("POST", CHAT, body)
+        reply = await isolate.ask("POST", f"{CHAT}?v={sdk}", body)
         view = await seen(reply)
         [tool] = [part for part in view.parts if part["type"] == "dynamic-tool"]
         assert ("tool-calls", "approval-request") == (view.finish_reason, tool["state"])
 
-        decided = {**tool, "state": "approval-responded", "approval": {"id": tool["approval"], "approved": approved}}
+        approval = {"id": tool["approval"], "approved": approved}
+        decided = {**tool, "toolCallId": tool["id"], "state": "approval-responded", "approval": approval}
         answer = {"id": view.id, "role": "assistant", "parts": [{"type": "step-start"}, decided]}
         thread = {"id": "c1", "messages": [ui("use send {}"), answer], "messageId": view.id}
-        reply = await isolate.ask("POST", CHAT, thread)
+        reply = await isolate.ask("POST", f"{CHAT}?v={sdk}", thread)
         assert reply.task is not None
         await reply.task
         view.finished = False
@@ -217,6 +253,7 @@ def test_an_approval_goes_on_with_the_same_turn(approved: bool) -> None:
         assert ("stop", "output-available" if approved else "output-denied") == (view.finish_reason, tool["state"])
         assert 1 == [part["type"] for part in view.parts].count("step-start")
         assert ("sent" in view.text) is approved
+        assert ("reset-step" in reply.reader.text) is (sdk == 7)
 
     with open_sqlite() as database:
         run(main(database))
@@ -297,6 +334,28 @@ def test_a_key_names_its_turn() -> None:
         assert 2 == len(product.calls)
 
     told(story, text_delta("Hello, "), 0.1, text_delta("world."))
+
+
+def test_a_model_is_shown_by_its_name() -> None:
+    """Each of those that are listed, a slash in it encoded; no other."""
+
+    async def main(database: SqliteDatabase) -> None:
+        isolate = Isolate(database, Product(), settings={"MODELS": "acme/large, small"})
+        listed = (await isolate.ask("GET", "/v1/models")).body["data"]
+        shown = [(await isolate.ask("GET", f"/v1/models/{quote(each['id'], safe='')}")).body for each in listed]
+        unknown = await isolate.ask("GET", "/v1/models/large")
+        any_ = await Isolate(database, Product()).ask("GET", "/v1/models/large")
+
+        assert {"default", "acme/large", "small"} <= {each["id"] for each in listed}
+        assert listed == shown
+        assert "large" == any_.body["id"]
+        assert (404, "not_found", "model") == (
+            unknown.status,
+            *(unknown.body["error"][name] for name in ("code", "param")),
+        )
+
+    with open_sqlite() as database:
+        run(main(database))
 
 
 def test_a_retry_of_an_sdk_joins_what_it_repeats() -> None:
@@ -384,7 +443,7 @@ def test_open_webui_s_ids_name_its_turns() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 422, "messages[0][0].url"),
         ({"messages": []}, 422, "messages"),
         ({"model": 7}, 422, "model"),
-        ({"metadata": {"session_id": "a\nb"}}, 422, "metadata.session"),
+        ({"metadata": {"session_id": "a\nb"}}, 422, "metadata.session_id"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(members: dict[str, Any], status: int, param: str) -> None:

@@ -54,6 +54,7 @@ __all__ = [
     "read_feedback",
     "read_members",
     "read_model",
+    "read_model_name",
     "read_parameters",
     "read_person",
     "read_run_id",
@@ -140,6 +141,7 @@ PATH_MEMBERS: Final[Members] = {
     "key": {"type": "string", "format": "printable", "minLength": 1, "maxLength": MAX_EVENT_KEY_CHARACTERS},
     "file": {"type": "string", "pattern": f"^{FILE_ID.pattern}$"},
     "id": _SESSION,
+    "model": {"type": "string", "format": "printable", "minLength": 1, "maxLength": MAX_MODEL_CHARACTERS},
     "user": {"type": "string", "format": "printable", "minLength": 1, "maxLength": MAX_ID_CHARACTERS},
     "tenant": {"type": "string", "format": "printable", "minLength": 1, "maxLength": MAX_ID_CHARACTERS},
 }
@@ -252,6 +254,16 @@ def read_run_id(segment: str) -> str:
     if not text.isprintable():
         raise InvalidField("run_id must be printable", field="run_id")
     return text
+
+
+def read_model_name(segment: str) -> str:
+    """
+    Read a model's name out of its path *segment*, where a slash in it stands percent-encoded.
+
+    Raises:
+        InvalidField: It is not UTF-8, not printable, or too long.
+    """
+    return str(read_model(_decoded(segment, "model")))
 
 
 def read_event_key(segment: str) -> str:

@@ -37,6 +37,7 @@ from chatturn.errors import (
     DurableRunInputMismatchError,
     IdempotencyKeyReused,
     InvalidField,
+    NotFound,
     RequestError,
     UnsupportedParameter,
     error_class,
@@ -49,12 +50,14 @@ from chatturn.http.limits import (
     check_body_headers,
     check_session_id,
     read_model,
+    read_model_name,
     read_parameters,
     read_tool_result,
     read_turn_index,
     read_version,
 )
 from chatturn.http.messages import HttpRequest, HttpResponse
+from chatturn.http.parameters import printable
 from chatturn.http.problems import detail_of, error_headers, json_response, shown
 from chatturn.http.projected import OpenedTurn, ProjectedTurn, Projection, go_on_or_follow, gone_on, open_or_follow
 from chatturn.http.queries import check_no_query
@@ -62,14 +65,26 @@ from chatturn.http.strict_json import read_json_object
 from chatturn.http.user_messages import read_text
 from chatturn.wire.openai_chat import ChatCompletion, ChatCompletionChunks, CompletionHead, Failure, error_members
 
-__all__ = ["COMPLETIONS", "get_models", "openai_problem", "post_completion", "session_of_completion"]
+__all__ = [
+    "COMPLETIONS",
+    "KEY",
+    "MODELS",
+    "NOT_TAKEN",
+    "get_model",
+    "get_models",
+    "openai_problem",
+    "post_completion",
+    "session_of_completion",
+]
 
 COMPLETIONS: Final = "/v1/chat/completions"
+MODELS: Final = "/v1/models"
 
 DEFAULT_MODEL: Final = "default"
 """Stands for the deployment's model, whatever that is."""
 
 MAX_KEY_CHARACTERS: Final = 255
+KEY: Final = printable("names the turn: again under it, it is replayed", most=MAX_KEY_CHARACTERS)
 _RETRIED_WITHIN_S: Final = 900
 """An SDK's retries are over by then: two of them, each after at most a minute, of a request of ten minutes."""
 
@@ -79,7 +94,7 @@ _IGNORED: Final = frozenset(("logit_bias",))
 _ABOUT_TOOLS: Final = frozenset(("parallel_tool_calls", "tool_choice"))
 """Likewise, where there are no tools."""
 
-_REFUSED: Final = frozenset(("audio", "function_call", "functions", "logprobs", "prediction", "top_logprobs"))
+NOT_TAKEN: Final = frozenset(("audio", "function_call", "functions", "logprobs", "prediction", "top_logprobs"))
 """Members that ask for what cannot be done: an answer without it would be another one."""
 
 _ROLES: Final = (*ROLES, "tool")
@@ -93,6 +108,9 @@ _CLIENT_ERRORS: Final = range(400, 500)
 
 _BY_KEY: Final = "key."
 """Begins the sessions of idempotency keys."""
+
+_METADATA: Final[Mapping[str, str]] = {"session": "session_id", "version": "regenerate"}
+"""Members of a request's metadata, by what our own routes call them."""
 
 _STATUSES: Final[Mapping[str, int]] = {"cancelled": 409, "suspended": 409}
 """Of ends that are no errors to our own clients."""
@@ -111,13 +129,24 @@ def openai_problem(error: ChatTurnError) -> HttpResponse:
 async def get_models(call: Call) -> HttpResponse:
     """List what a request may name as its model."""
     check_no_query(call.request)
-    names = [DEFAULT_MODEL, *call.service.model_names()]
-    return json_response(
-        {
-            "object": "list",
-            "data": [{"id": name, "object": "model", "created": 0, "owned_by": "chatturn"} for name in names],
-        }
-    )
+    return json_response({"object": "list", "data": [_model(name) for name in _models(call)]})
+
+
+async def get_model(call: Call) -> HttpResponse:
+    """Show one of them; where none are listed, a request may name any."""
+    check_no_query(call.request)
+    name = read_model_name(call.parameters["model"])
+    if call.service.deployment.settings.models and name not in _models(call):
+        raise NotFound(f"no request may name the model {shown(name)}", field="model")
+    return json_response(_model(name))
+
+
+def _models(call: Call) -> list[str]:
+    return [DEFAULT_MODEL, *call.service.model_names()]
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "chatturn"}
 
 
 async def post_completion(call: Call) -> HttpResponse:
@@ -319,14 +348,14 @@ async def _of_session(call: Call, asked: "_Asked") -> _Place:
     """
     metadata, conversation = asked.metadata, asked.conversation
     try:
-        session = check_session_id(_named(metadata["session_id"], "session"))
+        session = check_session_id(_named(metadata["session_id"], "session_id"))
         given = metadata.get("turn_index")
         index = conversation.turn_index if given is None else read_turn_index(_named(given, "turn_index"))
         wanted = metadata.get("regenerate")
         version = None if wanted is None else read_version(_named(wanted, "regenerate"))
     except InvalidField as error:
-        field = "regenerate" if error.field == "version" else error.field
-        raise InvalidField(str(error), field=f"metadata.{field}") from None
+        field = _METADATA.get(str(error.field), error.field)
+        raise InvalidField(str(error).replace(f"{error.field} ", f"{field} ", 1), field=f"metadata.{field}") from None
     identity = _identity(call, session, index)
     given = await _give(call, conversation.just_before)
     request = TurnRequest(
@@ -451,7 +480,7 @@ def _refuse_what_cannot_be_done(members: Mapping[str, Any], may_say: Callable[[s
     Raises:
         UnsupportedParameter: It names the parameter.
     """
-    for name in sorted(_REFUSED & members.keys()):
+    for name in sorted(NOT_TAKEN & members.keys()):
         if members[name]:
             raise UnsupportedParameter(f"{name} cannot be used here: leave it out", field=name)
     if members.get(TOOLS) and not may_say(TOOLS):

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
+from chatturn.backends.parameters import PARAMETERS
 from chatturn.chat.files import MAX_FILE_BYTES
 from chatturn.chat.lists.lists import RUN_STATUSES
 from chatturn.chat.usage.totals import USAGE_KEYS
@@ -51,19 +52,20 @@ from chatturn.errors import (
     VersionConflict,
     error_classes,
 )
-from chatturn.http.ai_sdk import AI_SDK_CHAT, ai_sdk_problem
+from chatturn.http.ai_sdk import AI_SDK_CHAT, CHAT_QUERY, CHAT_STREAM_QUERY, ai_sdk_problem
 from chatturn.http.application import PublicRoute, Route
 from chatturn.http.auth import SCOPES
 from chatturn.http.files import FILES
 from chatturn.http.limits import (
     EVENT_MEMBERS,
     FEEDBACK_MEMBERS,
+    MAX_TURN_INDEX,
     PATH_MEMBERS,
     SESSION_MEMBERS,
     TURN_MEMBERS,
     Members,
 )
-from chatturn.http.openai_chat import COMPLETIONS, openai_problem
+from chatturn.http.openai_chat import COMPLETIONS, KEY, MODELS, NOT_TAKEN, openai_problem
 from chatturn.http.parameters import Parameter, Query
 from chatturn.http.queries import (
     EXPORT_QUERY,
@@ -128,6 +130,7 @@ class _Told:
         headers: Request headers that it reads.
         body: Its JSON body.
         content: Its body, where that is no JSON: a schema for each media type.
+        json: What comes back where that is JSON, of several media types.
         errors: What it may refuse with, beside what every route may.
     """
 
@@ -136,6 +139,7 @@ class _Told:
     headers: Mapping[str, Parameter] = field(default_factory=dict)
     body: Schema | None = None
     content: Mapping[str, Schema] = field(default_factory=dict)
+    json: Schema = field(default_factory=dict)
     errors: Errors = ()
 
 
@@ -291,30 +295,60 @@ _CHAT: Final[Schema] = _object(
     {
         "id": PATH_MEMBERS["session"],
         "messages": {"type": "array", "minItems": 1, "items": _UI_MESSAGE},
+        "turnIndex": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_TURN_INDEX},
+        "trigger": {"type": "string", "enum": ["submit-message"]},
+        "messageId": _TEXT_OR_NULL,
+        "model": TURN_MEMBERS["model"],
+        "parameters": TURN_MEMBERS["parameters"],
     },
-    optional=["id"],
+    optional=["id", "turnIndex", "trigger", "messageId", "model", "parameters"],
     open_=True,
 )
 _CHAT_MESSAGE: Final[Schema] = _object({"role": {"type": "string", "enum": ["user"]}, "content": TEXT}, open_=True)
+_COMPLETION_PARAMETERS: Final[Members] = {
+    name: {"anyOf": [schema, {"type": "null"}]} for name, schema in PARAMETERS.items() if name not in NOT_TAKEN
+}
 _COMPLETION_REQUEST: Final[Schema] = _object(
     {
         "model": TURN_MEMBERS["model"],
         "messages": {"type": "array", "minItems": 1, "items": _CHAT_MESSAGE},
         "stream": {"type": ["boolean", "null"]},
+        "stream_options": {"type": ["object", "null"], "properties": {"include_usage": {"type": "boolean"}}},
+        "n": {"enum": [1, None]},
         "metadata": {
             "type": ["object", "null"],
             "properties": {"session_id": {"anyOf": [PATH_MEMBERS["session"], {"type": "integer"}]}},
         },
+        **_COMPLETION_PARAMETERS,
     },
-    optional=["model", "stream", "metadata"],
+    optional=["model", "stream", "stream_options", "n", "metadata", *_COMPLETION_PARAMETERS],
     open_=True,
 )
-_MODELS: Final[Schema] = _object(
+_COMPLETION: Final[Schema] = _object(
     {
-        "object": {"const": "list"},
-        "data": _list(_object({"id": _TEXT, "object": {"const": "model"}, "created": _COUNT, "owned_by": _TEXT})),
-    }
+        "id": _TEXT,
+        "object": {"const": "chat.completion"},
+        "created": _COUNT,
+        "model": _TEXT,
+        "choices": _list(
+            _object(
+                {
+                    "index": {"const": 0},
+                    "message": _object(
+                        {"role": {"const": "assistant"}, "content": _TEXT_OR_NULL, "refusal": {"type": "null"}},
+                        open_=True,
+                    ),
+                    "logprobs": {"type": "null"},
+                    "finish_reason": {"type": "string", "enum": ["stop", "length", "content_filter", "tool_calls"]},
+                }
+            )
+        ),
+        "usage": _ANY_OBJECT,
+    },
+    optional=["usage"],
 )
+_MODEL: Final[Schema] = _object({"id": _TEXT, "object": {"const": "model"}, "created": _COUNT, "owned_by": _TEXT})
+_MODELS: Final[Schema] = _object({"object": {"const": "list"}, "data": _list(_MODEL)})
 
 _SESSION: Final[Schema] = _object(
     {
@@ -368,10 +402,14 @@ _TOLD: Final[Mapping[tuple[str, str], _Told]] = {
     ("POST", TURN + "/cancel"): _Told(
         answers={200: _CANCELLED, 202: _CANCELLED}, query=VERSION_QUERY, errors=(NotFound, *_OF_A_CLAIM)
     ),
-    ("POST", AI_SDK_CHAT): _Told(answers={200: _EVENTS}, body=_CHAT, errors=_OF_A_CLAIM),
-    ("GET", AI_SDK_CHAT + "/{id}/stream"): _Told(answers={200: _EVENTS, 204: None}, errors=_OF_THE_STORE),
+    ("POST", AI_SDK_CHAT): _Told(answers={200: _EVENTS}, query=CHAT_QUERY, body=_CHAT, errors=_OF_A_CLAIM),
+    ("GET", AI_SDK_CHAT + "/{id}/stream"): _Told(
+        answers={200: _EVENTS, 204: None}, query=CHAT_STREAM_QUERY, errors=_OF_THE_STORE
+    ),
     ("POST", COMPLETIONS): _Told(
         answers={200: (_JSON, "text/event-stream")},
+        json=_COMPLETION,
+        headers={"Idempotency-Key": KEY},
         body=_COMPLETION_REQUEST,
         errors=_OF_A_CLAIM,
     ),
@@ -382,7 +420,8 @@ _TOLD: Final[Mapping[tuple[str, str], _Told]] = {
         errors=_OF_FILES,
     ),
     ("GET", FILES + "/{file}"): _Told(answers={200: FILE_TYPES}, errors=(NotFound, *_OF_FILES)),
-    ("GET", "/v1/models"): _Told(answers={200: _MODELS}),
+    ("GET", MODELS): _Told(answers={200: _MODELS}),
+    ("GET", MODELS + "/{model}"): _Told(answers={200: _MODEL}, errors=(NotFound,)),
     ("GET", "/v1/sessions/{session}/messages"): _Told(
         answers={200: _MESSAGES, 304: None}, query=MESSAGES_QUERY, errors=(NotFound, *_OF_THE_STORE)
     ),
@@ -465,7 +504,7 @@ def _operation(route: Route | PublicRoute) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": route.operation.__name__.strip("_"),
         "summary": (inspect.getdoc(route.operation) or "").partition("\n")[0],
-        "responses": {str(status): _answer(told.answers[status], status) for status in told.answers},
+        "responses": {str(status): _answer(told.answers[status], status, told.json) for status in told.answers},
     }
     query = {name: each for name, each in told.query.items() if name != "ticket"}  # a way to say who, told as that
     parameters = [
@@ -488,7 +527,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     return {"description": parameter.about, "schema": parameter.schema}
 
 
-def _answer(form: Schema | tuple[str, ...] | None, status: int) -> dict[str, Any]:
+def _answer(form: Schema | tuple[str, ...] | None, status: int, json: Schema) -> dict[str, Any]:
     text = {
         200: "Done.",
         201: "Kept.",
@@ -498,7 +537,7 @@ def _answer(form: Schema | tuple[str, ...] | None, status: int) -> dict[str, Any
     }
     described: dict[str, Any] = {"description": text.get(status, "Not ready.")}
     if isinstance(form, tuple):
-        described["content"] = {each: {"schema": _ANY_OBJECT} if each == _JSON else {} for each in form}
+        described["content"] = {each: {"schema": json} if each == _JSON else {} for each in form}
     elif form is not None:
         described["content"] = {_JSON: {"schema": form}}
     return described
@@ -536,6 +575,7 @@ def _problem_schema() -> Schema:
             "retryable": _YES_OR_NO,
             "field": _TEXT,
             "stream": _TEXT,
+            "turnIndex": _COUNT,
         },
-        optional=["field", "stream"],
+        optional=["field", "stream", "turnIndex"],
     )

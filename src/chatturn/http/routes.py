@@ -28,7 +28,15 @@ from chatturn.http.files import FILES, get_file, post_file
 from chatturn.http.limits import MAX_BODY_BYTES
 from chatturn.http.lists import get_messages, get_runs, post_event, session_of_run
 from chatturn.http.messages import HttpRequest, HttpResponse
-from chatturn.http.openai_chat import COMPLETIONS, get_models, openai_problem, post_completion, session_of_completion
+from chatturn.http.openai_chat import (
+    COMPLETIONS,
+    MODELS,
+    get_model,
+    get_models,
+    openai_problem,
+    post_completion,
+    session_of_completion,
+)
 from chatturn.http.openapi import describe
 from chatturn.http.problems import json_response, problem, shown
 from chatturn.http.queries import ticket_in
@@ -111,7 +119,8 @@ ROUTES: Final[tuple[Route | PublicRoute, ...]] = (
     ),
     Route("POST", FILES, (RUN_TURNS,), post_file),
     Route("GET", FILES + "/{file}", _READERS, get_file),
-    Route("GET", "/v1/models", _READERS, get_models, problem=openai_problem),
+    Route("GET", MODELS, _READERS, get_models, problem=openai_problem),
+    Route("GET", MODELS + "/{model}", _READERS, get_model, problem=openai_problem),
     Route("GET", SESSION + "/messages", _READERS, get_messages),
     Route("POST", TURN + "/feedback", _READERS, post_feedback),
     Route("GET", "/v1/sessions", (*_READERS, OPERATE), get_sessions),

@@ -5,9 +5,11 @@ import re
 from typing import Any
 
 from chatturn.errors import error_classes
-from chatturn.events import text_delta
+from chatturn.events import text_delta, usage_event
+from chatturn.http.ai_sdk import CHAT_STREAM_QUERY
 from chatturn.http.application import Route
 from chatturn.http.limits import TURN_MEMBERS
+from chatturn.http.openai_chat import NOT_TAKEN
 from chatturn.http.openapi import describe
 from chatturn.http.parameters import Query
 from chatturn.http.queries import LOG_QUERY, MESSAGES_QUERY, TURNS_QUERY, USAGE_QUERY
@@ -48,6 +50,7 @@ def test_the_queries_are_those_that_are_read() -> None:
         "/v1/sessions/{session}/messages": MESSAGES_QUERY,
         "/v1/runs": TURNS_QUERY,
         "/v1/usage": USAGE_QUERY,
+        "/v1/ai-sdk/chat/{id}/stream": CHAT_STREAM_QUERY,
     }
     for template, query in queries.items():
         told = DOCUMENT["paths"][template]["get"]["parameters"]
@@ -74,6 +77,34 @@ def test_every_refusal_names_codes_that_there_are() -> None:
                     assert set(re.findall(r"`(\w+)`", response["description"])) <= codes
     for reference in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(DOCUMENT)):
         assert reference in DOCUMENT["components"]["schemas"]
+
+
+async def test_whatever_a_problem_says_is_told() -> None:
+    """Also the index that a message may take whose place is taken."""
+    told = set(DOCUMENT["components"]["schemas"]["Problem"]["properties"])
+    with open_sqlite() as database:
+        isolate = Isolate(database, Product(2.0, text_delta("a")), settings={"THREADS": "on"})
+        await isolate.post()
+        problem = await isolate.post("another", when_busy="reject")
+
+    assert 422 == problem.status
+    assert {"turnIndex"} <= set(problem.body) <= told
+
+
+async def test_a_completion_is_what_is_told() -> None:
+    """Member by member; what may be asked for is what is read."""
+    operation = DOCUMENT["paths"]["/v1/chat/completions"]["post"]
+    told = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    asked = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    with open_sqlite() as database:
+        isolate = Isolate(database, Product(text_delta("a"), usage_event(model="m", tokensIn=1, tokensOut=1)))
+        body = {"model": "default", "messages": [{"role": "user", "content": "hi"}]}
+        completion = (await isolate.ask("POST", "/v1/chat/completions", body)).body
+
+    assert set(completion) == set(told["properties"])
+    assert set(completion["choices"][0]) == set(told["properties"]["choices"]["items"]["properties"])
+    assert {"tools", "tool_choice", "temperature"} <= set(asked)
+    assert not NOT_TAKEN & set(asked)
 
 
 def schema_of(template: str) -> dict[str, Any]:
