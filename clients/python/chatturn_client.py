@@ -41,6 +41,9 @@ _LONGEST_RETRY_AFTER_S: Final = 60.0
 _RUN: Final = re.compile(
     r":(\d+)(?:~(\d+))?$"
 )  # how a run's id ends: the turn's index, and its version from the second
+_OWN_ERRORS: Final = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
+"""What can never be sent: an address without a scheme, a token that is no header's value."""
+
 _UNAUTHORIZED: Final = 401
 _TOO_MANY: Final = 429
 _SERVER_ERROR: Final = 500
@@ -418,6 +421,8 @@ class Turn:
                             for line in progress.feed(chunk):
                                 patience.heard()
                                 yield line
+            except _OWN_ERRORS:
+                raise
             except httpx.TransportError:
                 response = None  # the connection broke, or is dead
             if not progress.over:
@@ -557,6 +562,8 @@ class AsyncTurn:
                             for line in progress.feed(chunk):
                                 patience.heard()
                                 yield line
+            except _OWN_ERRORS:
+                raise
             except httpx.TransportError:
                 response = None  # the connection broke, or is dead
             if not progress.over:

@@ -32,6 +32,8 @@ export class ChatTurnClient {
   #settings;
 
   constructor({ url, token, fetch: fetcher, silenceMs, patienceMs = 600_000 } = {}) {
+    // Else each request would fail as one does that finds no connection, and be tried again.
+    if (url && !/^(https?:\/)?\//i.test(url)) throw new TypeError("url must begin with https://, http:// or /");
     this.#settings = { url: (url ?? "").replace(/\/+$/, ""), token, fetcher, silenceMs, patienceMs };
   }
 

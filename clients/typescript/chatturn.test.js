@@ -146,6 +146,11 @@ test("a refusal is final, and says what is wrong", async (t) => {
   assert.equal(asked.length, 1);
 });
 
+test("an address that leads nowhere is refused at once", () => {
+  for (const url of ["localhost:8787", "ftp://a.test", "a.test/api"]) assert.throws(() => new ChatTurnClient({ url }), TypeError);
+  for (const url of [undefined, "", "/api", "http://a.test", "HTTPS://a.test/"]) new ChatTurnClient({ url });
+});
+
 test("a page of a proxy is no refusal", async (t) => {
   const page = (response) => response.writeHead(502, { "content-type": "text/html" }).end("<h1>Bad gateway</h1>");
   const { client } = await serving(t, page, says(started, completed(1)));

@@ -14,4 +14,4 @@ def test_the_client_for_browsers_and_node() -> None:
     done = subprocess.run([NODE, "--test", *files], capture_output=True, text=True, timeout=120, check=False)
 
     assert done.returncode == 0, done.stdout[-8_000:]
-    assert " pass 18\n" in done.stdout
+    assert " pass 19\n" in done.stdout

@@ -234,6 +234,17 @@ def test_refusals(kind: str) -> None:
 
 
 @KINDS
+def test_what_can_never_be_sent_is_not_tried_again(kind: str) -> None:
+    """An address without a scheme, and a token with the line end of the file that it was read from."""
+    with serving() as (url, asked):
+        with pytest.raises(httpx.UnsupportedProtocol):
+            ask(url.removeprefix("http://"), kind)
+        with pytest.raises(httpx.LocalProtocolError):
+            ask(url, kind, token="secret\n")
+    assert [] == asked
+
+
+@KINDS
 def test_a_token_may_run_out_in_the_middle(kind: str) -> None:
     """It is asked for at every request, and a refusal of one that had run out is no end."""
     tokens = iter(["old", "old", "new"])
