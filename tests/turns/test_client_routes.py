@@ -128,6 +128,26 @@ def test_a_chat_may_send_its_last_messages_alone() -> None:
     told(story)
 
 
+@pytest.mark.parametrize("address", [f"{CHAT}/c1/stream", "/v1/sessions/c1/turns/0/stream"])
+def test_a_head_holds_nothing_of_a_log(address: str) -> None:
+    """However often it is asked for, long logs are still read."""
+
+    async def story(isolate: Isolate, _product: Product) -> None:
+        await seen(await isolate.ask("POST", CHAT, {"id": "c1", "messages": [ui("one")]}))
+        statuses = set()
+        for _ in range(20):
+            statuses.add((await asyncio.wait_for(isolate.ask("HEAD", address), 5)).status)
+            await asyncio.sleep(0.01)
+        got = await isolate.ask("GET", address)
+        assert got.task is not None
+        await asyncio.wait_for(got.task, 5)
+
+        assert {200} == statuses | {got.status}
+        assert len(got.reader.text) > 300_000
+
+    told(story, *(text_delta("x" * 3_000) for _ in range(200)))
+
+
 def test_a_query_of_any_length_is_no_crash() -> None:
     """What is not known is no matter, as with other members; too many are refused."""
 

@@ -13,6 +13,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
+from chatturn.chat.turn.sinks import NoSink
 from chatturn.errors import BodyTimeout, ChatTurnError, MethodNotAllowed, NotFound, RateLimited, RequestError
 from chatturn.http.ai_sdk import (
     AI_SDK_CHAT,
@@ -177,7 +178,14 @@ async def handle(request: HttpRequest, app: Application) -> HttpResponse:
         app.log(f"{request.method} {shown(request.path)} crashed", error)
         response = _problem_form(request)(ChatTurnError("unexpected"))
     response = _marked(request, response, app)
-    return replace(response, body=b"", stream=None) if request.method == "HEAD" else response
+    return _without_body(response) if request.method == "HEAD" else response
+
+
+def _without_body(response: HttpResponse) -> HttpResponse:
+    """Return the head of *response*; its stream is told that nobody reads it, and gives back what it holds."""
+    if response.stream is None:
+        return replace(response, body=b"")
+    return replace(response, stream=None, background=partial(response.stream, NoSink()))
 
 
 def _marked(request: HttpRequest, response: HttpResponse, app: Application) -> HttpResponse:
