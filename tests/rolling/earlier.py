@@ -14,15 +14,15 @@ EARLIER: Final = (Path(__file__).parent / "EARLIER").read_text(encoding="utf-8")
 """The commit of the version that is in use; it moves on with each release."""
 
 
-def unpack(folder: Path) -> None:
+def unpack(folder: Path, commit: str = EARLIER) -> None:
     """
-    Put the earlier version's files into *folder*.
+    Put the files of *commit* into *folder*.
 
     Raises:
         SystemExit: This clone's history does not reach back to it.
     """
-    done = subprocess.run(["git", "-C", str(ROOT), "archive", EARLIER], capture_output=True, check=False)
+    done = subprocess.run(["git", "-C", str(ROOT), "archive", commit], capture_output=True, check=False)
     if done.returncode:
-        raise SystemExit(f"git has no commit {EARLIER}: fetch the whole history (git fetch --unshallow)")
+        raise SystemExit(f"git has no commit {commit}: fetch the whole history (git fetch --unshallow)")
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         archive.extractall(folder, filter="data")

@@ -15,7 +15,7 @@ from chatturn.errors import (
     StepInputMismatch,
 )
 
-__all__ = ["claimed", "ended", "require_begun", "require_intent", "require_status"]
+__all__ = ["claimed", "ended", "may_be_refused", "require_begun", "require_intent", "require_status", "waits_elsewhere"]
 
 
 def claimed(row: Row, digest: str, holder: str, lease_ms: int, *, supersede: bool) -> Lease | None:
@@ -33,6 +33,21 @@ def claimed(row: Row, digest: str, holder: str, lease_ms: int, *, supersede: boo
     message = f"{row['lease_holder_id']!r} holds its lease until {row['lease_expires_at']}"
     same_input = row["manifest_hash"] == digest
     raise DurableRunLeaseHeldError(message, run_id=run_id, retry_after_ms=left_ms, same_input=same_input)
+
+
+def may_be_refused(rows: Sequence[Row], digest: str, holder: str, *, supersede: bool) -> bool:
+    """Say whether one of a claim's guards may be why it has not got the run."""
+    if not rows:
+        return True
+    [row] = rows
+    if row["lease_holder_id"] == holder or (row["manifest_hash"] != digest and not supersede):
+        return False
+    return row["status"] == RunStatus.PENDING or (row["status"] != RunStatus.COMPLETED and not row["lease_left_ms"])
+
+
+def waits_elsewhere(rows: Sequence[Row], waits_as: str | None) -> bool:
+    """Say whether somebody else, who is there, waits for the run's start."""
+    return any(row["lease_left_ms"] and row["lease_holder_id"] != waits_as for row in rows)
 
 
 def ended(lease: Lease, status: RunStatus, rows: Sequence[Row]) -> RunRecord:

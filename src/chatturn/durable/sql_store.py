@@ -15,7 +15,15 @@ from typing import Any, Final
 
 from chatturn.database.api import NOW, Database, Result, Row, Statement, Value
 from chatturn.database.migration import read_version
-from chatturn.durable.checks import claimed, ended, require_begun, require_intent, require_status
+from chatturn.durable.checks import (
+    claimed,
+    ended,
+    may_be_refused,
+    require_begun,
+    require_intent,
+    require_status,
+    waits_elsewhere,
+)
 from chatturn.durable.failures import error_text, started_before
 from chatturn.durable.identifiers import manifest_hash
 from chatturn.durable.records import (
@@ -64,6 +72,9 @@ __all__ = ["SqlRunStore"]
 # its status code; a finish holds an answer that somebody paid for.
 _CLAIM_DELAYS_S: Final = (0.05, 0.25)
 _SETTLE_DELAYS_S: Final = (0.1, 0.5, 2.0, 5.0)
+
+_CLAIM_TRIES: Final = 3
+"""Of a claim that a guard refuses, and that no guard refuses when it is asked why."""
 
 _PARAMETER: Final = re.compile(r"\{(\d+)\}")
 
@@ -117,25 +128,19 @@ class SqlRunStore:
         holder = f"{worker_id}#{self._token()}"
         step_count = 0 if begin is None else begin.step_index + 1
         key_part = self._token() if self._run_bound_keys else None
-        waits_as = None if queue is None else queue.holder
+        waits_as, wait_term = (None, None) if queue is None else (queue.holder, _term(queue.lease_ms))
         what = (digest, manifest.project_id, manifest.scenario_id, NOW)
-        claim = (run_id, holder, *what, _term(lease_ms), step_count, key_part, waits_as)
+        claim = (run_id, holder, *what, _term(lease_ms), step_count, key_part, waits_as, wait_term)
         fence = (run_id, holder, None)
-        unless = legacy.UNLESS_SAME_LEGACY if supersede else legacy.UNLESS_LEGACY
-        claim_run = _or_legacy(sql.CLAIM_RUN, unless[sql.CLAIM_RUN], claim, legacy_run_id)
-        waits = [] if queue is None else [(*claim[:6], _term(queue.lease_ms), 0, *claim[8:])]
-        conditions: Sequence[Condition] = guards if queue is None else [*guards, queue.turn]
+        unless_legacy = legacy.CLAIM_UNLESS_SAME_LEGACY if supersede else legacy.CLAIM_UNLESS_LEGACY
+        claim_run = _or_legacy(sql.CLAIM_RUN, unless_legacy, claim, legacy_run_id)
         before = [
             *(_supersede(run_id, digest) if supersede else []),
             *([] if legacy_run_id is None else legacy.adoption(run_id, digest, legacy_run_id)),
         ]
         writes = [
             *(_guarded(each, guards) for each in before),
-            _guarded(claim_run, conditions),
-            *(
-                _guarded(_or_legacy(sql.QUEUE_RUN, unless[sql.QUEUE_RUN], wait, legacy_run_id), guards)
-                for wait in waits  # for the start of a run that the claim did not get
-            ),
+            _guarded(claim_run, guards, queue),
             *([] if begin is None else [_begin(fence, begin)]),
             *(Statement(extra.sql, (*fence, *extra.params)) for extra in with_statements),
         ]
@@ -143,21 +148,35 @@ class SqlRunStore:
             _or_legacy(sql.LOAD_RUN, legacy.LOAD_RUN_OR_LEGACY, (run_id, NOW), legacy_run_id),
             _or_legacy(sql.LOAD_STEPS, legacy.LOAD_STEPS_OR_LEGACY, (run_id, 0), legacy_run_id),
         ]
-        looks = [_look(condition) for condition in conditions]
-        outcomes = await self._batch([*writes, *looks, *own_reads, *reads], _CLAIM_DELAYS_S)
-        looked = [outcome.rows[0] for outcome in outcomes[len(writes) : len(writes) + len(looks)]]
-        for guard, found in zip(guards, looked, strict=False):
-            if not found["holds"]:
-                raise guard.refusal(found)
-        run, begun, *rest = [outcome.rows for outcome in outcomes[len(writes) + len(looks) :]]
+        at_once = [guard for guard in guards if not guard.only_for_start]
+        looks = [_look(each) for each in (*at_once, *([] if queue is None else [queue.turn]))]
+        batch = [*writes, *looks, *own_reads, *reads]
+        for _ in range(_CLAIM_TRIES):
+            outcomes = (await self._batch(batch, _CLAIM_DELAYS_S))[len(writes) :]
+            _require(at_once, outcomes)
+            run, begun, *rest = [outcome.rows for outcome in outcomes[len(looks) :]]
+            if not may_be_refused(run, digest, holder, supersede=supersede):
+                break
+            await self._require_start(guards)
+            if waits_elsewhere(run, waits_as):
+                break
+        if not run:
+            message = f"{_CLAIM_TRIES} claims were refused for reasons that were gone when they were asked for"
+            raise StoreUnavailable(message)
         lease = claimed(run[0], digest, holder, lease_ms, supersede=supersede)
-        if lease is not None and run[0]["status"] == RunStatus.PENDING:
-            raise Queued(run_from_row(run[0]), lease, looked[-1])
+        if lease is not None and queue is not None and run[0]["status"] == RunStatus.PENDING:
+            raise Queued(run_from_row(run[0]), lease, outcomes[len(at_once)].rows[0])
         steps = [step_from_row(step) for step in begun]
         if begin is not None and lease is not None:
             [step] = [step for step in steps if step.step_index == begin.step_index]
             await self._require_begun_or_release(lease, step, begin, ends_with)
         return Claim(run=run_from_row(run[0]), steps=steps, lease=lease, rows=rest)
+
+    async def _require_start(self, guards: Sequence[Guard]) -> None:
+        """Raise why a claim that got nothing was refused; nothing where that has passed since."""
+        of_start = [guard for guard in guards if guard.only_for_start]
+        if of_start:
+            _require(of_start, await self._batch([*map(_look, of_start)], _CLAIM_DELAYS_S))
 
     async def look(self, condition: Condition) -> Row:
         """Read whether a condition ``holds``, and why not, as `Condition.told`."""
@@ -440,13 +459,15 @@ def _or_legacy(text: str, text_or_legacy: str, params: tuple[Value, ...], legacy
     return Statement(text, params) if legacy_run_id is None else Statement(text_or_legacy, (*params, legacy_run_id))
 
 
-def _guarded(statement: Statement, guards: Sequence[Condition]) -> Statement:
-    """Return the statement, doing nothing unless all conditions hold."""
-    if not guards or sql.GUARDED not in statement.sql:
+def _guarded(statement: Statement, guards: Sequence[Condition], queue: Queue | None = None) -> Statement:
+    """Return the statement, doing nothing unless all guards hold; a claim without the queue's turn waits."""
+    if sql.GUARDED not in statement.sql:
         return statement
-    conditions = tuple((guard.sql, _used(guard.sql)) for guard in guards)
-    text = _guarded_text(statement.sql, len(statement.params), conditions)
-    return Statement(text, statement.params + tuple(param for guard in guards for param in _params_of(guard)))
+    conditions = [(sql.GUARDED, guard) for guard in guards] + ([] if queue is None else [(sql.STARTS, queue.turn)])
+    texts = tuple((place, condition.sql, _used(condition.sql)) for place, condition in conditions)
+    text = _guarded_text(statement.sql, len(statement.params), texts)
+    more = (param for _, condition in conditions for param in _params_of(condition))
+    return Statement(text, (*statement.params, *more))
 
 
 def _params_of(condition: Condition) -> tuple[Value, ...]:
@@ -460,17 +481,28 @@ def _used(text: str) -> int:
 
 
 @cache
-def _guarded_text(text: str, params: int, conditions: tuple[tuple[str, int], ...]) -> str:
-    every: list[str] = []
-    for condition, more in conditions:
-        every.append(_numbered(condition, params, more))
+def _guarded_text(text: str, params: int, conditions: tuple[tuple[str, str, int], ...]) -> str:
+    """Put conditions in their places; each is given with how many parameters it uses."""
+    every: dict[str, list[str]] = {}
+    for place, condition, more in conditions:
+        every.setdefault(place, []).append(f"({_numbered(condition, params, more)})")
         params += more
-    return text.replace(sql.GUARDED, " AND ".join(f"({each})" for each in every))
+    for place, of_place in every.items():
+        text = text.replace(place, " AND ".join(of_place))
+    return text
 
 
 @cache
 def _numbered(text: str, first: int, params: int) -> str:
     return text.format(*(f"?{first + 1 + each}" for each in range(params)))
+
+
+def _require(guards: Sequence[Guard], looked: Sequence[Result]) -> None:
+    """Raise what the first guard that does not hold says of it."""
+    for guard, outcome in zip(guards, looked, strict=False):
+        [found] = outcome.rows
+        if not found["holds"]:
+            raise guard.refusal(found)
 
 
 def _look(condition: Condition) -> Statement:

@@ -141,9 +141,12 @@ class Guard(Condition):
 
     Attributes:
         refusal: Makes what is raised where it does not hold, of what was told.
+        only_for_start: That it holds of each run that is leased or completed.  So a claim that gets the run, or finds
+            it so, need not ask what it tells; one that gets nothing does, with a round trip of its own.
     """
 
     refusal: Callable[[Row], Exception]
+    only_for_start: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -98,6 +99,8 @@ def version_of_run(run_id: str) -> int:
     return int(version) if version.isdecimal() else 1
 
 
+# One request asks for it up to 15 times; encoding takes longer than the rest of an id.
+@lru_cache(maxsize=1_024)
 def _session(tenant_id: str, session_id: str) -> str:
     return f"chat:{quote(tenant_id, safe='')}:{quote(session_id, safe='')}"
 

@@ -7,6 +7,7 @@ the thread is.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -228,24 +229,20 @@ def begins_now(identity: ChatTurnIdentity) -> Guard:
     """Let a turn begin only if nothing is in front of it."""
     run_id = turn_run_id(identity)
     turn = its_turn(identity)
-    return Guard(
-        sql=turn.sql, params=turn.params, refusal=lambda _row: SessionBusy("others are before it", run_id=run_id)
-    )
+    return _of_start(turn.sql, turn.params, lambda _row: SessionBusy("others are before it", run_id=run_id))
 
 
 def idle(identity: ChatTurnIdentity) -> Guard:
     """Let a new turn begin only in a session in which no other is open."""
     run_id = turn_run_id(identity)
     params = (run_id, *session_run_ids(identity.tenant_id, identity.session_id))
-    return Guard(sql=_IDLE, params=params, told=_WHOSE, refusal=lambda row: _busy(row["other"], run_id))
+    return _of_start(_IDLE, params, lambda row: _busy(row["other"], run_id), told=_WHOSE)
 
 
 def room(identity: ChatTurnIdentity, most: int) -> Guard:
     """Let a turn wait only while fewer than *most* of its session do."""
     run_id = turn_run_id(identity)
-    return Guard(
-        sql=_ROOM, params=(*_params(identity), most), refusal=lambda _row: QueueFull(f"{most} wait", run_id=run_id)
-    )
+    return _of_start(_ROOM, (*_params(identity), most), lambda _row: QueueFull(f"{most} wait", run_id=run_id))
 
 
 def not_passed(identity: ChatTurnIdentity) -> Guard:
@@ -259,28 +256,25 @@ def not_passed(identity: ChatTurnIdentity) -> Guard:
         return _busy(row["other"], run_id)
 
     params = (run_id, *session, identity.turn_index, identity.tenant_id, identity.session_id)
-    return Guard(sql=_NOT_PASSED, params=params, told=_PASSED_BY, refusal=refusal)
+    return _of_start(_NOT_PASSED, params, refusal, told=_PASSED_BY)
 
 
 def still_follows(identity: ChatTurnIdentity) -> Guard:
     """Begin a turn that waited only while there is what it was to follow: that may have failed, and be in no thread."""
     run_id = turn_run_id(identity)
     params = (*_params(identity)[:-1], identity.tenant_id, identity.session_id)
-    return Guard(
-        sql=_STILL_FOLLOWS,
-        params=params,
-        refusal=lambda _row: VersionConflict("the thread ends before it", run_id=run_id),
-    )
+    return _of_start(_STILL_FOLLOWS, params, lambda _row: VersionConflict("the thread ends before it", run_id=run_id))
 
 
 def still_there(identity: ChatTurnIdentity) -> Guard:
     """Begin a turn that was asked before only while it is there: its session may have been deleted."""
     run_id = turn_run_id(identity)
-    return Guard(
-        sql="EXISTS (SELECT 1 FROM durable_runs WHERE run_id = {0})",
-        params=(run_id,),
-        refusal=lambda _row: RunNotFound("it was deleted", run_id=run_id),
-    )
+    exists = "EXISTS (SELECT 1 FROM durable_runs WHERE run_id = {0})"
+    return _of_start(exists, (run_id,), lambda _row: RunNotFound("it was deleted", run_id=run_id))
+
+
+def _of_start(sql: str, params: tuple[Value, ...], refusal: Callable[[Row], Exception], told: str = "") -> Guard:
+    return Guard(sql=sql, params=params, told=told, refusal=refusal, only_for_start=True)
 
 
 def _busy(other: Value, run_id: str) -> SessionBusy:

@@ -66,11 +66,12 @@ _UNTIL_MIDNIGHT_S: Final = (
 )
 _TOLD: Final = ", ".join([*(f"{sql} AS {name}" for name, sql in _REACHED.items()), _UNTIL_MIDNIGHT_S])
 
-# With the claim, before the turn has a row: a claim of a turn that has one counts nothing.  ?4 the tenant, ?5 the user
-# or '' for all of them, ?6 now, ?7 how many bytes.
+# With the claim, before the turn has a row: a claim of a turn that has one counts nothing.  ?4 the tenant, ?5 the user,
+# ?6 now, ?7 how many bytes.  The row with the user '' is that of all the tenant's.
 _COUNT_CLAIM: Final = f"""
 INSERT INTO chat_allowances (tenant_id, user_id, day, turns, bytes)
-SELECT ?4, ?5, substr({MOMENT.format("?6")}, 1, 10), 1, ?7
+SELECT ?4, whose.column1, substr({MOMENT.format("?6")}, 1, 10), 1, ?7
+FROM (VALUES (?5), ('')) AS whose
 WHERE {HELD} AND NOT EXISTS (SELECT 1 FROM chat_turns WHERE run_id = ?1)
 ON CONFLICT (tenant_id, user_id, day) DO UPDATE SET turns = turns + 1, bytes = bytes + excluded.bytes
 """
@@ -134,7 +135,7 @@ def within_limits(turn: TurnInput) -> list[Guard]:
     )
     whose = (identity.tenant_id, identity.user_id)
     params = (turn.run_id, *tenant_run_ids(identity.tenant_id), *whose, NOW, *map(_limit, limits))
-    return [Guard(sql=_WITHIN, params=params, refusal=_refusal, told=_TOLD)]
+    return [Guard(sql=_WITHIN, params=params, refusal=_refusal, told=_TOLD, only_for_start=True)]
 
 
 def count_claim(turn: TurnInput) -> list[Statement]:
@@ -142,7 +143,7 @@ def count_claim(turn: TurnInput) -> list[Statement]:
     request, identity = turn.request, turn.identity
     asked = [request.message, *(json.dumps(each, ensure_ascii=False) for each in (request.metadata, request.parts))]
     size = sum(len(text.encode()) for text in asked)
-    return [Statement(_COUNT_CLAIM, (identity.tenant_id, user, NOW, size)) for user in _counted(identity)]
+    return [Statement(_COUNT_CLAIM, (identity.tenant_id, identity.user_id, NOW, size))]
 
 
 def count_log(identity: ChatTurnIdentity, characters: int) -> list[Statement]:

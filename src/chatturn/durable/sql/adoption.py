@@ -14,17 +14,16 @@ worker of agent-runtime that was thought dead finds nothing to write to.
 In every statement ``?1`` is our id; agent-runtime's id stands last.
 """
 
-from collections.abc import Mapping
 from typing import Final
 
 from chatturn.database.api import NOW, Statement
-from chatturn.durable.sql.runs import CLAIM_RUN, CLAIM_WHERE, GUARDED, LOAD_RUN, LOAD_STEPS, MOMENT, QUEUE_RUN
+from chatturn.durable.sql.runs import CLAIM_RUN, CLAIM_WHERE, GUARDED, LOAD_RUN, LOAD_STEPS, MOMENT
 
 __all__ = [
+    "CLAIM_UNLESS_LEGACY",
+    "CLAIM_UNLESS_SAME_LEGACY",
     "LOAD_RUN_OR_LEGACY",
     "LOAD_STEPS_OR_LEGACY",
-    "UNLESS_LEGACY",
-    "UNLESS_SAME_LEGACY",
     "adoption",
     "answered",
     "either",
@@ -75,21 +74,21 @@ _RENAME: Final = tuple(
 _IS_LEASED: Final = f"lease_holder_id IS NOT NULL AND lease_expires_at > {MOMENT.format('?6')}"
 
 
-def _unless(text: str, refused: str) -> str:
+def _unless(refused: str) -> str:
     """Return a claim that makes no run of ours where theirs is the same turn, or of the project and *refused*."""
     theirs = (
-        f"SELECT 1 FROM durable_runs WHERE run_id = ?11 AND (manifest_hash = ?3 OR (project_id = ?4 AND ({refused})))"
+        f"SELECT 1 FROM durable_runs WHERE run_id = ?12 AND (manifest_hash = ?3 OR (project_id = ?4 AND ({refused})))"
     )
-    return text.replace(CLAIM_WHERE, f"{CLAIM_WHERE} AND ({_HAS_RUN} OR NOT EXISTS ({theirs}))")
+    return CLAIM_RUN.replace(CLAIM_WHERE, f"{CLAIM_WHERE} AND ({_HAS_RUN} OR NOT EXISTS ({theirs}))")
 
 
-_IS_OVER: Final = f"{_IS_LEASED} OR (status = 'completed' AND {answered('?11')})"
+_IS_OVER: Final = f"{_IS_LEASED} OR (status = 'completed' AND {answered('?12')})"
 
-UNLESS_LEGACY: Final[Mapping[str, str]] = {text: _unless(text, _IS_OVER) for text in (CLAIM_RUN, QUEUE_RUN)}
-"""Of each claim: where theirs has another manifest, and is answered or being answered, it is refused, as ours is."""
+CLAIM_UNLESS_LEGACY: Final = _unless(_IS_OVER)
+"""A claim: where theirs has another manifest, and is answered or being answered, it is refused, as ours is."""
 
-UNLESS_SAME_LEGACY: Final[Mapping[str, str]] = {text: _unless(text, _IS_LEASED) for text in (CLAIM_RUN, QUEUE_RUN)}
-"""Of one that supersedes: where theirs has another manifest, ours takes its place, and theirs stays as it is."""
+CLAIM_UNLESS_SAME_LEGACY: Final = _unless(_IS_LEASED)
+"""One that supersedes: where theirs has another manifest, ours takes its place, and theirs stays as it is."""
 
 
 def either(placeholder: str) -> str:

@@ -30,12 +30,12 @@ __all__ = [
     "LOAD_STEPS",
     "MOMENT",
     "POLL_EVENT",
-    "QUEUE_RUN",
     "RECORD_STEP",
     "RECORD_WAIT",
     "RENEW_LEASE",
     "RENEW_WAIT",
     "REPLACE_MANIFEST",
+    "STARTS",
     "STEPS_PER_PAGE",
     "SUSPEND_RUN",
 ]
@@ -64,36 +64,33 @@ CASE WHEN instr(?1, '~') THEN max(1, coalesce((
     OR (o.run_id > rtrim(?1, '0123456789') AND o.run_id < rtrim(?1, '0123456789') || ':')), 0)) ELSE 0 END
 """
 
+STARTS: Final = "true /* what its start waits for */"
+"""Where the condition of a queue goes; see `chatturn.durable.store.Queue`."""
+
+# `v` and `excluded.attempts` say whether the run starts, 1 or 0: the condition is compiled once.  (A subquery without
+# FROM is not flattened.)  Waiting is no attempt: the epoch stays, and is 0 until the first.
 CLAIM_RUN: Final = f"""
 INSERT INTO durable_runs (run_id, manifest_hash, project_id, scenario_id, status, created_at, updated_at,
                           lease_holder_id, lease_expires_at, step_count, epoch, idle_attempts, attempts, key_part)
-SELECT ?1, ?3, ?4, ?5, 'running', {MOMENT.format("?6")}, {MOMENT.format("?6")},
-       ?2, {MOMENT.format("?6, ?7")}, ?8, 1 + {EARLIER_EPOCHS}, 1, 1, ?9
+SELECT ?1, ?3, ?4, ?5, iif(v.starts, 'running', 'pending'), {MOMENT.format("?6")}, {MOMENT.format("?6")},
+       ?2, {MOMENT.format("?6, iif(v.starts, ?7, ?11)")}, iif(v.starts, ?8, 0),
+       v.starts + {EARLIER_EPOCHS}, v.starts, v.starts, ?9
+FROM (SELECT ({STARTS}) IS TRUE AS starts) AS v
 {CLAIM_WHERE}
 ON CONFLICT (run_id) DO UPDATE SET
-  status = 'running', updated_at = excluded.updated_at, completed_at = NULL, outcome_json = NULL,
+  status = excluded.status, updated_at = excluded.updated_at, completed_at = NULL, outcome_json = NULL,
   lease_holder_id = excluded.lease_holder_id, lease_expires_at = excluded.lease_expires_at,
-  step_count = max(step_count, excluded.step_count), epoch = epoch + 1,
-  idle_attempts = idle_attempts + 1, attempts = attempts + 1
-WHERE manifest_hash = excluded.manifest_hash AND status <> 'completed'
+  step_count = max(step_count, excluded.step_count), epoch = epoch + excluded.attempts,
+  idle_attempts = idle_attempts + excluded.attempts, attempts = attempts + excluded.attempts
+WHERE manifest_hash = excluded.manifest_hash
+  AND status <> 'completed' AND (excluded.attempts OR status IN ('pending', 'failed'))
   AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= excluded.updated_at
     OR (status = 'pending' AND lease_holder_id IN (?2, ?10)))
 """
-"""``?10`` is the holder of the wait for its start that goes on, or null."""
+"""
+Start the run, or let it wait for its start.
 
-# Behind a claim that may not start it yet.  Waiting is no attempt: the epoch stays, and is 0 until the first.
-QUEUE_RUN: Final = f"""
-INSERT INTO durable_runs (run_id, manifest_hash, project_id, scenario_id, status, created_at, updated_at,
-                          lease_holder_id, lease_expires_at, step_count, epoch, idle_attempts, attempts, key_part)
-SELECT ?1, ?3, ?4, ?5, 'pending', {MOMENT.format("?6")}, {MOMENT.format("?6")},
-       ?2, {MOMENT.format("?6, ?7")}, ?8, {EARLIER_EPOCHS}, 0, 0, ?9
-{CLAIM_WHERE}
-ON CONFLICT (run_id) DO UPDATE SET
-  status = 'pending', updated_at = excluded.updated_at, completed_at = NULL, outcome_json = NULL,
-  lease_holder_id = excluded.lease_holder_id, lease_expires_at = excluded.lease_expires_at
-WHERE manifest_hash = excluded.manifest_hash AND status IN ('pending', 'failed')
-  AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= excluded.updated_at
-    OR (status = 'pending' AND lease_holder_id IN (?2, ?10)))
+``?7`` is the lease's term, ``?11`` that of a wait, ``?10`` the holder of the wait that goes on, or null.
 """
 
 RENEW_WAIT: Final = f"""
