@@ -16,6 +16,8 @@ __all__ = ["Cron"]
 _PATH: Final = "/cdn-cgi/local/scheduled"
 _ANSWER_SECONDS: Final = 900.0
 """As long as the platform lets a cron run."""
+_PATIENCE: Final = 0.5
+"""How long nobody may answer, as a part of the time between two ticks."""
 
 
 class Cron:
@@ -26,6 +28,9 @@ class Cron:
         server: The Worker.
         crons: The patterns, as `[triggers]` has them.
         every_s: Seconds between two ticks.
+
+    Attributes:
+        found_nobody: Whether nobody answered at the last tick.
     """
 
     def __init__(self, server: Server, crons: Sequence[str], *, every_s: float) -> None:
@@ -34,6 +39,7 @@ class Cron:
         self._every_s = every_s
         self._due = time.monotonic() + every_s
         self._running: threading.Thread | None = None
+        self.found_nobody = False
 
     def tick(self) -> None:
         """Begin the calls if it is time and those of the last tick are over."""
@@ -44,6 +50,9 @@ class Cron:
         self._running.start()
 
     def _call(self) -> None:
+        self.found_nobody = not self._server.answers(within_s=self._every_s * _PATIENCE)
+        if self.found_nobody:
+            return
         # One that does not start has shown why; what a call raises, wrangler shows.
         with suppress(OSError, http.client.HTTPException):
             urllib.request.urlopen(self._server.url + self._server.health_path, timeout=_ANSWER_SECONDS).close()

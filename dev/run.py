@@ -178,9 +178,10 @@ def _keep_running(
     while server.process.poll() is None:
         time.sleep(_POLL_SECONDS)
         cron.tick()
-        if screen.crashes > crashes:
-            crashes = screen.crashes
+        if screen.crashes > crashes or cron.found_nobody:
+            print(f"{'workerd died' if screen.crashes > crashes else 'nobody answers'}, starting again …", flush=True)
             _recover(server)
+            crashes, cron.found_nobody = screen.crashes, False
         now = _fingerprint(project)
         if now == seen:
             continue
@@ -202,7 +203,6 @@ def _keep_running(
 def _recover(server: Server) -> None:
     """Wait for the workerd that wrangler starts in the place of a dead one; if it does not answer, start all again."""
     began = time.monotonic()
-    print("workerd died, starting again …", flush=True)
     if not server.answers(within_s=_RECOVERY_SECONDS):
         server.stop()
         server.start()

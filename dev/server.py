@@ -22,6 +22,8 @@ HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 120.0
 """How long a Worker may take to answer; it takes about four on two idle cores, and many times that on busy ones."""
 STOP_SECONDS: Final = 5.0
+_NOBODY_BEHIND_THE_PROXY: Final = b"Error: Network connection lost.\n    at async Object.fetch (file:"
+"""How wrangler's proxy answers for a workerd that is ending and takes no connections; wrangler does not tell of it."""
 
 
 class StartError(Exception):
@@ -203,11 +205,12 @@ class Server:
 
 
 def _status_of(port: int, path: str, seconds: float = START_SECONDS) -> int | None:
-    """Return the status of a GET of *path* on *port*, or None when nobody answers in time."""
+    """Return the status of a GET of *path* on *port*, or None when nobody answers in time, or only wrangler's proxy."""
     connection = http.client.HTTPConnection(HOST, port, timeout=seconds)
     try:
         connection.request("GET", path)
-        return connection.getresponse().status
+        response = connection.getresponse()
+        return None if response.read().startswith(_NOBODY_BEHIND_THE_PROXY) else response.status
     except (OSError, http.client.HTTPException):
         return None
     finally:

@@ -36,6 +36,10 @@ def comm(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
+def resident_pages(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+
+
 @dataclass
 class Command:
     """A running `make run`, with local state of its own."""
@@ -203,8 +207,8 @@ def test_dev_vars_reach_the_worker_and_gain_a_secret_of_their_own(
 
 
 def test_the_cron_runs_and_a_process_that_dies_is_started_again(make_run: Callable[..., Command]) -> None:
-    """Also the one in front, whose successor knows of no Worker."""
-    command = make_run(*of_the_probe(), "--cron-seconds", "0.5")
+    """Also the one in front, whose successor knows of no Worker, and one that only takes no connections any more."""
+    command = make_run(*of_the_probe(), "--cron-seconds", "2")
     url = f"http://127.0.0.1:{command.port}"
     command.eventually(lambda: http.get(f"{url}/noted/scheduled%20*%20*%20*%20*%20*").json() is True)
     workerds = [pid for pid in descendants(command.process.pid) if "workerd" in comm(pid)]
@@ -212,11 +216,15 @@ def test_the_cron_runs_and_a_process_that_dies_is_started_again(make_run: Callab
         os.kill(pid, signal.SIGKILL)
     command.eventually(lambda: "it answers again" in command.output)
     answer = http.get(f"{url}/healthz").text
+    largest = max((pid for pid in descendants(command.process.pid) if "workerd" in comm(pid)), key=resident_pages)
+    os.kill(largest, signal.SIGTERM)
+    command.eventually(lambda: "it answers again" in command.output.partition("nobody answers, starting again")[2])
+    answer_then = http.get(f"{url}/healthz").text
     command.end(signal.SIGTERM)
 
     assert 2 == len(workerds)
     assert "workerd died, starting again" in command.output
-    assert "ok" == answer
+    assert ("ok", "ok") == (answer, answer_then)
 
 
 def test_only_wrangler_says_that_a_process_has_died() -> None:
