@@ -58,7 +58,10 @@ class SayingMapper:
             BackendReportedError: It says that the backend failed.
             BackendProtocolError: It is no event, or one that only the runtime may tell.
         """
-        return list(self._events(output))
+        try:
+            return list(self._events(output))
+        except RecursionError as error:
+            raise BackendProtocolError("what it tells has no end", backend=self._backend) from error
 
     def _events(self, output: Any) -> Iterator[RuntimeStreamEvent]:
         if isinstance(output, ChatStreamEvent):
@@ -77,11 +80,13 @@ class SayingMapper:
 
     def _own_event(self, event: Any) -> Iterator[Any]:
         match event:
+            case TextDeltaEvent(text=text) | ReasoningDeltaEvent(text=text) if not isinstance(text, str):
+                raise BackendProtocolError("a piece of text is none", backend=self._backend)
             case TextDeltaEvent(text=text):
                 self._answer.add(text_delta(text))
                 yield event
             case FinalEvent(text=text):
-                yield from self._whole(text or "")
+                yield from self._whole(text if isinstance(text, str) else "")
             case BackendMadeEvent() | BackendErrorEvent():
                 if isinstance(event, ToolResultEvent):
                     self._answer = TextAssembly()

@@ -168,14 +168,14 @@ def metadata_text(session: RuntimeSession) -> str | None:
     return _measured(text, MAX_METADATA_BYTES, what)
 
 
-def event_text(event: object) -> str:
+def event_text(event: object, *, most: int = MAX_EVENT_BYTES) -> str:
     """Return an event as JSON text that can be read back, without a resume token.  Raises `ValidationError`."""
     session = getattr(event, "session", None)
     if not isinstance(event, RuntimeMadeEvent | BackendMadeEvent) or not isinstance(session, RuntimeSession | None):
         raise ValidationError(f"an event must be a RuntimeStreamEvent, not {type(event).__name__}, and so its session")
     told: Any = event  # of a class that `decode_runtime_event` knows, or refuses
     try:
-        text = _measured(encode_runtime_event(told), MAX_EVENT_BYTES, "an event")
+        text = _measured(encode_runtime_event(told), most, "an event")
     except (TypeError, ValueError, RecursionError) as error:
         raise ValidationError(f"an event must be JSON: {error}") from error
     decode_runtime_event(text)

@@ -28,6 +28,7 @@ from chatturn.agent_runtime.tasks.readiness import (
     assess_knowledge,
     require_minimum_score,
 )
+from chatturn.agent_runtime.tasks.task_checks import check_task
 from chatturn.agent_runtime.tasks.task_steps import DurableTask, HookFailed, TaskAborted, TaskSteps
 from chatturn.agent_runtime.values.codec import read_value, to_json
 from chatturn.agent_runtime.values.control import (
@@ -56,7 +57,6 @@ __all__ = [
     "AgentTaskRunSummary",
     "RunAgentTaskOptions",
     "TaskView",
-    "check_budget",
     "manifest_of",
     "run_agent_task",
     "summarize_agent_task_run",
@@ -67,7 +67,6 @@ T = TypeVar("T")
 DEFAULT_MAX_STEPS: Final = 20
 """Rounds of a task whose budget names no ``maxSteps``."""
 
-_BUDGETS: Final = frozenset({"maxSteps", "maxWallMs", "maxCostUsd"})
 _MUST_PASS: Final = frozenset({None, "error", "critical"})
 
 _StoppedBy: TypeAlias = Literal["policy", "stop-policy", "budget", "abort", "runtime-error"]
@@ -139,7 +138,7 @@ class RunAgentTaskOptions:
     sources: ContextSources = field(default_factory=default_sources)
 
     def __post_init__(self) -> None:
-        check_budget(self.task)
+        check_task(self.task, stored=self.durable is not None)
         require_minimum_score(self.minimum_score)
 
 
@@ -273,20 +272,6 @@ def manifest_of(task: AgentTaskSpec, durable: DurableTask, **said: Any) -> Durab
         task=TaskSpec(id=task.id, intent=task.intent, domain=task.domain, metadata=dict(task.metadata or {})),
         input={"inputs": inputs, **said} if said else inputs,
     )
-
-
-def check_budget(task: AgentTaskSpec) -> None:
-    """
-    Look at a task's budget before anything is done.
-
-    Raises:
-        ValidationError: It names what is no limit, or a limit that is no number from 0.
-    """
-    for name, limit in (task.budget or {}).items():
-        if name not in _BUDGETS:
-            raise ValidationError(f"budget.{name!s:.40} is no limit; there are {', '.join(sorted(_BUDGETS))}")
-        if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= 0:
-            raise ValidationError(f"budget.{name} must be a number from 0, not {limit!r:.40}")
 
 
 class _Stopped(Exception):

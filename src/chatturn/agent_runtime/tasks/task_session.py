@@ -190,7 +190,7 @@ class TaskSession:
         if self.store is not None:
             there = await _ends_on_record(self.store, done.id) if again else 0
             for event in ends[there:]:
-                await self.store.append_event(done.id, event)
+                await _append(self.store, done.id, event)
             await self.store.put(done)
         self.opened, self._finished = done, True
 
@@ -223,6 +223,16 @@ async def _latest(store: RuntimeSessionStore, name: str) -> RuntimeSession | Non
     return None
 
 
+async def _append(store: RuntimeSessionStore, name: str, event: RuntimeStreamEvent) -> None:
+    """Store an event; of an answer that is too long for one, the text is in its pieces only."""
+    try:
+        await store.append_event(name, event)
+    except ValidationError:
+        if not isinstance(event, FinalEvent) or event.text is None:
+            raise
+        await store.append_event(name, replace(event, text=None))
+
+
 async def _ends_on_record(store: RuntimeSessionStore, name: str) -> int:
     """Return how many of the last opening's last events a session has."""
     found, after = 0, -1
@@ -248,6 +258,8 @@ class _Log:
     async def add(self, event: RuntimeStreamEvent) -> None:
         """Store *event*, now or with the next one."""
         if isinstance(event, TextDeltaEvent):
+            if self._size + len(event.text) > _MOST_COALESCED:
+                await self.flush()
             self._pending = self._pending or event
             self._pieces.append(event.text)
             self._size += len(event.text)
@@ -255,7 +267,7 @@ class _Log:
                 await self.flush()
             return
         await self.flush()
-        await self.store.append_event(self.session_id, event)
+        await _append(self.store, self.session_id, event)
 
     async def flush(self) -> None:
         """Store what was held back."""

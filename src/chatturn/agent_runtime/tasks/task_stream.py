@@ -22,8 +22,14 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
+from chatturn.agent_runtime.tasks.backend_failures import (
+    failure_detail,
+    public_words,
+    require_tellable,
+    words_told_of,
+)
 from chatturn.agent_runtime.tasks.discreet_sayings import DiscreetSayings
 from chatturn.agent_runtime.tasks.pump import Pump, Put
 from chatturn.agent_runtime.tasks.readiness import (
@@ -33,6 +39,7 @@ from chatturn.agent_runtime.tasks.readiness import (
     assess_knowledge,
     require_minimum_score,
 )
+from chatturn.agent_runtime.tasks.recorded_answer import RecordedAnswer, compact_events
 from chatturn.agent_runtime.tasks.sayings import SayingMapper
 from chatturn.agent_runtime.tasks.sessions import FencedSessionStore, RuntimeSessionStore
 from chatturn.agent_runtime.tasks.task_backends import (
@@ -40,7 +47,8 @@ from chatturn.agent_runtime.tasks.task_backends import (
     AgentBackendInput,
     AgentExecutionBackend,
 )
-from chatturn.agent_runtime.tasks.task_loop import check_budget, manifest_of
+from chatturn.agent_runtime.tasks.task_checks import check_task
+from chatturn.agent_runtime.tasks.task_loop import manifest_of
 from chatturn.agent_runtime.tasks.task_session import TaskSession
 from chatturn.agent_runtime.tasks.task_steps import DurableTask, HookFailed, TaskAborted, TaskSteps
 from chatturn.agent_runtime.values.chat_events import UNKNOWN_MODEL
@@ -49,7 +57,6 @@ from chatturn.agent_runtime.values.events import (
     EVENT_CLASSES,
     BackendEndEvent,
     BackendErrorEvent,
-    BackendMadeEvent,
     BackendStartEvent,
     FinalEvent,
     LlmCallEvent,
@@ -76,19 +83,18 @@ from chatturn.backends.api import ChatMessage
 from chatturn.durable.context import ContextSources, DurableContext
 from chatturn.durable.records import StepKind
 from chatturn.durable.runner import RunDurableInput, default_sources, run_durable
-from chatturn.durable.steps import MAX_STEP_BYTES, OpenStep, words_of
+from chatturn.durable.steps import MAX_STEP_BYTES, OpenStep
 from chatturn.errors import (
     BackendError,
+    BackendProtocolError,
     BackendReportedError,
-    BackendTimeout,
-    BackendTransportError,
     ChatTurnError,
     HookError,
     LeaseLost,
     StoreError,
+    ValidationError,
 )
 from chatturn.jsontext.stored import json_text
-from chatturn.telemetry.redaction import without_secrets
 
 __all__ = ["RunAgentTaskStreamOptions", "run_agent_task_stream"]
 
@@ -119,7 +125,7 @@ class RunAgentTaskStreamOptions:
         sources: The time, and ids.
 
     Raises:
-        ValidationError: *minimum_score* is none, or the budget has what is no limit.
+        ValidationError: *minimum_score* or the task is none, or the budget has what is no limit.
     """
 
     task: AgentTaskSpec
@@ -139,7 +145,7 @@ class RunAgentTaskStreamOptions:
     sources: ContextSources = field(default_factory=default_sources)
 
     def __post_init__(self) -> None:
-        check_budget(self.task)
+        check_task(self.task, stored=self.durable is not None or self.session_store is not None)
         require_minimum_score(self.minimum_score)
 
 
@@ -217,17 +223,6 @@ def _asked(options: RunAgentTaskStreamOptions) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Recorded:
-    """A whole answer as a step has it."""
-
-    session: RuntimeSession
-    resumed: bool
-    text: str
-    at: str
-    events: tuple[Any, ...]
-
-
 class _Phase(Enum):
     """What a task does: what fails then has failed for that reason."""
 
@@ -258,9 +253,10 @@ class _TaskStream:
         self._steps = steps
         self._context = context
         self._knowledge = options.knowledge or assess_knowledge(options.task)
-        self._mapper = SayingMapper(options.backend.kind, options.model or UNKNOWN_MODEL)
+        self._mapper = self._new_mapper()
         self._unsaid = steps.unsaid
         self._said = DiscreetSayings(self._unsaid)
+        self._answered_with = list[RuntimeStreamEvent]()
         self._session = TaskSession(
             backend=options.backend, store=_fenced(options.session_store, context), steps=steps, unsaid=self._unsaid
         )
@@ -348,7 +344,7 @@ class _TaskStream:
         key = self._steps.step_key("answer") or options.sources.uuid()
         step = None if self._context is None else await self._context.open_step("answer", kind=StepKind.LLM)
         if step is not None and step.replayed:
-            for event in await self._replayed(read_value(_Recorded, step.result)):
+            for event in await self._replayed(read_value(RecordedAnswer, step.result)):
                 yield event
             return
         async with aclosing(self._answered(step, key)) as events:
@@ -364,10 +360,10 @@ class _TaskStream:
         self._phase = _Phase.ANSWERING
         for event in self._begun(session, resumed, self._steps.now()):
             yield event
-        said = list[RuntimeStreamEvent]()
+        said = self._answered_with
         async with aclosing(self._live(request, session, key)) as events:
             async for event in events:
-                for shown in self._said.told_of(event):
+                for shown in map(self._tellable, self._said.told_of(event)):
                     said.append(shown)
                     yield shown
         for shown in self._said.cut():
@@ -413,6 +409,25 @@ class _TaskStream:
                 BackendReportedError("it reported an error", backend=self._fatal.backend, detail=self._fatal.message)
             )
 
+    def _new_mapper(self) -> SayingMapper:
+        return SayingMapper(self._options.backend.kind, self._options.model or UNKNOWN_MODEL)
+
+    def _tellable(self, event: RuntimeStreamEvent) -> RuntimeStreamEvent:
+        """Return *event* as it is told; one that cannot be stored, or read back, is the backend's failure."""
+        stored = self._options.session_store is not None
+        try:
+            require_tellable(event, stored=stored)
+            if (shown := self._shown(event)) is not event:
+                require_tellable(shown, stored=stored)
+        except ValidationError as error:
+            self._fatal = None  # if it is this one, it has not been told
+            self._mapper = self._new_mapper()  # nor is what it says a part of the answer
+            for each in self._answered_with:
+                self._mapper.feed(each)
+            words = f"it told what is no event: {error}"
+            raise HookFailed(BackendProtocolError(words, backend=self._options.backend.kind)) from error
+        return shown
+
     def _mapped(self, output: Any, session: RuntimeSession) -> list[RuntimeStreamEvent]:
         """Return what the backend says with *output*; an error from which it says that nobody recovers is its last."""
         try:
@@ -437,21 +452,21 @@ class _TaskStream:
         """
         if step is None:
             return
-        whole = _Recorded(
+        whole = RecordedAnswer(
             session=without_token(session),
             resumed=resumed,
             text=self._answer(),
             at=self._steps.now(),
-            events=_compact(said),
+            events=compact_events(said),
         )
         recorded = to_json(self._unsaid.cleaned(whole))
         if len(json_text(recorded, "an answer").encode()) > MAX_STEP_BYTES:
-            calls = _compact([each for each in said if isinstance(each, LlmCallEvent)])
+            calls = compact_events([each for each in said if isinstance(each, LlmCallEvent)])
             recorded = to_json(self._unsaid.cleaned(replace(whole, events=calls)))
         self._record_of_answer = _Record.PERHAPS
         await step.complete(recorded)
 
-    async def _replayed(self, recorded: _Recorded) -> list[RuntimeStreamEvent]:
+    async def _replayed(self, recorded: RecordedAnswer) -> list[RuntimeStreamEvent]:
         session, at = recorded.session, recorded.at
         ends = self._completed(session, recorded.text, at)
         await self._session.repair(session, ends)
@@ -506,15 +521,13 @@ class _TaskStream:
         """Stop what was begun, and tell why the task ends; None for an abort."""
         status = AgentTaskStatus.ABORTED if error is None else AgentTaskStatus.FAILED
         reason = "aborted" if error is None else self._code(error)
-        detail = BackendErrorDetail(kind="backend", message="aborted") if error is None else _detail(error)
+        detail = BackendErrorDetail(kind="backend", message="aborted") if error is None else failure_detail(error)
         if self._context is not None and not await self._holds_lease():
             raise LeaseLost("another worker goes on with the task", run_id=self._context.run_id)
         unstopped = await self._session.stop(reason)
         await self._session.close(SessionStatus.ABORTED if error is None else SessionStatus.FAILED)
         if unstopped is not None:
-            detail = replace(
-                detail, message=f"{detail.message}; and stopping it: {without_secrets(words_of(unstopped))}"
-            )
+            detail = replace(detail, message=f"{detail.message}; and stopping it: {words_told_of(unstopped)}")
         session = None if self._session.opened is None else without_token(self._session.opened)
         ends = self._end(status, reason, detail, text=self._answer(), session=session)
         held = self._said.cut()
@@ -524,7 +537,7 @@ class _TaskStream:
             task=self._options.task,
             session=session,
             backend=self._options.backend.kind,
-            message=_public(error) + (" It could not be stopped." if unstopped is not None else ""),
+            message=public_words(error) + (" It could not be stopped." if unstopped is not None else ""),
             recoverable=error is not None,
             error=detail,
             timestamp=self._steps.now(),
@@ -569,32 +582,3 @@ def _fenced(store: RuntimeSessionStore | None, context: DurableContext | None) -
     """Return *store* so that what the run's worker writes late, when another has taken over, is refused."""
     lease = None if context is None else context.lease
     return store.fenced_by(lease) if lease is not None and isinstance(store, FencedSessionStore) else store
-
-
-def _compact(said: Sequence[RuntimeStreamEvent]) -> tuple[Any, ...]:
-    """Return events as JSON without what a replay fills in again, pieces of text that follow one another as one."""
-    compact: list[Any] = []
-    for event in said:
-        if isinstance(event, TextDeltaEvent) and compact and compact[-1]["type"] == TextDeltaEvent.type:
-            compact[-1]["text"] += event.text
-        else:
-            made: Any = event
-            compact.append(
-                to_json(replace(made, task=None, session=None) if isinstance(event, BackendMadeEvent) else event)
-            )
-    return tuple(compact)
-
-
-def _public(error: Exception | None) -> str:
-    """Return what may be said to anybody; the words of an upstream may quote what was asked."""
-    if error is None:
-        return "The task was aborted."
-    return error.public if isinstance(error, ChatTurnError) else BackendError.public
-
-
-def _detail(error: Exception) -> BackendErrorDetail:
-    unreached = isinstance(error, BackendTransportError | BackendTimeout)
-    status = error.upstream_status if isinstance(error, BackendTransportError) else None
-    body = without_secrets(error.detail) if isinstance(error, BackendError) else None
-    kind: Literal["transport", "backend"] = "transport" if unreached else "backend"
-    return BackendErrorDetail(kind=kind, message=without_secrets(words_of(error)), status=status, body=body or None)

@@ -1,0 +1,49 @@
+"""Is a task one that can be run?  Looked at before anything is done.  Pure."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from chatturn.agent_runtime.tasks.sessions import event_text, require_text
+from chatturn.agent_runtime.values.events import TaskStartEvent
+from chatturn.agent_runtime.values.tasks import AgentTaskSpec
+from chatturn.errors import ValidationError
+
+__all__ = ["MAX_TASK_BYTES", "check_task"]
+
+MAX_TASK_BYTES: Final = 400_000
+"""Of a task as JSON, where it is stored: each event that is stored has it."""
+
+_BUDGETS: Final = frozenset({"maxSteps", "maxWallMs", "maxCostUsd"})
+_ANY_TIME: Final = "2026-01-01T00:00:00.000Z"
+
+
+def check_task(task: AgentTaskSpec, *, stored: bool) -> None:
+    """
+    Refuse what is no task.
+
+    Args:
+        task: What is to be done.
+        stored: Whether it is recorded: then it is JSON of at most 400,000 bytes.
+
+    Raises:
+        ValidationError: It is none; or its budget names what is no limit, or a limit that is no number from 0.
+    """
+    if not isinstance(task, AgentTaskSpec):
+        raise ValidationError(f"a task must be an AgentTaskSpec, not {type(task).__name__}")
+    require_text(task.id, "a task's id")
+    require_text(task.intent, "a task's intent")
+    _check_budget(task)
+    if stored:
+        size = len(event_text(TaskStartEvent(task=task, timestamp=_ANY_TIME)).encode())
+        if size > MAX_TASK_BYTES:
+            raise ValidationError(f"a task that is stored has {size} bytes as JSON, and may have {MAX_TASK_BYTES}")
+
+
+def _check_budget(task: AgentTaskSpec) -> None:
+    if not isinstance(task.budget, Mapping | None):
+        raise ValidationError(f"budget must be an object of limits, not {task.budget!r:.40}")
+    for name, limit in (task.budget or {}).items():
+        if name not in _BUDGETS:
+            raise ValidationError(f"budget.{name!s:.40} is no limit; there are {', '.join(sorted(_BUDGETS))}")
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= 0:
+            raise ValidationError(f"budget.{name} must be a number from 0, not {limit!r:.40}")
