@@ -8,7 +8,6 @@ Source:
     docs/reference/agent-runtime.md, Functions beside the turn.
 """
 
-import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any, Final, TypeAlias
 
 from chatturn.agent_runtime.agents.linear_patterns import LinearPattern
 from chatturn.agent_runtime.agents.profiles import AgentProfile, require_profile
+from chatturn.agent_runtime.values.given import require_callable, require_kind, require_names
 from chatturn.errors import ValidationError
 
 __all__ = ["ClassifyIntentOptions", "ClassifyIntentResult", "IntentHits", "SubagentMatcher", "classify_intent"]
@@ -24,7 +24,14 @@ __all__ = ["ClassifyIntentOptions", "ClassifyIntentResult", "IntentHits", "Subag
 _PATTERN_WEIGHT: Final = 1.5
 """A pattern says more than a keyword."""
 
+_MOST: Final = 1e9
+_SCORE: Final = "a number from 0 to 1e9"
+
 Subagent: TypeAlias = Mapping[str, Any]
+
+
+def _is_score(number: object) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number <= _MOST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +62,21 @@ class ClassifyIntentOptions:
         default_min_score: Of subagents that name none.
         skip: Ids of subagents that are not considered.
         filter: Takes a subagent and its id; says whether it is considered.
+
+    Raises:
+        ValidationError: One of them is none.
     """
 
     default_min_score: float = 1.0
     skip: Collection[str] = ()
     filter: Callable[[Subagent, str], bool] | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_score(self.default_min_score):
+            raise ValidationError(f"default_min_score must be {_SCORE}, not {self.default_min_score!r:.40}")
+        require_names(self.skip, "skip")
+        if self.filter is not None:
+            require_callable(self.filter, "filter")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +121,11 @@ def classify_intent(
     (or ``matcher``): one, or a list, each with a weight of its own; of several minimums the last counts.
 
     Raises:
-        ValidationError: The profile, a matcher or the message is not of that shape, or a pattern cannot be searched in
-            linear time.
+        ValidationError: The profile, a matcher, the options or the message are not of that shape, or a pattern cannot
+            be searched in linear time.
     """
     require_profile(profile)
+    require_kind(options, ClassifyIntentOptions, "options")
     if not isinstance(message, str):
         raise ValidationError(f"a message must be a text, and not {type(message).__name__}")
     folded = message.casefold()
@@ -200,9 +218,5 @@ def _checked(matcher: SubagentMatcher, path: str) -> SubagentMatcher:
         raise ValidationError(f"{path}: patterns must be of text, and not of bytes")
     for name, number in (("weight", matcher.weight), ("minScore", matcher.min_score)):
         if number is not None and not _is_score(number):
-            raise ValidationError(f"{path}: {name} must be a finite number from 0, not {number!r:.40}")
+            raise ValidationError(f"{path}: {name} must be {_SCORE}, not {number!r:.40}")
     return matcher
-
-
-def _is_score(number: object) -> bool:
-    return isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number < math.inf

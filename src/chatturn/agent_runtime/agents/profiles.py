@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
+from chatturn.agent_runtime.values.given import require_kind, require_names, require_whole
 from chatturn.errors import ValidationError
 
 __all__ = [
@@ -61,12 +62,21 @@ class ConformanceOptions:
         strict_no_scaffolds: Whether a subagent that is not implemented is an error, and not a warning.
         tools_allowed_without_mcp: Tools that need no MCP server of the same name.
         min_system_prompt_chars: Of the system prompt, without the blanks around it.
+
+    Raises:
+        ValidationError: One of them is none.
     """
 
     known_shell_capabilities: Collection[str] = SHELL_CAPABILITIES
     strict_no_scaffolds: bool = False
     tools_allowed_without_mcp: Collection[str] = ()
     min_system_prompt_chars: int = 800
+
+    def __post_init__(self) -> None:
+        require_names(self.known_shell_capabilities, "known_shell_capabilities")
+        require_names(self.tools_allowed_without_mcp, "tools_allowed_without_mcp")
+        require_kind(self.strict_no_scaffolds, bool, "strict_no_scaffolds")
+        require_whole(self.min_system_prompt_chars, "min_system_prompt_chars")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +99,7 @@ def require_profile(profile: object) -> None:
 
 def assert_profile_conformance(profile: AgentProfile, options: ConformanceOptions = _DEFAULTS) -> ConformanceResult:
     """
-    Return all that is wrong with *profile*; despite its name, which is agent-runtime's, it never raises.
+    Return all that is wrong with *profile*; despite its name, which is agent-runtime's, no profile makes it raise.
 
     Codes:
         - ``system-prompt-too-short``
@@ -99,7 +109,11 @@ def assert_profile_conformance(profile: AgentProfile, options: ConformanceOption
         - ``subagent-description-too-short``: under 40 characters
         - ``subagent-prompt-too-short``: under 100
         - ``profile-malformed``: a member is not of the shape that the other checks read; agent-runtime raises there
+
+    Raises:
+        ValidationError: *options* are none.
     """
+    require_kind(options, ConformanceOptions, "options")
     if not isinstance(profile, Mapping):
         return ConformanceResult(valid=False, errors=(_malformed("", "an object"),), warnings=())
     issues = [*_prompt_issues(profile, options), *_tool_issues(profile, options), *_subagent_issues(profile, options)]

@@ -16,10 +16,17 @@ import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, closing
 from copy import deepcopy
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from chatturn.agent_runtime.agents.profiles import AgentProfile, require_profile
+from chatturn.agent_runtime.values.given import (
+    require_kind,
+    require_mapping,
+    require_sequence,
+    require_text,
+    require_whole,
+)
 from chatturn.agent_runtime.values.unsaid import Unsaid
 from chatturn.backends.openai.connector import Connector
 from chatturn.backends.openai.deadlines import Deadline, Watchdog
@@ -68,6 +75,8 @@ class AuthHeader:
     value: str = field(repr=False)
 
     def __post_init__(self) -> None:
+        require_text(self.name, "a header's name")
+        require_text(self.value, "a header's value")
         if not _HEADER_NAME.fullmatch(self.name) or not _HEADER_VALUE.fullmatch(self.value):
             raise ValidationError(
                 "the auth header is none of HTTP: look for line ends, blanks and letters beyond ASCII"
@@ -85,7 +94,7 @@ class ChatTurnSandbox:
         auth_header: Sent with each request; None for none.
 
     Raises:
-        ValidationError: *runtime_url* is no URL of HTTP.
+        ValidationError: *runtime_url* is no URL of HTTP, or another one is not what it must be.
     """
 
     id: str
@@ -93,26 +102,47 @@ class ChatTurnSandbox:
     auth_header: AuthHeader | None = None
 
     def __post_init__(self) -> None:
-        if not self.runtime_url.startswith(("http://", "https://")):
+        require_text(self.id, "a sandbox's id")
+        if self.auth_header is not None:
+            require_kind(self.auth_header, AuthHeader, "auth_header")
+        if not require_text(self.runtime_url, "runtime_url").startswith(("http://", "https://")):
             raise ValidationError(f"runtime_url must begin with http:// or https://, not {self.runtime_url!r:.60}")
+
+
+_Role: TypeAlias = Literal["system", "user", "assistant"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatTurnMessage:
-    """A message of the conversation."""
+    """A message of the conversation.  Raises `ValidationError` where it is none."""
 
-    role: Literal["system", "user", "assistant"]
+    role: _Role
     content: str
+
+    def __post_init__(self) -> None:
+        if self.role not in get_args(_Role):
+            raise ValidationError(f"role must be one of {', '.join(get_args(_Role))}, not {self.role!r:.40}")
+        require_text(self.content, "content")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatTurnOverlay:
-    """What one turn changes of a profile: see `compose_turn_profile`."""
+    """
+    What one turn changes of a profile: see `compose_turn_profile`.
+
+    Raises:
+        ValidationError: One of them is no object.
+    """
 
     prompt: Mapping[str, Any] | None = None
     resources: Mapping[str, Any] | None = None
     subagents: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            if (value := getattr(self, item.name)) is not None:
+                require_mapping(value, item.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +157,9 @@ class SandboxConnection:
         total_timeout_ms: For the whole turn; 0 for no end.
         sources: The time, ids, and chance for the wait between tries.
         tracer: Takes a span for each try.
+
+    Raises:
+        ValidationError: *retry* is no policy, or a time is no whole number from 0.
     """
 
     transport: Transport
@@ -135,6 +168,11 @@ class SandboxConnection:
     total_timeout_ms: int = 1_800_000
     sources: ContextSources = field(default_factory=default_sources)
     tracer: Tracer = NULL_TRACER
+
+    def __post_init__(self) -> None:
+        require_kind(self.retry, BackendRetryPolicy, "retry")
+        require_whole(self.idle_timeout_ms, "idle_timeout_ms")
+        require_whole(self.total_timeout_ms, "total_timeout_ms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +188,9 @@ class RunChatTurnOptions:
         prior: The conversation before.
         model: Which model; None for the sandbox's own.
         request_id: The idempotency key; None for a fresh one.
+
+    Raises:
+        ValidationError: One of them is not what it must be.
     """
 
     sandbox: ChatTurnSandbox
@@ -159,6 +200,17 @@ class RunChatTurnOptions:
     prior: Sequence[ChatTurnMessage] = ()
     model: str | None = None
     request_id: str | None = None
+
+    def __post_init__(self) -> None:
+        require_kind(self.sandbox, ChatTurnSandbox, "sandbox")
+        require_kind(self.connection, SandboxConnection, "connection")
+        require_profile(self.profile)
+        require_text(self.content, "content")
+        require_sequence(self.prior, ChatTurnMessage, "prior")
+        if self.model is not None:
+            require_text(self.model, "model")
+        if self.request_id is not None and not _HEADER_VALUE.fullmatch(require_text(self.request_id, "request_id")):
+            raise ValidationError("request_id is sent as a header: it has no line ends, and no letters beyond ASCII")
 
 
 def compose_turn_profile(base: AgentProfile, overlay: ChatTurnOverlay) -> dict[str, Any]:
@@ -172,6 +224,7 @@ def compose_turn_profile(base: AgentProfile, overlay: ChatTurnOverlay) -> dict[s
         ValidationError: *base* is no object, or a member of it that *overlay* changes is none.
     """
     require_profile(base)
+    require_kind(overlay, ChatTurnOverlay, "overlay")
     profile = deepcopy(dict(base))
     for name, added in (("prompt", overlay.prompt), ("subagents", overlay.subagents), ("metadata", overlay.metadata)):
         if added is not None:

@@ -3,8 +3,9 @@
 import sys
 from typing import Final, Literal
 
-from chatturn.agent_runtime.tasks.sessions import MAX_EVENT_BYTES, event_text, require_text
+from chatturn.agent_runtime.tasks.sessions import MAX_EVENT_BYTES, event_text
 from chatturn.agent_runtime.values.events import ReasoningDeltaEvent, RuntimeStreamEvent, TextDeltaEvent
+from chatturn.agent_runtime.values.given import require_text
 from chatturn.agent_runtime.values.tasks import BackendErrorDetail
 from chatturn.durable.steps import words_of
 from chatturn.errors import BackendError, BackendTimeout, BackendTransportError, ChatTurnError

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 
 from chatturn.agent_runtime.tasks.task_steps import TaskSteps
 from chatturn.agent_runtime.values.codec import read_value
+from chatturn.agent_runtime.values.given import require_kind
 from chatturn.agent_runtime.values.knowledge import (
     DataAcquisitionPlan,
     KnowledgeBundle,
@@ -62,11 +63,13 @@ def decide_knowledge_readiness(
         minimum_score: From 0 to 1.
 
     Raises:
-        ValidationError: *minimum_score* is not a finite number from 0 to 1.
+        ValidationError: *minimum_score* is not a finite number from 0 to 1, or *report* is none.
     """
     require_minimum_score(minimum_score)
+    require_kind(report, KnowledgeReadinessReport, "a report")
     blocking = tuple(gap.id for gap in report.blocking_missing_requirements)
-    enough = report.readiness_score >= minimum_score
+    score: object = report.readiness_score
+    enough = isinstance(score, int | float) and not isinstance(score, bool) and score >= minimum_score
     return KnowledgeReadinessDecision(
         passed=not blocking,
         status="blocked" if blocking else "ready" if enough else "caveat",

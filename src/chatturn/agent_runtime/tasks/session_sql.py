@@ -16,10 +16,10 @@ from chatturn.agent_runtime.tasks.sessions import (
     metadata_text,
     page,
     require_session,
-    require_text,
 )
 from chatturn.agent_runtime.values.codec import decode_runtime_event
 from chatturn.agent_runtime.values.events import RuntimeStreamEvent
+from chatturn.agent_runtime.values.given import require_text
 from chatturn.agent_runtime.values.tasks import RuntimeSession, SessionStatus
 from chatturn.database.api import NOW, Database, Row, Statement
 from chatturn.durable.records import Lease

@@ -18,6 +18,7 @@ from chatturn.agent_runtime.values.codec import (
     to_json,
 )
 from chatturn.agent_runtime.values.events import BackendMadeEvent, RuntimeMadeEvent, RuntimeStreamEvent
+from chatturn.agent_runtime.values.given import byte_size, require_text
 from chatturn.agent_runtime.values.tasks import RuntimeSession, SessionStatus
 from chatturn.durable.records import Lease
 from chatturn.errors import SessionMismatchError, ValidationError
@@ -40,7 +41,6 @@ __all__ = [
     "page",
     "require_session",
     "require_session_id",
-    "require_text",
 ]
 
 MAX_SESSION_ID: Final = 200
@@ -103,14 +103,6 @@ class FencedSessionStore(RuntimeSessionStore, Protocol):
 
     def fenced_by(self, lease: Lease) -> RuntimeSessionStore:
         """Return the store so that it writes only while nobody has claimed the run after *lease*; else `LeaseLost`."""
-
-
-def require_text(value: object, what: str) -> str:
-    """Refuse what is no text in UTF-8.  Raises `ValidationError`."""
-    if not isinstance(value, str):
-        raise ValidationError(f"{what} must be a text, not {type(value).__name__}")
-    _size(value, what)
-    return value
 
 
 def require_session_id(session_id: object) -> None:
@@ -183,16 +175,9 @@ def event_text(event: object, *, most: int = MAX_EVENT_BYTES) -> str:
 
 
 def _measured(text: str, most: int, what: str) -> str:
-    if (size := _size(text, what)) > most:
+    if (size := byte_size(text, what)) > most:
         raise ValidationError(f"{what} has {size} bytes, and may have {most}")
     return text
-
-
-def _size(text: str, what: str) -> int:
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError as error:
-        raise ValidationError(f"{what} has half a surrogate pair, which cannot be stored") from error
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from chatturn.agent_runtime.values.events import RuntimeStreamEvent
+from chatturn.agent_runtime.values.given import require_callable, require_text
 from chatturn.agent_runtime.values.knowledge import KnowledgeReadinessReport
 from chatturn.agent_runtime.values.tasks import AgentTaskSpec, RuntimeSession
 from chatturn.backends import api
@@ -135,7 +136,16 @@ def create_iterable_backend(
         start: As `StartingBackend.start`; None for a session as it is proposed.
         resume: As `ResumableBackend.resume`; None to go on with any session as it was kept.
         stop: As `StoppableBackend.stop`; None where there is nothing to stop but the stream.
+
+    Raises:
+        ValidationError: *kind* is no text, or has no character; or another one is no function.
     """
+    if not require_text(kind, "a backend's kind"):
+        raise ValidationError("a backend's kind must not be empty")
+    require_callable(stream, "stream")
+    for name, function in (("start", start), ("resume", resume), ("stop", stop)):
+        if function is not None:
+            require_callable(function, name)
     return _IterableBackend(kind, stream, start, resume, stop)
 
 
@@ -197,7 +207,14 @@ def create_sandbox_prompt_backend(
         kind: The backend's short name.
         get_session_id: Names the session, where it is not the one that was asked for.
         map_event: Makes of a sandbox's event what `SayingMapper` understands; None leaves one out.
+
+    Raises:
+        ValidationError: *box* cannot be prompted, or another argument is not what it must be.
     """
+    require_callable(getattr(box, "stream_prompt", None), "a box's stream_prompt")
+    for hook, function in (("get_session_id", get_session_id), ("map_event", map_event)):
+        if function is not None:
+            require_callable(function, hook)
 
     async def start(request: AgentBackendInput, session: RuntimeSession) -> RuntimeSession:
         name = session.id if get_session_id is None else get_session_id(request)

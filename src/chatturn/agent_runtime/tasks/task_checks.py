@@ -1,14 +1,18 @@
 """Is a task one that can be run?  Looked at before anything is done.  Pure."""
 
-from collections.abc import Mapping
-from typing import Final
+import asyncio
+from typing import Final, Protocol
 
-from chatturn.agent_runtime.tasks.sessions import event_text, require_text
+from chatturn.agent_runtime.tasks.readiness import KnowledgeHooks, require_minimum_score
+from chatturn.agent_runtime.tasks.sessions import event_text
+from chatturn.agent_runtime.tasks.task_steps import DurableTask
 from chatturn.agent_runtime.values.events import TaskStartEvent
+from chatturn.agent_runtime.values.given import require_kind, require_mapping, require_text
+from chatturn.agent_runtime.values.knowledge import KnowledgeReadinessReport
 from chatturn.agent_runtime.values.tasks import AgentTaskSpec
 from chatturn.errors import ValidationError
 
-__all__ = ["MAX_TASK_BYTES", "check_task"]
+__all__ = ["MAX_TASK_BYTES", "check_run", "check_task"]
 
 MAX_TASK_BYTES: Final = 400_000
 """Of a task as JSON, where it is stored: each event that is stored has it."""
@@ -39,10 +43,38 @@ def check_task(task: AgentTaskSpec, *, stored: bool) -> None:
             raise ValidationError(f"a task that is stored has {size} bytes as JSON, and may have {MAX_TASK_BYTES}")
 
 
+class _Run(Protocol):
+    """What the options of both ways to run a task have."""
+
+    @property
+    def knowledge(self) -> KnowledgeReadinessReport | None: ...
+    @property
+    def minimum_score(self) -> float: ...
+    @property
+    def hooks(self) -> KnowledgeHooks: ...
+    @property
+    def abort(self) -> asyncio.Event | None: ...
+    @property
+    def durable(self) -> DurableTask | None: ...
+
+
+def check_run(options: _Run) -> None:
+    """Refuse options that are none.  Raises `ValidationError`."""
+    require_minimum_score(options.minimum_score)
+    require_kind(options.hooks, KnowledgeHooks, "hooks")
+    for name, value, kind in (
+        ("knowledge", options.knowledge, KnowledgeReadinessReport),
+        ("abort", options.abort, asyncio.Event),
+        ("durable", options.durable, DurableTask),
+    ):
+        if value is not None:
+            require_kind(value, kind, name)
+
+
 def _check_budget(task: AgentTaskSpec) -> None:
-    if not isinstance(task.budget, Mapping | None):
-        raise ValidationError(f"budget must be an object of limits, not {task.budget!r:.40}")
-    for name, limit in (task.budget or {}).items():
+    budget = {} if task.budget is None else task.budget
+    require_mapping(budget, "budget")
+    for name, limit in budget.items():
         if name not in _BUDGETS:
             raise ValidationError(f"budget.{name!s:.40} is no limit; there are {', '.join(sorted(_BUDGETS))}")
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= 0:

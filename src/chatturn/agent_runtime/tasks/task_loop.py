@@ -26,9 +26,8 @@ from chatturn.agent_runtime.tasks.readiness import (
     KnowledgeHooks,
     ReadinessGate,
     assess_knowledge,
-    require_minimum_score,
 )
-from chatturn.agent_runtime.tasks.task_checks import check_task
+from chatturn.agent_runtime.tasks.task_checks import check_run, check_task
 from chatturn.agent_runtime.tasks.task_steps import DurableTask, HookFailed, TaskAborted, TaskSteps
 from chatturn.agent_runtime.values.codec import read_value, to_json
 from chatturn.agent_runtime.values.control import (
@@ -42,6 +41,7 @@ from chatturn.agent_runtime.values.control import (
     ControlRuntimeError,
     ControlStep,
 )
+from chatturn.agent_runtime.values.given import require_callable
 from chatturn.agent_runtime.values.knowledge import KnowledgeReadinessDecision, KnowledgeReadinessReport
 from chatturn.agent_runtime.values.tasks import AgentTaskSpec, AgentTaskStatus
 from chatturn.durable.context import ContextSources, DurableContext
@@ -139,7 +139,12 @@ class RunAgentTaskOptions:
 
     def __post_init__(self) -> None:
         check_task(self.task, stored=self.durable is not None)
-        require_minimum_score(self.minimum_score)
+        for name in ("observe", "validate", "decide", "act"):
+            require_callable(getattr(self, name), name)
+        for name in ("should_stop", "on_event", "on_step"):
+            if getattr(self, name) is not None:
+                require_callable(getattr(self, name), name)
+        check_run(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from chatturn.agent_runtime.values.codec import to_json
+from chatturn.agent_runtime.values.given import require_text
 from chatturn.agent_runtime.values.unsaid import Unsaid
 from chatturn.durable.context import DurableContext
 from chatturn.durable.records import StepKind
@@ -65,19 +66,13 @@ class DurableTask:
     lease_ms: int = 30_000
 
     def __post_init__(self) -> None:
-        if not isinstance(self.run_id, str) or not self.run_id or not _can_be_stored(self.run_id):
-            raise ValidationError(f"run_id must be a text that is not empty and can be stored, not {self.run_id!r:.60}")
+        if not require_text(self.run_id, "run_id"):
+            raise ValidationError("run_id must not be empty")
+        for name in ("project_id", "scenario_id"):
+            if (value := getattr(self, name)) is not None or name == "project_id":
+                require_text(value, name)
         if type(self.lease_ms) is not int or self.lease_ms < 1:
             raise ValidationError(f"lease_ms must be a whole number from 1, not {self.lease_ms!r:.40}")
-
-
-def _can_be_stored(text: str) -> bool:
-    """Say whether *text* is one in UTF-8: half a surrogate pair is none."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @dataclass(slots=True, kw_only=True)

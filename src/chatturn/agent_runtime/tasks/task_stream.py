@@ -37,17 +37,16 @@ from chatturn.agent_runtime.tasks.readiness import (
     KnowledgeHooks,
     ReadinessGate,
     assess_knowledge,
-    require_minimum_score,
 )
 from chatturn.agent_runtime.tasks.recorded_answer import RecordedAnswer, compact_events
 from chatturn.agent_runtime.tasks.sayings import SayingMapper
-from chatturn.agent_runtime.tasks.sessions import FencedSessionStore, RuntimeSessionStore
+from chatturn.agent_runtime.tasks.sessions import FencedSessionStore, RuntimeSessionStore, require_session_id
 from chatturn.agent_runtime.tasks.task_backends import (
     AgentBackendContext,
     AgentBackendInput,
     AgentExecutionBackend,
 )
-from chatturn.agent_runtime.tasks.task_checks import check_task
+from chatturn.agent_runtime.tasks.task_checks import check_run, check_task
 from chatturn.agent_runtime.tasks.task_loop import manifest_of
 from chatturn.agent_runtime.tasks.task_session import TaskSession
 from chatturn.agent_runtime.tasks.task_steps import DurableTask, HookFailed, TaskAborted, TaskSteps
@@ -71,6 +70,7 @@ from chatturn.agent_runtime.values.events import (
     without_tokens,
 )
 from chatturn.agent_runtime.values.fixed_words import BACKEND_COMPLETED
+from chatturn.agent_runtime.values.given import require_callable, require_sequence, require_text
 from chatturn.agent_runtime.values.knowledge import KnowledgeReadinessReport
 from chatturn.agent_runtime.values.tasks import (
     AgentTaskSpec,
@@ -146,7 +146,16 @@ class RunAgentTaskStreamOptions:
 
     def __post_init__(self) -> None:
         check_task(self.task, stored=self.durable is not None or self.session_store is not None)
-        require_minimum_score(self.minimum_score)
+        require_text(getattr(self.backend, "kind", None), "a backend's kind")
+        require_callable(getattr(self.backend, "stream", None), "a backend's stream")
+        for name in ("message", "model"):
+            if getattr(self, name) is not None:
+                require_text(getattr(self, name), name)
+        if self.messages is not None:
+            require_sequence(self.messages, Mapping, "messages")
+        if self.session_id is not None:
+            require_session_id(self.session_id)
+        check_run(self)
 
 
 async def run_agent_task_stream(options: RunAgentTaskStreamOptions) -> AsyncGenerator[RuntimeStreamEvent, None]:

@@ -1,5 +1,6 @@
 """Does a task know enough?"""
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,13 @@ from chatturn.agent_runtime.tasks.task_backends import create_iterable_backend
 from chatturn.agent_runtime.tasks.task_stream import RunAgentTaskStreamOptions
 from chatturn.errors import ValidationError
 from tests.support.agent_tasks import TASK, Counting, requirement
+
+BACKEND = create_iterable_backend("echo", lambda _request, _context: _nothing())
+
+
+async def _nothing() -> AsyncIterator[Any]:
+    yield {"type": "text_delta", "text": "nothing"}
+
 
 READY = assess_knowledge(TASK)
 BLOCKED = assess_knowledge(replace(TASK, required_knowledge=(requirement("name"),)))
@@ -91,9 +99,9 @@ def test_a_minimum_that_is_none_is_refused_before_anybody_is_asked(minimum: Any)
     with pytest.raises(ValidationError, match="minimum_score"):
         Counting().options(minimum_score=minimum)
     with pytest.raises(ValidationError, match="minimum_score"):
-        RunAgentTaskStreamOptions(task=TASK, backend=create_iterable_backend("echo", None), minimum_score=minimum)  # type: ignore[arg-type]
+        RunAgentTaskStreamOptions(task=TASK, backend=BACKEND, minimum_score=minimum)
     with pytest.raises(ValidationError, match="budget"):
         RunAgentTaskStreamOptions(
             task=replace(TASK, budget={"maxWishes": 3}),
-            backend=create_iterable_backend("echo", None),  # type: ignore[arg-type]
+            backend=BACKEND,
         )
