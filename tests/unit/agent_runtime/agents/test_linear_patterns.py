@@ -53,9 +53,14 @@ TEXTS = st.text(alphabet="abcABC019_ éÉ\n-\u017fK", max_size=24)
 
 @given(PATTERNS, TEXTS, st.sampled_from([0, re.IGNORECASE, re.MULTILINE, re.DOTALL, re.ASCII]))
 def test_it_finds_what_re_finds(source: str, text: str, flags: int) -> None:
-    """On every text, under every flag: `re` is the oracle."""
+    """
+    On every text, under every flag: `re` is the oracle.
+
+    CPython 3.11 misjudges a pattern that begins with a group that has flags of its own.  An empty ``(?=)`` in front of
+    it, which finds nothing and everywhere, keeps the oracle from that.
+    """
     try:
-        pattern = re.compile(source, flags)
+        pattern = re.compile(f"(?=){source}", flags)
     except re.error:
         assume(False)
 
