@@ -137,6 +137,13 @@ async def test_summaries_leak_nothing() -> None:
         summary.task_id, summary.status, summary.step_count, summary.stopped_by, summary.readiness_status,
     )  # fmt: skip
 
+    async def fails(_: TaskView) -> ControlDecision:
+        raise ValueError(secret)
+
+    failed = summarize_agent_task_run(await run_agent_task(counting.options(decide=fails)))
+    assert ("decide",) == failed.failed_phases
+    assert secret not in repr(failed)
+
 
 @pytest.mark.parametrize("shown", [False, True])
 async def test_telemetry_of_payloads_is_opt_in(shown: bool) -> None:
