@@ -260,7 +260,7 @@ NO: Any = None
 EVENTS: list[Any] = [
     said("x" * MAX_EVENT_BYTES), said("\ud800"), said(NO), said("a", session={"id": "s", "resumeToken": TOKEN}),
     {"type": "text_delta", "text": "a", "session": {"resumeToken": TOKEN}}, None, 5,
-    ToolCallEvent(tool_name="a", args={1, 2}), ToolCallEvent(tool_name="a", args=float("inf")),
+    ToolCallEvent(tool_name="a", args={1, 2}), ToolCallEvent(tool_name="a", args={1: 2}), ToolCallEvent(tool_name="a", args=float("inf")),
     ToolCallEvent(tool_name="a", args=nested(70)), ToolCallEvent(tool_name="a", args=nested(300)),
     BackendStartEvent(task=TASK, timestamp=SESSION.created_at, session=replace(SESSION, status=NO), backend="b"),
     BackendStartEvent(task=TASK, timestamp=NO, session=SESSION, backend="b"),

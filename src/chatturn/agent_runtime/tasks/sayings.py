@@ -65,18 +65,23 @@ class SayingMapper:
 
     def _events(self, output: Any) -> Iterator[RuntimeStreamEvent]:
         if isinstance(output, ChatStreamEvent):
-            yield from self._chat_event(output.type, output.data or {})
+            data: Any = output.data or {}
+            if not isinstance(data, Mapping):
+                raise BackendProtocolError("an event's data are no object", backend=self._backend)
+            yield from self._chat_event(self._kind(output.type), data)
         elif isinstance(output, Mapping):
-            kind = output.get("type")
-            if not isinstance(kind, str):
-                raise BackendProtocolError("an event has no type", backend=self._backend)
-            data = output.get("data")
+            kind, data = self._kind(output.get("type")), output.get("data")
             yield from self._chat_event(kind, {**output, **data} if isinstance(data, Mapping) else output)
         elif isinstance(output, Sequence) and not isinstance(output, str | bytes):
             for each in output:
                 yield from self._events(each)
         else:
             yield from self._own_event(output)
+
+    def _kind(self, kind: object) -> str:
+        if not isinstance(kind, str):
+            raise BackendProtocolError("an event has no type", backend=self._backend)
+        return kind
 
     def _own_event(self, event: Any) -> Iterator[Any]:
         match event:

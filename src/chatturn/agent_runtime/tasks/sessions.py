@@ -13,11 +13,10 @@ from typing import Any, Final, Protocol, runtime_checkable
 from chatturn.agent_runtime.values.codec import (
     MAX_JSON_DEPTH,
     decode_runtime_event,
-    encode_runtime_event,
     read_value,
     to_json,
 )
-from chatturn.agent_runtime.values.events import BackendMadeEvent, RuntimeMadeEvent, RuntimeStreamEvent
+from chatturn.agent_runtime.values.events import BackendMadeEvent, RuntimeMadeEvent, RuntimeStreamEvent, without_tokens
 from chatturn.agent_runtime.values.given import byte_size, require_text
 from chatturn.agent_runtime.values.tasks import RuntimeSession, SessionStatus
 from chatturn.durable.records import Lease
@@ -167,7 +166,7 @@ def event_text(event: object, *, most: int = MAX_EVENT_BYTES) -> str:
         raise ValidationError(f"an event must be a RuntimeStreamEvent, not {type(event).__name__}, and so its session")
     told: Any = event  # of a class that `decode_runtime_event` knows, or refuses
     try:
-        text = _measured(encode_runtime_event(told), most, "an event")
+        text = _measured(json_text(to_json(without_tokens(told)), "it"), most, "an event")
     except (TypeError, ValueError, RecursionError) as error:
         raise ValidationError(f"an event must be JSON: {error}") from error
     decode_runtime_event(text)

@@ -18,6 +18,7 @@ from chatturn.agent_runtime.values.events import (
 )
 from chatturn.agent_runtime.values.tasks import AgentTaskSpec, AgentTaskStatus, SessionStatus
 from chatturn.errors import BackendProtocolError, StepTooLarge, ValidationError
+from chatturn.events import ChatStreamEvent
 from tests.support.agent_tasks import TASK, Counting
 from tests.support.turns import open_sqlite
 from tests.unit.agent_runtime.tasks.test_task_stream import Sandbox, durable, final, kinds, options, told
@@ -55,6 +56,9 @@ TOLD: dict[str, Any] = {
     "a text too long as JSON": TextDeltaEvent(text="\0" * 200_000),
     "a list in itself": ENDLESS,
     "nothing": NUMBER,
+    "a member without a name": ToolResultEvent(tool_name="a", result={5: 6}),
+    "a kind that is none": ChatStreamEvent(LIST),
+    "data that are none": ChatStreamEvent("usage", NUMBER),
     "no type": {"text": "a"},
     "what only the runtime tells": options(Sandbox().backend()),
     "a fatal error too long": BackendErrorEvent(
