@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["Late", "awaited"]
+__all__ = ["Late", "awaited", "unlogged"]
 
 T = TypeVar("T")
+F = TypeVar("F", bound="asyncio.Future[Any]")
 
 
 class Late(Exception):
@@ -39,3 +40,13 @@ async def awaited(call: Awaitable[T], timeout_ms: int) -> T:
         if task is None or task.cancelling():
             raise
         raise RuntimeError("it was cancelled by itself") from error
+
+
+def unlogged(task: F) -> F:
+    """
+    Return *task*; what it raises is not logged where nobody waits for it any more.
+
+    asyncio would print the words of its error, and those may be anybody's, or quote a credential.
+    """
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task

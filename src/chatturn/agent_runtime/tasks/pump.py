@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Generic, Self, TypeAlias, TypeVar
 
+from chatturn.product_calls import unlogged
+
 __all__ = ["Produce", "Pump"]
 
 T = TypeVar("T")
@@ -38,6 +40,7 @@ class Pump(Generic[T]):
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run())
+        unlogged(self._task)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -19,6 +19,7 @@ from chatturn.durable.runner import default_sources
 from chatturn.durable.steps import words_of
 from chatturn.durable.store import DurableRunStore
 from chatturn.errors import HookError, ValidationError
+from chatturn.product_calls import unlogged
 
 __all__ = ["DurableTask", "HookFailed", "TaskAborted", "TaskSteps"]
 
@@ -189,7 +190,7 @@ class TaskSteps:
         if self.abort.is_set():
             step.close()
             raise TaskAborted
-        task, abort = asyncio.ensure_future(step), asyncio.ensure_future(self.abort.wait())
+        task, abort = unlogged(asyncio.ensure_future(step)), asyncio.ensure_future(self.abort.wait())
         try:
             await asyncio.wait({task, abort}, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -1,6 +1,7 @@
 """The session of a streamed task, whatever fails around it: its store, its backend, its reader, its worker."""
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
@@ -13,7 +14,7 @@ import pytest
 from chatturn.agent_runtime.tasks.session_sql import SqlRuntimeSessionStore
 from chatturn.agent_runtime.tasks.sessions import InMemoryRuntimeSessionStore, RuntimeSessionStore, StoredRuntimeEvent
 from chatturn.agent_runtime.tasks.task_backends import AgentExecutionBackend, create_iterable_backend
-from chatturn.agent_runtime.tasks.task_steps import DurableTask
+from chatturn.agent_runtime.tasks.task_steps import DurableTask, TaskSteps
 from chatturn.agent_runtime.tasks.task_stream import RunAgentTaskStreamOptions, run_agent_task_stream
 from chatturn.agent_runtime.values.events import (
     BackendErrorEvent,
@@ -519,3 +520,60 @@ def test_options_are_the_same_as_ever_where_nothing_new_is_said() -> None:
     given = RunAgentTaskStreamOptions(task=TASK, backend=Sandbox().backend(), message="hi")
 
     assert {"message": "hi", "messages": None, "model": None} == _asked(given)
+
+
+@pytest.mark.parametrize("how", ["abort", "cancel", "cancel twice"])
+async def test_what_a_backend_raises_as_its_reader_leaves_is_not_logged(how: str) -> None:
+    """Asyncio prints an error that nobody takes, and this one quotes the token."""
+    logged: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
+    abort = asyncio.Event()
+
+    async def stream(*_: Any) -> AsyncIterator[Any]:
+        yield TextDeltaEvent(text="hel")
+        try:
+            await asyncio.sleep(100)
+        except asyncio.CancelledError:
+            await asyncio.sleep(how == "cancel twice")
+            raise ValueError(TOKEN) from None
+
+    reading = asyncio.ensure_future(told(create_iterable_backend("sandbox", stream), abort=abort))
+    await asyncio.sleep(1)
+    if how == "abort":
+        abort.set()
+    else:
+        reading.cancel()
+    if how == "cancel twice":
+        await asyncio.sleep(0.5)
+        reading.cancel()
+    await asyncio.wait({reading})
+    await asyncio.sleep(10)
+    del reading
+    gc.collect()
+
+    assert [] == logged
+
+
+@pytest.mark.parametrize("ends", [0, 1])
+async def test_what_a_hook_raises_as_its_caller_is_cancelled_is_not_logged(ends: int) -> None:
+    logged: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
+
+    async def hook() -> None:
+        try:
+            await asyncio.sleep(100)
+        finally:
+            await asyncio.sleep(ends)
+            raise ValueError(TOKEN)
+
+    calling = asyncio.ensure_future(TaskSteps(abort=asyncio.Event()).unrecorded(hook))
+    await asyncio.sleep(1)
+    calling.cancel()
+    await asyncio.sleep(0.5)
+    calling.cancel()
+    await asyncio.wait({calling})
+    await asyncio.sleep(10)
+    del calling
+    gc.collect()
+
+    assert [] == logged
