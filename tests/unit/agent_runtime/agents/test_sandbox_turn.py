@@ -48,7 +48,7 @@ KEY = "Bearer sandbox-key-abcdefgh12345678"
 HEL, LO = '{"type":"text_delta","data":{"text":"hel"}}', '{"type":"text_delta","data":{"text":"lo"}}'
 HELLO = Script(frames=(HEL, LO, "[DONE]"))
 TOLD = [json.loads(HEL), json.loads(LO)]
-PATIENT = BackendRetryPolicy(max_attempts=3, initial_backoff_ms=1, max_backoff_ms=1, request_timeout_ms=2_000)
+PATIENT = BackendRetryPolicy(max_attempts=3, initial_backoff_ms=1, max_backoff_ms=1, request_timeout_ms=30_000)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ _OPEN: list[HttpTransport] = []
 
 def connection(**members: Any) -> SandboxConnection:
     _OPEN.append(HttpTransport())
-    return SandboxConnection(**{"transport": _OPEN[-1], "retry": PATIENT, "idle_timeout_ms": 2_000, **members})
+    return SandboxConnection(**{"transport": _OPEN[-1], "retry": PATIENT, "idle_timeout_ms": 30_000, **members})
 
 
 def options(
