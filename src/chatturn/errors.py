@@ -677,7 +677,7 @@ class QueueFull(DurableRunError):
 
 
 class TurnPassed(DurableRunError):
-    """The turn failed, and the thread has gone on without it."""
+    """The turn has no answer, and the thread has gone on without it."""
 
     code = "turn_passed"
     public = "Later turns of this session have answers. Send the message as the next turn, or with `replace`."

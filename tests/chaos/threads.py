@@ -290,11 +290,14 @@ def _look_for_disorder(
             report.disordered.append(f"{each.run_id} stands behind {last}, and follows {each.parent}")
         elif last is not None and str(each.began) < str(versions[last].ended):
             report.disordered.append(f"{each.run_id} was begun at {each.began}, before the end of {versions[last]}")
+    last = None
     for session, index, version, breaks in messages:
-        parent = versions[session, index, version].parent
-        counting = {(s, i, v) for s, i, v, _ in messages if s == session}
-        if breaks != (parent is not None and parent not in counting):
+        place, parent = (session, index, version), versions[session, index, version].parent
+        if last is not None and last[0] != session:
+            last = None
+        if breaks != (parent != last):
             report.disordered.append(f"{session} {index} ~{version}: its mark says {breaks}, its parent {parent}")
+        last = place
 
 
 def _look_for_strange(

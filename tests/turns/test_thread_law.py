@@ -1,8 +1,8 @@
 """
 Whatever a user does to a thread, and wherever its workers die: what is shown is what was said, in its order.
 
-Users go on, type ahead, stop what waits, edit, ask again, let older versions count, and come back; their workers die at
-any batch.  What the thread
+Users go on, type ahead, stop what waits, edit, ask again, let older versions count, and come back, also to turns that
+have failed or were stopped, and that the thread has gone on without; their workers die at any batch.  What the thread
 must be is kept beside it, as a tree of versions; the model's history at each call is compared with it as well.  And
 whatever a reader of the messages can see has a revision of its own.
 """
@@ -36,6 +36,7 @@ class Watched(Product):
     asked: list[tuple[str, list[str]]]
     told: list[ThreadChange]
     failed: list[str]
+    refused: list[str]
 
     async def on_thread_changed(self, change: ThreadChange) -> None:
         """Keep it; every second change fails at its first call."""
@@ -45,7 +46,9 @@ class Watched(Product):
         self.told.append(change)
 
     def produce(self, context: TurnContext) -> StreamProducer:
-        """Answer."""
+        """Answer, or fail."""
+        if context.user_message in self.refused:
+            raise ValueError
         self.asked.append((context.user_message, [str(message["content"]) for message in context.history]))
         return StreamProducer(self.numbered(len(self.asked)))
 
@@ -64,22 +67,27 @@ class User:
     Attributes:
         said: Of each version its question, its answer and its parent.
         counts: Which version counts at each index.
+        empty: What was asked at indexes that have no answer; None where that was stopped.
     """
 
     database: Database
     chance: random.Random
     said: dict[Place, tuple[str, str, Place | None]] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)
+    empty: dict[int, str | None] = field(default_factory=dict)
     asked: list[tuple[str, list[str]]] = field(default_factory=list)
     told: list[ThreadChange] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    late: int = 0
     deaths: int = 0
     changes: int = 0
 
     def isolate(self, database: Any) -> Isolate:
         """Return a new worker."""
         product = Watched()
-        product.asked, product.told, product.failed = self.asked, self.told, self.failed
+        product.asked, product.told = self.asked, self.told
+        product.failed, product.refused = self.failed, self.refused
         return Isolate(database, product, settings=SETTINGS)
 
     def path(self) -> list[Place]:
@@ -91,6 +99,20 @@ class User:
                 break
             path.append(place)
         return path
+
+    def next_index(self) -> int:
+        """Return where the thread goes on."""
+        path = self.path()
+        return path[-1][0] + 1 if path else 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is detached."""
+        return all(index < self.next_index() for index in self.counts)
+
+    def question(self, index: int, words: str) -> str:
+        """Return what may be asked at an index: where a turn has failed, the same again."""
+        return self.empty.get(index) or words
 
     def texts(self, places: list[Place]) -> list[str]:
         """Return what was said in some turns."""
@@ -129,21 +151,49 @@ class User:
                 assert place not in self.said or self.said[place][:2] == (question, answer["content"])
                 self.said.setdefault(place, (question, answer["content"], before[-1] if before else None))
                 self.counts[index] = place[1]
+                self.empty.pop(index, None)
                 return True
         return False
 
+    async def fail(self, index: int, question: str) -> None:
+        """Ask what the model has no answer to, until that is known."""
+        self.refused.append(question)
+        for point in (self.chance.choice([None, *range(16)]), None, None, None):
+            lines = await self.try_once(point, index, {"message": question, "follow": True})
+            if lines and lines[-1]["type"] == "session.run.failed":
+                break
+            self.deaths += 1
+            await asyncio.sleep(2)
+        assert lines[-1]["type"] == "session.run.failed", lines
+        self.refused.clear()
+        self.empty[index] = question
+
+    async def come_back(self, number: int) -> None:
+        """Come back to an index without an answer that the thread has gone on behind: only to replace what failed."""
+        index = self.chance.choice([at for at in self.empty if at < self.next_index()])
+        question = self.question(index, f"question {number}")
+        reply = await self.isolate(self.database).ask("POST", f"{SESSION}/turns/{index}", {"message": question})
+        assert (409, "turn_passed") == (reply.status, reply.body["code"])
+        self.late += 1
+        if self.empty[index] is not None:
+            version = (await self.isolate(self.database).ask("GET", f"{SESSION}/turns/{index}")).body["version"]
+            kind = self.chance.choice(["edit", "regenerate"])
+            question = question if kind == "regenerate" else f"question {number}"
+            await self.say(index, question, replace={"kind": kind, "version": version})
+
     async def type_ahead(self, number: int) -> None:
-        """Send messages without waiting for their answers, and stop the last one now and then."""
-        first, calls = len(self.path()), len(self.asked)
-        questions = [f"question {number}.{each}" for each in range(self.chance.randint(2, 4))]
+        """Send messages without waiting for their answers, and stop one now and then."""
+        first, calls = self.next_index(), len(self.asked)
+        indexes = range(first, first + self.chance.randint(2, 4))
+        questions = [self.question(index, f"question {number}.{index}") for index in indexes]
         streams = []
         for index, question in enumerate(questions, first):
             streams.append(await self.send(index, {"message": question, "follow": True}))
             await asyncio.sleep(self.chance.choice([0, 0.05, 0.5]))
-        last = first + len(questions) - 1
-        stopped = self.chance.random() < 0.3
-        if stopped:
-            await self.isolate(self.database).ask("POST", f"{SESSION}/turns/{last}/cancel")
+        stopped = -1
+        if self.chance.random() < 0.4:
+            stopped = self.chance.choice(indexes[1:]) if self.is_whole else indexes[-1]
+            await self.isolate(self.database).ask("POST", f"{SESSION}/turns/{stopped}/cancel")
         await asyncio.gather(*streams)
         for index, question in enumerate(questions, first):
             for _ in range(8):
@@ -152,9 +202,10 @@ class User:
                     break
                 self.deaths += 1
                 await asyncio.sleep(2)
-            assert lines[-1]["type"] == "session.run.completed" or (stopped and index == last), lines
-            left = await self.learn(index, question)
-            assert left or (stopped and index == last)
+            assert lines[-1]["type"] == "session.run.completed" or index == stopped, lines
+            if not await self.learn(index, question):
+                assert index == stopped
+                self.empty[index] = None
         for asked, history in self.asked[calls:]:
             at = first + questions.index(asked)
             assert self.history([place for place in self.path() if place[0] < at]) == history
@@ -219,14 +270,21 @@ class User:
         self.changes += len(told)
 
     async def act(self, number: int) -> None:
-        """Go on, type ahead, edit, ask again or let another version count."""
-        path = self.path()
+        """Go on, type ahead, edit, ask again, let another version count, or go on without an answer and come back."""
+        path, index = self.path(), self.next_index()
         acts = ["go on", "type ahead", "edit", "regenerate", "activate"]
-        what = self.chance.choice(acts) if path else "go on"
+        acts += ["fail"] * 2 * self.is_whole + ["come back"] * 3 * any(at < index for at in self.empty)
+        begins = ["go on", "fail", "come back"]
+        what = begins[number] if number < len(begins) else self.chance.choice(acts) if path else "go on"
         if what == "type ahead":
             await self.type_ahead(number)
         elif what == "go on":
-            await self.say(len(path), f"question {number}")
+            await self.say(index, self.question(index, f"question {number}"))
+        elif what == "fail":
+            await self.fail(index, self.question(index, f"question {number}"))
+            await self.say(index + 1, self.question(index + 1, f"question {number}.1"))
+        elif what == "come back":
+            await self.come_back(number)
         elif what == "activate":
             index, version = self.chance.choice(sorted(self.said))
             about = replace(IDENTITY, turn_index=index, version=version)
@@ -267,13 +325,14 @@ def _place(change: ThreadChange) -> Place:
 
 @pytest.mark.parametrize("seed", range(25))
 async def test_a_thread_is_what_was_said(seed: int) -> None:
-    """Twenty acts of a user; workers die on the way."""
+    """Twenty-five acts of a user; workers die on the way."""
     with open_sqlite() as database:
         watched = WatchedDatabase(database)
         user = User(watched, random.Random(seed))
-        for number in range(20):
+        for number in range(25):
             await user.do_something(number)
             await user.check()
         assert user.deaths, "nobody has died"
         assert user.changes, "nothing was detached"
+        assert user.late, "nobody has come too late"
         assert [] == watched.broken

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids, turn_run_id, version_run_ids
+from chatturn.chat.thread.their_sql import Theirs
 from chatturn.database.api import NOW, Row, Statement, Value
 from chatturn.durable.records import RunStatus
 from chatturn.durable.sql.run_lists import SESSION_OF_RUN
@@ -55,7 +56,6 @@ _IN_FRONT: Final = f"""
 _OWN: Final = "EXISTS (SELECT 1 FROM durable_runs WHERE run_id = {0} AND status IN (%s))"
 _BEGUN: Final = _OWN % "'running', 'suspended', 'completed'"
 _THERE: Final = _OWN % "'pending', 'running', 'suspended', 'completed'"
-_FAILED: Final = _OWN % "'failed'"
 
 _ITS_TURN: Final = f"{_BEGUN} OR NOT EXISTS (SELECT 1 FROM ({_IN_FRONT}))"
 
@@ -82,15 +82,19 @@ _ROOM: Final = f"""
 _IDLE: Final = f"{_THERE} OR NOT EXISTS (SELECT 1 FROM ({_OTHERS}))"
 _WHOSE: Final = f"(SELECT run_id FROM ({_OTHERS}) ORDER BY status = 'pending', turn_index LIMIT 1) AS other"
 
-# A turn that failed, and that the thread has gone on without.
+# A turn that is not there, or has failed, and that the thread has gone on without; one of agent-runtime's, ``{6}``, is
+# there once it is over.
 _ANSWERED_AFTER: Final = """
 SELECT 1 FROM chat_messages AS m WHERE m.tenant_id = {4} AND m.session_id = {5} AND m.turn_index > {3}
-  AND m.role = 'assistant' AND m.content <> '' AND m.turn_index < coalesce((
+  AND m.role = 'assistant' AND m.turn_index < coalesce((
     SELECT min(b.turn_index) FROM chat_messages AS b INDEXED BY idx_chat_messages_breaks
     WHERE b.tenant_id = {4} AND b.session_id = {5} AND b.breaks = 1), 9223372036854775807)
 """
 _GOES_ON: Final = f"SELECT run_id FROM ({_OTHERS}) WHERE status <> 'pending' AND turn_index > {{3}}"
-_NOT_PASSED: Final = f"NOT {_FAILED} OR (NOT EXISTS ({_ANSWERED_AFTER}) AND NOT EXISTS ({_GOES_ON}))"
+_NOT_PASSED: Final = f"""
+{_THERE} OR EXISTS (SELECT 1 FROM durable_runs WHERE run_id = {{6}} AND status = 'completed')
+OR (NOT EXISTS ({_ANSWERED_AFTER}) AND NOT EXISTS ({_GOES_ON}))
+"""
 _PASSED_BY: Final = f"({_GOES_ON} LIMIT 1) AS other, EXISTS ({_ANSWERED_AFTER}) AS answered"
 
 # ``{1}`` and ``{2}`` around the session's runs, ``{5}`` the tenant, ``{6}`` the session.
@@ -245,8 +249,8 @@ def room(identity: ChatTurnIdentity, most: int) -> Guard:
     return _of_start(_ROOM, (*_params(identity), most), lambda _row: QueueFull(f"{most} wait", run_id=run_id))
 
 
-def not_passed(identity: ChatTurnIdentity) -> Guard:
-    """Let a turn that failed be tried again only while the thread has not gone on without it."""
+def not_passed(identity: ChatTurnIdentity, theirs: Theirs | None) -> Guard:
+    """Let a turn be begun, or be tried again, only while the thread has not gone on without it."""
     run_id = turn_run_id(identity)
     session = session_run_ids(identity.tenant_id, identity.session_id)
 
@@ -255,7 +259,8 @@ def not_passed(identity: ChatTurnIdentity) -> Guard:
             return TurnPassed("later turns have answers", run_id=run_id)
         return _busy(row["other"], run_id)
 
-    params = (run_id, *session, identity.turn_index, identity.tenant_id, identity.session_id)
+    place = (identity.turn_index, identity.tenant_id, identity.session_id)
+    params = (run_id, *session, *place, None if theirs is None else theirs.run_id)
     return _of_start(_NOT_PASSED, params, refusal, told=_PASSED_BY)
 
 

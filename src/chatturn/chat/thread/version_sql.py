@@ -3,7 +3,8 @@ The SQL of a turn's versions: which one counts, which one a request is about, an
 
 The messages of a turn are those of the version that counts; they name its run.  A version has a parent: the version of
 the turn before that counted when it was begun.  Where the version that counts before is another one of that turn, the
-messages are marked as broken off; what stands from the first mark on is detached, and comes back when the mark goes.
+messages are marked as broken off; so they are where an answer has come to stand between the two.  What stands from the
+first mark on is detached, and comes back when the mark goes.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ __all__ = [
     "activation",
     "mark_breaks",
     "only_one_version",
+    "order_parallel",
     "read_lines",
     "read_same_turn",
     "read_shown_version",
@@ -94,6 +96,11 @@ SELECT
    WHERE v.manifest_hash = ?7 AND r.status IN ('pending', 'running', 'suspended')) AS open,
   (SELECT v.manifest_hash = ?7 FROM versions AS v JOIN chat_messages AS m ON m.version = v.version
    WHERE m.tenant_id = ?4 AND m.session_id = ?5 AND m.turn_index = ?6 AND m.role = 'assistant') AS counts_same,
+  EXISTS (
+    SELECT 1 FROM chat_messages AS m WHERE m.tenant_id = ?4 AND m.session_id = ?5 AND m.turn_index > ?6
+      AND m.role = 'assistant' AND m.turn_index < coalesce((
+        SELECT min(turn_index) FROM chat_messages INDEXED BY idx_chat_messages_breaks
+        WHERE tenant_id = ?4 AND session_id = ?5 AND breaks = 1), 9223372036854775807)) AS passed,
   (SELECT same FROM theirs) AS theirs
 """
 
@@ -115,14 +122,17 @@ UPDATE chat_turns SET version = ?4, replaces = coalesce(replaces, ?5), replace_k
 WHERE run_id = ?1 AND {HELD}
 """
 
+# What follows an answer that retention has deleted breaks with nothing; a turn from before there were versions has no
+# parent on record, and follows the first version of what stands before it.
 _BREAKS: Final = """
 UPDATE chat_messages SET breaks = EXISTS (
   SELECT 1 FROM chat_turns AS t
   JOIN chat_messages AS p ON p.tenant_id = chat_messages.tenant_id AND p.session_id = chat_messages.session_id
-    AND p.role = 'assistant' AND p.turn_index = coalesce(t.parent_index, (
+    AND p.role = 'assistant' AND p.turn_index = (
       SELECT max(q.turn_index) FROM chat_messages AS q WHERE q.tenant_id = chat_messages.tenant_id
-        AND q.session_id = chat_messages.session_id AND q.turn_index < chat_messages.turn_index))
-  WHERE t.run_id = chat_messages.run_id AND p.version <> coalesce(t.parent_version, 1))
+        AND q.session_id = chat_messages.session_id AND q.turn_index < chat_messages.turn_index)
+  WHERE t.run_id = chat_messages.run_id AND (p.turn_index > t.parent_index
+    OR (p.turn_index = coalesce(t.parent_index, p.turn_index) AND p.version <> coalesce(t.parent_version, 1))))
 WHERE tenant_id = {tenant} AND session_id = {session} AND role = 'assistant' AND turn_index IN (
   {index}, (SELECT min(n.turn_index) FROM chat_messages AS n
             WHERE n.tenant_id = {tenant} AND n.session_id = {session} AND n.turn_index > {index}))
@@ -131,6 +141,32 @@ _BREAKS_OF_RUN: Final = f"""
 {_BREAKS.format(tenant="?4", session="?5", index="?6")} AND {HELD}
 """
 _BREAKS_OF_TURN: Final = _BREAKS.format(tenant="?1", session="?2", index="?3")
+
+# Turns that were answered beside each other stand in the order of their indexes: the answer follows what was answered
+# meanwhile, and is followed by what was begun when it was.  Of others, which wait for each other, there are none.
+_FOLLOWS: Final = f"""
+UPDATE chat_turns SET (parent_index, parent_version) = (
+  SELECT turn_index, version FROM chat_messages
+  WHERE tenant_id = ?4 AND session_id = ?5 AND role = 'assistant' AND turn_index < ?6
+  ORDER BY turn_index DESC LIMIT 1)
+WHERE run_id = ?1 AND replaces IS NULL AND coalesce(parent_index, -1) < (
+  SELECT max(turn_index) FROM chat_messages WHERE tenant_id = ?4 AND session_id = ?5 AND turn_index < ?6) AND {HELD}
+"""
+_FOLLOWED: Final = f"""
+WITH next AS (
+  SELECT CASE WHEN instr(run_id, '~') THEN rtrim(rtrim(run_id, '0123456789'), '~') ELSE run_id END AS run_id
+  FROM chat_messages WHERE tenant_id = ?4 AND session_id = ?5 AND role = 'assistant' AND turn_index > ?6
+  ORDER BY turn_index LIMIT 1)
+UPDATE chat_turns SET (parent_index, parent_version) = (
+  SELECT turn_index, version FROM chat_turns WHERE run_id = ?1)
+WHERE (run_id = (SELECT run_id FROM next)
+    OR (run_id > (SELECT run_id || '~' FROM next) AND run_id < (SELECT run_id || '~:' FROM next)))
+  AND NOT EXISTS (
+    SELECT 1 FROM chat_messages WHERE tenant_id = ?4 AND session_id = ?5 AND turn_index = ?6 AND role = 'assistant')
+  AND EXISTS (SELECT 1 FROM chat_turns AS t WHERE t.run_id = ?1 AND t.replaces IS NULL
+    AND t.parent_index IS chat_turns.parent_index AND t.parent_version IS chat_turns.parent_version)
+  AND {HELD}
+"""
 
 # ?1 the tenant, ?2 the session, ?3 the index, ?4 the version's run, ?5 and ?6 around the session's runs.
 _MAY_COUNT: Final = """
@@ -283,6 +319,12 @@ def record_version(
 ) -> Statement:
     """Record which version it is, and where it was asked if not at its own index, with the claim, behind its turn."""
     return Statement(_RECORD, (identity.version, replaces, kind, *version_run_ids(identity), asked_at_index))
+
+
+def order_parallel(identity: ChatTurnIdentity) -> list[Statement]:
+    """Let an answer stand among those that were given beside it, with the finish and before its messages."""
+    place = (identity.tenant_id, identity.session_id, identity.turn_index)
+    return [Statement(_FOLLOWS, place), Statement(_FOLLOWED, place)]
 
 
 def mark_breaks(identity: ChatTurnIdentity) -> Statement:

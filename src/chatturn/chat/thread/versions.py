@@ -54,6 +54,11 @@ class Choice:
     is_new: bool = False
     counts: int | None = None
 
+    @property
+    def fills_its_place(self) -> bool:
+        """Whether its answer would be the first at its index, and nobody asked for what follows to be detached."""
+        return self.replaces is None and self.counts is None
+
 
 _THEIR_LOG_ENDS: Final = 2
 """That of a turn which agent-runtime has answered: it is no row of ours."""
@@ -145,6 +150,9 @@ def _replaced(state: Mapping[str, Any], run_id: str, replace: Replace) -> Choice
 def _without_replacing(state: Mapping[str, Any], kind: ReplaceKind, replaced: int | None) -> Choice | None:
     """Return the version that a wish is about where there is nothing to replace."""
     counts, standing = state["counts"], state["standing"]
+    may_be_asked = kind == "edit" or state["asked"] is not None
+    if standing is None and state["passed"] and state["latest"] is not None and state["busy"] is None and may_be_asked:
+        return _new(state, int(state["latest"]), kind)  # what was answered without it follows it no more
     if standing is None:
         return Choice(version=int(state["latest"] or 1))
     if kind == "edit" and state["counts_same"] and state["detached_from"] is None:

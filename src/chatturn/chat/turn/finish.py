@@ -10,7 +10,7 @@ from chatturn.chat.log.log import TurnLog
 from chatturn.chat.thread.history import ShownHistory
 from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.chat.thread.queue_sql import Front
-from chatturn.chat.thread.version_sql import mark_breaks
+from chatturn.chat.thread.version_sql import mark_breaks, order_parallel
 from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn.retries import retry_after_ms
 from chatturn.database.api import Statement
@@ -99,7 +99,13 @@ class Finish:
         if not self.threaded:
             return [chat_sql.record_messages(text)]
         around = self.outbox.around_finish(self.identity)
-        return [*around.before, chat_sql.record_messages(text), mark_breaks(self.identity), *around.behind]
+        return [
+            *around.before,
+            *order_parallel(self.identity),
+            chat_sql.record_messages(text),
+            mark_breaks(self.identity),
+            *around.behind,
+        ]
 
 
 def finish_reason_of(end: End, said: str | None) -> str | None:

@@ -90,7 +90,7 @@ async def open_turn(turn: TurnInput) -> "OpenTurn":
         DurableRunLeaseHeldError: It is being answered elsewhere.
         DurableRunInputMismatchError: It was started with another message or model.
         SessionBusy, QueueFull: Others of its session are before it, and it may not wait.
-        TurnPassed: It failed, and later turns have answers.
+        TurnPassed: It has no answer, and later turns have.
         StoreError: The database does not answer or is not set up.
     """
     deployment, rung, line = turn.deployment, turn.deployment.live.bells.rung, _Line()
@@ -501,8 +501,9 @@ def _queue_guards(turn: TurnInput) -> list[Guard]:
     if turn.asked_again or turn.waits_as is not None:
         asked_before = [still_there(turn.identity), still_follows(turn.identity)]
         return asked_before if turn.may_wait else [*asked_before, begins_now(turn.identity)]
+    theirs = turn.deployment.theirs(turn.identity)
     return [
-        *([not_passed(turn.identity)] if turn.request.replace is None else []),
+        *([not_passed(turn.identity, theirs)] if turn.choice is None or turn.choice.fills_its_place else []),
         *([idle(turn.identity)] if turn.when_busy == "reject" else []),
         room(turn.identity, turn.deployment.settings.queue_turns),
     ]
