@@ -228,6 +228,35 @@ async def test_an_interruption_reaches_another_isolate(database: SqliteDatabase,
     assert ["started", "cancelled"] == kinds(await first.lines())
 
 
+async def test_an_interruption_leaves_those_that_wait_before_it(isolate: Isolate) -> None:
+    """It stops what ran when it came, and nothing that begins afterwards."""
+    replies = [await say(isolate, index, text) for index, text in enumerate("ab")]
+    await asyncio.sleep(1)
+    replies.append(await say(isolate, 2, "c", when_busy="interrupt"))
+    lives = [kinds(await reply.lines())[-1] for reply in replies]
+    assert ["cancelled", "completed", "completed"] == lives
+    assert ["a", "re: ", "b", "re: b", "c", "re: c"] == await thread(isolate)
+
+
+async def test_an_interruption_that_is_sent_again_stops_nothing_more(
+    database: SqliteDatabase, isolate: Isolate
+) -> None:
+    """Its worker died, and its client comes back while another turn runs."""
+    mortal = Isolate(database, Slow(), settings=ON)
+    first, second = await say(isolate, 0, "a"), await say(isolate, 1, "b")
+    isolate.hooks.pause_s = 20.0  # type: ignore[attr-defined]
+    await asyncio.sleep(1)
+    await say(mortal, 2, "c", when_busy="interrupt")
+    await asyncio.sleep(1)
+    await mortal.kill()
+    assert "cancelled" == kinds(await first.lines())[-1]
+    await asyncio.sleep(10)
+    assert ["running", "pending"] == [await status(isolate, 1), await status(isolate, 2)]
+    third = await say(isolate, 2, "c", when_busy="interrupt", follow=True)
+    assert ["completed", "completed"] == [kinds(await reply.lines())[-1] for reply in (second, third)]
+    assert ["a", "re: ", "b", "re: b", "c", "re: c"] == await thread(isolate)
+
+
 async def test_a_turn_cancelled_while_it_waits_leaves_no_message(isolate: Isolate) -> None:
     """Its stream ends, the one behind it goes on, and its index is free for another message."""
     first, second, third = [await say(isolate, index, text) for index, text in enumerate("abc")]

@@ -142,11 +142,15 @@ WHERE p.status IN ('pending', 'running') AND +p.status = 'pending' AND p.project
 ORDER BY p.updated_at LIMIT ?3
 """
 
-# Behind the claim, if it waits: whoever runs is to stop, and what is suspended to go on and see it.
+# Behind the claim that has made a turn which waits: whoever runs is to stop, and what is suspended to go on and see it.
+# A claim that found it there is about what ran when it came, which may be over.
 _RUNNING_OTHERS: Final = f"""
 SELECT run_id FROM ({_OTHERS.format("?1", "?5", "?6")}) WHERE status <> 'pending'
 """
-_WAITS: Final = f"{HELD} AND EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND status = 'pending')"
+_WAITS: Final = f"""
+{HELD} AND EXISTS (
+  SELECT 1 FROM durable_runs WHERE run_id = ?1 AND status = 'pending' AND updated_at = created_at)
+"""
 _INTERRUPT: Final = f"""
 UPDATE chat_turns SET cancel_requested_at = coalesce(cancel_requested_at, {MOMENT.format("?4")})
 WHERE run_id IN ({_RUNNING_OTHERS}) AND {_WAITS}
@@ -287,7 +291,7 @@ def _busy(other: Value, run_id: str) -> SessionBusy:
 
 
 def interrupt(identity: ChatTurnIdentity) -> list[Statement]:
-    """Ask for what is in front of a turn to be stopped, with the claim by which it begins to wait."""
+    """Ask for what is in front of a turn to be stopped, with the claim; it does so if that has made the turn."""
     session = session_run_ids(identity.tenant_id, identity.session_id)
     return [Statement(_INTERRUPT, (NOW, *session)), Statement(_WAKE, (NOW, *session))]
 

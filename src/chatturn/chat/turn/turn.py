@@ -130,8 +130,9 @@ async def _give_up(turn: TurnInput, error: ChatTurnError) -> None:
 
 def _waiting(turn: TurnInput, queued: Queued, rung: int) -> QueuedTurn:
     """Return a turn that waits; what it interrupts hears of it at once, if it runs here."""
-    waits = QueuedTurn(turn, queued, rung, open_turn)
-    if turn.when_busy == "interrupt" and waits.front is not None:
+    waits, run = QueuedTurn(turn, queued, rung, open_turn), queued.run
+    interrupts = turn.when_busy == "interrupt" and turn.waits_as is None and run.updated_at == run.created_at
+    if interrupts and waits.front is not None:
         log = turn.deployment.live.get(waits.front.run_id)
         if log is not None and waits.front.status == RunStatus.RUNNING:
             log.cancel_requested = True
