@@ -284,6 +284,9 @@ CREATE INDEX IF NOT EXISTS idx_durable_runs_open ON durable_runs (run_id) WHERE 
 CREATE INDEX IF NOT EXISTS idx_durable_runs_suspended ON durable_runs (run_id) WHERE status = 'suspended';
 -- For a session's turns without an answer.
 CREATE INDEX IF NOT EXISTS idx_durable_runs_failed ON durable_runs (run_id) WHERE status = 'failed';
+-- For messages that were asked at another index than their own.
+CREATE INDEX IF NOT EXISTS idx_chat_turns_moved ON chat_turns (tenant_id, session_id, asked_at_index)
+WHERE asked_at_index IS NOT NULL;
 
 -- What the ledger adds up to, kept by the triggers behind it with every change of a row, whoever makes it.
 CREATE TABLE IF NOT EXISTS chat_usage_sums (
@@ -823,7 +826,7 @@ WHERE intent >= 'event:tool:' AND intent < 'event:tool;';
 
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 118, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 119, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_outbox') WHERE name = 'payload_json');

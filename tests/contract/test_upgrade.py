@@ -142,6 +142,7 @@ LATER = (
     "0018_thread_changes.sql",
     "0019_old_logs.sql",
     "0020_failed_runs.sql",
+    "0021_moved_messages.sql",
 )
 EARLY_0004 = (
     "ALTER TABLE chat_turns ADD COLUMN log_from INTEGER NOT NULL DEFAULT 0 CHECK (log_from >= 0)",

@@ -263,7 +263,8 @@ async def test_a_turn_cancelled_while_it_waits_leaves_no_message(isolate: Isolat
     reply = await isolate.ask("POST", f"{SESSION}/turns/1/cancel")
     assert (202, True, "cancelled") == (reply.status, reply.body["cancelRequested"], reply.body["status"])
     lines = await second.lines()
-    assert ["queued", "cancelled"] == kinds(lines)
+    assert ["session.run.queued", "result", "session.run.cancelled"] == [line["type"] for line in lines]
+    assert "" == lines[1]["data"]["finalText"]
     assert "requested" == lines[-1]["data"]["reason"]
     again = await isolate.ask("POST", f"{SESSION}/turns/1/cancel")
     assert (200, False) == (again.status, again.body["cancelRequested"])
@@ -389,6 +390,52 @@ async def test_what_is_open_is_not_replaced(database: SqliteDatabase, isolate: I
     assert ["y", "re: y"] == await thread(isolate)
 
 
+async def test_what_waits_for_an_approval_is_not_replaced_behind_its_back(
+    database: SqliteDatabase, isolate: Isolate
+) -> None:
+    """Its answer will count; the request names a version that it would then not take the place of."""
+    await (await say(isolate, 0, "a")).lines()
+    asking = Isolate(database, Asking(), settings=ON)
+    lines = await (await say(asking, 0, "may I", replace={"kind": "edit", "version": 1})).lines()
+    assert "suspended" == kinds(lines)[-1]
+    before = await everything(database)
+    for members in ({"replace": {"kind": "edit", "version": 1}}, {"on_mismatch": "supersede"}):
+        for policy in ("queue", "interrupt", "reject", "parallel"):
+            reply = await say(isolate, 0, "x", when_busy=policy, **members)
+            assert (409, "session_busy") == (reply.status, reply.body["code"])
+            assert f"{SESSION}/turns/0/stream?version=2" == reply.body["stream"]
+    assert before == await everything(database)
+
+
+@pytest.mark.parametrize("policy", ["queue", "reject"])
+async def test_of_two_messages_at_a_detached_turn_none_takes_the_place_of_the_other(
+    isolate: Isolate, policy: str
+) -> None:
+    """The second is asked at the next index, or told which that is; sent again it is found there."""
+    for index, question in enumerate("abcd"):
+        await (await say(isolate, index, question)).lines()
+    await (await say(isolate, 0, "x", replace={"kind": "edit", "version": 1})).lines()
+    first, second = await say(isolate, 1, "y"), await say(isolate, 1, "z", when_busy=policy)
+    if policy == "reject":
+        assert (422, "input_mismatch", 2) == (second.status, second.body["code"], second.body["turnIndex"])
+    await first.lines()
+    await second.lines()
+    assert ["x", "y", *["z"] * (policy == "queue")] == (await thread(isolate))[::2]
+    again = await (await say(isolate, 1, "y")).lines()
+    assert "re: y" == again[1]["data"]["finalText"]
+
+
+async def test_the_second_message_at_an_index_that_waits_for_an_approval_is_asked_at_the_next(
+    database: SqliteDatabase, isolate: Isolate
+) -> None:
+    """It is open as well."""
+    asking = Isolate(database, Asking(), settings=ON)
+    assert "suspended" == kinds(await (await say(asking, 0, "may I")).lines())[-1]
+    second = await say(isolate, 0, "b")
+    assert "chat:acme:thread-1:1" == second.response.headers["X-Workflow-Run-Id"]
+    assert "suspended" == kinds(await second.lines())[-1]
+
+
 # Whoever dies
 
 
@@ -428,6 +475,26 @@ async def test_a_turn_whose_waiter_died_is_begun_by_who_ends_the_one_before(
     lines = await (await isolate.ask("GET", f"{SESSION}/turns/1/stream")).lines()
     assert ["started", "completed"] == kinds(lines)
     assert [0, 1] == [lines[0]["seq"], lines[0].get("attempt", 1)]
+
+
+@pytest.mark.parametrize(("plan", "begun"), [("paid", 5), ("free", 1)])
+async def test_one_invocation_begins_a_few_turns_that_nobody_waits_with(
+    database: SqliteDatabase, plan: str, begun: int
+) -> None:
+    """An invocation has so many queries; the cron goes on with the others."""
+    settings = {**ON, "WORKERS_PLAN": plan, "LEASE_MS": "60000"}
+    isolate, mortal = (Isolate(database, Slow(), settings=settings) for _ in range(2))
+    isolate.hooks.pause_s = 30.0  # type: ignore[attr-defined]
+    first = await say(isolate, 0, "q0")
+    for index in range(1, 8):
+        await say(mortal, index, f"q{index}")
+    await mortal.kill()
+    await first.lines()
+    await asyncio.sleep(600)
+    assert ["completed"] * (1 + begun) + ["pending"] * (7 - begun) == [await status(isolate, at) for at in range(8)]
+    for _ in range(8):
+        await isolate.sweep()
+    assert [f"q{index}" for index in range(8)] == (await thread(isolate))[::2]
 
 
 async def test_turns_whose_workers_died_are_ended_by_the_cron(database: SqliteDatabase, isolate: Isolate) -> None:
@@ -603,9 +670,10 @@ async def test_round_trips(database: SqliteDatabase) -> None:
 
 
 async def test_a_long_session_costs_what_a_short_one_does(database: SqliteDatabase) -> None:
-    """A claim that waits, and a look, take as many steps of SQLite's machine with 10,000 turns as with 100."""
+    """A claim that waits or is moved, and a look, take as many steps of SQLite's machine with 10,000 turns as with 100."""
     isolate = Isolate(database, Slow(), settings=ON)
     steps: dict[int, int] = {}
+    moved: dict[int, int] = {}
     for turns in (100, 10_000):
         await _fill(database, turns)
         first = await say(isolate, turns, "a")
@@ -613,10 +681,13 @@ async def test_a_long_session_costs_what_a_short_one_does(database: SqliteDataba
         second = await say(isolate, turns + 1, "b")
         await asyncio.sleep(2)
         steps[turns] = _steps_of(database) - before
-        await first.lines()
-        await second.lines()
+        third = await say(isolate, turns, "c")
+        moved[turns] = _steps_of(database) - before - steps[turns]
+        for reply in (first, second, third):
+            await reply.lines()
         await _empty(database)
     assert steps[10_000] < 1.2 * steps[100], steps
+    assert moved[10_000] < 1.2 * moved[100], moved
 
 
 _NUMBERS = "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ?1 - 1)"

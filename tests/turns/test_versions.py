@@ -122,6 +122,43 @@ async def test_an_edit_detaches_what_followed_and_it_comes_back(isolate: Isolate
     assert ["x", "x/4"] == await thread(isolate)
 
 
+async def test_what_is_asked_of_a_version_that_counts_again_is_made_anew(isolate: Isolate) -> None:
+    """Once for each time that it comes to count; sent again, the request is about the latest."""
+    await say(isolate, 0, "a")
+    for latest, (question, replace) in enumerate([("a", again(1)), ("a", again(1)), ("x", edit(1)), ("x", edit(1))], 2):
+        for _ in range(2):
+            lines = await say(isolate, 0, question, replace=replace)
+            assert [question, f"{question}/{latest}"] == await thread(isolate)
+            assert latest == lines[-1]["data"]["version"]
+        await activate(isolate, 0, 1)
+    assert [1, 2, 3, 4, 5] == [version for version, *_ in await versions(isolate)]
+
+
+async def test_a_replacement_that_was_stopped_before_it_said_anything_is_tried_again(database: SqliteDatabase) -> None:
+    """As one that has failed."""
+    isolate = Isolate(database, Counting(), settings=ON)
+    await say(isolate, 0, "a")
+    slow = Isolate(database, Product(5.0, text_delta("w")), settings=ON)
+    stopped = await slow.ask("POST", TURN, {"message": "x", "replace": edit(1)})
+    await isolate.ask("POST", f"{TURN}/cancel")
+    assert "session.run.cancelled" == (await stopped.lines())[-1]["type"]
+    assert ["a", "a/1"] == await thread(isolate)
+    await say(isolate, 0, "x", replace=edit(1))
+    assert ["x", "x/2"] == await thread(isolate)
+
+
+async def test_the_same_words_behind_a_version_that_counts_again_are_asked_anew(isolate: Isolate) -> None:
+    """Another answer counts in their place, which follows another version: a replay would be in no thread."""
+    await say(isolate, 0, "a")
+    await say(isolate, 1, "b")
+    await say(isolate, 0, "x", replace=edit(1))
+    await say(isolate, 1, "b")
+    await activate(isolate, 0, 1)
+    for _ in range(2):
+        await say(isolate, 1, "b")
+        assert ["a", "a/1", "b", "b/5"] == await thread(isolate)
+
+
 async def test_a_message_at_a_detached_turn_is_a_new_version(isolate: Isolate) -> None:
     """Without `replace`, also with the same words; sent again it is replayed, and the old branch can come back."""
     await say(isolate, 0, "a")

@@ -93,10 +93,12 @@ class DurableChatService:
     Attributes:
         deployment: The deployment.
         tracing: The request's telemetry; None where it goes nowhere.
+        resumed: How many turns were run one after another that nobody asked this invocation for.
     """
 
     deployment: Deployment
     tracing: RequestTracing | None = None
+    resumed: int = 0
 
     async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> OpenTurn:
         """
@@ -208,7 +210,7 @@ class DurableChatService:
             request=request,
             asked_again=asked_again,
             may_wait=may_wait,
-            resume=self.resume,
+            resume=self.resume if may_wait else replace(self, resumed=self.resumed + 1).resume,
         )
         if self.tracing is None:
             return turn
@@ -494,11 +496,14 @@ class DurableChatService:
         Go on with a suspended turn, or one whose worker died, while nobody reads it; or begin one whose turn it is.
 
         A turn that is running is left alone: it sees for itself what it waits for, and whether it is to stop.
-        Raises nothing but cancellation.
+        It may begin the next one of its session when it ends, up to `RESUMED_AT_ONCE`: what is left after that is begun
+        by another invocation.  Raises nothing but cancellation.
 
         Returns:
             Whether it ran.
         """
+        if self.resumed >= RESUMED_AT_ONCE[self.deployment.settings.workers_plan]:
+            return False
         try:
             return await self._resume(run_id)
         except DurableRunInputMismatchError as error:

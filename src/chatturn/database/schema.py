@@ -21,7 +21,7 @@ __all__ = [
     "schema_statements",
 ]
 
-DURABLE_SCHEMA_VERSION: Final = 118
+DURABLE_SCHEMA_VERSION: Final = 119
 """The version in ``durable_schema_info`` that this code needs; below 100 are agent-runtime's own."""
 
 _TABLE: Final = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+)", re.MULTILINE)
@@ -384,6 +384,9 @@ CREATE INDEX IF NOT EXISTS idx_durable_runs_open ON durable_runs (run_id) WHERE 
 CREATE INDEX IF NOT EXISTS idx_durable_runs_suspended ON durable_runs (run_id) WHERE status = 'suspended';
 -- For a session's turns without an answer.
 CREATE INDEX IF NOT EXISTS idx_durable_runs_failed ON durable_runs (run_id) WHERE status = 'failed';
+-- For messages that were asked at another index than their own.
+CREATE INDEX IF NOT EXISTS idx_chat_turns_moved ON chat_turns (tenant_id, session_id, asked_at_index)
+WHERE asked_at_index IS NOT NULL;
 """
     + SUMS_TABLES
     + fill_sums("(SELECT max(version) FROM durable_schema_info) < 114")
@@ -415,7 +418,7 @@ WHERE intent >= 'event:tool:' AND intent < 'event:tool;';
 
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 118, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 119, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_outbox') WHERE name = 'payload_json');

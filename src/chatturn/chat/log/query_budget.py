@@ -84,7 +84,7 @@ RENEWALS_PER_TERM: Final[Mapping[Plan, float]] = {"paid": 3.0, "free": 1.5}
 
 RESUMED_AT_ONCE: Final[Mapping[Plan, int]] = {"paid": 5, "free": 1}
 """
-How many turns one invocation runs that nobody asked for, by plan.
+How many turns one invocation runs that nobody asked for, by plan: at once, or each when the one before it has ended.
 
 Each may keep a connection to the model open, of which the platform gives an invocation six.
 """

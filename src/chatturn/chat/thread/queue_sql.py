@@ -114,13 +114,23 @@ NEXT_IN_LINE: Final = f"""
 """
 """A column of the write that ends a run: which turn of the session comes next, if nobody waits with it."""
 
-# ?1 the turn's first version, ?2 and ?3 around the others, ?4 and ?5 around the session's runs, ?6 the index.
-_TAKEN: Final = """
+# ?1 the turn's first version, ?2 and ?3 around the others, ?4 and ?5 around the session's runs, ?6 the tenant, ?7 the
+# session, ?8 the index.  Behind an edit the thread goes on at its end, and not behind what is detached.
+_TAKEN: Final = f"""
+WITH open AS (SELECT turn_index FROM ({_OTHERS.format("''", "?4", "?5")})),
+failed AS (
+  SELECT t.turn_index FROM durable_runs AS r INDEXED BY idx_durable_runs_failed
+  CROSS JOIN chat_turns AS t ON t.run_id = r.run_id WHERE r.run_id > ?4 AND r.run_id < ?5 AND r.status = 'failed')
 SELECT EXISTS (SELECT 1 FROM durable_runs WHERE (run_id = ?1 OR (run_id > ?2 AND run_id < ?3))
-    AND status IN ('pending', 'running')) AS taken,
-  (SELECT max(turn_index) + 1 FROM chat_turns WHERE run_id > ?4 AND run_id < ?5) AS next_index,
-  (SELECT json_group_array(json_array(turn_index, manifest_hash)) FROM chat_turns
-   WHERE run_id > ?4 AND run_id < ?5 AND asked_at_index = ?6) AS moved
+    AND status IN ('pending', 'running', 'suspended')) AS taken,
+  1 + CASE WHEN EXISTS (SELECT 1 FROM chat_messages INDEXED BY idx_chat_messages_breaks
+      WHERE tenant_id = ?6 AND session_id = ?7 AND breaks = 1)
+    THEN (SELECT max(turn_index) FROM open)
+    ELSE max(coalesce((SELECT max(turn_index) FROM open), -1), coalesce((SELECT max(turn_index) FROM failed), -1),
+      coalesce((SELECT max(turn_index) FROM chat_messages WHERE tenant_id = ?6 AND session_id = ?7), -1))
+    END AS next_index,
+  (SELECT json_group_array(json_array(turn_index, manifest_hash)) FROM chat_turns INDEXED BY idx_chat_turns_moved
+   WHERE tenant_id = ?6 AND session_id = ?7 AND asked_at_index = ?8) AS moved
 """
 
 # ?1 the project, ?2 now, ?3 how many.
@@ -310,4 +320,5 @@ def read_due_pending(project_id: str, limit: int) -> Statement:
 def read_taken(identity: ChatTurnIdentity) -> Statement:
     """Read whether another message is open at a turn's place, the next index, and what was asked there and moved on."""
     session = session_run_ids(identity.tenant_id, identity.session_id)
-    return Statement(_TAKEN, (*version_run_ids(identity), *session, identity.turn_index))
+    place = (identity.tenant_id, identity.session_id, identity.turn_index)
+    return Statement(_TAKEN, (*version_run_ids(identity), *session, *place))

@@ -74,15 +74,17 @@ SELECT
   (SELECT max(version) FROM versions) AS latest,
   (SELECT cancelled_at IS NOT NULL FROM versions ORDER BY version DESC LIMIT 1) AS stopped,
   (SELECT max(v.version) FROM versions AS v JOIN durable_runs AS r ON r.run_id = v.run_id
-   WHERE r.status IN ('pending', 'running')) AS busy,
+   WHERE r.status IN ('pending', 'running', 'suspended')) AS busy,
   (SELECT version FROM made) AS made,
   (SELECT r.status = 'completed' FROM versions AS v JOIN durable_runs AS r ON r.run_id = v.run_id
    WHERE v.version = (SELECT version FROM made)) AS made_is_over,
   (SELECT r.status = 'failed' FROM versions AS v JOIN durable_runs AS r ON r.run_id = v.run_id
    WHERE v.version = (SELECT version FROM replaced)) AS replaced_failed,
-  (SELECT max(version) FROM versions
+  (SELECT max(version) FROM versions AS v
    WHERE manifest_hash = ?7 AND parent_index IS (SELECT turn_index FROM before)
-     AND parent_version IS (SELECT version FROM before)) AS again,
+     AND parent_version IS (SELECT version FROM before) AND NOT EXISTS (
+       SELECT 1 FROM durable_steps AS s WHERE s.run_id = v.run_id AND s.step_index = 0 AND s.status = 'completed'
+         AND s.result_json ->> '$.finalText' <> '')) AS again,
   EXISTS (
     SELECT 1 FROM durable_runs AS r INDEXED BY idx_durable_runs_open CROSS JOIN chat_turns AS t ON t.run_id = r.run_id
     WHERE r.run_id > ?12 AND r.run_id < ?13 AND r.status IN ('pending', 'running') AND t.turn_index = ?6 - 1

@@ -3,7 +3,7 @@ Which version of a turn a request is about.  Pure.
 
 Each version is a run of its own.  The first has the turn's name; the others are made by a request that replaces the
 version that counts, or at the place of a turn that is detached.  The same request sent again is about the version that
-it made.
+it made, as long as what that has replaced does not count again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +25,8 @@ class Replace:
     Attributes:
         kind: ``regenerate``: the same question anew; ``edit``: another question.
         version: The version that it takes the place of, from 1: the one that counts.  None: whichever counts.
-        anew: Whether it is a wish, and not a request that may be sent twice.  A version that was made before and does
-            not count any more is made once more, one that has failed is tried again, and where the same is asked
-            already, or nothing counts, there is nothing to replace.
+        anew: Whether it is a wish, and not a request that may be sent twice.  A version that has failed is tried again,
+            and where the same is asked already, or nothing counts, there is nothing to replace.
     """
 
     kind: ReplaceKind
@@ -96,7 +95,7 @@ def version_for(
     Raises:
         VersionConflict: Another version counts than the one that is to be replaced, or the thread ends before.
         SessionBusy: A version of the turn that is to be replaced is being answered, or waits.
-        DurableRunInputMismatchError: It was to be asked anew, but this is another question.
+        DurableRunInputMismatchError: It was to be asked anew, but this is another question; or another one is open.
     """
     state = _with_theirs(state)
     counts, detached_from = state["counts"], state["detached_from"]
@@ -107,10 +106,13 @@ def version_for(
         return _replaced(state, run_id, replace)
     if detached_from is not None:
         again = state["again"] if detached_from == turn_index else None
-        return _there(state, again) or _there(state, state["open"]) or _new(state, None, None)
+        there = _there(state, again) or _there(state, state["open"])
+        if there is None and state["busy"] is not None and not supersede:
+            raise DurableRunInputMismatchError("another message is open there", run_id=run_id)
+        return there or _new_if_idle(state, run_id, None, None)
     standing = state["standing"]
     if supersede and standing is not None and state["asked"] != standing:
-        return _there(state, state["asked"]) or _new(state, standing, "edit")
+        return _there(state, state["asked"]) or _new_if_idle(state, run_id, standing, "edit")
     if standing is not None and not state["counts_same"] and state["open"] is not None:
         return Choice(version=int(state["open"]), counts=counts)  # it is being answered, or waits for an approval
     if standing is None and state["stopped"] and not state["busy"]:  # before it began: its place is free
@@ -134,10 +136,9 @@ def _replaced(state: Mapping[str, Any], run_id: str, replace: Replace) -> Choice
     if replace.anew and (there := _without_replacing(state, replace.kind, replaced)) is not None:
         return there
     made = _there(state, state["made"])
-    if made is not None and not (replace.anew and standing == replaced and state["made_is_over"]):
+    if made is not None and not (standing == replaced and state["made_is_over"]):
         return made
-    if state["busy"] is not None:
-        raise SessionBusy("a version of it is open", run_id=_run_id(run_id, int(state["busy"])))
+    _require_idle(state, run_id)
     failed = standing is None and state["latest"] == replaced and state["replaced_failed"]
     if (standing != replaced and not failed) or state["detached_from"] is not None:
         counts = "none" if standing is None else standing
@@ -164,6 +165,17 @@ def _without_replacing(state: Mapping[str, Any], kind: ReplaceKind, replaced: in
 
 def _there(state: Mapping[str, Any], version: Any) -> Choice | None:
     return None if version is None else Choice(version=int(version), counts=state["counts"])
+
+
+def _require_idle(state: Mapping[str, Any], run_id: str) -> None:
+    """Refuse while a version of the turn is open: its answer will count, and would be replaced instead."""
+    if state["busy"] is not None:
+        raise SessionBusy("a version of it is open", run_id=_run_id(run_id, int(state["busy"])))
+
+
+def _new_if_idle(state: Mapping[str, Any], run_id: str, replaces: int | None, kind: str | None) -> Choice:
+    _require_idle(state, run_id)
+    return _new(state, replaces, kind)
 
 
 def _new(state: Mapping[str, Any], replaces: int | None, kind: str | None) -> Choice:
