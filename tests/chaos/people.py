@@ -1,8 +1,8 @@
 """
 What each process of the threads' rig does until it is killed: serve people who share a few threads.
 
-They type ahead, edit, ask again, let older versions count, stop, allow what a tool asks for, reload and vanish, all at
-once and from several windows.  What they were told is kept in a journal, since they may rely on it.
+They type ahead, edit, ask again, let older versions count, stop, allow what a tool asks for, come back to what has
+failed or was stopped, reload and vanish, all at once and from several windows.  What they were told is kept in a journal, since they may rely on it.
 """
 
 import asyncio
@@ -106,12 +106,15 @@ class Person:
             return
         answers = [each for each in page["messages"] if each["role"] == "assistant"]
         indexes = [each["turnIndex"] for each in (*answers, *page["open"])]
-        what = self.chance.choice(["say", "say", "say", "ahead", "edit", "regenerate", "activate", "stop", "allow"])
+        acts = ["say", "say", "say", "ahead", "edit", "regenerate", "activate", "stop", "allow"]
+        what = self.chance.choice([*acts, *["come back"] * 3])
         if what in {"say", "ahead"} or not answers:
             await self.say(max(indexes, default=-1) + 1, self._question(), wait=what == "say")
         elif what in {"edit", "regenerate"}:
             shown = self.chance.choice(answers)
             await self._again(shown, what, page["messages"])
+        elif what == "come back":
+            await self._come_back(page["open"], set(range(max(indexes))) - set(indexes))
         elif what == "activate":
             await self._activate(self.chance.choice(answers)["turnIndex"])
         elif page["open"]:
@@ -128,12 +131,27 @@ class Person:
         question = self._question() if kind == "edit" else asked
         await self.say(index, question, replace={"kind": kind, "version": shown["version"]})
 
+    async def _come_back(self, turns: list[dict[str, Any]], empty: set[int]) -> None:
+        """Ask again what has failed, or something else where nothing is; the thread may have gone on meanwhile."""
+        failed = [each for each in turns if each["status"] == "failed"]
+        if empty and (not failed or self.chance.random() < 0.5):
+            await self.say(self.chance.choice(sorted(empty)), self._question())
+        elif failed:
+            turn = self.chance.choice(failed)
+            kind = self.chance.choice([None, "regenerate", "edit"])
+            version = (await self._ask("GET", f"turns/{turn['turnIndex']}")).body.get("version")
+            members: dict[str, Any] = {} if kind is None else {"replace": {"kind": kind, "version": version}}
+            question = self._question() if kind == "edit" else turn["message"]
+            await self.say(turn["turnIndex"], question, **members)
+
     async def say(self, index: int, question: str, *, wait: bool = True, **members: Any) -> None:
         """Send a message, and read what comes of it, or leave."""
         policy = self.chance.choice([*[None] * 8, "interrupt", "reject"])
         body = {"message": question, "follow": True, **({"when_busy": policy} if policy else {}), **members}
         reply = await self.isolate.ask("POST", f"/v1/sessions/{self.session}/turns/{index}", body)
         if reply.task is None:
+            if reply.body["code"] == "turn_passed":
+                self.journal.note("passed")
             return
         run_id = reply.response.headers["X-Workflow-Run-Id"]
         self.journal.note("sent", run_id=run_id, question=question)
