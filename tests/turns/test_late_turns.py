@@ -11,6 +11,7 @@ from chatturn.chat.requests import TurnRequest
 from chatturn.chat.thread.versions import Replace
 from chatturn.chat.turn.sinks import BufferSink
 from chatturn.database.sqlite import SqliteDatabase
+from chatturn.errors import TurnPassed
 from chatturn.events import text_delta
 from tests.support.isolates import Isolate, Reply
 from tests.support.turns import IDENTITY, Product, open_sqlite
@@ -141,3 +142,15 @@ async def test_what_a_client_asks_anew_replaces_a_turn_that_failed(database: Sql
     opened = await isolate.service.open(about, TurnRequest(message=question, replace=wish))
     await opened.run(BufferSink())
     assert [question] == (await thread(isolate))[::2]
+
+
+async def test_a_turn_that_somebody_has_ended_is_not_gone_on_with_late(database: SqliteDatabase) -> None:
+    """Who takes it over has looked before it failed, and the thread has gone on since."""
+    isolate = Isolate(database, Slow(), settings=ON)
+    failing = Isolate(database, Product(ValueError("no")), settings=ON)
+    await (await say(failing, 0, "a")).lines()
+    await answered(isolate, (1, "b"))
+    before = await everything(database)
+    with pytest.raises(TurnPassed):
+        await isolate.service.reopen("chat:acme:thread-1:0")
+    assert before == await everything(database)

@@ -499,12 +499,12 @@ def _queue_guards(turn: TurnInput) -> list[Guard]:
     """Return what one turn at a time asks for, beside that it may have to wait."""
     if turn.when_busy == "parallel":
         return []
+    passed = not_passed(turn.identity, turn.deployment.theirs(turn.identity))
     if turn.asked_again or turn.waits_as is not None:
-        asked_before = [still_there(turn.identity), still_follows(turn.identity)]
+        asked_before = [still_there(turn.identity), still_follows(turn.identity), passed]
         return asked_before if turn.may_wait else [*asked_before, begins_now(turn.identity)]
-    theirs = turn.deployment.theirs(turn.identity)
     return [
-        *([not_passed(turn.identity, theirs)] if turn.choice is None or turn.choice.fills_its_place else []),
+        *([passed] if turn.choice is None or turn.choice.fills_its_place else []),
         *([idle(turn.identity)] if turn.when_busy == "reject" else []),
         room(turn.identity, turn.deployment.settings.queue_turns),
     ]
