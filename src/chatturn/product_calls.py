@@ -1,10 +1,10 @@
 """Awaiting code that is not ours: it may be late, and it may cancel itself."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["Late", "awaited", "unlogged"]
+__all__ = ["Late", "apart", "awaited", "unlogged"]
 
 T = TypeVar("T")
 F = TypeVar("F", bound="asyncio.Future[Any]")
@@ -50,3 +50,31 @@ def unlogged(task: F) -> F:
     """
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return task
+
+
+async def apart(main: Coroutine[Any, Any, T], stop: Callable[[BaseException], None]) -> T:
+    """
+    Run *main* in a task of its own: so a cancellation from outside is never taken for one of its own timeouts.
+
+    Args:
+        main: Is cancelled with the caller, and waited for.
+        stop: Is told of a cancellation from outside, before *main* is.
+
+    Raises:
+        CancelledError: The caller was cancelled, whatever *main* made of it.
+        BaseException: Whatever *main* raises.
+    """
+    task = asyncio.get_running_loop().create_task(main)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+            stop(error)
+            task.cancel()
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled():
+        task.exception()  # Seen: the cancellation is what leaves.
+    raise cancelled

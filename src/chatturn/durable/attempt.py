@@ -43,6 +43,7 @@ from chatturn.durable.store import DEFAULT_LEASE_MS, NO_NEWS, Begin, DurableRunS
 from chatturn.errors import (
     ChatTurnError,
     DurableRunDivergenceError,
+    DurableRunError,
     LeaseLost,
     RunNotFound,
     StoreUnavailable,
@@ -230,6 +231,10 @@ class Attempt:
     def require_held(self) -> None:
         """Raise `LeaseLost` if the lease is known to be lost: then no effect may be had in its name."""
         self._heartbeat.require_held()
+
+    def ended(self) -> DurableRunError | None:
+        """Return why the work is over before it is done: `LeaseLost`, or what stopped it; None while it goes on."""
+        return self._heartbeat.ended
 
     async def forwarded(self, stream: AsyncGenerator[E, None]) -> AsyncGenerator[E, None]:
         """Yield what *stream* yields; every wait for it ends with the lease.  It is closed with this one."""

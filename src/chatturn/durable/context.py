@@ -40,7 +40,7 @@ from chatturn.durable.steps import (
 )
 from chatturn.durable.store import Begin, DurableRunStore
 from chatturn.durable.strands import Strands
-from chatturn.durable.suspension import Suspended, Work, ended_by_wait
+from chatturn.durable.suspension import Work, leaving_as
 from chatturn.durable.tasks import DEFAULT_EVENT_TIMEOUT_MS, NO_INPUT, ContextSources, StepCall, run_once
 from chatturn.errors import (
     AttemptsExhausted,
@@ -65,6 +65,10 @@ EVENT_STEP: Final = "event:"
 """Begins the intents of waits for events on record; the event's key follows."""
 
 _POLL_MS: Final = 250
+
+_CLEAN_UP_S: Final = 10.0
+"""How long what a task has left behind may take to end, once it is cancelled."""
+
 _ONCE: Final = StepRetry()
 
 _CANCELLED_LATER_MS: Final = 10_000
@@ -89,7 +93,7 @@ class DurableContext:
         first_position: Of the first step.
         with_statements: Returns what is written with each record of a step, as `Settlement.with_statements`.
         tracer: Takes a span for each step.
-        require_held: Raises `LeaseLost` if the lease is known to be lost.
+        ended: Returns why the attempt is over before its task is done, as `Attempt.ended`; None while it goes on.
         key_name: The run's `RunRecord.key_name`, for its steps' keys; "" for its id.
     """
 
@@ -105,7 +109,7 @@ class DurableContext:
     first_position: int = 0
     with_statements: Callable[[], Sequence[Statement]] = lambda: ()
     tracer: Tracer = NULL_TRACER
-    require_held: Callable[[], None] = lambda: None
+    ended: Callable[[], BaseException | None] = lambda: None
     key_name: str = ""
     _next: int = field(init=False)
     _steps: dict[int, StepRecord] = field(init=False, default_factory=dict)
@@ -117,7 +121,8 @@ class DurableContext:
 
     def __post_init__(self) -> None:
         self._next = self.first_position
-        self._work, self._strands, self._order = Work(self.run_id), Strands(self.run_id), ReplayOrder()
+        self._work = Work(self.run_id, self.ended)
+        self._strands, self._order = Strands(self.run_id, self._work.look_at), ReplayOrder()
         self._keep(self.recorded)
 
     # Steps.
@@ -289,29 +294,47 @@ class DurableContext:
 
     # Around the task, and when it has ended.
 
-    @property
-    def suspended(self) -> Suspended | None:
-        """Why the attempt does no more steps; None while it does."""
-        return self._work.suspended
+    def stop(self, why: BaseException | None) -> None:
+        """
+        Do no more steps: the attempt is over, and the next one may take another way.
+
+        Args:
+            why: Leaves the task, whatever the task makes of it; None for nothing.
+        """
+        self._work.stop(why)
 
     @asynccontextmanager
     async def task(self) -> AsyncGenerator[None, None]:
         """
         Let an ``async with`` block be the run's task, from its start to its end.
 
-        However the task ends: what it has left under way is done and recorded, and a run that waits is suspended.
+        However the task ends: no further step is done, those under way are done and recorded unless it was cut off,
+        and whatever else it has started is cancelled, as `asyncio.run` does.
 
         Raises:
             Suspended: The run waits, whatever left the block.
+            BaseException: What the attempt was stopped for, whatever left the block.
         """
+        self._strands.begin()
         self._order.begin()
-        with ended_by_wait(lambda: self.suspended):
+        with leaving_as(lambda: self._work.over):
             try:
                 yield
             except Exception:
                 await self._work.rest()
                 raise
-            await self._work.rest()
+            else:
+                await self._work.rest()
+            finally:
+                self._work.stop(None)
+                await self._cancel_what_is_left()
+
+    async def _cancel_what_is_left(self) -> None:
+        left = [task for task in self._strands.alive() if self._order.began(task)]
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=_CLEAN_UP_S)
 
     def require_all_consumed(self) -> None:
         """
@@ -365,10 +388,9 @@ class DurableContext:
     async def _do(self, begin: Begin, call: StepCall, before: int) -> Any:
         retry = call.retry or _ONCE
         for attempt in range(1, retry.max_attempts + 1):
-            # Before every effect: whose run it is, and whether it goes on.
+            # Before every effect: whether the attempt goes on, and whose run it is.
             self._work.require_going_on()
             self._require_lease(begin)
-            self.require_held()
             started, attempts = asyncio.get_running_loop().time(), before + attempt
             self._require_attempt(begin, attempts, retry)
             try:

@@ -38,7 +38,7 @@ class Heartbeat:
     Work that must not outlive the lease runs inside ``with heartbeat:``.  When the lease is lost, by being
     refused or because no renewal got through for a whole term, that work is cancelled and the ``with`` block
     raises `LeaseLost`.  Any other failure of a renewal is logged and tried again sooner.  `interrupt` ends the
-    work in the same way for another reason, once.
+    work in the same way for another reason.
     """
 
     def __init__(
@@ -97,6 +97,11 @@ class Heartbeat:
         """From now on `interrupt` does nothing: the work is as good as done."""
         self._interruptible, self._interruption = False, None
 
+    @property
+    def ended(self) -> DurableRunError | None:
+        """Why the work is over before it is done: the lease is lost, or it was interrupted; None while it goes on."""
+        return self._lost or self._interruption
+
     def require_held(self) -> None:
         """Raise `LeaseLost` if the lease is known to be lost: a write needs not be tried to find out."""
         if self._lost is not None:
@@ -147,9 +152,8 @@ class Heartbeat:
             self._raise_interruption()
 
     def _raise_interruption(self) -> None:
-        error, self._interruption = self._interruption, None
-        if error is not None:
-            raise error
+        if self._interruption is not None:
+            raise self._interruption
 
     def _beat_after(self, seconds: float) -> None:
         if self._timer is not None:

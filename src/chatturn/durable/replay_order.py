@@ -38,6 +38,10 @@ class ReplayOrder:
         """Take note that the run's task begins: whatever else runs by now will ask for no step of it."""
         self._before: WeakSet[asyncio.Task[object]] = WeakSet(_tasks())
 
+    def began(self, task: "asyncio.Task[object]") -> bool:
+        """Say whether a task was started by the run's."""
+        return task not in self._before
+
     def keep(self, steps: Iterable[StepRecord]) -> None:
         """Take the steps whose results are on record."""
         self._left.update({step.step_index: step.completed_at or "" for step in steps})

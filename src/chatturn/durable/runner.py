@@ -27,9 +27,10 @@ from chatturn.durable.attempt import ENDINGS, Attempt, Finished, RunToClaim
 from chatturn.durable.context import ContextSources, DurableContext
 from chatturn.durable.ends import Completed, End, Failed, Suspended
 from chatturn.durable.identifiers import derive_worker_id
-from chatturn.durable.records import Claim, DurableRunManifest, RunOutcome, RunRecord, RunStatus, StepRecord
+from chatturn.durable.records import DurableRunManifest, RunOutcome, RunRecord, RunStatus, StepRecord
 from chatturn.durable.store import DEFAULT_LEASE_MS, DurableRunStore
 from chatturn.errors import AttemptsExhausted
+from chatturn.product_calls import apart
 from chatturn.telemetry.operator_log import OperatorLog, print_log
 from chatturn.timestamps import timestamp
 
@@ -125,13 +126,12 @@ async def run_durable(run: RunDurableInput[T]) -> RunDurableResult[T]:
         ),
         run.log,
     )
-    context = _context(run, claimed.claim)
+    context = _context(run, claimed)
     if isinstance(claimed, Finished):
         async with context.task():
             result = await run.task_fn(context)
             context.require_all_consumed()
         return RunDurableResult(result=result, record=claimed.claim.run, steps=context.steps())
-    context.require_held = claimed.require_held
     return await _run_leased(run, context, claimed)
 
 
@@ -140,11 +140,7 @@ async def _run_leased(run: RunDurableInput[T], context: DurableContext, attempt:
     end: End = Completed()
     with attempt.kept():
         try:
-            with attempt.held():
-                async with context.task():
-                    _require_attempt(run, attempt.claim.run)
-                    result = await run.task_fn(context)
-                    context.require_all_consumed()
+            result = await apart(_worked(run, context, attempt), context.stop)
         except ENDINGS as error:
             end = attempt.end_of(error)
         await attempt.settle(end)
@@ -155,7 +151,17 @@ async def _run_leased(run: RunDurableInput[T], context: DurableContext, attempt:
     )
 
 
-def _context(run: RunDurableInput[T], claim: Claim) -> DurableContext:
+async def _worked(run: RunDurableInput[T], context: DurableContext, attempt: Attempt) -> T:
+    with attempt.held():
+        async with context.task():
+            _require_attempt(run, attempt.claim.run)
+            result = await run.task_fn(context)
+            context.require_all_consumed()
+        return result
+
+
+def _context(run: RunDurableInput[T], claimed: Attempt | Finished) -> DurableContext:
+    claim = claimed.claim
     return DurableContext(
         store=run.store,
         lease=claim.lease,
@@ -167,6 +173,7 @@ def _context(run: RunDurableInput[T], claim: Claim) -> DurableContext:
         inline_wait_ms=run.inline_wait_ms,
         log=run.log,
         key_name=claim.run.key_name,
+        ended=claimed.ended if isinstance(claimed, Attempt) else lambda: None,
     )
 
 

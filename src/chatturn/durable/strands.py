@@ -7,7 +7,7 @@ replay, in which no recorded step takes any time, would have another one.  So th
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -57,9 +57,16 @@ class Strand:
 
 @dataclass(slots=True, eq=False)
 class Strands:
-    """All strands of one attempt of a run; made in the task that is the run's own."""
+    """
+    All strands of one attempt of a run; made in the task that is the run's own.
+
+    Attributes:
+        run_id: The run.
+        on_done: Is told of each other task once it is done.
+    """
 
     run_id: str
+    on_done: "Callable[[asyncio.Task[object]], None]" = lambda _task: None
     _root: Strand = field(init=False)
     _by_task: "WeakKeyDictionary[asyncio.Task[object], Strand]" = field(init=False, default_factory=WeakKeyDictionary)
 
@@ -67,6 +74,16 @@ class Strands:
         self._root = Strand(self, _current_task(), None)
         if self._root.task is not None:
             self._by_task[self._root.task] = self._root
+
+    def begin(self) -> None:
+        """Let the current task be the run's own."""
+        task = _current_task()
+        if task is not None and task not in self._by_task:
+            self._root.task, self._by_task[task] = task, self._root
+
+    def alive(self) -> "list[asyncio.Task[object]]":
+        """Return the tasks that have asked for steps and are not done, without the current one."""
+        return [task for task, strand in self._by_task.items() if strand.alive and task is not _current_task()]
 
     def ask(self) -> Strand:
         """
@@ -109,6 +126,7 @@ class Strands:
             parent = next((above for above in reversed(_path.get()) if above.owner is self), self._root)
             strand = self._by_task[task] = Strand(self, task, parent)
             _path.set((*_path.get(), strand))
+            task.add_done_callback(self.on_done)
         return strand
 
 

@@ -1,10 +1,14 @@
 """
-How a task that waits for long leaves its worker, and what its steps do meanwhile.
+How an attempt stops before its task is done, and what its steps do meanwhile.
 
 A wait that takes too long suspends the run: `Suspended` leaves the task, worker and lease are released, and a later
 claim replays the task up to the wait.  Whatever the task does on the way out (``finally``, ``async with``,
 ``except BaseException``) is done again by that replay, where it belongs, behind the wait.  So from the moment of the
 suspension on every further step and wait of the attempt suspends as well, before its effect.
+
+The same holds where the engine ends the attempt: its stream has said that it failed, it was stopped, its lease or its
+worker is gone.  The next attempt may take another way, on which a step of the way out would stand where another one
+belongs.  So every further step raises `Stopped`, and what ended the attempt is what leaves it.
 
 Steps that run beside a wait are let finish first, and what follows on them as well: the run is suspended once
 nothing but waits is left.
@@ -19,7 +23,7 @@ from typing import Final
 from chatturn.durable.records import Wait
 from chatturn.errors import DurableRunDivergenceError
 
-__all__ = ["Suspended", "Work", "ended_by_wait", "ungrouped_waits"]
+__all__ = ["Stopped", "Suspended", "Work", "leaving_as", "ungrouped_waits"]
 
 _TURNS_TO_GO_ON: Final = 5
 """Turns of the event loop in which a task that has got a step's result asks for the next one."""
@@ -40,25 +44,58 @@ class Suspended(BaseException):
         self.wait = wait
 
 
+class Stopped(BaseException):
+    """The attempt is over, and does no further step; not an Exception, so that no task's handler swallows it."""
+
+
 @dataclass(slots=True, eq=False)
 class Work:
     """
     What one attempt has under way.
 
     Attributes:
-        suspended: Why it does no more; None while it goes on.
+        run_id: The attempt's run.
+        ended: Returns why the attempt is over, where that is known elsewhere; None while it goes on.
     """
 
     run_id: str
-    suspended: Suspended | None = None
+    ended: Callable[[], BaseException | None]
+    _over: BaseException | None = None
+    _is_done: bool = False
     _steps: "dict[asyncio.Task[object] | None, int]" = field(default_factory=dict)
     _waits: dict[int, Wait] = field(default_factory=dict)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def over(self) -> BaseException | None:
+        """Why the attempt does no more steps: `Suspended`, or what has ended it; None while it does."""
+        return self._over or self.ended()
+
+    @property
+    def suspended(self) -> Suspended | None:
+        """For what the attempt waits; None while it goes on, and where it ended in another way."""
+        return self._over if isinstance(self._over, Suspended) else None
+
+    def stop(self, why: BaseException | None) -> None:
+        """Do no more steps, for a reason or because all is done; those under way go on."""
+        self._over, self._is_done = self._over or why, True
+
     def require_going_on(self) -> None:
-        """Raise `Suspended` again, if the attempt is."""
-        if self.suspended is not None:
-            raise Suspended(self.suspended.wait)
+        """Raise `Suspended` or `Stopped`, if the attempt is over."""
+        over = self.over
+        if isinstance(over, Suspended):
+            raise Suspended(over.wait)
+        if over is not None or self._is_done:
+            raise Stopped from over
+
+    def look_at(self, task: "asyncio.Task[object]") -> None:
+        """Look at what a task has raised, if the attempt is over: that a step was refused to it is nobody's error."""
+        if (self.over is None and not self._is_done) or task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and not isinstance(error, Suspended | Stopped):
+            message = "A task has failed whose run is over for now"
+            task.get_loop().call_exception_handler({"message": message, "exception": error, "task": task})
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -91,8 +128,8 @@ class Work:
         first = min(self._waits.values(), key=lambda wait: wait.wake_at)
         keys = [wait.key for wait in (first, *self._waits.values()) if wait.key is not None]
         wait = Wait(step_index=first.step_index, key=keys[0] if keys else None, wake_at=first.wake_at)
-        self.suspended = self.suspended or Suspended(wait)
-        return Suspended(self.suspended.wait)
+        self.stop(Suspended(wait))
+        return Suspended(wait)
 
     async def rest(self, timeout_ms: float | None = None) -> bool:
         """
@@ -163,32 +200,34 @@ def ungrouped_waits() -> Iterator[None]:
 
 
 @contextmanager
-def ended_by_wait(suspended: Callable[[], Suspended | None]) -> Iterator[None]:
+def leaving_as(over: Callable[[], BaseException | None]) -> Iterator[None]:
     """
-    Let a suspended run leave as that, whatever the task made of it on its way out.
+    Let an attempt that is over leave as what ended it, whatever the task made of that on its way out.
 
     A cancellation and a closed generator are not the task's, and leave as they are.  So does what failed beside a
-    wait in an `asyncio.TaskGroup`.
+    wait in an `asyncio.TaskGroup`.  Where it is over because all is done, nothing leaves.
     """
-    wait: Suspended | None
+    why: BaseException | None
     try:
         yield
     except BaseExceptionGroup as group:
-        waits, others = group.split(Suspended)
-        wait = suspended()
-        if waits is not None and others is not None:
+        refused, others = group.split((Suspended, Stopped))
+        why = over()
+        if others is not None and (why is None or (refused is not None and isinstance(why, Suspended))):
             raise others from group
-        if wait is None:
-            raise
-        raise wait from group
+        if why is not None:
+            raise why from group
+    except Stopped as stopped:
+        if (why := over()) is not None:
+            raise why from stopped
     except Exception as error:
-        wait = suspended()
-        if wait is None:
+        why = over()
+        if why is None or why is error:
             raise
-        raise wait from error
-    wait = suspended()
-    if wait is not None:
-        raise wait
+        raise why from error
+    else:
+        if (why := over()) is not None:
+            raise why
 
 
 def _leaves(waits: BaseExceptionGroup[Suspended]) -> list[Suspended]:

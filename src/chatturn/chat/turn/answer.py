@@ -243,7 +243,7 @@ def _steps(turn: TurnInput, attempt: Attempt, usage: AttemptUsage) -> DurableCon
         first_position=1,
         with_statements=usage.news,
         tracer=tracer_of(turn.tracing),
-        require_held=attempt.require_held,
+        ended=attempt.ended,
         key_name=attempt.claim.run.key_name,
     )
 

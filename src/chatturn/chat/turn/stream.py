@@ -154,19 +154,26 @@ class ChatProducer:
     async def _filtered(self) -> AsyncGenerator[Said, None]:
         async with self._steps.task(), aclosing(self._producer.stream) as stream:
             async for batch in stream:
-                size = self._assembly.size
-                own, failure = self._take(events_of(batch))
-                if self._assembly.size > MAX_ANSWER_BYTES:
-                    own = _fitting(own, MAX_ANSWER_BYTES - size)
-                    self._fill()
-                for at in range(0, len(own), _SAID_AT_ONCE):
-                    said = own[at : at + _SAID_AT_ONCE]
-                    await self._writer.room(len(said))
-                    yield Said(said, self._lines(said))
-                    await self._reader.drain()
+                try:
+                    size = self._assembly.size
+                    own, failure = self._take(events_of(batch))
+                    if self._assembly.size > MAX_ANSWER_BYTES:
+                        own = _fitting(own, MAX_ANSWER_BYTES - size)
+                        self._fill()
+                    for at in range(0, len(own), _SAID_AT_ONCE):
+                        said = own[at : at + _SAID_AT_ONCE]
+                        await self._writer.room(len(said))
+                        yield Said(said, self._lines(said))
+                        await self._reader.drain()
+                except BaseException as error:
+                    # Before the producer is closed: the attempt is over, and the next one may take another way.
+                    self._steps.stop(error)
+                    raise
                 if failure is not None:
-                    raise _reported(failure)
+                    self._steps.stop(reported := _reported(failure))
+                    raise reported
                 if self.is_full:
+                    self._steps.stop(None)
                     return
 
     def _take(self, events: Sequence[ChatStreamEvent]) -> tuple[Sequence[ChatStreamEvent], ChatStreamEvent | None]:

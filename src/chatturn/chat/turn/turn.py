@@ -78,6 +78,7 @@ from chatturn.errors import (
 )
 from chatturn.events import ChatStreamEvent
 from chatturn.jsontext.canonical import canonical_hash
+from chatturn.product_calls import apart
 
 __all__ = ["ChatTurn", "OpenTurn", "open_turn", "run_turn"]
 
@@ -303,6 +304,8 @@ class ChatTurn:
         """
         try:
             with ungrouped_waits():
+                if overrides(self._deployment.hooks, "produce"):
+                    return await apart(self._produce(reader), self._answer.steps.stop)
                 return await self._produce(reader)
         except TurnCancelled as cancelled:
             return Cancelled(await self._kept_text(), cancelled.reason)
