@@ -406,7 +406,8 @@ class DurableContext:
                 if delay_ms is None:
                     if raised is error:
                         raise
-                    raise raised from error
+                    # Without a cause, which no later attempt has: what is beneath is in the traceback.
+                    raise raised  # noqa: B904
                 await asyncio.sleep(delay_ms / 1000)
             else:
                 # Outside the try: a result that cannot be recorded must not run the step again.

@@ -3,13 +3,16 @@ Failures on record: an exception as JSON, and the same exception again on a late
 
 A task may catch what a step raises and go on.  Then every later attempt must raise the same there, or the task would
 take another way than the one on record.  So a failure that was caught is final, and the exception is made again from
-its class's name, its `args` and its attributes.  What cannot be made again leaves as `StepFailed` from the first time
-on: a task that catches it catches it on every attempt.
+its class's name, its `args`, its attributes and its cause.  What cannot be made again exactly, down to the type of each
+value, leaves as `StepFailed` from the first time on: a task that catches it, and looks at it, sees the same on every
+attempt.  A cause that cannot be made again is a `StepFailed` in the same way.
 """
 
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any, Final, NoReturn
 
 from chatturn.database.api import NOW, Statement
@@ -37,11 +40,26 @@ CANCELLED: Final = StepError(message="it was cancelled", code="cancelled")
 _ERROR_CHARACTERS: Final = 2_000
 _EXCEPTION_CHARACTERS: Final = 8_000
 
+_OF_EVERY_OBJECT: Final = frozenset({"__dict__", "__weakref__"})
+
 
 def lasting(error: Exception, intent: str, run_id: str) -> Exception:
-    """Return *error* if a later attempt can make it again, else a `StepFailed` that says the same."""
+    """
+    Return *error* if a later attempt can make it again, else a `StepFailed` that says the same.
+
+    A cause that cannot be made again is replaced by one, in *error* itself.
+    """
     if _description(error) is not None:
         return error
+    cause, error.__cause__ = error.__cause__, None
+    if cause is None or _description(error) is None:
+        return _failed(error, intent, run_id)
+    error.__cause__ = _failed(cause, intent, run_id)
+    error.__cause__.__context__ = cause  # for the traceback
+    return error
+
+
+def _failed(error: BaseException, intent: str, run_id: str) -> StepFailed:
     words = words_of(error)[:_ERROR_CHARACTERS].encode("utf-8", "replace").decode()
     return StepFailed(f"step {intent!r} failed: {words}", run_id=run_id)
 
@@ -95,21 +113,28 @@ def error_from_json(members: Mapping[str, Any]) -> StepError:
     )
 
 
-def _description(error: Exception) -> dict[str, Any] | None:
+def _description(error: BaseException) -> dict[str, Any] | None:
     """Return an exception as JSON from which it can be made again; None where it cannot."""
     try:
-        described = {
-            "module": type(error).__module__,
-            "name": type(error).__qualname__,
-            "args": list(error.args),
-            "attributes": {name: value for name, value in vars(error).items() if name != "__notes__"},
-        }
+        described = _described(error)
         text = json_text(described, "the exception")
         again = _made_again(json.loads(text)) if len(text) <= _EXCEPTION_CHARACTERS else None
-        same = again is not None and str(again) == str(error) and _state(again) == _state(error)
+        same = again is not None and str(again) == str(error) and _is_same(_state(again), _state(error))
     except Exception:  # noqa: BLE001 - whatever a foreign exception does when it is asked
         return None
     return described if same else None
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    cause = error.__cause__
+    return {
+        "module": type(error).__module__,
+        "name": type(error).__qualname__,
+        "args": list(error.args),
+        "attributes": dict(vars(error)),
+        "members": _members(error),
+        **({} if cause is None else {"cause": _described(cause)}),
+    }
 
 
 def _made_again(described: Mapping[str, Any]) -> Exception | None:
@@ -122,10 +147,43 @@ def _made_again(described: Mapping[str, Any]) -> Exception | None:
             return None
         again = found.__new__(found, *described["args"])
         vars(again).update(described["attributes"])
+        kept = _members(again)
+        for name, value in described.get("members", {}).items():
+            if name not in kept or not _is_same(kept[name], value):
+                setattr(again, name, value)
+        if "cause" in described:
+            again.__cause__ = _made_again(described["cause"])
     except Exception:  # noqa: BLE001 - the code may have changed since
         return None
     return again
 
 
-def _state(error: Exception) -> tuple[Any, ...]:
-    return (type(error), error.args, {name: value for name, value in vars(error).items() if name != "__notes__"})
+def _members(error: BaseException) -> dict[str, Any]:
+    """Return what an exception keeps beside its attributes: in ``__slots__``, and in fields as `OSError` has them."""
+    found: dict[str, Any] = {}
+    for cls in type(error).__mro__:
+        if cls is BaseException:
+            break
+        for name, member in vars(cls).items():
+            if isinstance(member, MemberDescriptorType | GetSetDescriptorType) and name not in _OF_EVERY_OBJECT:
+                with suppress(AttributeError):  # it was never set
+                    found[name] = member.__get__(error)
+    return found
+
+
+def _state(error: BaseException | None) -> tuple[Any, ...]:
+    """Return all that a task can see of an exception and of what caused it."""
+    if error is None:
+        return ()
+    return (type(error), error.args, dict(vars(error)), _members(error), _state(error.__cause__))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Compare values and the types of all of them: 1 is not True, nor a tuple a list, nor an enum's member its text."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, dict):
+        return _is_same(sorted(one.items()), sorted(other.items()))
+    return bool(one == other)

@@ -145,7 +145,7 @@ def fingerprint(value: Any, intent: str, run_id: str) -> str:
         raise TypeError(message) from error
 
 
-def words_of(error: Exception) -> str:
+def words_of(error: BaseException) -> str:
     """Say what went wrong; an exception that has no words must not hide itself."""
     try:
         return f"{type(error).__name__}: {error}"

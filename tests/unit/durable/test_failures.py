@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from http import HTTPStatus
 from typing import Any
 
 import pytest
 
 from chatturn.database.api import Statement
 from chatturn.durable.context import DurableContext
-from chatturn.durable.records import RunStatus, StepStatus
+from chatturn.durable.records import RunStatus, StepKind, StepStatus
 from chatturn.errors import BackendRejected, DurableRunDivergenceError, LeaseLost, StepFailed, StepTimeout
 from tests.support.faults import FaultyDatabase
 from tests.support.turns import open_sqlite
@@ -42,7 +43,46 @@ def _errors() -> list[Exception]:
 
     opaque = Plain("x")
     opaque.response = object()  # type: ignore[attr-defined]  # as HTTP clients do
-    return [Local("x"), opaque, Plain(b"bytes"), Plain("x" * 9_000), ExceptionGroup("two", [Plain()])]
+    return [
+        Local("x"),
+        opaque,
+        Plain(b"bytes"),
+        Plain("x" * 9_000),
+        ExceptionGroup("two", [Plain()]),
+        _with(Plain(), status=HTTPStatus.BAD_GATEWAY),
+        _with(Plain(), kind=StepKind.TOOL),
+        _with(Plain(), seen=(1, 2)),
+        _with(Plain(), by={StepKind.TOOL: 1}),
+        Plain(1, ["x", {"y": (True,)}]),
+        Plain(StepKind.TOOL),
+        Slotted(object()),
+        AttributeError("x", name="y", obj=object()),
+    ]
+
+
+def _with(error: Exception, **attributes: Any) -> Exception:
+    vars(error).update(attributes)
+    return error
+
+
+def _from(error: Exception, cause: BaseException) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+class Slotted(Exception):
+    """Keeps what it is given outside of its attributes."""
+
+    __slots__ = ("__hidden", "why")
+
+    def __init__(self, why: Any) -> None:
+        super().__init__()
+        self.why = why
+        self.__hidden = [why]
+
+    def state(self) -> tuple[Any, Any]:
+        """Return all that it keeps."""
+        return self.why, self.__hidden
 
 
 async def _caught(bench: Bench, context: DurableContext, error: Exception, seen: list[Exception]) -> str:
@@ -62,6 +102,11 @@ async def _caught(bench: Bench, context: DurableContext, error: Exception, seen:
         OSError(2, "no such file"),
         BackendRejected("no", backend="x", upstream_status=400),
         StepTimeout("slow", run_id="run-1"),
+        _with(Plain(True, 1, 1.0, None), ok=True, n=1, x=1.0, seen=[1, {"y": False}]),
+        OSError(2, "no such file", "a.txt", None, "b.txt"),
+        ImportError("no such module", name="a.b", path="/a"),
+        Slotted("x"),
+        _from(Plain("outer"), _from(Stateful("bank", status=502), KeyError("k"))),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -78,8 +123,34 @@ async def test_a_caught_failure_is_the_same_on_every_attempt(bench: Bench, error
 
     first, again = seen
     assert (first, 4) == (error, writes)
-    assert (type(first), str(first), vars(first)) == (type(again), str(again), vars(again))
+    assert repr(_seen(first)) == repr(_seen(again))
     assert ["first", "second"] == bench.effects
+
+
+def _seen(error: BaseException | None) -> Any:
+    """Return all that a task can see of an exception."""
+    if error is None:
+        return None
+    fields = {name: getattr(error, name, None) for name in ("filename", "filename2", "errno", "name", "path", "msg")}
+    kept = error.state() if isinstance(error, Slotted) else None
+    return type(error), str(error), error.args, vars(error), fields, kept, _seen(error.__cause__)
+
+
+async def test_a_cause_that_cannot_be_made_again_is_a_failed_step_from_the_first_time_on(bench: Bench) -> None:
+    """The error itself is caught by its own class, as ever."""
+    seen: list[Exception] = []
+
+    async def task(context: DurableContext) -> str:
+        error = _from(Plain("outer"), _with(Plain("inner"), response=object()))
+        return await _caught(bench, context, error, seen)
+
+    await bench.run(task)
+    await bench.run(task)
+
+    first, again = seen
+    assert repr(_seen(first)) == repr(_seen(again))
+    assert (Plain, StepFailed) == (type(first), type(first.__cause__))
+    assert "step 'first' failed: Plain: inner" in str(first.__cause__)
 
 
 @pytest.mark.parametrize("error", _errors(), ids=lambda error: f"{type(error).__name__}-{len(str(error))}")
@@ -97,7 +168,8 @@ async def test_what_cannot_be_made_again_is_a_failed_step_from_the_first_time_on
 
     first, again = seen
     assert [StepFailed, StepFailed] == [type(first), type(again)]
-    assert (str(first), error) == (str(again), first.__cause__)
+    assert (str(first), error) == (str(again), first.__context__)
+    assert repr(_seen(first)) == repr(_seen(again))
     assert f"step 'first' failed: {type(error).__name__}" in str(first)
 
 
