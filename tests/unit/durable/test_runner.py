@@ -315,13 +315,13 @@ class Wordless(Exception):
 
 @pytest.mark.parametrize("error", [ValueError("half a pair: \ud800"), Wordless()], ids=["surrogate", "wordless"])
 async def test_r4_words_that_cannot_be_stored_do_not_mask_the_error(bench: Bench, error: Exception) -> None:
-    """The step is recorded as failed, tried again, and its exception is the cause of what leaves."""
+    """The step is recorded as failed, tried again, and its exception is beneath what leaves."""
     retry = StepRetry(max_attempts=2)
     with pytest.raises(StepFailed, match=type(error).__name__) as caught:
         await bench.run(lambda context: context.step("first", bench.effect("a", error=error), retry=retry))
     step = await bench.store.load_step("run-1", 0)
 
-    assert caught.value.__cause__ is error
+    assert caught.value.__context__ is error
     assert ["a", "a"] == bench.effects
     assert step is not None
     assert step.error is not None

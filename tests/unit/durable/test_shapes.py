@@ -166,6 +166,57 @@ async def a_group_that_fails(context: DurableContext, outside: Outside) -> Any:
     return await context.step("after", outside.do("after"))
 
 
+async def a_group_whose_other_member_cleans_up(context: DurableContext, outside: Outside) -> Any:
+    async def careful() -> None:
+        try:
+            await context.step("long", outside.do("long", takes_s=60))
+        finally:
+            await context.step("clean up", outside.do("clean up"))
+
+    told = "nothing"
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(careful())
+            group.create_task(context.step("broken", outside.do("broken")))
+    except* Flaky:
+        told = await context.step("tell", outside.do("tell"))
+    return [told, await context.step("after", outside.do("after"))]
+
+
+async def a_task_that_calls_off_another(context: DurableContext, outside: Outside) -> Any:
+    async def careful() -> None:
+        try:
+            await context.step("long", outside.do("long", takes_s=60))
+        except asyncio.CancelledError:
+            await context.step("clean up", outside.do("clean up"))
+            raise
+
+    beside = asyncio.ensure_future(careful())
+    try:
+        await context.step("broken", outside.do("broken", takes_s=1))
+    except Flaky:
+        beside.cancel()
+        await asyncio.wait([beside])
+        return "called off"
+    return await asyncio.gather(beside, return_exceptions=True) and "whole"
+
+
+async def a_gather_whose_other_member_cleans_up(context: DurableContext, outside: Outside) -> Any:
+    async def careful() -> None:
+        try:
+            await context.step("long", outside.do("long", takes_s=60))
+        except asyncio.CancelledError:
+            await context.step("clean up", outside.do("clean up"))
+            raise
+
+    tasks = [asyncio.ensure_future(careful()), asyncio.ensure_future(context.step("broken", outside.do("broken")))]
+    done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for task in left:
+        task.cancel()
+    told = await asyncio.gather(*tasks, return_exceptions=True)
+    return [len(done), [type(each).__name__ for each in told], await context.step("after", outside.do("after"))]
+
+
 async def parallel_steps_that_fail(context: DurableContext, outside: Outside) -> Any:
     try:
         return await context.gather(
@@ -204,6 +255,10 @@ SHAPES: list[tuple[Shape, set[str]]] = [
     (two_waits, set()),
     (a_step_that_is_cut_off, {"slow"}),
     (a_group_that_fails, {"broken"}),
+    (a_group_whose_other_member_cleans_up, set()),
+    (a_group_whose_other_member_cleans_up, {"broken"}),
+    (a_task_that_calls_off_another, {"broken"}),
+    (a_gather_whose_other_member_cleans_up, {"broken"}),
     (parallel_steps_that_fail, {"broken"}),
     (a_failure_that_leaves, {"broken"}),
     (a_step_in_the_background, set()),
