@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
 
 from chatturn.database.api import Statement
+from chatturn.durable.asked import Asked
 from chatturn.durable.caught import Failure, Failures
 from chatturn.durable.failures import CANCELLED, error_of, lasting, raise_again
 from chatturn.durable.identifiers import step_id
@@ -118,6 +119,7 @@ class DurableContext:
     _work: Work = field(init=False)
     _strands: Strands = field(init=False)
     _order: ReplayOrder = field(init=False)
+    _asked: Asked = field(init=False, default_factory=Asked)
 
     def __post_init__(self) -> None:
         self._next = self.first_position
@@ -162,14 +164,17 @@ class DurableContext:
             Exception: What *run* raises; again on every later attempt, once the task has caught it and gone on.
         """
         call = StepCall(intent=intent, run=run, kind=kind, input=input, retry=retry, timeout_ms=timeout_ms)
-        return self._step(self._take(), call)
+        return self._asked.awaited(intent, self._step(self._take(), call))
 
-    async def gather(self, *calls: StepCall) -> list[Any]:
+    def gather(self, *calls: StepCall) -> Coroutine[Any, Any, list[Any]]:
         """
         Run steps at the same time and return their results, in the order given.
 
         When one fails, the others are cancelled and its error leaves; those recorded by then stay recorded.
         """
+        return self._asked.awaited("gather", self._gather(calls))
+
+    async def _gather(self, calls: Sequence[StepCall]) -> list[Any]:
         tasks = [asyncio.ensure_future(self._step(self._take(), call)) for call in calls]
         try:
             return await asyncio.gather(*tasks)
@@ -186,7 +191,8 @@ class DurableContext:
         Raises:
             DurableRunDivergenceError, TypeError, StepTooLarge: As `step` does.
         """
-        return self._open(self._take(), StepCall(intent=intent, run=_not_run, kind=kind, input=input))
+        call = StepCall(intent=intent, run=_not_run, kind=kind, input=input)
+        return self._asked.awaited(intent, self._open(self._take(), call))
 
     def step_key(self, intent: str, *, ahead: int = 0) -> str:
         """
@@ -213,28 +219,30 @@ class DurableContext:
         noted: dict[str, AttributeValue] = {STEP_INTENT: intent, STEP_KIND: str(kind), STEP_REPLAYED: replayed}
         return self.tracer.span(f"step {intent}", attributes=noted)
 
-    async def now(self) -> str:
+    def now(self) -> Coroutine[Any, Any, str]:
         """Return the time, as it was when this step first ran."""
-        return await self._determined("now", self.sources.now)
+        return self._asked.awaited("now", self._determined("now", self.sources.now))
 
-    async def uuid(self) -> str:
+    def uuid(self) -> Coroutine[Any, Any, str]:
         """Return a fresh UUID, the same one on every attempt."""
-        return await self._determined("uuid", self.sources.uuid)
+        return self._asked.awaited("uuid", self._determined("uuid", self.sources.uuid))
 
-    async def random(self) -> float:
+    def random(self) -> Coroutine[Any, Any, float]:
         """Return a random number from 0 to 1, the same one on every attempt."""
-        return await self._determined("random", self.sources.random)
+        return self._asked.awaited("random", self._determined("random", self.sources.random))
 
     # Waiting.
 
-    async def emit_event(self, key: str, payload: Any) -> tuple[bool, EventRecord]:
+    def emit_event(self, key: str, payload: Any) -> Coroutine[Any, Any, tuple[bool, EventRecord]]:
         """
         Emit an event of this run, as a step; the first under its key wins.  See `DurableRunStore.emit_event`.
 
         A replay is told what the first attempt was told.  If the worker died between the emit and its record,
         the attempt after it finds its own event there and is told that it was not the first.
         """
+        return self._asked.awaited(f"emit:{key}", self._emit_event(key, payload))
 
+    async def _emit_event(self, key: str, payload: Any) -> tuple[bool, EventRecord]:
         async def emit() -> dict[str, Any]:
             accepted, event = await self.store.emit_event(self.run_id, key, payload)
             return {"accepted": accepted, "payload": event.payload, "emittedAt": event.emitted_at}
@@ -243,7 +251,7 @@ class DurableContext:
         event = EventRecord(run_id=self.run_id, key=key, payload=told["payload"], emitted_at=told["emittedAt"])
         return told["accepted"], event
 
-    async def await_event(self, key: str, *, timeout_ms: int = DEFAULT_EVENT_TIMEOUT_MS) -> Any:
+    def await_event(self, key: str, *, timeout_ms: int = DEFAULT_EVENT_TIMEOUT_MS) -> Coroutine[Any, Any, Any]:
         """
         Return the payload of the event *key*, waiting for it if need be.
 
@@ -254,11 +262,14 @@ class DurableContext:
                 attempt that was; and so on every later attempt.
             ValueError: *timeout_ms* is no number, below 0 or beyond the calendar.
         """
+        return self._asked.awaited(f"{EVENT_STEP}{key}", self._await_event(key, timeout_ms))
+
+    async def _await_event(self, key: str, timeout_ms: int) -> Any:
         return await (await self.open_event(key, timeout_ms=timeout_ms)).payload()
 
-    async def open_event(
+    def open_event(
         self, key: str, *, timeout_ms: int = DEFAULT_EVENT_TIMEOUT_MS, linger: bool = True
-    ) -> OpenWait:
+    ) -> Coroutine[Any, Any, OpenWait]:
         """
         Begin to wait for an event, and return once that is on record; `OpenWait.payload` does the waiting.
 
@@ -268,6 +279,9 @@ class DurableContext:
         Raises:
             ValueError: *timeout_ms* is no number, below 0 or beyond the calendar.
         """
+        return self._asked.awaited(f"{EVENT_STEP}{key}", self._open_event(key, timeout_ms, linger=linger))
+
+    async def _open_event(self, key: str, timeout_ms: int, *, linger: bool) -> OpenWait:
         require_number("timeout_ms", timeout_ms)
         begin = Begin(step_index=self._take(), intent=f"{EVENT_STEP}{key}", kind=StepKind.EVENT)
         step = await self._open_wait(begin)
@@ -281,13 +295,16 @@ class DurableContext:
 
         return OpenWait(payload=payload)
 
-    async def sleep(self, duration_ms: int) -> None:
+    def sleep(self, duration_ms: int) -> Coroutine[Any, Any, None]:
         """
         Wait so long from the first time that this step is reached; a long wait suspends the run.
 
         Raises:
             ValueError: *duration_ms* is no number, below 0 or beyond the calendar.
         """
+        return self._asked.awaited("sleep", self._sleep(duration_ms))
+
+    async def _sleep(self, duration_ms: int) -> None:
         require_number("duration_ms", duration_ms)
         begin = Begin(step_index=self._take(), intent="sleep", kind=StepKind.DETERMINISTIC)
         await self._waited(begin, await self._open_wait(begin), None, duration_ms, self.inline_wait_ms)
@@ -313,6 +330,7 @@ class DurableContext:
 
         Raises:
             Suspended: The run waits, whatever left the block.
+            DurableRunDivergenceError: The task has asked for a step, and never awaited it: names it.
             BaseException: What the attempt was stopped for, whatever left the block.
         """
         self._strands.begin()
@@ -325,7 +343,10 @@ class DurableContext:
                 raise
             else:
                 await self._work.rest()
+                if self._work.over is None and not self._work.is_done:
+                    self._asked.require_awaited(self.run_id)
             finally:
+                self._asked.close()
                 self._work.stop(None)
                 await self._cancel_what_is_left()
 

@@ -56,12 +56,13 @@ class Work:
     Attributes:
         run_id: The attempt's run.
         ended: Returns why the attempt is over, where that is known elsewhere; None while it goes on.
+        is_done: Whether it does no more steps, for whichever reason.
     """
 
     run_id: str
     ended: Callable[[], BaseException | None]
     _over: BaseException | None = None
-    _is_done: bool = False
+    is_done: bool = False
     _steps: "dict[asyncio.Task[object] | None, int]" = field(default_factory=dict)
     _waits: dict[int, Wait] = field(default_factory=dict)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -78,19 +79,19 @@ class Work:
 
     def stop(self, why: BaseException | None) -> None:
         """Do no more steps, for a reason or because all is done; those under way go on."""
-        self._over, self._is_done = self._over or why, True
+        self._over, self.is_done = self._over or why, True
 
     def require_going_on(self) -> None:
         """Raise `Suspended` or `Stopped`, if the attempt is over."""
         over = self.over
         if isinstance(over, Suspended):
             raise Suspended(over.wait)
-        if over is not None or self._is_done:
+        if over is not None or self.is_done:
             raise Stopped from over
 
     def look_at(self, task: "asyncio.Task[object]") -> None:
         """Look at what a task has raised, if the attempt is over: that a step was refused to it is nobody's error."""
-        if (self.over is None and not self._is_done) or task.cancelled():
+        if (self.over is None and not self.is_done) or task.cancelled():
             return
         error = task.exception()
         if error is not None and not isinstance(error, Suspended | Stopped):

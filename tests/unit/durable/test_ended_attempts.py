@@ -2,14 +2,16 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
 import pytest
 
-from chatturn.durable.context import DurableContext
+from chatturn.durable.context import DurableContext, StepCall
+from chatturn.durable.records import RunStatus
+from chatturn.errors import DurableRunDivergenceError
 from chatturn_testing.faults import Fuse
 from tests.support.faults import FaultyDatabase
 from tests.support.shapes import Outside, Shape, World, once, until_over
@@ -199,6 +201,56 @@ async def test_what_a_task_has_left_behind_ends_with_it(bench: Bench) -> None:
     assert "done" == (await bench.run(task)).result
     assert kept[0].cancelled()
     assert ["first"] == bench.effects
+
+
+FORGOTTEN: dict[str, Callable[[Bench, DurableContext], Any]] = {
+    "pay": lambda bench, context: context.step("pay", bench.effect("pay")),
+    "sleep": lambda _bench, context: context.sleep(1_000),
+    "event:ok": lambda _bench, context: context.await_event("ok"),
+    "emit:ok": lambda _bench, context: context.emit_event("ok", 1),
+    "now": lambda _bench, context: context.now(),
+    "uuid": lambda _bench, context: context.uuid(),
+    "random": lambda _bench, context: context.random(),
+    "gather": lambda bench, context: context.gather(StepCall(intent="pay", run=bench.effect("pay"))),
+}
+
+
+@pytest.mark.parametrize("what", FORGOTTEN)
+@pytest.mark.parametrize("where", ["in the middle", "all there is", "as the result"])
+async def test_a_step_that_nobody_awaits_is_an_error_that_names_it(bench: Bench, what: str, where: str) -> None:
+    """On every attempt; the run is not completed, and Python has nothing to warn of."""
+
+    async def task(context: DurableContext) -> Any:
+        forgotten = FORGOTTEN[what](bench, context)
+        if where == "in the middle":
+            await context.step("answer", bench.effect("answer"))
+        return forgotten if where == "as the result" else None
+
+    for _ in range(2):
+        with pytest.raises(DurableRunDivergenceError, match=f"without awaiting '{what}'.*write await before it"):
+            await bench.run(task)
+    record = await bench.store.load_run("run-1")
+
+    assert record is not None
+    assert RunStatus.FAILED is record.status
+    assert "pay" not in bench.effects
+
+
+async def test_a_step_that_was_called_off_before_it_began_was_awaited(bench: Bench) -> None:
+    """As those are that a group had just been given when it failed; and many steps are nothing special."""
+
+    async def task(context: DurableContext) -> str:
+        with suppress(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(context.step("one", bench.effect("one")))
+                raise ValueError
+        steps = [context.step(str(number), bench.effect(str(number))) for number in range(200)]
+        await asyncio.gather(*steps)
+        return "done"
+
+    assert "done" == (await bench.run(task)).result
+    assert "one" not in bench.effects
+    assert 200 == len(bench.effects)
 
 
 async def _sleeps() -> None:
