@@ -26,11 +26,12 @@ __all__ = ["READ_VERSION", "mend", "migrate", "missing_parts", "read_version"]
 
 _TRIES: Final = 3
 
-# The fourth migration had another text once, without three of its columns and what they are to hold.  A database
-# that it has made is found by what it lacks, whatever its number.
-_OF_AN_EARLIER_TEXT: Final = ("chat_turns", "manifest_hash")
-_NUMBER_OF_THAT_TEXT: Final = 102
-_WHAT_THAT_TEXT_LEFT_OUT: Final = (
+# Three migrations had another text once, without some of their columns: the fourth, the fifth and the eleventh.  A
+# database that one of those has made is found by what it lacks of `chat_turns`, whatever its number.
+_EARLIER_TEXTS: Final = {"manifest_hash": 102, "traceparent": 103, "finish_reason": 109}
+"""The first column that each lacks, and the schema's version that it made."""
+
+_WHAT_THE_FOURTH_LEFT_OUT: Final = (
     """
 UPDATE chat_segments SET ended = 1 WHERE ended = 0
   AND NOT EXISTS (SELECT 1 FROM chat_segments AS s WHERE s.run_id = chat_segments.run_id
@@ -66,8 +67,8 @@ async def migrate(database: Database) -> int:
             return version
         texts = [f"ALTER TABLE {table} ADD COLUMN {column} {kind}" for (table, column), kind in missing.items()]
         texts += [*BEFORE_REBUILT, *schema_statements(), *BEHIND_REBUILT] if rebuilds else schema_statements()
-        if version >= _NUMBER_OF_THAT_TEXT and _OF_AN_EARLIER_TEXT in missing:
-            texts += _WHAT_THAT_TEXT_LEFT_OUT
+        if version >= _EARLIER_TEXTS["manifest_hash"] and ("chat_turns", "manifest_hash") in missing:
+            texts += _WHAT_THE_FOURTH_LEFT_OUT
         try:
             await database.batch(list(map(Statement, texts)))
         except StoreError:
@@ -86,11 +87,10 @@ async def mend(database: Database) -> bool:
     Raises:
         StoreError: As `migrate` does.
     """
-    table, column = _OF_AN_EARLIER_TEXT
-    [found] = await database.batch([_columns_of(table)])
-    if not found.rows or column in {row["name"] for row in found.rows}:
-        return False
-    if await read_version(database) < _NUMBER_OF_THAT_TEXT:
+    [found] = await database.batch([_columns_of("chat_turns")])
+    present = {row["name"] for row in found.rows}
+    lacking = [version for column, version in _EARLIER_TEXTS.items() if column not in present]
+    if not present or not lacking or await read_version(database) < min(lacking):
         return False
     await migrate(database)
     return True

@@ -67,6 +67,9 @@ EVENT_STEP: Final = "event:"
 
 _POLL_MS: Final = 250
 
+_PATIENCE_MS: Final = 60_000
+"""As a lease's term is by default, for a completed run, which has none."""
+
 _CLEAN_UP_S: Final = 10.0
 """How long what a task has left behind may take to end, once it is cancelled."""
 
@@ -123,7 +126,7 @@ class DurableContext:
 
     def __post_init__(self) -> None:
         self._next = self.first_position
-        self._work = Work(self.run_id, self.ended)
+        self._work = Work(self.run_id, _PATIENCE_MS if self.lease is None else self.lease.lease_ms, self.ended)
         self._strands, self._order = Strands(self.run_id, self._work.look_at), ReplayOrder()
         self._keep(self.recorded)
 
@@ -402,7 +405,7 @@ class DurableContext:
                 if recorded is not None and (replayed or self._is_final(recorded)):
                     return await self._give_again(recorded)
                 before = 0 if recorded is None else recorded.attempts
-                with self._work.step(), self._cancellable(begin, before + 1):
+                with self._work.step(begin.intent), self._cancellable(begin, before + 1):
                     await self._order.turn(position)
                     return await self._do(begin, call, before)
 
@@ -507,7 +510,7 @@ class DurableContext:
     async def _give_again(self, step: StepRecord) -> Any:
         """Return what a step has returned before, in its turn, or raise what it has raised."""
         if self._is_over(step):
-            with self._work.step():
+            with self._work.step(step.intent):
                 await self._order.turn(step.step_index)
         if step.status is not StepStatus.COMPLETED:
             await self._fail_again(step)
@@ -558,7 +561,7 @@ class DurableContext:
             with self._work.wait(Wait(step_index=step.step_index, key=key, wake_at=wake_at)):
                 event = await self._polled(step, key, timeout_ms, here_ms)
             result = None if key is None else {"timedOut": True} if event is None else {"payload": event.payload}
-            with self._work.step():
+            with self._work.step(begin.intent):
                 return await self._complete(begin, step.attempts, result)
 
     async def _begun(self, begin: Begin, recorded: StepRecord | None) -> StepRecord:
@@ -566,7 +569,7 @@ class DurableContext:
         lease = self._require_lease(begin)
         if recorded is not None and recorded.status is not StepStatus.FAILED:
             return recorded
-        with self._work.step():
+        with self._work.step(begin.intent):
             caught, beside = self._failures.caught()
             begun = await self.store.begin_step(lease, begin, beside)
             self._failures.forget(caught)

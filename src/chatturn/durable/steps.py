@@ -47,7 +47,7 @@ def require_number(name: str, value: float, *, least: int = 0) -> None:
     Raises:
         ValueError: *value* is no number from *least* to `MAX_WAIT_MS`; names both.
     """
-    if not (isinstance(value, int | float) and least <= value <= MAX_WAIT_MS):
+    if isinstance(value, bool) or not (isinstance(value, int | float) and least <= value <= MAX_WAIT_MS):
         message = f"{name} must be a number from {least} to {MAX_WAIT_MS}, and not {value!r}"
         raise ValueError(message)
 

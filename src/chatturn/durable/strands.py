@@ -99,7 +99,8 @@ class Strands:
             if strand.passed or any(other.asked > 1 and other.descends_from(strand) for other in others):
                 raise DurableRunDivergenceError(
                     "two tasks ask for one step after another at the same time, in an order that a replay would not "
-                    "keep; make each task one step, or await them one after the other",
+                    "keep; make each task one step, or await them one after the other (what a failed step has for a "
+                    "fallback can stand inside it, or behind a gather(…, return_exceptions=True))",
                     run_id=self.run_id,
                 )
             for other in others:

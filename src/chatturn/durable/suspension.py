@@ -30,6 +30,9 @@ _TURNS_TO_GO_ON: Final = 5
 
 _LOOK_AGAIN_S: Final = 1.0
 
+_PRIMITIVES: Final = frozenset({"asyncio.locks", "asyncio.queues"})
+"""Whose waits end by what other tasks of the same loop do, and by nothing from outside."""
+
 
 class Suspended(BaseException):
     """
@@ -55,15 +58,18 @@ class Work:
 
     Attributes:
         run_id: The attempt's run.
+        patience_ms: How long all steps under way may wait for something of `asyncio`'s own, which nobody may ever do.
         ended: Returns why the attempt is over, where that is known elsewhere; None while it goes on.
         is_done: Whether it does no more steps, for whichever reason.
     """
 
     run_id: str
+    patience_ms: int
     ended: Callable[[], BaseException | None]
     _over: BaseException | None = None
     is_done: bool = False
-    _steps: "dict[asyncio.Task[object] | None, int]" = field(default_factory=dict)
+    _given_up: bool = False
+    _steps: "dict[asyncio.Task[object] | None, list[str]]" = field(default_factory=dict)
     _waits: dict[int, Wait] = field(default_factory=dict)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -99,14 +105,14 @@ class Work:
             task.get_loop().call_exception_handler({"message": message, "exception": error, "task": task})
 
     @contextmanager
-    def step(self) -> Iterator[None]:
+    def step(self, intent: str) -> Iterator[None]:
         """Let a ``with`` block be a step under way, its record included."""
         task = asyncio.current_task()
-        self._steps[task] = self._steps.get(task, 0) + 1
+        self._steps.setdefault(task, []).append(intent)
         try:
             yield
         finally:
-            self._steps[task] -= 1
+            self._steps[task].remove(intent)
             if not self._steps[task]:
                 del self._steps[task]
             self._changed.set()
@@ -143,13 +149,19 @@ class Work:
             Whether nothing was under way in the first place.
 
         Raises:
-            DurableRunDivergenceError: A step waits for the caller, which would wait for it.
+            DurableRunDivergenceError: A step waits for the caller, which would wait for it; or all that are under way
+                have waited for too long for what nobody does.
         """
         loop, rested = asyncio.get_running_loop(), True
         until = None if timeout_ms is None else loop.time() + timeout_ms / 1000
+        idle_since: float | None = None
         while await self._busy():
             rested = False
             self._require_no_cycle()
+            idle_since = (idle_since or loop.time()) if self._waits_for_itself() else None
+            if idle_since is not None and loop.time() - idle_since >= self.patience_ms / 1000:
+                self._given_up = True
+                raise self._stuck()
             left_s = _LOOK_AGAIN_S if until is None else min(_LOOK_AGAIN_S, until - loop.time())
             if left_s <= 0:
                 break
@@ -166,7 +178,19 @@ class Work:
             if self._steps or self.suspended is not None:
                 break
             await asyncio.sleep(0)
-        return bool(self._steps) and self.suspended is None
+        return bool(self._steps) and self.suspended is None and not self._given_up
+
+    def _waits_for_itself(self) -> bool:
+        """Say whether all steps under way wait for an `asyncio.Event`, a lock, a queue and the like."""
+        return all(task is not None and _awaits_asyncio(task) for task in self._steps)
+
+    def _stuck(self) -> DurableRunDivergenceError:
+        steps = ", ".join(repr(intent) for intents in self._steps.values() for intent in intents)
+        message = (
+            f"for {self.patience_ms} ms all steps under way ({steps}) have waited for an asyncio.Event, a lock or a "
+            "queue, and what would wake them waits for them"
+        )
+        return DurableRunDivergenceError(message, run_id=self.run_id)
 
     def _require_no_cycle(self) -> None:
         """Refuse a step that awaits the task that is about to wait for it."""
@@ -229,6 +253,33 @@ def leaving_as(over: Callable[[], BaseException | None]) -> Iterator[None]:
     else:
         if (why := over()) is not None:
             raise why
+
+
+def _awaits_asyncio(task: "asyncio.Task[object]") -> bool:
+    """Say whether a task is suspended inside one of asyncio's primitives, or awaits only tasks that are."""
+    looked_at, left = set[object](), [task]
+    while left:
+        awaiting = left.pop()
+        if awaiting in looked_at:
+            continue
+        looked_at.add(awaiting)
+        awaited = getattr(awaiting, "_fut_waiter", None)
+        tasks = [each for each in (awaited, *getattr(awaited, "_children", ())) if isinstance(each, asyncio.Task)]
+        if not tasks and _innermost_module(awaiting.get_coro()) not in _PRIMITIVES:
+            return False
+        left += tasks
+    return True
+
+
+def _innermost_module(coroutine: object) -> str:
+    """Return the name of the module whose code is suspended innermost in a coroutine."""
+    module = ""
+    while coroutine is not None:
+        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "ag_frame", None)
+        if frame is not None:
+            module = frame.f_globals.get("__name__", "")
+        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "ag_await", None)
+    return module
 
 
 def _leaves(waits: BaseExceptionGroup[Suspended]) -> list[Suspended]:

@@ -7,6 +7,7 @@ A task is an ``async def task(context: TaskContext)``.  It must be deterministic
 
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from inspect import isawaitable
 from typing import Any, Final, Protocol, TypeVar
 
 from chatturn.durable.records import EventRecord, StepKind
@@ -47,6 +48,11 @@ class StepCall:
 
     def __post_init__(self) -> None:
         require_number("timeout_ms", self.timeout_ms)
+        if not callable(self.run):
+            if isinstance(self.run, Coroutine):
+                self.run.close()
+            message = f"step {self.intent!r} must be given an async function, and not {type(self.run).__name__!r}"
+            raise TypeError(f"{message}: pass f or lambda: f(x), and not f(x)")
 
 
 async def run_once(call: StepCall, run_id: str) -> Any:
@@ -55,10 +61,17 @@ async def run_once(call: StepCall, run_id: str) -> Any:
 
     Raises:
         StepTimeout: It took too long.
+        TypeError: It is no async function.
         Exception: What it raises.
     """
+    running = call.run()
+    if not isawaitable(running):
+        message = (
+            f"what step {call.intent!r} runs must be an async function: it has returned {type(running).__name__!r}"
+        )
+        raise TypeError(f"{message}, which cannot be awaited")
     try:
-        return await awaited(call.run(), call.timeout_ms)
+        return await awaited(running, call.timeout_ms)
     except Late as error:
         raise StepTimeout(f"step {call.intent!r} took longer than {call.timeout_ms} ms", run_id=run_id) from error
 

@@ -271,9 +271,12 @@ def read_event_key(segment: str) -> str:
     Read an event's key out of its path *segment*.
 
     Raises:
-        InvalidField: It is empty, too long, or not printable.
+        InvalidField: It is empty, too long, or not printable; or looks like an approval's or a tool's, and is none.
     """
     text = _decoded(segment, "key")
+    asked_for = (APPROVAL_PREFIX, TOOL_PREFIX)
+    if text.casefold().strip().startswith(asked_for) and not text.startswith(asked_for):
+        raise InvalidField("key must begin with approve: or tool: in small letters, and no space before", field="key")
     if not 0 < len(text) <= MAX_EVENT_KEY_CHARACTERS or not text.isprintable():
         raise InvalidField(f"key must have 1 to {MAX_EVENT_KEY_CHARACTERS} printable characters", field="key")
     return text

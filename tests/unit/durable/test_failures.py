@@ -376,6 +376,67 @@ async def test_a_step_that_awaits_the_wait_that_waits_for_it_is_refused(bench: B
     assert "a step awaits the wait that waits for it" in error
 
 
+@pytest.mark.parametrize("shape", ["beside a wait", "at the end", "by way of another task", "a queue"])
+async def test_a_step_that_nobody_will_wake_is_an_error_that_names_it(bench: Bench, shape: str) -> None:
+    """After as long as a lease lasts; the run is released, and what waits is ended."""
+    woken, queue = asyncio.Event(), asyncio.Queue[int]()
+    waits_for: dict[str, Callable[[], Awaitable[Any]]] = {
+        "by way of another task": lambda: asyncio.gather(woken.wait()),
+        "a queue": queue.get,
+    }
+
+    async def task(context: DurableContext) -> None:
+        stuck = asyncio.ensure_future(context.step("stuck", waits_for.get(shape, woken.wait)))
+        if shape != "at the end":
+            await context.sleep(3_600_000)
+            woken.set()
+            queue.put_nowait(1)
+            await stuck
+
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(DurableRunDivergenceError, match=r"\('stuck'\) have waited for an asyncio.Event"):
+        await bench.run(task, lease_ms=30_000)
+    record = await bench.store.load_run("run-1")
+
+    assert record is not None
+    assert (RunStatus.FAILED, None) == (record.status, record.lease_holder_id)
+    assert 30 <= asyncio.get_running_loop().time() - began < 35
+    assert {asyncio.current_task()} == asyncio.all_tasks()
+
+
+async def test_a_step_that_takes_long_is_not_one_that_nobody_wakes(bench: Bench) -> None:
+    """Nor is one that waits for another step."""
+    woken = asyncio.Event()
+
+    async def wakes() -> None:
+        await asyncio.sleep(200)
+        woken.set()
+
+    async def task(context: DurableContext) -> Any:
+        waits = context.step("waits", woken.wait)
+        return await asyncio.gather(context.sleep(3_600_000), context.step("wakes", wakes), waits)
+
+    assert (await bench.run(task, lease_ms=30_000)).suspended
+    steps = {step.intent: step.status for step in await bench.store.load_steps("run-1", 0)}
+    assert (StepStatus.COMPLETED, StepStatus.COMPLETED) == (steps["waits"], steps["wakes"])
+
+
+async def test_what_is_no_async_function_is_an_error_that_says_what_to_pass(bench: Bench) -> None:
+    """A call instead of a function, before anything runs; and a function that is not async."""
+
+    async def pay() -> None:
+        bench.effects.append("pay")
+
+    with pytest.raises(TypeError, match=r"step 'pay' must be given an async function.*pass f or lambda: f\(x\)"):
+        await bench.run(lambda context: context.step("pay", pay()))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="what step 'five' runs must be an async function: it has returned 'int'"):
+        await bench.run(lambda context: context.step("five", lambda: 5), run_id="run-2")  # type: ignore[return-value]
+    with pytest.raises(ValueError, match=r"duration_ms must be a number from 0 to .*, and not True"):
+        await bench.run(lambda context: context.sleep(True), run_id="run-3")
+
+    assert [] == bench.effects
+
+
 async def test_a_run_is_suspended_for_what_comes_first_of_several_waits(bench: Bench) -> None:
     """Any of their events ends it, at once."""
 
