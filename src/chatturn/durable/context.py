@@ -26,13 +26,14 @@ from chatturn.durable.asked import Asked
 from chatturn.durable.caught import Failure, Failures
 from chatturn.durable.failures import CANCELLED, error_of, lasting, raise_again
 from chatturn.durable.identifiers import step_id
+from chatturn.durable.recorded import RecordedSteps, was_cancelled
 from chatturn.durable.records import EventRecord, Lease, StepError, StepKind, StepRecord, StepStatus, Wait
 from chatturn.durable.replay_order import ReplayOrder
-from chatturn.durable.sql.runs import STEPS_PER_PAGE
 from chatturn.durable.steps import (
     OpenStep,
     OpenWait,
     StepRetry,
+    elapsed_ms,
     fingerprint,
     inside_step,
     require_number,
@@ -47,7 +48,6 @@ from chatturn.errors import (
     AttemptsExhausted,
     DurableAwaitEventTimeoutError,
     DurableRunDivergenceError,
-    StepInputMismatch,
     StepTooLarge,
     StoreError,
 )
@@ -116,19 +116,19 @@ class DurableContext:
     ended: Callable[[], BaseException | None] = lambda: None
     key_name: str = ""
     _next: int = field(init=False)
-    _steps: dict[int, StepRecord] = field(init=False, default_factory=dict)
-    _pages_end: int = field(init=False, default=0)
     _failures: Failures = field(init=False, default_factory=Failures)
     _work: Work = field(init=False)
     _strands: Strands = field(init=False)
     _order: ReplayOrder = field(init=False)
+    _on_record: RecordedSteps = field(init=False)
     _asked: Asked = field(init=False, default_factory=Asked)
 
     def __post_init__(self) -> None:
         self._next = self.first_position
         self._work = Work(self.run_id, _PATIENCE_MS if self.lease is None else self.lease.lease_ms, self.ended)
         self._strands, self._order = Strands(self.run_id, self._work.look_at), ReplayOrder()
-        self._keep(self.recorded)
+        self._on_record = RecordedSteps(self.store, self.run_id, self.first_position, self.lease is None, self._order)
+        self._on_record.keep(self.recorded)
 
     # Steps.
 
@@ -209,7 +209,7 @@ class DurableContext:
 
     async def next_intent(self) -> str | None:
         """Return the intent of the next step if an earlier attempt came to it, whatever came of it; else None."""
-        step = await self._at(self._next)
+        step = await self._on_record.at(self._next)
         return None if step is None else step.intent
 
     @property
@@ -367,14 +367,11 @@ class DurableContext:
         Raises:
             DurableRunDivergenceError: Names the first step that was left over.
         """
-        left = [self._steps[position] for position in sorted(self._steps) if position >= self._next]
-        if left:
-            message = f"the task ended after {self._next} steps, but step {left[0].step_index} is {left[0].intent!r}"
-            raise DurableRunDivergenceError(message, run_id=self.run_id)
+        self._on_record.require_no_more(self._next)
 
     def steps(self) -> list[StepRecord]:
         """Return the steps on record that this attempt has seen."""
-        return [self._steps[position] for position in sorted(self._steps)]
+        return self._on_record.all()
 
     # One step.
 
@@ -384,7 +381,7 @@ class DurableContext:
 
     async def _open(self, position: int, call: StepCall) -> OpenStep:
         begin = self._begin(position, call)
-        recorded, started = await self._recorded(begin), asyncio.get_running_loop().time()
+        recorded, started = await self._on_record.find(begin), asyncio.get_running_loop().time()
         attempts = 1 if recorded is None else recorded.attempts + 1
 
         async def complete(value: Any) -> None:
@@ -399,10 +396,10 @@ class DurableContext:
     async def _step(self, position: int, call: StepCall) -> Any:
         begin = self._begin(position, call)
         with self._strands.work():
-            recorded = await self._recorded(begin)
+            recorded = await self._on_record.find(begin)
             replayed = recorded is not None and recorded.status is StepStatus.COMPLETED
             with self.step_span(call.intent, call.kind, replayed=replayed):
-                if recorded is not None and (replayed or self._is_final(recorded)):
+                if recorded is not None and (replayed or self._on_record.is_final(recorded)):
                     return await self._give_again(recorded)
                 before = 0 if recorded is None else recorded.attempts
                 with self._work.step(begin.intent), self._cancellable(begin, before + 1):
@@ -458,7 +455,7 @@ class DurableContext:
             started_at=None,
             completed_at=None,
         )
-        self._steps[begin.step_index] = step
+        self._on_record.put(step)
         return step
 
     async def _fail(self, begin: Begin, attempts: int, started: float, error: StepError) -> None:
@@ -475,7 +472,7 @@ class DurableContext:
             lease,
             begin,
             attempts=attempts,
-            elapsed_ms=_elapsed_ms(started),
+            elapsed_ms=elapsed_ms(started),
             with_statements=[*beside, *self.with_statements()],
             **outcome,
         )
@@ -495,21 +492,11 @@ class DurableContext:
 
     def _note(self, begin: Begin, attempts: int, started: float | None, error: StepError) -> None:
         """Keep in mind that a step has failed: if another one is asked for now, the task has caught it."""
-        self._failures.note(Failure(begin, attempts, _elapsed_ms(started), error, self._strands.current()))
-
-    def _is_final(self, step: StepRecord) -> bool:
-        """Say whether a failure stays one; all those of a completed run do, or it would not be completed."""
-        return step.status is StepStatus.FAILED and (
-            self.lease is None or (step.error is not None and step.error.final)
-        )
-
-    def _is_over(self, step: StepRecord) -> bool:
-        """Say whether a step is given out again from its record."""
-        return step.status is StepStatus.COMPLETED or (self._is_final(step) and not _was_cancelled(step))
+        self._failures.note(Failure(begin, attempts, elapsed_ms(started), error, self._strands.current()))
 
     async def _give_again(self, step: StepRecord) -> Any:
         """Return what a step has returned before, in its turn, or raise what it has raised."""
-        if self._is_over(step):
+        if self._on_record.is_over(step):
             with self._work.step(step.intent):
                 await self._order.turn(step.step_index)
         if step.status is not StepStatus.COMPLETED:
@@ -518,7 +505,7 @@ class DurableContext:
 
     async def _fail_again(self, step: StepRecord) -> None:
         """Raise what a step has raised before; one that was cancelled waits to be cancelled again."""
-        if _was_cancelled(step):
+        if was_cancelled(step):
             took_ms = (epoch_ms(step.completed_at or "") or 0) - (epoch_ms(step.started_at or "") or 0)
             await asyncio.sleep((max(0, took_ms) + _CANCELLED_LATER_MS) / 1000)
             message = f"step {step.step_index} ({step.intent!r}) was cancelled before, but is not this time"
@@ -543,8 +530,8 @@ class DurableContext:
     async def _open_wait(self, begin: Begin) -> StepRecord:
         """Return the step of a wait, over or under way."""
         with self._strands.work():
-            recorded = await self._recorded(begin)
-            if recorded is not None and (recorded.status is StepStatus.COMPLETED or self._is_final(recorded)):
+            recorded = await self._on_record.find(begin)
+            if recorded is not None and (recorded.status is StepStatus.COMPLETED or self._on_record.is_final(recorded)):
                 await self._give_again(recorded)
                 return recorded
             with self._cancellable(begin, 1 if recorded is None else recorded.attempts):
@@ -601,45 +588,11 @@ class DurableContext:
         position, self._next = self._next, self._next + 1
         return position
 
-    def _keep(self, page: Sequence[StepRecord]) -> None:
-        steps = [step for step in page if step.step_index >= self.first_position]
-        self._steps.update({step.step_index: step for step in steps})
-        self._order.keep(step for step in steps if self._is_over(step))
-        goes_on = len(page) > STEPS_PER_PAGE
-        self._pages_end = page[-1].step_index if goes_on else -1
-
-    async def _at(self, position: int) -> StepRecord | None:
-        while 0 <= self._pages_end <= position:
-            self._keep(await self.store.load_steps(self.run_id, self._pages_end))
-        return self._steps.get(position)
-
-    async def _recorded(self, begin: Begin) -> StepRecord | None:
-        """Return what is on record at a position, after checking that it is the same step."""
-        step = await self._at(begin.step_index)
-        if step is None:
-            return None
-        if step.intent != begin.intent:
-            message = f"step {step.step_index} is {step.intent!r} on record, but {begin.intent!r} was asked for"
-            raise DurableRunDivergenceError(message, run_id=self.run_id)
-        if begin.input_hash and step.input_hash and begin.input_hash != step.input_hash:
-            message = f"step {step.step_index} ({step.intent!r}) is on record with another input"
-            raise StepInputMismatch(message, run_id=self.run_id)
-        return step
-
     def _require_lease(self, begin: Begin) -> Lease:
         if self.lease is None:
             message = f"the run is completed, but step {begin.step_index} ({begin.intent!r}) is not on record"
             raise DurableRunDivergenceError(message, run_id=self.run_id)
         return self.lease
-
-
-def _elapsed_ms(started: float | None) -> int:
-    """Return how long ago that was by the event loop's clock; 0 for None."""
-    return 0 if started is None else max(0, round((asyncio.get_running_loop().time() - started) * 1000))
-
-
-def _was_cancelled(step: StepRecord) -> bool:
-    return step.error is not None and step.error.code == CANCELLED.code and step.error.exception is None
 
 
 async def _not_run() -> None:

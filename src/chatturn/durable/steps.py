@@ -1,5 +1,6 @@
 """How one step is tried: its retry policy, its limits, and what is recorded of it."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,6 +19,7 @@ __all__ = [
     "OpenStep",
     "OpenWait",
     "StepRetry",
+    "elapsed_ms",
     "fingerprint",
     "inside_step",
     "require_number",
@@ -143,6 +145,11 @@ def fingerprint(value: Any, intent: str, run_id: str) -> str:
     except TypeError as error:
         message = f"{what} cannot be compared: {error}"
         raise TypeError(message) from error
+
+
+def elapsed_ms(started: float | None) -> int:
+    """Return how long ago that was by the event loop's clock; 0 for None."""
+    return 0 if started is None else max(0, round((asyncio.get_running_loop().time() - started) * 1000))
 
 
 def words_of(error: BaseException) -> str:
