@@ -56,6 +56,8 @@ class JSON:
 
 class Object:
     @staticmethod
+    def defineProperty(target: JsProxy, name: str, descriptor: JsProxy) -> JsProxy: ...
+    @staticmethod
     def fromEntries(entries: Any) -> JsProxy: ...
     @staticmethod
     def keys(value: Any) -> JsProxy: ...
@@ -71,6 +73,7 @@ class Proxy:
 class Reflect:
     # As a function to call, and as an object to bind.
     apply: Any
+    set: Any
 
 class Response:
     @staticmethod

@@ -15,7 +15,14 @@ MODULES = sorted(path for path in SRC.rglob("*.py") if "__pycache__" not in path
 
 # Dependencies point one way: a unit may import those on the lines above its own, and itself.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("chatturn.errors", "chatturn.jsontext", "chatturn.product_calls", "chatturn.timestamps", "chatturn.transport"),
+    (
+        "chatturn.errors",
+        "chatturn.gathering",
+        "chatturn.jsontext",
+        "chatturn.product_calls",
+        "chatturn.timestamps",
+        "chatturn.transport",
+    ),
     ("chatturn.events", "chatturn.settings", "chatturn.sse_frames", "chatturn.usage"),
     ("chatturn.database", "chatturn.telemetry"),
     ("chatturn.backends", "chatturn.durable"),

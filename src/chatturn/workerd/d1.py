@@ -68,10 +68,11 @@ class D1Database:
     def _bound(self, statement: Statement) -> JsProxy:
         """Make D1's statement of ours."""
         prepared, bind = self._prepared.get(statement.sql) or self._prepare(statement.sql)
-        arguments = js_arguments(statement.params)
-        long = [type(value) is str and len(value) > _LONG_CHARACTERS for value in arguments]
-        if not any(long):
+        params = statement.params
+        arguments = js_arguments(params) if None in params else params
+        if max(map(len, map(str, params)), default=0) <= _LONG_CHARACTERS:
             return bind(*arguments)
+        long = [type(value) is str and len(value) > _LONG_CHARACTERS for value in arguments]
         # `concat` puts what is in an array in its place, and everything else as it is.
         parts = (js_texts(value) if is_long else value for value, is_long in zip(arguments, long, strict=True))
         bound: JsProxy = _apply(bind, prepared, js_texts().concat(*parts))

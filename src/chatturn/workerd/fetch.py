@@ -8,7 +8,6 @@ A body is pumped by the platform into a stream whose sink is ours (see `_Inbox`)
 call into Python and no promise, or no Python at all; whoever takes gets all that has arrived.
 """
 
-import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -19,20 +18,12 @@ import js
 from pyodide.ffi import JsBuffer, JsException, JsProxy, create_proxy, to_js
 
 from chatturn.errors import BackendTransportError
+from chatturn.gathering import Gathering
 from chatturn.transport import TransportRequest, TransportResponse
-from chatturn.workerd.ffi import Bell, Timer, as_exception, js_error, js_object, settled, started
+from chatturn.workerd.ffi import Bell, Timer, as_exception, js_error, js_object, settled, started, work
 from chatturn.workerd.headers import LazyHeaders
 
 __all__ = ["FetchResponse", "FetchTransport"]
-
-_QUICK_S: Final = 0.005
-"""Chunks that follow each other in less than this are a burst, or an answer that was ready before."""
-
-_GATHER_S: Final = (0.002, 0.016)
-"""How long the chunks of a burst gather before they are taken together: at first, and while crowds come."""
-
-_CROWD: Final = 4
-"""More than any model says in so short a time: then few steps of Python count for more than a few milliseconds."""
 
 _ROOM_CHUNKS: Final = 256
 """How much may wait to be taken before the platform stops reading the connection."""
@@ -45,6 +36,8 @@ _new_proxy: Final = js.Proxy.new
 _new_writable: Final = js.WritableStream.new
 _without_this: Final = js.Function.call  # Function.prototype.call, by a path that the snapshot can store
 _apply: Final = js.Reflect.apply
+_set_member: Final = js.Reflect.set
+_define_member: Final = js.Object.defineProperty
 _array_from: Final = js.Array.from_
 _array_of: Final = js.Array.of
 _from_hex: Final = js.Uint8Array.fromHex
@@ -111,8 +104,8 @@ class _Inbox:
     The sink of a WritableStream into which the platform pumps *body*.
 
     Its ``write`` is a Proxy around the ``add`` of a Set.  While the Proxy's trap is set, every chunk calls into
-    Python, which takes it at once.  In a burst it is not: then chunks gather without any Python, and a timer
-    looks at them, until it finds none or nobody waits for more.
+    Python, which takes it at once.  In a burst, or where the isolate is busy, it is not (see `Gathering`): then chunks
+    gather without any Python, and a timer looks at them, until it finds none or nobody waits for more.
 
     Args:
         body: What to pump.  Whoever aborts its fetch ends the pump.
@@ -122,17 +115,19 @@ class _Inbox:
     def __init__(self, body: JsProxy, signal: JsProxy | None) -> None:
         self._bell = Bell()
         self._taken: list[bytes] = []
-        self._came_at = -math.inf
+        self._gathering = Gathering(work)
         self._gathered = _new_set()
-        self._gather_s = _GATHER_S[0]
         self._timer: Timer | None = None
         self._room: JsProxy | None = None
         self._ended = False
         self._closed = False
         self._error: BaseException | None = None
         self._arrives = create_proxy(self._arrive)
-        # A trap is called with what it guards, a `this` and a list of arguments, of which only those need cross.
-        self._trap = _without_this.bind(_apply.bind(None, self._arrives))
+        self._fills = create_proxy(self._arrive_and_wait)
+        # A trap is called with what it guards, a `this` and a list of arguments: a chunk, and a controller that nobody
+        # needs.  Each object that crosses costs 30 us, and a setter is called with one.
+        chunks = _define_member(js_object({}), "chunk", js_object({"set": self._arrives}))
+        self._trap = _trap_of(_set_member.bind(None, chunks, "chunk"))
         self._handler = js_object({"apply": self._trap})
         write = _new_proxy(self._gathered.add.bind(self._gathered), self._handler)
         sink = _new_writable(js_object({"write": write}))
@@ -172,39 +167,49 @@ class _Inbox:
 
     # What the platform calls.
 
-    def _arrive(self, chunk: JsBuffer, _controller: object) -> JsProxy | None:
-        """Take a chunk; return a promise to wait for if there is no room for another."""
+    def _arrive(self, chunk: JsBuffer) -> None:
+        """Take a chunk; if there is no room for many more, let the pump wait behind the next one."""
+        if self._closed:
+            return
+        self._taken.append(chunk.to_bytes())
+        if self._bell.awaited:
+            gather_s = self._gathering.came(time.monotonic())
+            self._deliver()
+            if gather_s is not None:
+                self._gather(gather_s)
+        elif len(self._taken) >= _ROOM_CHUNKS:
+            self._handler.apply = _trap_of(self._fills)
+
+    def _arrive_and_wait(self, chunk: JsBuffer, _controller: object) -> JsProxy | None:
+        """Take a chunk; return a promise to wait for until there is room for another."""
+        self._handler.apply = self._trap
         if self._closed:
             return None
         self._taken.append(chunk.to_bytes())
-        now = time.monotonic()
-        quick, self._came_at = now - self._came_at < _QUICK_S, now
-        if self._bell.awaited:
-            self._bell.ring()
-            if quick:
-                self._gather(_GATHER_S[0])
-            return None
-        if len(self._taken) < _ROOM_CHUNKS:
-            return None
+        self._bell.ring()
         self._room = _with_resolvers()
         return self._room.promise
+
+    def _deliver(self) -> None:
+        """Wake whoever waits."""
+        self._bell.ring()
+        self._gathering.delivered(time.monotonic())
 
     def _gather(self, seconds: float) -> None:
         """Let chunks arrive without Python for a while."""
         if self._closed or self._ended:
             return
-        self._gather_s = seconds
         self._handler.apply = None
         self._timer = Timer(seconds, self._look)
 
     def _look(self) -> None:
         """Wake whoever waits for what has gathered, and look again soon; if nothing has, let the next chunk call."""
-        self._timer = None
+        timer, self._timer = self._timer, None
         came = self._collect()
-        if came and self._bell.awaited:
-            self._bell.ring()
-            shortest, longest = _GATHER_S
-            self._gather(min(2 * self._gather_s, longest) if came >= _CROWD else shortest)
+        if came and self._bell.awaited and timer is not None:
+            gather_s = self._gathering.gathered(came, timer.late_s)
+            self._deliver()
+            self._gather(gather_s)
         else:
             self._handler.apply = self._trap
 
@@ -238,6 +243,7 @@ class _Inbox:
         """Give back what JavaScript called, once it will call no more."""
         if self._ended and self._closed:
             self._arrives.destroy()
+            self._fills.destroy()
 
 
 # Made at the first request and kept: no JavaScript object may be made at import.
@@ -255,6 +261,11 @@ def _concatenate_function() -> JsProxy:
     """Return a function that puts the texts of its first argument together, whatever else it is given."""
     function: JsProxy = js.Function.prototype.apply.bind(js.String.prototype.concat, "")
     return function
+
+
+def _trap_of(function: JsProxy) -> JsProxy:
+    """Return a trap that calls *function* with the arguments of what it guards."""
+    return _without_this.bind(_apply.bind(None, function))
 
 
 def _until(signal: JsProxy) -> JsProxy:

@@ -24,6 +24,8 @@ from typing import Any, Final, Self
 import js
 from pyodide.ffi import JsException, JsProxy, create_proxy, jsnull, to_js
 
+from chatturn.gathering import Work
+
 __all__ = [
     "Bell",
     "RequestAlarm",
@@ -39,6 +41,7 @@ __all__ = [
     "run_sync_is_allowed",
     "settled",
     "started",
+    "work",
 ]
 
 # JavaScript's own: the same for every request, so that they may be looked up at import.
@@ -47,6 +50,9 @@ _from_entries: Final = js.Object.fromEntries
 _stringify: Final = js.JSON.stringify
 _set_timeout: Final = js.setTimeout
 _clear_timeout: Final = js.clearTimeout
+
+work: Final = Work()
+"""What bells have woken; a number, which the isolate's requests may share."""
 
 _run_sync_is_allowed = False
 
@@ -121,12 +127,16 @@ class Timer:
     Args:
         after_s: How long; 1 ms at least.
         callback: Called by JavaScript, outside any task.
+
+    Attributes:
+        late_s: How long after its time it has called; 0 before.
     """
 
-    __slots__ = ("_callback", "_slot", "_timer", "due_s")
+    __slots__ = ("_callback", "_slot", "_timer", "due_s", "late_s")
 
     def __init__(self, after_s: float, callback: Callable[[], object]) -> None:
         self._callback = callback
+        self.late_s = 0.0
         self.due_s = _monotonic() + after_s
         self._slot = slot = _free_slots.pop() if _free_slots else _new_slot()
         slot.timer = self
@@ -181,6 +191,7 @@ class _Slot:
         if left_s > _EARLY_S:
             timer.wait_on(left_s)
             return
+        timer.late_s = max(0.0, -left_s)
         self.release()
         timer.call()
 
@@ -266,8 +277,9 @@ class Bell:
             return
         if _run_sync_is_allowed or asyncio.current_task() is not None:
             self._loop.call_soon(wake)
-        else:
-            wake()
+            return
+        work.pieces += 1
+        wake()
 
     def __await__(self) -> Generator[Any, None, None]:
         self._asyncio_future_blocking = True
