@@ -1,15 +1,19 @@
 """
 An entry module around the real one, mounted beside it: the same Worker on a database that counts.
 
-``GET /bench/counts`` tells what was counted since it was last asked.  The files that are deployed stay as they
-are: the driver is replaced where `deployment` finds it.
+``GET /bench/counts`` tells what was counted since it was last asked; with ``?byte_codes`` those are counted from then
+on, too, which takes several times as long.  The files that are deployed stay as they are: the driver is replaced where
+`deployment` finds it.  Where `border.mjs` stands in front of the host, what crosses the border is told as well.
 """
 
 import json
+import sys
 from collections.abc import Sequence
+from types import CodeType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import js
 from pyodide.ffi import JsProxy
 from workers import Request, Response
 
@@ -21,6 +25,9 @@ __all__ = ["CountingDatabase", "Default"]
 
 _COUNTED: Final = ("round_trips", "statements", "rows_written", "rows_read")
 _COUNTS: Final = dict.fromkeys(_COUNTED, 0)
+_BYTE_CODES: Final = [0]
+_TOOL: Final = 2
+"""A number that `sys.monitoring` has for profilers."""
 
 
 class Default(Real):
@@ -28,11 +35,36 @@ class Default(Real):
 
     async def fetch(self, request: Request) -> Any:
         """Answer one request."""
-        if urlsplit(request.url).path != "/bench/counts":
+        address = urlsplit(request.url)
+        if address.path != "/bench/counts":
             return await super().fetch(request)
-        text = json.dumps(_COUNTS)
-        _COUNTS.update(dict.fromkeys(_COUNTED, 0))
-        return Response(text)
+        if address.query == "byte_codes":
+            _count_byte_codes()
+        return Response(_taken())
+
+
+def _taken() -> str:
+    """Return the counts as JSON, and begin anew."""
+    border = getattr(js, "borderCounts", None)
+    crossed = {} if border is None else border.to_py()
+    text = json.dumps({**_COUNTS, **crossed, "byte_codes": _BYTE_CODES[0]})
+    _COUNTS.update(dict.fromkeys(_COUNTED, 0))
+    _BYTE_CODES[0] = 0
+    for name in crossed:
+        setattr(border, name, 0)
+    return text
+
+
+def _count_byte_codes() -> None:
+    monitoring = sys.monitoring  # type: ignore[attr-defined]  # came with Python 3.12; this is 3.13
+    if monitoring.get_tool(_TOOL) is None:
+        monitoring.use_tool_id(_TOOL, "bench")
+        monitoring.register_callback(_TOOL, monitoring.events.INSTRUCTION, _count_byte_code)
+        monitoring.set_events(_TOOL, monitoring.events.INSTRUCTION)
+
+
+def _count_byte_code(_code: CodeType, _offset: int) -> None:
+    _BYTE_CODES[0] += 1
 
 
 class CountingDatabase(d1.D1Database):

@@ -23,8 +23,11 @@ __all__ = [
     "counts_of",
     "delta_lag",
     "empty_requests",
+    "fresh",
     "fresh_turns",
+    "lags",
     "memory",
+    "read_counts",
     "replays",
     "steps",
     "turns_in_a_row",
@@ -54,7 +57,7 @@ class Sample:
 
 def fresh_turns(subjects: Subjects, script: Script, rounds: int, settling_s: float = _SETTLING_S) -> Sample:
     """Run one fresh turn after the other, each Worker in its turn; what it does within *settling_s* is counted."""
-    return _alternate(subjects, rounds, lambda: _fresh(script), settling_s)
+    return _alternate(subjects, rounds, lambda: fresh(script), settling_s)
 
 
 def turns_in_a_row(subjects: Subjects, script: Script, rounds: int, turns: int, settling_s: float) -> Figures:
@@ -64,7 +67,7 @@ def turns_in_a_row(subjects: Subjects, script: Script, rounds: int, turns: int, 
         for name, subject in subjects.items():
             used = subject.cpu_s()
             for _ in range(turns):
-                subject.client.ask(_fresh(script))
+                subject.client.ask(fresh(script))
             time.sleep(settling_s)
             measured[name].append((subject.cpu_s() - used) * 1000 / turns)
     return {name: statistics.median(values) for name, values in measured.items()}
@@ -72,7 +75,7 @@ def turns_in_a_row(subjects: Subjects, script: Script, rounds: int, turns: int, 
 
 def replays(subjects: Subjects, rounds: int) -> Sample:
     """Ask again for a turn of 20 chunks that has finished."""
-    request = _fresh(Script(20))
+    request = fresh(Script(20))
     for subject in subjects.values():
         subject.client.ask(request)
     return _alternate(subjects, rounds, lambda: request)
@@ -103,20 +106,20 @@ def empty_requests(subjects: Subjects, rounds: int) -> Sample:
 def warm_up(subjects: Subjects, turns: int) -> None:
     """Let the just-in-time compilers see what is coming."""
     for subject in subjects.values():
-        request = _fresh(Script(20))
+        request = fresh(Script(20))
         for _ in range(turns):
-            subject.client.ask(_fresh(Script(20)))
+            subject.client.ask(fresh(Script(20)))
             subject.client.ask(request)
         for script in (Script(500), Script(500, 10)):
             for _ in range(max(1, turns // 10)):
-                subject.client.ask(_fresh(script))
+                subject.client.ask(fresh(script))
 
 
 def concurrency(subjects: Subjects, at_once: int, turns: int) -> Figures:
     """Return the turns of 20 chunks per second, so many at once."""
     rates: Figures = {}
     for name, subject in subjects.items():
-        requests = [_fresh(Script(20)) for _ in range(turns)]
+        requests = [fresh(Script(20)) for _ in range(turns)]
         began = time.monotonic()
         subject.client.ask_all(requests, concurrency=at_once)
         rates[name] = turns / (time.monotonic() - began)
@@ -128,7 +131,7 @@ def memory(subject: Subject, turns: int, steps: int) -> list[float]:
     """Return the runtime's resident megabytes before and after each of *steps* parts of *turns* turns."""
     sizes = [subject.memory_mb()]
     for _ in range(steps):
-        requests = [_fresh(Script(20)) for _ in range(turns // steps)]
+        requests = [fresh(Script(20)) for _ in range(turns // steps)]
         subject.client.ask_all(requests, concurrency=8)
         sizes.append(subject.memory_mb())
     subject.client.close()
@@ -137,13 +140,13 @@ def memory(subject: Subject, turns: int, steps: int) -> list[float]:
 
 def delta_lag(subjects: Subjects, events: int, pause_ms: int, rounds: int) -> tuple[Figures, Figures]:
     """Return median and 95th percentile of the milliseconds from the model's sending to the client's reading."""
-    lags: dict[str, list[float]] = {name: [] for name in subjects}
+    found: dict[str, list[float]] = {name: [] for name in subjects}
     for _ in range(rounds):
         for name, subject in subjects.items():
-            lags[name] += _lags(subject.client.ask(_fresh(Script(events, 1, pause_ms))))
+            found[name] += lags(subject.client.ask(fresh(Script(events, 1, pause_ms))))
     return (
-        {name: statistics.median(values) for name, values in lags.items()},
-        {name: statistics.quantiles(values, n=20)[-1] for name, values in lags.items()},
+        {name: statistics.median(values) for name, values in found.items()},
+        {name: statistics.quantiles(values, n=20)[-1] for name, values in found.items()},
     )
 
 
@@ -153,20 +156,20 @@ def counts() -> dict[str, dict[str, int]]:
         session = next(_sessions)
         found = {}
         for what, turn_index in (("fresh", 0), ("fresh, second of its session", 1), ("replay", 0)):
-            _read_counts(subject)
+            read_counts(subject)
             subject.client.ask(_request(Script(20), session, turn_index))
             time.sleep(0.3)
-            found[what] = _read_counts(subject)
+            found[what] = read_counts(subject)
     return found
 
 
 def counts_of(script: Script) -> dict[str, int]:
     """Return D1's round trips, statements and rows of one fresh turn."""
     with counted_worker() as subject:
-        _read_counts(subject)
-        subject.client.ask(_fresh(script))
+        read_counts(subject)
+        subject.client.ask(fresh(script))
         time.sleep(0.3)
-        return _read_counts(subject)
+        return read_counts(subject)
 
 
 def steps(number: int) -> dict[str, tuple[float, dict[str, int]]]:
@@ -177,8 +180,8 @@ def steps(number: int) -> dict[str, tuple[float, dict[str, int]]]:
         found = {}
         for what in ("fresh", "replay"):
             for how in ("durable", "naive"):
-                _read_counts(subject)
-                found[f"{how}, {what}"] = (_timed_steps(subject, how, "measured", number), _read_counts(subject))
+                read_counts(subject)
+                found[f"{how}, {what}"] = (_timed_steps(subject, how, "measured", number), read_counts(subject))
         return found
 
 
@@ -195,10 +198,11 @@ def _timed_steps(subject: Subject, how: str, run_id: str, number: int) -> float:
         connection.close()
 
 
-def _read_counts(subject: Subject) -> dict[str, int]:
+def read_counts(subject: Subject, query: str = "") -> dict[str, int]:
+    """Read what was counted since the last time."""
     connection = http.client.HTTPConnection("127.0.0.1", subject.worker.server.port, timeout=10)
     try:
-        connection.request("GET", "/bench/counts")
+        connection.request("GET", f"/bench/counts{query}")
         found: dict[str, int] = json.loads(connection.getresponse().read())
     finally:
         connection.close()
@@ -226,11 +230,13 @@ def _medians(columns: Mapping[str, Sequence[Sequence[float]]], at: int) -> Figur
     return {name: statistics.median(column[at]) for name, column in columns.items()}
 
 
-def _lags(answer: Answer) -> list[float]:
+def lags(answer: Answer) -> list[float]:
+    """Return for each delta how many milliseconds after the model's sending it was read."""
     return [(at * 1e9 - int(stamp)) / 1e6 for at, piece in answer.reads for stamp in _STAMP.findall(piece)]
 
 
-def _fresh(script: Script) -> Request:
+def fresh(script: Script) -> Request:
+    """Ask for a turn of a session of its own."""
     return _request(script, next(_sessions), 0)
 
 

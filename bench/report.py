@@ -18,9 +18,10 @@ What a turn costs in the Worker, beside two small JavaScript Workers under the s
 shaped like agent-runtime's can cost in JavaScript. The model answers without a delay. All three are asked in
 turn, one request after the other, over kept connections; figures are medians. *chatturn* checks a token, the
 floor does not. *least* (`bench/least.py`) is a Python Worker that does nothing of its own: it answers with two
-letters, or hands each chunk of the model's on. CPU is the user and system time of the workerd that runs the Worker
-and its local D1.
-Ratios are to the floor's; absolute figures are milliseconds of this machine."""
+letters, or hands each chunk of the model's on. *peer* (`bench/peer/worker.mjs`) is an engine of agent-runtime's
+shape in JavaScript: eleven statements a turn, each awaited by itself. CPU is the user and system time of the
+workerd that runs the Worker and its local D1.
+Ratios are to the floor's, or, in tables without it, to peer's; absolute figures are milliseconds of this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,14 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench import logs, measures
+from bench import load, logs, measures
 from bench.measures import Figures, Subjects
 from bench.report import Bar, Report, cells
 from bench.upstream import Script
-from bench.workers import NAMES, least_worker, running_subjects, traced_workers
+from bench.workers import NAMES, least_worker, running_peers, running_subjects, traced_workers
 
 _RESULTS: Final = Path(__file__).parent / "RESULTS.md"
 _TELEMETRY_BARS: Final = {"time to first byte": 1.02, "CPU, of ten in a row": 1.1}
+
+_AWAY_MS: Final = (0, 5, 20)
+"""How much further away the database is than in the same process."""
+
+_AT_ONCE: Final = (1, 8, 32, 128)
 
 _FLUSHED_S: Final = 0.6
 """After an answer, until its telemetry has been sent."""
@@ -42,6 +47,7 @@ class _Plan:
     followed_turns: int
     traced_rounds: int
     steps: int
+    peer_rounds: int
 
 
 _FULL: Final = _Plan(
@@ -56,6 +62,7 @@ _FULL: Final = _Plan(
     followed_turns=5,
     traced_rounds=100,
     steps=1_000,
+    peer_rounds=3,
 )
 _QUICK: Final = _Plan(
     warm_up=20,
@@ -69,6 +76,7 @@ _QUICK: Final = _Plan(
     followed_turns=2,
     traced_rounds=20,
     steps=200,
+    peer_rounds=1,
 )
 
 
@@ -81,6 +89,7 @@ def main(arguments: list[str]) -> int:
     began = time.monotonic()
     report = Report(command="make bench" + (" ARGS=--quick" if quick else ""))
     _count(report)
+    _count_crossings(report)
     _measure_log(plan, report)
     _measure_steps(plan, report)
     with running_subjects() as subjects:
@@ -92,6 +101,7 @@ def main(arguments: list[str]) -> int:
         _measure_least(subjects, plan, report)
         _measure_concurrency(subjects, plan, report)
         _measure_memory(subjects, plan, report)
+    _measure_beside_peer(plan, report)
     _measure_telemetry(plan, report)
     print(report.text())
     if not quick:
@@ -110,6 +120,66 @@ def _count(report: Report) -> None:
     ]
     rows = [[what, *(str(count) for count in counts.values())] for what, counts in found.items()]
     report.add("D1, counted", ["turn of 20 chunks", "round trips", "statements", "rows written", "rows read"], rows)
+
+
+def _count_crossings(report: Report) -> None:
+    _say("counting crossings and byte codes")
+    found = load.turn_counts()
+    rows = [
+        [what, *(f"{counts[name]:.1f}" if name in counts else "" for counts in found.values())]
+        for name, what in load.COUNTED.items()
+    ]
+    report.add("What a turn does, counted", ["", *found], rows)
+
+
+def _measure_beside_peer(plan: _Plan, report: Report) -> None:
+    for away_ms in _AWAY_MS:
+        with running_peers(away_ms) as subjects:
+            _say(f"beside peer, the database {away_ms} ms further away")
+            measures.warm_up(subjects, plan.warm_up)
+            _measure_throughput(subjects, plan, report, away_ms)
+            if not away_ms:
+                _measure_paced(subjects, plan, report)
+
+
+def _measure_throughput(subjects: Subjects, plan: _Plan, report: Report, away_ms: int) -> None:
+    rows, ours = [], {}
+    for at_once in _AT_ONCE:
+        _say(f"{at_once} at once")
+        rates, costs = load.throughput(subjects, at_once, max(plan.turns_at_once, 2 * at_once), plan.peer_rounds)
+        ours[at_once] = rates[_OURS]
+        rows.append([str(at_once), *cells(rates, floor="peer"), *cells(costs, floor="peer")])
+        if at_once in {8, 32} and not away_ms:
+            measured = rates[_OURS] / rates["peer"]
+            report.bars.append(Bar(what=f"turns/s beside peer, {at_once} at once", least=1.0, measured=measured))
+    if not away_ms:
+        kept = ours[128] / ours[32]
+        report.bars.append(Bar(what="turns/s, 128 at once beside 32 at once", least=1.0, measured=kept))
+    header = ["at once", *(f"{name}, turns/s" for name in subjects), *(f"{name}, CPU ms" for name in subjects)]
+    report.add(f"Turns of 20 chunks beside peer, the database {away_ms} ms further away", header, rows)
+
+
+def _measure_paced(subjects: Subjects, plan: _Plan, report: Report) -> None:
+    rows = []
+    for streams in (1, 8):
+        _say(f"{streams} paced streams at once")
+        found = load.paced_lag(subjects, streams, plan.peer_rounds)
+        for what in ("median", "high"):
+            figures = {name: getattr(lag, what) for name, lag in found.items()}
+            words = "median" if what == "median" else "90th percentile"
+            rows.append([f"lag of a delta, {streams} at once, {words}", *cells(figures, floor="peer")])
+            measured = figures[_OURS] / figures["peer"]
+            if what == "median":
+                report.bars.append(Bar(what=f"paced lag beside peer, {streams} at once", most=1.3, measured=measured))
+            elif streams > 1:
+                bar = f"paced lag beside peer, {streams} at once, 90th percentile"
+                report.bars.append(Bar(what=bar, most=1.6, measured=measured))
+    _say("CPU of a paced stream")
+    whole, each = load.paced_cpu(subjects, 3 * plan.peer_rounds)
+    measured = whole[_OURS] / whole["peer"]
+    report.bars.append(Bar(what="CPU of a paced stream beside peer", most=1.2, measured=measured))
+    rows += [["CPU, 120 chunks", *cells(whole, floor="peer")], ["CPU, a chunk more", *cells(each, floor="peer")]]
+    report.add("Streams of a chunk each 20 ms beside peer, ms", ["", *subjects], rows)
 
 
 def _measure_log(plan: _Plan, report: Report) -> None:

@@ -1,7 +1,5 @@
 """The Workers that are compared, each in a workerd of its own under the same wrangler, and their model."""
 
-import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import jwt
 
 from bench.client import Client
+from bench.servers import AwayJavaScriptServer, AwayServer, CountingServer, JavaScriptServer
 from dev import paths
 from dev.config import Config
 from dev.server import Server
@@ -28,6 +28,7 @@ __all__ = [
     "counted_worker",
     "least_worker",
     "running_pair_subject",
+    "running_peers",
     "running_subjects",
     "running_upstream",
     "running_with",
@@ -40,16 +41,6 @@ NAMES: Final = ("pass", "floor", "chatturn")
 
 _HERE: Final = Path(__file__).parent
 VARIABLES: Final = {"BACKEND": "openai", "OPENAI_API_KEY": "bench", "MODEL": "bench", "HISTORY_TURNS": "20"}
-
-
-class JavaScriptServer(Server):
-    """A Worker of one JavaScript module, instead of a folder of Python sources."""
-
-    def assemble(self) -> None:
-        """Write what wrangler is to run to `bundle`."""
-        self.bundle.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.mounts[""], self.bundle / "main.mjs")
-        (self.bundle / "wrangler.json").write_text(json.dumps(self.config.for_host(), indent=2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +78,21 @@ def running_subjects() -> Iterator[dict[str, Subject]]:
 
 
 @contextmanager
+def running_peers(away_ms: int = 0) -> Iterator[dict[str, Subject]]:
+    """Run *peer* and our Worker on databases that are so much further away, and their model."""
+    with ExitStack() as stack:
+        away = {"BENCH_AWAY_MS": str(away_ms)}
+        variables = {**VARIABLES, **away, "OPENAI_BASE_URL": stack.enter_context(running_upstream())}
+        workers = {
+            "peer": stack.enter_context(
+                _javascript_worker(_HERE / "peer" / "worker.mjs", variables, AwayJavaScriptServer)
+            ),
+            "chatturn": stack.enter_context(running_worker(variables=variables, kind=AwayServer)),
+        }
+        yield {name: subject(name, worker) for name, worker in workers.items()}
+
+
+@contextmanager
 def running_with(settings: Mapping[str, Mapping[str, str]]) -> Iterator[dict[str, Subject]]:
     """Run the Worker once with each of some settings, and their model."""
     with ExitStack() as stack:
@@ -106,9 +112,9 @@ def running_pair_subject() -> Iterator[Subject]:
 
 
 @contextmanager
-def counted_worker() -> Iterator[Subject]:
-    """Run the Worker on a database that counts, and its model."""
-    with _other_entry("counted") as counted:
+def counted_worker(variables: Mapping[str, str] = MappingProxyType({})) -> Iterator[Subject]:
+    """Run the Worker with some settings on a database and behind a border that count, and its model."""
+    with _other_entry("counted", kind=CountingServer, settings=variables) as counted:
         yield counted
 
 
@@ -137,12 +143,16 @@ def traced_workers() -> Iterator[dict[str, Subject]]:
 
 
 @contextmanager
-def _other_entry(name: str, *others: str) -> Iterator[Subject]:
+def _other_entry(
+    name: str, *others: str, kind: type[Server] = Server, settings: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Subject]:
     """Run the entry module *name* of this folder, beside the real one, *others* that it needs, and its model."""
     with ExitStack() as stack:
-        variables = {**VARIABLES, "OPENAI_BASE_URL": stack.enter_context(running_upstream())}
+        variables = {**VARIABLES, **settings, "OPENAI_BASE_URL": stack.enter_context(running_upstream())}
         mounts = {f"{name}.py": _HERE / f"{name}.py", **{f"bench/{each}.py": _HERE / f"{each}.py" for each in others}}
-        yield subject(name, stack.enter_context(running_worker(variables=variables, entry=name, mounts=mounts)))
+        yield subject(
+            name, stack.enter_context(running_worker(variables=variables, entry=name, mounts=mounts, kind=kind))
+        )
 
 
 @contextmanager
@@ -155,20 +165,22 @@ def running_upstream() -> Iterator[str]:
 @contextmanager
 def _running(module: str) -> Iterator[str]:
     """Run a server that prints its port; yield its address."""
-    process = subprocess.Popen([sys.executable, "-m", module], cwd=paths.ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        port = int(process.stdout.readline()) if process.stdout is not None else 0
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
+    command = [sys.executable, "-m", module]
+    with subprocess.Popen(command, cwd=paths.ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            port = int(process.stdout.readline()) if process.stdout is not None else 0
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
 
 
 @contextmanager
-def _javascript_worker(module: Path, variables: Mapping[str, str]) -> Iterator[Worker]:
+def _javascript_worker(
+    module: Path, variables: Mapping[str, str], kind: type[JavaScriptServer] = JavaScriptServer
+) -> Iterator[Worker]:
     config = Config.read(paths.DEPLOYMENT_CONFIG, variables=variables)
     with tempfile.TemporaryDirectory(prefix="chatturn-bench-", ignore_cleanup_errors=True) as folder:
-        server = JavaScriptServer(
+        server = kind(
             folder=Path(folder) / "worker",
             state=Path(folder) / "state",
             config=replace(config, deployment={**config.deployment, "triggers": {}}),

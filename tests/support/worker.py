@@ -138,6 +138,7 @@ def running_worker(
     folder: Path | None = None,
     health_path: str = "/healthz",
     imports_late: bool = False,
+    kind: type[Server] = Server,
 ) -> Iterator[Worker]:
     """
     Run the Worker in *source* for the length of a `with` block.
@@ -154,10 +155,11 @@ def running_worker(
         folder: For state, logs and the assembled Worker; default: a temporary one.
         health_path: What to GET to see whether the Worker answers.
         imports_late: Whether it may import modules in requests, for which the first one waits at the edge.
+        kind: Who assembles it.
     """
     with tempfile.TemporaryDirectory(prefix="chatturn-", ignore_cleanup_errors=True) as temporary:
         folder = folder or Path(temporary)
-        server = Server(
+        server = kind(
             folder=folder / "worker",
             state=folder / "state",
             config=Config.read(deployment, environment=environment, variables={**DEFAULTS, **variables}),
