@@ -30,6 +30,7 @@ __all__ = [
     "reasoning_delta",
     "stored_event",
     "text_delta",
+    "text_deltas",
     "text_so_far",
     "tool_approval",
     "tool_call",
@@ -118,6 +119,11 @@ _DELTA_END: Final = ',"part":{"id":"text","type":"text"}}'
 def text_delta(text: str) -> ChatStreamEvent:
     """Make the event for a further piece of the answer."""
     return ChatStreamEvent(MESSAGE_PART, {"delta": text, "part": _TEXT_PART})
+
+
+def text_deltas(text: str) -> Sequence[ChatStreamEvent]:
+    """Make the events for a further piece of the answer of any length."""
+    return [text_delta(text)] if len(text) <= _PIECE_CHARACTERS else [text_delta(piece) for piece in pieces_of(text)]
 
 
 def pieces_of(text: str) -> list[str]:

@@ -25,7 +25,7 @@ from chatturn.backends.openai.template import FrameTemplate
 from chatturn.backends.openai.texts import SAID_AS_TEXT, Mender, parts_of, plain_text, reasoning_of
 from chatturn.backends.openai.tool_calls import ToolCallAssembler
 from chatturn.errors import AnswerWithheld, BackendError, BackendProtocolError, BackendReportedError
-from chatturn.events import ChatStreamEvent, TextDeltas, pieces_of, reasoning_delta, text_delta, usage_event
+from chatturn.events import ChatStreamEvent, TextDeltas, pieces_of, reasoning_delta, text_deltas, usage_event
 
 __all__ = ["CompletionReader"]
 
@@ -33,6 +33,7 @@ _MAX_COUNT: Final = 2**53 - 1  # what JSON numbers carry exactly everywhere
 _MAX_NAME: Final = 200
 _MAX_STRAY_CHARACTERS: Final = 2_000
 _MAX_HELD: Final = 16
+_FRAMES_TO_LEARN_FROM: Final = 4  # the role, and text twice; what comes then at once may be read at once
 _MOST_DIGITS: Final = 9
 _DATA: Final = "data:"
 _DONE_WORDS: Final = frozenset({"DONE", "END", "EOS"})
@@ -127,22 +128,24 @@ class CompletionReader:
             if not self._streaming:
                 return []
         batches: list[Sequence[ChatStreamEvent]] = []
-        events: list[ChatStreamEvent] = []
         try:
             frames = self._decoder.complete(chunk)
-            if not self._text.held and not self._decoder.in_event:
+            if not frames:
+                self._read_events(self._decoder.ahead(), batches)
+            elif not self._template.is_learnt:
+                first, frames = _cut(frames, _FRAMES_TO_LEARN_FROM)
+                self._read_events(self._decoder.events(first), batches)
+            if frames and not self._text.held and not self._decoder.in_event and not self.done:
                 bodies, frames = self._template.bodies_of(frames)
                 if any(bodies):
                     self._spoke, self.finish_reason = True, None
                     batches.append(TextDeltas(bodies))
-            if found := self._decoder.events(frames):
-                self._read_frames(found, events)
+            if frames:
+                self._read_events(self._decoder.events(frames), batches)
         except EventTooLong as error:
             self._fail(BackendProtocolError(str(error), backend=self._backend))
         except BackendError as error:
             self._fail(error)
-        if events:
-            batches.append(events)
         return batches
 
     def finish(self, call: int | None = None) -> list[ChatStreamEvent]:
@@ -296,8 +299,17 @@ class CompletionReader:
 
     # Frames
 
+    def _read_events(self, frames: Sequence[ServerSentEvent], batches: list[Sequence[ChatStreamEvent]]) -> None:
+        """Read frames; what those before a failure say is not lost."""
+        events: list[ChatStreamEvent] = []
+        try:
+            self._read_frames(frames, events)
+        finally:
+            if events:
+                batches.append(events)
+
     def _read_frames(self, frames: Sequence[ServerSentEvent], events: list[ChatStreamEvent]) -> None:
-        for frame in frames:
+        for frame in frames if not self.done else ():
             self._read_frame(frame, events)
             if self.done:
                 break
@@ -494,7 +506,7 @@ class CompletionReader:
             text = self._text.mended(text)
         if text:
             self._spoke = True
-            events.extend(map(text_delta, pieces_of(text)))
+            events += text_deltas(text)
 
     def _identify(self, message: dict[str, Any]) -> None:
         model, response_id = message.get("model"), message.get("id")
@@ -503,6 +515,16 @@ class CompletionReader:
         if type(model) is str and model:  # the first frame of some servers has none
             self.model = _sendable(model)
             self._identified = True
+
+
+def _cut(frames: str, number: int) -> tuple[str, str]:
+    """Cut *frames* behind the first *number* of them, each of which a blank line ends."""
+    end = 0
+    for _ in range(number):
+        end = frames.find("\n\n", end) + 2
+        if end < len("\n\n"):
+            return frames, ""
+    return frames[:end], frames[end:]
 
 
 def _native_choices(message: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -87,7 +87,7 @@ class SSEDecoder:
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """Take the next bytes; return the events that they complete.  Raises what `complete` raises."""
-        return self.events(self.complete(chunk))
+        return [*self.events(self.complete(chunk)), *self.ahead()]
 
     def complete(self, chunk: bytes) -> str:
         """
@@ -118,13 +118,16 @@ class SSEDecoder:
     def events(self, frames: str) -> list[ServerSentEvent]:
         """Return the events of *frames*, which `complete` returned and whose order must be kept."""
         events: list[ServerSentEvent] = []
-        if not frames and not self._rest:
-            return events
-        for frame in frames[:-2].split("\n\n"):
+        for frame in frames[:-2].split("\n\n") if frames else ():
             if frame.startswith("data: ") and "\n" not in frame and not self.in_event:
                 events.append(ServerSentEvent(frame[6:], "message", self.last_event_id))
             elif frame:
                 self._read_lines([*frame.split("\n"), ""], events)
+        return events
+
+    def ahead(self) -> list[ServerSentEvent]:
+        """Return what a lenient decoder makes of an event that has no end yet, if its lines are several events."""
+        events: list[ServerSentEvent] = []
         if self._rest and self._lenient:
             self._read_ahead(events)
         return events

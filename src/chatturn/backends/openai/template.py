@@ -47,6 +47,11 @@ class FrameTemplate:
         self._candidate = ("", "")
         self._misses = 0
 
+    @property
+    def is_learnt(self) -> bool:
+        """Whether it is known what frames have in common."""
+        return bool(self._first)
+
     def text_of(self, data: str) -> str | None:
         """Return the content's text in *data*, if *data* is otherwise as learnt; else None: parse it."""
         before, after = self._before, self._after
