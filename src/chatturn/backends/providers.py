@@ -31,6 +31,10 @@ __all__ = ["PRESETS", "Model", "Preset", "Provider", "parse_providers", "prices_
 _SETTING: Final = "PROVIDERS"
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
 _HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_OF_THE_CONNECTION: Final = frozenset(
+    {"connection", "content-length", "expect", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
+)
+_ENDPOINT: Final = "/chat/completions"
 _SECRET_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,99}")
 _SECRET_IN_TEXT: Final = re.compile(r"\$\{([^}]*)\}")
 _MODEL_PLACE: Final = "{model}"
@@ -280,7 +284,12 @@ def _provider(place: _Place, variables: Mapping[str, str]) -> Provider:
     )
     preset = PRESETS[kind]
     name = place.take("name", _is_name, f"like {_NAME.pattern}", kind)
-    base_url = place.take("base_url", _is_url, ADDRESS, preset.base_url)
+    base_url = place.take(
+        "base_url",
+        lambda value: not preset.is_binding and _is_url(value) and not value.rstrip("/").endswith(_ENDPOINT),
+        "none: it is a binding" if preset.is_binding else f"{ADDRESS}, and without {_ENDPOINT}",
+        preset.base_url,
+    )
     if not base_url:
         raise place.error("base_url", f"is required by the kind {kind!r}")
     query = {**preset.query, **_texts(place.place("query"))}
@@ -331,6 +340,8 @@ def _headers(place: _Place, variables: Mapping[str, str]) -> dict[str, str]:
     for name, value in members.items():
         if not _HEADER.fullmatch(name) or not is_header_value(value):
             raise place.error_at(name, "is no header")
+        if name.lower() in _OF_THE_CONNECTION:
+            raise place.error_at(name, "is a header of the connection's own")
     return {name.lower(): _filled(value, variables, partial(place.error_at, name)) for name, value in members.items()}
 
 

@@ -232,7 +232,7 @@ class OpenAICompatibleBackend:
                     chunk = None if reader.done else await self._next_chunk(chunks, reader, watchdog)
                 events = reader.finish(call.index)
                 if kept := reader.kept():
-                    context.keep({"provider": self.provider.name, **kept})
+                    context.keep({"provider": self.provider.name, "model": model, **kept})
                 if events:
                     call.said(events)
                     yield events

@@ -3,7 +3,7 @@ What a model's API says besides text and wants back: reasoning, signatures, thin
 
 Gemini 3, DeepSeek, Kimi and Claude refuse a conversation in which their tool calls stand without it; some want it in
 later turns as well.  Nobody but the
-API knows what it means, so it is put together from the pieces as it came, and sent back to none but who said it.
+API knows what it means, so it is put together from the pieces as it came, and sent back to no other provider or model.
 """
 
 import json

@@ -60,15 +60,15 @@ class Quirks:
         return None
 
     def applied(self, body: dict[str, Any], provider: str) -> dict[str, Any]:
-        """Return *body* as the API wants it; what another provider wanted back stays here."""
-        body["messages"] = [self._message(message, provider) for message in body["messages"]]
+        """Return *body* as the API wants it; what another provider, or another model, wanted back stays here."""
+        body["messages"] = [self._message(message, provider, body["model"]) for message in body["messages"]]
         if not self.stream_options:
             body.pop("stream_options", None)
         if self.max_tokens != "max_tokens" and "max_tokens" in body:
             body[self.max_tokens] = body.pop("max_tokens")
         return body
 
-    def _message(self, message: Mapping[str, Any], provider: str) -> dict[str, Any]:
+    def _message(self, message: Mapping[str, Any], provider: str, model: str) -> dict[str, Any]:
         said = {name: value for name, value in message.items() if name != KEPT}
         if _only_calls(said):
             said["content"] = None if self.content == "null" else ""
@@ -76,7 +76,8 @@ class Quirks:
                 del said["content"]
         kept = message.get(KEPT) or {}
         calls = said.get("tool_calls", [])
-        if kept.get("provider") != provider or not (calls or self.later_turns):
+        is_own = kept.get("provider") == provider and kept.get("model", model) == model  # of before, it has no model
+        if not is_own or not (calls or self.later_turns):
             return said
         together = {**said, **kept["message"], **({"tool_calls": _with_kept(calls, kept["calls"])} if calls else {})}
         if "content" in kept["message"] and said.get("content"):

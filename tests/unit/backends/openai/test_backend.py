@@ -665,14 +665,21 @@ async def test_a_quota_that_comes_back_is_waited_for() -> None:
 
 
 async def test_what_an_api_wants_back_goes_to_nobody_else() -> None:
-    """Neither to another provider, nor as a member that no API knows."""
-    kept = {"provider": "openai", "message": {"reasoning_content": "hm"}, "calls": [{"extra_content": {"sig": "s"}}]}
+    """Neither to another provider or model, nor as a member that no API knows."""
+    kept = {
+        "provider": "openai",
+        "model": "m",
+        "message": {"reasoning_content": "hm"},
+        "calls": [{"extra_content": {"sig": "s"}}],
+    }
     call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     said = {"role": "assistant", "content": None, "tool_calls": [call], "kept": kept}
-    transport = ScriptedTransport([OK, OK])
-    for provider in ("openai", "other"):
-        await batches(backend(transport, provider=provider), AgentBackendInput(messages=[said]))
-    own, other = (json.loads(exchange.request.body)["messages"][0] for exchange in transport.exchanges)
+    transport = ScriptedTransport([OK, OK, OK])
+    for provider, model in (("openai", "m"), ("other", "m"), ("openai", "another")):
+        await batches(backend(transport, provider=provider), AgentBackendInput(messages=[said], model=model))
+    own, other, of_another_model = (
+        json.loads(exchange.request.body)["messages"][0] for exchange in transport.exchanges
+    )
 
     assert own == {
         "role": "assistant",
@@ -680,4 +687,4 @@ async def test_what_an_api_wants_back_goes_to_nobody_else() -> None:
         "reasoning_content": "hm",
         "tool_calls": [{**call, "extra_content": {"sig": "s"}}],
     }
-    assert other == {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert other == of_another_model == {"role": "assistant", "content": "", "tool_calls": [call]}
