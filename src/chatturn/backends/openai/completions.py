@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from chatturn.backends.openai.besides import KNOWN, Besides
-from chatturn.backends.openai.ends import End, end_of, reason_in
+from chatturn.backends.openai.ends import End, end_of, may_be_replaced, reason_in
 from chatturn.backends.openai.failures import Complaint, complaint_in, complaint_within, shortened
 from chatturn.backends.openai.kept import Keeper
 from chatturn.backends.openai.model_json import parse_frame, parse_values
@@ -438,7 +438,7 @@ class CompletionReader:
         reason = reason_in(choice, delta)
         if reason is None:
             return only_text and not whole
-        if self.finish_reason is None or end_of(self.finish_reason).is_whole:  # no empty frame makes a cut one whole
+        if self.finish_reason is None or may_be_replaced(self.finish_reason, alone=self.reason_stands_alone):
             self.finish_reason = _sendable(str(reason))
         self.reason_stands_alone = not spoke
         return False

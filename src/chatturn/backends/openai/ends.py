@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final
 
-__all__ = ["End", "end_of", "known_words", "reason_in", "says_nothing"]
+__all__ = ["End", "end_of", "known_words", "may_be_replaced", "reason_in", "says_nothing"]
 
 
 class End(Enum):
@@ -58,6 +58,7 @@ _WORDS: Final[Mapping[End, str]] = {
 _ENDS: Final[Mapping[str, End]] = {word: end for end, words in _WORDS.items() for word in words.split()}
 _INNER_CAPITAL: Final = re.compile("(?<=[a-z])(?=[A-Z])")
 _PREFIX: Final = re.compile("^finish_?reason[._:]+")
+_VAGUE: Final = frozenset({"unspecified", "finish_reason_unspecified", "unknown", "other", "finish_reason_other"})
 _NAMES: Final = ("finish_reason", "finishReason")
 _NOTHING: Final = frozenset({"", "null", "none", "undefined", "nil", "false"})
 
@@ -93,6 +94,18 @@ def end_of(reason: str) -> End:
     word = _word(reason)
     short = _PREFIX.sub("", word)
     return _ENDS.get(word) or _ENDS.get(short.partition(":")[0]) or End.UNKNOWN
+
+
+def may_be_replaced(reason: str, *, alone: bool) -> bool:
+    """
+    Say whether an empty frame may give another reason behind *reason*: none makes a cut answer whole, or a failed one.
+
+    Args:
+        reason: As it came.
+        alone: Whether it came without content.  Some servers say with every piece that there is none yet.
+    """
+    end = end_of(reason)
+    return end.is_whole or (not alone and (end is End.UNKNOWN or _PREFIX.sub("", _word(reason)) in _VAGUE))
 
 
 def _word(reason: object) -> str:

@@ -617,6 +617,14 @@ def test_an_empty_frame_does_not_take_back_how_an_answer_failed(last: str) -> No
         said(sse(HI, chunk(finish=last), chunk({"content": ""}, finish="stop"), "[DONE]"))
 
 
+@pytest.mark.parametrize("each", ["FINISH_REASON_UNSPECIFIED", "continue", "stop"])
+def test_what_stands_beside_every_piece_is_no_reason_yet(each: str) -> None:
+    """Only the last one counts, and that may come alone."""
+    events = said(sse(chunk({"content": "Hi"}, finish=each), chunk({"content": "!"}, finish=each), END, "[DONE]"))
+
+    assert (text_of(events), events[-1]) == ("Hi!", STOP)
+
+
 @pytest.mark.parametrize(
     "frame",
     [
