@@ -102,7 +102,9 @@ class Connector:
             if isinstance(outcome, TransportRequest):
                 redirects += outcome.url != request.url
                 if redirects > _MOST_REDIRECTS:
-                    raise BackendRejected("redirects without end", backend=self.kind, detail=outcome.url)
+                    raise BackendRejected(
+                        "redirects without end", backend=self.kind, detail=_without_query(outcome.url)
+                    )
                 request = outcome
                 continue
             attempt += 1
@@ -155,7 +157,7 @@ class Connector:
         wait_s = self._wait_s(attempt, hint, watchdog) if passing else None
         if wait_s is not None:
             return wait_s
-        location = response.headers.get("location", "")
+        location = _without_query(response.headers.get("location", ""))
         raise (BackendTransportError if passing else BackendRejected)(
             f"status {status} at try {attempt}",
             backend=self.kind,
@@ -197,6 +199,12 @@ def _elsewhere(request: TransportRequest, response: TransportResponse) -> Transp
     here, there = urlsplit(request.url), urlsplit(url)
     is_safe = there.scheme in {here.scheme, "https"} and there.username is None
     return replace(request, url=url) if here.hostname == there.hostname and is_safe else None
+
+
+def _without_query(url: str) -> str:
+    """Return an address as the log may have it: some APIs take their key in the query."""
+    address, query, _ = url.partition("?")
+    return f"{address}{query and '?…'}"
 
 
 def _below(span: Span, request: TransportRequest) -> TransportRequest:

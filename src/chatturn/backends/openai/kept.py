@@ -99,6 +99,8 @@ def _groups(items: Sequence[Any]) -> list[list[Any]]:
 
 
 def _goes_on(before: Any, item: Any) -> bool:
-    if not isinstance(before, Mapping) or not isinstance(item, Mapping) or before.get("signature"):
+    if not isinstance(before, Mapping) or not isinstance(item, Mapping):
+        return False
+    if before.get("signature") or "data" in before:  # it has ended; what is encrypted comes as a whole
         return False
     return "index" not in before and all(before.get(name) == item.get(name) for name in ("type", "id"))

@@ -604,6 +604,17 @@ async def test_a_redirect_to_another_host_is_told(location: str) -> None:
     assert location in error.detail
 
 
+@pytest.mark.parametrize("location", ["https://elsewhere.example/v1?key=k-1", "/v1?key=k-1"])
+async def test_the_log_has_no_query_of_a_redirect(location: str) -> None:
+    """Some APIs take their key in it, and redirects repeat it."""
+    transport = ScriptedTransport([Reply(status=307, headers={"location": location})] * 5)
+    error = await failure_of(backend(transport))
+
+    assert isinstance(error, BackendRejected)
+    assert "/v1?…" in error.detail
+    assert "k-1" not in error.detail
+
+
 async def test_a_redirect_in_a_circle_ends() -> None:
     """After three."""
     replies = [Reply(status=307, headers={"location": f"/{at}"}) for at in range(9)]

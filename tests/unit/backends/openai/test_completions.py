@@ -527,6 +527,10 @@ def kept(*deltas: dict[str, Any]) -> dict[str, Any]:
             {"reasoning_details": [{"type": "reasoning.text", "index": 0, "text": "ab"}, {"type": "reasoning.text", "index": 1, "text": "c"}]},
         ),
         (
+            [{"thinking_blocks": [{"type": "redacted_thinking", "data": data}]} for data in "XY"],
+            {"thinking_blocks": [{"type": "redacted_thinking", "data": data} for data in "XY"]},
+        ),
+        (
             [{"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "a"}]}, {"type": "text", "text": "b"}]}],
             {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "a"}]}]},
         ),
