@@ -209,7 +209,7 @@ class OpenAICompatibleBackend:
                 self._http_request(model, request, context),
                 watchdog,
                 partial(self._try, context.tracer, call, model, request.messages),
-                partial(self._said_otherwise, model, request, context),
+                partial(self._said_otherwise, model, request, context, tried={self._quirks(model): None}),
             )
             call.answered()
             async with exchange.stack:
@@ -249,13 +249,34 @@ class OpenAICompatibleBackend:
         return self._learnt.get(model, self.provider.quirks)
 
     def _said_otherwise(
-        self, model: str, request: AgentBackendInput, context: AgentBackendContext, status: int, words: str
+        self,
+        model: str,
+        request: AgentBackendInput,
+        context: AgentBackendContext,
+        status: int,
+        words: str,
+        *,
+        tried: dict[Quirks, None],
     ) -> TransportRequest | None:
-        """Learn from a refusal how the API wants *request* said, for later ones, too; None: that cannot be helped."""
+        """
+        Learn from a refusal how the API wants *request* said, for later ones, too; None: that cannot be helped.
+
+        Args:
+            model: Who is asked.
+            request: What.
+            context: On whose behalf.
+            status: Of the refusal.
+            words: What it says.
+            tried: The ways in which it was said in this call, the first one first; each is tried once.
+        """
         known = self._quirks(model)
         learnt = known.after(status, words, known.applied(self._body(model, request), self.provider.name))
         if learnt is None:
             return None
+        if learnt in tried:  # none of them helped, so they teach nothing
+            self._learnt[model] = next(iter(tried))
+            return None
+        tried[learnt] = None
         self._learnt[model] = learnt
         return self._http_request(model, request, context)
 

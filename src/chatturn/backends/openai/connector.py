@@ -100,7 +100,7 @@ class Connector:
             if isinstance(outcome, Exchange):
                 return outcome
             if isinstance(outcome, TransportRequest):
-                redirects += outcome.url != request.url
+                redirects += outcome.body == request.body  # also to where it was sent from
                 if redirects > _MOST_REDIRECTS:
                     raise BackendRejected(
                         "redirects without end", backend=self.kind, detail=_without_query(outcome.url)

@@ -612,7 +612,22 @@ async def test_the_log_has_no_query_of_a_redirect(location: str) -> None:
 
     assert isinstance(error, BackendRejected)
     assert "/v1?…" in error.detail
+    assert len(transport.exchanges) <= 4
     assert "k-1" not in error.detail
+
+
+async def test_each_way_of_saying_a_request_is_tried_once() -> None:
+    """An API that refuses all of them has something else in mind, and teaches nothing."""
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    asked = AgentBackendInput(messages=[{"role": "assistant", "content": None, "tool_calls": [call]}])
+    transport = ScriptedTransport([Reply(status=400, body=[b"messages.1.content: field required"])] * 9)
+    ours = backend(transport)
+    for _ in range(2):
+        with pytest.raises(BackendRejected, match="status 400"):
+            await batches(ours, asked)
+    contents = [json.loads(each.request.body)["messages"][0].get("content", "absent") for each in transport.exchanges]
+
+    assert contents == ["", None, "absent"] * 2
 
 
 async def test_a_redirect_in_a_circle_ends() -> None:
