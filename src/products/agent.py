@@ -61,8 +61,8 @@ class Hooks(ChatTurnHooks):
             return
         headers = {"Content-Type": "application/json", "Idempotency-Key": call.step_key}
         body = json.dumps(dict(args)).encode()
-        request = Request(f"{address}/{tool}", data=body, headers=headers)  # noqa: S310 - the operator's own address
+        request = Request(f"{address}/{tool}", data=body, headers=headers)
         try:
-            urlopen(request, timeout=_TIMEOUT_S).close()  # noqa: S310 - likewise
+            urlopen(request, timeout=_TIMEOUT_S).close()
         except (OSError, HTTPException) as error:
             raise ToolError("the notes are not reachable") from error

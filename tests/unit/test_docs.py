@@ -29,6 +29,7 @@ from chatturn.agent_runtime.values.tasks import AgentTaskSpec
 from chatturn.backends.providers import PRESETS
 from chatturn.chat import files
 from chatturn.chat.requests import TurnView
+from chatturn.chat.thread.history import PastTurn
 from chatturn.chat.turn.sinks import BufferSink
 from chatturn.database.schema import DURABLE_SCHEMA_VERSION
 from chatturn.errors import ConfigurationError, DurableRunLeaseHeldError, error_classes
@@ -458,7 +459,7 @@ class Sent:
 
 async def test_the_product_in_the_manual_works() -> None:
     """It answers, redacts what is stored, and reports under the turn's key, as the text around it says."""
-    source = sample("urlopen")
+    source = sample("_CARD_NUMBER")
     module, sent = ModuleType("products.orders"), Sent()
     exec(compile(source, "docs", "exec"), vars(module))  # noqa: S102 - that is the test
     vars(module)["urlopen"] = sent
@@ -501,6 +502,18 @@ async def test_the_hook_in_the_manual_that_shapes_requests_works() -> None:
 
     assert body["messages"][0]["content"].endswith("says about 'holidays'.")
     assert (body["temperature"], body["seed"]) == (0.2, 1)
+
+
+def test_the_history_in_the_manual_works() -> None:
+    """An answer that is not whole is not shown, and is told to be missing."""
+    module = ModuleType("products.whole")
+    exec(compile(sample("def show_history("), "docs", "exec"), vars(module))  # noqa: S102 - that is the test
+    ends = {"a": "stop", "b": "length", "c": None, "d": "cancelled"}
+    turns = [PastTurn(turn_index=0, question="q", answer=each, finish_reason=end) for each, end in ends.items()]
+    shown = module.Hooks().show_history(turns, 100)
+
+    assert ["q", "a", "q", "c"] == [message["content"] for message in shown.messages]
+    assert (2, 2) == (shown.turns, shown.left_out)
 
 
 async def test_the_agent_in_the_manual_works() -> None:

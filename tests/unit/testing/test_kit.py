@@ -155,13 +155,19 @@ def test_what_a_client_saw_twice_is_found() -> None:
 PAGE = (Path(__file__).parents[3] / "docs" / "how-to" / "test-a-product.md").read_text("utf-8")
 
 
-def test_the_pages_example_is_a_test_file_that_passes() -> None:
-    """As it stands on the page."""
-    [source] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+def test_the_pages_examples_are_tests_that_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand on the page: a whole file, and one test of what a product sends."""
+    whole, sends = (
+        _tests_of(source) for source in re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    )
+
+    assert (4, 1) == (len(whole), len(sends))
+    for test in whole:
+        test()
+    sends[0](monkeypatch)
+
+
+def _tests_of(source: str) -> list[Any]:
     names: dict[str, Any] = {"__name__": "example"}
     exec(compile(source, "test-a-product.md", "exec"), names)  # noqa: S102 - our own page
-    tests = [value for name, value in names.items() if name.startswith("test_")]
-
-    assert 4 == len(tests)
-    for test in tests:
-        test()
+    return [value for name, value in names.items() if name.startswith("test_")]
