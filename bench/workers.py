@@ -112,9 +112,17 @@ def running_pair_subject() -> Iterator[Subject]:
 
 
 @contextmanager
-def counted_worker(variables: Mapping[str, str] = MappingProxyType({})) -> Iterator[Subject]:
-    """Run the Worker with some settings on a database and behind a border that count, and its model."""
-    with _other_entry("counted", kind=CountingServer, settings=variables) as counted:
+def counted_worker(
+    variables: Mapping[str, str] = MappingProxyType({}), *, folder: Path | None = None
+) -> Iterator[Subject]:
+    """
+    Run the Worker with some settings on a database and behind a border that count, and its model.
+
+    Args:
+        variables: The settings.
+        folder: May hold a state to begin with.
+    """
+    with _other_entry("counted", kind=CountingServer, settings=variables, folder=folder) as counted:
         yield counted
 
 
@@ -144,15 +152,18 @@ def traced_workers() -> Iterator[dict[str, Subject]]:
 
 @contextmanager
 def _other_entry(
-    name: str, *others: str, kind: type[Server] = Server, settings: Mapping[str, str] = MappingProxyType({})
+    name: str,
+    *others: str,
+    kind: type[Server] = Server,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    folder: Path | None = None,
 ) -> Iterator[Subject]:
     """Run the entry module *name* of this folder, beside the real one, *others* that it needs, and its model."""
     with ExitStack() as stack:
         variables = {**VARIABLES, **settings, "OPENAI_BASE_URL": stack.enter_context(running_upstream())}
         mounts = {f"{name}.py": _HERE / f"{name}.py", **{f"bench/{each}.py": _HERE / f"{each}.py" for each in others}}
-        yield subject(
-            name, stack.enter_context(running_worker(variables=variables, entry=name, mounts=mounts, kind=kind))
-        )
+        worker = running_worker(variables=variables, entry=name, mounts=mounts, kind=kind, folder=folder)
+        yield subject(name, stack.enter_context(worker))
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """
 The Worker: hands each request to the routes, each tick of the cron to the sweep, and each alarm to its session.
 
-Every public method of these classes is callable from outside, so there are only handlers.
+Every public method of these classes is callable from outside, so there are only handlers.  Requests of the internet
+reach `Default` alone.
 """
 
 from pyodide.ffi import JsProxy
@@ -9,12 +10,12 @@ from workers import DurableObject, Request, WorkerEntrypoint
 
 import chatturn.workerd.stdlib_imports  # noqa: F401 - for what it imports
 from chatturn.http.routes import handle
-from chatturn.workerd.deployment import application, flush_logs, sweep, watch
+from chatturn.workerd.deployment import application, flush_logs, run_part, sweep, watch
 from chatturn.workerd.lifetime import outlive
 from chatturn.workerd.requests import from_js_request, made, to_response
 from products import make_hooks
 
-__all__ = ["Default", "Session"]
+__all__ = ["Default", "Session", "SweepPart"]
 
 
 class Default(WorkerEntrypoint):
@@ -35,6 +36,19 @@ class Default(WorkerEntrypoint):
             await sweep(make_hooks)
         finally:
             flush_logs(make_hooks, self.ctx)
+
+
+class SweepPart(WorkerEntrypoint):
+    """A part of a sweep in an invocation of its own, where ``SWEEP`` is bound: only a service binding reaches it."""
+
+    async def fetch(self, request: Request) -> JsProxy:
+        """Go on with the turns that the request names."""
+        raw = request.js_object
+        try:
+            response = await run_part(make_hooks, from_js_request(raw))
+        finally:
+            flush_logs(make_hooks, self.ctx)
+        return to_response(response, raw, self.ctx)
 
 
 class Session(DurableObject):  # type: ignore[no-untyped-call]  # the SDK's own __init_subclass__

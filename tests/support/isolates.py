@@ -21,7 +21,7 @@ from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.log.live import LiveLogs
 from chatturn.chat.log.room import reading_room, sending_room
 from chatturn.chat.service import DurableChatService
-from chatturn.chat.sweep import Sweep
+from chatturn.chat.sweep import HandOut, Sweep
 from chatturn.database.api import Database, Result, Statement
 from chatturn.errors import StoreUnavailable
 from chatturn.http.application import Application
@@ -262,9 +262,15 @@ class Isolate:
         query = "" if after is None else f"?after={after}"
         return await self.ask("GET", f"{TURN}/stream{query}", reader=None, **headers)
 
-    async def sweep(self) -> int:
-        """Let the cron pass by."""
-        task: asyncio.Task[int] = asyncio.ensure_future(Sweep(service=self.service).run())
+    async def sweep(self, hand_out: HandOut | None = None) -> int:
+        """Let the cron pass by; where *hand_out* is given, with other invocations."""
+        task: asyncio.Task[int] = asyncio.ensure_future(Sweep(service=self.service, hand_out=hand_out).run())
+        self._tasks.add(task)
+        return await task
+
+    async def run_part(self, run_ids: Sequence[str]) -> int:
+        """Be an invocation that a sweep hands a part of its turns to."""
+        task: asyncio.Task[int] = asyncio.ensure_future(Sweep(service=self.service).run_turns(run_ids))
         self._tasks.add(task)
         return await task
 

@@ -56,7 +56,7 @@ async def orphans(database: SqliteDatabase, number: int, product: Product) -> No
     """Leave turns behind whose worker is dead."""
     owner = Isolate(database, product)
     for each in range(number):
-        await owner.ask("POST", TURN.replace("thread-1", f"t{each}"), {"message": "hi"})
+        await owner.ask("POST", TURN.replace("thread-1", f"t{each}"), {"message": "hi"}, x_user=f"user-{each % 9}")
     await asyncio.sleep(0.5)
     await owner.kill()
     await asyncio.sleep(60)
@@ -106,6 +106,85 @@ async def test_seventy_orphans_of_two_seconds_run_in_one_sweep(database: SqliteD
     assert 67 <= done[0][0]
     assert 200 <= len([key for key in product.told if "/on_turn_complete" in key]) - done[0][0]
     assert ended >= 267
+
+
+class Parts:
+    """
+    Invocations that a sweep starts, each with a count of its queries.
+
+    Attributes:
+        counted: Of each.
+        named: Which turns each was given.
+    """
+
+    def __init__(self, database: SqliteDatabase, *, killed: int | None = None) -> None:
+        self.counted: list[Counted] = []
+        self.named: list[Sequence[str]] = []
+        self._database = database
+        self._killed = killed
+
+    async def hand_out(self, run_ids: Sequence[str]) -> int:
+        """Start one; the one that is to die does so after 7 s."""
+        at = len(self.named)
+        self.counted.append(counted := Counted(self._database))
+        part = Isolate(counted, Product(*TWO_SECONDS))
+        self.named.append(run_ids)
+        running = asyncio.ensure_future(part.run_part(run_ids))
+        if at != self._killed:
+            return await running
+        await asyncio.sleep(7)
+        await part.kill()
+        await asyncio.gather(running, return_exceptions=True)
+        return 0
+
+
+async def test_with_a_service_binding_ten_thousand_orphans_are_an_hour(database: SqliteDatabase) -> None:
+    """167 in one sweep: parts of them run in invocations of their own, each within its queries and its minute."""
+    await orphans(database, 300, Product(*TWO_SECONDS))
+    cron, parts = Isolate(database, Product(*TWO_SECONDS)), Parts(database)
+    cron.wire = counted = Counted(database)  # type: ignore[assignment]
+    began = asyncio.get_running_loop().time()
+
+    ended = await cron.sweep(parts.hand_out)
+
+    assert 60 > asyncio.get_running_loop().time() - began
+    assert 10_000 / 60 <= ended
+    assert [(ended,)] == await Desk(database).rows("SELECT count(*) FROM durable_runs WHERE status = 'completed'")
+    assert [(2,)] == await Desk(database).rows("SELECT max(epoch) FROM durable_runs")
+    assert all(960 >= each.batches for each in (counted, *parts.counted))
+    assert 3 == len(parts.named)
+
+
+async def test_few_orphans_start_no_other_invocation(database: SqliteDatabase) -> None:
+    """Nor does nothing."""
+    cron, parts = Isolate(database, Product(*TWO_SECONDS)), Parts(database)
+    await cron.sweep(parts.hand_out)
+    await orphans(database, 40, Product(*TWO_SECONDS))
+    assert 40 == await cron.sweep(parts.hand_out)
+    assert [] == parts.named
+
+
+async def test_a_part_that_dies_leaves_its_turns_to_the_next_sweep(database: SqliteDatabase) -> None:
+    """Each turn has one answer in the end, whichever of them died."""
+    await orphans(database, 90, Product(*TWO_SECONDS))
+    parts = Parts(database, killed=1)
+    await Isolate(database, Product(*TWO_SECONDS)).sweep(parts.hand_out)
+    unfinished = "SELECT count(*) FROM durable_runs WHERE status <> 'completed'"
+    assert 0 < (await Desk(database).rows(unfinished))[0][0]
+    await asyncio.sleep(60)
+    await Isolate(database, Product(*TWO_SECONDS)).sweep(parts.hand_out)
+    assert [(0,)] == await Desk(database).rows(unfinished)
+    assert [(180,)] == await Desk(database).rows("SELECT count(*) FROM chat_messages")
+
+
+async def test_two_sweeps_at_once_run_no_turn_twice(database: SqliteDatabase) -> None:
+    """A cron that comes while the parts of the one before still run hands the same turns out again."""
+    await orphans(database, 90, Product(*TWO_SECONDS))
+    crons = [Isolate(database, Product(*TWO_SECONDS)) for _ in range(2)]
+    parts = Parts(database)
+    await asyncio.gather(*(cron.sweep(parts.hand_out) for cron in crons))
+    assert [(90,)] == await Desk(database).rows("SELECT count(*) FROM durable_runs WHERE status = 'completed'")
+    assert [(2,)] == await Desk(database).rows("SELECT max(epoch) FROM durable_runs")
 
 
 async def test_what_is_too_old_goes_as_fast_as_it_comes(database: SqliteDatabase) -> None:

@@ -419,6 +419,7 @@ def test_no_other_setting_is_mentioned() -> None:
         "ARGS",
         "FILES",
         "SESSIONS",
+        "SWEEP",
         "RATE_SUBJECT",
         "RATE_TENANT",
     }

@@ -7,9 +7,9 @@ being answered it never touches.
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from chatturn.chat.hooks.outbox import Outbox
 from chatturn.chat.lists.sql import read_lost_turns
@@ -24,7 +24,10 @@ from chatturn.chat.usage.sql import delete_usage
 from chatturn.database.migration import mend
 from chatturn.errors import FilesUnavailable
 
-__all__ = ["Sweep"]
+__all__ = ["HandOut", "Sweep"]
+
+HandOut: TypeAlias = Callable[[Sequence[str]], Awaitable[int]]
+"""Lets an invocation of its own call `Sweep.run_turns`, and returns what that does; 0 where it does not answer."""
 
 _LOOKED_AT: Final = 40
 """More than are resumed at once, so that a few that cannot be resumed do not hold up the others."""
@@ -39,17 +42,26 @@ class Sweep:
 
     Attributes:
         service: Its chat.
+        hand_out: Starts other invocations; None where this one is to do all.
     """
 
     service: DurableChatService
+    hand_out: HandOut | None = None
 
     async def run(self) -> int:
         """Do what is due until the budget is used up; return how many hook calls and turns came to an end."""
+        return await self._round().run()
+
+    async def run_turns(self, run_ids: Sequence[str]) -> int:
+        """Go on with turns that a sweep has handed out, until the budget is used up; return how many have run."""
+        return await self._round().resume(run_ids)
+
+    def _round(self) -> "_Round":
         deployment = self.service.deployment
         database = CountedDatabase(deployment.database)
         service = replace(self.service, deployment=replace(deployment, database=database))
         budget = SweepBudget(database, SWEEP_SHARES[deployment.settings.workers_plan])
-        return await _Round(service=service, budget=budget).run()
+        return _Round(service=service, budget=budget, hand_out=self.hand_out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +72,12 @@ class _Round:
     Attributes:
         service: Its chat, whose database is counted.
         budget: What it may use.
+        hand_out: Starts other invocations, or None.
     """
 
     service: DurableChatService
     budget: SweepBudget
+    hand_out: HandOut | None
 
     async def run(self) -> int:
         deployment = self.service.deployment
@@ -112,28 +126,43 @@ class _Round:
             found = [*await self._due(), *await self._orphans(), *await self._next()]
             waiting = [run_id for run_id in dict.fromkeys(found) if run_id not in seen]
             seen.update(waiting)
-            resumed = await self._resume(waiting)
+            resumed = await self._share(waiting)
             ran += resumed
             if not resumed or not self.budget.room(self.budget.shares.of_a_turn):
                 return ran
 
+    async def _share(self, run_ids: Sequence[str]) -> int:
+        """Go on with turns: here, and those of them that are too many in other invocations."""
+        parts = 1
+        if self.hand_out is not None:
+            while len(run_ids) > parts * _LOOKED_AT and self.budget.begin_part():
+                parts += 1
+        here, *others = (run_ids[at::parts] for at in range(parts))
+        handed_out = [] if self.hand_out is None else [self.hand_out(part) for part in others]
+        return sum(await asyncio.gather(self.resume(here), *handed_out))
+
+    @property
+    def _looked_at(self) -> int:
+        shares = self.budget.shares
+        return _LOOKED_AT if self.hand_out is None else shares.turns * (1 + shares.parts) + _LOOKED_AT
+
     async def _due(self) -> list[str]:
         """Return suspended turns whose event or moment has come."""
-        return list(await self.service.deployment.store.due_runs(_LOOKED_AT))
+        return list(await self.service.deployment.store.due_runs(self._looked_at))
 
     async def _orphans(self) -> list[str]:
         """Return turns whose worker was lost, the longest first."""
         deployment = self.service.deployment
-        [lost] = await deployment.database.batch([read_lost_turns(deployment.settings.project_id, _LOOKED_AT)])
+        [lost] = await deployment.database.batch([read_lost_turns(deployment.settings.project_id, self._looked_at)])
         return [str(row["run_id"]) for row in lost.rows]
 
     async def _next(self) -> list[str]:
         """Return turns that may begin and that nobody waits with, the longest waiting first."""
         deployment = self.service.deployment
-        [found] = await deployment.database.batch([read_due_pending(deployment.settings.project_id, _LOOKED_AT)])
+        [found] = await deployment.database.batch([read_due_pending(deployment.settings.project_id, self._looked_at)])
         return [str(row["run_id"]) for row in found.rows]
 
-    async def _resume(self, run_ids: list[str]) -> int:
+    async def resume(self, run_ids: Sequence[str]) -> int:
         """Go on with turns, some at the same time, as long as there is room; return how many have run."""
         waiting, resumed = iter(run_ids), 0
         at_once = self.budget.shares.turns_at_once

@@ -4,8 +4,12 @@ What one sweep may use of its invocation: queries and time, by plan.
 Cloudflare gives an invocation 1,000 round trips to D1 on the paid plan and 50 on the free one, and a cron 15 minutes.
 A cron comes each minute; so a sweep begins nothing new after 45 s, and ends what it has begun.
 
+An invocation that is started through a service binding has queries of its own.  For who starts it, that is a
+subrequest; one request may come to 32 invocations.
+
 Source:
     developers.cloudflare.com/d1/platform/limits: queries for each invocation; a batch is one subrequest.
+    developers.cloudflare.com/workers/runtime-apis/bindings/service-bindings: its limits.
 """
 
 import asyncio
@@ -33,6 +37,7 @@ class SweepShares:
         hook_calls: How many hook calls it makes at most.
         hooks_at_once: So that a receiver that hangs does not hold up the others.
         sessions: How many sessions it deletes at most for people who ask for it.
+        parts: How many invocations beside its own it lets run turns.
     """
 
     queries: int
@@ -43,6 +48,7 @@ class SweepShares:
     hook_calls: int
     hooks_at_once: int
     sessions: int
+    parts: int
 
 
 SWEEP_SHARES: Final[Mapping[Plan, SweepShares]] = {
@@ -55,9 +61,18 @@ SWEEP_SHARES: Final[Mapping[Plan, SweepShares]] = {
         hook_calls=203,
         hooks_at_once=8,
         sessions=60,
+        parts=3,
     ),
     "free": SweepShares(
-        queries=48, kept_back=8, turns=1, turns_at_once=1, of_a_turn=16, hook_calls=6, hooks_at_once=2, sessions=2
+        queries=48,
+        kept_back=8,
+        turns=1,
+        turns_at_once=1,
+        of_a_turn=16,
+        hook_calls=6,
+        hooks_at_once=2,
+        sessions=2,
+        parts=3,
     ),
 }
 
@@ -101,6 +116,7 @@ class SweepBudget:
         self._turns = 0
         self._running = 0
         self._hook_calls = 0
+        self._parts = 0
         self._until = asyncio.get_running_loop().time() + _BEGINS_UNTIL_S
 
     def begin_turn(self) -> bool:
@@ -124,11 +140,18 @@ class SweepBudget:
         self._hook_calls += 1
         return True
 
+    def begin_part(self) -> bool:
+        """Say whether another invocation may be started; that is one subrequest."""
+        if self._parts >= self.shares.parts or not self._room(1, self.shares.kept_back):
+            return False
+        self._parts += 1
+        return True
+
     def room(self, queries: int) -> bool:
         """Say whether there is room for something that needs so many queries, after turns and hooks."""
         return self._room(queries, 0)
 
     def _room(self, queries: int, kept_back: int) -> bool:
-        promised = self._running * self.shares.of_a_turn
+        promised = self._running * self.shares.of_a_turn + self._parts
         fits = self._database.used + promised + queries <= self.shares.queries - kept_back
         return fits and asyncio.get_running_loop().time() < self._until

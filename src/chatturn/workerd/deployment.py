@@ -21,6 +21,7 @@ from chatturn.chat.service import DurableChatService
 from chatturn.chat.sweep import Sweep
 from chatturn.errors import ChatTurnError, ConfigurationError
 from chatturn.http.application import Application
+from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.isolate import HooksMaker, Isolate, Platform, make_isolate
 from chatturn.telemetry.operator_log import OperatorLog, print_log
 from chatturn.workerd.ai import BindingTransport
@@ -31,10 +32,11 @@ from chatturn.workerd.lifetime import outlive
 from chatturn.workerd.owner import SessionObjects, SessionWatch
 from chatturn.workerd.r2 import R2Files
 from chatturn.workerd.signatures import verify_signature
+from chatturn.workerd.sweep_parts import answer_part, hand_out
 from chatturn.workerd.sync_http import enable_sync_http
 from chatturn.workerd.timers import use_cancellable_timers
 
-__all__ = ["application", "flush_logs", "service", "sweep", "watch"]
+__all__ = ["application", "flush_logs", "run_part", "service", "sweep", "watch"]
 
 _NO_HEADERS: Final[Mapping[str, str]] = {}
 _RANDOM_BYTES: Final = 512
@@ -114,7 +116,21 @@ async def sweep(make_hooks: HooksMaker) -> None:
         ConfigurationError: As for `service`.
         StoreError: The database does not answer, or refuses; the next sweep does what is left.
     """
-    await Sweep(service=service(make_hooks)).run()
+    chat = service(make_hooks)
+    binding: JsProxy | None = getattr(_env(), "SWEEP", None)
+    parts = None if binding is None else functools.partial(hand_out, binding, chat.deployment.log)
+    await Sweep(service=chat, hand_out=parts).run()
+
+
+async def run_part(make_hooks: HooksMaker, request: HttpRequest) -> HttpResponse:
+    """
+    Go on with the turns that a sweep has handed out; see `Sweep.run_turns`.
+
+    Raises:
+        ConfigurationError: As for `service`.
+        StoreError: As for `sweep`.
+    """
+    return await answer_part(Sweep(service=service(make_hooks)), request)
 
 
 def flush_logs(make_hooks: HooksMaker, context: Any) -> None:

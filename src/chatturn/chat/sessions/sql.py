@@ -46,12 +46,13 @@ _OF_ANYBODY: Final = "AND ?2 IS NULL"
 
 _SHOWN_OF_A_MESSAGE: Final = 400
 
-# What other tables say of sessions: what their calls cost, and how their first question begins; a first turn that is
-# being answered has no message yet.
+# What other tables say of sessions: what their calls cost, a row of sums a day; and how their first question begins; a
+# first turn that is being answered has no message yet.
 _OF_SESSIONS: Final = f"""
 SELECT j.value ->> 0 AS session_id,
-  (SELECT sum(cost_micro_usd) FROM chat_usage
-   WHERE run_id > j.value ->> 1 AND run_id < j.value ->> 2) AS cost_micro_usd,
+  (SELECT iif(sum(delivered_cost_micro_usd_known + wasted_cost_micro_usd_known) > 0,
+              sum(delivered_cost_micro_usd + wasted_cost_micro_usd), NULL) FROM chat_usage_sums
+   WHERE tenant_id = ?2 AND kind = 'session' AND key = j.value ->> 0) AS cost_micro_usd,
   coalesce(
     (SELECT substr(content, 1, {_SHOWN_OF_A_MESSAGE}) FROM chat_messages
      WHERE tenant_id = ?2 AND session_id = j.value ->> 0 AND role = 'user' ORDER BY turn_index LIMIT 1),
