@@ -11,7 +11,7 @@ STAMPS := $(VENV)/stamps
 READY := $(STAMPS)/python $(STAMPS)/worker $(STAMPS)/node
 
 .DELETE_ON_ERROR:
-.PHONY: help setup .installed run demo token chaos rolling api attack test models docs reset schema lint format types bench bench-host bench-beside clients chromium deploy deploy-check clean FORCE
+.PHONY: help setup .installed run demo token chaos rolling api attack volume test models docs reset schema lint format types bench bench-host bench-beside clients chromium deploy deploy-check clean FORCE
 
 help:
 	@echo "make run           start the Worker at http://localhost:$(PORT) (PORT=, PRODUCT=legal)"
@@ -23,6 +23,7 @@ help:
 	@echo "make rolling       let an earlier version's code serve the same database, under kills (ARGS='--minutes 60')"
 	@echo "make api           try the Worker by what /openapi.json says of it (ARGS='--phases fuzzing')"
 	@echo "make attack        let one user attack an isolate, and print what it costs the others (ARGS=stalled)"
+	@echo "make volume        count what each route reads with 100,000 turns in the database (ARGS='--turns 10000')"
 	@echo "make docs          build the manual into site/, strictly: a link that leads nowhere is an error"
 	@echo "make clients       try OpenAI's and the AI SDK's own clients, and a browser, with kills and cuts"
 	@echo "make reset         forget the local database"
@@ -65,6 +66,9 @@ api: setup
 
 attack: setup
 	@$(BIN)/python -m tests.attacks $(ARGS)
+
+volume: setup
+	@PYTHONPATH=src $(BIN)/python -m bench.volume $(ARGS)
 
 # With the real clients, once they are installed: 40 s on a quiet machine, the first time. Where they cannot be, their
 # tests are skipped, and say so.

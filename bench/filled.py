@@ -218,6 +218,8 @@ _LEFT_WAITING: Final = (
     f"DELETE FROM chat_outbox WHERE {_WAITING}",
     f"""INSERT INTO durable_waits (run_id, step_index, event_key, wake_at)
     SELECT run_id, 0, 'approve:x', '2099-01-01T00:00:00.000Z' FROM durable_runs WHERE {_WAITING}""",
+    """INSERT OR IGNORE INTO durable_waits (run_id, step_index, event_key, wake_at)
+    SELECT run_id, 0, 'approve:x', moment FROM temp.volume""",  # of all others: what a wait leaves that is over
 )
 
 # Turns whose worker was lost, a minute ago, before it had said anything; and hook calls that are due.

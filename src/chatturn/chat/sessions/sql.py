@@ -140,29 +140,32 @@ INSERT INTO chat_deletions (tenant_id, user_id, asked_at) VALUES (?1, ?2, {MOMEN
 ON CONFLICT (tenant_id, user_id) DO UPDATE SET asked_at = excluded.asked_at
 """
 
+# Those of a user are found by an index, so that nobody else's are read; in ``{of_user}`` stands whose they are.
+_OF_ALL_USERS: Final = "?2 = ''"
+
 # A session that was begun after the wish is another one.
 _TO_DELETE: Final = """
-SELECT s.session_id, d.asked_at FROM chat_deletions AS d JOIN chat_sessions AS s
-  ON s.tenant_id = d.tenant_id AND (d.user_id = '' OR s.owner_id = d.user_id) AND s.created_at <= d.asked_at
+SELECT s.session_id, d.asked_at FROM chat_deletions AS d CROSS JOIN chat_sessions AS s
+  ON s.tenant_id = d.tenant_id AND {of_user} AND s.created_at <= d.asked_at
 WHERE d.tenant_id = ?1 AND d.user_id = ?2 LIMIT ?3
 """
 
 _DONE: Final = """
 DELETE FROM chat_deletions WHERE tenant_id = ?1 AND user_id = ?2 AND NOT EXISTS (
-  SELECT 1 FROM chat_sessions AS s WHERE s.tenant_id = ?1 AND (?2 = '' OR s.owner_id = ?2)
+  SELECT 1 FROM chat_sessions AS s WHERE s.tenant_id = ?1 AND {of_user}
     AND s.created_at <= chat_deletions.asked_at)
 RETURNING 1 AS done
 """
 
 _FORGET_ALLOWANCES: Final = f"""
-DELETE FROM chat_allowances WHERE tenant_id = ?1 AND (?2 = '' OR user_id = ?2)
-  AND day < substr({MOMENT.format("?3")}, 1, 10)
+DELETE FROM chat_allowances WHERE tenant_id = ?1 AND {{of_user}} AND day < substr({MOMENT.format("?3")}, 1, 10)
 """
 
 _NAMES: Final = """
-SELECT session_id FROM chat_sessions WHERE tenant_id = ?1 AND (?2 IS NULL OR owner_id = ?2) AND session_id > ?3
+SELECT session_id FROM chat_sessions WHERE tenant_id = ?1 {of_owner} AND session_id > ?3
 ORDER BY session_id LIMIT ?4
 """
+_NAMES_OF_OWNER: Final = _NAMES.replace("WHERE", "INDEXED BY idx_chat_sessions_owner WHERE")
 
 TURNS_AT_ONCE: Final = 10
 """How many turns of an export are in memory at a time; an answer has at most 1.5 MB."""
@@ -270,22 +273,24 @@ def read_when_asked(tenant_id: str, user_id: str) -> Statement:
 
 def read_sessions_to_delete(tenant_id: str, user_id: str, limit: int) -> Statement:
     """Read sessions that a wish is about and that are still there."""
-    return Statement(_TO_DELETE, (tenant_id, user_id, limit))
+    return Statement(_TO_DELETE.format(of_user=_sessions_of(user_id)), (tenant_id, user_id, limit))
 
 
 def forget_allowances(tenant_id: str, user_id: str) -> Statement:
     """Delete what a user, or a tenant with an empty user, has begun and stored on past days; today's still counts."""
-    return Statement(_FORGET_ALLOWANCES, (tenant_id, user_id, NOW))
+    of_user = "user_id = ?2" if user_id else _OF_ALL_USERS
+    return Statement(_FORGET_ALLOWANCES.format(of_user=of_user), (tenant_id, user_id, NOW))
 
 
 def deletion_done(tenant_id: str, user_id: str) -> Statement:
     """Strike a wish off, if nothing is left that it is about."""
-    return Statement(_DONE, (tenant_id, user_id))
+    return Statement(_DONE.format(of_user=_sessions_of(user_id)), (tenant_id, user_id))
 
 
 def read_names(tenant_id: str, user_id: str | None, after: str, limit: int) -> Statement:
     """Read the names of sessions of a tenant, or of one of its users, in their order, after one of them."""
-    return Statement(_NAMES, (tenant_id, user_id, after, limit))
+    text = _NAMES.format(of_owner=_OF_ANYBODY) if user_id is None else _NAMES_OF_OWNER.format(of_owner=_OF_OWNER)
+    return Statement(text, (tenant_id, user_id, after, limit))
 
 
 def read_turns(after: str, last: str) -> Statement:
@@ -296,3 +301,7 @@ def read_turns(after: str, last: str) -> Statement:
 def read_feedback(run_ids: Sequence[str]) -> Statement:
     """Read what users think of some answers."""
     return Statement(_FEEDBACK_OF, (json.dumps(list(run_ids)),))
+
+
+def _sessions_of(user_id: str) -> str:
+    return "s.owner_id = ?2" if user_id else _OF_ALL_USERS

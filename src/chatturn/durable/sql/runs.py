@@ -194,9 +194,11 @@ ON CONFLICT (run_id) DO UPDATE SET
   step_index = excluded.step_index, event_key = excluded.event_key, wake_at = excluded.wake_at
 """
 
-# A row that an earlier suspension left is harmless: only a suspended run waits, and it has just written its own.
+# A row that an earlier suspension left is harmless, and is not read: only a suspended run waits, and it has just
+# written its own.
 DUE_WAITS: Final = f"""
-SELECT w.run_id FROM durable_waits AS w JOIN durable_runs AS r ON r.run_id = w.run_id
+SELECT w.run_id FROM durable_runs AS r INDEXED BY idx_durable_runs_suspended
+CROSS JOIN durable_waits AS w ON w.run_id = r.run_id
 WHERE r.status = 'suspended' AND (
   w.wake_at <= {MOMENT.format("?1")}
   OR EXISTS (SELECT 1 FROM durable_events AS e WHERE e.run_id = w.run_id AND e.key = w.event_key))
