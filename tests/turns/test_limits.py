@@ -12,6 +12,7 @@ from chatturn.events import text_delta
 from tests.support.isolates import Isolate, Reply
 from tests.support.turns import Product, open_sqlite
 from tests.support.whole_turns import WORDS, wrap
+from tests.turns.test_parts import KeptFiles
 
 SLOW = (text_delta("a"), 5.0, text_delta("b"))
 
@@ -176,3 +177,23 @@ async def test_events_count_as_stored(database: SqliteDatabase) -> None:
     replies = [await emit(alone, key, "x" * 990) for key in ("a", "a", "b", "c", "a")]
 
     assert [200, 200, 200, 429, 200] == [reply.status for reply in replies]
+
+
+@pytest.mark.parametrize("setting", ["BYTES_SUBJECT_PER_DAY", "BYTES_TENANT_PER_DAY"])
+async def test_files_count_as_stored(database: SqliteDatabase, setting: str) -> None:
+    """One that comes when the day's bytes are used up is not kept; another user's, or another tenant's, is."""
+    alone = isolate(database, **{setting: 1_000})
+    alone.file_store = store = KeptFiles()
+
+    async def send(content: bytes, *, user: str = "ann", tenant: str = "acme") -> Reply:
+        named = {"content_type": "image/png", "x_user": user, "x_tenant": tenant}
+        return await alone.ask("POST", "/v1/files", content, reader=None, **named)
+
+    assert [201, 201, 429] == [(await send(bytes([each]) * 600)).status for each in b"abc"]
+    refused = await send(b"d")
+    assert (429, "limit_reached") == said(refused)[:2]
+    assert 0 < int(refused.response.headers["Retry-After"]) <= 86_401
+    others = [await send(b"e", user="bob"), await send(b"e", tenant="rival")]
+    assert [429 if "TENANT" in setting else 201, 201] == [each.status for each in others]
+    assert (3 if "TENANT" in setting else 4) == len([key for key in store.files if key.startswith("files/")])
+    assert 429 == (await post(alone, "a")).status

@@ -363,8 +363,14 @@ class DurableChatService:
 
         Raises:
             FilesNotKept, FilesUnavailable: As `Files.keep`.
+            LimitReached: Too much is stored today; the file was not kept.
         """
         deployment, today = self.deployment, self.deployment.sources.now()[:10]
+        if deployment.file_store is None:
+            raise FilesNotKept("there is no binding FILES")
+        count = limits_sql.count_file(tenant_id, facts.user_id, facts.size, deployment.settings)
+        counted, midnight = await deployment.database.batch(count)
+        limits_sql.require_counted(counted.rows, midnight.rows[0])
         file_id = await deployment.files.keep(tenant_id, facts, data, today)
         days = deployment.settings.retention_days
         return file_id, last_day(today, days) if days else None

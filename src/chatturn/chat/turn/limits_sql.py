@@ -7,6 +7,7 @@ What a turn asks is counted with its first claim; its log, where it is long, wit
 """
 
 import json
+from collections.abc import Sequence
 from typing import Final
 
 from chatturn.chat.requests import TurnInput
@@ -17,7 +18,16 @@ from chatturn.durable.store import Guard
 from chatturn.errors import LimitReached, RunEnded
 from chatturn.settings import Settings
 
-__all__ = ["count_claim", "count_log", "delete_allowances", "emit_event", "require_taken", "within_limits"]
+__all__ = [
+    "count_claim",
+    "count_file",
+    "count_log",
+    "delete_allowances",
+    "emit_event",
+    "require_counted",
+    "require_taken",
+    "within_limits",
+]
 
 _RUNNING_RETRY_S: Final = 5
 _FULL_RETRY_S: Final = 60
@@ -111,6 +121,21 @@ SELECT {", ".join(f"{sql} AS {name}" for name, sql in _REFUSED.items())},
 WHERE coalesce(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) IS NOT NULL
 """
 
+# Both rows at once: the first would change what the second is compared with.  ?1 the tenant, ?2 the user, ?3 now, ?4
+# how many bytes, ?5 and ?6 how many each may have stored.
+_STORED_BY: Final = f"""
+coalesce((SELECT bytes FROM chat_allowances
+  WHERE tenant_id = ?1 AND user_id = <user> AND day = substr({MOMENT.format("?3")}, 1, 10)), 0)
+"""
+_COUNT_FILE: Final = f"""
+INSERT INTO chat_allowances (tenant_id, user_id, day, bytes)
+SELECT ?1, j.value, substr({MOMENT.format("?3")}, 1, 10), ?4 FROM json_each(json_array(?2, '')) AS j
+WHERE {_STORED_BY.replace("<user>", "?2")} < ?5 AND {_STORED_BY.replace("<user>", repr(""))} < ?6
+ON CONFLICT (tenant_id, user_id, day) DO UPDATE SET bytes = bytes + excluded.bytes
+RETURNING 1 AS counted
+"""
+_MIDNIGHT: Final = f"SELECT {_UNTIL_MIDNIGHT_S.replace('{5}', '?1')}"
+
 # Within one hour of the day: the table has no index by day, and nothing is in a hurry.
 _DELETE_OLD: Final = f"""
 DELETE FROM chat_allowances
@@ -176,6 +201,23 @@ def emit_event(turn: ChatTurnIdentity, run_id: str, key: str, payload_json: str,
         Statement(LOAD_EVENT, (run_id, key)),
         Statement(_WHY_NOT, (*event, *limits)),
     ]
+
+
+def count_file(tenant_id: str, user_id: str, size: int, settings: Settings) -> list[Statement]:
+    """Count a file before it is kept, unless too much is stored; for `require_counted`."""
+    most = (settings.bytes_subject_per_day, settings.bytes_tenant_per_day)
+    return [Statement(_COUNT_FILE, (tenant_id, user_id, NOW, size, *map(_limit, most))), Statement(_MIDNIGHT, (NOW,))]
+
+
+def require_counted(counted: Sequence[Row], midnight: Row) -> None:
+    """
+    Raise why a file was not counted, by the rows of `count_file`.
+
+    Raises:
+        LimitReached: Too much is stored.
+    """
+    if not counted:
+        raise LimitReached("too much is stored today", retry_after_s=int(midnight["until_midnight_s"] or 1))
 
 
 def require_taken(row: Row, run_id: str) -> None:
