@@ -6,7 +6,7 @@ found by its name or by what the ids of its runs begin with, so that it is delet
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from chatturn.chat.thread.identity import session_run_ids
@@ -140,19 +140,20 @@ INSERT INTO chat_deletions (tenant_id, user_id, asked_at) VALUES (?1, ?2, {MOMEN
 ON CONFLICT (tenant_id, user_id) DO UPDATE SET asked_at = excluded.asked_at
 """
 
-# Those of a user are found by an index, so that nobody else's are read; in ``{of_user}`` stands whose they are.
+# A user's sessions are found by an index, which SQLite would not choose by itself: nobody else's are read.
+_BY_OWNER: Final = "INDEXED BY idx_chat_sessions_owner"
 _OF_ALL_USERS: Final = "?2 = ''"
 
 # A session that was begun after the wish is another one.
 _TO_DELETE: Final = """
-SELECT s.session_id, d.asked_at FROM chat_deletions AS d CROSS JOIN chat_sessions AS s
+SELECT s.session_id, d.asked_at FROM chat_deletions AS d CROSS JOIN chat_sessions AS s {by}
   ON s.tenant_id = d.tenant_id AND {of_user} AND s.created_at <= d.asked_at
 WHERE d.tenant_id = ?1 AND d.user_id = ?2 LIMIT ?3
 """
 
 _DONE: Final = """
 DELETE FROM chat_deletions WHERE tenant_id = ?1 AND user_id = ?2 AND NOT EXISTS (
-  SELECT 1 FROM chat_sessions AS s WHERE s.tenant_id = ?1 AND {of_user}
+  SELECT 1 FROM chat_sessions AS s {by} WHERE s.tenant_id = ?1 AND {of_user}
     AND s.created_at <= chat_deletions.asked_at)
 RETURNING 1 AS done
 """
@@ -162,10 +163,9 @@ DELETE FROM chat_allowances WHERE tenant_id = ?1 AND {{of_user}} AND day < subst
 """
 
 _NAMES: Final = """
-SELECT session_id FROM chat_sessions WHERE tenant_id = ?1 {of_owner} AND session_id > ?3
+SELECT session_id FROM chat_sessions {by} WHERE tenant_id = ?1 {of_owner} AND session_id > ?3
 ORDER BY session_id LIMIT ?4
 """
-_NAMES_OF_OWNER: Final = _NAMES.replace("WHERE", "INDEXED BY idx_chat_sessions_owner WHERE")
 
 TURNS_AT_ONCE: Final = 10
 """How many turns of an export are in memory at a time; an answer has at most 1.5 MB."""
@@ -273,7 +273,7 @@ def read_when_asked(tenant_id: str, user_id: str) -> Statement:
 
 def read_sessions_to_delete(tenant_id: str, user_id: str, limit: int) -> Statement:
     """Read sessions that a wish is about and that are still there."""
-    return Statement(_TO_DELETE.format(of_user=_sessions_of(user_id)), (tenant_id, user_id, limit))
+    return Statement(_TO_DELETE.format(**_sessions_of(user_id)), (tenant_id, user_id, limit))
 
 
 def forget_allowances(tenant_id: str, user_id: str) -> Statement:
@@ -284,13 +284,13 @@ def forget_allowances(tenant_id: str, user_id: str) -> Statement:
 
 def deletion_done(tenant_id: str, user_id: str) -> Statement:
     """Strike a wish off, if nothing is left that it is about."""
-    return Statement(_DONE.format(of_user=_sessions_of(user_id)), (tenant_id, user_id))
+    return Statement(_DONE.format(**_sessions_of(user_id)), (tenant_id, user_id))
 
 
 def read_names(tenant_id: str, user_id: str | None, after: str, limit: int) -> Statement:
     """Read the names of sessions of a tenant, or of one of its users, in their order, after one of them."""
-    text = _NAMES.format(of_owner=_OF_ANYBODY) if user_id is None else _NAMES_OF_OWNER.format(of_owner=_OF_OWNER)
-    return Statement(text, (tenant_id, user_id, after, limit))
+    of = ("", _OF_ANYBODY) if user_id is None else (_BY_OWNER, _OF_OWNER)
+    return Statement(_NAMES.format(by=of[0], of_owner=of[1]), (tenant_id, user_id, after, limit))
 
 
 def read_turns(after: str, last: str) -> Statement:
@@ -303,5 +303,5 @@ def read_feedback(run_ids: Sequence[str]) -> Statement:
     return Statement(_FEEDBACK_OF, (json.dumps(list(run_ids)),))
 
 
-def _sessions_of(user_id: str) -> str:
-    return "s.owner_id = ?2" if user_id else _OF_ALL_USERS
+def _sessions_of(user_id: str) -> Mapping[str, str]:
+    return {"by": _BY_OWNER, "of_user": "s.owner_id = ?2"} if user_id else {"by": "", "of_user": _OF_ALL_USERS}
