@@ -177,7 +177,8 @@ ATTACKS: Final[Mapping[str, Attack]] = {
     "patterns": Attack(
         title="text that a product's patterns would have taken a minute for",
         run=_hostile_text,
-        variables={"PRODUCT": "legal"},
+        products={"repeats": _PRODUCTS / "repeats.py"},
+        variables={"PRODUCT": "repeats"},
         most_mb=64,
         most_health_ms=15_000,
     ),
