@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from chatturn.backends.api import ChatMessage
 from chatturn.chat.deployment import Deployment
@@ -12,7 +12,9 @@ from chatturn.chat.parts import Part
 from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids, turn_manifest, turn_run_id
 from chatturn.chat.thread.versions import Choice, Replace
 from chatturn.chat.usage.totals import Sums
-from chatturn.durable.records import DurableRunManifest, RunOutcome
+from chatturn.database.api import Row
+from chatturn.durable.records import DurableRunManifest, RunOutcome, RunStatus
+from chatturn.durable.rows import run_from_row
 from chatturn.settings import WhenBusy
 
 __all__ = ["CANCELLED", "Cancellation", "TurnInput", "TurnRequest", "TurnView", "history_of", "history_text"]
@@ -93,6 +95,24 @@ class TurnView:
     finish_reason: str | None = None
     version: int = 1
     usage: Sums | None = None
+
+    @classmethod
+    def of(cls, row: Row) -> Self:
+        """Read the row of a turn and its run."""
+        run, model, reason = run_from_row(row), row["model"], row["finish_reason"]
+        status = RunStatus.FAILED if row["unanswered"] else run.status
+        return cls(
+            run_id=run.run_id,
+            status=CANCELLED if row["cancelled_at"] is not None else status,
+            attempts=run.epoch,
+            created_at=run.created_at,
+            updated_at=run.updated_at,
+            completed_at=run.completed_at,
+            model=None if model is None else str(model),
+            outcome=run.outcome,
+            finish_reason=None if reason is None else str(reason),
+            version=int(row["version"] or 1),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

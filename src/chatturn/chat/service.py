@@ -28,7 +28,7 @@ from chatturn.chat.lists.sql import read_latest_turn, read_open_runs, read_recen
 from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
 from chatturn.chat.log.sql import request_cancel
 from chatturn.chat.opening import Opening
-from chatturn.chat.requests import CANCELLED, Cancellation, TurnInput, TurnRequest, TurnView, history_of
+from chatturn.chat.requests import Cancellation, TurnInput, TurnRequest, TurnView, history_of
 from chatturn.chat.sessions.service import Sessions
 from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids, turn_run_id
 from chatturn.chat.thread.queue_sql import cancel_queued
@@ -57,7 +57,7 @@ from chatturn.database.api import Row
 from chatturn.database.migration import missing_parts
 from chatturn.durable.identifiers import manifest_hash
 from chatturn.durable.records import EventRecord, RunOutcome, RunStatus
-from chatturn.durable.rows import event_from_row, run_from_row
+from chatturn.durable.rows import event_from_row
 from chatturn.errors import (
     ChatTurnError,
     DurableRunInputMismatchError,
@@ -226,7 +226,7 @@ class DurableChatService:
         found, usage = await self.deployment.database.batch(
             [chat_sql.read_turn(run_id, self.deployment.theirs(identity)), read_usage_of_turn(run_id)]
         )
-        return replace(_view(found.rows[0]), usage=sums_of(usage.rows[0])) if found.rows else None
+        return replace(TurnView.of(found.rows[0]), usage=sums_of(usage.rows[0])) if found.rows else None
 
     async def follow(
         self, identity: ChatTurnIdentity, after: int | None, *, may_take_over: bool, waits: bool = True
@@ -326,7 +326,7 @@ class DurableChatService:
         if requested.rows and (log := self.deployment.live.get(run_id)) is not None:
             log.cancel_requested = True
         stops = [queued, requested, *taken[-1:]]
-        return Cancellation(requested=any(each.rows for each in stops), turn=_view(state.rows[0]))
+        return Cancellation(requested=any(each.rows for each in stops), turn=TurnView.of(state.rows[0]))
 
     async def reopen(self, run_id: str) -> OpenTurn:
         """
@@ -581,22 +581,5 @@ def _identity(row: Row) -> ChatTurnIdentity:
         session_id=str(row["session_id"]),
         user_id=str(row["user_id"]),
         turn_index=int(row["turn_index"] or 0),
-        version=int(row["version"] or 1),
-    )
-
-
-def _view(row: Row) -> TurnView:
-    run, model, reason = run_from_row(row), row["model"], row["finish_reason"]
-    status = RunStatus.FAILED if row["unanswered"] else run.status
-    return TurnView(
-        run_id=run.run_id,
-        status=CANCELLED if row["cancelled_at"] is not None else status,
-        attempts=run.epoch,
-        created_at=run.created_at,
-        updated_at=run.updated_at,
-        completed_at=run.completed_at,
-        model=None if model is None else str(model),
-        outcome=run.outcome,
-        finish_reason=None if reason is None else str(reason),
         version=int(row["version"] or 1),
     )
