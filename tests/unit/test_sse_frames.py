@@ -131,6 +131,9 @@ def test_an_event_is_sent_sanitized(event: RuntimeStreamEvent) -> None:
 
 def test_an_answer_is_sent_if_it_is_asked_for() -> None:
     """A page that shows it asks for text."""
+    assert 'data: {"type":"text_delta","text":"[redacted]"}\n\n' == runtime_stream_server_sent_event(
+        TextDeltaEvent(text="a")
+    )
     frame = runtime_stream_server_sent_event(TextDeltaEvent(text="a"), RuntimeTelemetryOptions(include_text=True))
 
     assert 'data: {"type":"text_delta","text":"a"}\n\n' == frame

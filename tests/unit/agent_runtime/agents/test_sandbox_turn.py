@@ -23,7 +23,7 @@ from chatturn.agent_runtime.agents.sandbox_turn import (
     run_chat_turn,
     sandbox_as_chat_turn_target,
 )
-from chatturn.agent_runtime.tasks.task_backends import create_sandbox_prompt_backend
+from chatturn.agent_runtime.tasks.task_backends import AgentBackendInput, create_sandbox_prompt_backend
 from chatturn.agent_runtime.tasks.task_steps import DurableTask
 from chatturn.agent_runtime.tasks.task_stream import RunAgentTaskStreamOptions, run_agent_task_stream
 from chatturn.agent_runtime.values.events import FinalEvent
@@ -222,6 +222,7 @@ def test_a_refusal_has_its_status_and_the_beginning_of_its_answer(server: Upstre
 
     with pytest.raises(BackendRejected) as raised:
         told(server, "unauthorized")
+    assert isinstance(raised.value, ChatTurnError)
     assert 401 == raised.value.upstream_status
     assert raised.value.detail.startswith('{"error": "wrong key"}')
     assert len(raised.value.detail) <= 2_048
@@ -448,6 +449,16 @@ def test_a_sandbox_is_asked_the_task_s_intent_where_nothing_is_said(server: Upst
     as_task(server, None, get_session_id=lambda _: "own-session", kind="box")
 
     assert TASK.intent == server.calls(TASK.intent)[0].message
+
+
+def test_what_is_asked_is_one_text() -> None:
+    """The message, or else the last one's text, or else the intent."""
+    hi = {"role": "user", "content": "Hi."}
+
+    assert ["Hello.", "Hi.", TASK.intent, TASK.intent] == [
+        AgentBackendInput(task=TASK, messages=messages, message=message).prompt
+        for messages, message in (([hi], "Hello."), ([hi], None), ([{**hi, "content": [{"type": "image"}]}], None), ([], None))
+    ]  # fmt: skip
 
 
 def test_a_product_may_map_a_sandbox_s_events(server: Upstream) -> None:

@@ -15,6 +15,7 @@ from chatturn.agent_runtime.shown.sanitize import (
     sanitize_runtime_stream_event,
 )
 from chatturn.agent_runtime.shown.sanitize_rules import RULES
+from chatturn.agent_runtime.tasks.readiness import assess_knowledge
 from chatturn.agent_runtime.values.codec import read_value, to_json
 from chatturn.agent_runtime.values.control import AgentRuntimeEvent, ControlStep
 from chatturn.agent_runtime.values.events import (
@@ -213,8 +214,12 @@ def test_an_answer_that_is_a_credential_never_passes() -> None:
 
 
 def test_what_a_secret_is_about_never_passes() -> None:
-    """Not in the requirement, and not in the question that is made of it."""
-    secret = requirement(sensitivity="secret")
+    """Not in a report or a task that requires it, and not in the question that is made of it."""
+    secret, open_one = requirement(sensitivity="secret"), requirement()
+    report = assess_knowledge(AgentTaskSpec(id="t", intent="i", required_knowledge=(secret, open_one)))
+    [hidden, seen] = sanitize_knowledge_readiness_report(report, ALL).blocking_missing_requirements
+    assert (None, open_one.description) == (hidden.description, seen.description)
+
     task = AgentTaskSpec(id="t", intent="i", required_knowledge=(secret,))
     shown = sanitize_runtime_stream_event(answered(task, question(), question(answer_type="credential")), ALL)
 
