@@ -9,7 +9,9 @@ Source:
     docs/reference/agent-runtime.md, A model's API; `chat_events`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from chatturn.agent_runtime.tasks.task_backends import BackendOutput
@@ -28,6 +30,8 @@ from chatturn.events import MESSAGE_PART, ChatStreamEvent, TextAssembly, is_answ
 
 __all__ = ["SayingMapper"]
 
+_HALF: Final = re.compile("[\ud800-\udfff]")
+
 # What agent-runtime's mapper calls what chat events call otherwise.
 _ALSO: Final[Mapping[str, str]] = {"tool_call": "tool.call", "tool_result": "tool.result"}
 
@@ -45,10 +49,12 @@ class SayingMapper:
         self._backend = backend
         self._model = model
         self._answer = TextAssembly()
+        self._half: TextDeltaEvent | ReasoningDeltaEvent | None = None
+        """The first half of a character of which the second may come with the next piece."""
 
     def text(self) -> str:
         """Return the answer so far: what was said since the latest tool's result, or what a ``result`` said it was."""
-        return self._answer.text()
+        return _whole_characters(self._answer.text())
 
     def feed(self, output: BackendOutput) -> list[RuntimeStreamEvent]:
         """
@@ -59,9 +65,40 @@ class SayingMapper:
             BackendProtocolError: It is no event, or one that only the runtime may tell.
         """
         try:
-            return list(self._events(output))
+            return list(self._joined(self._events(output)))
         except RecursionError as error:
             raise BackendProtocolError("what it tells has no end", backend=self._backend) from error
+
+    def finish(self) -> list[RuntimeStreamEvent]:
+        """Return what was held back: nothing more is said."""
+        half, self._half = self._half, None
+        return [] if half is None else [half]
+
+    def _joined(self, events: Iterable[RuntimeStreamEvent]) -> Iterator[RuntimeStreamEvent]:
+        """Join the halves of characters that are cut over two pieces: whoever counts in UTF-16 cuts them so."""
+        for each in events:
+            event, half = each, self._half
+            if half is not None:
+                self._half = None
+                if type(event) is not type(half):
+                    yield half
+                elif isinstance(event, TextDeltaEvent | ReasoningDeltaEvent):
+                    event = replace(event, text=half.text + event.text)
+            if isinstance(event, TextDeltaEvent | ReasoningDeltaEvent) and _HALF.search(event.text):
+                text, begun = _pairs_joined(event.text)
+                if begun:
+                    self._half = replace(event, text=begun)
+                    if not text:
+                        continue
+                event = replace(event, text=text)
+            yield event
+
+    def _characters(self, text: str, *, goes_on: bool = False) -> str:
+        """Return a text that is said from its beginning; where it *goes_on*, without the half that may be its end."""
+        joined, begun = _pairs_joined(text)
+        if _HALF.search(joined) or (begun and not goes_on):
+            raise BackendProtocolError("a text has half a surrogate pair", backend=self._backend)
+        return joined
 
     def _events(self, output: Any) -> Iterator[RuntimeStreamEvent]:
         if isinstance(output, ChatStreamEvent):
@@ -123,6 +160,8 @@ class SayingMapper:
 
     def _part(self, data: Data) -> Iterator[RuntimeStreamEvent]:
         part, delta = data.get("part"), text_in(data, "delta", "text")
+        if not delta and isinstance(part, Mapping) and isinstance(so_far := part.get("text"), str):
+            part = {**part, "text": self._characters(so_far, goes_on=True)}
         event = ChatStreamEvent(MESSAGE_PART, {"part": part, "delta": delta} if delta else {"part": part})
         if is_answer(event):
             yield from self._added(event)
@@ -136,15 +175,17 @@ class SayingMapper:
 
     def _whole(self, text: str) -> Iterator[RuntimeStreamEvent]:
         if text:
-            yield from self._added(ChatStreamEvent("result", {"finalText": text}))
+            yield from self._added(ChatStreamEvent("result", {"finalText": self._characters(text)}))
 
     def _added(self, event: ChatStreamEvent) -> Iterator[RuntimeStreamEvent]:
         """Tell by how much *event* makes the answer longer; where it changes what was said, nothing can be told."""
         delta = text_in(event.data or {}, "delta")
-        before = "" if delta else self._answer.text()
+        before = "" if delta else self.text()
         self._answer.add(event)
-        if not delta and (after := self._answer.text()).startswith(before):
-            delta = after[len(before) :]
+        if not delta:
+            self._half = None  # which it says once more
+            after = self.text()
+            delta = after[len(before) :] if after.startswith(before) else None
         if delta:
             yield TextDeltaEvent(text=delta)
 
@@ -161,3 +202,19 @@ class SayingMapper:
         event = made(data)
         if event is not None:
             yield event
+
+
+def _pairs_joined(text: str) -> tuple[str, str]:
+    """Return *text* with the pairs in it as the characters they mean, and the half with which it breaks off."""
+    if not _HALF.search(text):
+        return text, ""
+    begun = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+    joined = text[: len(text) - len(begun)].encode("utf-16-le", "surrogatepass")
+    return joined.decode("utf-16-le", "surrogatepass"), begun
+
+
+def _whole_characters(text: str) -> str:
+    """Return *text* with its pairs joined, and without halves: no half of a character is told."""
+    if not _HALF.search(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")

@@ -413,6 +413,8 @@ class _TaskStream:
                     yield event
                 if self._fatal is not None:
                     break
+        for event in self._filled_in(self._mapper.finish(), session):
+            yield event
         if self._fatal is not None:
             raise HookFailed(
                 BackendReportedError("it reported an error", backend=self._fatal.backend, detail=self._fatal.message)
@@ -447,6 +449,9 @@ class _TaskStream:
             if isinstance(event, BackendErrorEvent) and not event.recoverable:
                 self._fatal, events = event, events[: number + 1]
                 break
+        return self._filled_in(events, session)
+
+    def _filled_in(self, events: Sequence[RuntimeStreamEvent], session: RuntimeSession) -> list[RuntimeStreamEvent]:
         shown, now = without_token(session), self._steps.now()
         return [filled_in(event, task=self._options.task, session=shown, timestamp=now) for event in events]
 

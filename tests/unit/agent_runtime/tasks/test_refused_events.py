@@ -50,8 +50,10 @@ TOLD: dict[str, Any] = {
     "a number for a text": TextDeltaEvent(text=NUMBER),
     "nothing for a text": TextDeltaEvent(text=NO),
     "a number for reasoning": ReasoningDeltaEvent(text=NUMBER),
-    "half a pair in a text": TextDeltaEvent(text="a\ud800"),
+    "half a pair in a text": TextDeltaEvent(text="\ud800a"),
     "half a pair in reasoning": {"type": "reasoning_delta", "text": "\udfff"},
+    "half a pair in what it all comes to": {"type": "result", "text": "he\ud800"},
+    "half a pair in what a part comes to": {"type": "message.part.updated", "part": {"type": "text", "text": "\udc00"}},
     "a text too long": TextDeltaEvent(text="x" * LONG),
     "a text too long as JSON": TextDeltaEvent(text="\0" * 200_000),
     "a list in itself": ENDLESS,
@@ -93,6 +95,22 @@ async def test_it_is_told_as_the_backend_s_failure(what: str, has_store: bool, i
             assert "final" == [each.event.type for each in await store.list_events("s1")][-1]
         again = await told(Sandbox().backend(), **members, durable=durable(database) if is_durable else None)
         assert (AgentTaskStatus.COMPLETED, "hello") == (final(again).status, final(again).text)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+async def test_only_half_a_character_that_nothing_completes_is_a_failure(stored: bool) -> None:
+    with open_sqlite() as database:
+        members: dict[str, Any] = {"session_store": SqlRuntimeSessionStore(database)} if stored else {}
+        members["durable"] = durable(database) if stored else None
+        broken = await told(Sandbox(script=("hel", "\ud83d")).backend(), **members)
+        aborted = await told(Sandbox(script=("hel", "\ud83d", ValueError("x"))).backend(), **members)
+        whole = await told(Sandbox(script=("hel", "\ud83d", "\ude00")).backend(), **members)
+        again = await told(Sandbox(script=()).backend(), **members) if stored else whole
+
+    assert [
+        (AgentTaskStatus.FAILED, BackendProtocolError.code, "hel"), (AgentTaskStatus.FAILED, "backend_error", "hel"),
+        (AgentTaskStatus.COMPLETED, "backend completed", "hel😀"), (AgentTaskStatus.COMPLETED, "backend completed", "hel😀"),
+    ] == [(final(events).status, final(events).reason, final(events).text) for events in (broken, aborted, whole, again)]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", ["x" * 3_000_000, "a\ud800"])

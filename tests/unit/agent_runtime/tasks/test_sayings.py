@@ -1,5 +1,6 @@
 """What backends say, in whatever form, as events of a stream."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -78,6 +79,52 @@ def test_an_answer_that_is_said_whole_at_the_end_is_not_said_twice() -> None:
     assert ["hello"] == [e.text for e in said(TextDeltaEvent(text="hello"), {"type": "final", "text": "hello"})]
     end = FinalEvent(task=TASK, timestamp="", status=AgentTaskStatus.COMPLETED, reason="", text="hello")
     assert ["hel", "lo"] == [event.text for event in said(TextDeltaEvent(text="hel"), end)]
+
+
+PART = {"type": "text", "id": "p"}
+
+
+def so_far(text: str) -> dict[str, Any]:
+    return {"type": "message.part.updated", "data": {"part": {**PART, "text": text}}}
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        ("a\ud83d", "\ude00b"), ("a", "\ud83d", "", "\ude00", "b"), ("a\ud83d\ude00b",),
+        ("a\ud83d", {"type": "result", "text": "a😀b"}), (so_far("a\ud83d"), so_far("a😀"), so_far("a😀b")),
+        ({"type": "message.part.updated", "data": {"part": PART, "delta": "a\ud83d"}}, so_far("a\ud83d\ude00b")),
+        (text_delta("a\ud83d"), [text_delta("\ude00"), text_delta("b")]),
+    ],
+)  # fmt: skip
+def test_a_character_that_is_cut_over_two_pieces_is_one(outputs: Sequence[Any]) -> None:
+    """A sandbox in JavaScript counts in UTF-16, and may cut there."""
+    mapper = SayingMapper("sandbox")
+    pieces = (TextDeltaEvent(text=each) if isinstance(each, str) else each for each in outputs)
+    told = [event for piece in pieces for event in mapper.feed(piece)]
+
+    assert "a😀b" == "".join(event.text for event in told if isinstance(event, TextDeltaEvent)) == mapper.text()
+    assert [] == mapper.finish()
+
+
+@pytest.mark.parametrize("cls", [TextDeltaEvent, ReasoningDeltaEvent])
+def test_half_a_character_is_told_apart_where_nothing_completes_it(cls: Any) -> None:
+    """Whoever tells it refuses that; it is no part of the answer."""
+    mapper = SayingMapper("sandbox")
+    call = ToolCallEvent(tool_name="a")
+
+    assert [cls(text="a")] == mapper.feed(cls(text="a\ud83d"))
+    assert [cls(text="\ud83d"), call] == mapper.feed(call)
+    assert [] == mapper.feed(cls(text="\ud83d"))
+    assert [cls(text="\ud83d")] == mapper.finish()
+    assert mapper.text() == ("a" if cls is TextDeltaEvent else "")
+
+
+@pytest.mark.parametrize("output", [{"type": "result", "text": "he\ud800"}, so_far("h\ud800e"), so_far("\udc00")])
+def test_a_whole_text_with_half_a_character_is_refused(output: Any) -> None:
+    """Also where it takes back what was said, so that no piece of it is told."""
+    with pytest.raises(BackendProtocolError):
+        said(TextDeltaEvent(text="hello"), output)
 
 
 def test_what_is_said_before_a_tool_is_no_part_of_the_answer() -> None:
