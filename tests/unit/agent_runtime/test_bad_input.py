@@ -117,7 +117,7 @@ CALLS = [
         },
     ),
     *refusing(conforming, {"options": [None, {}, 5]}),
-    *refusing(iterable, {"kind": ["", None, 5, HALF], "stream": [None, 5], "start": [5], "resume": ["x"], "stop": [5]}, kind="a", stream=print),
+    *refusing(iterable, {"kind": ["", None, 5, HALF], "stream": [None, 5], "start": [5], "resume": ["x"], "stop": [5], "unsaid": ["x", 5, [5]]}, kind="a", stream=print),
     *refusing(prompted, {"box": [None, 5], "get_session_id": ["x"], "map_event": [5], "kind": ["", 5]}, box=type("Box", (), {"stream_prompt": print})()),
     *refusing(decided, {"report": [None, {}], "minimum_score": [NAN, "1", None, 2, HUGE]}, report=assess_knowledge(TASK)),
     *refusing(

@@ -74,6 +74,11 @@ class AuthHeader:
     name: str
     value: str = field(repr=False)
 
+    @property
+    def unsaid(self) -> tuple[str, str]:
+        """The value, and what of it follows the name of its scheme."""
+        return self.value, self.value.rpartition(" ")[2]
+
     def __post_init__(self) -> None:
         require_text(self.name, "a header's name")
         require_text(self.value, "a header's value")
@@ -285,7 +290,8 @@ async def run_chat_turn(options: RunChatTurnOptions) -> AsyncGenerator[dict[str,
     Ask the agent in a sandbox, and yield what it tells, JSON object by JSON object.
 
     Frames that are no JSON object are left out, as agent-runtime leaves them out.  Where the sandbox quotes the key by
-    which it knows its caller, in an event or an error, that is replaced.  Cancelling whoever iterates, and closing the
+    which it knows its caller, in an event or an error, that is replaced; not where several events have it in pieces,
+    which a task's stream (`create_sandbox_prompt_backend`) replaces, too.  Cancelling whoever iterates, and closing the
     generator, close the connection at once.
 
     Raises:
@@ -295,7 +301,7 @@ async def run_chat_turn(options: RunChatTurnOptions) -> AsyncGenerator[dict[str,
         BackendProtocolError: What it told broke off, or there was not one event in it.
     """
     auth = options.sandbox.auth_header
-    unsaid = Unsaid() if auth is None else Unsaid(auth.value, auth.value.rpartition(" ")[2])
+    unsaid = Unsaid() if auth is None else Unsaid(*auth.unsaid)
     try:
         async with aclosing(_told(options)) as events:
             async for event in events:
@@ -430,6 +436,11 @@ class HttpSandbox:
     connection: SandboxConnection
     profile: AgentProfile
     model: str | None = None
+
+    @property
+    def unsaid(self) -> Sequence[str]:
+        """By which the sandbox knows its caller."""
+        return () if self.target.auth_header is None else self.target.auth_header.unsaid
 
     async def stream_prompt(
         self,

@@ -10,10 +10,12 @@ Source:
 """
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from chatturn.agent_runtime.tasks.sessions import event_text
 from chatturn.agent_runtime.tasks.task_backends import BackendOutput
 from chatturn.agent_runtime.values.chat_events import SAID, Data, llm_call, text_in
 from chatturn.agent_runtime.values.events import (
@@ -25,7 +27,7 @@ from chatturn.agent_runtime.values.events import (
     TextDeltaEvent,
     ToolResultEvent,
 )
-from chatturn.errors import BackendProtocolError, BackendReportedError
+from chatturn.errors import BackendProtocolError, BackendReportedError, ValidationError
 from chatturn.events import MESSAGE_PART, ChatStreamEvent, TextAssembly, is_answer, text_delta
 
 __all__ = ["SayingMapper"]
@@ -121,9 +123,9 @@ class SayingMapper:
         return kind
 
     def _own_event(self, event: Any) -> Iterator[Any]:
+        if isinstance(event, TextDeltaEvent | ReasoningDeltaEvent):
+            self._require_piece(event)
         match event:
-            case TextDeltaEvent(text=text) | ReasoningDeltaEvent(text=text) if not isinstance(text, str):
-                raise BackendProtocolError("a piece of text is none", backend=self._backend)
             case TextDeltaEvent(text=text):
                 self._answer.add(text_delta(text))
                 yield event
@@ -136,6 +138,17 @@ class SayingMapper:
             case _:
                 name = getattr(type(event), "type", type(event).__name__)
                 raise BackendProtocolError(f"a backend cannot tell {name!s:.60}", backend=self._backend)
+
+    def _require_piece(self, event: TextDeltaEvent | ReasoningDeltaEvent) -> None:
+        """Refuse a piece of text that is none; its characters, which it may have a half of, are looked at later."""
+        said: object = event.text
+        if not isinstance(said, str):
+            raise BackendProtocolError("a piece of text is none", backend=self._backend)
+        if event.task or event.session or event.timestamp:
+            try:
+                event_text(replace(event, text=""), most=sys.maxsize)
+            except ValidationError as error:
+                raise BackendProtocolError(f"it told what is no event: {error}", backend=self._backend) from error
 
     def _chat_event(self, kind: str, data: Data) -> Iterator[RuntimeStreamEvent]:
         match kind:

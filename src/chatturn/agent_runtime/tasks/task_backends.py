@@ -5,13 +5,13 @@ What a task's backend is given is what chatturn's backends are given and more, s
 its deadlines, its retries and its way of reading a stream.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from chatturn.agent_runtime.values.events import RuntimeStreamEvent
-from chatturn.agent_runtime.values.given import require_callable, require_text
+from chatturn.agent_runtime.values.given import require_callable, require_sequence, require_text
 from chatturn.agent_runtime.values.knowledge import KnowledgeReadinessReport
 from chatturn.agent_runtime.values.tasks import AgentTaskSpec, RuntimeSession
 from chatturn.backends import api
@@ -23,6 +23,7 @@ __all__ = [
     "AgentBackendInput",
     "AgentExecutionBackend",
     "BackendOutput",
+    "DiscreetBackend",
     "ResumableBackend",
     "SandboxBox",
     "StartingBackend",
@@ -107,6 +108,15 @@ class ResumableBackend(Protocol):
 
 
 @runtime_checkable
+class DiscreetBackend(Protocol):
+    """A backend with credentials of its own, which whoever it asks may quote."""
+
+    @property
+    def unsaid(self) -> Sequence[str]:
+        """What no event of the task may say, whole or in pieces, and no record."""
+
+
+@runtime_checkable
 class StoppableBackend(Protocol):
     """A backend that can be told to stop."""
 
@@ -126,6 +136,7 @@ def create_iterable_backend(
     start: _Open | None = None,
     resume: _Open | None = None,
     stop: _Stop | None = None,
+    unsaid: Sequence[str] = (),
 ) -> AgentExecutionBackend:
     """
     Make the backend named *kind* that answers with what *stream* yields.
@@ -136,6 +147,7 @@ def create_iterable_backend(
         start: As `StartingBackend.start`; None for a session as it is proposed.
         resume: As `ResumableBackend.resume`; None to go on with any session as it was kept.
         stop: As `StoppableBackend.stop`; None where there is nothing to stop but the stream.
+        unsaid: Credentials of its own: see `DiscreetBackend`.
 
     Raises:
         ValidationError: *kind* is no text, or has no character; or another one is no function.
@@ -146,7 +158,8 @@ def create_iterable_backend(
     for name, function in (("start", start), ("resume", resume), ("stop", stop)):
         if function is not None:
             require_callable(function, name)
-    return _IterableBackend(kind, stream, start, resume, stop)
+    require_sequence(unsaid, str, "unsaid")
+    return _IterableBackend(kind, stream, start, resume, stop, tuple(unsaid))
 
 
 async def _as_it_is(_: AgentBackendInput, session: RuntimeSession) -> RuntimeSession:
@@ -160,6 +173,7 @@ class _IterableBackend:
     on_start: _Open | None
     on_resume: _Open | None
     on_stop: _Stop | None
+    unsaid: Sequence[str] = field(default=(), repr=False)
 
     def stream(self, request: AgentBackendInput, context: AgentBackendContext, /) -> AsyncIterator[BackendOutput]:
         return self.function(request, context)
@@ -200,7 +214,8 @@ def create_sandbox_prompt_backend(
     """
     Make the backend whose answers are those of the agent in *box*.
 
-    It is asked `AgentBackendInput.prompt`.  Its sessions can be resumed, and say so in their metadata.
+    It is asked `AgentBackendInput.prompt`.  Its sessions can be resumed, and say so in their metadata.  What the box
+    has as ``unsaid`` is told nowhere (`DiscreetBackend`).
 
     Args:
         box: The sandbox.
@@ -230,7 +245,7 @@ def create_sandbox_prompt_backend(
                 if output is not None:
                     yield output
 
-    return create_iterable_backend(kind, stream, start=start)
+    return create_iterable_backend(kind, stream, start=start, unsaid=getattr(box, "unsaid", ()))
 
 
 async def _closable(events: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:

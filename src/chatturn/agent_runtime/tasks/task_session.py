@@ -20,6 +20,7 @@ from chatturn.agent_runtime.tasks.sessions import RuntimeSessionStore, require_s
 from chatturn.agent_runtime.tasks.task_backends import (
     AgentBackendInput,
     AgentExecutionBackend,
+    DiscreetBackend,
     ResumableBackend,
     StartingBackend,
     StoppableBackend,
@@ -66,7 +67,7 @@ class TaskSession:
         backend: Who answers.
         store: Keeps the session; None for nowhere.
         steps: The attempt's.
-        unsaid: Takes the resume tokens that become known.
+        unsaid: Takes the backend's own credentials, and the resume tokens that become known.
         kept: As the store had it before; None where it had none.
         opened: As it is, once the backend has opened it.
     """
@@ -81,6 +82,10 @@ class TaskSession:
     _asked: RuntimeSession | None = None
     _log: "_Log | None" = None
     _finished: bool = False
+
+    def __post_init__(self) -> None:
+        for each in self.backend.unsaid if isinstance(self.backend, DiscreetBackend) else ():
+            self.unsaid.add(each)
 
     async def load(self, name: str | None) -> None:
         """

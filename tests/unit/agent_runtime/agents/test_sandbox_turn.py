@@ -26,7 +26,7 @@ from chatturn.agent_runtime.agents.sandbox_turn import (
 from chatturn.agent_runtime.tasks.task_backends import AgentBackendInput, create_sandbox_prompt_backend
 from chatturn.agent_runtime.tasks.task_steps import DurableTask
 from chatturn.agent_runtime.tasks.task_stream import RunAgentTaskStreamOptions, run_agent_task_stream
-from chatturn.agent_runtime.values.events import FinalEvent
+from chatturn.agent_runtime.values.events import FinalEvent, TextDeltaEvent
 from chatturn.agent_runtime.values.tasks import AgentTaskStatus
 from chatturn.backends.openai.retry import BackendRetryPolicy
 from chatturn.durable.local_stores import FileSystemDurableRunStore
@@ -158,7 +158,8 @@ def test_a_key_is_not_shown() -> None:
         id="box-1", runtime_url="https://box.example", auth_header=AuthHeader(name="authorization", value=KEY)
     )
 
-    assert KEY not in repr(sandbox)
+    box = HttpSandbox(target=sandbox, connection=connection(), profile=PROFILE)
+    assert KEY not in repr((sandbox, box, create_sandbox_prompt_backend(box)))
 
 
 @pytest.mark.parametrize(("name", "value"), [("x-key", "a\r\nhost: evil"), ("x key", "a"), ("", "a"), ("x-key", "é")])
@@ -375,6 +376,22 @@ def test_a_sandbox_without_an_address_is_none(instance: Any) -> None:
 
 
 # As the backend of a task
+
+
+@pytest.mark.parametrize("secret", [KEY, KEY.removeprefix("Bearer ")])
+@pytest.mark.parametrize("size", [1, 5, 11])
+def test_a_key_that_a_sandbox_quotes_in_pieces_is_told_by_no_task(server: Upstream, secret: str, size: int) -> None:
+    """Not in any event, nor in all of them together."""
+    quoted, message = f"I have {secret}.", f"pieces {size} {len(secret)}"
+    pieces = [quoted[at : at + size] for at in range(0, len(quoted), size)]
+    server.on(
+        message, Script(frames=(*(json.dumps({"type": "text_delta", "text": each}) for each in pieces), "[DONE]"))
+    )
+    events = as_task(server, message)
+
+    said = "".join(event.text for event in events if isinstance(event, TextDeltaEvent))
+    assert "I have [redacted]." == said.replace("Bearer ", "") == (events[-1].text or "").replace("Bearer ", "")
+    assert KEY.removeprefix("Bearer ") not in repr(events)
 
 
 def as_task(server: Upstream, message: str | None, **members: Any) -> list[Any]:

@@ -47,6 +47,9 @@ TOLD: dict[str, Any] = {
     "a name that is none": ToolCallEvent(tool_name=NUMBER),
     "metadata that are none": ArtifactEvent(artifact_id="a", metadata=NUMBER),
     "a session that is none": ToolCallEvent(tool_name="a", session={"resumeToken": "x"}),  # type: ignore[arg-type]
+    "a piece in a session that is none": TextDeltaEvent(text="a", session=NUMBER),
+    "a piece of a task that is none": ReasoningDeltaEvent(text="a", task=NUMBER),
+    "a piece at a time that is none": TextDeltaEvent(text="a", timestamp=NUMBER),
     "a number for a text": TextDeltaEvent(text=NUMBER),
     "nothing for a text": TextDeltaEvent(text=NO),
     "a number for reasoning": ReasoningDeltaEvent(text=NUMBER),
