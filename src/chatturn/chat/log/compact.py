@@ -1,8 +1,8 @@
 """
-Lines of a log in a form that is short at rest: what many lines have in common is written once.  Pure, and lossless.
+Lines of a log in a short form for storage: text that many lines share is written once.  Pure, and lossless.
 
-An answer of four characters a piece is a line of a hundred around each of them.  So consecutive lines that differ only
-in their ``delta`` and their ``seq`` become one block::
+A line has about 100 characters around a delta of about 4.  So consecutive lines that differ only in ``delta`` and
+``seq`` become one block::
 
     ~                                      a compact text begins with this line; a line of a log begins with "{"
     {"type":"session.run.started",…}       any other line, as it is
@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 __all__ = ["ROW_BYTES", "compact", "expand", "is_compact", "size_of_row"]
 
 ROW_BYTES: Final = 80_000
-"""Of a row's text, as `size_of_row` counts: an export writes a row as one statement, and D1 takes none of 100 KB."""
+"""A row's most bytes by `size_of_row`: an export writes a row as one statement, which D1 limits to 100 KB."""
 
 _MARK: Final = "~\n"
 _BLOCK: Final = "="
@@ -31,7 +31,7 @@ _LINE: Final = re.compile(
 
 
 class _Line(NamedTuple):
-    """A line of a block: what it has in common with others, its place in a run of consecutive seqs, and its own."""
+    """A line of a block: the text that it shares with the others, its seq, and its delta."""
 
     common: tuple[str, str, str]
     seq: int
@@ -44,7 +44,7 @@ def size_of_row(text: str) -> int:
 
 
 def is_compact(text: str) -> bool:
-    """Say whether *text* is one that `compact` has made short."""
+    """Say whether *text* is in the short form of `compact`."""
     return text.startswith(_MARK)
 
 
@@ -62,7 +62,7 @@ def expand(text: str) -> str:
 def _blocks(lines: list[str]) -> Iterator[str]:
     parsed = map(_parse, lines)
     numbered = enumerate(zip(lines, parsed, strict=True))
-    # Consecutive lines of a block have consecutive seqs: seq less position is the same for all of them.
+    # Consecutive lines of a block have consecutive seqs: seq - position is the same for all of them.
     for key, group in groupby(numbered, lambda item: item[1][1] and (item[1][1].common, item[1][1].seq - item[0])):
         if not key:
             yield from (f"{line}\n" for _, (line, _) in group)

@@ -1,9 +1,8 @@
 """
 Logs of turns that are over, stored in their short form and in few rows; see `compact`.
 
-The sweep does it some minutes after a turn's end: by then whoever read it live has read it, and a log that is written
-again holds up no answer.  A worker that dies in between leaves each part of the log as it was or as it is to be, and
-reading gives the same bytes either way.
+The sweep shortens a log 10 minutes after its turn's last claim, when no live reader needs it.  A worker that dies in
+between leaves each page of the log in its long or its short form, and reading gives the same bytes either way.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,19 +17,19 @@ __all__ = ["compact_logs"]
 _LOGS_AT_ONCE: Final = 20
 
 _QUERIES_OF_A_LOG: Final = 3
-"""Of most; a long one needs one more for each page."""
+"""Queries that one log needs; a log of several pages needs 1 more for each further page."""
 
 _PIECE_CHARACTERS: Final = 200_000
-"""Of lines that are made short together."""
+"""Characters of lines that are made short together."""
 
 
 async def compact_logs(database: Database, room: Callable[[int], bool]) -> int:
     """
-    Make the logs short that are due, as many as there is room for; return how many that were.
+    Make the logs short that are due, as many as there is room for; return their number.
 
     Args:
-        database: Where.
-        room: Says whether there is room for so many more queries.
+        database: The database of the logs.
+        room: Says whether there is room for that number of further queries.
 
     Raises:
         StoreError: The database does not answer, or refuses; every log reads as before.

@@ -1,4 +1,4 @@
-"""The logs of the turns that run in this isolate, for whoever follows them here."""
+"""The logs of the turns that run in this isolate, for the followers in this isolate."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -57,7 +57,8 @@ class Bells:
     Wakes the turns of this isolate that wait for others of their session.
 
     Attributes:
-        rung: How often anybody has rung: who reads it before a look sees by it that a look is not too old.
+        rung: How often the bell has rung: a waiter that reads it before a look at the database learns by a higher count
+            that the look is out of date.
     """
 
     def __init__(self) -> None:
@@ -91,8 +92,8 @@ class LiveLogs:
     it, and what wakes a follower is for the follower to provide: an `Alarm` that may be rung from another request.
 
     Attributes:
-        polls: What followers here have last seen of turns that run elsewhere, by run.
-        revisions: What who waits here has last seen of sessions, by what the ids of their runs begin with.
+        polls: The last looks at turns that run elsewhere, by run id.
+        revisions: The last looks at sessions, by the text with which the ids of their runs begin.
         bells: Wake the turns that wait here for others of their session.
     """
 
@@ -107,7 +108,7 @@ class LiveLogs:
         """
         Show *log* while the block runs, in place of an earlier attempt's, if there is one.
 
-        Whoever reads it afterwards sees by itself that it has ended, or was left.
+        A follower that reads it afterwards learns from the log itself that it has ended, or was left.
         """
         self._logs[run_id] = log
         self._session_changes(run_id)

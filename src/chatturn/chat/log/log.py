@@ -4,8 +4,8 @@ The log of a turn: every line that it says, numbered, on its way to the reader a
 A line gets its ``seq`` when it is said.  Stored, consecutive lines are one row of NDJSON text, so that
 whoever reads the log later copies strings and parses nothing.
 
-Lines are said before they are stored, but never more than `position.MAX_AHEAD` before.  So an attempt that follows
-on one whose worker died leaves so many numbers out, and no two lines that anybody has seen have the same one.
+At most `position.MAX_AHEAD` lines are said before they are stored.  So an attempt that follows a lost worker skips
+`MAX_AHEAD` numbers, and no two lines that anybody has seen have the same number.
 """
 
 from bisect import bisect_right
@@ -21,19 +21,19 @@ from chatturn.events import ChatStreamEvent, encode_lines, stored_event
 __all__ = ["FLUSH_CHARACTERS", "MAX_LOG_CHARACTERS", "TurnLog"]
 
 MAX_UNSTORED_CHARACTERS: Final = 4_000_000
-"""Characters that an attempt may say before they are stored: they wait in the isolate's memory."""
+"""The most characters of an attempt that are said and not yet stored: they are in the isolate's memory."""
 
 MAX_LOG_CHARACTERS: Final = 100_000_000
-"""Characters of one attempt's log, at most: a tool that never stops talking must not fill the database."""
+"""The most characters of one attempt's log: a tool that never stops must not fill the database."""
 
 FLUSH_CHARACTERS: Final = 64_000
 """When this many characters are not stored yet, they are stored without waiting for the next interval."""
 
 _SEGMENT_CHARACTERS: Final = 400_000
-"""Characters in one row, at most about: in UTF-8 they stay below D1's 2,000,000 bytes, whatever the script."""
+"""About the most characters in one row: in UTF-8, at 4 bytes each, they stay below D1's 2,000,000 bytes."""
 
 _KEPT_CHARACTERS: Final = 256_000
-"""Of lines that are stored, for followers in this isolate; who is further behind reads the database."""
+"""Characters of stored lines kept for followers in this isolate; a follower further behind reads the database."""
 
 
 class TurnLog:
@@ -83,12 +83,12 @@ class TurnLog:
 
     @property
     def characters(self) -> int:
-        """How much was said so far."""
+        """How many characters were said so far."""
         return self._size
 
     @property
     def unstored_characters(self) -> int:
-        """How much was said and is not stored yet."""
+        """How many characters were said and are not stored yet."""
         return self._unstored
 
     def has_room(self, lines: int) -> bool:
@@ -131,7 +131,7 @@ class TurnLog:
     # Storing.
 
     def unstored(self) -> tuple[Statement | None, int]:
-        """Return the statement that stores what is next, None if all is stored, and the seq after its last line."""
+        """Return the statement that stores the next lines, None if all are stored, and the seq after its last line."""
         segments = self._segments(self._lines[self._stored_to - self._kept_from :])
         if not segments:
             return None, self._stored_to
@@ -139,7 +139,7 @@ class TurnLog:
         return append_segment(first, self.attempt, lines), first + len(lines)
 
     def stored(self, to_seq: int) -> None:
-        """Take note that all lines below *to_seq* are stored; forget those that no follower here needs."""
+        """Take note that all lines below *to_seq* are stored; forget lines that no follower here needs."""
         newly = self._lines[self._stored_to - self._kept_from : to_seq - self._kept_from]
         self._unstored -= sum(map(len, newly))
         self._stored_to = to_seq
@@ -149,11 +149,11 @@ class TurnLog:
         """
         Return the statements that store all that is not stored yet, as with_statements of a settlement.
 
-        Lines whose storing is still on its way are among them: whichever of the two comes second finds the other's
-        row and replaces it with the same lines and more, or finds the lease gone.
+        A line may be in one of these statements and in a write that is still on its way: the later of the two replaces
+        the row of the earlier with the same lines and more, or finds the lease gone.
 
         Args:
-            tail: The attempt's last lines, which are said once they are stored.
+            tail: The attempt's last lines, which its reader gets once they are stored.
         """
         segments = self._segments([*self._lines[self._stored_to - self._kept_from :], *tail])
         return [
@@ -173,7 +173,7 @@ class TurnLog:
         self._tell()
 
     def _segments(self, lines: Sequence[str]) -> list[tuple[int, list[str]]]:
-        """Cut lines into rows, each as long as it may be: the same lines from the same place are cut the same."""
+        """Cut lines into rows as long as a row may be: the same lines from the same seq are always cut the same."""
         ends = list(accumulate(map(len, lines)))
         segments: list[tuple[int, list[str]]] = []
         start = size = 0

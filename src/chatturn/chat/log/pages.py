@@ -19,18 +19,18 @@ class LogPage:
     The state of a turn, and the lines of its log behind a cursor, both of the same moment.
 
     Attributes:
-        status: The run's.
-        attempt: The latest; 1 before the first.
+        status: The run's status.
+        attempt: The latest attempt; 1 before the first.
         cancelled: Whether a completed run was stopped.
-        lease_left_ms: Until its lease lapses if nobody renews it, by the database's clock; 0 without one.
-        begins: The seq from which on the log is this answer's: what is before is history.
+        lease_left_ms: Time until the lease lapses if nobody renews it, by the database's clock; 0 without a lease.
+        begins: The seq with which this answer's log begins: lower seqs are history.
         ends: The seq of the last stored line; -1 for none.
         furthest: The highest seq that anybody can have seen.
-        text: The lines, whole.
-        last: The seq of their last line; without any, the cursor, or what is before the log.
+        text: The lines, none of them cut.
+        last: The seq of the last line in `text`; without lines the cursor, or `begins` - 1 if that is higher.
         closed: Whether the last stored line is the latest attempt's terminal one.
         created_at: When the turn was begun.
-        outcome: What the run's outcome says, if it has one: of a failed run, the code of its error.
+        outcome: The notes of the run's outcome, if it has one: for a failed run, the code of its error.
     """
 
     status: RunStatus

@@ -1,9 +1,9 @@
 """
-One look at the database for all who wait in this isolate for the same news: of a turn, or of a session.
+One look at the database for all that wait in this isolate for the same news: of a turn, or of a session.
 
 A follower of a turn that runs elsewhere asks the database again and again.  After a deployment every open chat is such
-a follower, and what a hundred ask separately they are also told separately.  So whoever is first to want to look does,
-and all others are shown what it found::
+a follower, and 100 followers of one turn would read the same page 100 times.  So the first follower that is due looks,
+and all others are shown the page that it found::
 
     follower A ──▶ nobody looks, and it is time ──▶ looks ──▶ keeps the page, rings
     follower B ──▶ somebody looks, or it is too early ──▶ waits ──▶ is shown the page
@@ -22,19 +22,19 @@ from chatturn.chat.log.pages import LogPage
 __all__ = ["Poll", "Polls", "RevisionPoll", "SharedLook"]
 
 _LOOKS_FOR_S: Final = 10.0
-"""How long a look may take until somebody else may look: the database is slow, or who looked is gone."""
+"""After this time without a result somebody else may look: the database is slow, or the first follower is gone."""
 
 _KEPT_CHARACTERS: Final = 256_000
-"""Of lines, for followers that are a few looks behind; who is further behind asks for itself."""
+"""Characters of lines kept for followers a few looks behind; a follower further behind asks for itself."""
 
 
 class SharedLook:
     """
-    Whose turn it is to look, and who waits to be shown.
+    Decides who looks next, and wakes those that wait for the result.
 
     Attributes:
-        looks: How many looks have ended: who waits sees by it whether there is anything new.
-        looked_at: When the last one began, in the loop's seconds.
+        looks: How many looks have ended: a waiter learns by a higher count that there is a new result.
+        looked_at: When the last look began, in seconds of the loop's clock.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Poll(SharedLook):
         """
         Show what was found behind the seq *after* to all who wait; None if nothing was, because the look failed.
 
-        A turn that is gone is for each follower to find out.
+        Each follower finds out for itself that a turn is gone.
         """
         if page is not None:
             if not self._pages or self._pages[-1][1].last != after:
@@ -123,7 +123,7 @@ class RevisionPoll(SharedLook):
     What was last seen of one session's revision.
 
     Attributes:
-        tag: Names it; None for a session whose revision is not known.
+        tag: The revision's tag; None for a session whose revision is not known.
     """
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from chatturn.database.api import Row
 __all__ = ["MAX_AHEAD", "Place", "unstored_attempts"]
 
 MAX_AHEAD: Final = 10_000
-"""Lines that an attempt may say before they are stored."""
+"""The most lines of an attempt that are said and not yet stored."""
 
 
 def unstored_attempts(row: Row, epoch: int) -> int:
@@ -31,15 +31,15 @@ class Place:
     What an attempt finds.
 
     Attributes:
-        first_seq: Of its first line.
+        first_seq: The seq of the attempt's first line.
         follows: The seq of the last stored line before it; -1 for none.
         log_begins: Whether its lines are the first of this answer's log.
-        interrupted: Whether the attempt before it at the same answer broke off, so that somebody may have seen a part.
-        idle_attempts: Attempts since the turn last came further, and this one; those that ended in a wait left out.
-        attempts: All attempts at the answer, and this one; those that ended in a wait left out.
+        interrupted: Whether the previous attempt at the same answer broke off, so that a reader may have seen a part.
+        idle_attempts: Attempts since the turn last came further, this one included; without those that ended in a wait.
+        attempts: All attempts at the answer, this one included; without those that ended in a wait.
         cancel_requested: Whether somebody asked to stop the turn, and no attempt has heard of it yet.
-        broken_off: How many attempts right before it broke off, at whatever was asked then.
-        replaces: The version of the turn that this one is to take the place of; None for none.
+        broken_off: How many attempts right before this one broke off, even at another question.
+        replaces: The version of the turn that this version replaces; None for none.
     """
 
     first_seq: int = 0
@@ -57,8 +57,8 @@ class Place:
         """
         Read the row of `chatturn.chat.turn.sql.read_place`, as it is after the claim.
 
-        Behind attempts that broke off, as many numbers are left out as they may have said lines that were not
-        stored: what their readers have seen is not said again under the same ones.
+        `MAX_AHEAD` numbers are skipped for each attempt that may have said lines that were not stored: no reader sees
+        two lines with the same number.
         """
         if not rows:
             return cls()

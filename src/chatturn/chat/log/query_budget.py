@@ -1,4 +1,4 @@
-"""How often something that costs a query may be done: often at first, ever more rarely later.  Pure."""
+"""How often an action that costs a query may be repeated: often at first, ever more rarely later.  Pure."""
 
 import functools
 import math
@@ -19,20 +19,20 @@ __all__ = [
 ]
 
 _HORIZON_MS: Final = 900_000
-"""A budget lasts for 15 minutes, which is what the platform gives work that nobody waits for."""
+"""A budget lasts for 15 minutes, the platform's limit for work that nobody waits for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
     """
-    Intervals that keep whatever lasts up to 15 minutes within a number of queries.
+    Intervals between queries that keep up to 15 minutes of work within a number of queries.
 
-    At first every *first_ms*.  After a while the interval is a fixed part of the time that has passed, so the
-    queries grow with its logarithm: ``k`` of them until then, and ``k * ln(passed / then)`` after.
+    The interval is ``max(first_ms, passed_ms / k)``: ``k`` queries until ``k * first_ms`` have passed, and
+    ``k * ln(passed_ms / (k * first_ms))`` queries after that.
 
     Attributes:
         first_ms: The shortest interval.
-        queries: How many it comes to in 15 minutes, about.
+        queries: About how many queries this makes in 15 minutes.
     """
 
     first_ms: int
@@ -49,7 +49,7 @@ class Pace:
         object.__setattr__(self, "_part", low)
 
     def interval_ms(self, passed_ms: float) -> float:
-        """Return how long to wait for the next time, *passed_ms* after the first."""
+        """Return how many ms to wait for the next query, *passed_ms* after the first."""
         return max(float(self.first_ms), passed_ms / self._part)
 
     def _count(self, k: float) -> float:
@@ -60,7 +60,7 @@ class Pace:
 _NEVER_MS: Final = 10**12
 
 # Cloudflare allows 1,000 D1 queries in one invocation on the paid plan, and 50 on the free one.  The claim, the
-# finish, the renewals, the hooks and an agent's steps want their part of them.  (developers.cloudflare.com/d1/platform)
+# finish, the renewals, the hooks and an agent's steps need a part of them.  (developers.cloudflare.com/d1/platform)
 
 _LOG_QUERIES: Final[Mapping[Plan, int]] = {"paid": 500, "free": 8}
 
@@ -68,25 +68,25 @@ FOLLOW_PACES: Final[Mapping[Plan, Pace]] = {
     "paid": Pace(first_ms=100, queries=400),
     "free": Pace(first_ms=250, queries=25),
 }
-"""How often a follower asks the database for more of a log, by plan; it may take the turn over after that."""
+"""How often a follower asks the database for more of a log, by plan; queries are left to take the turn over."""
 
 WAIT_PACES: Final[Mapping[Plan, Pace]] = {
     "paid": Pace(first_ms=100, queries=400),
     "free": Pace(first_ms=500, queries=6),
 }
-"""How often a turn that waits for others of its session asks whether it may begin, by plan; it is to run after that."""
+"""How often a turn that waits for others of its session asks whether it may begin, by plan; queries are left to run."""
 
 REVISION_LOOK_EVERY_S: Final[Mapping[Plan, float]] = {"paid": 0.5, "free": 2.0}
-"""How often who waits for a session to change asks the database, by plan: 60 and 15 queries in 30 s."""
+"""Seconds between two looks at a session by a request that waits for a change, by plan: 60 or 15 looks in 30 s."""
 
 RENEWALS_PER_TERM: Final[Mapping[Plan, float]] = {"paid": 3.0, "free": 1.5}
-"""How often a lease is renewed, by plan."""
+"""How many times a lease is renewed within its term, by plan."""
 
 RESUMED_AT_ONCE: Final[Mapping[Plan, int]] = {"paid": 5, "free": 1}
 """
-How many turns one invocation runs that nobody asked for, by plan: at once, or each when the one before it has ended.
+How many turns one invocation runs without a request for them, by plan: at once, or one after another.
 
-Each may keep a connection to the model open, of which the platform gives an invocation six.
+Each may keep a connection to the model open; the platform gives an invocation 6 connections.
 """
 
 
@@ -96,9 +96,9 @@ def log_pace(plan: Plan, first_ms: int, *, turns: int = 1) -> Pace:
     Return how often the lines of a turn are stored.
 
     Args:
-        plan: Whose limits are kept to.
-        first_ms: How often at first; 0 for only with the turn's end.
-        turns: How many run in one invocation.
+        plan: The plan whose limits apply.
+        first_ms: The interval at first; 0 to store only at the turn's end.
+        turns: How many turns share one invocation's queries.
     """
     queries = max(1, _LOG_QUERIES[plan] // turns)
     return Pace(first_ms=first_ms, queries=queries) if first_ms else Pace(first_ms=_NEVER_MS, queries=1)

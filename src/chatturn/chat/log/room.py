@@ -1,8 +1,8 @@
 """
-How much of logs all followers of an isolate may hold together: read just now, or sent and not yet taken.
+How many characters of logs all followers of an isolate may hold together: read just now, or sent and not yet taken.
 
-A follower that takes nothing holds what it was sent last, and five hundred of them would fill the isolate.  So each
-page needs room; who finds none holds nothing while it waits::
+A follower that takes nothing holds the page that it was sent last, and 500 such followers would fill the isolate.  So
+each page needs room; a follower that finds none holds nothing while it waits::
 
     room to read? ──▶ page read ──▶ room to send? ──▶ sent ──▶ taken, or the reader given up
         │ no: waits                      │ no: dropped, waits, read again
@@ -20,21 +20,21 @@ from typing import Final
 __all__ = ["PAGE_CHARACTERS", "SMALL_CHARACTERS", "Room", "reading_room", "sending_room"]
 
 PAGE_CHARACTERS: Final = 256_000
-"""Of a page, unless its first segment alone is longer; what one reader has in memory at a time."""
+"""The most characters of a page, which is what one reader has in memory; a first segment may alone be longer."""
 
 SMALL_CHARACTERS: Final = 16_000
-"""What is no longer needs no room to be sent: a thousand followers of what is said live hold 16 MB."""
+"""A text up to this length needs no room to be sent: 1,000 followers of live turns hold 16 MB."""
 
 _READ_AT_ONCE: Final = 4
 _READ_WITHIN_S: Final = 10.0
-"""A page is read in milliseconds."""
+"""Room for reading falls free after 10 s; a page is read in milliseconds."""
 
 _SENT_CHARACTERS: Final = 4_000_000
 _SENT_WITHIN_S: Final = 90.0
-"""A reader that takes nothing for 30 s is given up, and a page leaves in two writes at most."""
+"""Room for sending falls free after 90 s: a page leaves in at most 2 writes, each given up after 30 s."""
 
 _SHARE: Final = 4
-"""One user may hold a quarter of what is sent: the others are not kept out by him."""
+"""One user may hold 1/4 of the room for sending, so that others are not kept out."""
 
 
 class Room:
@@ -42,9 +42,9 @@ class Room:
     Room of one isolate, for one purpose.
 
     Args:
-        characters: How much there is.
-        of_one: How much one user may hold of it.
-        within_s: After so long what was taken falls free.
+        characters: The whole room, in characters.
+        of_one: How many characters one user may hold.
+        within_s: After this many seconds room that was taken falls free.
     """
 
     def __init__(self, characters: int, of_one: int, within_s: float) -> None:
@@ -94,7 +94,7 @@ class Room:
             self._waiting.pop(key, None)
 
     def _forget(self) -> None:
-        """Take back what is held for too long; who took first is first."""
+        """Take back room that is held for more than `within_s`; the oldest comes first."""
         now = asyncio.get_running_loop().time()
         while self._held and next(iter(self._held.values()))[0] <= now:
             self._give_back(next(iter(self._held)))
@@ -121,5 +121,5 @@ def reading_room() -> Room:
 
 
 def sending_room() -> Room:
-    """Return room for what was sent and is not yet taken."""
+    """Return the room for text that was sent and is not yet taken."""
     return Room(_SENT_CHARACTERS, _SENT_CHARACTERS // _SHARE, _SENT_WITHIN_S)

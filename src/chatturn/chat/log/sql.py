@@ -30,14 +30,14 @@ __all__ = [
     "watch",
 ]
 
-# What the turn's worker is told with every write: that somebody wants it stopped, and whether somebody elsewhere reads.
+# Every write tells the turn's worker whether somebody wants the turn stopped, and whether it is read elsewhere.
 NEWS: Final = f"""
 (SELECT cancel_requested_at FROM chat_turns WHERE run_id = ?1) AS cancel_requested_at,
 coalesce((SELECT followed_until FROM chat_turns WHERE run_id = ?1) > {MOMENT.format("?4")}, 0) AS followed
 """
 """Columns for `chatturn.durable.store.News`."""
 
-# Written again with more lines, a segment is replaced: the reply to an earlier try was lost, or has not come yet.
+# A segment that is written again, with more lines, is replaced: the reply to the earlier write was lost or is late.
 _APPEND: Final = f"""
 INSERT INTO chat_segments (run_id, first_seq, last_seq, attempt, lines, ended)
 SELECT ?1, ?5, ?6, ?7, ?8, ?9 WHERE {HELD}
@@ -49,16 +49,16 @@ RETURNING {NEWS}
 _WATCH: Final = f"SELECT {NEWS} WHERE {HELD}"
 
 _LAST_CURSOR: Final = 2**53 - 2
-"""The next one is the last integer that JavaScript, and so D1, carries exactly."""
+"""2**53 - 1 is the last integer that JavaScript, and so D1, carries exactly."""
 
 _PAGE_SEGMENTS: Final = 1_000
 _RECALLED_SEGMENTS: Final = 16
 
 _LINE_CHARACTERS: Final = 120
-"""Of a line that is stored in its short form, about: by this much a row counts for more than it is long."""
+"""About the length of a whole line: a row counts as at least this many characters a line, even in its short form."""
 
-# One row per segment, each with the run's state beside it; one row without a segment if there is none.  All in one
-# statement, so that the state and the lines are of one moment; segment by segment, so that no more is read than shown.
+# One row per segment, each with the run's state beside it; one row without a segment if there is none.  One statement,
+# so that the state and the lines are of one moment; segment by segment, so that only segments that are shown are read.
 # ?1 the run, ?2 the seq after which to read, ?3 now.
 _READ_PAGE: Final = f"""
 WITH RECURSIVE turn AS (
@@ -84,8 +84,8 @@ FROM turn LEFT JOIN (page JOIN chat_segments AS s ON s.run_id = ?1 AND s.first_s
   ON page.before < {PAGE_CHARACTERS} ORDER BY s.first_seq
 """
 
-# Of this answer's log only: an attempt that has ended is history.  ?1 the run, ?2 the attempt before which, ?3 the seq
-# from which on.
+# Only the log of this answer: an attempt that has ended is history.  ?1 the run, ?2 the attempt whose predecessor is
+# read, ?3 the first seq.
 _READ_ATTEMPT: Final = f"""
 SELECT last_seq, lines FROM chat_segments
 WHERE run_id = ?1 AND first_seq >= max(?3, (SELECT log_from FROM chat_turns WHERE run_id = ?1))
@@ -95,7 +95,7 @@ ORDER BY first_seq LIMIT {_RECALLED_SEGMENTS}
 
 _READ_ENDED_ATTEMPT: Final = _READ_ATTEMPT.replace("max(?3, (SELECT log_from FROM chat_turns WHERE run_id = ?1))", "?3")
 
-# Only of a turn that is not over: what is finished stays as it is.  The first request is the one that counts.
+# Only for a turn that is not over.  The first request counts: its moment stays.
 _REQUEST_CANCEL: Final = f"""
 UPDATE chat_turns SET cancel_requested_at = coalesce(cancel_requested_at, {MOMENT.format("?2")})
 WHERE run_id = ?1 AND EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND status IN ('running', 'suspended'))
@@ -108,9 +108,9 @@ UPDATE chat_turns SET followed_until = max(coalesce(followed_until, ''), {MOMENT
 
 
 _LOOSE_AFTER: Final = "-10 minutes"
-"""Since its last claim: a turn that is over is read live no more, and the code that cannot read short logs is gone."""
+"""Time since the turn's last claim: by now nobody reads the log live, nor with older code that reads no short logs."""
 
-# Only of a turn that is over and that nobody has claimed since it was looked at.  ?1 the run, ?2 its epoch.
+# Only for a turn that is over and that nobody has claimed since its epoch was read.  ?1 the run, ?2 the epoch.
 _OVER: Final = """EXISTS (SELECT 1 FROM durable_runs
   WHERE run_id = ?1 AND epoch = ?2 AND lease_holder_id IS NULL AND status IN ('completed', 'failed'))"""
 
@@ -163,11 +163,11 @@ class Segment(NamedTuple):
     Consecutive lines of one attempt, as one row.
 
     Attributes:
-        first_seq: Of the first line.
-        last_seq: Of the last one.
-        attempt: Which attempt said them.
-        ended: 1 if the last line is the attempt's terminal one, else 0.
-        lines: Whole lines, or their short form.
+        first_seq: The seq of the first line.
+        last_seq: The seq of the last line.
+        attempt: The attempt that said the lines.
+        ended: 1 if the last line is the attempt's terminal line, else 0.
+        lines: Whole lines as NDJSON, or their short form.
     """
 
     first_seq: int

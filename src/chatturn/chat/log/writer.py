@@ -1,9 +1,9 @@
 """
 Storing a turn's log while the turn runs, off everybody's way.
 
-A timer looks every 250 ms what was said, and stores it in one write, which renews the lease as well; where nothing was
-said it only asks for news.  In a busy isolate it stores more rarely, so that storing does not make it busier.  The
-stream never waits for it, unless it is so far ahead that what it says next could not be made up for.
+A timer looks every 250 ms for new lines, and stores them in one write, which also renews the lease; without new lines
+it only asks for news.  In a busy isolate it stores more rarely, so that storing does not make it busier.  The stream
+waits only when `MAX_AHEAD` lines, or `MAX_UNSTORED_CHARACTERS`, are said and not stored.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ from chatturn.telemetry.operator_log import OperatorLog
 __all__ = ["Companion", "Listener", "LogWriter"]
 
 _LOOK_EVERY_S: Final = 0.25
-"""At notes in the log itself, which cost nothing to look at."""
+"""The timer's period; looking at the log in memory costs nothing."""
 
 _MUCH_CHARACTERS: Final = 400_000
-"""When this many characters are not stored yet, they do not wait; it is about what one row holds."""
+"""When this many characters are not stored yet, they do not wait for the timer; one row holds about as many."""
 
 _LOAD_FACTOR: Final = 20
-"""An interval is at least 20 times what the last write took, or the timer was late: a twentieth of the time."""
+"""An interval is at least 20 times the last write's duration, or the timer's delay: storing takes 1/20 of the time."""
 
 _SLOWEST_S: Final = 2.0
-"""However busy the isolate is, lines are stored this often; and six times in a lease's term, if that is more often."""
+"""A busy isolate makes an interval no longer than 2 s, nor than 1/6 of the lease's term."""
 
 _EARLY_MS: Final = 10.0
 """A timer may come a little before the interval is over; waiting for the next one would double it."""
@@ -44,7 +44,7 @@ class Listener(Protocol):
         """Look at the log itself, where others in this isolate leave notes; return whether to ask the database now."""
 
     def told(self, news: Row, asked_at: float) -> None:
-        """Take what the database said when it was asked: whether the turn is to be stopped, and is read elsewhere."""
+        """Take the database's answer: whether the turn is to be stopped, and whether it is read elsewhere."""
 
 
 class Companion(Protocol):
@@ -62,11 +62,11 @@ class LogWriter:
     Stores one attempt's log.
 
     Args:
-        attempt: Under whose lease.
-        log: What is said.
-        companions: What is stored with it.
-        listener: Takes what comes back.
-        pace: How often it may be stored.
+        attempt: The attempt whose lease covers the writes.
+        log: The log to store.
+        companions: What is stored with the log, in the same writes.
+        listener: Takes the news that each write returns.
+        pace: How often the log may be stored.
         report: Takes failures.
     """
 

@@ -1,8 +1,8 @@
 """
-What of a session the model is shown: its latest answered turns, as far as they fit.  Pure.
+Which part of a session the model is shown: its latest answered turns, as far as they fit.  Pure.
 
-Nothing falls out silently: what was left out or shortened is in the value, and the engine says it in a line of the
-log and in the trace.
+Nothing is left out silently: `ShownHistory` counts what was left out or shortened, and the engine says so in a line of
+the log and in the trace.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ __all__ = ["PastTurn", "ShownHistory", "recent", "shortened_in_the_middle"]
 
 _MARK: Final = " […{} characters left out…] "
 _LEAST_CHARACTERS: Final = 2 * len(_MARK)
-"""Of a text that is shortened: below that, little but the mark would be left."""
+"""The fewest characters of a shortened text: with fewer, little but the mark would be left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastTurn:
     """
-    An answered turn before the one that is asked.
+    An answered turn before the turn that is asked.
 
     Attributes:
         turn_index: Its place in the session.
@@ -32,7 +32,7 @@ class PastTurn:
             then it is not whole; None where that is not on record.
         parts: The question's parts, where it was more than text.
         lacks_parts: Whether its images and files are too large to be shown again.
-        kept: What the API that answered wants back with the answer; not counted as characters.
+        kept: What the API that answered wants back with the answer; its characters do not count.
     """
 
     turn_index: int
@@ -57,13 +57,13 @@ class PastTurn:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownHistory:
     """
-    What the model is shown of the turns before.
+    What the model is shown of the earlier turns.
 
     Attributes:
         messages: Oldest first.
-        turns: How many turns are in them.
-        left_out: How many turns are not; at least, where there are more than were looked at.
-        shortened: The indices of those that are not whole.
+        turns: How many turns `messages` has.
+        left_out: How many turns are left out; at least this many, where more turns exist than were read.
+        shortened: The indexes of the turns that are not whole.
     """
 
     messages: Sequence[ChatMessage] = ()
@@ -81,8 +81,8 @@ def recent(turns: Sequence[PastTurn], most_characters: int) -> ShownHistory:
     """
     Show the latest turns that have no more than *most_characters* together.
 
-    Where they do not all fit, a turn of more than half of that loses its images and files, and is shortened in its
-    middle to this half, so that no turn is the reason for leaving out all others; the rest stay whole.
+    Where the turns do not all fit, a turn longer than *most_characters* / 2 loses its images and files, and its middle
+    is cut until it has that length, so that one long turn does not push out all others; the rest stay whole.
 
     Args:
         turns: Oldest first.

@@ -45,7 +45,7 @@ class ChatTurnIdentity:
 
 def turn_run_id(identity: ChatTurnIdentity) -> str:
     """
-    Return the id of the turn's run: ``chat:<tenant>:<session>:<turn_index>``, of a later version with ``~n`` behind it.
+    Return the id of the turn's run: ``chat:<tenant>:<session>:<turn_index>``; version *n* > 1 adds ``~n``.
 
     Each part is percent-encoded, so no choice of names makes two turns share an id.
     """
@@ -54,24 +54,24 @@ def turn_run_id(identity: ChatTurnIdentity) -> str:
 
 
 def turn_intent(identity: ChatTurnIdentity) -> str:
-    """Return what the step is called whose result is the turn's answer."""
+    """Return the name of the step whose result is the turn's answer."""
     return f"chat:turn-{identity.turn_index}"
 
 
 def version_run_ids(identity: ChatTurnIdentity) -> tuple[str, str, str]:
-    """Return the run of the turn's first version, and two texts between which the ids of the others are."""
+    """Return the run id of the turn's first version, and two texts between which the later versions' run ids sort."""
     first = f"{_session(identity.tenant_id, identity.session_id)}:{identity.turn_index}"
     return first, f"{first}~", f"{first}~:"  # the character after the digits
 
 
 def session_run_ids(tenant_id: str, session_id: str) -> tuple[str, str]:
-    """Return two texts between which the ids of a session's runs are, and no others."""
+    """Return two texts between which the ids of a session's runs sort, and no other run's."""
     session = _session(tenant_id, session_id)
     return f"{session}:", f"{session};"  # the character after the colon
 
 
 def tenant_run_ids(tenant_id: str) -> tuple[str, str]:
-    """Return two texts between which the ids of a tenant's runs are, and no others."""
+    """Return two texts between which the ids of a tenant's runs sort, and no other run's."""
     tenant = f"chat:{quote(tenant_id, safe='')}"
     return f"{tenant}:", f"{tenant};"
 
@@ -94,7 +94,7 @@ def turn_of_run(run_id: str) -> tuple[str, int] | None:
 
 
 def version_of_run(run_id: str) -> int:
-    """Return which version of its turn a run is."""
+    """Return the number of the turn's version that a run is, from 1."""
     version = run_id.rpartition(":")[2].partition("~")[2]
     return int(version) if version.isdecimal() else 1
 
@@ -132,8 +132,8 @@ def turn_manifest(
     """
     Describe the turn for its run: agent-runtime's manifest, so that their databases' hashes still match.
 
-    A conversation that the request brings, parameters, and the parts of a message that is more than text, are members
-    more; without them the hash is theirs.
+    The manifest gets further members for a conversation that the request brings, for parameters, and for the parts of a
+    message that is more than text; without them its hash is agent-runtime's.
 
     Source:
         docs/reference/agent-runtime.md, Hashes: the digest of the manifest and of its input are pinned there.

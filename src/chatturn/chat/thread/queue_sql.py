@@ -1,9 +1,9 @@
 """
 The SQL of one turn at a time: what a turn of a session has to wait for, and who comes next.
 
-Before a turn may be begun no other turn of its session runs or is suspended, whichever its index, and none of a lower
-index is pending.  Both are found by indexes of the runs that are not over, so that a look costs the same however long
-the thread is.
+A turn may begin once no other turn of its session runs or is suspended, whatever its index, and no turn of a lower
+index is pending.  An index of the runs that are not over finds both, so that a look costs the same in a thread of any
+length.
 """
 
 import json
@@ -61,7 +61,7 @@ _ITS_TURN: Final = f"{_BEGUN} OR NOT EXISTS (SELECT 1 FROM ({_IN_FRONT}))"
 
 _NOW: Final = MOMENT.format("{5}")
 
-# What is first: a turn that runs, else one that is suspended, else the pending one that is next.
+# The turn in front: a turn that runs, else a suspended turn, else the pending turn with the lowest index.
 _TOLD: Final = f"""
 (SELECT count(*) FROM ({_IN_FRONT})) AS position,
 (SELECT json_object(
@@ -82,8 +82,8 @@ _ROOM: Final = f"""
 _IDLE: Final = f"{_THERE} OR NOT EXISTS (SELECT 1 FROM ({_OTHERS}))"
 _WHOSE: Final = f"(SELECT run_id FROM ({_OTHERS}) ORDER BY status = 'pending', turn_index LIMIT 1) AS other"
 
-# A turn that is not there, or has failed, and that the thread has gone on without; one of agent-runtime's, ``{6}``, is
-# there once it is over.
+# The thread has gone on without a turn that does not exist or has failed.  A turn of agent-runtime, ``{6}``, exists
+# once it is over.
 _ANSWERED_AFTER: Final = """
 SELECT 1 FROM chat_messages AS m WHERE m.tenant_id = {4} AND m.session_id = {5} AND m.turn_index > {3}
   AND m.role = 'assistant' AND m.turn_index < coalesce((
@@ -112,10 +112,10 @@ NEXT_IN_LINE: Final = f"""
    AND +p.status = 'pending'
  ORDER BY t.turn_index, t.version LIMIT 1) AS next_run_id
 """
-"""A column of the write that ends a run: which turn of the session comes next, if nobody waits with it."""
+"""A column of the write that ends a run: the next turn of the session, if no worker waits with that turn."""
 
 # ?1 the turn's first version, ?2 and ?3 around the others, ?4 and ?5 around the session's runs, ?6 the tenant, ?7 the
-# session, ?8 the index.  Behind an edit the thread goes on at its end, and not behind what is detached.
+# session, ?8 the index.  Behind an edit the thread goes on at its end, and not behind turns that are detached.
 _TAKEN: Final = f"""
 WITH open AS (SELECT turn_index FROM ({_OTHERS.format("''", "?4", "?5")})),
 failed AS (
@@ -202,13 +202,13 @@ class Front:
     What a turn waits for.
 
     Attributes:
-        position: How many turns are before it.
-        run_id: The first of them.
-        status: Its run's.
-        turn_index: Its place.
-        left: Whether it waits for somebody to go on with it: its worker is lost, or its event has come.
-        key: The event that it waits for, if it is suspended.
-        wake_at: When it goes on in any case.
+        position: How many turns are in front.
+        run_id: The run of the first turn in front; the attributes below are of this run.
+        status: The run's status.
+        turn_index: The turn's place in the session.
+        left: Whether somebody has to go on with the run: its worker is lost, or its event has come.
+        key: The event that the run waits for, if it is suspended.
+        wake_at: When the run goes on even without its event.
     """
 
     position: int
@@ -239,7 +239,7 @@ def _params(identity: ChatTurnIdentity) -> tuple[Value, ...]:
 
 
 def its_turn(identity: ChatTurnIdentity) -> Condition:
-    """Let a turn begin once nothing is in front of it; one that was begun goes on."""
+    """Let a turn begin once nothing is in front of it; a turn that was begun goes on."""
     return Condition(sql=_ITS_TURN, params=_params(identity), told=_TOLD)
 
 
@@ -251,7 +251,7 @@ def begins_now(identity: ChatTurnIdentity) -> Guard:
 
 
 def idle(identity: ChatTurnIdentity) -> Guard:
-    """Let a new turn begin only in a session in which no other is open."""
+    """Let a new turn begin only in a session in which no other turn is open."""
     run_id = turn_run_id(identity)
     params = (run_id, *session_run_ids(identity.tenant_id, identity.session_id))
     return _of_start(_IDLE, params, lambda row: _busy(row["other"], run_id), told=_WHOSE)
@@ -279,7 +279,7 @@ def not_passed(identity: ChatTurnIdentity, theirs: Theirs | None) -> Guard:
 
 
 def still_follows(identity: ChatTurnIdentity) -> Guard:
-    """Begin a turn that waited only while there is what it was to follow: that may have failed, and be in no thread."""
+    """Begin a turn that waited only while no message before it is marked as broken off: else it is in no thread."""
     run_id = turn_run_id(identity)
     params = (*_params(identity)[:-1], identity.tenant_id, identity.session_id)
     return _of_start(_STILL_FOLLOWS, params, lambda _row: VersionConflict("the thread ends before it", run_id=run_id))

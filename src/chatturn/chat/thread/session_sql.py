@@ -1,9 +1,9 @@
 """
-The SQL of sessions: whose each is, and how often what its readers see has changed.
+The SQL of sessions: each session's owner, and its revision, which counts the changes that its readers can see.
 
-The owner is who claimed the first turn.  A session from before there was a table of them belongs to who claimed the
-turn of its lowest index; it gets its row with the next turn that is claimed in it.  A row is deleted with the last of
-the session's turns.
+The owner is the user who claimed the first turn.  A session without a row, from a schema without this table, belongs
+to the user who claimed its turn of the lowest index; it gets its row with the next claim.  The row is deleted with the
+session's last turn.
 
 The revision rises in the transaction of every change that a reader of the messages can see: `record_session` with a
 claim, `session_changed` with an attempt's end, `session_of_run_changed` where nobody holds the run.
@@ -49,7 +49,7 @@ UPDATE chat_sessions SET revision = revision + 1
 WHERE (tenant_id, session_id) IN (SELECT tenant_id, session_id FROM chat_turns WHERE run_id = ?1)
 """
 
-# The moment tells a session from one of the same name that was deleted before.
+# `created_at` tells a session from a deleted session of the same name.
 _READ_REVISION: Final = """
 SELECT revision, created_at FROM chat_sessions WHERE tenant_id = ?1 AND session_id = ?2
 """
@@ -82,7 +82,7 @@ def session_of_run_changed(run_id: str) -> Statement:
 
 
 def read_revision(tenant_id: str, session_id: str) -> Statement:
-    """Read how often what readers of the session see has changed; no row for one without a turn."""
+    """Read the session's revision; no row for a session without a turn."""
     return Statement(_READ_REVISION, (tenant_id, session_id))
 
 

@@ -1,8 +1,8 @@
 """
 The SQL of turns that agent-runtime has begun, beyond their claim; see `chatturn.durable.sql.adoption`.
 
-Such a turn has a run and a step, and nothing else: no turn's row, no log, and no messages, for what was asked is in no
-table.  Its run has agent-runtime's id; or, where it was stopped here, ours.
+Such a turn has a run and a step, and nothing else: no row of the turn, no log, and no messages, since no table of
+agent-runtime has the question.  Its run has agent-runtime's id; or our id, where the turn was stopped here.
 """
 
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ class Theirs:
     Where agent-runtime may have a turn.
 
     Attributes:
-        run_id: What it calls the run.
-        project_id: Of the deployment: runs of another one are not its.
+        run_id: Agent-runtime's id of the run.
+        project_id: The deployment's project; a run of another project is not the turn.
     """
 
     run_id: str
@@ -50,7 +50,7 @@ FROM durable_runs AS r LEFT JOIN durable_steps AS s
 WHERE r.run_id = {either("?2")} AND r.project_id = ?3 AND {_NO_TURN_OF_OURS}
 """
 
-# One that failed and is being tried again has a lease, and is called failed meanwhile.
+# A run that failed and is being tried again has a lease, while its status is still 'failed'.
 # ?1 our run, ?2 theirs, ?3 the project, ?4 now.
 _STOPPABLE: Final = f"""
 EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?2 AND project_id = ?3 AND (status IN ('running', 'suspended')
@@ -70,7 +70,7 @@ _TAKE_AWAY: Final = (
     f"UPDATE durable_events SET run_id = ?1 WHERE run_id = ?2 AND {_STOPPABLE}",
 )
 
-# Last: while it has their id, each statement finds it so.  ?5 the run's outcome.
+# The last statement, since it changes the run's id by which the others find the run.  ?5 the run's outcome.
 _END_RUN: Final = f"""
 UPDATE durable_runs SET run_id = ?1, status = 'completed', completed_at = {MOMENT.format("?4")},
   updated_at = {MOMENT.format("?4")}, outcome_json = ?5, lease_holder_id = NULL, lease_expires_at = NULL
@@ -92,7 +92,7 @@ SELECT max(turn_index) AS latest FROM turns WHERE is_theirs
 
 
 def read_theirs(identity: ChatTurnIdentity, theirs: Theirs) -> Statement:
-    """Read where agent-runtime's turn stands; nothing where there is none, or it has become ours."""
+    """Read where agent-runtime's turn stands; no row where there is none, or where we have adopted it."""
     return Statement(_READ, (turn_run_id(identity), theirs.run_id, theirs.project_id, NOW))
 
 
@@ -100,8 +100,8 @@ def cancel_theirs(identity: ChatTurnIdentity, theirs: Theirs, reason: str) -> li
     """
     Stop a turn that agent-runtime is answering, or has left: take the run away from its worker, and end it.
 
-    Its worker looks at no wish to stop, and finds nothing to write to; what it had said is in no table.  The last
-    statement returns a row if that was done: a turn that is over stays as it is.
+    Its worker reads no wish to stop, and finds no run to write to; no table has the text so far.  The last statement
+    returns a row if the turn was stopped: a turn that is over stays as it is.
     """
     result = json_text({"finalText": "", "cancelled": reason}, "the turn's result")
     outcome = RunOutcome(passed=False, notes="cancelled", metadata={"chars": 0})

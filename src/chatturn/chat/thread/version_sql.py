@@ -1,10 +1,10 @@
 """
 The SQL of a turn's versions: which one counts, which one a request is about, and what makes another one count.
 
-The messages of a turn are those of the version that counts; they name its run.  A version has a parent: the version of
-the turn before that counted when it was begun.  Where the version that counts before is another one of that turn, the
-messages are marked as broken off; so they are where an answer has come to stand between the two.  What stands from the
-first mark on is detached, and comes back when the mark goes.
+The messages of a turn are those of its version that counts; they name that version's run.  A version has a parent: the
+version of the turn before that counted when this version began.  Where the turn before now counts another version, or
+another answer stands in between, the messages are marked as broken off.  All messages from the first mark on are
+detached; they come back when the mark goes.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ turn_index < min(?3, coalesce((SELECT min(b.turn_index) FROM chat_messages AS b 
 """
 """The SQL of what is in the thread before the turn ``?3``, of the messages of session ``?2`` of tenant ``?1``.
 
-One bound, which SQLite finds by the index: of two it would take one, and pass by whatever is detached."""
+One bound, which SQLite finds by the index: with two bounds SQLite would use one, and read all detached messages."""
 
 # ?1 the first version's run, ?2 and ?3 around the others, ?4 the tenant, ?5 the session, ?6 the index, ?7 the manifest,
 # ?8 the version that the request replaces or null, ?9 how; where it does and does not say which, the one that counts.
@@ -106,8 +106,8 @@ SELECT
   (SELECT same FROM theirs) AS theirs
 """
 
-# Behind the claim and the turn's row: what it replaces, and what it follows once it runs; that is what the same claim
-# reads as its history, so each attempt sets it anew.  Numbers go on behind all others.
+# Behind the claim and the turn's row: what the version replaces, and its parent once it runs.  The parent is the end of
+# the history that the same claim reads, so each attempt sets it anew.  Seqs go on behind those of all other versions.
 _RECORD: Final = f"""
 UPDATE chat_turns SET version = ?4, replaces = coalesce(replaces, ?5), replace_kind = coalesce(replace_kind, ?6),
   asked_at_index = coalesce(asked_at_index, ?10),
@@ -124,8 +124,8 @@ UPDATE chat_turns SET version = ?4, replaces = coalesce(replaces, ?5), replace_k
 WHERE run_id = ?1 AND {HELD}
 """
 
-# What follows an answer that retention has deleted breaks with nothing; a turn from before there were versions has no
-# parent on record, and follows the first version of what stands before it.
+# A turn whose parent's answer retention has deleted is not broken off.  A turn without a parent on record, from a
+# schema without versions, follows the first version of the turn before it.
 _BREAKS: Final = """
 UPDATE chat_messages SET breaks = EXISTS (
   SELECT 1 FROM chat_turns AS t
@@ -194,7 +194,7 @@ UPDATE chat_messages SET run_id = ?4, version = (SELECT t.version FROM chat_turn
     ELSE (SELECT s.result_json ->> '$.finalText' FROM durable_steps AS s WHERE s.run_id = ?4 AND s.step_index = 0) END
 WHERE tenant_id = ?1 AND session_id = ?2 AND turn_index = ?3 AND run_id <> ?4 AND {_MAY_COUNT} AND {_IDLE}
 """
-# Before it, under the same condition: what readers see changes.
+# Before the activation, under the same condition: the session's revision rises.
 _ACTIVATES: Final = f"""
 UPDATE chat_sessions SET revision = revision + 1
 WHERE tenant_id = ?1 AND session_id = ?2 AND {ACTIVATES}
@@ -205,7 +205,7 @@ SELECT {_MAY_COUNT} AS may_count, {_IDLE} AS idle,
     WHERE tenant_id = ?1 AND session_id = ?2 AND turn_index = ?3 AND run_id = ?4) AS counts
 """
 
-# One that agent-runtime has answered counts as long as no other does, and has no question: that is in no table.
+# A version that agent-runtime has answered counts as long as no other version does; no table has its question.
 _VERSIONS: Final = f"""
 SELECT t.version, t.replaces, t.replace_kind, t.user_message, t.model, t.cancelled_at, t.finish_reason, r.status,
   r.created_at, r.completed_at, t.run_id, m.run_id IS NOT NULL AS counts
@@ -221,7 +221,7 @@ FROM durable_runs AS r WHERE {FINISHED_THERE.format(theirs="?7", project="?8")}
 ORDER BY 1
 """
 
-# The one that runs, else the one that counts, else agent-runtime's, else the latest.
+# The version that runs, else the version that counts, else agent-runtime's, else the latest.
 _SHOWN: Final = f"""
 SELECT coalesce(
   (SELECT max(t.version) FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id
@@ -234,9 +234,9 @@ SELECT coalesce(
 
 
 _LAST_LINE: Final = 2**53 - 2
-"""The next one is the last integer that JavaScript, and so D1, carries exactly; no log comes so far."""
+"""2**53 - 1 is the last integer that JavaScript, and so D1, carries exactly; no log has that many lines."""
 
-# Of each version, where its log ends, and how near to a line it comes from below; ?4 is the line's seq.
+# For each version: where its log ends, and its highest segment that begins at or below the seq ?4.
 _LINES: Final = """
 SELECT t.version, (SELECT max(last_seq) FROM chat_segments WHERE run_id = t.run_id) AS ends,
   (SELECT max(first_seq) FROM chat_segments WHERE run_id = t.run_id AND first_seq <= ?4) AS begins
@@ -278,11 +278,11 @@ LEFT JOIN durable_steps AS s ON s.run_id = m.run_id AND s.step_index = 0 AND s.s
 @dataclass
 class OtherVersion(Exception):
     """
-    Which version the request is about has to be looked up.
+    The version that the request is about has to be looked up.
 
     Attributes:
-        counting: The run of the version that counts, where that is known, with its answer, and what of the turn a
-            replay needs; see `chatturn.chat.turn.replay.replay_of_version`.
+        counting: The run of the version that counts, with its answer and the columns that a replay needs; None where
+            they are not known.  See `chatturn.chat.turn.replay.replay_of_version`.
     """
 
     counting: Row | None = None
@@ -300,7 +300,7 @@ def _other_version(row: Row) -> Exception:
 
 
 def still_counts(identity: ChatTurnIdentity, counts: int | None) -> Guard:
-    """Begin a version only while the one that it was to take the place of counts."""
+    """Begin a version only while the version that it replaces counts."""
     place = (identity.tenant_id, identity.session_id, identity.turn_index)
     params = (turn_run_id(identity), *place, counts)
     return Guard(sql=_STILL_COUNTS, params=params, refusal=lambda _row: OtherVersion())
@@ -324,18 +324,18 @@ def record_version(
 
 
 def order_parallel(identity: ChatTurnIdentity) -> list[Statement]:
-    """Let an answer stand among those that were given beside it, with the finish and before its messages."""
+    """Order an answer among the answers that were given in parallel, with the finish and before its messages."""
     place = (identity.tenant_id, identity.session_id, identity.turn_index)
     return [Statement(_FOLLOWS, place), Statement(_FOLLOWED, place)]
 
 
 def mark_breaks(identity: ChatTurnIdentity) -> Statement:
-    """Mark what is detached by an answer that counts from now on, with the finish and behind its messages."""
+    """Mark the turns that are detached by a new answer, with the finish and behind its messages."""
     return Statement(_BREAKS_OF_RUN, (identity.tenant_id, identity.session_id, identity.turn_index))
 
 
 def activation(identity: ChatTurnIdentity) -> tuple[Value, ...]:
-    """Return the parameters of what lets a version count."""
+    """Return the parameters of the statements that let a version count."""
     runs = session_run_ids(identity.tenant_id, identity.session_id)
     return (identity.tenant_id, identity.session_id, identity.turn_index, turn_run_id(identity), *runs)
 

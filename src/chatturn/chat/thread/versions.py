@@ -1,9 +1,9 @@
 """
 Which version of a turn a request is about.  Pure.
 
-Each version is a run of its own.  The first has the turn's name; the others are made by a request that replaces the
-version that counts, or at the place of a turn that is detached.  The same request sent again is about the version that
-it made, as long as what that has replaced does not count again.
+Each version is a run of its own.  The first version's run has the turn's id; a later version is made by a request that
+replaces the version that counts, or at the place of a detached turn.  The same request sent again is about the version
+that it made, unless the replaced version counts again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,9 +42,9 @@ class Choice:
     Attributes:
         version: Its number, from 1.
         replaces: What it takes the place of; None for nothing that counts.
-        kind: How; None likewise.
+        kind: How it replaces: ``regenerate`` or ``edit``; None if it replaces nothing.
         is_new: Whether it is made by this request.
-        counts: Which version counts; None for none.
+        counts: The version that counts; None for none.
     """
 
     version: int
@@ -55,23 +55,23 @@ class Choice:
 
     @property
     def fills_its_place(self) -> bool:
-        """Whether its answer would be the first at its index, and nobody asked for what follows to be detached."""
+        """Whether no version counts at the turn's place, and this one replaces none."""
         return self.replaces is None and self.counts is None
 
 
 _THEIR_LOG_ENDS: Final = 2
-"""That of a turn which agent-runtime has answered: it is no row of ours."""
+"""The seq of the last line of agent-runtime's log, which is not stored and always has the lines 0, 1 and 2."""
 
 
 def at_line(rows: Sequence[Mapping[str, Any]], shown: int) -> int:
     """
-    Return the version whose log a reader goes on with.
+    Return the version with whose log a reader goes on.
 
-    It is the one that is shown; or, where the reader's last line lies behind that one's log, the one that has said it.
+    That is *shown*; or, where the reader's last line lies behind the end of its log, the version that has that line.
 
     Args:
         rows: As `chatturn.chat.thread.version_sql.read_lines` read them.
-        shown: The version that is shown to who has no line yet.
+        shown: The version that is shown to a reader who has no line yet.
     """
     ends = {int(row["version"]): row["ends"] for row in rows}
     end = ends.get(shown, _THEIR_LOG_ENDS)
@@ -88,14 +88,14 @@ def version_for(
     Args:
         state: As `chatturn.chat.thread.version_sql.read_version_state` read it.
         run_id: The turn's.
-        turn_index: Its place.
-        replace: What the request replaces; None for a plain one.
-        supersede: Whether a plain one may replace a version with another question.
+        turn_index: The turn's place in the session.
+        replace: What the request replaces; None for a plain request.
+        supersede: Whether a plain request may replace a version with another question.
 
     Raises:
-        VersionConflict: Another version counts than the one that is to be replaced, or the thread ends before.
-        SessionBusy: A version of the turn that is to be replaced is being answered, or waits.
-        DurableRunInputMismatchError: It was to be asked anew, but this is another question; or another one is open.
+        VersionConflict: The version to be replaced does not count, or the thread ends before this turn.
+        SessionBusy: A version of the turn is being answered, or waits.
+        DurableRunInputMismatchError: A ``regenerate`` has another question; or another question is open at this place.
     """
     state = _with_theirs(state)
     counts, detached_from = state["counts"], state["detached_from"]
@@ -121,7 +121,7 @@ def version_for(
 
 
 def _with_theirs(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Add what stands at the place: the version that counts, or agent-runtime's turn, as version 1, where none does."""
+    """Add ``standing``: the version that counts, or 1 where none does and agent-runtime has answered the turn."""
     if state["counts"] is not None or state["theirs"] is None:
         return {**state, "standing": state["counts"]}
     theirs = state["theirs"]
@@ -153,7 +153,7 @@ def _without_replacing(state: Mapping[str, Any], kind: ReplaceKind, replaced: in
     counts, standing = state["counts"], state["standing"]
     may_be_asked = kind == "edit" or state["asked"] is not None
     if standing is None and state["passed"] and state["latest"] is not None and state["busy"] is None and may_be_asked:
-        return _new(state, int(state["latest"]), kind)  # what was answered without it follows it no more
+        return _new(state, int(state["latest"]), kind)  # later turns, answered without it, will be detached
     if standing is None:
         return Choice(version=int(state["latest"] or 1))
     if kind == "edit" and state["counts_same"] and state["detached_from"] is None:
@@ -168,7 +168,7 @@ def _there(state: Mapping[str, Any], version: Any) -> Choice | None:
 
 
 def _require_idle(state: Mapping[str, Any], run_id: str) -> None:
-    """Refuse while a version of the turn is open: its answer will count, and would be replaced instead."""
+    """Refuse while a version of the turn is open: its answer would count by then, and be replaced unseen."""
     if state["busy"] is not None:
         raise SessionBusy("a version of it is open", run_id=_run_id(run_id, int(state["busy"])))
 

@@ -1,4 +1,4 @@
-"""What an attempt's answer is made of: the product's producer, its context, and what an earlier attempt had said."""
+"""What an attempt's answer is made of: the product's producer, its context, and the text of an earlier attempt."""
 
 import asyncio
 import json
@@ -35,35 +35,35 @@ from chatturn.jsontext.canonical import canonical_hash
 __all__ = ["Answer"]
 
 MAX_ATTEMPTS_IN_ALL: Final = 100
-"""Of one answer, also where each comes further; those that ended in a wait left out."""
+"""Attempts at one answer, even if each adds to the answer; an attempt that ended in a wait does not count."""
 
 _FURTHER_CHARACTERS: Final = 200
-"""Stored behind what an attempt before had said: so the next one begins further on."""
+"""An attempt has come further once its answer has 200 characters more than `Answer.recalled`."""
 
 _MOST_KEPT_CHARACTERS: Final = 20_000
-"""Of what goes back with one answer in each later turn; what is longer goes back in no later turn."""
+"""The longest JSON that goes back to the API with an answer in later turns; longer JSON is not kept."""
 
 _INLINE_WAIT_MS: Final = 2_000
-"""A reader may be about to answer; beyond that, a worker that waits costs more than one that comes back."""
+"""A run waits in its worker for at most 2 s, since a reader may be about to answer; then it is suspended."""
 
 
 class Answer:
     """
-    The making of one answer, and the note that it has come further, which is stored with the log.
+    The making of one answer; stores with the log that the answer has come further.
 
     Args:
         turn: What is to be answered.
-        attempt: Under whose lease.
+        attempt: The claimed attempt; its lease covers every write.
         place: Where the turn stands.
-        past: The answered turns before it, oldest first; one more than is shown at most, if there are so many.
+        past: The answered turns before this one, oldest first; at most one more than the model may be shown.
         log: Numbers the lines.
-        usage: Counts what the model's calls consume.
+        usage: Counts what the model calls consume.
 
     Attributes:
-        shown: What of the turns before the model is shown; known once it has begun.
-        recalled: What an attempt before had said, and this one begins with; "" for nothing.
+        shown: What the model is shown of the turns before; set when the producer is made.
+        recalled: The text of an earlier attempt with which this answer begins; "" for none.
         steps: The run's steps, after the turn itself.
-        said: What is said by now.
+        said: The producer, which knows the answer so far.
     """
 
     def __init__(
@@ -115,19 +115,19 @@ class Answer:
     # What is stored with the log, see `Companion`.
 
     def unrecorded(self) -> Sequence[Statement]:
-        """Note that the answer is longer by now than what attempts before had said, and so is worth another attempt."""
+        """Return the statement that sets the count of idle attempts to 0, once the answer has come further."""
         self._telling = not self._told and self._comes_further()
         return [Statement(CAME_FURTHER)] if self._telling else []
 
     def recorded(self) -> None:
-        """Take note that it is noted."""
+        """Take note that the statements of `unrecorded` were run."""
         self._told = self._told or self._telling
 
     def kept_json(self) -> str | None:
         """
         Return what the API that gave the answer wants back with it in later turns; None for nothing.
 
-        Nothing of a product that redacts is kept beyond its turn, nor of an answer of which the API said only the end.
+        None, too, for a product that redacts, and for an answer that goes on with the text of an earlier attempt.
         """
         if self.recalled or overrides(self._turn.deployment.hooks, "transform_final_text"):
             return None
@@ -182,7 +182,7 @@ class Answer:
         return await recall_text(deployment.database, self._turn.run_id, number, after_tools=after_tools, waited=waited)
 
     async def _said_before_the_wait(self) -> str:
-        """Return what the suspended attempt before has said; the text of a product that redacts is in no log."""
+        """Return the text of the suspended attempt: from its log, or from its last step if the product redacts."""
         hooks = self._turn.deployment.hooks
         if overrides(hooks, "transform_final_text"):
             rounds = [step for step in self._attempt.claim.completed_steps if step.intent.startswith(MODEL_STEP)]
@@ -249,7 +249,7 @@ def _steps(turn: TurnInput, attempt: Attempt, usage: AttemptUsage) -> DurableCon
 
 
 class _Nothing:
-    """Before anything is said."""
+    """The producer before there is one: it has said nothing."""
 
     is_full = False
 
@@ -261,7 +261,7 @@ class _Nothing:
 
 
 async def _say_again(text: str, attempt: Attempt) -> AsyncGenerator[EventBatch, None]:
-    """Say what an attempt had said that broke off, and then be cancelled: somebody wants the turn stopped."""
+    """Say *text*, the text of an earlier attempt, and cancel this attempt, since somebody wants the turn stopped."""
     if text:
         yield text_so_far(text)
     attempt.cancel(CANCEL_REQUESTED)

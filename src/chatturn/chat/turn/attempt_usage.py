@@ -1,5 +1,5 @@
 """
-What one attempt consumes: what its model calls consume, put on record with whatever the turn writes next.
+What the model calls of one attempt consume, put on record with whatever the turn writes next.
 
 A call is on record soon after it has begun, with the log; when it is over, with the step that keeps it, if there is
 one; and in any case with the attempt's last write.  So a worker that dies leaves behind what it had paid for.  Only
@@ -22,16 +22,16 @@ from chatturn.settings import names_in
 __all__ = ["MAX_REPORTS", "AttemptUsage", "begin_with", "read_with"]
 
 MAX_REPORTS: Final = 2_000
-"""What a producer may report for the ledger: all of it is stored with the answer, in one row of a statement."""
+"""Calls that a producer may report for the ledger: all are stored with the answer, in one parameter of a statement."""
 
 _RESERVED_TOKENS_OUT: Final = 1_000
-"""Of an answer, where the request does not say how long it may be."""
+"""Tokens reserved for an answer where the request does not say how long it may be."""
 
 _SCOPES: Final = ("turn", "session", "tenant")
 
 
 def read_with(turn: TurnInput) -> list[Statement]:
-    """Return what the claim has to read: what was spent so far, if there is a limit."""
+    """Return the statement with which the claim reads what was spent so far; none without a budget."""
     identity, budgets = turn.identity, turn.deployment.budgets
     scopes = [scope for scope in _SCOPES if getattr(budgets, scope)]
     if not scopes:
@@ -40,7 +40,7 @@ def read_with(turn: TurnInput) -> list[Statement]:
 
 
 def begin_with(turn: TurnInput) -> list[Statement]:
-    """Return what the claim reserves, where several turns share what may be spent."""
+    """Return the statement with which the claim reserves the turn's estimated cost; none without a shared budget."""
     deployment = turn.deployment
     if not (deployment.budgets.session or deployment.budgets.tenant):
         return []
@@ -150,8 +150,8 @@ class AttemptUsage:
 
         Args:
             end: How the attempt ends.
-            went_on: Whether its answer begins with what attempts before it had said.
-            checkpoints: Whether it rests on steps, of this attempt or others; they are still there.
+            went_on: Whether the answer begins with the text of an earlier attempt.
+            checkpoints: Whether the answer rests on stored steps, of this attempt or of earlier ones.
         """
         delivered = bool(answer_of(end)) or isinstance(end, Suspended)
         calls = self.all_calls()

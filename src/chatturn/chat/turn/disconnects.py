@@ -1,4 +1,4 @@
-"""Who reads a turn, and who wants it stopped: the product's disconnect policy, and what is asked for from elsewhere."""
+"""Who reads a turn, and who wants it stopped: the product's disconnect policy, and requests to stop from anywhere."""
 
 import asyncio
 import math
@@ -20,16 +20,16 @@ DISCONNECTED: Final = "disconnected"
 
 class Readership:
     """
-    Watches over one turn's readers, and cancels the turn if they, or nobody, want it so.
+    Watches one turn's readers; cancels the turn when somebody asks for it, or when the policy ends an unread turn.
 
-    ``continue`` never ends a turn; ``cancel`` does so as soon as nobody reads it, ``grace`` after a while in which
-    nobody came back.  A turn that had no reader from the beginning has lost none.  Readers in other isolates are known
-    by the database only, so no turn is ended before that was asked.
+    ``continue`` never ends a turn; ``cancel`` ends a turn as soon as nobody reads it; ``grace`` ends it after
+    `Settings.grace_ms` without a reader.  A turn that never had a reader goes on.  Only the database knows of readers
+    in other isolates, so it is asked before a turn is ended.
 
     Args:
         settings: The policy, and how long the grace is.
-        log: Where others in this isolate read, and leave word.
-        attempt: What is cancelled; again as long as nobody reads the turn.
+        log: Knows the other readers in this isolate, and their wish to stop the turn.
+        attempt: The attempt to cancel.
     """
 
     def __init__(self, settings: Settings, log: TurnLog, attempt: Attempt) -> None:
@@ -43,11 +43,11 @@ class Readership:
 
     @property
     def news(self) -> News:
-        """What to hear with every renewal of the lease."""
+        """The columns that every renewal of the lease returns, and what takes them."""
         return News(columns=NEWS, told=self.told)
 
     def lost(self) -> None:
-        """Take note that the reader is gone who asked for the turn."""
+        """Take note that the reader whose request began the turn is gone."""
         self._unread_since = asyncio.get_running_loop().time()
 
     def look(self) -> bool:
@@ -57,7 +57,7 @@ class Readership:
         return self._end_if_unread()
 
     def told(self, news: Row, asked_at: float) -> None:
-        """Take what the database said when it was asked: whether the turn is to be stopped, and is read elsewhere."""
+        """Take the database's answer: whether the turn is to be stopped, and whether it is read elsewhere."""
         if news["cancel_requested_at"] is not None:
             self._attempt.cancel(CANCEL_REQUESTED)
         self._told_at, self._followed = asked_at, bool(news["followed"])

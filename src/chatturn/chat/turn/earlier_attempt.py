@@ -11,7 +11,7 @@ from chatturn.events import LIFECYCLE_PREFIX, MESSAGE_PART, TOOL_OUTCOMES, ChatS
 __all__ = ["recall_text"]
 
 _TEXT: Final = (f'{{"type":"{MESSAGE_PART}"', '{"type":"result"')
-"""How the lines begin that may hold text; the others are not parsed."""
+"""The beginnings of lines that may hold text; no other line is parsed."""
 
 _SUSPENDED: Final = f'{{"type":"{LIFECYCLE_PREFIX}suspended"'
 
@@ -22,7 +22,7 @@ async def recall_text(
     database: Database, run_id: str, before_attempt: int, *, after_tools: bool, waited: bool = False
 ) -> str:
     """
-    Return the text of the latest attempt before an attempt, if it broke off, as far as it was stored; "" for none.
+    Return the stored text of the latest attempt before *before_attempt* if that attempt broke off; "" for none.
 
     One page of its log is in memory at a time.
 

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 FINISH_REASONS: Final = ("stop", "length", "content_filter", "tool_calls", "cancelled")
-"""Why an answer ended: only the first has it whole."""
+"""Why an answer ended: only after ``stop`` is the answer whole."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,14 +44,14 @@ class Finish:
 
     Attributes:
         identity: Whose turn.
-        log: What it has said.
+        log: The attempt's log.
         outbox: Where its hook calls are recorded.
         redacting: Whether the product redacts.
-        idle_attempts: How many attempts in a row have come no further, this one among them.
+        idle_attempts: How many attempts in a row have come no further, this attempt included.
         threaded: Whether turns have versions.
         words: The attempt's last events, once it is known how it ends.
-        lines: Their lines.
-        finish_reason: Why its answer has ended; None without one.
+        lines: The lines of `words`.
+        finish_reason: Why the answer has ended, one of `FINISH_REASONS`; None without an answer.
     """
 
     identity: ChatTurnIdentity
@@ -81,7 +81,7 @@ class Finish:
         self.words = ending_words(self.identity, end, finish_reason=reason, wait_ms=wait_ms)
         text = answer_of(end)
         if self.redacting and text is not None:
-            # The log has no other text: what was said before no redactor had seen.
+            # The log of a product that redacts has no text before this line: the redactor sees only the whole answer.
             self.words.insert(0, ChatStreamEvent("result", {"finalText": text}))
         self.lines = self.log.preview(self.words)
         return [
@@ -93,7 +93,7 @@ class Finish:
         ]
 
     def _messages(self, text: str | None) -> list[Statement]:
-        # A version that was stopped before it said anything leaves the one before it as it is.
+        # A version that was stopped before it said anything leaves the version that counts as it is.
         if text is None or (not text and self.identity.version > 1):
             return []
         if not self.threaded:
@@ -133,7 +133,7 @@ def ending_words(
     finish_reason: str | None = None,
     wait_ms: int = 0,
 ) -> list[ChatStreamEvent]:
-    """Return the last words of a turn that ends, or ended, like this."""
+    """Return the last events of a turn that ended with *end*."""
     known = {} if finish_reason is None else {"finishReason": finish_reason}
     match end:
         case Completed():
@@ -147,19 +147,19 @@ def ending_words(
 
 
 def context_event(shown: ShownHistory) -> ChatStreamEvent:
-    """Return what says what of the conversation the model is not shown."""
+    """Return the event that says which part of the conversation the model is not shown."""
     data = {"turns": shown.turns, "leftOut": shown.left_out, "shortened": list(shown.shortened)}
     return ChatStreamEvent("context", data)
 
 
 def queued_words(identity: ChatTurnIdentity, position: int) -> list[ChatStreamEvent]:
-    """Return what says that a turn waits, and for how many others."""
+    """Return the event that says that a turn waits, and for how many others."""
     data = {"sessionId": identity.session_id, "turnIndex": identity.turn_index, "position": position}
     return [ChatStreamEvent("session.run.queued", data)]
 
 
 def waiting_words(identity: ChatTurnIdentity, front: Front) -> list[ChatStreamEvent]:
-    """Return the last words to who waits behind a suspended turn: those of that turn."""
+    """Return the last events for a turn that waits behind a suspended turn: the events of the suspended turn."""
     data = {"turnIndex": front.turn_index, "key": front.key, "wakeAt": front.wake_at}
     return [_last(Suspended, identity, data)]
 
@@ -178,7 +178,7 @@ def failure_words(identity: ChatTurnIdentity, kind: type[ChatTurnError], wait_ms
 
 
 def kind_of(error: BaseException | None) -> type[ChatTurnError]:
-    """Return the kind that clients are told: never what a foreign error is or says."""
+    """Return the error class that clients are told; for an error of foreign code never its class or text."""
     if isinstance(error, ChatTurnError):
         return type(error)
     return TurnAborted if isinstance(error, asyncio.CancelledError | GeneratorExit) else ChatTurnError

@@ -18,9 +18,9 @@ class Given:
     What a client gives a turn.
 
     Attributes:
-        run_id: The run that has asked.
+        run_id: The run that has asked for the calls.
         session_id: Its session.
-        results: What came of its calls, by their ids: ``{"result"}``, or ``{"error"}``.
+        results: The outcome of each call by its id: ``{"result": …}`` or ``{"error": …}``.
     """
 
     run_id: str
@@ -29,7 +29,7 @@ class Given:
 
     @property
     def statements(self) -> Sequence[Statement]:
-        """What records them; those that the turn has, or does not want, change nothing."""
+        """The statements that record the results; a result that the turn has, or does not want, changes nothing."""
         return [
             give(self.run_id, f"{TOOL_PREFIX}{id_}", json_text(result, "a result"))
             for id_, result in self.results.items()
@@ -40,7 +40,7 @@ async def find_asked(database: Database, tenant_id: str, results: Mapping[str, A
     """
     Find the turn that has asked for *results*; None if none of this tenant's has.
 
-    A client may have done calls that others have asked for, too: the last that is ours says which turn it is.
+    A client may also send results of calls that no turn here has asked for; the last known call decides the turn.
     """
     keys = {f"{TOOL_PREFIX}{id_}": id_ for id_ in results if id_.startswith(CLIENT_CALL)}
     if not keys:

@@ -1,9 +1,9 @@
 """
 What one user and one tenant may have at once and on a day: looked at, and counted, in the claim's own transaction.
 
-A claim that begins a turn, or one again that failed, is refused where there are too many turns that run, or too much
-was begun or stored since midnight UTC.  All others pass: a replay, a turn that runs or waits, one that is resumed.
-What a turn asks is counted with its first claim; its log, where it is long, with the write that ends an attempt.
+A claim that begins a turn, or tries a failed turn again, is refused where too many turns run, or where too much was
+begun or stored since midnight UTC.  Every other claim passes: a replay, a turn that runs, waits or is resumed.
+A turn's request is counted with its first claim; a log of more than 16,000 characters with the attempt's last write.
 """
 
 import json
@@ -32,12 +32,12 @@ __all__ = [
 _RUNNING_RETRY_S: Final = 5
 _FULL_RETRY_S: Final = 60
 _SMALL_CHARACTERS: Final = 16_000
-"""A log that is no longer is not counted: as many as a user may begin are no danger, and each count is two rows."""
+"""Logs up to this length are not counted: the limit on turns bounds their sum, and each count writes two rows."""
 
 _KEPT_DAYS: Final = 2
 
 # ``{0}`` the run, ``{1}`` and ``{2}`` around the tenant's runs, ``{3}`` the tenant, ``{4}`` the user, ``{5}`` now;
-# ``{6}`` to ``{11}`` the limits.  Others only: behind the claim the turn itself runs, too.
+# ``{6}`` to ``{11}`` the limits.  The turn itself is left out: once claimed, it runs, too.
 _TODAY: Final = f"substr({MOMENT.format('{5}')}, 1, 10)"
 _RUN: Final = f"""
 SELECT 1 FROM durable_runs AS r INDEXED BY idx_durable_runs_open<of user>
@@ -136,7 +136,7 @@ RETURNING 1 AS counted
 """
 _MIDNIGHT: Final = f"SELECT {_UNTIL_MIDNIGHT_S.replace('{5}', '?1')}"
 
-# Within one hour of the day: the table has no index by day, and nothing is in a hurry.
+# Only from 03:00 to 04:00 UTC: the table has no index by day, so a deletion reads all of it.
 _DELETE_OLD: Final = f"""
 DELETE FROM chat_allowances
 WHERE strftime('%H', ?1) = '03' AND day < date({MOMENT.format("?1")}, '-{_KEPT_DAYS} days')
@@ -172,7 +172,7 @@ def count_claim(turn: TurnInput) -> list[Statement]:
 
 
 def count_log(identity: ChatTurnIdentity, characters: int) -> list[Statement]:
-    """Count what an attempt has said, with the write that ends it; nothing for a short log."""
+    """Count the bytes of an attempt's log, with its last write; nothing for a short log."""
     if characters <= _SMALL_CHARACTERS:
         return []
     return [Statement(_COUNT_LOG, (identity.tenant_id, user, NOW, characters)) for user in _counted(identity)]
@@ -246,7 +246,7 @@ def _limit(setting: int) -> Value:
 
 
 def _counted(identity: ChatTurnIdentity) -> tuple[str, str]:
-    """Return for whom is counted: the user, and all of the tenant's."""
+    """Return the ids under which is counted: the user's, and the one for the whole tenant."""
     return identity.user_id, ""
 
 

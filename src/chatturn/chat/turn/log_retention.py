@@ -19,7 +19,7 @@ from chatturn.events import ChatStreamEvent, encode_lines
 __all__ = ["LOGS_AT_ONCE", "give_up_old_logs"]
 
 LOGS_AT_ONCE: Final = 20
-"""In one round trip."""
+"""Logs that one round trip looks at."""
 
 _LINES: Final = 3
 
@@ -46,7 +46,7 @@ def _given_up(row: Row) -> list[Statement]:
 
 
 def _left(row: Row) -> Segment | None:
-    """Return what is left of a log; None for one that is kept."""
+    """Return the three lines that are left of a log, as one segment; None for a log that is kept."""
     if row["result_json"] is None or row["lines"] is None or not row["ended"]:
         return None
     last, attempt = int(row["last_seq"] or 0), int(row["attempt"] or 0)

@@ -16,7 +16,7 @@ def past_turns(rows: Sequence[Row]) -> list[PastTurn]:
     """
     Make turns of the rows of `chatturn.chat.turn.sql.read_history`, oldest first.
 
-    A turn that was stopped before it said anything is none of them: a question is never shown with an empty answer.
+    A turn that was stopped before it said anything is left out: a question is never shown with an empty answer.
     """
     pairs = zip(rows[::2], rows[1::2], strict=False)
     return [_turn(answer, question) for answer, question in pairs if answer["content"]][::-1]

@@ -33,7 +33,7 @@ from chatturn.events import ChatStreamEvent
 __all__ = ["QueuedTurn", "queue_of"]
 
 _SLACK_MS: Final = 5_000
-"""How much longer a wait is leased than until its next look."""
+"""Added to the lease of a wait, which otherwise lasts twice as long as the time to the next look."""
 
 
 class _Runnable(Protocol):
@@ -48,7 +48,7 @@ class _Runnable(Protocol):
 
 
 def queue_of(turn: TurnInput, next_look_s: float = 0.0) -> Queue:
-    """Return what a turn waits for; its wait is leased until some time behind the next look."""
+    """Return the place of a turn in its session's queue; the lease lasts twice the time to the next look, and 5 s."""
     lease_ms = round(2_000 * next_look_s) + _SLACK_MS
     return Queue(turn=its_turn(turn.identity), lease_ms=lease_ms, holder=turn.waits_as)
 

@@ -17,11 +17,11 @@ PING_EVERY_MS: Final = 15_000
 """Proxies cut connections that are silent for 60 s or more; the platform notices a lost client on a write."""
 
 ATTENTIVE_PING_EVERY_MS: Final = 5_000
-"""Where it matters whether the reader is still there: a closed connection is noticed at the second write after it."""
+"""Where a lost reader ends the turn: a closed connection is noticed only at the second write after it closed."""
 
 
 def ping_every_ms(on_disconnect: str) -> int:
-    """Return after how much silence the reader of a turn's POST is sent a ping."""
+    """Return after how many ms of silence the reader of a turn's POST is sent a ping."""
     return PING_EVERY_MS if on_disconnect == "continue" else ATTENTIVE_PING_EVERY_MS
 
 
@@ -42,7 +42,7 @@ class Reader:
         sink: The reader.
         observe: Sees every event that is said; its failures are logged.
         report: Takes those failures.
-        every_ms: After so much silence, once `start_pings` was called, the reader is sent a ping.
+        every_ms: After this much silence, once `start_pings` was called, the reader is sent a ping.
     """
 
     def __init__(

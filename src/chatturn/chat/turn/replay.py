@@ -121,14 +121,15 @@ class FailedTurn:
 
 def replay_of_version(turn: TurnInput, row: Row | None) -> ReplayedTurn | None:
     """
-    Return the replay of the version that counts, as the claim's refusal told of it.
+    Return the replay of the version that counts, from the row that the refused claim returned.
 
     Args:
         turn: What was asked for.
         row: `chatturn.chat.thread.version_sql.OtherVersion.counting`.
 
     Returns:
-        None where there is none, it is not finished, or another question was asked: then it has to be looked up.
+        None where no version counts, it is not finished, or another question was asked: then the version has to be
+        looked up.
     """
     if row is None or row["result_json"] is None or row["manifest_hash"] != manifest_hash(turn.manifest):
         return None

@@ -18,7 +18,7 @@ _OVERLOADED: Final = frozenset({429, 503, 529})
 _FIRST_MS: Final = 1_000
 _LONGEST_MS: Final = 60_000
 _LONGEST_SAID_MS: Final = 24 * 3_600_000
-"""Of what an API says: a turn is somebody's, who will not wait for longer than a day."""
+"""The longest wait that is taken from an API, 24 h: nobody waits longer for an answer."""
 
 
 @dataclass(slots=True)
@@ -27,9 +27,9 @@ class TooEarly(Exception):
     The turn failed, and may not be tried again yet.
 
     Attributes:
-        attempt: The one that failed.
+        attempt: The attempt that failed, from 1.
         created_at: When the turn was begun.
-        kind: How it failed.
+        kind: The error class with which it failed.
         wait_ms: Until it may be tried again.
     """
 
@@ -41,14 +41,14 @@ class TooEarly(Exception):
 
 def retry_after_ms(error: BaseException, idle_attempts: int) -> int:
     """
-    Return after how long a turn may be tried again that fails with *error*: 0 for at once.
+    Return after how many ms a turn that failed with *error* may be tried again: 0 for at once.
 
-    Where an API refuses for load, that is what it said, or else 1 s, doubled with each attempt that came no further,
-    up to 60 s.
+    The API's own wait, up to 24 h, comes first; else, where the API refuses for load, 1 s, doubled with each attempt
+    that came no further, up to 60 s.
 
     Args:
         error: Why it fails.
-        idle_attempts: How many attempts in a row have come no further, this one among them.
+        idle_attempts: How many attempts in a row have come no further, this attempt included.
     """
     if not isinstance(error, BackendTransportError):
         return 0

@@ -32,7 +32,7 @@ class Sink(Protocol):
         Wait until the reader has room again, or is gone.  Immediate in the usual case.
 
         Args:
-            room: How many characters may be left that the reader has not taken; None for what the sink has room for.
+            room: How many characters the reader may still have to take; None for what the sink has room for.
         """
 
     @property
@@ -46,7 +46,7 @@ class Sink(Protocol):
         """Deliver what is left and end the stream.  Never raises."""
 
     def abort(self) -> None:
-        """Break the stream off, so that nobody takes what has been delivered for the whole."""
+        """Break the stream off, so that nobody mistakes the delivered part for the whole."""
 
 
 class BufferSink:
@@ -86,7 +86,7 @@ class BufferSink:
 
 
 class NoSink:
-    """A sink without a reader: for a turn that goes on while nobody asks."""
+    """A sink without a reader: for a turn that goes on while nobody reads it."""
 
     closed = True
 
@@ -97,7 +97,7 @@ class NoSink:
         """Return at once."""
 
     def when_lost(self, callback: Callable[[], None]) -> None:
-        """Do nothing: who was never there cannot go away."""
+        """Do nothing: a reader that was never there cannot go away."""
 
     async def close(self) -> None:
         """Do nothing."""

@@ -36,13 +36,13 @@ __all__ = [
     "wake_cancelled",
 ]
 
-# With another manifest than before, which only a claim that supersedes can bring about, another answer begins.
+# Another answer begins where the manifest changes, which only a claim that supersedes can do.
 _ANEW: Final = "chat_turns.manifest_hash <> excluded.manifest_hash"
 
-# All attempts at one answer share a trace; where nobody has traced it yet, it begins with this one.
+# All attempts at one answer share a trace; it begins with the first attempt that is traced.
 _TRACED_HERE: Final = f"chat_turns.traceparent IS NULL OR {_ANEW}"
 
-# A log begins anew behind an attempt that has ended, and with another answer: what was said before is history.
+# A log begins anew behind an attempt that has ended, and with another answer: the lines before it are history.
 _BEGIN_TURN: Final = f"""
 INSERT INTO chat_turns (run_id, tenant_id, session_id, user_id, turn_index, user_message, model, metadata_json,
                         trace_id, traceparent, caller_span_id, attempt, first_attempt, manifest_hash, created_at,
@@ -70,7 +70,7 @@ ON CONFLICT (run_id) DO UPDATE SET
     WHERE run_id = ?1 ORDER BY first_seq DESC LIMIT 1), log_from)
 """
 
-# Where the log ends, what is known of the attempts before, and of the turn's trace.
+# Where the log ends, what is known of the earlier attempts, and the turn's trace.
 _READ_PLACE: Final = """
 SELECT t.cancel_requested_at, r.idle_attempts, r.attempts, t.first_attempt, t.log_from, s.last_seq, s.attempt, s.ended,
   t.traceparent, t.caller_span_id, t.traced_by, t.created_at, t.finish_reason, t.replaces,
@@ -81,7 +81,7 @@ FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id LEFT JOIN (
 WHERE t.run_id = ?1
 """
 
-# With the attempt's last write: what it leaves for the next one, or for good.
+# With the attempt's last write: what the attempt leaves for the next attempt, or for good.
 _END_ANSWERED: Final = f"UPDATE chat_turns SET finish_reason = ?4, kept_json = ?5 WHERE run_id = ?1 AND {HELD}"
 _END_WAITING: Final = f"UPDATE chat_turns SET retry_at = {MOMENT.format('?4, ?5')} WHERE run_id = ?1 AND {HELD}"
 _END_CANCELLED: Final = f"""
@@ -89,7 +89,7 @@ UPDATE chat_turns SET cancelled_at = {MOMENT.format("?4")}, finish_reason = 'can
 """
 _END_SUSPENDED: Final = f"UPDATE chat_turns SET suspensions = suspensions + 1 WHERE run_id = ?1 AND {HELD}"
 
-# A wait that somebody wants stopped is over; so the sweep finds it, whoever dies.
+# A wait that somebody wants stopped is over; so the sweep finds the turn even if the worker that asked dies.
 _WAKE: Final = f"""
 UPDATE durable_waits SET wake_at = {MOMENT.format("{moment}")} WHERE run_id = ?1
 AND EXISTS (SELECT 1 FROM chat_turns WHERE run_id = ?1 AND cancel_requested_at IS NOT NULL)
@@ -127,8 +127,8 @@ DELETE FROM chat_messages WHERE (tenant_id, session_id, turn_index) IN (
 _FORGET_CHECKPOINTS: Final = f"DELETE FROM durable_steps WHERE run_id = ?1 AND step_index > 0 AND {HELD}"
 
 # An approval, or a client's result, counts while the wait for it is open and nobody wants the turn stopped.  ?1 the
-# run, ?2 the key, ?3 the payload, ?4 now; and of what was asked for once, also in an answer that is history, the log
-# knows.
+# run, ?2 the key, ?3 the payload, ?4 now.  The log knows everything that was ever asked for, in a superseded answer,
+# too.
 _GIVE: Final = f"""
 INSERT OR IGNORE INTO durable_events (run_id, key, payload_json, emitted_at)
 SELECT ?1, ?2, ?3, {MOMENT.format("?4")}
@@ -141,7 +141,7 @@ SELECT EXISTS (SELECT 1 FROM durable_steps WHERE run_id = ?1 AND intent = '{EVEN
   OR EXISTS (SELECT 1 FROM chat_segments WHERE run_id = ?1 AND instr(lines, '"key":' || ?3)) AS asked
 """
 
-# The runs that have asked a client for calls in ?1, whose tenant is ?2.  The bounds are those of the index.
+# The runs of tenant ?2 that have asked a client for calls in ?1.  The bounds let SQLite use the index.
 _READ_ASKED_RUNS: Final = f"""
 SELECT s.run_id, t.session_id, substr(s.intent, {len(EVENT_STEP) + 1}) AS key
 FROM durable_steps AS s INDEXED BY idx_durable_steps_tool CROSS JOIN chat_turns AS t ON t.run_id = s.run_id
@@ -169,7 +169,7 @@ SELECT t.tenant_id, t.session_id, t.user_id, t.turn_index, t.version, t.user_mes
 FROM chat_turns AS t JOIN durable_runs AS r ON r.run_id = t.run_id WHERE t.run_id = ?1
 """
 
-# A turn of agent-runtime's has no row of its own: that it was stopped here, its run says; and an empty answer is none.
+# A turn of agent-runtime has no row of its own: its run says whether it was stopped here.  An empty answer is none.
 _READ_TURN: Final = f"""
 SELECT r.*, t.model, t.finish_reason, t.version,
   CASE WHEN t.run_id IS NOT NULL THEN t.cancelled_at
@@ -196,9 +196,9 @@ def begin_turn(
 
     Args:
         identity: Whose turn.
-        user_message: What is asked.
-        model: Of whom, if the request says so.
-        metadata_json: The caller's own.
+        user_message: The user's message.
+        model: The model, if the request names one.
+        metadata_json: The caller's metadata.
         history_json: The conversation before, where the request brings it.
         parameters_json: How the model is to answer, where the request says so.
         parts_json: The message's parts, where it is more than text.
@@ -247,7 +247,7 @@ def read_history(identity: ChatTurnIdentity, run_id: str, turns: int, characters
     """
     Read the session's latest finished *turns* before this one, newest message first; nothing for a replay.
 
-    Parts of more than so many *characters* as JSON are left out.
+    Parts of more than *characters* characters of JSON are left out.
     """
     place = (identity.tenant_id, identity.session_id, identity.turn_index)
     return Statement(_HISTORY, (*place, run_id, 2 * turns, characters))
@@ -283,7 +283,7 @@ def approve(run_id: str, key: str, payload_json: str) -> list[Statement]:
 
 
 def give(run_id: str, key: str, payload_json: str) -> Statement:
-    """Record what a run has asked somebody for, if it is asked for still; the first counts."""
+    """Record the result that a run has asked somebody for, while the run still waits for it; the first counts."""
     return Statement(_GIVE, (run_id, key, payload_json, NOW))
 
 

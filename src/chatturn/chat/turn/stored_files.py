@@ -20,8 +20,8 @@ class FilesOfTurn:
     Loads the files that one model call shows: the question's, then those of the turns before, the latest first.
 
     Attributes:
-        files: Where they are.
-        identity: Whose they must be.
+        files: The store of files.
+        identity: The turn; only files that its user may see are shown.
     """
 
     files: Files
@@ -45,7 +45,7 @@ class FilesOfTurn:
         return content
 
     async def history(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-        """Return *messages* with their files; with a note in place of those that are gone, or find no more room."""
+        """Return *messages* with their files; a note stands in place of a file that is gone, or finds no more room."""
         shown = [await self._message(message) for message in reversed(messages)]
         return shown[::-1]
 
@@ -57,7 +57,7 @@ class FilesOfTurn:
         return {**message, "content": parts}
 
     async def _part(self, part: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Return a part with its file; None if that is not to be had."""
+        """Return a part with its file; None if the file cannot be had."""
         for kind, member in (("image_url", "url"), ("file", "file_data")):
             address = part[kind].get(member) if isinstance(part.get(kind), Mapping) else None
             if isinstance(address, str) and address.startswith(STORED):

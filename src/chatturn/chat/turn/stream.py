@@ -32,12 +32,12 @@ from chatturn.telemetry.operator_log import OperatorLog
 __all__ = ["MAX_ANSWER_BYTES", "ChatProducer", "KeepsForLater", "Said", "SaysSoFar", "StreamProducer"]
 
 MAX_ANSWER_BYTES: Final = 1_500_000
-"""In UTF-8: with its escapes as JSON, an answer up to here fits a row of 2,000,000 bytes."""
+"""The longest answer in bytes of UTF-8: as JSON, with its escapes, it fits D1's row of 2,000,000 bytes."""
 
 _MOST_BYTES_OF_A_CHARACTER: Final = 4
 
 _SAID_AT_ONCE: Final = 1_000
-"""Events, so that a large batch is not further ahead of the stored log than it may be."""
+"""Events per batch: a larger batch could be further ahead of the stored log than `MAX_AHEAD` lines."""
 
 _FAILURES = frozenset({"error", LIFECYCLE_PREFIX + "failed", LIFECYCLE_PREFIX + "cancelled"})
 
@@ -54,7 +54,7 @@ class StreamProducer:
 
 
 class Said(NamedTuple):
-    """Events that were said together, and their lines."""
+    """Events of one batch, and their lines."""
 
     events: Sequence[ChatStreamEvent]
     lines: str
@@ -62,7 +62,7 @@ class Said(NamedTuple):
 
 @runtime_checkable
 class SaysSoFar(Protocol):
-    """A producer that knows better than its events what of them is the answer."""
+    """A producer that itself knows which part of its events' text is the answer."""
 
     def said_so_far(self) -> str:
         """Return the answer as far as it has come."""
@@ -73,15 +73,15 @@ class KeepsForLater(Protocol):
     """A producer that knows what the API of its answer wants back with it."""
 
     def kept(self) -> Mapping[str, Any]:
-        """Return that; empty for nothing."""
+        """Return what the API wants back; empty for nothing."""
 
 
 class ChatProducer:
     """
     A product's producer, filtered and put into lines.
 
-    Encoding happens here, inside the attempt, so that what cannot be a line fails the attempt for what
-    it is.  So do the waits for a database or a reader that is behind: whoever stops the turn ends them, too.
+    Encoding happens here, inside the attempt, so that an event that cannot be a line fails the attempt with its own
+    error.  The waits for a database or a reader that is behind happen here, too, so that stopping the turn ends them.
 
     Args:
         producer: The product's.
@@ -92,9 +92,9 @@ class ChatProducer:
         report: Takes failures.
 
     Attributes:
-        stream: What it says; raises `BackendReportedError` where it reported an error, and `HookError` where
-            it says what no line can carry.  It ends where the answer is as long as can be stored.
-        is_full: Whether it was cut there.
+        stream: The batches; raises `BackendReportedError` where the producer reported an error, and `HookError` where
+            an event fits no line.  It ends where the answer reaches `MAX_ANSWER_BYTES`.
+        is_full: Whether the answer was cut at `MAX_ANSWER_BYTES`.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class ChatProducer:
                         yield Said(said, self._lines(said))
                         await self._reader.drain()
                 except BaseException as error:
-                    # Before the producer is closed: the attempt is over, and the next one may take another way.
+                    # Before the producer is closed: the attempt is over, and the next attempt may take another way.
                     self._steps.stop(error)
                     raise
                 if failure is not None:
@@ -177,7 +177,7 @@ class ChatProducer:
                     return
 
     def _take(self, events: Sequence[ChatStreamEvent]) -> tuple[Sequence[ChatStreamEvent], ChatStreamEvent | None]:
-        """Take account of *events*; return those to forward and, if one is a failure, which."""
+        """Take account of *events*; return the events to forward and, if one is a failure, the failure."""
         if type(events) is TextDeltas:
             self._assembly.add_all(events)
             return events, None
@@ -197,7 +197,7 @@ class ChatProducer:
         return own, None
 
     def _fill(self) -> None:
-        """Take note that no more can be stored: what was said so far is the answer, and is not paid for again."""
+        """Take note that no more can be stored: the text so far is the answer, and is not paid for again."""
         self.is_full = True
         self._report("answer.too_large", {"level": "warning", "run_id": self._steps.run_id, "most": MAX_ANSWER_BYTES})
 
@@ -209,7 +209,7 @@ class ChatProducer:
 
 
 def _fitting(events: Sequence[ChatStreamEvent], most_bytes: int) -> list[ChatStreamEvent]:
-    """Return the deltas of *events* in one, as far as they fit; what says its text as a whole is left out."""
+    """Return the deltas of *events*, cut to *most_bytes* of text; an event with a whole text is left out."""
     if type(events) is TextDeltas:
         text = events.text()
     else:

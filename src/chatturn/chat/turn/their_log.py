@@ -32,7 +32,7 @@ async def load_log(database: Database, identity: ChatTurnIdentity, after: int, t
         database: Where the turn is.
         identity: The turn.
         after: The seq after which to read; -1 for all.
-        theirs: Where agent-runtime may have it; None where that is not looked at.
+        theirs: Where agent-runtime may have the turn; None not to look there.
     """
     run_id = turn_run_id(identity)
     if theirs is None:

@@ -1,4 +1,4 @@
-"""What a turn tells its telemetry, and when."""
+"""What a turn tells the telemetry, and when."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def attributes_of_turn(identity: ChatTurnIdentity, project_id: str) -> Mapping[str, AttributeValue]:
-    """Return what every span of a turn's own says about it."""
+    """Return the attributes that every span of a turn has."""
     return {
         names.AGENT_NAME: project_id,
         names.CONVERSATION_ID: identity.session_id,
@@ -38,7 +38,7 @@ def attributes_of_turn(identity: ChatTurnIdentity, project_id: str) -> Mapping[s
 
 
 def tracer_of(tracing: TurnTracing | None) -> Tracer:
-    """Return what takes the turn's spans."""
+    """Return the tracer of the turn's spans."""
     return NULL_TRACER if tracing is None else tracing.tracer
 
 
@@ -55,13 +55,13 @@ def found(rows: Sequence[Row], *, attempt: int, replayed: bool) -> AttemptStart:
 
     Args:
         rows: Of `chatturn.chat.turn.sql.read_place`.
-        attempt: Which one this is.
+        attempt: The number of this attempt, from 1.
         replayed: Whether the turn had finished before.
     """
     row = rows[0] if rows else None
     on_record = UNTRACED if row is None else _on_record(row)
     first = 1 if row is None else int(row["first_attempt"] or 1)
-    # Of attempts that were lost one after another, none has told of those before it.
+    # An attempt whose worker was lost sent no span: count all attempts behind the last attempt that ended.
     lost = 0 if row is None or replayed else attempt - max(first, int(row["last_ended"] or 0) + 1)
     return AttemptStart(attempt=attempt, first_attempt=first, lost=lost, replayed=replayed, on_record=on_record)
 
@@ -72,7 +72,7 @@ def end_with(tracing: TurnTracing | None, end: End) -> list[Statement]:
 
 
 def tell_context(tracing: TurnTracing | None, shown: ShownHistory) -> None:
-    """Tell what of the conversation the model is not shown."""
+    """Tell which part of the conversation the model is not shown."""
     attributes: Mapping[str, AttributeValue] = {
         names.CONTEXT_TURNS: shown.turns,
         names.CONTEXT_LEFT_OUT: shown.left_out,
@@ -86,7 +86,7 @@ async def tell_end(
     turn: TurnInput, stored: End | None, failure: BaseException | None, calls: Sequence[ModelCall], *, replayed: bool
 ) -> None:
     """
-    Tell who listens how an attempt ended, and have it sent; every failure is logged, none leaves.
+    Tell the listeners how an attempt ended, and have the spans sent; every failure is logged, none leaves.
 
     Args:
         turn: The turn.

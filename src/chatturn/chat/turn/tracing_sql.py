@@ -1,4 +1,4 @@
-"""The SQL of a turn's trace that is not in `chatturn.chat.turn.sql`, since it is run only where it is traced."""
+"""The SQL that is run only for a turn that is traced; the rest of its trace is in `chatturn.chat.turn.sql`."""
 
 from typing import Final
 

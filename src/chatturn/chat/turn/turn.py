@@ -15,7 +15,7 @@
       └─(finished before)──▶ result ──▶ session.run.completed {replayed}
 
 A turn pushes its lines and never waits for a reader who is gone.  Its log is stored while it runs, beside the
-stream.  Two awaited round trips to the database for a fresh turn, one for a replay.
+stream.  A fresh turn awaits 2 round trips to the database, a replay 1.
 """
 
 import asyncio
@@ -91,7 +91,7 @@ async def open_turn(turn: TurnInput) -> "OpenTurn":
         DurableRunLeaseHeldError: It is being answered elsewhere.
         DurableRunInputMismatchError: It was started with another message or model.
         SessionBusy, QueueFull: Others of its session are before it, and it may not wait.
-        TurnPassed: It has no answer, and later turns have.
+        TurnPassed: The turn has no answer, but later turns have one.
         StoreError: The database does not answer or is not set up.
     """
     deployment, rung, line = turn.deployment, turn.deployment.live.bells.rung, _Line()
@@ -130,7 +130,7 @@ async def _give_up(turn: TurnInput, error: ChatTurnError) -> None:
 
 
 def _waiting(turn: TurnInput, queued: Queued, rung: int) -> QueuedTurn:
-    """Return a turn that waits; what it interrupts hears of it at once, if it runs here."""
+    """Return a turn that waits; a turn that it interrupts is told at once, if that turn runs in this isolate."""
     waits, run = QueuedTurn(turn, queued, rung, open_turn), queued.run
     interrupts = turn.when_busy == "interrupt" and turn.waits_as is None and run.updated_at == run.created_at
     if interrupts and waits.front is not None:
@@ -152,12 +152,12 @@ class _Line:
     next_run_id: str | None = None
 
     def told(self, news: Row, _asked_at: float) -> None:
-        """Take what the write said that has ended the run."""
+        """Take the row of the write that has ended the run."""
         self.next_run_id = None if news["next_run_id"] is None else str(news["next_run_id"])
 
 
 async def run_turn(turn: TurnInput, sink: Sink) -> None:
-    """Claim a turn and run it; what keeps it from being claimed is said in its lines, and *sink* is closed."""
+    """Claim a turn and run it; a refused claim becomes lines of its own, and *sink* is closed in any case."""
     try:
         opened = await open_turn(turn)
     except (Exception, asyncio.CancelledError) as error:
@@ -182,9 +182,9 @@ class ChatTurn:
         turn: What is asked.
         attempt: The claimed attempt.
         place: Where the turn stands.
-        past: The answered turns before it, oldest first; one more than is shown at most, if there are so many.
-        spent: What it may spend no more of, as `attempt_usage.read_with` read it.
-        line: Takes who comes next.
+        past: The answered turns before this one, oldest first; at most one more than the model may be shown.
+        spent: The rows of `attempt_usage.read_with`: what was spent so far of each budget.
+        line: Takes which turn comes next.
 
     Attributes:
         run_id: Its run.
@@ -235,7 +235,7 @@ class ChatTurn:
 
     @property
     def attempt(self) -> int:
-        """Which attempt this is, from 1."""
+        """The number of this attempt, from 1."""
         return self._attempt.number
 
     @property
@@ -245,7 +245,7 @@ class ChatTurn:
 
     @property
     def redacting(self) -> bool:
-        """Whether the product redacts the answer: then what is said live is not what is stored."""
+        """Whether the product redacts the answer: then the live text differs from the stored text."""
         return self._finish.redacting
 
     def abort(self) -> None:
@@ -253,14 +253,14 @@ class ChatTurn:
         self._attempt.abort()
 
     def cancel(self, reason: str = CANCEL_REQUESTED) -> None:
-        """Stop the turn for good: what it has said is its answer, and it ends as cancelled."""
+        """Stop the turn for good: its text so far is its answer, and it ends as cancelled."""
         self._attempt.cancel(reason)
 
     async def run(self, sink: Sink, *, joined: bool = False) -> None:
         """
         Run the turn to its end: every line goes to *sink*, which is closed.  Raises nothing but cancellation.
 
-        What remains to be done after the last line, and must not delay it, is done before this returns.
+        Work that must not delay the last line is done after that line, before this returns.
 
         Args:
             sink: The reader.
@@ -349,8 +349,8 @@ class ChatTurn:
             return ""
 
     def _last_statements(self, end: End) -> list[Statement]:
-        # From here on the last write has all lines from the first that is not known to be stored: a write of the next
-        # ones that overtook it would store them twice.
+        # From here on only the last write stores lines: it has every line that is not known to be stored.  A log write
+        # that overtook it would store some of them twice.
         self._writer.stop()
         went_on, checkpoints = bool(self._answer.recalled), self._answer.has_checkpoints
         is_full = isinstance(end, Completed) and self._answer.said.is_full
@@ -403,7 +403,7 @@ class ChatTurn:
             await self._turn.resume(self._line.next_run_id)
 
     def _wake_next(self) -> None:
-        """Wake who waits for this turn in this isolate; the next one with whom nobody waits is begun here."""
+        """Wake the turns of the session that wait in this isolate."""
         self._deployment.live.bells.ring(self._turn.session)
 
     def _ended(self, calls: Sequence[ModelCall]) -> EndedAttempt:
@@ -499,7 +499,7 @@ def _guards(turn: TurnInput, digest: str) -> list[Guard]:
 
 
 def _queue_guards(turn: TurnInput) -> list[Guard]:
-    """Return what one turn at a time asks for, beside that it may have to wait."""
+    """Return the guards that keep a session to one turn at a time; none where turns may run in parallel."""
     if turn.when_busy == "parallel":
         return []
     passed = not_passed(turn.identity, turn.deployment.theirs(turn.identity))
@@ -558,4 +558,4 @@ def _reads(turn: TurnInput) -> list[Statement]:
 
 
 OpenTurn: TypeAlias = ChatTurn | ReplayedTurn | FailedTurn | QueuedTurn
-"""A turn that was claimed, had finished or failed before, or waits."""
+"""A turn that was claimed, that had finished or failed before, or that waits."""
