@@ -1,8 +1,8 @@
 """
 The seam to a database, exactly as wide as D1: a batch of statements, all or none.
 
-There is no ``begin``: D1 has no interactive transaction, so conditions live in the SQL and the caller looks
-at ``changes`` or at rows.
+There is no ``begin``: D1 has no interactive transaction, so conditions stand in the SQL, and the caller reads
+``changes`` or the rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,19 +12,19 @@ from typing import Final, Protocol, TypeAlias
 __all__ = ["NOW", "Database", "Result", "Row", "Statement", "Value"]
 
 Value: TypeAlias = str | int | float | None
-"""What a column or parameter holds.  No bytes: D1 returns blobs as lists of numbers, so we store text."""
+"""The value of a column or parameter.  No bytes: D1 returns blobs as lists of numbers, so we store text."""
 
 Row: TypeAlias = Mapping[str, Value]
 
 
 class _Now(str):
-    """What SQLite's time functions take for the current time; told apart from the same text by its identity."""
+    """``"now"``, SQLite's word for the current time; recognised by its identity, not by its text."""
 
     __slots__ = ()
 
 
 NOW: Final[str] = _Now("now")
-"""The parameter for the current time, by the database's clock: a driver may bind what another clock says instead."""
+"""The parameter for the current time, by the database's clock; a driver may bind another clock's time instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Statement:
     Attributes:
         sql: With ``?1``-style placeholders only; at most 100 KB.
         params: In the order of the placeholders, at most 100.  Integers arrive in D1 as REAL: bind ids as
-            text, and let INTEGER columns convert.  Not shown: credentials are among them.
+            text, and let INTEGER columns convert.  Not in the repr: it may hold credentials.
     """
 
     sql: str
@@ -45,11 +45,11 @@ class Statement:
 @dataclass(frozen=True, slots=True)
 class Result:
     """
-    What one statement did.
+    The result of one statement.
 
     Attributes:
-        rows: What it returned; empty for a plain write.  Not shown: credentials are among them.
-        changes: How many rows it wrote; 0 for a read.  Meaningful only for a statement that writes.
+        rows: The returned rows; empty for a plain write.  Not in the repr: they may hold credentials.
+        changes: How many rows it wrote; 0 for a read.  Use it only for a statement that writes.
         database_bytes: How large the database is afterwards; None where that is not known.
     """
 
@@ -69,8 +69,8 @@ class Database(Protocol):
             One outcome per statement.
 
         Raises:
-            StoreUnavailable: No answer came.  All of it was applied or none; which of the two is unknown.
+            StoreUnavailable: No reply came.  The batch was applied whole or not at all; which of the two is unknown.
             SchemaOutdated: A table or column is missing.  Nothing was applied.
-            StoreFull: It is full, or its quota is used up.  Nothing was applied.
+            StoreFull: The database is full, or its quota is used up.  Nothing was applied.
             StoreError: A statement was refused.  Nothing was applied.
         """

@@ -1,4 +1,4 @@
-"""How full a database is: seen with every batch, told before it is full, and tried by a write that leaves nothing."""
+"""How full a database is: its size after each batch, warnings from 80 %, and a probe that writes and deletes a page."""
 
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -9,7 +9,7 @@ __all__ = ["MOST_BYTES", "SizedDatabase", "WriteProbe", "is_full"]
 
 MOST_BYTES: Final = {"paid": 10_000_000_000, "free": 500_000_000}
 """
-Of one D1 database, by plan.
+The largest size of one D1 database in bytes, by plan.
 
 Source:
     developers.cloudflare.com/d1/platform/limits, "Maximum database size".
@@ -17,9 +17,9 @@ Source:
 
 _TOLD_AT: Final = (0.8, 0.9, 0.95)
 
-# How D1, and SQLite in it, say that nothing more can be stored; for a daily quota, until midnight UTC.
-# Source: developers.cloudflare.com/d1/observability/debug-d1; SQLite's result code 13.  The wording of daily quotas is
-# not documented, so whatever names a daily limit is taken for one.
+# Words of D1, and of SQLite in it, for "nothing more can be stored"; a daily quota ends at midnight UTC.
+# Source: developers.cloudflare.com/d1/observability/debug-d1; SQLite's result code 13.  The words for daily quotas are
+# not documented, so every error that names a daily limit counts.
 _FULL: Final = (
     "sqlite_full",
     "database or disk is full",
@@ -38,20 +38,20 @@ _PROBE: Final = (
 
 
 def is_full(message: str) -> bool:
-    """Say whether a database's own words mean that it is full, or that its quota is used up."""
+    """Say whether a database's error message means that it is full, or that its quota is used up."""
     said = message.lower()
     return any(text in said for text in _FULL) or all(text in said for text in _EXCEEDED)
 
 
 class SizedDatabase:
     """
-    A database whose size is looked at with each batch.
+    A database whose size is checked after each batch.
 
     Args:
-        database: Whose results say how large it is, where that is known.
-        tell: Is told the size in bytes with every batch.
-        warn: Is told it where it reaches 80, 90 and 95 % of *most*, once each.
-        most: How large it may be, in bytes.
+        database: The database; its results may carry its size.
+        tell: Called with the size in bytes after every batch that reports one.
+        warn: Called with the size in bytes when it reaches 80, 90 and 95 % of *most*, at most once for each.
+        most: The largest size, in bytes.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class SizedDatabase:
 
 class WriteProbe:
     """
-    Tries whether anything can be written, at most once in ten seconds while that works.
+    Tries whether the database takes writes; after a success, at most once in 10 s.
 
     Args:
-        now: Seconds, from whenever.
+        now: A clock in seconds, with any zero.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -94,8 +94,8 @@ class WriteProbe:
         Write a page and delete it, in one transaction.
 
         Raises:
-            StoreFull: It is full, or its quota is used up.
-            StoreError: It does not answer, or refuses.
+            StoreFull: The database is full, or its quota is used up.
+            StoreError: The database does not answer, or refuses the write.
         """
         if self._now() < self._works_until:
             return

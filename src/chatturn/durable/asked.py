@@ -1,4 +1,4 @@
-"""What a task asks for and has to await: a step whose ``await`` was forgotten must not be lost without a word."""
+"""Steps that a task has asked for and must await: a forgotten ``await`` becomes an error, not a lost step."""
 
 import inspect
 from collections.abc import Coroutine
@@ -13,14 +13,14 @@ _KEPT: Final = 64
 
 
 class Asked:
-    """The coroutines that one attempt's task was given, as far as they are not known to have begun."""
+    """The coroutines that one attempt's task was given and has perhaps not begun."""
 
     def __init__(self) -> None:
         self._given: list[tuple[str, Coroutine[Any, Any, Any]]] = []
         self._look_at = _KEPT
 
     def awaited(self, what: str, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """Return *coroutine*, and keep in mind that it is to be awaited."""
+        """Return *coroutine*, after noting that the task must await it; *what* names it in the error."""
         self._given.append((what, coroutine))
         if len(self._given) > self._look_at:
             self._given = self._left()
@@ -29,12 +29,12 @@ class Asked:
 
     def require_awaited(self, run_id: str) -> None:
         """
-        Refuse a task that has ended without awaiting what it asked for.
+        Refuse a task that has ended without awaiting a step it asked for.
 
-        What was cancelled before it could begin was awaited.
+        A step that was cancelled before it could begin counts as awaited.
 
         Raises:
-            DurableRunDivergenceError: Names the first that it never awaited.
+            DurableRunDivergenceError: Names the first step that the task never awaited.
         """
         left = self._left()
         if left:
@@ -42,7 +42,7 @@ class Asked:
             raise DurableRunDivergenceError(message + "write await before it", run_id=run_id)
 
     def close(self) -> None:
-        """Put away what never began: Python has nothing to warn of any more."""
+        """Close the coroutines that never began, so that Python does not warn "never awaited"."""
         for _, coroutine in self._left():
             coroutine.close()
         self._given = []

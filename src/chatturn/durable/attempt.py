@@ -14,9 +14,9 @@
 A worker that dies anywhere leaves the run as the last write left it: claimable when the lease lapses.  A worker that
 lost its lease writes nothing at all.
 
-An answer was paid for, so storing it is tried hard: again while there is no answer from the database, and late, after
-the client was told.  A failure only has to get out of the next attempt's way, so where its details are refused it is
-recorded without them.
+An answer was paid for, so while the database does not reply, storing it is tried again; after the client was told of
+the failure, `settle_late` goes on until the lease lapses.  A failure must only let the next attempt claim at once: if
+the database refuses its details, it is recorded without them.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ __all__ = ["ENDINGS", "Attempt", "Finished", "RunToClaim"]
 E = TypeVar("E")
 
 ENDINGS: Final = (Exception, asyncio.CancelledError, GeneratorExit, suspension.Suspended)
-"""What is raised in an attempt and ends it; anything else is the end of the process, which writes nothing."""
+"""Exceptions that end an attempt; any other exception ends the process, which writes nothing."""
 
 _FIRST_LATE_PAUSE_S: Final = 1.0
 
@@ -65,24 +65,24 @@ _FIRST_LATE_PAUSE_S: Final = 1.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunToClaim:
     """
-    The run that an attempt is at, and how it is claimed.
+    The run to execute, and how to claim it.
 
     Attributes:
         run_id: Names the run; the same on every attempt.
         manifest: What the run is; another one under the same id is refused.
         answer: The step whose result is the run's answer; None for a run whose results are all in its steps.
-        outcome: Of a run without an answer, once it is completed.
+        outcome: The outcome of a completed run that has no answer.
         worker_id: Who claims; a fresh one by default.
-        lease_ms: How long the worker may be silent towards the store before others may take the run over.
-        renewals_per_term: How often the lease is renewed in that time.
+        lease_ms: The lease's term: after so many milliseconds without a renewal another worker may claim the run.
+        renewals_per_term: Renewals in one term of the lease; 3 by default.
         with_statements: Writes of the claim's transaction, as in `DurableRunStore.start_or_resume`.
         reads: Reads of the claim's transaction; their rows are in the claim.
         supersede: Start a run that has another manifest anew instead of refusing it.
         legacy_run_id: What agent-runtime calls the run, as in `DurableRunStore.start_or_resume`; or None.
-        guards: What must hold for it to be claimed.
-        ends_with: Writes of the transaction that ends the attempt, however it ends, as in `Settlement.with_statements`.
-        queue: What it waits for before it is begun; None for nothing.
-        end_news: What to hear of the write that ends it.
+        guards: Conditions that must hold for the run to be claimed.
+        ends_with: Statements of the write that ends the attempt, whatever its end; see `Settlement.with_statements`.
+        queue: The queue in which the run waits for its start; None if it never waits.
+        end_news: What to read with the write that ends the run.
     """
 
     run_id: str
@@ -105,7 +105,7 @@ class RunToClaim:
 @dataclass(frozen=True, slots=True)
 class Finished:
     """
-    A run that was completed before: there is nothing to do but to tell.
+    A run that was completed before: only its end is left to report.
 
     Attributes:
         claim: What the claim found; it has no lease.
@@ -118,7 +118,7 @@ class Finished:
         Return how the run has ended.
 
         Raises:
-            DurableRunDivergenceError: It holds no answer there.
+            DurableRunDivergenceError: The run holds no answer at *step_index*.
         """
         found = _stored_answer(self.claim, step_index)
         if found is None:
@@ -133,8 +133,8 @@ class Attempt:
     Attributes:
         claim: What the claim found.
         lease: The lease as it was granted.
-        record: The run, as far as this attempt knows.
-        stored: How the attempt has ended, once that is known to be stored; None before.
+        record: The run as this attempt last read or wrote it.
+        stored: The attempt's end, once it is known to be stored; None before.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Attempt:
         """
         Claim a run, in one round trip.
 
-        A run whose worker died between its answer and its end, as only agent-runtime's can, is ended, in a second one.
+        A run of agent-runtime whose worker died after its answer and before its end is ended in a second round trip.
 
         Args:
             store: Where the run is.
@@ -173,7 +173,7 @@ class Attempt:
         Raises:
             DurableRunLeaseHeldError: It is running elsewhere.
             DurableRunInputMismatchError: It was started with another manifest.
-            Queued: It has to wait for its start.
+            Queued: The run has to wait for its start.
             StoreUnavailable: The database does not answer.
         """
         claimed_at = asyncio.get_running_loop().time()
@@ -225,11 +225,11 @@ class Attempt:
             self._heartbeat.stop()
 
     def held(self) -> Heartbeat:
-        """Return what work runs inside that must not outlive the lease, as in ``with attempt.held():``."""
+        """Return the context manager for work that must not outlive the lease: ``with attempt.held():``."""
         return self._heartbeat
 
     def require_held(self) -> None:
-        """Raise `LeaseLost` if the lease is known to be lost: then no effect may be had in its name."""
+        """Raise `LeaseLost` if the lease is known to be lost: without a lease the attempt must cause no effect."""
         self._heartbeat.require_held()
 
     def ended(self) -> DurableRunError | None:
@@ -237,7 +237,7 @@ class Attempt:
         return self._heartbeat.ended
 
     async def forwarded(self, stream: AsyncGenerator[E, None]) -> AsyncGenerator[E, None]:
-        """Yield what *stream* yields; every wait for it ends with the lease.  It is closed with this one."""
+        """Yield what *stream* yields; a lost lease ends every wait for it.  Closing this generator closes *stream*."""
         async with aclosing(stream):
             while True:
                 with self._heartbeat:
@@ -253,28 +253,28 @@ class Attempt:
 
     def cancel(self, reason: str) -> None:
         """
-        Stop the attempt for good: what is held is ended by `TurnCancelled`, now or as it begins.
+        Stop the attempt for good: `TurnCancelled` ends the work in `held`, now or as that work begins.
 
-        Too late, once the work is `done`: then the answer is whole.
+        Does nothing once the work is `done`: then the answer is whole.
         """
         self._heartbeat.interrupt(TurnCancelled(reason, run_id=self.run_id))
 
     def abort(self) -> None:
-        """Stop the attempt, and let the next one begin: what is held is ended by `TurnAborted`."""
+        """Stop the attempt so that the next one may begin: `TurnAborted` ends the work in `held`."""
         self._heartbeat.interrupt(TurnAborted("it was stopped", run_id=self.run_id))
 
     def done(self) -> None:
-        """Take note that the work is as good as done: it cannot be cancelled any more."""
+        """Note that the work is done up to its last write: from now on it cannot be cancelled."""
         self._heartbeat.allow_no_interruption()
 
     # Ending.
 
     def end_of(self, error: BaseException) -> Suspended | Failed:
         """
-        Return how the attempt ends that has raised *error*, one of `ENDINGS`.
+        Return the end of an attempt that has raised *error*, one of `ENDINGS`.
 
         Raises:
-            LeaseLost: It is *error*, and of this run: nothing may be written any more.
+            LeaseLost: *error* itself, when this run's lease is lost: nothing may be written any more.
         """
         if isinstance(error, suspension.Suspended):
             return Suspended(error.wait)
@@ -286,17 +286,17 @@ class Attempt:
         """
         Store how the attempt ends, and release the run; an end that cannot be stored makes it a failure.
 
-        Outside of `held`, though the lease is still kept: the write is fenced by itself, and once it is applied the
-        lease is released, so a renewal is refused; that must not cancel the wait for the reply.
+        Call it outside `held`, while the lease is still renewed.  The write has its own fence, and releases the lease;
+        a renewal after it is refused, and that refusal must not cancel the wait for the write's reply.
 
         Args:
-            end: How it ends.  Of a failure nothing is raised: it is the caller's to tell.
+            end: The attempt's end.  For a `Failed` end nothing is raised: the caller reports the error.
             last: Makes further statements of the last write, as in `Settlement.with_statements`.
 
         Raises:
             StoreUnavailable: An answer is not known to be stored; `settle_late` goes on trying.
             LeaseLost: Another worker has the run; nothing was written.
-            StoreError, TypeError: It cannot be stored.
+            StoreError, TypeError: The end cannot be stored.
         """
         if isinstance(end, Failed):
             await self._fail(end, last)
@@ -313,8 +313,8 @@ class Attempt:
         """
         Go on trying to store an answer that `settle` could not, until it is stored or the lease has lapsed.
 
-        For after the client was told: once the answer is stored, a retry replays it.  Never raises but
-        cancellation; an answer that is lost is logged.
+        Call it after the client was told of the failure: once the answer is stored, a retry replays it.  Raises
+        nothing but cancellation; a lost answer is logged.
 
         Returns:
             Whether the answer is stored now; False also if there was nothing to do.
@@ -346,7 +346,7 @@ class Attempt:
                 raise
 
     async def _fail(self, end: Failed, last: Callable[[End], Sequence[Statement]]) -> None:
-        """End the run as failed, so that the next one may claim at once; nothing but cancellation is raised."""
+        """End the run as failed, so that the next attempt may claim at once; raises nothing but cancellation."""
         answer = self._run.answer
         outcome = RunOutcome(passed=False, notes=code_of(end.error))
         try:
@@ -363,7 +363,7 @@ class Attempt:
                 record = await self._store.settle(self._heartbeat.lease, settlement)
             self._ended(end, record)
         except (LeaseLost, RunNotFound):
-            return  # Ended, taken over or deleted by now, which is as good.
+            return  # The run was ended, taken over or deleted: nobody needs this failure.
         except Exception as failure:  # noqa: BLE001 - the first error is what leaves; the lease lapses by itself
             particulars = {"run_id": self.run_id, "cause": end.error, "error": failure}
             if answer is None:
@@ -371,7 +371,7 @@ class Attempt:
                 return
             self._log("turn.unsettled", particulars)
             if not isinstance(failure, StoreUnavailable):
-                await self._release(outcome)  # The same details would be refused at every attempt.
+                await self._release(outcome)  # The database would refuse the same details again: record without them.
 
     async def _release(self, outcome: RunOutcome) -> None:
         try:
@@ -416,10 +416,10 @@ def _stored_answer(claim: Claim, step_index: int) -> Completed | Cancelled | Non
 
 
 def _storable(error: BaseException) -> str:
-    """Say what went wrong; what a foreign exception says may be anything, the answer included: its type must do."""
+    """Say what went wrong: our error's message, else only the type, as a foreign message may quote the answer."""
     return str(error) if isinstance(error, ChatTurnError) else type(error).__name__
 
 
 def _utf16_length(text: str) -> int:
-    """Count as agent-runtime does: JavaScript's code units."""
+    """Return the length in UTF-16 code units, as agent-runtime counts: an emoji has 2."""
     return len(text.encode("utf-16-le", "surrogatepass")) // 2

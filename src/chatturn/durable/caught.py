@@ -1,4 +1,4 @@
-"""Which failures of steps a task has caught: those behind which it went on."""
+"""Which step failures a task has caught: a failure is caught when the task asks for another step after it."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ __all__ = ["Failure", "Failures"]
 
 
 class Failure(NamedTuple):
-    """A step that has failed in this attempt, and is not known to be caught."""
+    """A step that has failed in this attempt; the task may or may not have caught the failure."""
 
     begin: Begin
     attempts: int
@@ -24,7 +24,7 @@ class Failure(NamedTuple):
     strand: Strand
 
     def is_behind(self, strand: Strand) -> bool:
-        """Say whether *strand* goes on behind it: it failed there, or in one that the strand started and is over."""
+        """Say whether the step failed in *strand*, or in a finished strand that *strand* has started."""
         return self.strand is strand or (self.strand.descends_from(strand) and not self.strand.alive)
 
 
@@ -36,16 +36,17 @@ class Failures:
     _caught: dict[int, Failure] = field(default_factory=dict)
 
     def note(self, failure: Failure) -> None:
-        """Keep a failure in mind, behind those that were before it."""
+        """Keep *failure* as the latest one; an earlier failure of the same step is dropped."""
         self._open.pop(failure.begin.step_index, None)
         self._open[failure.begin.step_index] = failure
 
     def catch(self, strand: Strand) -> None:
         """
-        Take note that a strand goes on: what has failed in it, or in one that it started and that is over, is caught.
+        Note that *strand* goes on: failures in it, and in finished strands that it started, are now caught.
 
-        What fails in one beside it may yet end them all.  But where the strand has been cancelled, and goes on, what
-        had failed before may be why: without it no later attempt would be cancelled there.  So that is caught, too.
+        A failure in a parallel strand is not: it may yet end the whole task.  One exception: where a step of *strand*
+        was cancelled, the failures before that cancellation are caught, too.  They may be its cause, and a later
+        attempt needs them to be cancelled at the same place.
         """
         here = [failure for failure in self._open.values() if failure.is_behind(strand)]
         cancelled = [failure for failure in here if failure.error is CANCELLED]
@@ -57,10 +58,10 @@ class Failures:
             self._caught[position] = self._open.pop(position, failure)
 
     def caught(self) -> tuple[list[int], list[Statement]]:
-        """Return which are caught and not marked as final yet, and what a write marks them with."""
+        """Return the positions of caught failures that are not yet marked final, and the statements that mark them."""
         return list(self._caught), [mark_final(*failure[:4]) for failure in self._caught.values()]
 
     def forget(self, marked: Sequence[int]) -> None:
-        """Take note that these are marked."""
+        """Note that the failures at the positions *marked* are marked final."""
         for position in marked:
             self._caught.pop(position, None)

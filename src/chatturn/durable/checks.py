@@ -1,4 +1,4 @@
-"""What a write came to, by what the rows say after it: the one place that tells a success from a refusal."""
+"""Whether a write succeeded or was refused, judged by the rows after it: the only place that decides this."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ __all__ = ["claimed", "ended", "may_be_refused", "require_begun", "require_inten
 
 
 def claimed(row: Row, digest: str, holder: str, lease_ms: int, *, supersede: bool) -> Lease | None:
-    """Say what the claim came to, by what the run's row says after it."""
+    """Return the claim's lease, or None for a completed run; raise if the run's row after the claim says refused."""
     run_id = str(row["run_id"])
     if row["lease_holder_id"] == holder:
         expires_at = str(row["lease_expires_at"])
@@ -36,7 +36,7 @@ def claimed(row: Row, digest: str, holder: str, lease_ms: int, *, supersede: boo
 
 
 def may_be_refused(rows: Sequence[Row], digest: str, holder: str, *, supersede: bool) -> bool:
-    """Say whether one of a claim's guards may be why it has not got the run."""
+    """Say whether a guard may have refused the claim; *rows* is the run after it."""
     if not rows:
         return True
     [row] = rows
@@ -46,7 +46,7 @@ def may_be_refused(rows: Sequence[Row], digest: str, holder: str, *, supersede: 
 
 
 def waits_elsewhere(rows: Sequence[Row], waits_as: str | None) -> bool:
-    """Say whether somebody else, who is there, waits for the run's start."""
+    """Say whether another caller than *waits_as* waits for the run's start under a live lease."""
     return any(row["lease_left_ms"] and row["lease_holder_id"] != waits_as for row in rows)
 
 
@@ -54,8 +54,8 @@ def ended(lease: Lease, status: RunStatus, rows: Sequence[Row]) -> RunRecord:
     """
     Return the run that this claim has just ended or released, from its row.
 
-    Nobody claimed it since (same epoch) and it is as wanted: so it was this claim that made it so, by this
-    write or by an earlier try whose reply was lost.
+    The epoch is the lease's, so nobody has claimed the run since.  If the status is the wanted one, this claim has
+    written it: now, or in an earlier try whose reply was lost.
     """
     if not rows:
         raise RunNotFound("it was deleted while it ran", run_id=lease.run_id)
@@ -66,7 +66,7 @@ def ended(lease: Lease, status: RunStatus, rows: Sequence[Row]) -> RunRecord:
 
 
 def require_begun(step: StepRecord, begin: Begin) -> None:
-    """Refuse a step that `BEGIN_STEP` left alone, saying why it did."""
+    """Refuse a step that `BEGIN_STEP` did not write: the record has another intent or another input."""
     require_intent(step, begin)
     if begin.input_hash and step.input_hash and step.input_hash != begin.input_hash:
         message = f"step {step.step_index} ({step.intent!r}) is on record with another input"
@@ -74,14 +74,14 @@ def require_begun(step: StepRecord, begin: Begin) -> None:
 
 
 def require_intent(step: StepRecord, begin: Begin) -> None:
-    """Refuse a step that is another one on record; names both."""
+    """Refuse a step whose recorded intent is another one; the message names both."""
     if step.intent != begin.intent:
         message = f"step {step.step_index} is {step.intent!r} on record, but {begin.intent!r} was asked for"
         raise DurableRunDivergenceError(message, run_id=step.run_id)
 
 
 def require_status(step: StepRecord, status: StepStatus) -> StepRecord:
-    """Return a step that a write left with this status; refuse one that it left alone."""
+    """Return *step* if the write gave it *status*; refuse a step that the write did not change."""
     if step.status is not status:
         message = f"step {step.step_index} ({step.intent!r}) is {step.status}, so it cannot become {status}"
         raise DurableRunDivergenceError(message, run_id=step.run_id)

@@ -3,11 +3,11 @@
 
 A task is plain asynchronous code.  Whatever it does through its context is a step: recorded under the step's
 position, and on a later attempt returned from the record instead of done again.  So between its steps a task
-must be deterministic; positions are given out when a step is asked for, not when it runs, so steps that run
-at the same time keep theirs.
+must be deterministic.  A step gets its position when it is asked for, not when it runs, so parallel steps have
+the same positions on every attempt.
 
-A step costs one awaited round trip, its record.  It is recorded when it is over: a crash during it is a crash
-before it, and the step runs again.
+A step costs one awaited round trip: its record, written when the step is over.  After a crash during a step the
+next attempt runs that step again.
 
 A step that has failed runs again on the next attempt, unless the task has caught the failure and asked for another
 step: from then on the failure is a part of the run's history, and every attempt raises it again.  The same goes for
@@ -63,20 +63,20 @@ T = TypeVar("T")
 Opening: TypeAlias = Coroutine[Any, Any, OpenStep]
 
 EVENT_STEP: Final = "event:"
-"""Begins the intents of waits for events on record; the event's key follows."""
+"""The prefix of the recorded intent of a wait for an event; the event's key follows: ``event:approval``."""
 
 _POLL_MS: Final = 250
 
 _PATIENCE_MS: Final = 60_000
-"""As a lease's term is by default, for a completed run, which has none."""
+"""The patience of a completed run, which has no lease: the default term of a lease, 60 s."""
 
 _CLEAN_UP_S: Final = 10.0
-"""How long what a task has left behind may take to end, once it is cancelled."""
+"""How long the asyncio tasks that a finished task has left may take to end after their cancellation."""
 
 _ONCE: Final = StepRetry()
 
 _CANCELLED_LATER_MS: Final = 10_000
-"""How much later than on record a step may be cancelled that was cancelled by an earlier attempt of the task."""
+"""How much longer than on record a step, cancelled on an earlier attempt, waits for its cancellation."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,20 +85,20 @@ class DurableContext:
     The steps of one attempt of a run.
 
     Attributes:
-        store: Where they are recorded.
+        store: Records the steps.
         lease: The right to record; None for a completed run, whose steps are all on record.
         run_id: The run.
         project_id: Its product.
         scenario_id: Its thread, or None.
-        recorded: The steps on record, the first page of them.
-        sources: Of undetermined values.
+        recorded: The first page of the steps on record.
+        sources: The sources of time, UUIDs and random numbers.
         inline_wait_ms: How long a wait may hold the worker before the run is suspended instead.
         log: Takes failures that must not mask another error.
-        first_position: Of the first step.
-        with_statements: Returns what is written with each record of a step, as `Settlement.with_statements`.
+        first_position: The position of the first step.
+        with_statements: Returns statements to write with each record of a step; see `Settlement.with_statements`.
         tracer: Takes a span for each step.
         ended: Returns why the attempt is over before its task is done, as `Attempt.ended`; None while it goes on.
-        key_name: The run's `RunRecord.key_name`, for its steps' keys; "" for its id.
+        key_name: The run's `RunRecord.key_name`, used in its steps' keys; "" to use the run's id.
     """
 
     store: DurableRunStore
@@ -145,12 +145,12 @@ class DurableContext:
         """
         Do *run* once, and return its result: a copy made by way of JSON, as a replay returns it.
 
-        The position is taken now, so steps may be awaited in any order, or together.
+        The position is taken at the call, so steps may be awaited in any order, or together.
 
         Args:
             intent: What it does; the same at this position on every attempt.
-            run: Does it.  Tried again on a later attempt unless its result was recorded, so what it does to
-                others should carry `step_key`.
+            run: Does the work.  A later attempt runs it again unless its result was recorded, so its effects on
+                other systems should carry `step_key`.
             kind: A `StepKind`'s value.
             input: What it is given, JSON; compared with what an earlier attempt gave.
             retry: How often it is tried; None for once.
@@ -158,13 +158,14 @@ class DurableContext:
 
         Raises:
             DurableRunDivergenceError: Another intent is on record at this position, or (`StepInputMismatch`)
-                another input; or it is asked for inside another step.
+                another input; or the step is asked for inside another step.
             TypeError, StepTooLarge: The input or the result cannot be stored; the run is as it was.
-            AttemptsExhausted: It has failed as often as it may.
+            AttemptsExhausted: The step has failed as often as its policy allows.
             StepTimeout: A try took too long.
             LeaseLost: The run is another worker's by now.
-            StepFailed: It has raised what no later attempt could make again.
-            Exception: What *run* raises; again on every later attempt, once the task has caught it and gone on.
+            StepFailed: *run* has raised an exception that no later attempt could make again.
+            Exception: What *run* raises.  If the task catches it and asks for another step, every later attempt raises
+                it again.
         """
         call = StepCall(intent=intent, run=run, kind=kind, input=input, retry=retry, timeout_ms=timeout_ms)
         return self._asked.awaited(intent, self._step(self._take(), call))
@@ -184,12 +185,12 @@ class DurableContext:
         finally:
             for task in tasks:
                 task.cancel()
-            # Until they are over they might still record something, or hold a connection.
+            # Until the cancelled steps are over, they might still record a result, or hold a connection.
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def open_step(self, intent: str, *, kind: str = StepKind.LOGIC, input: Any = NO_INPUT) -> Opening:  # noqa: A002
         """
-        Open a step that its caller does itself, as a generator must that yields while it works: see `OpenStep`.
+        Open a step whose work the caller does itself, such as a generator that yields while it works: see `OpenStep`.
 
         Raises:
             DurableRunDivergenceError, TypeError, StepTooLarge: As `step` does.
@@ -208,13 +209,13 @@ class DurableContext:
         return step_id(self.key_name or self.run_id, self._next + ahead, intent)
 
     async def next_intent(self) -> str | None:
-        """Return the intent of the next step if an earlier attempt came to it, whatever came of it; else None."""
+        """Return the next step's recorded intent, whatever the step's status; None if no earlier attempt reached it."""
         step = await self._on_record.at(self._next)
         return None if step is None else step.intent
 
     @property
     def has_own_keys(self) -> bool:
-        """Whether its keys are no other run's, not even of one that has its name later."""
+        """Whether the run's keys are unique for ever: a later run of the same name has other keys."""
         return self.key_name not in {"", self.run_id}
 
     def step_span(self, intent: str, kind: str, *, replayed: bool) -> AbstractContextManager[Span]:
@@ -240,8 +241,8 @@ class DurableContext:
         """
         Emit an event of this run, as a step; the first under its key wins.  See `DurableRunStore.emit_event`.
 
-        A replay is told what the first attempt was told.  If the worker died between the emit and its record,
-        the attempt after it finds its own event there and is told that it was not the first.
+        A replay returns the recorded result.  If the worker died between the emit and its record, the next attempt
+        finds the event already there, and its result says that it was not the first.
         """
         return self._asked.awaited(f"emit:{key}", self._emit_event(key, payload))
 
@@ -256,13 +257,13 @@ class DurableContext:
 
     def await_event(self, key: str, *, timeout_ms: int = DEFAULT_EVENT_TIMEOUT_MS) -> Coroutine[Any, Any, Any]:
         """
-        Return the payload of the event *key*, waiting for it if need be.
+        Return the payload of the event *key*, waiting for the event if necessary.
 
         A long wait suspends the run: worker and lease are released until the event comes or the time is up.
 
         Raises:
             DurableAwaitEventTimeoutError: It did not come within *timeout_ms* of the first wait, on whichever
-                attempt that was; and so on every later attempt.
+                attempt that was; every later attempt raises it again.
             ValueError: *timeout_ms* is no number, below 0 or beyond the calendar.
         """
         return self._asked.awaited(f"{EVENT_STEP}{key}", self._await_event(key, timeout_ms))
@@ -274,10 +275,11 @@ class DurableContext:
         self, key: str, *, timeout_ms: int = DEFAULT_EVENT_TIMEOUT_MS, linger: bool = True
     ) -> Coroutine[Any, Any, OpenWait]:
         """
-        Begin to wait for an event, and return once that is on record; `OpenWait.payload` does the waiting.
+        Record the begin of a wait for an event; the returned `OpenWait.payload` waits.
 
-        For a caller that says in between what it waits for: nobody can answer before it is known that it is asked.
-        Where it only is by the suspension, the worker need not *linger* for a moment.
+        For a caller that tells its reader of the wait in between.  With *linger* the worker waits for up to
+        `inline_wait_ms` before it suspends the run; without, it suspends at once.  Pass False where the reader learns
+        of the wait only by the suspension.
 
         Raises:
             ValueError: *timeout_ms* is no number, below 0 or beyond the calendar.
@@ -300,7 +302,7 @@ class DurableContext:
 
     def sleep(self, duration_ms: int) -> Coroutine[Any, Any, None]:
         """
-        Wait so long from the first time that this step is reached; a long wait suspends the run.
+        Wait *duration_ms* from the first time that this step is reached; a long wait suspends the run.
 
         Raises:
             ValueError: *duration_ms* is no number, below 0 or beyond the calendar.
@@ -319,7 +321,7 @@ class DurableContext:
         Do no more steps: the attempt is over, and the next one may take another way.
 
         Args:
-            why: Leaves the task, whatever the task makes of it; None for nothing.
+            why: The exception that leaves the task, whatever the task itself raises; None for none.
         """
         self._work.stop(why)
 
@@ -328,13 +330,13 @@ class DurableContext:
         """
         Let an ``async with`` block be the run's task, from its start to its end.
 
-        However the task ends: no further step is done, those under way are done and recorded unless it was cut off,
-        and whatever else it has started is cancelled, as `asyncio.run` does.
+        When the task has ended, no further step begins.  Steps under way are finished and recorded, unless the task was
+        cancelled; the other asyncio tasks that it has started are cancelled, as `asyncio.run` does.
 
         Raises:
-            Suspended: The run waits, whatever left the block.
-            DurableRunDivergenceError: The task has asked for a step, and never awaited it: names it.
-            BaseException: What the attempt was stopped for, whatever left the block.
+            Suspended: The run waits, whatever exception left the block.
+            DurableRunDivergenceError: The task has asked for a step and never awaited it; the message names the step.
+            BaseException: What stopped the attempt, whatever exception left the block.
         """
         self._strands.begin()
         self._order.begin()
@@ -362,10 +364,10 @@ class DurableContext:
 
     def require_all_consumed(self) -> None:
         """
-        Refuse a task that ended before it came to all the steps on record: its code was shortened.
+        Refuse a task that ended before it reached all steps on record, because its code has become shorter.
 
         Raises:
-            DurableRunDivergenceError: Names the first step that was left over.
+            DurableRunDivergenceError: Names the first recorded step that the task did not reach.
         """
         self._on_record.require_no_more(self._next)
 
@@ -409,7 +411,7 @@ class DurableContext:
     async def _do(self, begin: Begin, call: StepCall, before: int) -> Any:
         retry = call.retry or _ONCE
         for attempt in range(1, retry.max_attempts + 1):
-            # Before every effect: whether the attempt goes on, and whose run it is.
+            # Checked before every effect: the attempt goes on, and holds a lease.
             self._work.require_going_on()
             self._require_lease(begin)
             started, attempts = asyncio.get_running_loop().time(), before + attempt
@@ -427,7 +429,7 @@ class DurableContext:
                 if delay_ms is None:
                     if raised is error:
                         raise
-                    # Without a cause, which no later attempt has: what is beneath is in the traceback.
+                    # No `from error`: a later attempt has no such cause.  The traceback shows the original error.
                     raise raised  # noqa: B904
                 await asyncio.sleep(delay_ms / 1000)
             else:
@@ -459,7 +461,7 @@ class DurableContext:
         return step
 
     async def _fail(self, begin: Begin, attempts: int, started: float, error: StepError) -> None:
-        """Record a failed try; if that cannot be done, what it has raised still is what leaves."""
+        """Record a failed try; a failure to record is only logged, so that the step's own error leaves the task."""
         try:
             await self._record(begin, attempts, started, error=error)
         except StoreError as unrecorded:
@@ -482,7 +484,7 @@ class DurableContext:
 
     @contextmanager
     def _cancellable(self, begin: Begin, attempts: int) -> Iterator[None]:
-        """Let a ``with`` block be a step or a wait; that the task has stopped it is a failure, too."""
+        """Let a ``with`` block be a step or a wait; its cancellation by the task counts as a failure."""
         started = asyncio.get_running_loop().time()
         try:
             yield
@@ -491,11 +493,11 @@ class DurableContext:
             raise
 
     def _note(self, begin: Begin, attempts: int, started: float | None, error: StepError) -> None:
-        """Keep in mind that a step has failed: if another one is asked for now, the task has caught it."""
+        """Note that a step has failed: if the task now asks for another step, it has caught the failure."""
         self._failures.note(Failure(begin, attempts, elapsed_ms(started), error, self._strands.current()))
 
     async def _give_again(self, step: StepRecord) -> Any:
-        """Return what a step has returned before, in its turn, or raise what it has raised."""
+        """Return a recorded step's result, in the recorded order, or raise its recorded error."""
         if self._on_record.is_over(step):
             with self._work.step(step.intent):
                 await self._order.turn(step.step_index)
@@ -504,7 +506,7 @@ class DurableContext:
         return step.result
 
     async def _fail_again(self, step: StepRecord) -> None:
-        """Raise what a step has raised before; one that was cancelled waits to be cancelled again."""
+        """Raise a step's recorded error; a step that was cancelled waits to be cancelled again."""
         if was_cancelled(step):
             took_ms = (epoch_ms(step.completed_at or "") or 0) - (epoch_ms(step.started_at or "") or 0)
             await asyncio.sleep((max(0, took_ms) + _CANCELLED_LATER_MS) / 1000)
@@ -528,7 +530,7 @@ class DurableContext:
     # Waits.
 
     async def _open_wait(self, begin: Begin) -> StepRecord:
-        """Return the step of a wait, over or under way."""
+        """Return the recorded step of a wait, finished or still waiting; begin it if there is none."""
         with self._strands.work():
             recorded = await self._on_record.find(begin)
             if recorded is not None and (recorded.status is StepStatus.COMPLETED or self._on_record.is_final(recorded)):
@@ -540,7 +542,7 @@ class DurableContext:
     async def _waited(
         self, begin: Begin, step: StepRecord, key: str | None, timeout_ms: int, here_ms: int
     ) -> StepRecord:
-        """Return a wait that is over, one way or the other, as it is on record."""
+        """Wait for the event or the timeout, record which came first, and return the recorded step."""
         if step.status is StepStatus.COMPLETED:
             return step
         with self._strands.work(), self._cancellable(begin, step.attempts):
@@ -552,7 +554,7 @@ class DurableContext:
                 return await self._complete(begin, step.attempts, result)
 
     async def _begun(self, begin: Begin, recorded: StepRecord | None) -> StepRecord:
-        """Return the step of a wait: on record already, or begun now, so that its time runs from now."""
+        """Return the wait's step on record; if there is none, or a failed one, begin it, and its time runs from now."""
         lease = self._require_lease(begin)
         if recorded is not None and recorded.status is not StepStatus.FAILED:
             return recorded
@@ -596,4 +598,4 @@ class DurableContext:
 
 
 async def _not_run() -> None:
-    """Do nothing: the caller of an opened step does it."""
+    """Do nothing: the caller of an opened step does the work."""

@@ -1,4 +1,4 @@
-"""How an attempt ends: one of four ways.  An attempt whose worker is gone, or has lost its lease, has no end."""
+"""The four ends of an attempt.  An attempt whose worker died, or lost its lease, has no end."""
 
 import asyncio
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ class Completed:
 @dataclass(frozen=True, slots=True)
 class Cancelled:
     """
-    Somebody stopped it for good.
+    The turn was stopped for good.
 
     Attributes:
-        text: What it had said by then, as it is stored.
+        text: The answer up to the stop, as it is stored.
         reason: Why it was stopped.
     """
 
@@ -39,10 +39,10 @@ class Cancelled:
 @dataclass(frozen=True, slots=True)
 class Suspended:
     """
-    It has no answer yet, and no error.
+    The run waits: it has no answer yet, and no error.
 
     Attributes:
-        wait: What it waits for.
+        wait: What the run waits for.
     """
 
     wait: Wait
@@ -51,10 +51,10 @@ class Suspended:
 @dataclass(frozen=True, slots=True)
 class Failed:
     """
-    It has come to nothing; the next attempt begins anew, or after the last recorded step.
+    The attempt failed; the next one begins anew, or after the last recorded step.
 
     Attributes:
-        error: Why.
+        error: The cause.
     """
 
     error: BaseException
@@ -64,7 +64,7 @@ End: TypeAlias = Completed | Cancelled | Suspended | Failed
 
 
 def answer_of(end: End | None) -> str | None:
-    """Return the answer that an end leaves, whole or as far as it came; None if it leaves none."""
+    """Return the answer that an end leaves, whole or cut off; None if it leaves none."""
     return end.text if isinstance(end, Completed | Cancelled) else None
 
 

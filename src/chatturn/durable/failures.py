@@ -1,11 +1,11 @@
 """
 Failures on record: an exception as JSON, and the same exception again on a later attempt.
 
-A task may catch what a step raises and go on.  Then every later attempt must raise the same there, or the task would
-take another way than the one on record.  So a failure that was caught is final, and the exception is made again from
-its class's name, its `args`, its attributes and its cause.  What cannot be made again exactly, down to the type of each
-value, leaves as `StepFailed` from the first time on: a task that catches it, and looks at it, sees the same on every
-attempt.  A cause that cannot be made again is a `StepFailed` in the same way.
+A task may catch what a step raises and go on.  Then every later attempt must raise the same at this step, or the task
+would take another path than the one on record.  So a caught failure is final, and the exception is made again from its
+class's name, its `args`, its attributes and its cause.  An exception that cannot be made again exactly, with all its
+types, leaves the step as `StepFailed` from the first attempt on, so the task sees the same on every attempt.  A
+cause that cannot be made again is replaced by a `StepFailed`, too.
 """
 
 import json
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 CANCELLED: Final = StepError(message="it was cancelled", code="cancelled")
-"""Of a step that the task itself stopped, as `asyncio.timeout` and a failing `asyncio.TaskGroup` do."""
+"""The error of a step that the task itself cancelled, as `asyncio.timeout` and a failing `asyncio.TaskGroup` do."""
 
 _ERROR_CHARACTERS: Final = 2_000
 _EXCEPTION_CHARACTERS: Final = 8_000
@@ -47,7 +47,7 @@ def lasting(error: Exception, intent: str, run_id: str) -> Exception:
     """
     Return *error* if a later attempt can make it again, else a `StepFailed` that says the same.
 
-    A cause that cannot be made again is replaced by one, in *error* itself.
+    A cause that cannot be made again is replaced by a `StepFailed`; this changes *error* itself.
     """
     if _description(error) is not None:
         return error
@@ -65,18 +65,18 @@ def _failed(error: BaseException, intent: str, run_id: str) -> StepFailed:
 
 
 def error_of(error: Exception, raised: Exception) -> StepError:
-    """Describe *error* for a step's record, and *raised*, the one that left the step in its place."""
+    """Return the record of a failed step: *error* in words, and *raised*, the exception that left the step, as JSON."""
     code = error.code if isinstance(error, ChatTurnError) else None
     return StepError(message=words_of(error), code=code, exception=_description(raised))
 
 
 def raise_again(step: StepRecord) -> NoReturn:
     """
-    Raise what a step on record has raised.
+    Raise the error of a step on record.
 
     Raises:
-        StepFailed: Its class is not there any more, or it was recorded by a version that kept no more than words.
-        Exception: The same as before.
+        StepFailed: The error's class no longer exists, or the record holds only words.
+        Exception: The same error as on the first attempt.
     """
     error = step.error or StepError(message="it left no words")
     exception = None if error.exception is None else _made_again(error.exception)
@@ -86,13 +86,13 @@ def raise_again(step: StepRecord) -> NoReturn:
 
 
 def mark_final(begin: Begin, attempts: int, elapsed_ms: int, error: StepError) -> Statement:
-    """Return the statement, fenced by the store, that puts a failure on record for good."""
+    """Return the statement that records a failure as final; the store puts the fence's parameters before it."""
     what = (begin.step_index, begin.intent, begin.kind, begin.input_hash, StepStatus.FAILED, attempts)
     return Statement(FAIL_FOR_GOOD, (*what, None, error_text(error, final=True), NOW, started_before(elapsed_ms)))
 
 
 def started_before(elapsed_ms: int) -> str:
-    """Return when a step began that took so long, as a modifier of SQLite's time functions."""
+    """Return the SQLite time modifier for *elapsed_ms* ago."""
     return f"-{elapsed_ms / 1000:.3f} seconds"
 
 
@@ -114,7 +114,7 @@ def error_from_json(members: Mapping[str, Any]) -> StepError:
 
 
 def _description(error: BaseException) -> dict[str, Any] | None:
-    """Return an exception as JSON from which it can be made again; None where it cannot."""
+    """Return the JSON from which an exception can be made again; None if it cannot be made again."""
     try:
         described = _described(error)
         text = json_text(described, "the exception")
@@ -138,9 +138,9 @@ def _described(error: BaseException) -> dict[str, Any]:
 
 
 def _made_again(described: Mapping[str, Any]) -> Exception | None:
-    """Make an exception without asking its constructor, which may want other arguments than it keeps."""
+    """Make an exception without calling its constructor, which may need other arguments than those in `args`."""
     try:
-        found: Any = sys.modules[described["module"]]  # imported with the Worker, and a row imports nothing
+        found: Any = sys.modules[described["module"]]  # a database row must not cause an import
         for name in described["name"].split("."):
             found = getattr(found, name)
         if not (isinstance(found, type) and issubclass(found, Exception)):
@@ -159,27 +159,27 @@ def _made_again(described: Mapping[str, Any]) -> Exception | None:
 
 
 def _members(error: BaseException) -> dict[str, Any]:
-    """Return what an exception keeps beside its attributes: in ``__slots__``, and in fields as `OSError` has them."""
+    """Return what an exception keeps outside ``__dict__``: its ``__slots__``, and C fields such as `OSError`'s."""
     found: dict[str, Any] = {}
     for cls in type(error).__mro__:
         if cls is BaseException:
             break
         for name, member in vars(cls).items():
             if isinstance(member, MemberDescriptorType | GetSetDescriptorType) and name not in _OF_EVERY_OBJECT:
-                with suppress(AttributeError):  # it was never set
+                with suppress(AttributeError):  # the slot was never set
                     found[name] = member.__get__(error)
     return found
 
 
 def _state(error: BaseException | None) -> tuple[Any, ...]:
-    """Return all that a task can see of an exception and of what caused it."""
+    """Return all that a task can see of an exception and of its causes."""
     if error is None:
         return ()
     return (type(error), error.args, dict(vars(error)), _members(error), _state(error.__cause__))
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Compare values and the types of all of them: 1 is not True, nor a tuple a list, nor an enum's member its text."""
+    """Compare values and their types at every level: 1 is not True, a tuple no list, an enum's member not its text."""
     if type(one) is not type(other):
         return False
     if isinstance(one, list | tuple):

@@ -22,23 +22,23 @@ __all__ = ["RENEWALS_PER_TERM", "Heartbeat"]
 
 RENEWALS_PER_TERM: Final = 3.0
 _TRIES_PER_TERM: Final = 12
-"""Each try may take this part of the term, and the next one waits as long: one stalled reply costs no lease."""
+"""A try may take 1/12 of the term, and the next try waits as long: with 60 s, 5 s each."""
 
 _CLEAN_UP_S: Final = 10.0
-"""How long work that was ended may take to close what it holds open, before it is cancelled again."""
+"""How long cancelled work may take for its clean-up before it is cancelled again."""
 
 _FRESH: Final = 6
-"""A write renews a lease whose latest renewal is longer ago than this part of the term; a younger one is fresh."""
+"""A write also renews a lease whose last renewal is more than 1/6 of the term ago: with 60 s, 10 s."""
 
 
 class Heartbeat:
     """
-    Renews *lease* some times in its term, from ``start`` to ``stop``.
+    Renews *lease* `renewals_per_term` times in its term, from ``start`` to ``stop``.
 
-    Work that must not outlive the lease runs inside ``with heartbeat:``.  When the lease is lost, by being
-    refused or because no renewal got through for a whole term, that work is cancelled and the ``with`` block
-    raises `LeaseLost`.  Any other failure of a renewal is logged and tried again sooner.  `interrupt` ends the
-    work in the same way for another reason.
+    Work that must not outlive the lease runs inside ``with heartbeat:``.  When the lease is lost (a renewal
+    was refused, or none got through for a whole term), that work is cancelled and the ``with`` block raises
+    `LeaseLost`.  Any other failure of a renewal is logged, and the renewal is tried again sooner.  `interrupt` ends
+    the work in the same way with another error.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class Heartbeat:
         Begin renewing.
 
         Args:
-            claimed_at: When the claim was asked for, by the event loop's clock: the lease is no fresher.
-            news: What to hear with every renewal.
+            claimed_at: When the claim was sent, by the event loop's clock; the term counts from then.
+            news: What to read with every renewal.
         """
         self._news = news
         self._renewed_at = claimed_at
@@ -94,7 +94,7 @@ class Heartbeat:
             self._cancel_worker()
 
     def allow_no_interruption(self) -> None:
-        """From now on `interrupt` does nothing: the work is as good as done."""
+        """Let `interrupt` do nothing from now on, and forget an earlier one: the work is done up to its last write."""
         self._interruptible, self._interruption = False, None
 
     @property
@@ -103,7 +103,7 @@ class Heartbeat:
         return self._lost or self._interruption
 
     def require_held(self) -> None:
-        """Raise `LeaseLost` if the lease is known to be lost: a write needs not be tried to find out."""
+        """Raise `LeaseLost` if the lease is known to be lost; nothing is read or written."""
         if self._lost is not None:
             raise self._lost
 
@@ -112,8 +112,8 @@ class Heartbeat:
         Write under the lease, and renew it with the same write unless it is fresh; see `DurableRunStore.write`.
 
         Raises:
-            LeaseLost: It is another worker's; the work in the ``with`` block is ended as well.
-            StoreUnavailable: No answer; the same may be written again.
+            LeaseLost: The lease is another worker's; the work in the ``with`` block is ended as well.
+            StoreUnavailable: No reply came; the same statements may be written again.
         """
         asked_at = asyncio.get_running_loop().time()
         renew = asked_at - self._renewed_at > self._term_s / _FRESH
@@ -142,7 +142,7 @@ class Heartbeat:
             return
         self._again.cancel()
         self._again = None
-        # As asyncio.timeout does: our cancellation is taken back, and somebody else's beside it stays one.
+        # As asyncio.timeout does: take back our own cancellations; a cancellation by others stays.
         while self._cancels:
             self._cancels -= 1
             worker.uncancel()
@@ -184,7 +184,7 @@ class Heartbeat:
             self._beat_after(self._renewal_s)
 
     def _renew_from(self, lease: Lease, asked_at: float) -> None:
-        """Take note that the lease runs anew, from when that was asked for: it is no fresher."""
+        """Note the renewed lease; its term counts from *asked_at*, when the renewal was sent."""
         self.lease = lease
         self._renewed_at = max(self._renewed_at, asked_at)
 
@@ -197,7 +197,7 @@ class Heartbeat:
             self._cancel(self._worker)
 
     def _cancel(self, worker: asyncio.Task[object]) -> None:
-        """Cancel the work, and again while it is not over: a clean-up that hangs must not keep its turn for ever."""
+        """Cancel the work, and again every 10 s until it is over: a hanging clean-up must not hold the run for ever."""
         self._cancels += 1
         worker.cancel()
         self._again = asyncio.get_running_loop().call_later(_CLEAN_UP_S, self._cancel, worker)

@@ -1,5 +1,5 @@
 """
-What a run, a step and a lease's holder are called: the first two by digests that every worker makes alike.
+Names: a run's manifest and a step by hashes, the same on every worker; a lease's holder by a random token.
 
 Source:
     docs/reference/agent-runtime.md, Hashes.
@@ -16,9 +16,9 @@ __all__ = ["derive_worker_id", "manifest_hash", "step_id"]
 
 def manifest_hash(manifest: DurableRunManifest) -> str:
     """
-    Return the hash that tells whether two requests are the same run: project, scenario, task and input.
+    Return a manifest's hash over project, scenario, task and input: two requests with one hash are the same run.
 
-    Tags and the task's metadata are not part of it.  A task without a domain hashes as ``null``;
+    Tags and the task's metadata are not part of the hash.  A task without a domain hashes as ``null``;
     agent-runtime refuses such a task, so no database of its own disagrees.
 
     Raises:
@@ -50,9 +50,9 @@ def derive_worker_id(token: Callable[[], str] = _random_token) -> str:
     """
     Return a new name for a lease's holder: ``worker-<token>``.
 
-    Unlike agent-runtime's it tells neither host nor process, so it may be seen by anybody.
+    Unlike agent-runtime's name it tells neither host nor process, so anybody may see it.
 
     Args:
-        token: Gives another text at every call; 80 random bits in hex by default, drawn when called.
+        token: Returns another text at every call; by default 80 random bits in hex.
     """
     return f"worker-{token()}"

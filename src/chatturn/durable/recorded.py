@@ -16,14 +16,14 @@ __all__ = ["RecordedSteps", "was_cancelled"]
 @dataclass(slots=True, eq=False)
 class RecordedSteps:
     """
-    The steps of one attempt that are on record; read page by page, as far as they are asked for.
+    The recorded steps of one attempt's run, read page by page when a step is asked for.
 
     Attributes:
-        store: Where they are.
+        store: Holds the records.
         run_id: The run.
-        first_position: Of the first step.
-        is_completed: Whether the run is: then its failures are final, or it would not be.
-        order: Takes those that are given out again.
+        first_position: The position of the first step.
+        is_completed: Whether the run is completed: then every recorded failure was caught, and so is final.
+        order: The order in which results are replayed.
     """
 
     store: DurableRunStore
@@ -35,7 +35,7 @@ class RecordedSteps:
     _pages_end: int = 0
 
     def keep(self, page: Sequence[StepRecord]) -> None:
-        """Take a page."""
+        """Add a page of records as the store returns it: up to `STEPS_PER_PAGE`, and the first of the next page."""
         steps = [step for step in page if step.step_index >= self.first_position]
         self._steps.update({step.step_index: step for step in steps})
         self.order.keep(step for step in steps if self.is_over(step))
@@ -43,25 +43,25 @@ class RecordedSteps:
         self._pages_end = page[-1].step_index if goes_on else -1
 
     def put(self, step: StepRecord) -> None:
-        """Take a step that has just been recorded."""
+        """Add a step that has just been recorded."""
         self._steps[step.step_index] = step
 
     def all(self) -> list[StepRecord]:
-        """Return the steps that were seen, by their positions."""
+        """Return the steps read so far, by position."""
         return [self._steps[position] for position in sorted(self._steps)]
 
     async def at(self, position: int) -> StepRecord | None:
-        """Return what is on record at a position, whatever it is."""
+        """Return the step on record at a position, unchecked; None if there is none."""
         while 0 <= self._pages_end <= position:
             self.keep(await self.store.load_steps(self.run_id, self._pages_end))
         return self._steps.get(position)
 
     async def find(self, begin: Begin) -> StepRecord | None:
         """
-        Return what is on record at a position, after checking that it is the same step.
+        Return the record of the step *begin*; None if there is none.
 
         Raises:
-            DurableRunDivergenceError: It is another one, or (`StepInputMismatch`) has another input.
+            DurableRunDivergenceError: The record has another intent, or (`StepInputMismatch`) another input.
         """
         step = await self.at(begin.step_index)
         if step is None:
@@ -76,10 +76,10 @@ class RecordedSteps:
 
     def require_no_more(self, position: int) -> None:
         """
-        Refuse a task that ended before it came to all the steps on record: its code was shortened.
+        Refuse a task that ended before it reached all steps on record, because its code has become shorter.
 
         Raises:
-            DurableRunDivergenceError: Names the first step from *position* on, which was left over.
+            DurableRunDivergenceError: Names the first recorded step at or after *position*.
         """
         left = [step for step in self.all() if step.step_index >= position]
         if left:
@@ -87,14 +87,14 @@ class RecordedSteps:
             raise DurableRunDivergenceError(message, run_id=self.run_id)
 
     def is_final(self, step: StepRecord) -> bool:
-        """Say whether a failure stays one."""
+        """Say whether a step has failed for good: every later attempt raises its error again."""
         return step.status is StepStatus.FAILED and (self.is_completed or (step.error is not None and step.error.final))
 
     def is_over(self, step: StepRecord) -> bool:
-        """Say whether a step is given out again from its record."""
+        """Say whether a step is replayed from its record: completed, or failed for good without being cancelled."""
         return step.status is StepStatus.COMPLETED or (self.is_final(step) and not was_cancelled(step))
 
 
 def was_cancelled(step: StepRecord) -> bool:
-    """Say whether the task has cut the step off."""
+    """Say whether the task itself cancelled the step."""
     return step.error is not None and step.error.code == CANCELLED.code and step.error.exception is None

@@ -94,7 +94,7 @@ class DurableRunManifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOutcome:
-    """What became of a run, for operators and evaluations; JSON only."""
+    """The outcome of a run, for operators and evaluations; JSON only."""
 
     passed: bool | None = None
     score: float | None = None
@@ -125,9 +125,9 @@ class RunRecord:
     Attributes:
         step_count: The highest step position begun, plus one.
         epoch: How often it was claimed; 0 for a run of agent-runtime's own.
-        idle_attempts: Claims since it last came further, those that ended in a wait left out.
-        attempts: All claims at what it does now, those that ended in a wait left out.
-        key_part: What its keys have that no other run's have; None for a run whose keys are made of its name alone.
+        idle_attempts: Claims since the run last came further (a step completed), without those that ended in a wait.
+        attempts: Claims with the present manifest, without those that ended in a wait.
+        key_part: A part of the run's keys that no other run has; None where keys are made of the run's name alone.
     """
 
     run_id: str
@@ -149,7 +149,7 @@ class RunRecord:
 
     @property
     def key_name(self) -> str:
-        """The name of the run in the keys that leave the system: no other run's, ever, if it has a part of its own."""
+        """The run's name in keys for other systems; with a `key_part`, unique for ever."""
         return self.run_id if self.key_part is None else f"{self.run_id}#{self.key_part}"
 
 
@@ -159,10 +159,10 @@ class StepError:
     Why a step failed; for the log of the run, never for clients.
 
     Attributes:
-        message: In words.
-        code: Of an error of this package.
-        exception: JSON from which what left the step is made again, see `chatturn.durable.failures`; None where
-            only words are on record.
+        message: The error in words.
+        code: The stable code of an error of this package; None for other errors.
+        exception: JSON from which the exception that left the step is made again, see `chatturn.durable.failures`;
+            None where only words are on record.
         final: Whether the task has caught it and gone on, so that every later attempt raises it again.
     """
 
@@ -178,8 +178,8 @@ class StepRecord:
     A step as the database had it at one moment.
 
     Attributes:
-        attempts: How often it was begun.
-        result: What it returned, JSON; None until it is completed.
+        attempts: How often the step was begun.
+        result: The step's result, JSON; None until it is completed.
     """
 
     run_id: str
@@ -197,7 +197,7 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventRecord:
-    """What was emitted under a key of a run; the first emit wins."""
+    """An event of a run: the first payload emitted under its key."""
 
     run_id: str
     key: str
@@ -211,9 +211,9 @@ class Lease:
     The right to write one run, until it ends or somebody claims the run after it.
 
     Attributes:
-        holder: Who: unique to one claim, even where a worker claims the same run twice.
+        holder: The holder's name, unique to one claim, even where a worker claims the same run twice.
         epoch: The fencing token, +1 at every claim.
-        expires_at: By the database's clock.
+        expires_at: The end of the term, by the database's clock.
         lease_ms: The term that each renewal grants anew.
     """
 
@@ -230,10 +230,10 @@ class Claim:
     What `start_or_resume` found.
 
     Attributes:
-        run: As it is after the claim.
-        steps: Those begun so far, by position; the first page of them.
+        run: The run after the claim.
+        steps: The first page of the steps begun so far, by position.
         lease: None for a completed run, which is read, not written.
-        rows: What each of the claim's reads returned.
+        rows: The rows of each of the claim's *reads*.
     """
 
     run: RunRecord
@@ -243,7 +243,7 @@ class Claim:
 
     @property
     def completed_steps(self) -> Sequence[StepRecord]:
-        """Those of `steps` that are completed."""
+        """The completed steps among `steps`."""
         return [step for step in self.steps if step.status is StepStatus.COMPLETED]
 
 
@@ -254,8 +254,8 @@ class Wait:
 
     Attributes:
         step_index: The step that waits.
-        key: The event's key, or None for a moment only.
-        wake_at: When it goes on even if no event came.
+        key: The event's key; None where the run waits only for *wake_at*.
+        wake_at: When the run goes on even without the event.
     """
 
     step_index: int
@@ -271,15 +271,15 @@ class RunQuery:
     """
     Which runs to list.
 
-    The latest created come first; stale ones by when their lease lapsed, the longest ago first.
+    Order: the latest created first; with *stale*, the lease that lapsed longest ago first.
 
     Attributes:
         project_id: The product.
-        status: Only those that stand there; None for all.
+        status: Only runs with this status; None for all.
         tenant_id: Only chat turns of this tenant; None for all runs.
-        stale: Only those whose worker died: they are running, and their lease has lapsed.
-        limit: How many on a page, at most; 1 to `MAX_RUNS_PER_PAGE`.
-        after: Where the page before ended, its `RunPage.next`; None for the first page.
+        stale: Only runs whose worker died: their status is running, and their lease has lapsed.
+        limit: Runs on a page at most, 1 to `MAX_RUNS_PER_PAGE`.
+        after: The previous page's `RunPage.next`; None for the first page.
 
     Raises:
         InvalidField: *limit* is outside its bounds, or *stale* is asked of runs that are not running.
@@ -305,8 +305,8 @@ class RunPage:
     One page of a list of runs.
 
     Attributes:
-        runs: In the order of the list.  They may be fewer than asked for, or none, before the list's end: how
-            much of the database one page looks at is bounded.
+        runs: In the order of the list.  A page before the list's end may hold fewer runs than asked for, or none,
+            because one page reads a bounded part of the database.
         next: Opaque; where the next page begins, or None at the list's end.
     """
 

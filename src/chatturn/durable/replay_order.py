@@ -1,10 +1,10 @@
 """
-In which order results on record are given out again: in that in which they were recorded.
+Replays recorded results in the order in which they were recorded.
 
-A task may go on with whichever of several steps is done first (`asyncio.as_completed`, `asyncio.wait`), and what it
-does then is on record.  On a later attempt all of those steps are over before they begin.  So each waits until those
-that were recorded before it are given out, and their task has had the time to ask for more; and a step that is not on
-record begins behind them all.  A task that is alone, with nothing beside it that could ask, waits for nothing.
+A task may go on with whichever of several steps ends first (`asyncio.as_completed`, `asyncio.wait`), and its next steps
+are on record.  On a later attempt all recorded results are there at once.  So a recorded result is returned only after
+all results recorded before it were returned, and their task has had time to ask for its next step.  A step that is not
+on record begins after all of them.  Where no other asyncio task could ask for a step, nothing waits.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from chatturn.durable.records import StepRecord
 __all__ = ["ReplayOrder"]
 
 _TURNS_TO_ASK: Final = 8
-"""Turns of the event loop in which a task that was started, or has got a step's result, asks for the next step."""
+"""Turns of the event loop that a task, once started or given a result, has to ask for its next step."""
 
 _NOT_ON_RECORD: Final = "~"
 """Sorts behind every timestamp."""
@@ -35,19 +35,19 @@ class ReplayOrder:
         self._changes = 0
 
     def begin(self) -> None:
-        """Take note that the run's task begins: whatever else runs by now will ask for no step of it."""
+        """Note that the run's task begins: other asyncio tasks that already run will ask for no step of the run."""
         self._before: WeakSet[asyncio.Task[object]] = WeakSet(_tasks())
 
     def began(self, task: "asyncio.Task[object]") -> bool:
-        """Say whether a task was started by the run's."""
+        """Say whether an asyncio task was started after `begin`, and so may ask for steps."""
         return task not in self._before
 
     def keep(self, steps: Iterable[StepRecord]) -> None:
-        """Take the steps whose results are on record."""
+        """Add steps whose results are on record."""
         self._left.update({step.step_index: step.completed_at or "" for step in steps})
 
     async def turn(self, position: int) -> None:
-        """Wait until the step's result may be given out; or, where none is on record, until it may begin."""
+        """Wait until the step's recorded result may be returned; without a record, until the step may begin."""
         if not self._alone():
             if not self._left:
                 await _turns()
@@ -79,7 +79,7 @@ class ReplayOrder:
                 self._asked[first[1]].set_result(None)
 
     def _first(self) -> tuple[str, int] | None:
-        """Return the place of the step, of those that wait here, whose turn comes first."""
+        """Return the place of the waiting step whose turn comes first; None if no step waits."""
         while self._heap and self._heap[0][1] not in self._asked:
             heapq.heappop(self._heap)
         return self._heap[0] if self._heap else None

@@ -1,8 +1,8 @@
 """
 Lists of runs, a page at a time, and the deletion of old ones.
 
-A cursor is a place in an index, so a page after it neither repeats nor misses a run that was there all the
-time, whatever is created or deleted meanwhile.
+A cursor is a place in an index, so the next page neither repeats nor misses a run that existed all the time,
+whatever is created or deleted meanwhile.
 """
 
 import base64
@@ -38,7 +38,7 @@ async def list_runs(database: Database, query: RunQuery) -> RunPage:
 
 
 async def delete_finished_runs(database: Database, *, older_than_ms: int, limit: int) -> int:
-    """Delete at most *limit* runs that ended longer ago, and all that hangs on them; return how many they were."""
+    """Delete at most *limit* runs that ended more than *older_than_ms* ago, with their data; return their number."""
     if older_than_ms < 0 or limit < 1:
         raise ValueError("older_than_ms must be at least 0, and limit at least 1")
     params = (NOW, f"-{older_than_ms / 1000:.3f} seconds", limit)
@@ -81,14 +81,14 @@ async def _of_tenant(database: Database, query: RunQuery, tenant_id: str) -> Run
 
 
 def _page(rows: Sequence[Row], query: RunQuery, place: Any) -> RunPage:
-    """Make a page of rows, of which one more than wanted was asked for: it tells whether there is a next page."""
+    """Make a page of rows; the query asked for one row more than the limit, which tells whether a page follows."""
     wanted = rows[: query.limit]
     more = len(rows) > query.limit
     return RunPage(runs=[run_from_row(row) for row in wanted], next=_encoded(place(wanted[-1])) if more else None)
 
 
 def encode_cursor(kind: str, place: Sequence[Value]) -> str:
-    """Return the cursor that names a place in a list of one kind."""
+    """Return the cursor for a place in a list of one kind."""
     return _encoded([kind, *place])
 
 
@@ -98,10 +98,10 @@ def _encoded(place: list[Value]) -> str:
 
 def decode_cursor(text: str | None, kind: str, first: list[Value]) -> list[Value]:
     """
-    Return the place that a cursor names, or *first* where there is none.
+    Return the place that a cursor names, or *first* if there is no cursor.
 
     Raises:
-        InvalidField: It is not one of this kind of list.
+        InvalidField: The cursor is not one of this kind of list.
     """
     if text is None:
         return first

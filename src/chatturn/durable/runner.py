@@ -42,7 +42,7 @@ DEFAULT_INLINE_WAIT_MS: Final = 5_000
 
 
 def default_sources() -> ContextSources:
-    """Take the time from the worker's clock, and chance from the system."""
+    """Take the time from the worker's clock, and random values from the system."""
     return ContextSources(
         now=lambda: timestamp(datetime.now(UTC)), uuid=lambda: str(uuid.uuid4()), random=random.SystemRandom().random
     )
@@ -56,15 +56,15 @@ class RunDurableInput(Generic[T]):
     Attributes:
         run_id: Names the run; the same on every attempt.
         manifest: What the run is; another one under the same id is refused.
-        store: Where it is recorded.
+        store: Records the run.
         task_fn: The task.  Between its steps it must be deterministic.
-        worker_id: Who runs it; a fresh one by default.
-        lease_ms: How long the worker may be silent towards the store before others may take the run over.
+        worker_id: The worker's name; a fresh one by default.
+        lease_ms: The lease's term: after so many milliseconds without a renewal another worker may claim the run.
         default_outcome: The outcome of a run that completes.
-        max_attempts: Attempts in which the run came no further after which it fails for good; None for no cap.  One
-            that records a step comes further, and one that ends in a wait is none.
+        max_attempts: After this number of consecutive attempts without progress the run fails for good; None for no
+            cap.  An attempt that completes a step makes progress; an attempt that ends in a wait is not counted.
         inline_wait_ms: How long a wait may hold the worker before the run is suspended.
-        sources: Of undetermined values.
+        sources: The sources of time, UUIDs and random numbers.
         log: Takes failures that must not mask another error.
     """
 
@@ -84,12 +84,12 @@ class RunDurableInput(Generic[T]):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunDurableResult(Generic[T]):
     """
-    What became of a run.
+    The result of one call of `run_durable`.
 
     Attributes:
         result: What the task returned; None while the run is suspended.
         record: The run, completed or suspended.
-        steps: Its steps on record.
+        steps: The run's steps on record.
     """
 
     result: T | None
@@ -98,21 +98,21 @@ class RunDurableResult(Generic[T]):
 
     @property
     def suspended(self) -> bool:
-        """Whether the task has not returned yet, but waits."""
+        """Whether the run is suspended: the task waits, and has not returned."""
         return self.record.status is RunStatus.SUSPENDED
 
 
 async def run_durable(run: RunDurableInput[T]) -> RunDurableResult[T]:
     """
-    Run a task to its end, or on to its end, or to its next long wait.
+    Run or resume a task, to its end or to its next long wait.
 
     Raises:
-        DurableRunLeaseHeldError: It is running elsewhere.
+        DurableRunLeaseHeldError: The run is running elsewhere.
         DurableRunInputMismatchError: It was started with another manifest.
         DurableRunDivergenceError: The task asks for other steps than those on record, or ends before them.
-        AttemptsExhausted: The run was claimed as often as it may be; it is failed.
+        AttemptsExhausted: The run has used up *max_attempts*; it is failed.
         LeaseLost: Another worker has taken over; nothing more was written.
-        Exception: Whatever the task raises, itself; the run is failed, and the next call goes on after the
+        Exception: Whatever the task raises, unchanged; the run is failed, and the next call goes on after the
             last recorded step.
     """
     claimed = await Attempt.claim_run(

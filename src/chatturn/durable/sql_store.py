@@ -68,13 +68,13 @@ from chatturn.jsontext.stored import json_text
 
 __all__ = ["SqlRunStore"]
 
-# How long to wait before trying a batch again whose reply was lost.  A claim may have a client waiting for
+# Pauses before further tries of a batch whose reply was lost.  A claim may have a client waiting for
 # its status code; a finish holds an answer that somebody paid for.
 _CLAIM_DELAYS_S: Final = (0.05, 0.25)
 _SETTLE_DELAYS_S: Final = (0.1, 0.5, 2.0, 5.0)
 
 _CLAIM_TRIES: Final = 3
-"""Of a claim that a guard refuses, and that no guard refuses when it is asked why."""
+"""Tries of a claim that a guard refused, while no guard still refuses when its reason is read."""
 
 _PARAMETER: Final = re.compile(r"\{(\d+)\}")
 
@@ -87,11 +87,11 @@ class SqlRunStore:
     `DurableRunStore` over a database.
 
     Args:
-        database: Where the tables of the schema are; an attribute, too, for what else is kept there.
-        token: Makes a string that no other claim has.
-        run_bound_keys: Give each new run a part of its own in every key that it hands out, so that a run of the same
-            name, after this one was deleted, has other keys.  Only where no earlier version of this code serves the
-            same database: it would hand out the same run's keys without that part.
+        database: Holds the tables of the schema; also an attribute, for other tables in the same database.
+        token: Returns a string that no other claim has.
+        run_bound_keys: Give each new run its own part in every key, so that a later run of the same name, after the
+            deletion of this one, has other keys.  Use it only if no earlier version of this code serves the database:
+            an earlier version makes the same run's keys without that part.
     """
 
     def __init__(
@@ -173,23 +173,23 @@ class SqlRunStore:
         return Claim(run=run_from_row(run[0]), steps=steps, lease=lease, rows=rest)
 
     async def _require_start(self, guards: Sequence[Guard]) -> None:
-        """Raise why a claim that got nothing was refused; nothing where that has passed since."""
+        """Raise the error of the guard that refused a claim; return if no guard refuses any more."""
         of_start = [guard for guard in guards if guard.only_for_start]
         if of_start:
             _require(of_start, await self._batch([*map(_look, of_start)], _CLAIM_DELAYS_S))
 
     async def look(self, condition: Condition) -> Row:
-        """Read whether a condition ``holds``, and why not, as `Condition.told`."""
+        """Read a row with ``holds``, whether the condition holds, and the columns of `Condition.told`."""
         [outcome] = await self._batch([_look(condition)])
         return outcome.rows[0]
 
     async def renew_wait(self, lease: Lease, queue: Queue) -> Row | None:
         """
-        Extend the lease of who waits for a run's start.
+        Extend the lease of a wait for a run's start.
 
         Returns:
-            ``holds``: whether it may be started now, and why not, as `Condition.told`; None if the wait is over or
-            somebody else's: a claim tells what has become of it.
+            A row with ``holds``, whether the run may start now, and the columns of `Condition.told`.  None if the wait
+            has ended or is somebody else's: then claim again to learn the run's state.
         """
         looks = _columns(queue.turn, first=4)
         renewal = Statement(
@@ -199,7 +199,7 @@ class SqlRunStore:
         return outcome.rows[0] if outcome.rows else None
 
     async def leave_queue(self, run_id: str, holder: str) -> None:
-        """Wait no more for a run's start; it stays pending, for whoever comes next."""
+        """End the wait for a run's start; the run stays pending, and the next caller may start it."""
         await self.database.batch([Statement(sql.LEAVE_QUEUE, (run_id, holder))])
 
     async def _require_begun_or_release(
@@ -291,7 +291,7 @@ class SqlRunStore:
         error: StepError | None = None,
         with_statements: Sequence[Statement] = (),
     ) -> None:
-        """Record what a step came to; see `DurableRunStore.record_step`."""
+        """Record a step's outcome; see `DurableRunStore.record_step`."""
         fence = _fence(lease)
         status = StepStatus.COMPLETED if error is None else StepStatus.FAILED
         what = (begin.step_index, begin.intent, begin.kind, begin.input_hash, status, attempts)
@@ -348,11 +348,11 @@ class SqlRunStore:
 
         Args:
             lease: The run's.
-            status: The run's.
-            outcome: The run's.
-            batch: Fenced, and first.
-            step_index: A step that must have the same status, if any.
-            news: What to hear of the write.
+            status: The run's new status.
+            outcome: The run's outcome.
+            batch: Fenced statements, run before the run's end.
+            step_index: A step that must have the same status afterwards; None for no step.
+            news: What to read with the write.
         """
         asked_at = asyncio.get_running_loop().time()
         text = None if outcome is None else json_text(outcome.to_json(), "the outcome")
@@ -361,7 +361,7 @@ class SqlRunStore:
         rows = (await self._batch([*batch, end], _SETTLE_DELAYS_S))[-1].rows
         if rows:
             news.told(rows[0], asked_at)
-        else:  # it has another holder, or an earlier try of this write has ended it, whose reply was lost
+        else:  # another holder has the run, or an earlier try of this write ended it and its reply was lost
             rows = (await self._batch([Statement(sql.LOAD_RUN, (lease.run_id, NOW))], _SETTLE_DELAYS_S))[-1].rows
         return ended(lease, status, rows)
 
@@ -378,12 +378,12 @@ class SqlRunStore:
 
     async def give_up(self, run_id: str, outcome: RunOutcome, with_statements: Sequence[Statement] = ()) -> None:
         """
-        End a run as failed that nobody holds, because nobody can go on with it; one that somebody holds stays.
+        End a run without a live lease as failed, because it cannot go on; a leased run stays as it is.
 
         Args:
             run_id: The run.
             outcome: The run's.
-            with_statements: Further ones of the same transaction, run in any case.
+            with_statements: Further statements of the same transaction, run even if the run stays as it is.
         """
         text = json_text(outcome.to_json(), "the outcome")
         await self._batch([Statement(sql.GIVE_UP_RUN, (run_id, NOW, text)), *with_statements])
@@ -437,7 +437,7 @@ class SqlRunStore:
         """Do nothing: the database belongs to whoever opened it."""
 
     async def _batch(self, batch: Sequence[Statement], delays_s: Sequence[float] = ()) -> list[Result]:
-        """Run *batch*, which is fenced or only reads, again after each of *delays_s* while there is no answer."""
+        """Run *batch*; while no reply comes, again after each of *delays_s*.  *batch* must be fenced or only read."""
         for delay_s in delays_s:
             try:
                 return await self.database.batch(batch)
@@ -451,7 +451,7 @@ def _fence(lease: Lease) -> tuple[str, str, int]:
 
 
 def _term(lease_ms: int) -> str:
-    """Return the lease's term as a modifier of SQLite's time functions."""
+    """Return the lease's term as an SQLite time modifier: 60,000 ms is ``+60.000 seconds``."""
     return f"+{min(lease_ms, _LONGEST_LEASE_MS) / 1000:.3f} seconds"
 
 
@@ -460,7 +460,7 @@ def _or_legacy(text: str, text_or_legacy: str, params: tuple[Value, ...], legacy
 
 
 def _guarded(statement: Statement, guards: Sequence[Condition], queue: Queue | None = None) -> Statement:
-    """Return the statement, doing nothing unless all guards hold; a claim without the queue's turn waits."""
+    """Return the statement with conditions: it writes only if all guards hold, and a claim waits without its turn."""
     if sql.GUARDED not in statement.sql:
         return statement
     conditions = [(sql.GUARDED, guard) for guard in guards] + ([] if queue is None else [(sql.STARTS, queue.turn)])
@@ -476,13 +476,13 @@ def _params_of(condition: Condition) -> tuple[Value, ...]:
 
 @cache
 def _used(text: str) -> int:
-    """Return how many of its parameters a condition uses: the last ones may be for what is told only."""
+    """Return how many parameters *text* uses; a condition's last ones may serve only its told columns."""
     return max((int(each) + 1 for each in _PARAMETER.findall(text)), default=0)
 
 
 @cache
 def _guarded_text(text: str, params: int, conditions: tuple[tuple[str, str, int], ...]) -> str:
-    """Put conditions in their places; each is given with how many parameters it uses."""
+    """Replace the places in *text*; *conditions* are triples: place, condition, number of parameters it uses."""
     every: dict[str, list[str]] = {}
     for place, condition, more in conditions:
         every.setdefault(place, []).append(f"({_numbered(condition, params, more)})")
@@ -498,7 +498,7 @@ def _numbered(text: str, first: int, params: int) -> str:
 
 
 def _require(guards: Sequence[Guard], looked: Sequence[Result]) -> None:
-    """Raise what the first guard that does not hold says of it."""
+    """Raise the refusal of the first guard that does not hold."""
     for guard, outcome in zip(guards, looked, strict=False):
         [found] = outcome.rows
         if not found["holds"]:
@@ -506,7 +506,7 @@ def _require(guards: Sequence[Guard], looked: Sequence[Result]) -> None:
 
 
 def _look(condition: Condition) -> Statement:
-    """Look whether a condition holds, and what is told about it."""
+    """Return the query for ``holds`` and the told columns of a condition."""
     params = condition.params[: _used(f"{condition.sql} {condition.told} {condition.told_from}")]
     told_from = _numbered(condition.told_from, 0, len(condition.params))
     return Statement(f"SELECT {_columns(condition, first=0)} {told_from}", params)

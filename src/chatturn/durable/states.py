@@ -1,7 +1,7 @@
 """
-Where a run may stand, what moves it, and the line that ends the log of an attempt which moves it there: one table.
+The statuses of a run, the writes that change them, and the last log line of an attempt for each end: one table.
 
-The SQL of `chatturn.durable.sql.runs` is what moves runs; a test tries every move on every status and compares.
+The SQL in `chatturn.durable.sql.runs` changes the status; a test tries every move on every status and compares.
 """
 
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ State: TypeAlias = RunStatus | None
 @dataclass(frozen=True, slots=True)
 class Move:
     """
-    What a write does to a run.
+    The effect of a write on a run's status.
 
     Attributes:
-        before: Where the run may stand; anywhere else it is left as it is.
-        after: Where it stands then.
-        leased: Whether the write needs the run's live lease; the others need that there is none.
+        before: Statuses in which the write applies; a run in any other status is left as it is.
+        after: The status after the write.
+        leased: True if the write needs the run's live lease; False if it needs that there is none.
     """
 
     before: frozenset[State]
@@ -52,11 +52,11 @@ MOVES: Final[Mapping[str, Move]] = {
 @dataclass(frozen=True, slots=True)
 class EndState:
     """
-    What an attempt's end leaves behind.
+    The move and the log line of one end of an attempt.
 
     Attributes:
         move: Of `MOVES`.
-        line: The type of the last line of its log.
+        line: The type of the last line of the attempt's log.
     """
 
     move: str

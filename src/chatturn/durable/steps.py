@@ -1,4 +1,4 @@
-"""How one step is tried: its retry policy, its limits, and what is recorded of it."""
+"""One step: its retry policy, its limits, and the encoding of its result and its input."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -29,13 +29,13 @@ __all__ = [
 ]
 
 MAX_STEP_BYTES: Final = 1_000_000
-"""Of a step's result or input as JSON in UTF-8: half of what a row may hold."""
+"""Bytes of a step's result or input as JSON in UTF-8; D1 takes 2 MB in a row."""
 
 MAX_STEP_DEPTH: Final = 64
 """Levels of arrays and objects in a step's result or input."""
 
 MAX_WAIT_MS: Final = 1_000 * 365 * 86_400_000
-"""A thousand years; the calendar ends with the year 9999, and no wait may end behind it."""
+"""1,000 years: no wait may end after the year 9999, where the calendar ends."""
 
 _MAX_SAFE_INTEGER: Final = 2**53 - 1
 
@@ -44,10 +44,10 @@ _running: Final[ContextVar[tuple[object, str] | None]] = ContextVar("chatturn_st
 
 def require_number(name: str, value: float, *, least: int = 0) -> None:
     """
-    Refuse what is no count and no time.
+    Refuse a value that can be no count and no number of milliseconds.
 
     Raises:
-        ValueError: *value* is no number from *least* to `MAX_WAIT_MS`; names both.
+        ValueError: *value* is no number from *least* to `MAX_WAIT_MS`; the message names both bounds.
     """
     if isinstance(value, bool) or not (isinstance(value, int | float) and least <= value <= MAX_WAIT_MS):
         message = f"{name} must be a number from {least} to {MAX_WAIT_MS}, and not {value!r}"
@@ -57,13 +57,13 @@ def require_number(name: str, value: float, *, least: int = 0) -> None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRetry:
     """
-    How often a step is tried within one attempt of its run, and how patiently.
+    How often a step is tried, and how long the pauses between the tries are.
 
     Attributes:
         max_attempts: Tries within one attempt of the run.
         attempts_in_all: Tries over all attempts of the run, after which the step fails for good; None, no cap.
-        initial_backoff_ms: Before the second try; doubled for each one after.
-        max_backoff_ms: At most.
+        initial_backoff_ms: The pause before the second try; it doubles for each further try.
+        max_backoff_ms: The longest pause.
         retryable: Whether a failure is worth another try.
     """
 
@@ -88,13 +88,13 @@ class StepRetry:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenStep:
     """
-    A step that its caller does itself, because it yields while it works.
+    A step whose work the caller does itself, because it yields while it works.
 
     Attributes:
-        complete: Records the result; awaited once, unless the step is replayed.  A step that is never
-            completed was never there: the next attempt does it again.
-        replayed: Whether an earlier attempt completed it: then there is nothing to do.
-        result: What is on record of a replayed step.
+        complete: Records the result; await it once, unless the step is replayed.  A step that is never completed
+            leaves no record: the next attempt does it again.
+        replayed: Whether an earlier attempt completed the step: then there is nothing to do.
+        result: The recorded result of a replayed step.
     """
 
     complete: Callable[[Any], Awaitable[None]]
@@ -119,8 +119,8 @@ def result_text(value: Any, intent: str, run_id: str) -> str:
     Encode a step's result.
 
     Raises:
-        TypeError: It is not JSON; names the step.
-        StepTooLarge: It is longer or nests deeper than a step's may.
+        TypeError: The result is not JSON; the message names the step.
+        StepTooLarge: The result is longer than `MAX_STEP_BYTES` or nests deeper than `MAX_STEP_DEPTH`.
     """
     try:
         text = json_text(value, f"the result of step {intent!r}")
@@ -133,10 +133,10 @@ def result_text(value: Any, intent: str, run_id: str) -> str:
 
 def fingerprint(value: Any, intent: str, run_id: str) -> str:
     """
-    Hash a step's input, so that a later attempt that gives another one is found out.
+    Return the hash of a step's input, by which a later attempt with another input is recognised.
 
     Raises:
-        TypeError, StepTooLarge: As for a result; also a TypeError for what has no canonical text.
+        TypeError, StepTooLarge: As for a result; also TypeError for an input without a canonical text.
     """
     what = f"the input of step {intent!r}"
     _check_size(json_text(value, what), what, run_id)
@@ -148,12 +148,12 @@ def fingerprint(value: Any, intent: str, run_id: str) -> str:
 
 
 def elapsed_ms(started: float | None) -> int:
-    """Return how long ago that was by the event loop's clock; 0 for None."""
+    """Return the milliseconds since *started* by the event loop's clock; 0 for None."""
     return 0 if started is None else max(0, round((asyncio.get_running_loop().time() - started) * 1000))
 
 
 def words_of(error: BaseException) -> str:
-    """Say what went wrong; an exception that has no words must not hide itself."""
+    """Return the error's message, or its class's name if the message is empty."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001 - whatever a foreign exception does when it is asked
@@ -163,12 +163,12 @@ def words_of(error: BaseException) -> str:
 # Steps inside steps.
 #
 # An inner step takes a position while the outer one runs.  On a replay the outer step does not run, so nobody asks for
-# the inner one, and every step behind it would be taken for another.  So an inner step is refused at once.
+# the inner one, and every later step would have another position.  So an inner step is refused at once.
 
 
 @contextmanager
 def inside_step(context: object, intent: str) -> Iterator[None]:
-    """Let a ``with`` block, and the tasks that it starts, count as the inside of one of *context*'s steps."""
+    """Mark a ``with`` block, and the asyncio tasks that it starts, as the inside of a step of *context*."""
     token = _running.set((context, intent))
     try:
         yield
@@ -178,7 +178,7 @@ def inside_step(context: object, intent: str) -> Iterator[None]:
 
 def require_outside_steps(context: object, run_id: str) -> None:
     """
-    Refuse what is called inside one of *context*'s own steps; another run's steps are its own.
+    Refuse a call inside one of *context*'s own steps; a call inside another run's step is allowed.
 
     Raises:
         DurableRunDivergenceError: Names the outer step.
@@ -191,9 +191,9 @@ def require_outside_steps(context: object, run_id: str) -> None:
 
 def _spelled(value: Any) -> Any:
     """
-    Write the ints that JavaScript would round as agent-runtime writes them, so that every digit counts.
+    Replace ints beyond ±(2**53 - 1) by agent-runtime's ``{"__bigint": "…"}``, so that every digit is hashed.
 
-    Models pass such ids to their tools, and JSON carries them; only the canonical text does not.
+    Models pass ids of this size to their tools.  JSON carries them, but the canonical text does not.
     """
     if isinstance(value, dict):
         return {name: _spelled(item) for name, item in value.items()}

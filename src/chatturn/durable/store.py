@@ -1,5 +1,5 @@
 """
-What a store of durable runs promises: agent-runtime's interface, every write under a lease.
+The interface of a store of durable runs: agent-runtime's, with every write under a lease.
 
 ::
 
@@ -11,7 +11,7 @@ What a store of durable runs promises: agent-runtime's interface, every write un
                                        │  ▼
                                       failed
 
-Timestamps and lease decisions are the database's clock, never a worker's.
+Timestamps and leases follow the database's clock, never a worker's.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ __all__ = [
 DEFAULT_LEASE_MS = 30_000
 
 DELETED_AT_ONCE = 50
-"""Finished runs, in one transaction: a run may have thousands of steps, and D1 ends what takes 30 s."""
+"""Finished runs deleted in one transaction: a run may have thousands of steps, and D1 ends a query after 30 s."""
 
 EndStatus = Literal[RunStatus.COMPLETED, RunStatus.FAILED]
 
@@ -66,7 +66,7 @@ class Begin:
         step_index: 0-based position in the run.
         intent: What it does; another intent at the same position is a divergence.
         kind: A `StepKind`'s value.
-        input_hash: Of what it is given; ``""`` is not compared.
+        input_hash: The hash of the step's input; ``""`` is not compared.
     """
 
     step_index: int
@@ -78,11 +78,11 @@ class Begin:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class News:
     """
-    What a worker wants to hear with a write of its own.
+    What a worker wants to read with a write of its own.
 
     Attributes:
-        columns: SQL; see `DurableRunStore.write`.
-        told: Takes their row, and when it was asked for by the event loop's clock.
+        columns: SQL of the columns to read; see *returning* of `DurableRunStore.write`.
+        told: Called with their row, and with the time at which the write was sent, by the event loop's clock.
     """
 
     columns: str
@@ -90,7 +90,7 @@ class News:
 
 
 NO_NEWS: Final = News(columns="", told=lambda _row, _asked_at: None)
-"""Nothing."""
+"""Reads nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,13 +99,13 @@ class Settlement:
     How a run's last step and the run itself end, in one write.
 
     Attributes:
-        step_index: The step that ends.
-        result: Its result, JSON; for a completed run.
-        error: Why it failed; makes the run failed.
-        outcome: The run's.
+        step_index: The position of the step that ends.
+        result: The step's result, JSON; for a completed run.
+        error: Why the step failed; makes the run failed.
+        outcome: The run's outcome.
         with_statements: Further statements of the same transaction.  Their parameters start at ``?4``; the store
             puts the lease's run id, holder and epoch before them, and each carries the guard `sql.runs.HELD`.
-        news: What to hear of the write that ends the run; not heard where its reply was lost.
+        news: What to read with the write that ends the run; not told if the write's reply was lost.
     """
 
     step_index: int
@@ -119,13 +119,13 @@ class Settlement:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
     """
-    What must hold for a run to be claimed, looked at in the claim's own transaction.
+    A condition on a claim, checked in the claim's own transaction.
 
     Attributes:
-        sql: SQL, in which ``{0}``, ``{1}``, … stand for its parameters; it still holds behind the claim.
-        params: Its parameters.
-        told: Columns that tell why it does not hold, with the same parameters; "" for none.
-        told_from: The FROM clause of these columns, of one row in any case, likewise; "" for none.
+        sql: The condition in SQL; ``{0}``, ``{1}``, … stand for the parameters.  It still holds after the claim.
+        params: The parameters.
+        told: Columns that tell why the condition does not hold, with the same parameters; "" for none.
+        told_from: The FROM clause of these columns, with the same parameters; it yields exactly one row.  "" for none.
     """
 
     sql: str
@@ -137,12 +137,13 @@ class Condition:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard(Condition):
     """
-    A condition without which nothing is written.
+    A condition on a claim that must hold for anything to be written.
 
     Attributes:
-        refusal: Makes what is raised where it does not hold, of what was told.
-        only_for_start: That it holds of each run that is leased or completed.  So a claim that gets the run, or finds
-            it so, need not ask what it tells; one that gets nothing does, with a round trip of its own.
+        refusal: Makes the exception for a condition that does not hold, from the row of the told columns.
+        only_for_start: True if the condition holds for every leased and every completed run.  Then a claim that gets
+            the run, or finds it leased or completed, does not read the told columns.  A claim that gets nothing reads
+            them in a second round trip.
     """
 
     refusal: Callable[[Row], Exception]
@@ -152,12 +153,12 @@ class Guard(Condition):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
     """
-    That a run may have to wait for its start.
+    A queue in which a run may have to wait for its start.
 
     Attributes:
-        turn: Without it the run is pending, and not claimed.
-        lease_ms: How long who waits may be silent until somebody else may start it.
-        holder: Of the wait that goes on; None for a new one.
+        turn: The condition for the start; until it holds, the run is pending and not claimed.
+        lease_ms: The term of a wait: after so many milliseconds without a renewal another caller may start the run.
+        holder: The holder of an earlier wait that goes on; None for a new wait.
     """
 
     turn: Condition
@@ -170,9 +171,9 @@ class Queued(Exception):
     The run is pending: it waits for its start, under a lease of its own.
 
     Attributes:
-        run: As it is now.
-        lease: Who waits, until when.
-        told: Why, as `Condition.told`.
+        run: The pending run.
+        lease: The lease of the wait.
+        told: Why it waits: the row of `Condition.told`.
     """
 
     def __init__(self, run: RunRecord, lease: Lease, told: Row) -> None:
@@ -187,7 +188,7 @@ class DurableRunStore(Protocol):
     Durable runs.  Every method is one round trip and one transaction: it applies whole or not at all.
 
     All methods raise `StoreUnavailable` when the database does not answer, and `LeaseLost` from every write
-    under a lease that is no longer the run's; in both cases nothing of this caller's is half-written.
+    under a lease that is no longer the run's; in both cases no write of this caller is half done.
     """
 
     async def start_or_resume(
@@ -212,22 +213,22 @@ class DurableRunStore(Protocol):
         Args:
             run_id: Names the run.
             manifest: Must hash to what the run was created with.
-            worker_id: Who claims; the same worker claiming twice is two claims.
-            lease_ms: Until anybody may take the run over, unless it is renewed.
+            worker_id: The claiming worker; two claims by one worker have two leases.
+            lease_ms: The lease's term: after it anybody may claim the run, unless the lease was renewed.
             begin: A step to begin in the same write.
-            with_statements: As in `Settlement.with_statements`, but ``?3``, the epoch, is not known yet and null.
+            with_statements: As in `Settlement.with_statements`, but ``?3``, the epoch, is null: it is not known yet.
             reads: Further statements to read with; their rows are in `Claim.rows`.
             supersede: Give a run that has another manifest this one, and start it anew, instead of refusing;
                 a live lease still stands.
-            legacy_run_id: What agent-runtime calls the run.  Where there is none of ours, theirs with the
-                same manifest is meant: completed, it is returned as it is; else it becomes ours.
-            guards: What must hold; what the first makes that does not is raised.
-            ends_with: Writes of the end of a run that holds another step than *begin*, as in
-                `Settlement.with_statements`.
-            queue: What a run waits for that was not begun; *with_statements* are run when it begins to wait as well.
+            legacy_run_id: agent-runtime's id of the run.  If no run exists under *run_id*, agent-runtime's run with
+                the same manifest is claimed: a completed run is returned as it is, any other gets the id *run_id*.
+            guards: Conditions that must hold; the refusal of the first that does not hold is raised.
+            ends_with: Statements, as in `Settlement.with_statements`, of the write that fails a run whose recorded step
+                is not *begin*.
+            queue: Where a run waits for its start; *with_statements* are also run when it begins to wait.
 
         Raises:
-            Queued: It has to wait, and is pending.
+            Queued: The run has to wait, and is pending.
             DurableRunInputMismatchError: The run has another manifest.
             DurableRunLeaseHeldError: Another claim's lease is live.
             DurableRunDivergenceError: *begin* is not the step recorded at its position.
@@ -244,17 +245,17 @@ class DurableRunStore(Protocol):
 
         Args:
             lease: The run's.
-            statements: As in `Settlement.with_statements`; in addition each writes the same when it is run again, and
-                the first returns at least one row while the lease is held.
+            statements: As in `Settlement.with_statements`.  Each must write the same when run again, and the first
+                must return at least one row while the lease is held.
             renew: Whether to extend the lease as well.
-            returning: SQL of columns that extending it returns; ``?1`` is the run, ``?4`` the moment.
+            returning: SQL of columns that the renewal returns; ``?1`` is the run, ``?4`` the current time.
 
         Returns:
-            The lease, and the rows of each statement, extending the lease being the last.
+            The lease, and the rows of each statement; the renewal's rows are the last.
 
         Raises:
             LeaseLost: It lapsed or was taken over.
-            StoreUnavailable: No answer came, and nothing is tried again here.
+            StoreUnavailable: No reply came; this method does not try again.
         """
 
     async def load_step(self, run_id: str, step_index: int) -> StepRecord | None:
@@ -301,13 +302,13 @@ class DurableRunStore(Protocol):
         with_statements: Sequence[Statement] = (),
     ) -> None:
         """
-        Record what a step came to, begun or not, in one write; a completed step stays as it is.
+        Record a step's outcome in one write, whether it was begun or not; a completed step stays as it is.
 
         Args:
             lease: The run's.
             begin: The step.
-            attempts: How often it was tried, this try included.
-            elapsed_ms: How long ago it began.
+            attempts: Tries of the step, this one included.
+            elapsed_ms: Milliseconds since the step began.
             result_json: Its result as JSON text; for a completed step.
             error: Why it failed; for a failed one.
             with_statements: As in `Settlement.with_statements`.
@@ -318,13 +319,13 @@ class DurableRunStore(Protocol):
 
     async def suspend(self, lease: Lease, wait: Wait, with_statements: Sequence[Statement] = ()) -> RunRecord:
         """
-        Release the lease until an event comes or a moment has come; the run is claimed again like any other.
+        Suspend the run until its event or its time has come, and release the lease; then it is claimed as usual.
 
         *with_statements* join the transaction, as in `Settlement.with_statements`.
         """
 
     async def due_runs(self, limit: int) -> Sequence[str]:
-        """Return the ids of suspended runs whose event or moment has come, the longest due first."""
+        """Return the ids of suspended runs whose event or time has come, the longest due first."""
 
     async def poll_event(self, run_id: str, key: str, since: str) -> tuple[EventRecord | None, int]:
         """Read an event, and how many milliseconds have passed since a timestamp, by the database's clock."""
@@ -333,7 +334,7 @@ class DurableRunStore(Protocol):
         """
         End a step, end the run and run its `with_statements`, all in one transaction.
 
-        A reply that was lost is recognised: settling again after it reports success.
+        After a lost reply settle again: the store recognises its own write and reports success.
         """
 
     async def load_run(self, run_id: str) -> RunRecord | None:
@@ -344,7 +345,7 @@ class DurableRunStore(Protocol):
         Record an event; the first under its key wins.
 
         Returns:
-            Whether this one was the first, and the one that is recorded.
+            Whether this event was the first under its key, and the recorded event.
 
         Raises:
             RunNotFound: There is no such run; nothing was stored.
@@ -355,7 +356,7 @@ class DurableRunStore(Protocol):
 
     async def list_runs(self, query: RunQuery) -> RunPage:
         """
-        Return one page of a list of runs; its work is bounded, however many runs there are.
+        Return one page of a list of runs; one page reads a bounded number of rows.
 
         Raises:
             InvalidField: The cursor is not one of this list's.
@@ -363,13 +364,13 @@ class DurableRunStore(Protocol):
 
     async def delete_finished_runs(self, *, older_than_ms: int, limit: int = DELETED_AT_ONCE) -> int:
         """
-        Delete runs that ended longer ago, the oldest first, with all that hangs on them.
+        Delete runs that ended more than *older_than_ms* ago, the oldest first, with all their data.
 
-        One that is running, suspended, being tried again, or whose hook calls are still to be made, stays.
+        A run stays if it is running, suspended, being tried again, or has pending hook calls.
 
         Args:
-            older_than_ms: Since they ended, by the database's clock.
-            limit: Runs deleted in this one transaction, at most; call again until fewer are deleted.
+            older_than_ms: Milliseconds since a run ended, by the database's clock.
+            limit: Runs deleted at most, in one transaction; call again until fewer are deleted.
 
         Returns:
             How many runs were deleted.

@@ -2,8 +2,8 @@
 Strands: which of a run's asyncio tasks asks for a step, and whether a replay would ask in the same order.
 
 A step's position is its place in the order of asking.  Tasks that each ask once are started in a fixed order, and so
-ask in it.  Two tasks that go on asking, at the same time, do so in an order that their steps' durations decide; a
-replay, in which no recorded step takes any time, would have another one.  So that is refused, before the effect.
+ask in this order.  If two tasks ask repeatedly at the same time, the durations of their steps decide the order; in a
+replay recorded steps take no time, so the order would differ.  Such a step is refused before it has any effect.
 """
 
 import asyncio
@@ -24,15 +24,15 @@ _path: Final[ContextVar[tuple["Strand", ...]]] = ContextVar("chatturn_strands", 
 @dataclass(slots=True, eq=False)
 class Strand:
     """
-    One asyncio task, as far as it asks for a run's steps.
+    One asyncio task that asks for a run's steps.
 
     Attributes:
-        owner: The strands that it is one of.
-        task: It; None outside all tasks.
-        parent: The strand that started it; None for the run's own.
-        asked: How often it has asked.
-        working: Steps that it is doing itself at the moment, and not by way of another task.
-        passed: Whether another one, beside which it runs, went on asking.
+        owner: The attempt's strands.
+        task: The asyncio task; None outside all tasks.
+        parent: The strand that started this one; None for the run's own task.
+        asked: Steps that the task has asked for.
+        working: Steps that the task itself is doing at the moment.
+        passed: Whether a parallel strand has asked for a second or later step meanwhile.
     """
 
     owner: "Strands"
@@ -44,11 +44,11 @@ class Strand:
 
     @property
     def alive(self) -> bool:
-        """Whether it may still ask for something."""
+        """Whether the task is not done, and may still ask for a step."""
         return self.task is not None and not self.task.done()
 
     def descends_from(self, other: "Strand") -> bool:
-        """Say whether *other* has started it, or one that has."""
+        """Say whether *other* has started this strand, directly or through other strands."""
         above = self.parent
         while above is not None and above is not other:
             above = above.parent
@@ -58,11 +58,11 @@ class Strand:
 @dataclass(slots=True, eq=False)
 class Strands:
     """
-    All strands of one attempt of a run; made in the task that is the run's own.
+    All strands of one attempt of a run; make it in the run's own task.
 
     Attributes:
         run_id: The run.
-        on_done: Is told of each other task once it is done.
+        on_done: Called with each other task when it is done.
     """
 
     run_id: str
@@ -76,18 +76,18 @@ class Strands:
             self._by_task[self._root.task] = self._root
 
     def begin(self) -> None:
-        """Let the current task be the run's own."""
+        """Make the current task the run's own."""
         task = _current_task()
         if task is not None and task not in self._by_task:
             self._root.task, self._by_task[task] = task, self._root
 
     def alive(self) -> "list[asyncio.Task[object]]":
-        """Return the tasks that have asked for steps and are not done, without the current one."""
+        """Return the tasks that have asked for steps and are not done, without the current task."""
         return [task for task, strand in self._by_task.items() if strand.alive and task is not _current_task()]
 
     def ask(self) -> Strand:
         """
-        Take note that the current task asks for a step, and return its strand.
+        Note that the current task asks for a step, and return its strand.
 
         Raises:
             DurableRunDivergenceError: The order in which it and another task ask is not fixed.

@@ -1,17 +1,17 @@
 """
-How an attempt stops before its task is done, and what its steps do meanwhile.
+Stopping an attempt before its task is done, and the steps that are under way at that time.
 
 A wait that takes too long suspends the run: `Suspended` leaves the task, worker and lease are released, and a later
 claim replays the task up to the wait.  Whatever the task does on the way out (``finally``, ``async with``,
-``except BaseException``) is done again by that replay, where it belongs, behind the wait.  So from the moment of the
-suspension on every further step and wait of the attempt suspends as well, before its effect.
+``except BaseException``) is done again by that replay, after the wait.  So after the suspension every further step or
+wait of the attempt raises `Suspended` before it has any effect.
 
 The same holds where the engine ends the attempt: its stream has said that it failed, it was stopped, its lease or its
-worker is gone.  The next attempt may take another way, on which a step of the way out would stand where another one
-belongs.  So every further step raises `Stopped`, and what ended the attempt is what leaves it.
+worker is gone.  The next attempt may take another path, and a step recorded on the way out would occupy the position of
+another step.  So every further step raises `Stopped`, and the attempt leaves with the error that ended it.
 
-Steps that run beside a wait are let finish first, and what follows on them as well: the run is suspended once
-nothing but waits is left.
+Steps parallel to a wait are finished first, and so are the steps that follow them: the run is suspended when only
+waits are left.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ from chatturn.errors import DurableRunDivergenceError
 __all__ = ["Stopped", "Suspended", "Work", "leaving_as", "ungrouped_waits"]
 
 _TURNS_TO_GO_ON: Final = 5
-"""Turns of the event loop in which a task that has got a step's result asks for the next one."""
+"""Turns of the event loop that a task, given a step's result, has to ask for its next step."""
 
 _LOOK_AGAIN_S: Final = 1.0
 
 _PRIMITIVES: Final = frozenset({"asyncio.locks", "asyncio.queues"})
-"""Whose waits end by what other tasks of the same loop do, and by nothing from outside."""
+"""Modules whose waits only another task of the same event loop can end."""
 
 
 class Suspended(BaseException):
@@ -39,7 +39,7 @@ class Suspended(BaseException):
     The task waits for longer than a worker should; not an Exception, so that no task's handler swallows it.
 
     Attributes:
-        wait: For what.
+        wait: What the task waits for.
     """
 
     def __init__(self, wait: Wait) -> None:
@@ -54,13 +54,14 @@ class Stopped(BaseException):
 @dataclass(slots=True, eq=False)
 class Work:
     """
-    What one attempt has under way.
+    The steps and waits that one attempt has under way.
 
     Attributes:
         run_id: The attempt's run.
-        patience_ms: How long all steps under way may wait for something of `asyncio`'s own, which nobody may ever do.
-        ended: Returns why the attempt is over, where that is known elsewhere; None while it goes on.
-        is_done: Whether it does no more steps, for whichever reason.
+        patience_ms: How long all steps under way may wait for an `asyncio.Event`, lock or queue that perhaps no task
+            will ever release.
+        ended: Returns why the attempt is over for a reason outside its task; None while it goes on.
+        is_done: Whether the attempt does no more steps, whatever the reason.
     """
 
     run_id: str
@@ -75,16 +76,16 @@ class Work:
 
     @property
     def over(self) -> BaseException | None:
-        """Why the attempt does no more steps: `Suspended`, or what has ended it; None while it does."""
+        """Why the attempt does no more steps: `Suspended`, or the error that ended it; None while it goes on."""
         return self._over or self.ended()
 
     @property
     def suspended(self) -> Suspended | None:
-        """For what the attempt waits; None while it goes on, and where it ended in another way."""
+        """The suspension of the attempt; None while the attempt goes on, or if it ended in another way."""
         return self._over if isinstance(self._over, Suspended) else None
 
     def stop(self, why: BaseException | None) -> None:
-        """Do no more steps, for a reason or because all is done; those under way go on."""
+        """Refuse further steps, because of *why*, or None when the task is done; steps under way go on."""
         self._over, self.is_done = self._over or why, True
 
     def require_going_on(self) -> None:
@@ -96,7 +97,7 @@ class Work:
             raise Stopped from over
 
     def look_at(self, task: "asyncio.Task[object]") -> None:
-        """Look at what a task has raised, if the attempt is over: that a step was refused to it is nobody's error."""
+        """After the attempt's end, report what a task has raised, unless it is `Suspended` or `Stopped`."""
         if (self.over is None and not self.is_done) or task.cancelled():
             return
         error = task.exception()
@@ -128,9 +129,10 @@ class Work:
 
     def suspend(self) -> Suspended:
         """
-        Suspend the attempt, and return what leaves the task.
+        Suspend the attempt, and return the exception that leaves the task.
 
-        Of several waits, for the one that is over first; an event that any of them waits for ends them all.
+        Of several waits the run waits for the earliest end.  It waits for one event: the key of the earliest wait, or,
+        if that has none, the first key of the others.
         """
         first = min(self._waits.values(), key=lambda wait: wait.wake_at)
         keys = [wait.key for wait in (first, *self._waits.values()) if wait.key is not None]
@@ -140,17 +142,17 @@ class Work:
 
     async def rest(self, timeout_ms: float | None = None) -> bool:
         """
-        Wait until no step is under way, and nobody asks for one on having another's result.
+        Wait until no step is under way, and no task asks for another step after it has got a result.
 
         Args:
-            timeout_ms: After which it is enough; None, never.
+            timeout_ms: Return after this time in any case; None for no limit.
 
         Returns:
-            Whether nothing was under way in the first place.
+            Whether no step was under way at the call.
 
         Raises:
-            DurableRunDivergenceError: A step waits for the caller, which would wait for it; or all that are under way
-                have waited for too long for what nobody does.
+            DurableRunDivergenceError: A step waits for the caller, which would wait for that step; or all steps under
+                way have waited `patience_ms` for an `asyncio.Event`, lock or queue.
         """
         loop, rested = asyncio.get_running_loop(), True
         until = None if timeout_ms is None else loop.time() + timeout_ms / 1000
@@ -193,14 +195,14 @@ class Work:
         return DurableRunDivergenceError(message, run_id=self.run_id)
 
     def _require_no_cycle(self) -> None:
-        """Refuse a step that awaits the task that is about to wait for it."""
+        """Refuse a step that awaits the current task, which is about to wait for the step."""
         here, looked_at, left = asyncio.current_task(), set(), list(self._steps)
         while left:
             awaiting = left.pop()
             if awaiting is None or awaiting in looked_at:
                 continue
             looked_at.add(awaiting)
-            # What a task awaits is an attribute of asyncio's own; where there is none, nothing is found out.
+            # `_fut_waiter` is a private attribute of asyncio; without it no cycle is found.
             awaited = getattr(awaiting, "_fut_waiter", None)
             futures = [awaited, *getattr(awaited, "_children", ())]
             if here in futures:
@@ -213,7 +215,7 @@ def ungrouped_waits() -> Iterator[None]:
     """
     Let a wait inside an `asyncio.TaskGroup` suspend the run as any other does.
 
-    Of several, the one that is over first.  What failed beside a wait leaves without it, and fails the run.
+    Of several waits, the one with the earliest end leaves.  An error beside a wait leaves alone, and fails the run.
     """
     try:
         yield
@@ -227,10 +229,10 @@ def ungrouped_waits() -> Iterator[None]:
 @contextmanager
 def leaving_as(over: Callable[[], BaseException | None]) -> Iterator[None]:
     """
-    Let an attempt that is over leave as what ended it, whatever the task made of that on its way out.
+    Raise what ended the attempt from a ``with`` block, whatever the task raised on its way out.
 
-    A cancellation and a closed generator are not the task's, and leave as they are.  So does what failed beside a
-    wait in an `asyncio.TaskGroup`.  Where it is over because all is done, nothing leaves.
+    A cancellation and a generator's `GeneratorExit` leave unchanged, and so does an error beside a wait in an
+    `asyncio.TaskGroup`.  If the attempt is over because its task is done, a `Stopped` is dropped.
     """
     why: BaseException | None
     try:
@@ -256,7 +258,7 @@ def leaving_as(over: Callable[[], BaseException | None]) -> Iterator[None]:
 
 
 def _awaits_asyncio(task: "asyncio.Task[object]") -> bool:
-    """Say whether a task is suspended inside one of asyncio's primitives, or awaits only tasks that are."""
+    """Say whether a task waits inside one of asyncio's primitives, or awaits only tasks that do."""
     looked_at, left = set[object](), [task]
     while left:
         awaiting = left.pop()
@@ -272,7 +274,7 @@ def _awaits_asyncio(task: "asyncio.Task[object]") -> bool:
 
 
 def _innermost_module(coroutine: object) -> str:
-    """Return the name of the module whose code is suspended innermost in a coroutine."""
+    """Return the module name of the innermost suspended frame of a coroutine."""
     module = ""
     while coroutine is not None:
         frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "ag_frame", None)

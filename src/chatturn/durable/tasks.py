@@ -22,21 +22,21 @@ T = TypeVar("T")
 DEFAULT_EVENT_TIMEOUT_MS: Final = 60_000
 
 NO_INPUT: Final = object()
-"""Of a step that says nothing about its input; None is one, too."""
+"""The default of a step's *input*: no input is given, so none is compared.  None is an input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCall:
     """
-    One step to run beside others.
+    One step to run in parallel with others.
 
     Attributes:
         intent: What it does; the same at this position on every attempt.
-        run: Does it.
+        run: Does the work.
         kind: A `StepKind`'s value.
         input: What it is given, JSON; compared with what an earlier attempt gave.
-        retry: How often it is tried; None for what the engine does by default, which `run_durable` does once.
-        timeout_ms: For each try; 0 for no end of the step's own.
+        retry: How often it is tried; None for the engine's default, which for `run_durable` is one try.
+        timeout_ms: The time of each try; 0 for no limit of the step's own.
     """
 
     intent: str
@@ -60,9 +60,9 @@ async def run_once(call: StepCall, run_id: str) -> Any:
     Try a step once.
 
     Raises:
-        StepTimeout: It took too long.
-        TypeError: It is no async function.
-        Exception: What it raises.
+        StepTimeout: The try took longer than *timeout_ms*.
+        TypeError: *run* is no async function.
+        Exception: Whatever *run* raises.
     """
     running = call.run()
     if not isawaitable(running):
@@ -79,7 +79,7 @@ async def run_once(call: StepCall, run_id: str) -> Any:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextSources:
     """
-    Where a context's undetermined values come from; each is recorded, so a replay returns the same.
+    The sources of a context's undetermined values; each value is recorded, so a replay returns the same.
 
     Attributes:
         now: The current time, as a timestamp.
@@ -139,10 +139,10 @@ class TaskContext(Protocol):
         """Return a random number from 0 to 1, the same one on every attempt."""
 
     async def emit_event(self, key: str, payload: Any) -> tuple[bool, EventRecord]:
-        """Emit an event of this run; return whether it is the first under its key, and the first."""
+        """Emit an event of this run; return whether it is the first under its key, and the first event."""
 
     async def await_event(self, key: str, *, timeout_ms: int = DEFAULT_EVENT_TIMEOUT_MS) -> Any:
-        """Return the payload of the first event under *key*; raise `DurableAwaitEventTimeoutError` in time."""
+        """Return the first payload under *key*; raise `DurableAwaitEventTimeoutError` after *timeout_ms*."""
 
     async def sleep(self, duration_ms: int) -> None:
-        """Wait so long from the first time that this step is reached."""
+        """Wait *duration_ms* from the first time that this step is reached."""

@@ -4,9 +4,9 @@ The SQL that lets a run of agent-runtime go on under an id of ours, as part of t
 agent-runtime's ids are ``chat:<session>:<turn_index>``, without a tenant.  A turn that has no run under our id, but
 one under agent-runtime's with the same manifest, is taken for that run:
 
-* completed, with an answer: it is read where it is, and nothing is written;
-* leased: it is refused like any other run whose lease is live;
-* else, also where its answer is empty, it is renamed, with its steps and events, and claimed.
+* completed, with an answer: it is read under agent-runtime's id, and nothing is written;
+* leased: the claim is refused, as for any run with a live lease;
+* else, and where its answer is empty, it is renamed, with its steps and events, and claimed.
 
 The rename is the fence.  agent-runtime's writes name no holder and no epoch, only the run's id.  So after the rename a
 worker of agent-runtime that was thought dead finds nothing to write to.
@@ -61,7 +61,7 @@ _FORGOTTEN: Final = (
     f" result_json = CASE WHEN {_IS_NO_ANSWER} THEN NULL ELSE result_json END"
 )
 
-# The run last: while it has their id, each statement finds it so.
+# The run last: each statement looks for the run under agent-runtime's id.
 _RENAME: Final = tuple(
     f"UPDATE {table} SET {changed} WHERE run_id = ?4 AND {_ADOPTABLE}"
     for table, changed in (
@@ -75,7 +75,7 @@ _IS_LEASED: Final = f"lease_holder_id IS NOT NULL AND lease_expires_at > {MOMENT
 
 
 def _unless(refused: str) -> str:
-    """Return a claim that makes no run of ours where theirs is the same turn, or of the project and *refused*."""
+    """Return a claim that makes no run if agent-runtime's has the same manifest, or is the project's and *refused*."""
     theirs = (
         f"SELECT 1 FROM durable_runs WHERE run_id = ?12 AND (manifest_hash = ?3 OR (project_id = ?4 AND ({refused})))"
     )
@@ -85,14 +85,14 @@ def _unless(refused: str) -> str:
 _IS_OVER: Final = f"{_IS_LEASED} OR (status = 'completed' AND {answered('?12')})"
 
 CLAIM_UNLESS_LEGACY: Final = _unless(_IS_OVER)
-"""A claim: where theirs has another manifest, and is answered or being answered, it is refused, as ours is."""
+"""A claim, refused if agent-runtime's run has another manifest and is answered or leased."""
 
 CLAIM_UNLESS_SAME_LEGACY: Final = _unless(_IS_LEASED)
-"""One that supersedes: where theirs has another manifest, ours takes its place, and theirs stays as it is."""
+"""A claim that supersedes, refused if agent-runtime's run has another manifest and is leased; else it is left alone."""
 
 
 def either(placeholder: str) -> str:
-    """Return the SQL of the id under which the run is: ours, if there is one, else theirs."""
+    """Return the SQL of the run's id: ours if that run exists, else agent-runtime's, which is *placeholder*."""
     return f"coalesce((SELECT run_id FROM durable_runs WHERE run_id = ?1), {placeholder})"
 
 

@@ -1,7 +1,7 @@
 """
 The SQL of lists and of retention.
 
-Here, and only here, this package knows that a run may be a chat turn: what hangs on a run goes with it, and a
+Only this module of the package knows that a run may be a chat turn: a turn's messages are deleted with its run, and a
 tenant's runs are its turns.
 
 Every list is read off an index in the index's own order, so what a page costs is bounded, however many runs
@@ -45,7 +45,7 @@ SELECT * FROM ({
 ORDER BY position DESC LIMIT ?3
 """
 
-# Only a run that is not over has a lease, so what has lapsed is little.
+# Only a run that has not ended has a lease, so the lapsed leases are few.
 # ?1 the project, ?2 now, ?3 and ?4 the expiry and the rowid after which the page begins, ?5 how many, ?6 the tenant.
 LIST_STALE: Final = f"""
 SELECT rowid AS position, * FROM durable_runs
@@ -58,7 +58,7 @@ ORDER BY lease_expires_at, rowid LIMIT ?5
 """
 
 TURNS_SCANNED_AT_MOST: Final = 2_000
-"""Of a tenant, for a page by status: it is the turns' runs that have it, so each must be looked at."""
+"""Turns of a tenant read for one page by status: the status stands in the turn's run, so each run must be read."""
 
 _SCAN: Final = """
 FROM chat_turns WHERE tenant_id = ?1 AND created_at <= ?2 AND (created_at < ?2 OR run_id < ?3)
@@ -76,10 +76,10 @@ ORDER BY t.created_at DESC, t.run_id DESC LIMIT ?7
 """
 
 TENANT_SCAN_END: Final = f"SELECT created_at, run_id {_SCAN} LIMIT 1 OFFSET ?4 - 1"
-"""The last turn that `LIST_OF_TENANT` looks at, if there may be more behind it."""
+"""The last turn that `LIST_OF_TENANT` reads, if it reads as many as it may; else no row."""
 
-# A run of agent-runtime may be failed and leased: it is being tried again.  A hook call that must still
-# happen keeps its run.  ?1 now, ?2 the age as a modifier, ?3 how many.
+# A run of agent-runtime may be failed and leased: it is being tried again.  A run with a pending hook call
+# stays.  ?1 now, ?2 the age as a modifier, ?3 how many.
 _FINISHED: Final = f"""
 SELECT run_id FROM durable_runs
 WHERE completed_at < {MOMENT.format("?1, ?2")} AND +status IN ('completed', 'failed')
@@ -90,10 +90,10 @@ ORDER BY completed_at, rowid LIMIT ?3
 """
 
 SESSION_OF_RUN: Final = "rtrim({}, '0123456789~')"
-"""The SQL of what the ids of a session's runs begin with, and no others, made of one of them."""
+"""The SQL of the prefix that only the run ids of one session have, made of one of these ids."""
 
-# What is last decides for all: while the runs are there, each statement finds the same ones.  What they consumed stays
-# on record, under ids that no other run has: the same turn may be run again, and its attempts then count from 1.
+# The runs are deleted last: until then each statement finds the same runs.  Their usage stays on record, under ids that
+# no other run has: the same turn may be run again, and its attempts then count from 1.
 DELETE_FINISHED: Final = (
     f"""DELETE FROM chat_messages WHERE (tenant_id, session_id, turn_index) IN (
       SELECT tenant_id, session_id, turn_index FROM chat_turns WHERE run_id IN ({_FINISHED}))

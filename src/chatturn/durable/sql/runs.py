@@ -41,23 +41,21 @@ __all__ = [
 ]
 
 MOMENT: Final = "strftime('%Y-%m-%dT%H:%M:%fZ', {})"
-"""The SQL that turns a moment into a timestamp; to be formatted with the placeholder."""
+"""The SQL that turns a moment into a timestamp; ``format`` it with the moment's placeholder, such as ``?4``."""
 
 HELD: Final = (
     "EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND lease_holder_id = ?2 AND (?3 IS NULL OR epoch = ?3))"
 )
 """The fence: true while the lease in ?1, ?2, ?3 is the run's latest and has not been released."""
 
-# A holder is unique to one claim, so finding oneself with a live lease means that the reply to an earlier try
-# was lost: the claim stands, and is found by the read after it.  Expiry equal to now is free.
 GUARDED: Final = "true /* what a guard asks */"
-"""Where the condition of a guard goes; see `chatturn.durable.store.Guard`."""
+"""The text in a statement that a guard's condition replaces; see `chatturn.durable.store.Guard`."""
 
 CLAIM_WHERE: Final = f"WHERE {GUARDED}"
-"""Whether a run that does not exist is made; SQLite's grammar wants it before ON CONFLICT in any case."""
+"""The condition for creating a run; SQLite's grammar needs a WHERE before ON CONFLICT."""
 
-# A later version of a turn, ``<run>~n``, goes on behind the attempts of the others; agent-runtime's, which has another
-# id, is one.
+# A later version of a turn, ``<run>~n``, continues the epochs of the turn's other versions: it begins at their highest,
+# and at 1 or more, because agent-runtime's run of the turn, which has another id, counts as 1.
 EARLIER_EPOCHS: Final = """
 CASE WHEN instr(?1, '~') THEN max(1, coalesce((
   SELECT max(o.epoch) FROM durable_runs AS o WHERE o.run_id = rtrim(rtrim(?1, '0123456789'), '~')
@@ -65,10 +63,12 @@ CASE WHEN instr(?1, '~') THEN max(1, coalesce((
 """
 
 STARTS: Final = "true /* what its start waits for */"
-"""Where the condition of a queue goes; see `chatturn.durable.store.Queue`."""
+"""The text in a claim that a queue's condition replaces; see `chatturn.durable.store.Queue`."""
 
-# `v` and `excluded.attempts` say whether the run starts, 1 or 0: the condition is compiled once.  (A subquery without
-# FROM is not flattened.)  Waiting is no attempt: the epoch stays, and is 0 until the first.
+# A holder is unique to one claim.  A claim that finds its own live lease on a running run changes nothing: the reply to
+# an earlier try was lost, and the read after it finds the claim.  A lease that expires exactly now is free.
+# `v.starts` and `excluded.attempts` are 1 if the run starts, 0 if it waits, so the condition is compiled once.  (SQLite
+# does not flatten a subquery without FROM.)  Waiting is no attempt: the epoch stays, and is 0 until the first attempt.
 CLAIM_RUN: Final = f"""
 INSERT INTO durable_runs (run_id, manifest_hash, project_id, scenario_id, status, created_at, updated_at,
                           lease_holder_id, lease_expires_at, step_count, epoch, idle_attempts, attempts, key_part)
@@ -90,7 +90,7 @@ WHERE manifest_hash = excluded.manifest_hash
 """
 Start the run, or let it wait for its start.
 
-``?7`` is the lease's term, ``?11`` that of a wait, ``?10`` the holder of the wait that goes on, or null.
+``?7`` is the lease's term, ``?11`` the term of a wait, ``?10`` the holder of an earlier wait, or null.
 """
 
 RENEW_WAIT: Final = f"""
@@ -111,8 +111,8 @@ run_id = ?1 AND {GUARDED} AND manifest_hash <> ?2
 AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= {MOMENT.format("?3")})
 """
 
-# What decides is asked once.  A run that was never tried is pending between these two and the claim, all in one
-# transaction, or because it waits; and then it has no steps.
+# The condition is checked once, in REPLACE_MANIFEST: FORGET_STEPS knows a replaced run by "pending, 0 attempts".  Any
+# other run in that state waits for its start, and has no steps.
 REPLACE_MANIFEST: Final = f"""
 UPDATE durable_runs SET manifest_hash = ?2, status = 'pending', lease_holder_id = NULL, lease_expires_at = NULL,
   idle_attempts = 0, attempts = 0
@@ -124,7 +124,7 @@ DELETE FROM durable_steps WHERE run_id = ?1
 AND EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND status = 'pending' AND attempts = 0)
 """
 
-# Of two records of a run the later one has the later moment, so that a replay knows their order.
+# Of two records of a run the later one has the later timestamp, by at least 1 ms, so that a replay knows their order.
 _AFTER_LAST: Final = "max({now}, " + MOMENT.format("{last}, '+0.001 seconds'") + ")"
 
 BEGIN_STEP: Final = f"""
@@ -144,7 +144,7 @@ UPDATE durable_runs SET step_count = max(step_count, ?4 + 1),
   idle_attempts = CASE WHEN ?6 THEN 0 ELSE idle_attempts END
 WHERE run_id = ?1 AND {HELD}
 """
-"""``?6`` says whether the run has come further by it: a step that has failed leads nowhere."""
+"""``?6`` is true if the step makes progress, which a failed step does not."""
 
 CAME_FURTHER: Final = f"UPDATE durable_runs SET idle_attempts = 0 WHERE run_id = ?1 AND {HELD}"
 
@@ -160,7 +160,7 @@ SET status = 'failed', error_json = ?5, completed_at = {MOMENT.format("?6")}
 WHERE run_id = ?1 AND step_index = ?4 AND status = 'running' AND {HELD}
 """
 
-# What a step came to, in one write: most steps end before anybody could ask whether they had begun.
+# Begin and end of a step in one write: most steps are not recorded before they end.
 RECORD_STEP: Final = f"""
 INSERT INTO durable_steps (run_id, step_index, intent, kind, input_hash, status, attempts, result_json, error_json,
                            started_at, completed_at)
@@ -174,8 +174,8 @@ ON CONFLICT (run_id, step_index) DO UPDATE SET
 WHERE status <> 'completed' AND intent = excluded.intent
 """
 
-# What the task itself has cut off is not there, also where its record has come through.
-# One that failed before keeps its moment: what followed on it is recorded by now.
+# A step that the task itself cancelled has failed, even where its result is on record.  A step already recorded as
+# failed keeps its timestamp, because later steps are on record by now.
 FAIL_FOR_GOOD: Final = RECORD_STEP.replace("WHERE status <> 'completed' AND intent", "WHERE intent").replace(
     "completed_at = excluded.completed_at",
     "completed_at = CASE status WHEN 'failed' THEN completed_at ELSE excluded.completed_at END",
@@ -194,8 +194,8 @@ ON CONFLICT (run_id) DO UPDATE SET
   step_index = excluded.step_index, event_key = excluded.event_key, wake_at = excluded.wake_at
 """
 
-# A row that an earlier suspension left is harmless, and is not read: only a suspended run waits, and it has just
-# written its own.
+# A row left by an earlier suspension is harmless: only the rows of suspended runs are read, and suspending a run
+# overwrites its row.
 DUE_WAITS: Final = f"""
 SELECT w.run_id FROM durable_runs AS r INDEXED BY idx_durable_runs_suspended
 CROSS JOIN durable_waits AS w ON w.run_id = r.run_id
@@ -227,14 +227,14 @@ WHERE run_id = ?1 AND {HELD} AND (?7 IS NULL OR EXISTS (
   SELECT 1 FROM durable_steps WHERE run_id = ?1 AND step_index = ?7 AND status = ?4))
 RETURNING *
 """
-"""More columns may follow; they may use its parameters, of which ``?6`` is the moment."""
+"""More columns may follow; they may use its parameters; ``?6`` is the current time."""
 
 RENEW_LEASE: Final = f"""
 UPDATE durable_runs SET lease_expires_at = {MOMENT.format("?4, ?5")}
 WHERE run_id = ?1 AND {HELD} AND lease_expires_at > {MOMENT.format("?4")}
 RETURNING lease_expires_at
 """
-"""More columns may follow; they may use its parameters, of which ``?4`` is the moment."""
+"""More columns may follow; they may use its parameters; ``?4`` is the current time."""
 
 EMIT_EVENT: Final = f"""
 INSERT OR IGNORE INTO durable_events (run_id, key, payload_json, emitted_at)
@@ -252,7 +252,7 @@ LOAD_STEP: Final = "SELECT * FROM durable_steps WHERE run_id = ?1 AND step_index
 
 STEPS_PER_PAGE: Final = 500
 
-# One more than a page: so a task that ends with a page knows of the step behind it that it did not come to.
+# One row more than a page, so that a task that ends at the end of a page still finds the recorded step after it.
 LOAD_STEPS: Final = f"""
 SELECT * FROM durable_steps WHERE run_id = ?1 AND step_index >= ?2 ORDER BY step_index LIMIT {STEPS_PER_PAGE + 1}
 """

@@ -1,5 +1,5 @@
 """
-`run_on_workflow_step`: the same task function on Cloudflare Workflows, which keep the records themselves.
+`run_on_workflow_step`: runs a task function on Cloudflare Workflows, which keep the records themselves.
 
 ::
 
@@ -9,11 +9,11 @@
     await_event(key) ─────────────────▶ waitForEvent("<workflow>/<position>:event:<key>", {type: key, timeout})
     emit_event(key, payload) ─────────▶ do("<workflow>/<position>:emit:<key>", …): the instance is sent the event
 
-What a step came to is kept as JSON text: values would lose what JavaScript has no number for.
+A step's result is kept as JSON text: as a JavaScript value, an int beyond 2**53 would lose digits.
 
-Two things are the platform's way and not `run_durable`'s.  A step that failed for good stays failed: it raises
+The platform differs from `run_durable` in two ways.  A step that failed for good stays failed: it raises
 the same class of error in every life of the instance, `AttemptsExhausted` or `StepTimeout`, so a task may handle
-that.  And a step with another intent than before at its position is a new one: no divergence is found out.
+it.  And a step with another intent than before at its position is a new step: divergence is not detected.
 """
 
 import asyncio
@@ -67,16 +67,16 @@ _STOP_AFTER_S: Final = 1.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOnWorkflowStepInput(Generic[T]):
     """
-    What `run_on_workflow_step` needs.
+    The arguments of `run_on_workflow_step`.
 
     Attributes:
         workflow_name: Names the Workflow; the first part of every step's name.
         task_fn: The task.  Between its steps it must be deterministic.
-        instance_id: The instance's; part of the run's id.  `TaskContext.step_key` needs it.
-        step_config: For steps that do not say how they are tried.
+        instance_id: The instance's id, part of the run's id.  `TaskContext.step_key` needs it.
+        step_config: How the platform tries steps that have no *retry* of their own.
         project_id: The product; by default the Workflow's name.
         scenario_id: The thread, or None.
-        sources: Of undetermined values.
+        sources: The sources of time, UUIDs and random numbers.
     """
 
     workflow_name: str
@@ -96,7 +96,7 @@ async def run_on_workflow_step(step: WorkflowStepLike, input: RunOnWorkflowStepI
         What the task returns, a copy made by way of JSON: the instance's output.
 
     Raises:
-        TypeError: That is not JSON.
+        TypeError: The task's result is not JSON.
         Exception: Whatever the task raises; the platform ends the instance with it.
     """
     result = await input.task_fn(WorkflowContext(step, input))
@@ -114,8 +114,8 @@ class WorkflowContext:
     `TaskContext` on Cloudflare Workflows.
 
     Args:
-        step: The instance.
-        run: What runs in it.
+        step: The Workflow instance.
+        run: The task and its options.
     """
 
     def __init__(self, step: WorkflowStepLike, run: RunOnWorkflowStepInput[Any]) -> None:
@@ -145,9 +145,9 @@ class WorkflowContext:
         Do *run* once, and return its result: a copy made by way of JSON, as a replay returns it.
 
         Raises:
-            AttemptsExhausted: It failed for good; its cause is the last try's error, if that was in this life.
-            StepTimeout: Its last try took too long.
-            StepInputMismatch: It is on record with another input.
+            AttemptsExhausted: The step failed for good; the cause is the last try's error, if it failed in this life.
+            StepTimeout: The last try took too long.
+            StepInputMismatch: The step is on record with another input.
             TypeError, StepTooLarge: The input or the result cannot be stored.
         """
         call = StepCall(intent=intent, run=run, kind=kind, input=input, retry=retry, timeout_ms=timeout_ms)
@@ -157,8 +157,8 @@ class WorkflowContext:
         """
         Run steps at the same time and return their results, in the order given.
 
-        When some fail, the first of them in this order is raised, once all are over: the platform cannot stop a
-        step, and which one fails first would not be the same on a replay.
+        When steps fail, the error of the first failed step in this order is raised after all steps have ended: the
+        platform cannot stop a step, and on a replay another step might fail first.
         """
         steps = [self._step(self._take(), call) for call in calls]
         results = await asyncio.gather(*steps, return_exceptions=True)
@@ -172,7 +172,7 @@ class WorkflowContext:
         Return the next step's key if it is *intent*; see `TaskContext.step_key`.
 
         Raises:
-            ValueError: The instance's id is not known; all instances would have the same keys.
+            ValueError: *instance_id* is not set, so all instances would have the same keys.
         """
         if self._run.instance_id is None:
             raise ValueError("step_key needs RunOnWorkflowStepInput.instance_id")
@@ -197,8 +197,8 @@ class WorkflowContext:
         Send this instance an event, once; the first under its key wins.
 
         Returns:
-            Whether this task knows of none before, and the first that it knows of.  One that somebody else
-            sent before and that was not awaited yet is not known; it wins nevertheless.
+            Whether this task knows of no earlier event under the key, and the first that it knows.  The task does not
+            know an event that somebody else has sent and that it has not awaited yet; such an event still wins.
 
         Raises:
             TypeError: JSON cannot carry the payload to JavaScript; nothing was sent.
@@ -219,7 +219,7 @@ class WorkflowContext:
 
     async def await_event(self, key: str, *, timeout_ms: int = DEFAULT_EVENT_TIMEOUT_MS) -> Any:
         """
-        Return the payload of the first event *key*, waiting for it if need be; the instance sleeps meanwhile.
+        Return the payload of the first event *key*, waiting for it if necessary; the instance sleeps meanwhile.
 
         Raises:
             DurableAwaitEventTimeoutError: It did not come within *timeout_ms*, rounded up to seconds.
@@ -227,7 +227,7 @@ class WorkflowContext:
         """
         require_number("timeout_ms", timeout_ms)
         name = self._name(self._take(), f"event:{key}")
-        # The platform gives an event to one wait only; here every wait for a key gets the first.
+        # The platform gives an event to one wait only; here every wait for a key gets the first event.
         async with self._waits[key]:
             if key not in self._received:
                 try:
@@ -243,7 +243,7 @@ class WorkflowContext:
         return deepcopy(self._received[key].payload)
 
     async def sleep(self, duration_ms: int) -> None:
-        """Wait so long, rounded up to seconds, from the first time that this step is reached."""
+        """Wait *duration_ms*, rounded up to seconds, from the first time that this step is reached."""
         require_number("duration_ms", duration_ms)
         await self._platform.sleep(self._name(self._take(), "sleep"), duration_words(duration_ms))
 
@@ -310,8 +310,8 @@ class _Tries:
         """
         Try once; return what to record.
 
-        A failure that another try will not mend is recorded like a result: the platform, told not to try again,
-        ends the step without a record, and would run it once more in the instance's next life.
+        A failure that another try will not cure is recorded like a result: told not to try again, the platform ends
+        the step without a record, and would run it again in the instance's next life.
         """
         try:
             value = await self._value()

@@ -1,4 +1,4 @@
-"""Cloudflare Workflows as a task's steps see them: the one seam, and the platform's words.  Pure."""
+"""The interface to Cloudflare Workflows, and the names and durations in the platform's form.  Pure."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -33,7 +33,7 @@ class WorkflowRetries(TypedDict):
 
     Attributes:
         limit: Tries after the first.
-        delay: Before the first of them: milliseconds, or words like ``"10 seconds"``.
+        delay: Before the first retry: milliseconds, or words like ``"10 seconds"``.
         backoff: How the delay grows; ``"exponential"`` by default.
     """
 
@@ -44,7 +44,7 @@ class WorkflowRetries(TypedDict):
 
 class WorkflowStepConfig(TypedDict, total=False):
     """
-    How the platform tries a step, in its own shape; what is left out is its default.
+    How the platform tries a step, in its own shape; a missing member means the platform's default.
 
     Attributes:
         retries: By default 5, with a delay that doubles.
@@ -62,7 +62,7 @@ class ReceivedEvent:
 
     Attributes:
         payload: Plain JSON.
-        received_at: When the platform took it, as a timestamp.
+        received_at: When the platform received it, as a timestamp.
     """
 
     payload: Any
@@ -77,7 +77,7 @@ class WorkflowStepLike(Protocol):
     """
     One instance of a Workflow, as its steps see it: the platform's ``step`` and the instance's ``sendEvent``.
 
-    Names are what the platform finds its records by.  `workerd.workflows.WorkflowInstance` implements it.
+    The platform finds its records by the names.  `workerd.workflows.WorkflowInstance` implements it.
     """
 
     async def do(self, name: str, config: WorkflowStepConfig, run: Callable[[], Awaitable[str]]) -> str:
@@ -86,12 +86,12 @@ class WorkflowStepLike(Protocol):
 
         Args:
             name: At most 256 UTF-16 units, no control characters.
-            config: How often it is tried, and how long.
+            config: The retries and the timeout of a try.
             run: One try; an exception fails it.
 
         Raises:
             TimeoutError: The last try took longer than *config* says, now or in an earlier life.
-            WorkflowStepFailed: The last try failed; the message is what the platform made of its error.
+            WorkflowStepFailed: The last try failed; the message is the platform's version of its error.
         """
 
     async def sleep(self, name: str, duration: str) -> None:
@@ -99,10 +99,10 @@ class WorkflowStepLike(Protocol):
 
     async def wait_for_event(self, name: str, *, type: str, timeout: str) -> ReceivedEvent:  # noqa: A002, ASYNC109
         """
-        Take the oldest event of a type that was not taken yet, waiting for it if need be.
+        Take the oldest event of a type that was not taken yet, waiting for one if necessary.
 
         Raises:
-            TimeoutError: None came in time, now or in an earlier life.
+            TimeoutError: No event came in time, now or in an earlier life.
         """
 
     async def send_event(self, type: str, payload: Any) -> None:  # noqa: A002 - the platform's words
@@ -110,16 +110,16 @@ class WorkflowStepLike(Protocol):
 
 
 def step_name(workflow_name: str, position: int, intent: str) -> str:
-    """Return a step's name as the platform takes it: cut to 256 UTF-16 units, without control characters."""
+    """Return a step's name in the form the platform accepts: at most 256 UTF-16 units, no control characters."""
     name = _CONTROL_CHARACTER.sub(" ", f"{workflow_name}/{position}:{intent}")
     return name.encode("utf-16-le", "replace")[: 2 * _MAX_NAME_UNITS].decode("utf-16-le", "ignore")
 
 
 def event_type(key: str) -> str:
     """
-    Return the platform's event type for an event's key: the key, if it may be one.
+    Return the platform's event type for an event's key: the key itself, if it is a valid type.
 
-    Types are up to 100 letters, digits, ``-`` and ``_``.  Any other key has a type made of it and its hash.
+    Types are up to 100 letters, digits, ``-`` and ``_``.  For any other key the type is made of the key and its hash.
     """
     if _EVENT_TYPE.fullmatch(key):
         return key
@@ -128,7 +128,7 @@ def event_type(key: str) -> str:
 
 
 def platform_retries(retry: StepRetry) -> WorkflowRetries:
-    """Say a policy in the platform's words, which have no most for a delay that doubles."""
+    """Return a policy in the platform's form, which has no upper bound for a doubling delay."""
     tries = retry.max_attempts if retry.attempts_in_all is None else min(retry.max_attempts, retry.attempts_in_all)
     grows = retry.initial_backoff_ms < retry.max_backoff_ms
     return {
@@ -139,5 +139,5 @@ def platform_retries(retry: StepRetry) -> WorkflowRetries:
 
 
 def duration_words(duration_ms: int) -> str:
-    """Return a duration as the platform reads it, in whole seconds; where it takes a number, units are not settled."""
+    """Return a duration in words and whole seconds, as ``"10 seconds"``: a bare number's unit is not documented."""
     return f"{max(0, -(-duration_ms // 1000))} seconds"
