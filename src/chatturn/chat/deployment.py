@@ -1,4 +1,4 @@
-"""What is the same for all turns of one Worker, as one value."""
+"""The value that all turns of one Worker share: settings, hooks, model, database."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -68,13 +68,13 @@ class Deployment:
         prices: What models cost.
         live: The logs of the turns that run in this isolate, for followers.
         reading: Room for the pages of logs that followers in this isolate read.
-        sending: Room for what they were sent and have not taken.
+        sending: Room for text that followers were sent and have not taken.
         probe: Tries whether the database can be written.
-        alarm: Makes what wakes a follower in this isolate.
+        alarm: Makes the alarm that wakes a follower in this isolate.
         sources: Of undetermined values, for durable steps.
-        attempt_listeners: Are told of each attempt that ended, beside the product's own hook.
+        attempt_listeners: Functions that are told of each attempt that ended, beside the product's own hook.
         turns_at_once: How many turns one invocation may run; they share its queries.
-        file_store: Where files are that are too large for a message; None: nowhere.
+        file_store: The store of files that are too large for a message; None where no files are kept.
     """
 
     settings: Settings

@@ -1,10 +1,10 @@
 """
 Files that are too large for a message: kept in an object store, and named in messages by their id.
 
-The store is all there is of them, no row of the database.  A file's key names its tenant and its user, so that all
-that somebody has is found; beside it stands an empty object whose key begins with the day on which the file came, so
-that the store's own order is that in which retention deletes.  That one is written first: whatever dies, no file is
-forgotten.
+Files are in the store alone; the database has no row of them.  A file's key names its tenant and its user, so that all
+files of a user are found.  An empty object whose key begins with the day of the upload stands beside the file, so that
+retention deletes in the store's own order.  The empty object is written first, so that no file is forgotten if the
+worker dies in between.
 The id is made of the day, the user and the content, so that an upload whose reply was lost has the same id when it is
 sent again.
 """
@@ -25,10 +25,10 @@ __all__ = ["FILE_ID", "MAX_FILE_BYTES", "MAX_LOADED_BYTES", "FileFacts", "FileSt
 FILE_ID: Final = re.compile(r"file_([0-9]{8})_([0-9a-f]{16})_([0-9a-f]{32})")
 
 MAX_FILE_BYTES: Final = 4_194_304
-"""Of one file."""
+"""The most bytes of one file: 4 MiB."""
 
 MAX_LOADED_BYTES: Final = 4_194_304
-"""Of all stored files that one model call shows: an isolate has 128 MB, and each byte is in its memory five times."""
+"""The most bytes of all stored files in one model call: each is 5 times in the isolate's memory of 128 MB."""
 
 _DELETED_AT_ONCE: Final = 100
 _PAGES_AT_ONCE: Final = 10
@@ -40,10 +40,10 @@ class FileFacts:
     What is kept beside a file's content.
 
     Attributes:
-        media_type: What it is.
-        name: What its owner calls it; "" for nothing.
-        size: Its bytes.
-        user_id: Who brought it.
+        media_type: The file's media type, such as ``image/png``.
+        name: The owner's name for the file; "" for none.
+        size: The number of bytes.
+        user_id: The user who uploaded the file.
     """
 
     media_type: str
@@ -56,7 +56,7 @@ _NOTHING: Final = FileFacts(media_type="application/octet-stream", name="", size
 
 
 def last_day(today: str, days: int) -> str:
-    """Return the day that is so many *days* after *today*, both ``YYYY-MM-DD``."""
+    """Return the day *days* days after *today*, both ``YYYY-MM-DD``."""
     return (date.fromisoformat(today[:10]) + timedelta(days=days)).isoformat()
 
 
@@ -86,8 +86,8 @@ class Files:
 
     Attributes:
         project_id: The product's, so that several may share a store.
-        store: Where they are; None: nowhere.
-        owned: Whether a file is its user's alone, and not the whole tenant's.
+        store: The object store; None where no files are kept.
+        owned: Whether only its user may see a file, and not the whole tenant.
     """
 
     project_id: str
@@ -146,7 +146,7 @@ class Files:
             raise PayloadTooLarge(f"the files of a message may have {MAX_LOADED_BYTES} bytes together", field="message")
 
     async def delete_old(self, days: int, today: str) -> None:
-        """Delete some of the files that came more than so many days ago, the oldest first."""
+        """Delete a bounded number of the files that came more than *days* days ago, the oldest first."""
         if self.store is None:
             return
         last = last_day(today, -days).replace("-", "")

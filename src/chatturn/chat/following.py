@@ -11,7 +11,7 @@
           │   isolate: read       ask again, ever        take it over, if the
           └── its log in memory   more rarely            reader may, and run it
 
-Any number may follow a turn.  What each is shown is the same log, in its order, without a gap.
+Any number of readers may follow a turn.  Each is shown the same log, in its order, without a gap.
 """
 
 import asyncio
@@ -46,21 +46,21 @@ from chatturn.events import ChatStreamEvent, encode_line
 __all__ = ["FollowedTurn", "TakeOver", "read_page_in_turn", "who_holds"]
 
 _LOOK_EVERY_S: Final = 1.0
-"""At a log in memory whose alarm has not rung, should a ring be lost."""
+"""A follower looks at a log in memory after this time even if no alarm rang, in case a ring was lost."""
 
 _ROOM_EVERY_S: Final = 10.0
-"""Who waits for room looks again after this, should a ring be lost."""
+"""A follower that waits for room looks again after this time, in case a ring was lost."""
 
 _SEQ: Final = re.compile(r',"seq":[0-9]+(,"attempt":[0-9]+\}\n)$')
 
 _GATHER_S: Final = 0.01
-"""What is said within this leaves together: each waking costs the isolate a millisecond."""
+"""Lines that are said within this time leave together: each waking costs the isolate 1 ms."""
 
 _NOTED_EVERY_S: Final = 5.0
 """How often a turn that would be given up without readers is told that it has one."""
 
 _SLACK_S: Final = 5.0
-"""How late it may be told so again."""
+"""How late the next note may come before the turn counts as unread."""
 
 TakeOver = Callable[[], Awaitable[OpenTurn]]
 """Claims the turn, as `DurableChatService.open` does."""
@@ -117,11 +117,11 @@ class FollowedTurn:
     Attributes:
         identity: Whose turn.
         run_id: Its run.
-        theirs: Where agent-runtime may have the turn; None where that is not looked at.
+        theirs: Where agent-runtime may have the turn; None not to look there.
         page: The state of the turn and the first lines to show, read already.
         deployment: Where the log is stored, and what else runs in this isolate.
-        take_over: Claims the turn if its worker is lost; None for a reader who may not.
-        release: Gives back the room that is kept for the page; for whoever does not run this.
+        take_over: Claims the turn if its worker is lost; None for a reader who may not take it over.
+        release: Gives back the room that is kept for the page; to be called if this is never run.
     """
 
     identity: ChatTurnIdentity
@@ -165,7 +165,7 @@ class FollowedTurn:
             taken = await self._follow(reader, sink)
         except StoreError as error:
             self.deployment.log("log.not_read", {"run_id": self.run_id, "error": error})
-            if self.finished:  # whoever keeps what is finished must not take this for the whole
+            if self.finished:  # a cache must not take this part for the whole log
                 sink.abort()
         except ChatTurnError as error:
             # Nobody can go on with the turn, so there is nothing to wait for.
@@ -261,7 +261,7 @@ class FollowedTurn:
         return len(text) <= SMALL_CHARACTERS or self.deployment.sending.fits(self._who, len(text))
 
     async def _send(self, reader: Reader, text: str) -> None:
-        """Send what fits; what is long is in the isolate's room until the reader has taken it, or was given up."""
+        """Send a text; a long text holds room of the isolate until the reader has taken it, or was given up."""
         if len(text) <= SMALL_CHARACTERS:
             if text:
                 reader.send(text, ())
@@ -317,7 +317,7 @@ class FollowedTurn:
         self._looked_at = now
         poll.begin_look(now)
         try:
-            # Noted again while the note still holds: every second look, where looks are rare.
+            # Noted again while the last note still holds: at every second look, where looks are rare.
             if self.deployment.settings.on_disconnect != "continue" and now + 1.5 * next_s >= poll.noted_until:
                 for_s = max(_NOTED_EVERY_S, 3 * next_s)
                 poll.noted_until = now + for_s
@@ -331,8 +331,9 @@ class FollowedTurn:
         """
         Say how the turn ended where its log does not: its worker could end the run, but not write the log.
 
-        It is numbered behind all that the worker may have said, so that a reader who comes back with it has all.  A
-        reader who has seen all already is told the end again, without a number: else it could not tell that it has.
+        The end has the seqs behind all lines that the worker may have said, so that a reader who comes back with its
+        cursor has all.  A reader who already had all is told the end again, without a seq, since its stream would
+        otherwise end without a terminal line.
         """
         if page.closed and not self._came_with_all:
             return

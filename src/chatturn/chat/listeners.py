@@ -1,7 +1,7 @@
 """
-Who listens to a turn: its telemetry.
+The interfaces through which a turn tells its telemetry.
 
-Where nobody listens there is none of this: no ids, no spans, no statements.
+Without telemetry there are no ids, no spans and no statements.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class TurnTracing(Protocol):
 
     @property
     def caller_span_id(self) -> str | None:
-        """The span around it."""
+        """The id of the span around the turn's span."""
 
     def log(self, event: str, particulars: Mapping[str, object]) -> None:
         """Log what belongs to the attempt."""

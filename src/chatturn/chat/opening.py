@@ -1,8 +1,8 @@
 """
-Which turn a request is about, and which version of it: the one that it names, claimed without looking, as a rule.
+Which turn, and which version of it, a request is about: usually the turn that it names, claimed without looking.
 
-Where a turn has versions, or holds another message, it is looked up.  A message whose place is taken by one that is
-open is asked at the next index, and found there when it is sent again.
+A turn that has versions, or holds another message, is looked up.  A message at whose index another message is open is
+asked at the next index, and found there when it is sent again.
 """
 
 import json
@@ -24,7 +24,7 @@ from chatturn.errors import DurableRunInputMismatchError, DurableRunLeaseHeldErr
 __all__ = ["Opening"]
 
 _TRIES: Final = 3
-"""Which version counts, and which index is free, may change between the look and the claim."""
+"""Tries, since the version that counts, or the free index, may change between the look and the claim."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class Opening:
     async def _open_moved(
         self, identity: ChatTurnIdentity, request: TurnRequest, error: DurableRunInputMismatchError
     ) -> OpenTurn:
-        """Ask at the next index, or where this was asked before, if another message is open at its own."""
+        """Ask at the next index, or where this message was asked before, if another message is open at its index."""
         asked = TurnInput(deployment=self.deployment, identity=identity, request=request)
         for tries_left in reversed(range(_TRIES)):
             [found] = await self.deployment.database.batch([read_taken(identity)])

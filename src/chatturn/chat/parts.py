@@ -1,5 +1,5 @@
 """
-A message that is more than text: its parts, as they are asked, stored, compared, and shown to a model.  Pure.
+The parts of a message that is more than text: how they are asked, stored, compared, and shown to a model.  Pure.
 
 A part is ``{"type": "text", "text"}``, or an image or a file: ``{"type": "image" | "file", "url"}`` or ``"file"`` in
 place of the address, the id of a stored one; a file may have a ``name``.  A message of text alone has no parts.
@@ -25,25 +25,25 @@ __all__ = [
 Part: TypeAlias = Mapping[str, Any]
 
 INLINE: Final = "data:"
-"""Begins the address of what stands in the message itself."""
+"""Begins the address of an image or a file whose content stands in the message itself."""
 
 STORED: Final = "stored:"
-"""Begins what stands in a content for the address of a stored file, until that is loaded: its id comes behind."""
+"""Begins the placeholder for a stored file's address until the file is loaded; the file's id follows."""
 
 
 def text_of(parts: Sequence[Part]) -> str:
-    """Return the text of the parts that are text."""
+    """Return the joined text of the text parts."""
     return "".join(str(part["text"]) for part in parts if part["type"] == "text")
 
 
 def note_of(part: Part) -> str:
-    """Return what stands for an image or a file where it cannot be shown."""
+    """Return the note that stands for an image or a file that cannot be shown."""
     name = part.get("name")
     return f"[{part['type']}: {name}]" if name else f"[{part['type']}]"
 
 
 def with_notes(parts: Sequence[Part]) -> str:
-    """Return the text of *parts*, with a note in the place of each that is none."""
+    """Return the text of *parts*, with a note in place of each image or file."""
     return "\n".join(str(part["text"]) if part["type"] == "text" else note_of(part) for part in parts)
 
 
@@ -53,12 +53,12 @@ def file_ids_of(parts: Sequence[Part]) -> list[str]:
 
 
 def identity_of(parts: Sequence[Part]) -> list[dict[str, Any]]:
-    """Return what of *parts* makes a turn this turn: what stands in the message itself is its digest."""
+    """Return *parts* for the turn's manifest: content that stands in the message itself becomes its digest."""
     return [{**part, "url": _digest(part["url"])} if _is_inline(part) else dict(part) for part in parts]
 
 
 def needs_of(parts: Sequence[Part]) -> frozenset[str]:
-    """Return what a model must be able to take: ``image_url``, ``image_data``, ``file_url``, ``file_data``."""
+    """Return the kinds of parts that a model must take: ``image_url``, ``image_data``, ``file_url``, ``file_data``."""
     return frozenset(
         f"{part['type']}_{'data' if 'file' in part or _is_inline(part) else 'url'}"
         for part in parts

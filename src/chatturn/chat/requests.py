@@ -1,4 +1,4 @@
-"""What is asked of a turn, and what is told about it: values."""
+"""Values: what is asked of a turn, and what is told about a turn."""
 
 import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -31,13 +31,13 @@ class TurnRequest:
         model: The model asked for, or None for the deployment's.
         metadata: The caller's own, JSON.
         history: The conversation before the message, where the request brings its own; None: the session's is it.
-        behind: What stands behind the message there: calls of the client's tools, and their results.
+        behind: What follows the message in that conversation: calls of the client's tools, and their results.
         parameters: How the model is to answer; see `chatturn.backends.parameters`.
         supersede: Start the turn anew if it was started with another message or model.
-        follow: Show what is being answered already, instead of refusing.
-        replace: The version that it takes the place of; None for none.
+        follow: Show a turn that is being answered already, instead of refusing.
+        replace: The version that the turn replaces; None for none.
         when_busy: What happens while another turn of the session is open; None for what the deployment says.
-        stays: Whether it is never asked at the next index instead, where another message is open at its own.
+        stays: Whether the message keeps its index even if another message is open there.
     """
 
     message: str
@@ -121,8 +121,8 @@ class Cancellation:
     What came of the wish to stop a turn.
 
     Attributes:
-        requested: Whether it is on its way; False for a turn that was over.
-        turn: As it stood then.
+        requested: Whether the turn will stop; False for a turn that was over.
+        turn: The turn's state at that moment.
     """
 
     requested: bool
@@ -135,16 +135,16 @@ class TurnInput:
     One turn to run: no request, and no platform.
 
     Attributes:
-        deployment: Of which product, with which model and database.
-        identity: Whose turn, where in which thread.
+        deployment: The product, with its model and its database.
+        identity: Whose turn, and its place in its thread.
         request: What the user says.
         tracing: The turn's telemetry; None: nobody listens.
-        asked_again: Whether it is the deployment that asks, with what was asked before; it may go on with any turn.
-        choice: Which version of the turn it is about, where that was looked up.
-        asked_at_index: Where it was asked, if another message has that place; None for its own.
-        may_wait: Whether it may wait for its start, where it has to; else it is refused.
+        asked_again: Whether the deployment itself repeats the stored request; it may go on with any turn.
+        choice: The version of the turn that the request is about, where that was looked up.
+        asked_at_index: The index at which it was asked, if another message is open there; None for its own index.
+        may_wait: Whether the turn may wait for its start; else it is refused where it would have to.
         waits_as: The holder of the wait that goes on; None for a new one.
-        resume: Goes on with another turn, of that run, that nobody has; None where nobody can.
+        resume: Goes on with another turn, given its run id, that no worker has; None where that is not possible.
     """
 
     deployment: Deployment
@@ -165,7 +165,7 @@ class TurnInput:
 
     @property
     def manifest(self) -> DurableRunManifest:
-        """What makes it this turn: another one at its place is refused."""
+        """The turn's manifest; a request with another manifest at the same place is refused."""
         settings, request = self.deployment.settings, self.request
         return turn_manifest(
             self.identity,
@@ -185,7 +185,7 @@ class TurnInput:
         settings = self.deployment.settings
         if settings.threads == "off" or settings.legacy_run_ids == "on":
             return "parallel"
-        if self.asked_again:  # it keeps its place, however it came by it
+        if self.asked_again:  # the turn keeps its place in the queue
             return "queue"
         return self.request.when_busy or settings.when_busy
 

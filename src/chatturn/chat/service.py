@@ -79,10 +79,10 @@ from chatturn.settings import names_in
 __all__ = ["DurableChatService"]
 
 _ASKED_FOR: Final = (APPROVAL_PREFIX, TOOL_PREFIX + CLIENT_CALL)
-"""Begin the keys of events that only count while the run asks for them."""
+"""The beginnings of keys of events that count only while the run asks for them."""
 
 _RESUME_PAUSES_S: Final = (0.0, 1.0, 3.0)
-"""A turn that is just being suspended has a lease for a moment longer, and may have missed the event."""
+"""Pauses before tries to resume: a turn that is just being suspended keeps its lease for a moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ class DurableChatService:
     Attributes:
         deployment: The deployment.
         tracing: The request's telemetry; None where it goes nowhere.
-        resumed: How many turns were run one after another that nobody asked this invocation for.
+        resumed: How many turns this invocation has run one after another without a request for them.
     """
 
     deployment: Deployment

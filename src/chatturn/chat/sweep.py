@@ -1,9 +1,9 @@
 """
-The sweep: whatever nobody came back for, done by the cron, as much at a time as one invocation may do.
+The sweep: the cron does the work for which no reader came back, as much as one invocation may do.
 
-It makes the hook calls that are due, goes on with turns whose event or moment has come, takes over turns whose
-worker was lost, begins those whose turn it is and with whom nobody waits, and deletes what is too old.  A turn that is
-being answered it never touches.
+It makes the hook calls that are due, goes on with turns whose event or moment has come, takes over turns whose worker
+was lost, begins turns that may begin and that no worker waits with, and deletes what is too old.  It never touches a
+turn that is being answered.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ from chatturn.errors import FilesUnavailable
 __all__ = ["HandOut", "Sweep"]
 
 HandOut: TypeAlias = Callable[[Sequence[str]], Awaitable[int]]
-"""Lets an invocation of its own call `Sweep.run_turns`, and returns what that does; 0 where it does not answer."""
+"""Calls `Sweep.run_turns` in another invocation and returns its result; 0 where that does not answer."""
 
 _LOOKED_AT: Final = 40
-"""More than are resumed at once, so that a few that cannot be resumed do not hold up the others."""
+"""Turns looked at: more than are resumed at once, so that turns that cannot be resumed do not hold up the others."""
 
 _DAY_MS: Final = 86_400_000
 
@@ -42,7 +42,7 @@ class Sweep:
 
     Attributes:
         service: Its chat.
-        hand_out: Starts other invocations; None where this one is to do all.
+        hand_out: Starts other invocations; None where this invocation does all.
     """
 
     service: DurableChatService

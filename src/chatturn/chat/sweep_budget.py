@@ -4,8 +4,8 @@ What one sweep may use of its invocation: queries and time, by plan.
 Cloudflare gives an invocation 1,000 round trips to D1 on the paid plan and 50 on the free one, and a cron 15 minutes.
 A cron comes each minute; so a sweep begins nothing new after 45 s, and ends what it has begun.
 
-An invocation that is started through a service binding has queries of its own.  For who starts it, that is a
-subrequest; one request may come to 32 invocations.
+An invocation that is started through a service binding has queries of its own.  Starting it is one subrequest; one
+request may lead to 32 invocations.
 
 Source:
     developers.cloudflare.com/d1/platform/limits: queries for each invocation; a batch is one subrequest.
@@ -29,15 +29,15 @@ class SweepShares:
     How the queries of a sweep are shared.
 
     Attributes:
-        queries: All of them.
-        kept_back: Of those, for what is done after turns and hooks.
-        turns: How many turns it runs at most.
-        turns_at_once: Each may keep a connection to the model open, of which the platform gives an invocation six.
-        of_a_turn: Queries that a turn needs if it is short; a long one takes more, and no other is begun meanwhile.
-        hook_calls: How many hook calls it makes at most.
-        hooks_at_once: So that a receiver that hangs does not hold up the others.
-        sessions: How many sessions it deletes at most for people who ask for it.
-        parts: How many invocations beside its own it lets run turns.
+        queries: The queries of the whole sweep.
+        kept_back: Queries that are kept for the work after turns and hooks.
+        turns: The most turns that the sweep runs.
+        turns_at_once: Turns beside each other; each may hold 1 of the invocation's 6 connections.
+        of_a_turn: Queries of a short turn; a long turn takes more, and no other turn begins meanwhile.
+        hook_calls: The most hook calls that the sweep makes.
+        hooks_at_once: Hook calls beside each other, so that a receiver that hangs does not hold up the others.
+        sessions: The most sessions that the sweep deletes for people who ask for it.
+        parts: How many other invocations the sweep lets run turns.
     """
 
     queries: int
@@ -129,7 +129,7 @@ class SweepBudget:
         return True
 
     def turn_ended(self, *, ran: bool) -> None:
-        """Give back what a turn has not needed; one that did not run counts as none."""
+        """Give back the queries that a turn has not needed; a turn that did not run does not count."""
         self._running -= 1
         self._turns -= not ran
 
@@ -148,7 +148,7 @@ class SweepBudget:
         return True
 
     def room(self, queries: int) -> bool:
-        """Say whether there is room for something that needs so many queries, after turns and hooks."""
+        """Say whether there is room for *queries* queries, after turns and hooks."""
         return self._room(queries, 0)
 
     def _room(self, queries: int, kept_back: int) -> bool:

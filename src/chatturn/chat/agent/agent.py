@@ -44,14 +44,14 @@ from chatturn.jsontext.canonical import canonical_hash
 __all__ = ["MAX_CLIENT_ROUNDS", "MAX_ROUNDS", "MODEL_STEP", "AgentProducer"]
 
 MODEL_STEP: Final = "model:"
-"""Begins the intents of the model calls on record."""
+"""The intents of recorded model calls begin with this: ``model:1``, ``model:2``, …"""
 
 MAX_ROUNDS: Final = 10
-"""Model calls of one turn; in the last, the model is asked to answer without tools."""
+"""The most model calls of one turn; in the last call the model must answer without tools."""
 
 
 MAX_CLIENT_ROUNDS: Final = 50
-"""The same, of a turn whose client does tools: it sees each round, and may stop."""
+"""The most model calls of a turn whose client does tools: the client sees each round, and may stop."""
 
 _FREE_CHOICES: Final = (None, "auto", "none")
 """Values of ``tool_choice`` that force no tool."""
@@ -68,7 +68,7 @@ class AgentProducer:
         max_rounds: Model calls, at most; None for `MAX_ROUNDS`, or `MAX_CLIENT_ROUNDS` where the client does tools.
 
     Attributes:
-        stream: What the model says as it says it, its tool calls and what came of them.
+        stream: The model's text as it comes, its tool calls and their outcomes.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class AgentProducer:
         self.stream: AsyncGenerator[EventBatch, None] = self._run()
 
     def final_text(self) -> str | None:
-        """Return what the model said in its last round: what it said before was on the way to its tools."""
+        """Return the model's text of its last round; the text of earlier rounds belongs to their tool calls."""
         return self._answer
 
     def said_so_far(self) -> str:
@@ -118,7 +118,7 @@ class AgentProducer:
                 self._answer = said.text
                 return
             if number == self._max_rounds:
-                # Before anything is done for it: nobody would hear of the results.
+                # Before any tool runs: nobody would hear of the results.
                 raise BackendError(f"asked for tools in {number} rounds", backend=self._context.backend.kind)
             messages.append(said.message())
             async with aclosing(self._tools.tell_client(said.calls)) as events:
@@ -177,7 +177,7 @@ class AgentProducer:
         if offered and said.number == self._max_rounds:
             options["tool_choice"] = "none"
         elif self._brought and said.number > 1 and options.get("tool_choice") not in _FREE_CHOICES:
-            options["tool_choice"] = "auto"  # it was forced, and has been called: else there would be no answer
+            options["tool_choice"] = "auto"  # the forced tool was called; forced again, the model would never answer
         stream = context.backend.stream(
             AgentBackendInput(messages=list(asked.messages), model=asked.model, options=options),
             AgentBackendContext(request_id=said.request_id, tracer=context.tracer, keep=said.keep),
@@ -200,9 +200,9 @@ class _Round:
     One model call.
 
     Attributes:
-        number: From 1.
-        attempt: Which attempt of the turn made it.
-        request_id: Under which idempotency key.
+        number: The call's number in the turn, from 1.
+        attempt: The attempt of the turn that made the call.
+        request_id: The idempotency key of the call's requests.
         calls: The tools that it asked for, in its order.
         kept: What the model's API wants back with what was said.
     """

@@ -18,22 +18,22 @@ from chatturn.telemetry import conventions
 __all__ = ["APPROVAL_PREFIX", "CLIENT_CALL", "MAX_CALLS", "TOOL_PREFIX", "ToolCall", "ToolOutcome", "ToolSteps"]
 
 APPROVAL_PREFIX: Final = "approve:"
-"""Begins the keys of approvals among the events of a run."""
+"""The keys of a run's events that are approvals begin with this."""
 
 TOOL_PREFIX: Final = "tool:"
-"""Begins the keys of results of the client's tools; the call's id follows."""
+"""The keys of results of the client's tools begin with this; the call's id follows."""
 
 CLIENT_CALL: Final = "call_"
-"""Begins the id of a call of a client's tool: no other call of any run has it, and it has 37 characters."""
+"""The id of a call of a client's tool begins with this; with 37 characters, it is unique among all runs."""
 
 MAX_CALLS: Final = 32
-"""Tool calls of one round that are done; the model is told that the others are not."""
+"""The most tool calls of one round that are done; the model is told that further calls are not done."""
 
 _PATIENCE_MS: Final = 7 * 24 * 3_600_000
-"""How long an approval, or a client's result, is waited for."""
+"""How long a turn waits for an approval, or for a client's result: 7 days."""
 
 _DIGEST_CHARACTERS: Final = 32
-"""128 bits: nobody finds another call with the same."""
+"""Hex digits of a digest, 128 bits: nobody finds another call with the same digest."""
 
 _MOST_RESULT_CHARACTERS: Final = 200_000
 _MOST_ERROR_CHARACTERS: Final = 2_000
@@ -45,9 +45,9 @@ class ToolCall:
     What the model asks for.
 
     Attributes:
-        id: The model's name for it; not unique.
-        name: Of the tool.
-        args: JSON; text where the model's words were none.
+        id: The model's id of the call; not unique.
+        name: The tool's name.
+        args: The arguments as JSON; a text where the model's arguments were not JSON.
         place: ``<attempt>.<round>.<position>`` of the model call on record: unique within the run.
     """
 
@@ -105,7 +105,7 @@ class ToolSteps:
 
     async def tell_client(self, calls: Sequence[ToolCall]) -> AsyncGenerator[ChatStreamEvent, None]:
         """
-        Tell the client what of a round it is to do, each call once it is on record: only then can it be answered.
+        Tell the client its calls of a round, each once it is on record: only then can a result be taken.
 
         Nothing is waited for here, so that the client learns of all before the turn is suspended.
         """

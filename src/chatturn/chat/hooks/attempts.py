@@ -22,8 +22,8 @@ async def tell_attempt_end(
 
     Args:
         hooks: The product's.
-        others: The deployment's, by the member of the hooks that they serve.
-        attempt: What they are told.
+        others: The deployment's listeners, by the member of the hooks that they serve.
+        attempt: The ended attempt.
         log: Takes the failures.
     """
     listeners = {"on_attempt_end": _own} if overrides(hooks, "on_attempt_end") else {}

@@ -26,14 +26,14 @@ E_co = TypeVar("E_co", covariant=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRequest:
     """
-    What a turn asks of its model: what `ChatTurnHooks.shape_request` gets, and returns as it shall be.
+    What a turn asks of its model: `ChatTurnHooks.shape_request` takes it, and returns the request to send.
 
     Attributes:
         system: Said before the conversation; "" for nothing.
         messages: The conversation, the user's message last, each as the chat completions API has it.
         model: Which model; None for the deployment's.
         parameters: How it is to answer: temperature, max_tokens …; sent as they are.
-        tools: What it may do.
+        tools: The tools that the model may use.
     """
 
     messages: Sequence[ChatMessage]
@@ -318,7 +318,7 @@ class ChatTurnHooks:
         """Post-process: proposals, citations, metering.  Called after `persist_assistant_message` succeeded."""
 
     async def on_thread_changed(self, change: ThreadChange) -> None:
-        """Take note of turns that are in their thread no more, or again, since another version counts before them."""
+        """Hear which turns left their thread, or came back, because another version of an earlier turn counts now."""
 
     def on_event(self, identity: ChatTurnIdentity, event: ChatStreamEvent) -> None:
         """See every event as it goes out, the lifecycle's too; a failure is logged and changes nothing."""

@@ -31,10 +31,10 @@ HOOK_TIMEOUT_MS: Final = 10_000
 """How long one call of a hook may take; a client may be waiting for the terminal line."""
 
 _HOOKS: Final = ("persist_assistant_message", "on_turn_complete")
-"""In the order in which they are called: the second only after the first has succeeded."""
+"""The hooks in their order: the second is called only after the first has succeeded."""
 
 _HELD_FOR: Final = "+60 seconds"
-"""How long a call is left to whoever recorded or took it: six times as long as it may take."""
+"""How long a call is left to the worker that recorded or took it: 6 times `HOOK_TIMEOUT_MS`."""
 
 _MOST_FAILURES: Final = 10
 _RECORD: Final = f"""
@@ -46,7 +46,7 @@ ON CONFLICT (run_id, hook) DO UPDATE SET
 
 _FORGET: Final = f"DELETE FROM chat_outbox WHERE run_id = ?1 AND {HELD}"
 
-# By attempt: a call about an answer that is superseded meanwhile says nothing about the new one's.
+# With the attempt: the end of a call for a superseded answer must not mark the call for the new answer.
 _DONE: Final = """
 UPDATE chat_outbox SET status = 'done', last_error = NULL
 WHERE run_id = ?1 AND hook = ?2 AND attempt = ?3 AND status = 'pending'
@@ -62,14 +62,14 @@ WHERE run_id = ?1 AND hook = ?2 AND attempt = ?3 AND status = 'pending'
 RETURNING status
 """
 
-# What was to come after a call that is given up can never come.
+# A call that must follow a call that was given up is given up, too.
 _GIVE_UP_FOLLOWERS: Final = """
 UPDATE chat_outbox SET status = 'given_up', last_error = 'persist_assistant_message was given up'
 WHERE run_id = ?1 AND hook = 'on_turn_complete' AND status = 'pending' AND EXISTS (
   SELECT 1 FROM chat_outbox WHERE run_id = ?1 AND hook = 'persist_assistant_message' AND status = 'given_up')
 """
 
-# Somebody has had the call made again that it depends on.
+# The call on which it depends was made again, and has succeeded.
 _REVIVE_FOLLOWERS: Final = f"""
 UPDATE chat_outbox
 SET status = 'pending', failures = 0, last_error = NULL, next_call_at = {MOMENT.format("?2")}
@@ -78,7 +78,7 @@ WHERE run_id = ?1 AND hook = 'on_turn_complete' AND status = 'given_up'
   SELECT 1 FROM chat_outbox WHERE run_id = ?1 AND hook = 'persist_assistant_message' AND status = 'done')
 """
 
-# One at a time, so that each is held from when it is called and not from when the sweep began.
+# One call at a time, so that each is held from the moment of its call and not from the sweep's beginning.
 _TAKE_DUE: Final = f"""
 UPDATE chat_outbox SET next_call_at = {MOMENT.format("?1, ?2")}
 WHERE (run_id, hook) IN (
@@ -128,7 +128,7 @@ async def call_in_time(hooks: ChatTurnHooks, name: str, argument: Any) -> Any:
     except Late as error:
         raise HookError(f"no result within {HOOK_TIMEOUT_MS} ms", hook=name) from error
     except Exception as error:
-        # A product's code may raise anything; here it becomes ours.  What it says stays out of the database.
+        # A product's code may raise anything; here it becomes a `HookError`.  Its text stays out of the database.
         raise HookError(f"raised {type(error).__name__}", hook=name) from error
 
 
@@ -138,9 +138,9 @@ class Outbox:
     The hook calls of one product.
 
     Attributes:
-        database: Where they are recorded.
-        hooks: Whose they are.
-        log: Takes their failures.
+        database: The database that records the calls.
+        hooks: The product's hooks.
+        log: Takes the failures of the hooks.
     """
 
     database: Database

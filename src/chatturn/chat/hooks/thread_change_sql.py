@@ -1,9 +1,9 @@
 """
 The SQL of what a product is told of turns that are detached or come back.
 
-Which they are is known only inside the transaction that lets another version count.  So the call is recorded there, in
-two parts around the change: first where the thread ended, then what is told.  Where no turn is concerned nothing stays.
-The session's revision is in the call's name: each change has its own, and no other one of the session.
+Only the transaction that lets another version count knows these turns.  So it records the call, in two parts around the
+change: first where the thread ended, then what is told.  If the change concerns no turn, no record stays.  The call's
+name has the session's revision, which differs for each change.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ __all__ = ["Around", "around_activation", "around_finish", "read_changes"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Around:
     """
-    What is written around the statements that let another version count.
+    The statements around those that let another version count.
 
     Attributes:
         before: Before them, once the session's revision has risen.

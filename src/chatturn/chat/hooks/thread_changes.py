@@ -11,7 +11,7 @@ from chatturn.durable.rows import run_from_row
 __all__ = ["ON_THREAD_CHANGED", "ThreadChange", "change_from_row"]
 
 ON_THREAD_CHANGED: Final = "on_thread_changed"
-"""The hook; behind it, in the name of each of its calls, a slash and the session's revision."""
+"""The hook's name; a call's name adds a slash and the session's revision: ``<hook>/7``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

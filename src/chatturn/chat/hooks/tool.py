@@ -42,11 +42,11 @@ class ToolError(Exception):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolContext:
     """
-    On whose behalf a tool runs.
+    The call for which a tool runs.
 
     Attributes:
         identity: Whose turn.
-        tool_call_id: The model's name for the call; not unique.
+        tool_call_id: The model's id of the call; not unique.
         step_key: Names this call among all of all runs, the same at every try on every attempt: an idempotency
             key for the tool's effect.
         traceparent: The W3C header that puts what the tool calls below its own span; None: nobody traces it.

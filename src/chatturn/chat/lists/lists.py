@@ -32,7 +32,7 @@ UNDELIVERED: Final = "undelivered"
 
 RUN_STATUSES: Final = ("pending", "running", ORPHANED, "suspended", "completed", CANCELLED, "failed", UNDELIVERED)
 """
-What turns may be listed by.
+The statuses by which turns may be listed.
 
 A turn is orphaned if it is running but its worker's lease lapsed, and undelivered if a hook call that must still
 happen has failed, or was given up.
@@ -42,11 +42,11 @@ happen has failed, or was given up.
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageQuery:
     """
-    Which of a session's messages.
+    Which messages of a session to list.
 
     Attributes:
-        before: Of turns before this index; None for the latest.
-        limit: The messages of this many turns, at most.
+        before: Only turns before this index; None for the latest.
+        limit: The most turns whose messages are on a page.
     """
 
     before: int | None
@@ -61,9 +61,9 @@ class MessagePage:
     Attributes:
         messages: Of finished turns, in their order.
         open_turns: Turns that have no answer yet, in their order; on the latest page only.
-        next: What `MessageQuery.before` is for the page before; None if there is none.
-        revision: How often what readers of the session see has changed; None where that is not on record.
-        tag: Names this state of the session for good, as `chatturn.chat.lists.revisions` has it; None likewise.
+        next: The `MessageQuery.before` of the page with older messages; None if there is none.
+        revision: The session's revision, see `chatturn.chat.thread.session_sql`; None where it is not on record.
+        tag: The session's tag, see `chatturn.chat.lists.revisions`; None where the revision is not on record.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -76,14 +76,14 @@ class MessagePage:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnQuery:
     """
-    Which turns.
+    Which turns to list.
 
     Attributes:
         status: One of `RUN_STATUSES`, or None for any.
-        tenant_id: Whose; None for every tenant's.
-        user_id: Of sessions that this user may see; None for all.
-        limit: Turns on a page, at most.
-        after: The `next` of the page before.
+        tenant_id: Only this tenant's turns; None for every tenant's.
+        user_id: Only turns of sessions that this user may see; None for all.
+        limit: The most turns on a page.
+        after: The `next` of the previous page.
     """
 
     status: str | None
@@ -99,9 +99,9 @@ class TurnRow:
     A turn as an operator sees it.
 
     Attributes:
-        run: Its run.
-        turn: Its row, and its hook calls that have not succeeded; None for a run that is gone by now.  Of a run that is
-            no turn of ours all members of the turn are null.
+        run: The turn's run.
+        turn: The turn's row, and its hook calls that have not succeeded; None for a run that is gone by now.  For a run
+            that is no turn of ours all columns of the turn are null.
     """
 
     run: RunRecord
@@ -158,10 +158,10 @@ async def list_messages(database: Database, tenant_id: str, session_id: str, que
 
 async def asked_before(database: Database, identity: ChatTurnIdentity) -> list[str | None]:
     """
-    Return what the user has asked in a session before a turn, by the index; None where nothing was.
+    Return the user's questions in a session before a turn, by the index; None where nothing was asked.
 
-    What is being answered counts like what is answered, and what has failed as long as nothing is in its place: else
-    the same request would find another thread when it is sent again.
+    A question that is being answered counts like an answered one; a question whose turn failed counts unless another
+    answer is in its place.  Otherwise the same request, sent again, would find another thread.
     """
     session = session_run_ids(identity.tenant_id, identity.session_id)
     stored, opened = await database.batch([sql.read_questions(identity), sql.read_open_turns(*session)])
@@ -176,7 +176,7 @@ async def list_turns(database: Database, project_id: str, query: TurnQuery) -> T
     """
     Return one page of a project's turns, the latest created first, in two round trips.
 
-    With a user, each turn's session is looked up: only those that are the user's are on the page.
+    With a user, only turns of sessions that are the user's are on the page.
 
     Raises:
         InvalidField: The cursor is not one of this list's.

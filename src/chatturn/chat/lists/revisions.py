@@ -1,8 +1,8 @@
 """
-Waiting for a session to change: its revision, looked at once for all who wait for it in this isolate.
+Waiting for a session to change: one look at its revision serves all requests that wait for it in this isolate.
 
-The tag names a state of the session for good: the revision, and when the session was begun, since one of the same name
-that was deleted had revisions as well.
+A tag names one state of a session for good: its revision, and when the session was begun, since a deleted session of
+the same name had the same revisions.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ NOT_BEGUN: Final = "0"
 
 
 def tag_of(rows: Sequence[Row]) -> str | None:
-    """Return what names the state that `chatturn.chat.thread.session_sql.read_revision` read; None for no row."""
+    """Return the tag of the state that `chatturn.chat.thread.session_sql.read_revision` read; None for no row."""
     return f"{epoch_ms(str(rows[0]['created_at']))}.{rows[0]['revision']}" if rows else None
 
 
@@ -41,9 +41,9 @@ async def changed(
     The first look is the reader's own; the others are shared by all who wait in this isolate.
 
     Args:
-        deployment: Where it is stored.
-        tenant_id: Whose session.
-        session_id: Which.
+        deployment: The deployment that stores the session.
+        tenant_id: The session's tenant.
+        session_id: The session.
         known: Says whether the reader knows the state of a tag.
         within_s: How long to wait; 0 for one look.
 

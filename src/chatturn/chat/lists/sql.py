@@ -1,4 +1,4 @@
-"""The SQL of lists for people; each page is read off an index, so that it costs the same however much there is."""
+"""The SQL of lists for people; each page is read off an index, so that it costs the same in a list of any length."""
 
 from collections.abc import Sequence
 from json import dumps
@@ -25,7 +25,7 @@ __all__ = [
 _END: Final = 2**31
 
 MOST_LISTED_CHARACTERS: Final = 4_096
-"""Of an address of a message's part in a list; in place of a longer one stands how long it is."""
+"""The longest address of a message's part in a list; in place of a longer address stands its length."""
 
 SHOWN_PARTS: Final = f"""
 (SELECT json_group_array(json(
@@ -34,7 +34,7 @@ SHOWN_PARTS: Final = f"""
  FROM json_each(t.parts_json) WHERE t.parts_json IS NOT NULL)
 """
 
-# One turn more than wanted, which tells whether there is a page before.
+# One turn more than wanted, which tells whether there is a page of older messages.
 _MESSAGES: Final = f"""
 SELECT m.turn_index, m.role, m.content, m.created_at, m.run_id, t.cancelled_at IS NOT NULL AS cancelled,
   t.finish_reason, m.version, CASE WHEN m.role = 'user' THEN {SHOWN_PARTS} END AS parts_json
@@ -46,7 +46,7 @@ ORDER BY m.turn_index DESC, m.role ASC LIMIT ?4
 _MOST_OPEN: Final = 20
 
 # A session's runs are neighbours in each index: their ids begin alike.  A turn that was superseded and has no new
-# answer yet is among them, one that is cancelled is not.
+# answer yet is listed; a cancelled turn is not.
 _OPEN_TURNS: Final = f"""
 SELECT t.turn_index, t.user_message, r.status, t.created_at, {SHOWN_PARTS} AS parts_json
 FROM (
@@ -61,7 +61,7 @@ WHERE t.version = 1 OR r.status <> 'failed'
 ORDER BY t.turn_index DESC LIMIT {_MOST_OPEN}
 """
 
-# What is open in a session, in the order in which it goes on.
+# The open turns of a session, in the order in which they go on.
 _OPEN_RUNS: Final = f"""
 SELECT r.run_id, r.status, coalesce(r.lease_expires_at <= {MOMENT.format("?3")}, 1) AS orphaned, t.turn_index, t.version
 FROM durable_runs AS r INDEXED BY idx_durable_runs_open CROSS JOIN chat_turns AS t ON t.run_id = r.run_id
@@ -72,7 +72,7 @@ WHERE run_id > ?1 AND run_id < ?2 AND status = 'suspended'
 ORDER BY turn_index, version
 """
 
-# What is no turn of ours cannot be resumed, as a turn of agent-runtime or a harness's run: it takes no place here.
+# A run that is no turn of ours, such as one of agent-runtime or of a harness, cannot be resumed and is left out.
 _LOST_TURNS: Final = f"""
 SELECT r.run_id FROM durable_runs AS r
 WHERE r.lease_expires_at <= {MOMENT.format("?2")} AND +r.project_id = ?1 AND +r.status = 'running'
@@ -80,7 +80,7 @@ WHERE r.lease_expires_at <= {MOMENT.format("?2")} AND +r.project_id = ?1 AND +r.
 ORDER BY r.lease_expires_at LIMIT ?3
 """
 
-# The one that is being answered, else the last that is in the thread.
+# The turn that is being answered, else the last turn that is in the thread.
 _LATEST_TURN: Final = """
 SELECT coalesce(
   (SELECT max(t.turn_index) FROM durable_runs AS r INDEXED BY idx_durable_runs_open
@@ -122,7 +122,7 @@ JOIN durable_runs AS r ON r.run_id = o.run_id
 ORDER BY o.next_call_at, o.run_id LIMIT ?4
 """
 
-# Each is filtered before it is cut off: what is another's must not take the place of one's own.
+# Each source is filtered before its LIMIT: another tenant's rows must take no place on the page.
 _SOURCE: Final = """
 SELECT * FROM (SELECT o.run_id, o.next_call_at FROM chat_outbox AS o
   CROSS JOIN durable_runs AS r ON r.run_id = o.run_id AND r.project_id = ?1
@@ -134,8 +134,8 @@ SELECT * FROM (SELECT o.run_id, o.next_call_at FROM chat_outbox AS o
   ORDER BY o.next_call_at, o.run_id LIMIT ?4)
 """
 
-# A call that has not failed yet is on its way; one that waits behind another, or was given up with it, has not
-# failed itself.  Of several that have the last one by its name stands for the run, so each run is here once.
+# Calls with `failures` = 0 are left out: they are on their way, wait behind another call, or were given up with it.
+# Of a run's failed calls the last by name stands for the run, so that each run is listed once.
 _READ_UNDELIVERED: Final = _UNDELIVERED.format(
     sources=" UNION ALL ".join(_SOURCE.format(status=status) for status in ("pending", "given_up"))
 )
@@ -152,7 +152,7 @@ def read_open_turns(first_run_id: str, last_run_id: str) -> Statement:
 
 
 def read_open_runs(first_run_id: str, last_run_id: str) -> Statement:
-    """Read the runs that are not over whose ids are between two, and whether somebody has them."""
+    """Read the runs that are not over and whose ids are between two texts, and whether a worker has them."""
     return Statement(_OPEN_RUNS, (first_run_id, last_run_id, NOW))
 
 
@@ -172,15 +172,15 @@ def read_undelivered(project_id: str, moment: str, run_id: str, limit: int, tena
 
 
 def read_latest_turn(tenant_id: str, session_id: str) -> Statement:
-    """Read the index of the turn of a session that is being answered, else of the last in it; null if it has none."""
+    """Read the index of a session's turn that is being answered, else of its last turn; null if it has none."""
     return Statement(_LATEST_TURN, (*session_run_ids(tenant_id, session_id), tenant_id, session_id))
 
 
 def read_questions(identity: ChatTurnIdentity) -> Statement:
-    """Read what the user has said in a session before a turn, and been answered."""
+    """Read the user's answered questions in a session before a turn."""
     return Statement(_QUESTIONS, (identity.tenant_id, identity.session_id, identity.turn_index))
 
 
 def read_recent_turn(first: str, last: str, tenant_id: str, within_s: int) -> Statement:
-    """Read the session of the latest turn of some sessions, their runs' ids being between two texts."""
+    """Read the session of the latest turn among the sessions whose runs' ids are between two texts."""
     return Statement(_RECENT_TURN, (first, last, tenant_id, NOW, f"-{within_s} seconds"))

@@ -1,8 +1,8 @@
 """
 Deleting what belongs to people: a session at once, a user's or a tenant's sessions one after another.
 
-The wish to delete many is on record before the first is deleted, and the cron goes on with it: so it is done whatever
-dies.  What the calls of a deleted session have cost stays in the ledger, under names that lead nowhere.
+A wish to delete many sessions is on record before the first is deleted, and the cron goes on with it, so that it is
+done even if a worker dies.  The costs of a deleted session's calls stay in the ledger, under names that lead nowhere.
 """
 
 from typing import Final
@@ -15,14 +15,14 @@ from chatturn.durable.identifiers import derive_worker_id
 __all__ = ["EVERYBODY", "delete_session", "delete_sessions", "go_on_deleting"]
 
 EVERYBODY: Final = ""
-"""In the place of a user: all of the tenant's."""
+"""Stands in place of a user's id for all users of the tenant."""
 
 
 async def delete_session(database: Database, tenant_id: str, session_id: str, owner_id: str | None) -> bool:
     """
     Delete a session: turns and their logs, messages, feedback, events, and hook calls that have not been made.
 
-    All in one transaction.  A worker that is answering a turn of it loses its lease, and writes nothing more.
+    All in one transaction.  A worker that is answering a turn of the session loses its lease, and writes nothing more.
 
     Args:
         database: Where.
@@ -39,9 +39,9 @@ async def delete_session(database: Database, tenant_id: str, session_id: str, ow
 
 async def delete_sessions(database: Database, files: Files, tenant_id: str, user_id: str, most: int) -> bool:
     """
-    Delete all that a user, or with `EVERYBODY` the tenant, has now: *most* sessions at once, the cron does the others.
+    Delete all that a user, or with `EVERYBODY` the tenant, has now: *most* sessions here, the cron deletes the rest.
 
-    Their files go last; a store of files that does not answer leaves the wish on record.
+    Files go last; where the store of files does not answer, the wish stays on record.
 
     Returns:
         Whether all of it is deleted.
@@ -55,7 +55,7 @@ async def delete_sessions(database: Database, files: Files, tenant_id: str, user
 
 async def go_on_deleting(database: Database, files: Files, most: int) -> None:
     """
-    Go on with the wish that has waited longest: *most* sessions.
+    Go on with the wish that has waited longest, for at most *most* sessions.
 
     Raises:
         FilesUnavailable: The store of files does not answer.

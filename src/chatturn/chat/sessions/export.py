@@ -1,5 +1,5 @@
 """
-All that a session, a user or a tenant has, as lines of JSON: a few turns in memory at a time, and to be gone on with.
+All data of a session, a user or a tenant, as lines of JSON: a few turns in memory at a time, resumed by a cursor.
 
 The lines are a session's ``session``, then a ``turn`` for each version of each of its turns, each followed by its
 ``feedback``; at last ``end``, or ``more`` with a cursor where the export is longer than one response may be.  A text
@@ -23,7 +23,7 @@ from chatturn.settings import Plan
 __all__ = ["ExportQuery", "export"]
 
 _PAGES: Final[Mapping[Plan, int]] = {"paid": 300, "free": 15}
-"""How many pages one response reads, by plan: each is two or three queries of the 1,000 and 50 that there are."""
+"""How many pages one response reads, by plan: each takes 2 or 3 of an invocation's 1,000 or 50 queries."""
 
 _SESSIONS_AT_ONCE: Final = 50
 
@@ -31,13 +31,13 @@ _SESSIONS_AT_ONCE: Final = 50
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportQuery:
     """
-    Whose data.
+    Whose data is exported.
 
     Attributes:
-        tenant_id: Whose.
-        user_id: Of one user's sessions; None for all of the tenant's.
-        session_id: Of this session only; None for all.
-        after: The cursor of a response before that ended with ``more``.
+        tenant_id: The tenant.
+        user_id: Only this user's sessions; None for all of the tenant's.
+        session_id: Only this session; None for all.
+        after: The cursor of an earlier response that ended with ``more``.
     """
 
     tenant_id: str
@@ -51,7 +51,7 @@ async def export(database: Database, query: ExportQuery, plan: Plan) -> AsyncIte
     Yield the lines, some at a time.
 
     Raises:
-        InvalidField: The cursor is none of an export's.
+        InvalidField: The cursor is not one of an export.
         StoreError: The database does not answer, or refuses.
     """
     current, place = await _read_cursor(database, query)
@@ -80,7 +80,7 @@ async def _read_cursor(database: Database, query: ExportQuery) -> tuple[str, str
     Return the session and the run that were exported last; empty for none.
 
     Raises:
-        InvalidField: It is no cursor of an export, or leads to what this one has not.
+        InvalidField: The cursor is not one of an export, or leads to a session that this export does not have.
     """
     if query.after is None:
         return "", ""

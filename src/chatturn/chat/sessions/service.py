@@ -1,4 +1,4 @@
-"""What may be asked of a deployment about sessions as people's data, within what `SESSION_OWNER` lets each user see."""
+"""Requests about sessions as people's data, limited to the sessions that `SESSION_OWNER` lets a user see."""
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Sessions:
     The sessions of one deployment.
 
     Attributes:
-        deployment: Whose settings and database.
+        deployment: The deployment, with its settings and its database.
     """
 
     deployment: Deployment
@@ -44,13 +44,13 @@ class Sessions:
 
     async def may_see(self, tenant_id: str, session_id: str, user_id: str) -> bool:
         """
-        Say whether a user may know of a session: each of its tenant's, or only its owner, as `SESSION_OWNER` has it.
+        Say whether a user may know of a session: every user of its tenant may, or only its owner (`SESSION_OWNER`).
 
-        A session without a turn is anybody's.
+        Anybody may know of a session without a turn.
         """
         if not self.owned_by_subject:
             return True
-        # Asked each time: a session may be deleted, and then be somebody else's under the same name.
+        # Read each time: a session may be deleted, and somebody else may begin one of the same name.
         [found] = await self.deployment.database.batch([read_owner(tenant_id, session_id)])
         return found.rows[0]["owner_id"] in {None, user_id}
 
@@ -91,7 +91,7 @@ class Sessions:
 
     async def delete_all(self, tenant_id: str, user_id: str) -> bool:
         """
-        Delete all that a user has now, or the tenant with an empty user; the cron does what is too much.
+        Delete all that a user, or with an empty user the tenant, has now; the cron deletes what is too much here.
 
         Returns:
             Whether all of it is deleted.

@@ -26,13 +26,13 @@ _END_OF_TIME: Final = "~"  # behind every timestamp
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionQuery:
     """
-    Which sessions.
+    Which sessions to list.
 
     Attributes:
-        tenant_id: Whose.
-        user_id: Whose of that tenant's users; None for all.
-        limit: On a page, at most.
-        after: The `next` of the page before.
+        tenant_id: The tenant.
+        user_id: Only this user's sessions; None for all of the tenant's.
+        limit: The most sessions on a page.
+        after: The `next` of the previous page.
     """
 
     tenant_id: str
@@ -63,7 +63,7 @@ class Feedback:
     Attributes:
         rating: ``up`` or ``down``; None for a comment alone.
         comment: In their own words; None for none.
-        version: Of which version; None for the one that counts.
+        version: The version of the answer; None for the version that counts.
     """
 
     rating: str | None
@@ -103,7 +103,7 @@ async def rename_session(
 
 async def rate_answer(database: Database, identity: ChatTurnIdentity, feedback: Feedback) -> Mapping[str, Any] | None:
     """
-    Record what the identity's user thinks of a turn's answer, in place of what they have thought before.
+    Record what the identity's user thinks of a turn's answer, in place of their earlier feedback.
 
     Returns:
         What is on record, as JSON; None if the turn, or that version of it, has no answer.

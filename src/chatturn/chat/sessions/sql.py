@@ -1,8 +1,8 @@
 """
 The SQL of sessions as people's data.
 
-Lists are read off indexes, so that a page costs the same however many sessions there are.  All that a session has is
-found by its name or by what the ids of its runs begin with, so that it is deleted whole, in one transaction.
+Lists are read off indexes, so that a page costs the same with any number of sessions.  All data of a session is found
+by its name or by the text with which the ids of its runs begin, so that it is deleted whole, in one transaction.
 """
 
 import json
@@ -46,8 +46,8 @@ _OF_ANYBODY: Final = "AND ?2 IS NULL"
 
 _SHOWN_OF_A_MESSAGE: Final = 400
 
-# What other tables say of sessions: what their calls cost, a row of sums a day; and how their first question begins; a
-# first turn that is being answered has no message yet.
+# From other tables: a session's costs, from one row of sums a day, and the beginning of its first question, which is
+# in the turn's row while the first turn is being answered.
 _OF_SESSIONS: Final = f"""
 SELECT j.value ->> 0 AS session_id,
   (SELECT iif(sum(delivered_cost_micro_usd_known + wasted_cost_micro_usd_known) > 0,
@@ -71,7 +71,7 @@ UPDATE chat_sessions SET title = ?4 WHERE tenant_id = ?1 AND session_id = ?2 AND
 RETURNING session_id, owner_id, title, created_at, {_ACTIVE} AS active_at
 """
 
-# Of the version that is named, or that counts; only of one that has an answer.
+# Feedback on the version that is named, or else that counts; only on a version that has an answer.
 _FEEDBACK: Final = f"""
 INSERT INTO chat_feedback (run_id, user_id, rating, comment, created_at, updated_at)
 SELECT t.run_id, ?4, ?5, ?6, {MOMENT.format("?7")}, {MOMENT.format("?7")}
@@ -85,22 +85,22 @@ ON CONFLICT (run_id, user_id) DO UPDATE SET
 RETURNING run_id, rating, comment, created_at, updated_at
 """
 
-# Of a session that an earlier version's code has begun.
+# Make the row of a session that an older version of this code has begun.
 _ADOPT: Final = """
 INSERT OR IGNORE INTO chat_sessions (tenant_id, session_id, owner_id, created_at)
 SELECT tenant_id, session_id, user_id, created_at FROM chat_turns WHERE run_id > ?1 AND run_id < ?2
 ORDER BY turn_index LIMIT 1
 """
 
-# ?1 and ?2 between which the ids of its runs are, ?3 the tenant, ?4 the session, ?5 its owner or null for anybody's, ?6
-# when it was begun at the latest, or null.  The session's own row goes last: until then all see the same.
+# The ids of the session's runs are between ?1 and ?2; ?3 the tenant, ?4 the session, ?5 its owner or null for anybody,
+# ?6 the latest moment of its beginning, or null.  The session's own row is deleted last, since each statement reads it.
 _MEANT: Final = """
 EXISTS (SELECT 1 FROM chat_sessions WHERE tenant_id = ?3 AND session_id = ?4
         AND (?5 IS NULL OR owner_id = ?5) AND (?6 IS NULL OR created_at <= ?6))
 """
 
-# The ledger's rows stay, as those of nobody's session: what was paid is still paid.  What a call that was running has
-# cost since nobody will ever know.
+# The ledger's rows stay, under no session: the money is spent.  A call that was running becomes 'lost', since nobody
+# will learn its cost.
 _FORGET_NAMES: Final = f"""
 UPDATE chat_usage SET run_id = ?7 || substr(run_id, length(?1) + 1), session_id = '', request_id = NULL,
   tenant_id = CASE WHEN ?8 THEN '' ELSE tenant_id END,
@@ -108,12 +108,12 @@ UPDATE chat_usage SET run_id = ?7 || substr(run_id, length(?1) + 1), session_id 
 WHERE run_id > ?1 AND run_id < ?2 AND {_MEANT}
 """
 
-# The ledger's triggers move its sums to nobody's session; what is left of them would be the name alone.
+# The ledger's triggers have moved the session's sums to no session; the rows that are left hold only its name.
 _FORGET_SUMS: Final = """
 DELETE FROM chat_usage_sums WHERE tenant_id = ?1 AND kind = 'session' AND key = ?2 AND turns = 0
 """
 
-# A worker that runs one of them finds its lease gone with the run: it writes nothing more.
+# A worker that runs one of these turns finds its lease gone with the run, and writes nothing more.
 _FORGET_RUNS: Final = tuple(
     f"DELETE FROM {table} WHERE run_id > ?1 AND run_id < ?2 AND {_MEANT}"
     for table in (
@@ -144,7 +144,7 @@ ON CONFLICT (tenant_id, user_id) DO UPDATE SET asked_at = excluded.asked_at
 _BY_OWNER: Final = "INDEXED BY idx_chat_sessions_owner"
 _OF_ALL_USERS: Final = "?2 = ''"
 
-# A session that was begun after the wish is another one.
+# A session that was begun after the wish is not meant by it.
 _TO_DELETE: Final = """
 SELECT s.session_id, d.asked_at FROM chat_deletions AS d CROSS JOIN chat_sessions AS s {by}
   ON s.tenant_id = d.tenant_id AND {of_user} AND s.created_at <= d.asked_at
@@ -236,12 +236,12 @@ def forget_session(
     tenant_too: bool = False,
 ) -> list[Statement]:
     """
-    Delete a session with all that it has, and take its names from what its calls have cost; the last row says whether.
+    Delete a session with all its data, and its names in the ledger; the last statement returns a row if it existed.
 
     Args:
         tenant_id: Whose.
         session_id: Which.
-        nobody: What its ids in the ledger begin with from now on; unlike any other.
+        nobody: The random text with which its ids in the ledger begin from now on.
         owner_id: Only if it is this user's.
         begun_until: Only if it was begun by then.
         tenant_too: Whether the ledger forgets the tenant, too.
@@ -267,7 +267,7 @@ def read_deletions() -> Statement:
 
 
 def read_when_asked(tenant_id: str, user_id: str) -> Statement:
-    """Read when somebody wished that all of a user's, or a tenant's, be deleted."""
+    """Read when somebody wished that all data of a user, or of a tenant, be deleted."""
     return Statement("SELECT asked_at FROM chat_deletions WHERE tenant_id = ?1 AND user_id = ?2", (tenant_id, user_id))
 
 
@@ -283,7 +283,7 @@ def forget_allowances(tenant_id: str, user_id: str) -> Statement:
 
 
 def deletion_done(tenant_id: str, user_id: str) -> Statement:
-    """Strike a wish off, if nothing is left that it is about."""
+    """Delete a wish once no session is left that it is about."""
     return Statement(_DONE.format(**_sessions_of(user_id)), (tenant_id, user_id))
 
 
@@ -294,7 +294,7 @@ def read_names(tenant_id: str, user_id: str | None, after: str, limit: int) -> S
 
 
 def read_turns(after: str, last: str) -> Statement:
-    """Read every version of turns, with their answers, their runs' ids being between two texts."""
+    """Read every version of the turns whose runs' ids are between two texts, with their answers."""
     return Statement(_TURNS, (after, last))
 
 

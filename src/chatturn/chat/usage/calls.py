@@ -1,8 +1,8 @@
 """
 What one model call consumes, counted while it runs.
 
-Whatever becomes of a call, it was paid for: so one that failed, or was stopped, is on record like one that answered.
-What is not known is None, never zero; what is only estimated stands apart.
+Every call is paid for, so a call that failed, or was stopped, is on record like a call that answered.  A count that is
+not known is None, never 0; an estimate stands in an attribute of its own.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ CallOutcome: TypeAlias = Literal["running", "completed", "failed", "cancelled", 
 
 _MOST_TOKENS: Final = 1_000_000_000
 _MOST_MICRO_USD: Final = 10**12
-"""No call has more: what says so is wrong, and would make every sum wrong."""
+"""The most that one call can cost; a higher figure is wrong, and would make every sum wrong."""
 
 _MOST_CHARACTERS: Final = 200
 _COUNTS: Final = ("tokensIn", "tokensOut", "tokensCached", "tokensReasoning")
@@ -42,9 +42,9 @@ class Budgets:
     What may be spent, in micro-dollars; 0 is no limit.
 
     Attributes:
-        turn: By all attempts of a turn.
-        session: By all turns of a session.
-        tenant: By all of a tenant's sessions, from midnight to midnight UTC.
+        turn: For all attempts of a turn.
+        session: For all turns of a session.
+        tenant: For all sessions of a tenant, from midnight to midnight UTC.
     """
 
     turn: int = 0
@@ -62,25 +62,25 @@ class ModelCall:
 
     Attributes:
         attempt: Which attempt of the turn made it.
-        index: Which of the attempt's calls it is, from 0.
-        model: Who answered; until that is known, who was asked.
-        asked: Who was asked.
-        request_id: The idempotency key of its requests.
-        outcome: What became of it.
-        tokens_in: Of the conversation, those from the model's cache included.
-        tokens_out: Of the answer, its reasoning included.
-        tokens_cached: Of the conversation, from the model's cache.
-        tokens_reasoning: Of the answer, reasoning.
-        cost_micro_usd: What it cost.
-        pieces: Of the answer that have come.
-        tries: Requests that were sent for it.
-        headers_ms: Until the headers of an answer had come, all tries included.
-        first_token_ms: Until the first piece of it.
-        duration_ms: Until its end.
+        index: The call's number in its attempt, from 0.
+        model: The model that answered; until that is known, the model that was asked.
+        asked: The model that was asked.
+        request_id: The idempotency key of the call's requests.
+        outcome: How the call ended, one of `CallOutcome`.
+        tokens_in: Tokens of the conversation, cached ones included.
+        tokens_out: Tokens of the answer, reasoning included.
+        tokens_cached: Tokens of the conversation from the model's cache.
+        tokens_reasoning: Tokens of reasoning.
+        cost_micro_usd: The cost in micro-dollars.
+        pieces: How many pieces of the answer have come.
+        tries: How many requests were sent for the call.
+        headers_ms: Time until the headers of an answer had come, all tries included.
+        first_token_ms: Time until the answer's first piece.
+        duration_ms: Time until the answer's end.
         finish_reason: Why the answer ended.
         error_code: Why the call failed.
-        characters_in: Of the conversation, for estimates.
-        unusable: The counts that the model gave and that are none.
+        characters_in: Characters of the conversation, for estimates.
+        unusable: Names of the counts for which the model gave no usable number.
     """
 
     attempt: int
@@ -111,12 +111,12 @@ class ModelCall:
 
     @property
     def estimated_tokens_out(self) -> int | None:
-        """Where `tokens_out` is not known: the pieces of the answer that have come, if any has."""
+        """The number of pieces that have come, where `tokens_out` is not known; None without a piece."""
         return self.pieces or None if self.tokens_out is None else None
 
     @property
     def estimated_cost_micro_usd(self) -> int | None:
-        """For budgets, once it is over: about what it costs, where nobody says; nothing for one that said nothing."""
+        """About what an ended call costs, for budgets; None where the cost is known, or where it failed silently."""
         if self.cost_micro_usd is not None or self.outcome == "running":
             return None
         if self.outcome == "failed" and not self.pieces and self.tokens_in is None:
@@ -129,7 +129,7 @@ class ModelCall:
 
     @property
     def in_vain(self) -> bool:
-        """Whether no answer can have anything of it: it failed, or was stopped before it had said anything."""
+        """Whether no answer can use the call: it failed, or was stopped before its first piece."""
         return self.outcome == "failed" or (self.outcome == "cancelled" and not self.pieces)
 
     # What its backend tells, see `CallMeter`.
@@ -164,7 +164,7 @@ class ModelCall:
         self.pieces += pieces
 
     def reported(self, usage: Mapping[str, Any]) -> None:
-        """Take what the model says; what is no count, or no text, is not known."""
+        """Take the model's report; a value that is no count, or no text, is not known."""
         self.model = _text(usage, "model") or self.model
         self.finish_reason = _text(usage, "finishReason")
         counts = {name: count(usage, name) for name in _COUNTS}
@@ -191,7 +191,7 @@ def _forget(_kept: Mapping[str, Any]) -> None: ...
 @dataclass(frozen=True, slots=True)
 class MeteredBackend:
     """
-    A backend whose calls are all metered, whoever makes them.
+    A backend all of whose calls are metered.
 
     Attributes:
         backend: Who is asked.
@@ -245,7 +245,7 @@ class _Asked:
 
 
 def _characters(message: ChatMessage) -> int:
-    """Return how much text a message has; whatever else it has is not estimated."""
+    """Return how many characters of text a message has; images and files are not estimated."""
     content = message.get("content")
     if isinstance(content, str):
         return len(content)

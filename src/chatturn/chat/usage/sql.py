@@ -1,7 +1,7 @@
 """
 The SQL of what model calls have consumed: recorded with a turn's writes, and added up for operators and budgets.
 
-In those that join a turn's write ``?1`` to ``?3`` are its lease (see `chatturn.durable.sql.runs`).
+In statements that join a turn's write, ``?1`` to ``?3`` are its lease (see `chatturn.durable.sql.runs`).
 """
 
 import json
@@ -36,8 +36,8 @@ _COLUMNS: Final = (
 _VALUES: Final = ", ".join(f"json_extract(value, '$[{at}]')" for at in range(len(_COLUMNS)))
 _UPDATES: Final = ", ".join(f"{column} = excluded.{column}" for column in _COLUMNS[3:])
 
-# A call is on record once, under the attempt that made it, and is wasted until it is delivered.  What is known of it
-# only grows: its end replaces its beginning, and nothing takes a delivery back.
+# A call has one row, under the attempt that made it, and is wasted until it is delivered.  The row only gains: the
+# call's end replaces its beginning, and a delivery is never taken back.
 _RECORD: Final = f"""
 INSERT INTO chat_usage ({", ".join(_COLUMNS)}, run_id, tenant_id, session_id, recorded_at)
 SELECT {_VALUES}, ?1, {{identity}}, {{moment}}
@@ -48,7 +48,7 @@ WHERE chat_usage.outcome IN ('running', 'lost') OR excluded.wasted < chat_usage.
 
 _RECORD_FENCED: Final = _RECORD.format(calls="?4", identity="?5, ?6", moment=MOMENT.format("?7"), fence=HELD)
 
-# By a worker that has lost its turn: the money is spent all the same.
+# Recorded by a worker that has lost its turn: the money is spent all the same.
 _RECORD_LATE: Final = _RECORD.format(
     calls="?2",
     identity="?3, ?4",
@@ -56,8 +56,8 @@ _RECORD_LATE: Final = _RECORD.format(
     fence="EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1)",
 )
 
-# What the worker of attempt ?2 knows is all of its ?3 calls: none of them is lost, and it has paid for no further one.
-# Those that no write of the turn delivers have that as their error, by which whoever follows knows the same.
+# The worker of attempt ?2 knows all of its ?3 calls: none of them is lost, and the attempt has no further call.  A call
+# that no write of the turn delivers gets `LeaseLost` as its error, which tells later attempts that no call is lost.
 _SETTLE_LOST: Final = """
 DELETE FROM chat_usage WHERE run_id = ?1 AND attempt = ?2 AND call_index >= ?3 AND outcome = 'lost'
 """
@@ -89,8 +89,8 @@ FROM before AS b WHERE {HELD}
       AND (outcome IN ('running', 'lost') OR error_code = '{LeaseLost.code}'))
 """
 
-# Of an attempt's only call all that the attempt said is known to be; the line that begins the attempt is none of it.
-# One that has reported while it ran is lost as well: it may have used more since.
+# The lines of an attempt with one call are that call's output, except the first line, which begins the attempt.
+# A call that reported while it ran is lost as well: it may have used more since.
 _LOSE_RUNNING: Final = f"""
 UPDATE chat_usage AS u SET outcome = 'lost',
   estimated_tokens_out = CASE WHEN call_index = 0 AND tokens_out IS NULL THEN nullif((
@@ -100,7 +100,7 @@ UPDATE chat_usage AS u SET outcome = 'lost',
 WHERE run_id = ?1 AND attempt < ?4 AND outcome IN ('running', 'lost') AND {HELD}
 """
 
-# An attempt that went on with what others had said delivers theirs: of those in its log that broke off.
+# An attempt that went on with the text of earlier attempts delivers their calls: attempts in its log that broke off.
 _DELIVER_CONTINUED: Final = f"""
 UPDATE chat_usage SET wasted = 0
 WHERE run_id = ?1 AND attempt < ?4 AND outcome <> 'failed' AND {HELD} AND attempt IN (
@@ -108,7 +108,7 @@ WHERE run_id = ?1 AND attempt < ?4 AND outcome <> 'failed' AND {HELD} AND attemp
   WHERE s.run_id = ?1 AND s.first_seq >= t.log_from GROUP BY s.attempt HAVING max(s.ended) = 0)
 """
 
-# A step that holds what a model said names the request.
+# The result of a model call's step names the call's request.
 _DELIVER_CHECKPOINTS: Final = f"""
 UPDATE chat_usage SET wasted = 0
 WHERE run_id = ?1 AND {HELD} AND request_id IN (
@@ -117,7 +117,7 @@ WHERE run_id = ?1 AND {HELD} AND request_id IN (
 
 _DELETED_AT_ONCE: Final = 500
 
-# Tenant by tenant, off the index.
+# Tenant by tenant, so that the index is used.
 _DELETE_OLD: Final = f"""
 WITH RECURSIVE tenants (tenant_id) AS (
   SELECT min(tenant_id) FROM chat_usage
@@ -202,8 +202,8 @@ _SUMS_OF_CALLS: Final = ", ".join(
     ]
 )
 
-# Tenant by tenant, off the key.  ?1 a tenant or null for all, ?2 and ?3 the first and last day of the period or null
-# for the latest thirty, ?4 now.
+# Tenant by tenant, so that the key is used.  ?1 a tenant or null for all, ?2 and ?3 the first and last day of the
+# period or null for the latest 30 days, ?4 now.
 _TENANTS: Final = """
 WITH RECURSIVE tenants (tenant_id) AS (
   SELECT coalesce(?1, (SELECT min(tenant_id) FROM chat_usage_sums))
@@ -213,7 +213,7 @@ WITH RECURSIVE tenants (tenant_id) AS (
 ), period AS (SELECT coalesce(?2, date(coalesce(?3, ?4), '-29 days')) AS first_day, coalesce(?3, date(?4)) AS last_day)
 """
 
-# What a turn of several days, or an attempt, counts too often in the sum of its days: once for every day but one.
+# A turn, or an attempt, of n days is counted n times in the sum of its days, so n - 1 times too often.
 _TWICE: Final = """
 SELECT owner, key, sum(days - 1) AS too_many FROM (
   SELECT {owner} AS owner, {key} AS key, count(DISTINCT substr(c.recorded_at, 1, 10)) AS days
@@ -266,7 +266,7 @@ FROM found AS f
 
 
 def delete_usage(older_than_days: int) -> Statement:
-    """Delete what is so old, a bounded part of it."""
+    """Delete a bounded number of rows that are too old."""
     return Statement(_DELETE_OLD, (NOW, f"-{older_than_days} days"))
 
 

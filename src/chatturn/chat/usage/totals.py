@@ -20,7 +20,7 @@ GROUP_NAMES: Final[Mapping[str, Sequence[str]]] = {
     "model": ("model",),
     "day": ("day",),
 }
-"""What a group of each kind is called by."""
+"""The members that name a group of each kind."""
 
 Sums = Mapping[str, Any]
 """``turns``, ``attempts``, ``runningCalls``, and ``delivered`` and ``wasted``, each with its own sums."""
@@ -41,15 +41,15 @@ _MEMBERS: Final = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageQuery:
     """
-    Which usage.
+    Which usage to add up.
 
     Attributes:
         by: One of `USAGE_KEYS`.
-        tenant_id: Whose; None for every tenant's.
-        first_day: Of the period, ``YYYY-MM-DD``, UTC; None for the thirty days that end with the last.
-        last_day: None for today.
-        limit: Groups on a page, at most.
-        after: The `next` of the page before.
+        tenant_id: Only this tenant's usage; None for every tenant's.
+        first_day: The period's first day, ``YYYY-MM-DD``, UTC; None for the 30 days that end with `last_day`.
+        last_day: The period's last day; None for today.
+        limit: The most groups on a page.
+        after: The `next` of the previous page.
     """
 
     by: str
@@ -66,8 +66,8 @@ class UsageGroup:
     What a tenant, a session, a model or a day consumed.
 
     Attributes:
-        names: Which, as in `GROUP_NAMES`; the model is None where nobody said it.
-        sums: How much.
+        names: The group's names by `GROUP_NAMES`; the model is None where it is not known.
+        sums: The group's sums.
     """
 
     names: Mapping[str, str | None]
@@ -81,7 +81,7 @@ class UsagePage:
 
     Attributes:
         groups: In the order of their names.
-        total: Of all groups, on whichever page.
+        total: The sums of all groups, not only of this page.
         first_day: The period's first day, UTC.
         last_day: The period's last day, UTC.
         next: Where the next page begins, or None at the end.
@@ -123,7 +123,7 @@ async def list_usage(database: Database, query: UsageQuery) -> UsagePage:
 
 
 def sums_of(row: Row) -> Sums:
-    """Return the sums in a row; what no call has said is None, not zero."""
+    """Return the sums in a row; a count that no call has reported is None, not 0."""
     return {
         "turns": row["turns"],
         "attempts": row["attempts"],
