@@ -116,12 +116,13 @@ def test_a_chat_may_send_its_last_messages_alone() -> None:
     async def story(isolate: Isolate, product: Product) -> None:
         await seen(await isolate.ask("POST", CHAT, {"id": "c1", "messages": [ui("one")]}))
         view = await seen(await isolate.ask("POST", CHAT, {"id": "c1", "messages": [ui("two", "m3")], "turnIndex": 1}))
+        again = await seen(await isolate.ask("POST", CHAT, {"id": "c1", "messages": [ui("two")], "turnIndex": 1.0}))
         odd = [
             (await isolate.ask("POST", CHAT, {"id": "c1", "messages": [ui("x")], "turnIndex": each})).status
             for each in (-1, "1", True, 1.5, 10**7)
         ]
 
-        assert "chat:acme:c1:1" == view.id
+        assert "chat:acme:c1:1" == view.id == again.id
         assert ["one", "two"] == [context.user_message for context in product.calls]
         assert [422] * 5 == odd
 

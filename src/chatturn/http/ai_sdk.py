@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
+from chatturn.backends.parameters import whole
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX, CLIENT_CALL
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.thread.identity import ChatTurnIdentity, turn_of_run, turn_run_id, version_of_run
@@ -284,9 +285,10 @@ def _turn_index(said: object, counted: int) -> int:
     """Return the index that a request says which does not bring the whole thread; else the one that is counted."""
     if said is None:
         return counted
-    if isinstance(said, bool) or not isinstance(said, int) or not 0 <= said <= MAX_TURN_INDEX:
+    index = whole(said)
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index <= MAX_TURN_INDEX:
         raise InvalidField(f"turnIndex must be a whole number from 0 to {MAX_TURN_INDEX}", field="turnIndex")
-    return said
+    return index
 
 
 def _parameters(value: object, may_say: Callable[[str], bool]) -> tuple[Mapping[str, Any], list[str]]:
