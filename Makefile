@@ -11,7 +11,7 @@ STAMPS := $(VENV)/stamps
 READY := $(STAMPS)/python $(STAMPS)/worker $(STAMPS)/node
 
 .DELETE_ON_ERROR:
-.PHONY: help setup .installed run demo token chaos rolling api attack volume test models docs reset schema lint format types bench bench-host bench-beside clients chromium deploy deploy-check clean FORCE
+.PHONY: help setup .installed run demo token chaos rolling api attack volume test models docs reset schema lint format types bench bench-host bench-beside bench-formats clients chromium deploy deploy-check clean FORCE
 
 help:
 	@echo "make run           start the Worker at http://localhost:$(PORT) (PORT=, PRODUCT=legal)"
@@ -32,6 +32,7 @@ help:
 	@echo "make bench         measure, and write bench/RESULTS.md"
 	@echo "make bench-host    measure what the platform's timers cost here, and write bench/HOST.md"
 	@echo "make bench-beside  measure beside an earlier commit's code (ARGS='--commit 86a99b5')"
+	@echo "make bench-formats measure what a turn costs for the clients of others, and write bench/FORMATS.md"
 	@echo "make deploy        check a product, then let pywrangler deploy it (PRODUCT=legal)"
 	@echo "make deploy-check  say what would fail, and upload nothing (PRODUCT=, DRY_RUN=1 asks no account)"
 
@@ -128,6 +129,9 @@ bench-host: setup
 
 bench-beside: setup
 	$(BIN)/python -m bench.beside $(ARGS)
+
+bench-formats: setup
+	$(BIN)/python -m bench.formats
 
 deploy: setup
 	@test -z "$(DRY_RUN)" || { echo "make deploy uploads: say make deploy-check DRY_RUN=1 to upload nothing"; exit 2; }

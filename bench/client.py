@@ -9,11 +9,11 @@ import re
 import selectors
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["Answer", "Client", "Request"]
+__all__ = ["FORMATS", "Answer", "Client", "Request"]
 
 _END: Final = b"\r\n0\r\n\r\n"
 _LENGTH: Final = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
@@ -23,12 +23,37 @@ _IDLE_S: Final = 2.0  # wrangler closes connections after 5
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One turn to ask for."""
+    """One turn to ask for, by a route of `FORMATS`."""
 
     session: str
     message: str
     model: str
     turn_index: int = 0
+    format: str = "native"
+
+
+def _native(asked: Request) -> tuple[str, dict[str, Any]]:
+    body = {"message": asked.message, "model": asked.model}
+    return f"/v1/sessions/{asked.session}/turns/{asked.turn_index}", body
+
+
+def _ai_sdk(asked: Request) -> tuple[str, dict[str, Any]]:
+    messages = [{"id": "m", "role": "user", "parts": [{"type": "text", "text": asked.message}]}]
+    return "/v1/ai-sdk/chat", {"id": asked.session, "model": asked.model, "messages": messages}
+
+
+def _openai(asked: Request) -> tuple[str, dict[str, Any]]:
+    messages = [{"role": "user", "content": asked.message}]
+    body = {"model": asked.model, "messages": messages, "metadata": {"session_id": asked.session}, "stream": True}
+    return "/v1/chat/completions", body
+
+
+FORMATS: Final[Mapping[str, Callable[[Request], tuple[str, dict[str, Any]]]]] = {
+    "native": _native,
+    "AI SDK": _ai_sdk,
+    "OpenAI": _openai,
+}
+"""The path and the body of a turn that is the first of its session."""
 
 
 @dataclass(kw_only=True)
@@ -126,9 +151,10 @@ class Client:
             return
 
     def _encoded(self, request: Request) -> bytes:
-        body = json.dumps({"message": request.message, "model": request.model}).encode()
+        path, members = FORMATS[request.format](request)
+        body = json.dumps(members).encode()
         head = (
-            f"POST /v1/sessions/{request.session}/turns/{request.turn_index} HTTP/1.1\r\n"
+            f"POST {path} HTTP/1.1\r\n"
             f"Host: 127.0.0.1:{self._port}\r\nAuthorization: Bearer {self._token}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )

@@ -111,8 +111,8 @@ def session_of_body(_request: HttpRequest, _principal: Principal, body: bytes) -
 
 async def post_chat(call: Call) -> HttpResponse:
     """Answer the question of a chat; or go on with the turn whose approvals, or results of its client's tools, came."""
-    sdk = _query(call.request, CHAT_QUERY)["v"]
     body = await read_client_body(call.request)
+    sdk = _query(call.request, CHAT_QUERY)["v"]
     messages: Any = body.get("messages")
     conversation = read_conversation(messages, _text_of, parts_of=_parts_of)
     if body.get("trigger") == "regenerate-message" and call.service.deployment.settings.threads == "off":
