@@ -19,7 +19,7 @@ __all__ = ["Default", "Session", "SweepPart"]
 
 
 class Default(WorkerEntrypoint):
-    """The handlers that the platform calls."""
+    """The handlers that the platform calls for requests and cron ticks."""
 
     async def fetch(self, request: Request) -> JsProxy:
         """Answer one request."""
@@ -31,7 +31,7 @@ class Default(WorkerEntrypoint):
         return to_response(response, raw, self.ctx)
 
     async def scheduled(self, controller: object, env: object, ctx: object) -> None:  # noqa: ARG002 - the platform's
-        """Do what nobody came back for: see `chatturn.chat.sweep`."""
+        """Do the work that no request waits for; see `chatturn.chat.sweep`."""
         try:
             await sweep(make_hooks)
         finally:
@@ -39,10 +39,10 @@ class Default(WorkerEntrypoint):
 
 
 class SweepPart(WorkerEntrypoint):
-    """A part of a sweep in an invocation of its own, where ``SWEEP`` is bound: only a service binding reaches it."""
+    """Runs a part of a sweep in an invocation of its own, where ``SWEEP`` is bound; only that binding reaches it."""
 
     async def fetch(self, request: Request) -> JsProxy:
-        """Go on with the turns that the request names."""
+        """Continue the turns that the request names."""
         raw = request.js_object
         try:
             response = await run_part(make_hooks, from_js_request(raw))
@@ -65,5 +65,5 @@ class Session(DurableObject):  # type: ignore[no-untyped-call]  # the SDK's own 
         return to_response(response, raw, self.ctx)
 
     async def alarm(self) -> None:
-        """Take over what was lost."""
-        await watch(make_hooks, self.ctx._ctx).look()  # noqa: SLF001 - likewise
+        """Take over the session's turns whose worker was lost."""
+        await watch(make_hooks, self.ctx._ctx).look()  # noqa: SLF001 - the raw one

@@ -1,4 +1,4 @@
-"""The products: a module each, whose class ``Hooks`` is what the product adds to a turn."""
+"""The products, one module each; a module's class ``Hooks`` is what the product adds to a turn."""
 
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -18,7 +18,7 @@ PRODUCTS: Final[dict[str, Callable[[Mapping[str, str]], ChatTurnHooks]]] = {
 """
 Each product under its name, the value of the setting ``PRODUCT``.
 
-All of them are imported with the Worker, before the platform takes its snapshot: no request waits for that.
+All are imported with the Worker, before the platform takes its snapshot, so that no request waits for an import.
 """
 
 
@@ -31,7 +31,7 @@ def make_hooks(product: str, variables: Mapping[str, str]) -> ChatTurnHooks:
         variables: The deployment's own vars and secrets, for the product.
 
     Raises:
-        ConfigurationError: There is no such product; names the setting ``PRODUCT``.
+        ConfigurationError: There is no such product; the error names the setting ``PRODUCT``.
     """
     if product not in PRODUCTS:
         names = ", ".join(sorted(PRODUCTS))

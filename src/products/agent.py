@@ -1,8 +1,8 @@
 """
-A note keeper, whose model has two tools: one that may do as it likes, and one that asks first.
+A note keeper, whose model has two tools: one that runs at once, and one that waits for an approval.
 
-With ``NOTES_URL`` among its variables each tool POSTs to ``<NOTES_URL>/<tool>``, under the call's key; without it
-they only say in the log what they would have done.
+If the variable ``NOTES_URL`` is set, each tool POSTs to ``<NOTES_URL>/<tool>``, under the call's idempotency key;
+otherwise it only logs what it would have done.
 """
 
 import json
@@ -54,7 +54,7 @@ class Hooks(ChatTurnHooks):
         return {"sent": args["to"]}
 
     def _post(self, tool: str, args: Mapping[str, Any], call: ToolContext) -> None:
-        """Have the effect: whoever takes it ignores a key that it has seen, since this may be done twice."""
+        """Send the call to the notes service, which must ignore a key that it has seen: a call may be sent twice."""
         address = self.variables.get("NOTES_URL")
         if not address:
             print_log("agent.note", {"tool": tool, "user": call.identity.user_id, "step": call.step_key})

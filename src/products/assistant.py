@@ -6,6 +6,6 @@ __all__ = ["Hooks"]
 
 
 class Hooks(ChatTurnHooks):
-    """Ask the model what the user asked; a request may bring tools, which its client does."""
+    """Ask the model what the user asked; a request may bring tools, which its client runs."""
 
     client_tools = True

@@ -23,7 +23,7 @@ class Hooks(ChatTurnHooks):
         """
         Report the proposals, under the turn's idempotency key, since this may be called more than once.
 
-        A real product would send them to its service here; raising means to be called again later.
+        A real product would send them to its service here; if this raises, it is called again later.
         """
         for number, title in enumerate(proposals(turn.final_text)):
             print_log("gtm.proposal", {"key": f"{turn.idempotency_key}/{number}", "title": title})

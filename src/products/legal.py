@@ -11,8 +11,8 @@ _INSTRUCTIONS: Final = (
     "You help lawyers to read documents. Quote the passage that you rely on, and say so where there is none."
 )
 
-# The text may be long, and made by somebody who wishes us ill.  So no pattern begins in the middle of what it has
-# looked at before: each takes time with the length of the text, not with its square.
+# The text may be long and hostile.  No pattern begins in the middle of characters that it has looked at before, so
+# each takes time in proportion to the text's length, not to its square.
 _PERSONAL: Final = (
     (re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), "[e-mail]"),
     (re.compile(r"\b\d{3}-\d{2}-\d{4}\b"), "[social security number]"),

@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 CONTENTS: Final = frozenset({"file_data", "file_url", "image_data", "image_url"})
-"""What a message may have besides text: images and files, each by its address or in the message itself."""
+"""What a message may have besides text: images and files, each as an address or as data in the message."""
 
 ChatMessage: TypeAlias = Mapping[str, Any]
 """
 ``{"role", "content", …}`` in the shape of the chat completions API.
 
-An assistant's message that calls tools may have a member ``kept``: what `AgentBackendContext.keep` was given.
+An assistant's message that calls tools may have a member ``kept``: the value that `AgentBackendContext.keep` took.
 """
 
 
@@ -47,8 +47,8 @@ class AgentBackendInput:
 
     Attributes:
         messages: The conversation so far, the user's message last.
-        continue_from: What the model has said to it already, in a call that broke off; it is to go on from there,
-            and says only what comes after.  "" for an answer from its beginning.
+        continue_from: The text that the model has said in a call that broke off; the answer is only what follows it.
+            "" for an answer from its beginning.
         model: Which model, where the backend serves several; None for its default.
         options: Further members of the request (tools, temperature …), sent as they are.
     """
@@ -60,7 +60,7 @@ class AgentBackendInput:
 
 
 class CallMeter(Protocol):
-    """Takes what one call of a model consumes.  Leaving its ``with`` block ends the call, well or not."""
+    """Takes what one call of a model consumes.  Leaving its ``with`` block ends the call, successful or not."""
 
     def __enter__(self) -> Self: ...
 
@@ -70,23 +70,23 @@ class CallMeter(Protocol):
 
     @property
     def index(self) -> int | None:
-        """Which of the attempt's calls it is, from 0, for the member ``call`` of its ``usage`` event; None: unknown."""
+        """The call's index in its attempt, from 0, for the member ``call`` of its ``usage`` event; None if unknown."""
 
     def tried(self) -> None:
-        """A request is sent; again for every further try."""
+        """Learn that a request is sent; called once per try."""
 
     def answered(self) -> None:
-        """The headers of an answer have arrived."""
+        """Learn that the headers of an answer have arrived."""
 
     def said(self, events: Sequence[ChatStreamEvent]) -> None:
-        """Further pieces of the answer have arrived."""
+        """Learn that further pieces of the answer have arrived."""
 
     def reported(self, usage: Mapping[str, Any]) -> None:
         """
-        Take what the model says that it has consumed so far; the last report is the one that counts.
+        Take what the call has consumed so far, as the model reports it; the last report counts.
 
         Args:
-            usage: The data of a ``usage`` event, and ``costUsd`` where the model says that; anything may be in it.
+            usage: The data of a ``usage`` event, and ``costUsd`` if the model tells its cost; values are unchecked.
         """
 
 
@@ -98,15 +98,15 @@ class Meter(Protocol):
         Begin a call.
 
         Args:
-            model: Who is asked, as far as that is known.
+            model: The model asked, as far as it is known.
             request_id: As in `AgentBackendContext`.
 
         Raises:
-            BudgetExceeded: There may be none: what may be spent is spent.
+            BudgetExceeded: The budget is spent, so no call may begin.
         """
 
     def report(self, usage: Mapping[str, Any]) -> int | None:
-        """Take a call that was made elsewhere, as in `CallMeter.reported`; return its index; None: none."""
+        """Take the usage of a call made elsewhere, as `CallMeter.reported` does; return the call's index, or None."""
 
 
 class _NullMeter:
@@ -140,14 +140,14 @@ NULL_METER: Final[Meter] = _NullMeter()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentBackendContext:
     """
-    On whose behalf.
+    For which attempt of a turn a model is asked.
 
     Attributes:
         request_id: Stable for all tries of one attempt of a turn; becomes the upstream's idempotency key.
         tracer: Takes the spans of the model's calls.
         meter: Takes what they consume.
-        keep: Takes, once an answer that calls tools is whole, what its API wants back with it; JSON, and nobody's
-            business but the backend's.
+        keep: Takes, once an answer that calls tools is whole, the JSON that its API wants back with the tools'
+            results; only the backend reads it.
     """
 
     request_id: str
@@ -171,8 +171,8 @@ class AgentExecutionBackend(Protocol):
         Answer, event by event; events that arrive together come as one sequence.
 
         Raises:
-            BackendError: One of its subclasses, for everything that goes wrong on the model's side.  Ending
-                without an error means that the model said it was done.
+            BackendError: One of its subclasses, for everything that goes wrong on the model's side.  A stream that
+                ends without an error means that the model said it was done.
         """
 
 
@@ -181,9 +181,9 @@ class TakesContents(Protocol):
     """A backend that knows what its models take besides text."""
 
     def takes(self, model: str | None) -> frozenset[str]:
-        """Return which of `CONTENTS` *model* takes; of its default for None."""
+        """Return which of `CONTENTS` *model* takes; None stands for the default model."""
 
 
 def taken_by(backend: AgentExecutionBackend, model: str | None) -> frozenset[str]:
-    """Return which of `CONTENTS` may be sent to a model: any, where its backend does not know."""
+    """Return which of `CONTENTS` may be sent to a model; all of them if its backend does not say."""
     return backend.takes(model) if isinstance(backend, TakesContents) else CONTENTS

@@ -1,11 +1,11 @@
 """
 The built-in model: it quotes the user's message back, word by word, and is the default where no key is set.
 
-It answers the same message with the same events, and it goes the whole way of a model's answer: pieces with
-time between them, usage, a span.
+It answers the same message with the same events, and does all that a model's backend does: pieces with time
+between them, usage, a span.
 
-Where it is offered tools, it uses them by order: each line ``use <tool> {json}`` of the message is one call, one
-after another, before it answers.
+Where it is offered tools, each line ``use <tool> {json}`` of the message orders one call.  The calls come one after
+another, before the answer.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ __all__ = ["EchoBackend", "create_echo_backend"]
 _MODEL: Final = "echo"
 _WORD: Final = re.compile(r"\s*\S+|\s+\Z")
 _ORDER: Final = re.compile(r"^use ([\w-]+)(?: +(.*))?$", re.MULTILINE)
-_MAX_QUOTED: Final = 400  # characters: at the usual pace, some seconds
+_MAX_QUOTED: Final = 400  # characters, about 80 words: some 3 s at 40 ms a word
 
 
 def create_echo_backend(*, pace_ms: int = 40) -> AgentExecutionBackend:
@@ -40,11 +40,11 @@ class EchoBackend:
     kind: str = _MODEL
 
     def continues(self, _model: str | None) -> bool:
-        """Say that it does: it knows what it was going to say."""
+        """Say that every answer can be continued: the same message has always the same answer."""
         return True
 
     async def stream(self, request: AgentBackendInput, context: AgentBackendContext) -> AsyncIterator[EventBatch]:
-        """Answer, with one event per word and usage, in words, at the end."""
+        """Answer, with one event per word and at the end the usage, which counts words as tokens."""
         attributes = {conventions.OPERATION_NAME: conventions.CHAT, conventions.REQUEST_MODEL: _MODEL}
         span_name = conventions.span_name(conventions.CHAT, _MODEL)
         with (
@@ -92,7 +92,7 @@ def _answer(messages: Sequence[ChatMessage]) -> str:
 
 
 def _turn(messages: Sequence[ChatMessage]) -> tuple[str, list[str]]:
-    """Return what the user said last, and what tools have said since."""
+    """Return the user's last message, and the results of tools since."""
     said, told = "", list[str]()
     for message in messages:
         if message.get("role") == "user":

@@ -24,9 +24,9 @@ def create_iterable_backend(kind: str, stream: StreamFunction, *, continues: boo
     Make the backend named *kind* that answers with what *stream* yields.
 
     Args:
-        kind: Its short name.
-        stream: Answers.
-        continues: Whether it takes account of `AgentBackendInput.continue_from`.
+        kind: Its short name, for logs and spans.
+        stream: The function; it yields the answer's events.
+        continues: Whether *stream* continues from `AgentBackendInput.continue_from`.
     """
     return _IterableBackend(kind, stream, continues)
 
@@ -44,7 +44,7 @@ class _IterableBackend:
         with context.meter.call(request.model, context.request_id) as call:
             call.tried()
             reports = _Reports(call, context.meter)
-            # It may ask another backend, whose calls are a part of this one.
+            # *stream* may ask another backend, whose calls are a part of this one.
             stream = self.function(request, replace(context, meter=NULL_METER))
             try:
                 async for batch in stream:
@@ -58,7 +58,7 @@ class _IterableBackend:
 
 @dataclass(slots=True)
 class _Reports:
-    """What a function says about its calls: the last report is about the metered one, those before about others."""
+    """The usage that a function reports: the last report is the metered call's, each earlier one another call's."""
 
     call: CallMeter
     meter: Meter

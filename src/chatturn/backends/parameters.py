@@ -1,7 +1,7 @@
 """
-What a request, or a deployment by default, may say about how a model answers: each as JSON Schema.
+The parameters that a request, or the deployment's defaults, may set for a model's answer, each as JSON Schema.
 
-The names and ranges are those of OpenAI's chat completions; models take fewer, and their API says which.
+Names and ranges are those of OpenAI's chat completions.  A model may take fewer; its API then refuses the request.
 """
 
 import json
@@ -16,10 +16,10 @@ from chatturn.jsontext.depth import nests_deeper
 __all__ = ["MAX_PARAMETERS_BYTES", "PARAMETERS", "TOOLS", "allowed_parameters", "whole", "wrong_parameter"]
 
 MAX_PARAMETERS_BYTES: Final = 65_536
-"""Of all parameters together, as JSON."""
+"""The longest JSON of all parameters of a request together."""
 
 TOOLS: Final = "tools"
-"""The parameter that only a request may say: the tools that its client does."""
+"""The parameter that only a request may set: the tools that its client runs."""
 
 _DEEPEST: Final = 30
 
@@ -89,10 +89,10 @@ def wrong_parameter(name: str, value: Any) -> str | None:
 
 def allowed_parameters(setting: str) -> frozenset[str]:
     """
-    Return what a request may say, by the setting ``ALLOW_PARAMETERS``.
+    Return the names of the parameters that a request may set, by the setting ``ALLOW_PARAMETERS``.
 
     Raises:
-        ConfigurationError: It has a name that is none.
+        ConfigurationError: The setting has a name that is no parameter's.
     """
     names = {name.strip() for name in setting.split(",")} - {""}
     if names == {"*"}:
@@ -105,7 +105,7 @@ def allowed_parameters(setting: str) -> frozenset[str]:
 
 
 def whole(value: Any) -> Any:
-    """Return *value*, as a whole number if it is one, written with a fraction of 0: to JSON they are the same."""
+    """Return *value*, a float without a fraction as an int: 3.0 and 3 are the same number in JSON."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -142,7 +142,7 @@ def _is_tool(value: Mapping[str, Any]) -> bool:
 
 
 def _is_exact(value: Mapping[str, Any]) -> bool:
-    """Say whether each number in *value* is one that every JSON parser reads alike: those are compared by a hash."""
+    """Say whether every JSON parser reads the numbers in *value* alike, so that its canonical hash can be compared."""
     try:
         canonical_hash(value)
     except (TypeError, ValueError):
@@ -159,7 +159,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def _words(schema: _Schema) -> str:
-    """Say what a value of a schema is."""
+    """Return the words that tell a caller which values a schema allows."""
     if "anyOf" in schema:
         return " or ".join(map(_words, schema["anyOf"]))
     kind = schema["type"]

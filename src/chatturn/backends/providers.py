@@ -1,14 +1,14 @@
 """
-Who answers: the providers of a deployment, as data.
+The providers of a deployment, which answer for its models, as data.
 
-The setting ``PROVIDERS`` is a JSON array; each element is a preset, and what is different about it::
+The setting ``PROVIDERS`` is a JSON array; each element names a preset and the members that differ from it::
 
     [{"kind": "azure", "base_url": "https://mine.openai.azure.com", "models": ["gpt-4.1"]},
      {"name": "home", "kind": "ollama", "base_url": "http://10.0.0.7:11434/v1",
       "models": {"qwen3": {"idle_timeout_ms": 0, "defaults": {"temperature": 0.2}}}}]
 
-A value that is wrong is a `ConfigurationError` that names its place and never the value: secrets are among them.  A
-place is told in words of this module, and by numbers: a key may stand where a name belongs, too.
+A wrong value is a `ConfigurationError` that names the value's place and never the value, which may be a secret.  The
+place consists of names that this module knows and of numbers: a secret may stand where a member's name belongs, too.
 """
 
 import re
@@ -44,7 +44,7 @@ _MOST_SYSTEM_CHARACTERS: Final = 100_000
 
 _IMAGES: Final = frozenset({"image_url", "image_data"})
 _OWN_IMAGES: Final = frozenset({"image_data"})
-"""Of servers on one's own machines: an address could be one of theirs, and would be asked from there."""
+"""For servers on the operator's own machines: they would fetch an image's address from inside that network."""
 
 _AND_FILES: Final = _IMAGES | {"file_data"}
 
@@ -55,15 +55,15 @@ class Preset:
     What the providers of one kind have in common.
 
     Attributes:
-        base_url: Where they are; "" if everybody has a place of their own.
-        path: Behind that; ``{model}`` is the model's name.
-        query: Members of the query.
-        key: The name of the secret; "" where there is none.
-        key_header: Which header has it.
-        key_prefix: What stands before it there.
-        quirks: Their ways.
-        is_binding: Whether they are a binding of the Worker, and no server.
-        takes: What their models may be sent besides text, as far as their pages say.
+        base_url: The address of their API; "" if each provider has its own.
+        path: What follows the base URL; ``{model}`` stands for the model's name.
+        query: Members of the URL's query.
+        key: The name of the secret that holds the key; "" if they need none.
+        key_header: The header that carries the key.
+        key_prefix: What stands before the key in that header.
+        quirks: How their API wants requests; see `Quirks`.
+        is_binding: Whether they are reached through a binding of the Worker instead of over HTTP.
+        takes: What their models may be sent besides text, as far as their documentation says.
         files_as: How they want a file; see `chatturn.backends.openai.contents`.
     """
 
@@ -120,20 +120,20 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "vllm": Preset(base_url="http://localhost:8000/v1", takes=_OWN_IMAGES),
     "compatible": Preset(takes=_AND_FILES),
 }
-"""By their kind.  Addresses and headers are those of the vendors' own pages for OpenAI's clients."""
+"""Each preset by its kind.  Addresses and headers are those that the vendors document for OpenAI's clients."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """
-    How a model is asked.  What is None is the deployment's.
+    How a model is asked.  For an attribute that is None, the deployment's setting counts.
 
     Attributes:
         request_timeout_ms, idle_timeout_ms, total_timeout_ms: Its deadlines; see the settings of these names.
-        continues: Whether its server goes on with an answer that broke off.
-        system: Said before the conversation, where nothing else is.
-        defaults: Parameters of requests that do not say them.
-        price: What it costs.
+        continues: Whether its server continues an answer that broke off.
+        system: The system message for conversations that begin without one; "" for none.
+        defaults: Parameters for requests that do not set them.
+        price: What its tokens cost; see `Price`.
         takes: What it may be sent besides text; see `chatturn.backends.api.CONTENTS`.
     """
 
@@ -150,18 +150,18 @@ class Model:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
     """
-    Somebody who answers.
+    A server or binding that answers for one or more models.
 
     Attributes:
-        name: Of its own in the deployment; also in telemetry.
-        kind: Its preset.
-        url: Of chat completions; ``{model}`` is the model's name.
-        headers: Sent with each request; secrets are among them.
-        quirks: Its ways.
-        models: Which it has, and how they are asked.
-        others: How a model is asked that is not among these; None if it has no others.
-        is_binding: Whether it is a binding of the Worker.
-        files_as: How it wants a file.
+        name: Unique in the deployment; telemetry shows it.
+        kind: The kind of its preset, as in ``azure``.
+        url: The address of its chat completions; ``{model}`` stands for the model's name.
+        headers: Sent with each request; they hold secrets.
+        quirks: How its API wants requests; see `Quirks`.
+        models: How each model that it lists is asked, by the model's name.
+        others: How any other model is asked; None if it has no others.
+        is_binding: Whether it is reached through a binding of the Worker instead of over HTTP.
+        files_as: How it wants a file; see `chatturn.backends.openai.contents`.
     """
 
     name: str
@@ -175,24 +175,24 @@ class Provider:
     files_as: str = "file"
 
     def url_of(self, model: str) -> str:
-        """Return where *model* is asked."""
+        """Return the URL at which *model* is asked."""
         return self.url.replace(_MODEL_PLACE, quote(model, safe=""))
 
     def model(self, name: str) -> Model | None:
-        """Return how a model is asked; None if it has no such model."""
+        """Return how the model *name* is asked; None if this provider does not have it."""
         return self.models.get(name, self.others)
 
 
 def parse_providers(text: str, variables: Mapping[str, str]) -> tuple[Provider, ...]:
     """
-    Read the setting.
+    Read the setting ``PROVIDERS``.
 
     Args:
-        text: Of the setting; "" for none.
+        text: The setting's text; "" for no providers.
         variables: The deployment's vars and secrets.
 
     Raises:
-        ConfigurationError: It is not of that form, names a secret that is not set, or one name twice.
+        ConfigurationError: The text has another form, names a secret that is not set, or gives two providers one name.
     """
     if not text:
         return ()
@@ -217,7 +217,7 @@ def prices_of(providers: Iterable[Provider]) -> dict[str, Price]:
 
 
 class _Place:
-    """An object of the setting, whose members are taken one by one; what is left is not known."""
+    """An object of the setting, whose members are taken one by one; a member left at the end is an unknown one."""
 
     def __init__(self, path: str, members: Any) -> None:
         if not isinstance(members, dict):
@@ -227,7 +227,7 @@ class _Place:
         self._positions = {name: position for position, name in enumerate(members, 1)}
 
     def take(self, name: str, check: Callable[[Any], bool], words: str, default: Any = None) -> Any:
-        """Return a member; if it is not there, *default*."""
+        """Remove and return the member *name*; *default* if it is missing."""
         if name not in self._members:
             return default
         value = self._members.pop(name)
@@ -236,25 +236,25 @@ class _Place:
         return value
 
     def place(self, name: str) -> "_Place":
-        """Return an object among the members; an empty one if it is not there."""
+        """Remove and return the member *name*, an object; an empty one if it is missing."""
         return _Place(f"{self.path}.{name}", self._members.pop(name, {}))
 
     def rest(self) -> dict[str, Any]:
-        """Return the members that nobody has taken, whatever their names are."""
+        """Remove and return all members that have not been taken, whatever their names are."""
         rest, self._members = self._members, {}
         return rest
 
     def end(self) -> None:
-        """Refuse what nobody has taken, without its name: it may be a key that was put into the wrong place."""
+        """Refuse members that have not been taken, without their names: a secret may be in the wrong place."""
         if self._members:
             raise ConfigurationError(self.path, "has a member that is not known")
 
     def error(self, name: str, words: str, *, lacks: str | None = None) -> ConfigurationError:
-        """Make the error about a member whose name is one that this module knows."""
+        """Make the error about a member by its name, which this module knows."""
         return ConfigurationError(f"{self.path}.{name}", words, lacks=lacks)
 
     def error_at(self, name: str, words: str, *, lacks: str | None = None) -> ConfigurationError:
-        """Make the error about a member whose name is anything."""
+        """Make the error about a member by its position, from 1, because its name may be a secret."""
         return ConfigurationError(self.path, f"member {self._positions[name]} {words}", lacks=lacks)
 
 
@@ -321,7 +321,7 @@ def _is_secret(value: Any) -> bool:
 
 
 def _joined(base_url: str, path: str, query: Mapping[str, str]) -> str:
-    """Put *path* behind the base's own, and *query* behind its."""
+    """Return the base URL with *path* behind its own path, and *query* behind its own query."""
     base = urlsplit(base_url)
     members = {**query, **dict(parse_qsl(base.query))}
     return urlunsplit((base.scheme, base.netloc, base.path.removesuffix("/") + path, urlencode(members), ""))
@@ -346,7 +346,7 @@ def _headers(place: _Place, variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def _filled(value: str, variables: Mapping[str, str], error: Callable[..., ConfigurationError]) -> str:
-    """Put vars and secrets in the place of their names, ``${NAME}``."""
+    """Replace each ``${NAME}`` by the var or secret of that name."""
     return _SECRET_IN_TEXT.sub(lambda match: _secret(match[1], variables, error), value)
 
 
@@ -384,7 +384,7 @@ def _models(place: _Place) -> dict[str, _Place]:
 
 
 def _model(place: _Place, otherwise: Model, *, is_listed: bool = False) -> Model:
-    """Read how a model is asked; what is not said is as *otherwise*."""
+    """Read how a model is asked; members that are missing are as in *otherwise*."""
 
     def ms(name: str) -> int | None:
         value: int | None = place.take(name, _is_ms, "whole milliseconds, 0 for no end", getattr(otherwise, name))

@@ -1,10 +1,11 @@
 """
-The deployment's backend: which provider is asked for a model, and who is asked instead when that one is down.
+The deployment's backend: which provider is asked for a model, and which model is asked when one fails.
 
 A model is named as its provider lists it, or behind the provider's name, ``home/qwen3``.  ``MODEL=a,b,c`` is a chain:
-the next is asked if one is unreachable, overloaded, out of quota or too late, as long as nothing has been said; with
-``FALLBACK_MIDWAY`` also then, and what was said is taken back.  Who failed so rests for a while, in this isolate, and
-is asked again before that only if all others rest, too.
+if a model is unreachable, overloaded, out of quota or too late before its first event, the next one is asked.  With
+``FALLBACK_MIDWAY=on`` the next one is asked after the first event, too, and its answer replaces the text said so far.
+A model that failed this way rests in this isolate for 30 s, or for 300 s if its quota is used up.  While it rests it
+is not asked, unless every model of the chain rests.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -44,14 +45,14 @@ _PASSING: Final = (BackendTransportError, BackendTimeout, BackendProtocolError, 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Means:
     """
-    What a backend needs of its surroundings.
+    What a backend needs from its deployment.
 
     Attributes:
-        transport: Reaches servers.
-        binding: Reaches a binding of the Worker.
+        transport: Reaches servers over HTTP.
+        binding: Reaches Workers AI through the Worker's binding.
         uniform: Like `random.uniform`.
         now: Seconds since the epoch.
-        log: Takes who was asked instead of whom.
+        log: Takes a warning ``model.fell_back`` with the model that failed and the one asked instead.
     """
 
     transport: Transport
@@ -70,10 +71,10 @@ class _Candidate:
 
 def provider_of_settings(settings: Settings) -> Provider:
     """
-    Return the one provider that the settings of before ``PROVIDERS`` mean.
+    Return the one provider that ``OPENAI_BASE_URL``, ``OPENAI_API_KEY`` and ``CONTINUE_MODELS`` describe.
 
     Raises:
-        ConfigurationError: The base URL is none, or no header can carry the key.
+        ConfigurationError: The base URL is not an address, or no HTTP header can carry the key.
     """
     base_url = settings.openai_base_url
     if not is_address(base_url):
@@ -97,7 +98,7 @@ def create_backend(settings: Settings, providers: Sequence[Provider], means: Mea
     Make the backend of a deployment.
 
     Raises:
-        ConfigurationError: A model of ``MODEL`` is nobody's.
+        ConfigurationError: No provider has a model that ``MODEL`` names.
     """
 
     def make(provider: Provider, model: Model, *, hasty: bool) -> AgentExecutionBackend:
@@ -127,15 +128,15 @@ class RoutingBackend:
     Asks the provider that has the model.
 
     Args:
-        providers: In the order in which they are looked at.
-        make: Makes the backend for a model of a provider; a hasty one tries once.
-        chain: Models, separated by commas, for requests that name none.
-        midway: Whether the next of them answers from the beginning where one breaks off after its first words.
-        now: Seconds, for how long somebody rests.
-        log: Takes who was asked instead of whom.
+        providers: The deployment's; the first one that has a model is asked for it.
+        make: Makes the backend for a model of a provider; with ``hasty=True`` it tries once.
+        chain: Models, separated by commas (``a,b,c``), for requests that name none.
+        midway: Whether the next model answers from the beginning if one fails after its first event.
+        now: Returns the time in seconds, to measure how long a model rests.
+        log: Takes a warning ``model.fell_back`` with the model that failed and the one asked instead.
 
     Raises:
-        ConfigurationError: A model of the chain is nobody's.
+        ConfigurationError: No provider has a model of the chain.
     """
 
     def __init__(
@@ -164,15 +165,15 @@ class RoutingBackend:
         return self._providers[0].name
 
     def continues(self, model: str | None) -> bool:
-        """Say whether an answer can be gone on with: what one provider said is no other's to go on with."""
+        """Say whether *model* can continue an answer that broke off; a chain of two or more models never can."""
         candidates = self._candidates(model)
         return len(candidates) == 1 and bool(candidates[0].model.continues)
 
     def takes(self, model: str | None) -> frozenset[str]:
         """
-        Return what a model may be sent besides text; of a chain, what one of it may.
+        Return what a model may be sent besides text; for a chain, all that any of its models may be sent.
 
-        Of a model that nobody has it is anything: who asks it is told that there is none.
+        For a model that no provider has, return all of `CONTENTS`: `stream` then says that there is no such model.
         """
         try:
             candidates = self._candidates(model)
@@ -207,7 +208,7 @@ class RoutingBackend:
                     raise
                 self._tell(candidate, following, error)
                 if said:
-                    yield text_so_far("")  # in place of all that was said
+                    yield text_so_far("")  # empties the answer: the next model begins anew
             else:
                 self._rests_until.pop(_key(candidate), None)
                 return
@@ -229,7 +230,7 @@ class RoutingBackend:
         return [self._candidate(model)]
 
     def _candidate(self, model: str) -> _Candidate:
-        """Return who is asked for *model*: who lists it, whose name is in front of it, or who takes any."""
+        """Return the provider that lists *model*, else the one named before its ``/``, else one for any model."""
         for provider in self._providers:
             if model in provider.models:
                 return _Candidate(provider, model, provider.models[model])
@@ -268,7 +269,7 @@ def _key(candidate: _Candidate) -> tuple[str, str]:
 
 
 def _may_pass(error: BackendError) -> bool:
-    """Say whether somebody else may do better; `x-should-retry: false` only says that this one will not at once."""
+    """Say whether another model may answer after *error*; `x-should-retry: false` is only about the failed one."""
     if not isinstance(error, BackendRejected) or isinstance(error, QuotaExhausted | ContentNotTaken):
         return isinstance(error, _PASSING)
     return error.upstream_status in PASSING_STATUSES and not isinstance(error, ContextOverflow)

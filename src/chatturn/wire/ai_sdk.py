@@ -11,8 +11,8 @@ There is one step for each turn, however many model calls it has: ``reset-step``
 takeover must be able to clear everything.  The message's id is the run's, the same at every replay: a client
 replaces the message that it knows.
 
-What the client is to do itself is told with the end of the stream: its tools run as soon as they are told, so one whose
-result is in the log already is told as done elsewhere, and is never done twice.
+The client's own tool calls are sent at the stream's end, because a client runs a tool as soon as it is told of the
+call.  A call whose result is in the log already is sent as run by the server, so that it never runs twice.
 
 Cursors.  These clients count chunks (``startIndex``).  A count means something only within one attempt:
 
@@ -49,13 +49,13 @@ __all__ = ["NEWEST", "UiMessageStream"]
 _DONE: Final = "data: [DONE]\n\n"
 _KINDS: Final = ("text", "reasoning")
 _TEXT: Final = ("text", "text")
-"""Where the answer's pieces go: a part's kind and name."""
+"""The kind and name of the part that holds the answer's pieces."""
 
 NEWEST: Final = 7
 _RESETS: Final = 7
 _APPROVES: Final = 6
 
-# `start` and `start-step`: what a client has to have seen before there is anything to reset.
+# The chunks `start` and `start-step`: a client that has not seen both has nothing to reset.
 _HEAD: Final = 2
 
 
@@ -64,17 +64,17 @@ class UiMessageStream:
     The chunks of one turn, for one client.
 
     Args:
-        message_id: The message's; the run's id.
-        version: Which version of its turn it is; its metadata say so.
+        message_id: The message's id, which is the run's.
+        version: The version of the turn, for the message's metadata.
         seen: How many chunks the client has seen.
-        attempt: The latest attempt when the client came: what earlier ones said is left out.
-        sdk: The client's major version.  From 7 on it knows ``reset-step``, from 6 on approvals; before it throws.
-        given: The calls that the client has just decided, or done: it holds a part of this message already.  The step
-            is begun anew, or, where the client cannot do that, said from the first outcome of these calls on.
+        attempt: The latest attempt when the client came; text of earlier attempts is left out.
+        sdk: The client's major version.  From 7 on it knows ``reset-step``, from 6 on approvals; older ones throw.
+        given: The calls that the client has just approved, denied or run; it holds a part of this message already.  The
+            step is begun anew or, for a client without ``reset-step``, sent from the first outcome of these calls on.
 
     Attributes:
         ended: Whether the last chunk was written.
-        broken: Whether the rest cannot be told to this client: the body must be broken off, and it comes back.
+        broken: Whether the rest cannot be sent to this client: its body must be broken off, so that it reconnects.
     """
 
     def __init__(
@@ -93,25 +93,25 @@ class UiMessageStream:
         self._resets = sdk >= _RESETS
         self._approves = sdk >= _APPROVES
         self._given = given
-        self._held = bool(given) and not self._resets  # whether the client holds what is being told
+        self._held = bool(given) and not self._resets  # whether the client already holds the chunks being said
         self._attempt = attempt
         self._out: list[str] = []
         self._begun = False
         self._seen = seen
         self._skip = seen  # chunks that are still to be left out
-        self._skipped: list[str] | None = [] if seen else None  # until it is certain that they can be
+        self._skipped: list[str] | None = [] if seen else None  # kept until it is certain that the client has them
         self._parts = 0
-        self._open: tuple[str, str] | None = None  # the part that is being said: its kind, and what the log calls it
+        self._open: tuple[str, str] | None = None  # the part being said: its kind, its name in the log
         self._open_id = ""
         self._said: dict[tuple[str, str], list[str]] = {}  # the text of each part of the step, as JSON without quotes
         self._others: list[str] = []
         self._tool_ids: dict[str, list[str]] = {}
         self._tools_called: dict[str, int] = {}
         self._usage: dict[str, Any] = {}
-        self._asked: dict[str, Mapping[str, Any]] = {}  # calls that the client is to do
+        self._asked: dict[str, Mapping[str, Any]] = {}  # calls that the client is to run
 
     def feed(self, text: str) -> str:
-        """Return what whole lines of the log are to this client."""
+        """Return the chunks for *text*, whole lines of the log."""
         self._out = []
         for line in text.split("\n"):
             if not line or self.ended or self.broken:
@@ -126,7 +126,7 @@ class UiMessageStream:
         return "".join(self._out)
 
     def begin_attempt(self, attempt: int) -> None:
-        """Say, before the first line, which attempt is the latest."""
+        """Set the latest attempt, before the first line."""
         self._attempt = attempt
 
     # One line.
@@ -161,7 +161,7 @@ class UiMessageStream:
         self._say({"type": "reset-step" if self._given else "start-step"})
 
     def _begin_attempt_anew(self, attempt: int) -> None:
-        """Clear what an attempt has said whose worker was lost."""
+        """Begin another attempt; clear the chunks of the one whose worker was lost."""
         self._attempt = attempt
         if not self._begun:
             return
@@ -175,7 +175,7 @@ class UiMessageStream:
     # The cursor.
 
     def _come_back_to_another(self) -> None:
-        """Begin the step anew: what the client has of it is not what is going to be said."""
+        """Begin the step anew, because the client's chunks differ from those that follow."""
         self._skip, self._skipped = 0, None
         if self._seen < _HEAD:
             self._say({"type": "start-step"})
@@ -189,7 +189,7 @@ class UiMessageStream:
             self.broken = True
 
     def _prove_or_reset(self, *, readable: bool) -> None:
-        """Find out, at the first words that are left out, whether the log still has them."""
+        """At the first text left out, begin the step anew unless the log still has that text (it is *readable*)."""
         if self._skipped is None:
             return
         said, self._skipped = self._skipped[_HEAD:], None
@@ -225,7 +225,7 @@ class UiMessageStream:
             self._open = None
 
     def _say_piece(self, key: tuple[str, str], piece: str) -> None:
-        """Say a piece of a part: JSON without its quotes."""
+        """Say a piece of a part; *piece* is a JSON string without its quotes."""
         if self._open != key:
             self._open_part(key)
         if self._skip:
@@ -254,7 +254,7 @@ class UiMessageStream:
             self._say_piece(key, quoted(delta if isinstance(delta, str) else ""))
 
     def _say_whole(self, key: tuple[str, str], whole: str) -> None:
-        """Say a part that is told as a whole: what is new of it, or, where it was changed, everything anew."""
+        """Say a part given as its whole text: only what is new, or the step anew if the text so far differs."""
         said = unquoted(self._said.get(key, ()))
         if whole.startswith(said):
             self._say_piece(key, quoted(whole[len(said) :]))
@@ -262,7 +262,7 @@ class UiMessageStream:
             self._say_anew({**self._said, key: [quoted(whole)]})
 
     def _say_anew(self, parts: Mapping[tuple[str, str], list[str]]) -> None:
-        """Clear the step, and say its tools, its data and *parts*."""
+        """Clear the step, and say its tools, its data and *parts* again."""
         self._open, self._said = None, {}
         self._say_reset()
         for frame in self._others:
@@ -276,7 +276,7 @@ class UiMessageStream:
         self._tool_ids, self._tools_called, self._usage, self._asked = {}, {}, {}, {}
 
     def _result(self, line: Line) -> None:
-        """Take the whole answer: say it, unless it is what was said."""
+        """Take the whole answer, and say it if it differs from the text said so far."""
         whole = line.data.get("finalText")
         texts = [key for key in self._said if key[0] == "text"]
         said = "".join(unquoted(self._said[key]) for key in texts)
@@ -355,7 +355,7 @@ class UiMessageStream:
         self._say(chunk)
 
     def _new_tool_id(self, line: Line) -> str | None:
-        """Return an id that no other call of this message has: a model may use one twice.  None: it was redacted."""
+        """Return an id unique in this message, since a model may use one twice; None if it was redacted."""
         given = line.data.get("toolCallId")
         if not isinstance(given, str):
             if self._skip:
@@ -367,14 +367,14 @@ class UiMessageStream:
         return id_
 
     def _tool_id(self, line: Line) -> str | None:
-        """Return the id of the call that a line is about; None: it was redacted."""
+        """Return the id of the call that a line is about; None if it was redacted."""
         waiting = self._tool_ids.get(str(line.data.get("toolCallId")))
         return waiting[0] if waiting else None
 
-    # What belongs to the answer besides text.
+    # Citations and images.
 
     def _citations(self, line: Line) -> None:
-        """Say sources with an address of the web as such, and others as data."""
+        """Say citations with a web address as sources, and others as data."""
         for at, each in enumerate(self._list(line, "citations")):
             url, title = (each.get("url"), each.get("title")) if isinstance(each, dict) else (None, None)
             if isinstance(url, str) and url.startswith(_WEB):
@@ -384,7 +384,7 @@ class UiMessageStream:
                 self._say_other({"type": f"data-{line.type}", "data": {"citations": [each]}})
 
     def _list(self, line: Line, name: str) -> list[Any]:
-        """Return a list that a line has; a redacted one has none, and says less than was said live."""
+        """Return the list *name* of a line; [] for a redacted line, whose live version had more chunks."""
         self._end_part()
         found = line.data.get(name)
         if isinstance(found, list):
@@ -394,7 +394,7 @@ class UiMessageStream:
         return []
 
     def _images(self, line: Line) -> None:
-        """Say images as files, and one that has no address as data."""
+        """Say images with an address as files, and others as data."""
         for each in self._list(line, "images"):
             url = each.get("url") if isinstance(each, dict) else None
             if isinstance(url, str) and url.startswith((*_WEB, _INLINE_IMAGE)):
@@ -417,7 +417,7 @@ class UiMessageStream:
         self._finish("other", {"type": "abort", "reason": str(line.data.get("reason", "requested"))})
 
     def _suspended(self, line: Line) -> None:
-        if "turnIndex" in line.data:  # another turn's
+        if "turnIndex" in line.data:  # the turn that waits is another one
             self._finish("error", {"type": "error", "errorText": _BEHIND_A_WAIT})
             return
         self._end_part()
@@ -428,7 +428,7 @@ class UiMessageStream:
 
     def _failed(self, line: Line) -> None:
         if line.seq is None and line.data.get("retryable"):
-            return  # not the end of the log: whoever goes on with the turn says more
+            return  # not the end of the log: the worker that takes the turn over says more
         self._finish("error", {"type": "error", "errorText": str(line.data.get("message", "the turn failed"))})
 
     def _finish(self, reason: str, first: Mapping[str, Any] | None = None) -> None:
@@ -445,17 +445,17 @@ class UiMessageStream:
 
 
 _RUN_HERE: Final[Mapping[str, bool]] = {"dynamic": True, "providerExecuted": True}
-"""Else the client takes the call for one of its own."""
+"""Marks a call as the server's; without it the client takes the call for its own."""
 
 _WEB: Final = ("https://", "http://")
-"""No other address is told as one: a page may make a link of it."""
+"""Only these addresses are sent as addresses, because a page may make a link of one."""
 
 _INLINE_IMAGE: Final = "data:image/"
 
 _BEHIND_A_WAIT: Final = (
     "A turn before this one waits for an approval, or for the result of a tool. This one is answered after it."
 )
-"""Of a turn that has said nothing: it waits behind another one that is suspended."""
+"""The error of a turn that has said nothing, because it waits behind a suspended turn."""
 
 _FINISH_REASONS: Final[Mapping[str, str]] = {"length": "length", "content_filter": "content-filter"}
 
@@ -468,7 +468,7 @@ def _nothing(stream: UiMessageStream, line: Line) -> None:
 _HANDLERS: Final[Mapping[str, Callable[[UiMessageStream, Line], None]]] = {
     "session.run.started": _nothing,
     "context": _nothing,
-    "session.run.restarted": _nothing,  # that the attempt is another one was seen by its number
+    "session.run.restarted": _nothing,  # the line's attempt number has begun the new attempt
     MESSAGE_PART: UiMessageStream._part,  # noqa: SLF001 - the class's own table
     "tool.call": UiMessageStream._tool_call,  # noqa: SLF001
     "tool.approval": UiMessageStream._tool_approval,  # noqa: SLF001

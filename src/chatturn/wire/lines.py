@@ -1,4 +1,4 @@
-"""The lines of a log, as a projection reads them: nearly all are pieces of the answer, and those are never parsed."""
+"""The lines of a log, as a projection reads them.  Nearly all are pieces of the answer, read without a parse."""
 
 import json
 import re
@@ -25,13 +25,13 @@ __all__ = [
 ]
 
 PING_START: Final = '{"type":"ping"'
-"""How the line begins that says that the connection is alive."""
+"""How a keep-alive line begins."""
 
 PING_FRAME: Final = ": ping\n\n"
-"""What it is to every client: a comment."""
+"""A keep-alive line as every client gets it: a comment."""
 
 QUEUED: Final = "session.run.queued"
-"""The type of the line that says for how many turns one waits; it is in no log."""
+"""The type of the line that says for how many turns a queued turn waits; it is stored in no log."""
 
 encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -49,10 +49,10 @@ class Line:
     One line.
 
     Attributes:
-        type: Of its event.
-        data: Of its event; empty for none.
+        type: The event's type.
+        data: The event's data; empty if it has none.
         seq: Its place in the log; None for a line that is in no log.
-        attempt: Which attempt said it; None for a line that is in no log.
+        attempt: The number of the attempt that said it; None for a line that is in no log.
     """
 
     type: str
@@ -63,9 +63,9 @@ class Line:
 
 def queued_frame(line: Line) -> str:
     """
-    Return what a wait is to every client: a comment.
+    Return the line of a queued turn as every client gets it: a comment.
 
-    Where it came again it would not be said again, so it must be nothing that a client counts.
+    A replay does not repeat it, so it must not be a chunk, which clients count.
     """
     return f": queued, {line.data.get('position')} before it\n\n"
 
@@ -79,7 +79,7 @@ def piece_of_answer(line: str) -> str | None:
 
 
 def attempt_of_piece(line: str) -> int:
-    """Return which attempt has said a piece of the answer."""
+    """Return the number of the attempt that said *line*, a piece of the answer."""
     return int(line[line.rindex(":") + 1 : -1])
 
 
@@ -89,13 +89,13 @@ def quoted(text: str) -> str:
 
 
 def unquoted(pieces: Iterable[str]) -> str:
-    """Return the text of *pieces*: JSON without quotes."""
+    """Return the text of *pieces*, the parts of a JSON string without its quotes."""
     text: str = json.loads(f'"{"".join(pieces)}"')
     return text
 
 
 def add_usage(usage: dict[str, Any], line: Line) -> None:
-    """Add what one model call consumed to the *usage* of the attempt: tokens add up, of the rest the last counts."""
+    """Add one model call's usage to *usage*, the attempt's: tokens add up, any other value replaces the earlier one."""
     for name, value in line.data.items():
         known = usage.get(name)
         is_sum = name.startswith("tokens") and isinstance(value, int) and isinstance(known, int)

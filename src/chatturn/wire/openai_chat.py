@@ -1,17 +1,17 @@
 """
 A turn's log as an OpenAI chat completion: a stream of chunks, or one object.
 
-The format has no cursor and no way to take anything back, so what was sent stays sent:
+The format has no cursor and no way to take anything back, so text that was sent stays sent:
 
-* where another attempt says everything anew, what was sent is compared with it, and only what comes behind it is sent.
+* where another attempt says everything anew, its text is compared with the text sent, and only what follows is sent.
   A model that can go on, or that says the same again, so costs the reader nothing but time;
-* where it says something else, the stream ends with an error, ``answer_restarted``: the same request under the same
+* where its text differs, the stream ends with an error, ``answer_restarted``: the same request under the same
   key is answered with the whole;
 * the answer of a product that redacts is held back until it was redacted.
 
-Where the turn waits for the client's tools, their calls are told together, and the completion ends with them; that to
-the request which brings their results begins behind these.  So a turn whose client does tools is several completions,
-each the same at every replay.
+Where the turn waits for the client's tools, their calls are sent together, and the completion ends with them.  The
+completion of the request that brings their results begins after those results.  So a turn whose client runs tools is
+several completions, each the same at every replay.
 
 An answer that is not whole is never told as one: a turn that was cancelled, or waits for an approval, ends in an error
 that says so.
@@ -53,9 +53,9 @@ class Failure:
     Why there is no whole answer.
 
     Attributes:
-        code: Stable.
-        message: For the reader.
-        retryable: Whether the same request may get one.
+        code: A stable code for programs, as in ``cancelled``.
+        message: A sentence for the reader.
+        retryable: Whether the same request may get a whole answer later.
     """
 
     code: str
@@ -76,19 +76,19 @@ _SUSPENDED: Final = Failure(
 
 
 def error_members(code: str, message: str, *, kind: str = "server_error", param: str | None = None) -> dict[str, Any]:
-    """Return an error as these clients read it."""
+    """Return an error's JSON in OpenAI's form."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionHead:
     """
-    What every chunk repeats.
+    The members that every chunk repeats.
 
     Attributes:
-        id: Of the completion; the same at every replay.
+        id: The completion's id; the same at every replay.
         created: When the turn was begun, in seconds since the epoch.
-        model: As the request names it.
+        model: The model's name, as in the request.
     """
 
     id: str
@@ -96,21 +96,21 @@ class CompletionHead:
     model: str
 
     def members(self, kind: str) -> dict[str, Any]:
-        """Return them, as members of an object of that *kind*."""
+        """Return the members for an object of the type *kind*, as in ``chat.completion.chunk``."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
 @dataclass(slots=True, kw_only=True)
 class _Reader:
     """
-    What the lines come to, whoever is told it how.
+    Reads the log's lines; the subclasses write them as a stream or as one object.
 
     Attributes:
-        attempt: The latest attempt: what earlier ones said is left out.
-        answered: The calls whose results the client has given: what comes before these is not for this completion.
-        calls: What the client is to do: the completion ends with it.
+        attempt: The latest attempt; text of earlier attempts is left out.
+        answered: The calls whose results the client has given; lines before these results are left out.
+        calls: The calls that the client is to run; the completion ends with them.
         usage: What the model calls of the attempt consumed.
-        beside: What of the answer is no text, by the member of a message that has it.
+        beside: Citations and images, by the member of a message that holds them.
         ended: Whether the completion is over.
         failure: Why there is no whole answer.
     """
@@ -130,11 +130,11 @@ class _Reader:
 
     @property
     def broken(self) -> bool:
-        """Whether the body must be broken off: never, there is a form for every end."""
+        """Whether the body must be broken off: never, since the format has a form for every end."""
         return False
 
     def begin_attempt(self, attempt: int) -> None:
-        """Say, before the first line, which attempt is the latest."""
+        """Set the latest attempt, before the first line."""
         self.attempt = attempt
 
     def take(self, text: str) -> None:
@@ -160,10 +160,10 @@ class _Reader:
         if (handler := _HANDLERS.get(line.type)) is not None:
             handler(self, line)
 
-    # What is told.
+    # What the subclasses do with the answer.
 
     def say(self, piece: str) -> None:
-        """Take a piece of the answer: JSON without its quotes."""
+        """Take a piece of the answer, a JSON string without its quotes."""
         raise NotImplementedError
 
     def think(self, text: str) -> None:
@@ -171,18 +171,18 @@ class _Reader:
         raise NotImplementedError
 
     def say_whole(self, text: str) -> None:
-        """Take the whole answer, in place of what was said of it."""
+        """Take the whole answer, in place of the pieces so far."""
         raise NotImplementedError
 
     def begin_anew(self) -> None:
-        """Learn that what follows takes the place of what was said."""
+        """Learn that another attempt begins, whose answer replaces the pieces so far."""
         raise NotImplementedError
 
     def ping(self) -> None:
         """Learn that nothing has happened for a while."""
 
     def queue(self, line: Line) -> None:
-        """Learn that the turn waits for others."""
+        """Learn that the turn waits behind other turns."""
 
     def end(self, failure: Failure | None) -> None:
         """Take the end of the turn."""
@@ -215,7 +215,7 @@ class _Reader:
 
     @property
     def beside_members(self) -> dict[str, Any]:
-        """What of a message stands beside its text."""
+        """The members of a message besides its text."""
         return {name: items for name, items in self.beside.items() if items}
 
     def _count(self, line: Line) -> None:
@@ -226,7 +226,7 @@ class _Reader:
         self._asked[str(line.data.get("toolCallId"))] = line
 
     def _outcome(self, line: Line) -> None:
-        """Take a result that the client has given; one that it has not, it may give now."""
+        """Take a call's result; if this client has not given it, end the completion with the calls then open."""
         id_ = str(line.data.get("toolCallId"))
         if id_ in self._asked and id_ not in self.answered:
             self._call_client()
@@ -255,7 +255,7 @@ class _Reader:
     def _failed(self, line: Line) -> None:
         data = line.data
         if line.seq is None and data.get("retryable"):
-            return  # not the end of the log: whoever goes on with the turn says more
+            return  # not the end of the log: the worker that takes the turn over says more
         self.end(
             Failure(
                 code=str(data.get("code", "internal")),
@@ -266,13 +266,13 @@ class _Reader:
 
     @property
     def finish_reason(self) -> str:
-        """Why the answer ended, in the format's words."""
+        """Why the answer ended, in OpenAI's words."""
         if self.calls:
             return "tool_calls"
         return _FINISH_REASONS.get(str(self.usage.get("finishReason")), "stop")
 
     def usage_members(self) -> dict[str, Any] | None:
-        """Return the usage in the format's words; None where the model told none."""
+        """Return the usage in OpenAI's form; None if the model told none."""
         tokens_in, tokens_out = self.usage.get("tokensIn"), self.usage.get("tokensOut")
         if not isinstance(tokens_in, int) or not isinstance(tokens_out, int):
             return None
@@ -289,7 +289,7 @@ class _Reader:
 
 
 def _annotation(citation: Any) -> dict[str, Any]:
-    """Return a citation as these clients read it, with members that have other names here."""
+    """Return a citation in OpenAI's form, whose members have other names."""
     members = dict(citation) if isinstance(citation, dict) else {"value": citation}
     kind = str(members.pop("type", "url_citation"))
     for ours, theirs in (("startIndex", "start_index"), ("endIndex", "end_index")):
@@ -299,7 +299,7 @@ def _annotation(citation: Any) -> dict[str, Any]:
 
 
 def _call(id_: str, line: Line) -> dict[str, Any]:
-    """Return a call of the client's tool, as these clients read it."""
+    """Return a call of the client's tool in OpenAI's form."""
     function = {"name": str(line.data.get("toolName")), "arguments": encode(line.data.get("args"))}
     return {"id": id_, "type": "function", "function": function}
 
@@ -322,14 +322,14 @@ _HANDLERS: Final[Mapping[str, Callable[[_Reader, Line], None]]] = {
 
 class ChatCompletionChunks(_Reader):
     """
-    The stream.
+    Writes the completion as a stream of chunks.
 
     Args:
-        head: What every chunk repeats.
+        head: The members that every chunk repeats.
         attempt: The latest attempt when the client came.
-        answered: The calls whose results it brings.
+        answered: The calls whose results the client brings.
         include_usage: Whether the client wants the usage, in a chunk of its own.
-        hold: Whether the answer must not be sent before the turn says what it is as a whole.
+        hold: Whether nothing of the answer may be sent before its whole text is known, as when it is redacted.
     """
 
     def __init__(
@@ -346,9 +346,9 @@ class ChatCompletionChunks(_Reader):
         self._include_usage = include_usage
         self._hold = hold
         self._out: list[str] = []
-        self._sent: list[str] = []  # JSON without quotes
-        self._sent_text = ""  # the same as text, while it is compared
-        self._resaid: int | None = None  # how many characters of it another attempt has said again
+        self._sent: list[str] = []  # pieces of a JSON string without its quotes
+        self._sent_text = ""  # the text of `_sent`, while another attempt's is compared with it
+        self._resaid: int | None = None  # how many characters of `_sent_text` another attempt has said again
         self._thought = False
         members = encode(head.members("chat.completion.chunk"))[:-1]
         self._start = f'data: {members},"choices":[{{"index":0,"delta":'
@@ -356,7 +356,7 @@ class ChatCompletionChunks(_Reader):
         self._before = False
 
     def feed(self, text: str) -> str:
-        """Return what whole lines of the log are to this client."""
+        """Return the chunks for *text*, whole lines of the log."""
         self._out = []
         if not self._before:
             self._before = True
@@ -388,13 +388,13 @@ class ChatCompletionChunks(_Reader):
         self._compare(0, text)
 
     def begin_anew(self) -> None:
-        """Compare what follows with what was sent."""
+        """Compare the text that follows with the text sent."""
         if self._sent or self._thought:
             self._sent_text = unquoted(self._sent)
             self._resaid = 0
 
     def _compare(self, at: int, text: str) -> None:
-        """Send what of *text*, said at a place of what was sent, comes behind that; end where it is another text."""
+        """Compare *text* with the text sent from character *at* on; send what follows it, or end if they differ."""
         due = len(self._sent_text) - at
         if not self._sent_text.startswith(text[:due], at):
             self.end(ANSWER_RESTARTED)
@@ -434,12 +434,12 @@ class ChatCompletionChunks(_Reader):
 
 class ChatCompletion(_Reader):
     """
-    The object.
+    Writes the completion as one object.
 
     Args:
-        head: Its first members.
+        head: The object's first members.
         attempt: The latest attempt when the client came.
-        answered: The calls whose results it brings.
+        answered: The calls whose results the client brings.
     """
 
     def __init__(self, head: CompletionHead, *, attempt: int = 1, answered: Collection[str] = ()) -> None:
@@ -466,7 +466,7 @@ class ChatCompletion(_Reader):
         self._said = [quoted(text)]
 
     def begin_anew(self) -> None:
-        """Forget what was said."""
+        """Forget the pieces so far."""
         self._said, self._thought = [], []
 
     def members(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """
 `Transport` over the binding ``AI``: Workers AI's models, asked without an address or a key.
 
-The binding is asked for the raw response, so that its status and its stream are read like any server's.  What is
-cancelled before its headers have come goes on unread: an AbortSignal does not cross to another Worker.
+The binding is asked for the raw response, so that its status and its stream are read like any server's.  A request
+cancelled before its headers have come runs on unread: an AbortSignal does not cross to another Worker.
 """
 
 import json
@@ -22,7 +22,7 @@ __all__ = ["BindingTransport"]
 
 class BindingTransport:
     """
-    Sends the body of a request to a binding's ``run``; the address and the headers are nobody's.
+    Sends the body of a request to a binding's ``run``; the request's address and headers are not used.
 
     Args:
         binding: The raw binding.

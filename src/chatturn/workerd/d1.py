@@ -14,9 +14,9 @@ from chatturn.workerd.ffi import js_arguments, js_texts, parse_js, settled, star
 __all__ = ["D1Database"]
 
 _DEADLINE_S: Final = 35.0
-"""D1 ends a query after 30 s; a reply that has not come by then was lost."""
+"""D1 ends a query after 30 s; a reply that has not come after 35 s is lost."""
 
-# How D1 says that it refused a statement, as opposed to not having answered.
+# The words by which D1 says that it refused a statement, as opposed to not having answered.
 # Source: developers.cloudflare.com/d1/observability/debug-d1; SQLite's own error names.
 _REFUSALS: Final = ("SQLITE_ERROR", "SQLITE_CONSTRAINT", "SQLITE_TOOBIG", "SQLITE_MISMATCH", "SQLITE_RANGE")
 _WRONG_CALLS: Final = ("D1_TYPE_ERROR", "Wrong number of parameter bindings", "too big", "too many SQL variables")
@@ -26,7 +26,7 @@ _MISSING: Final = ("no such table", "no such column", "has no column named")
 _MOST_PREPARED: Final = 256
 
 _LONG_CHARACTERS: Final = 500
-"""From here on a parameter crosses faster as bytes."""
+"""A parameter longer than this crosses to JavaScript faster as bytes than as a string."""
 
 _apply: Final = js.Reflect.apply
 
@@ -35,14 +35,14 @@ class D1Database:
     """
     One D1 database.
 
-    The text of a statement crosses to JavaScript once: what D1 makes of it is kept, without parameters.
+    The text of a statement crosses to JavaScript once: D1's prepared statement is kept, without parameters.
 
     Args:
         binding: The binding, raw or as the SDK wraps it.
     """
 
     def __init__(self, binding: Any) -> None:
-        # The wrapper of workers-runtime-sdk (1.6 to 1.9) converts every row in Python, and keeps the raw one here.
+        # The wrapper of workers-runtime-sdk (1.6 to 1.9) converts every row in Python; its `_binding` is the raw one.
         self._binding: JsProxy = binding if isinstance(binding, JsProxy) else binding._binding  # noqa: SLF001
         self._run: JsProxy = self._binding.batch.bind(self._binding)
         self._prepared: dict[str, tuple[JsProxy, Callable[..., JsProxy]]] = {}
@@ -66,20 +66,20 @@ class D1Database:
         ]
 
     def _bound(self, statement: Statement) -> JsProxy:
-        """Make D1's statement of ours."""
+        """Return D1's statement for *statement*, with its parameters bound."""
         prepared, bind = self._prepared.get(statement.sql) or self._prepare(statement.sql)
         params = statement.params
         arguments = js_arguments(params) if None in params else params
         if max(map(len, map(str, params)), default=0) <= _LONG_CHARACTERS:
             return bind(*arguments)
         long = [type(value) is str and len(value) > _LONG_CHARACTERS for value in arguments]
-        # `concat` puts what is in an array in its place, and everything else as it is.
+        # `concat` replaces an array by its elements and keeps any other value.
         parts = (js_texts(value) if is_long else value for value, is_long in zip(arguments, long, strict=True))
         bound: JsProxy = _apply(bind, prepared, js_texts().concat(*parts))
         return bound
 
     def _prepare(self, sql: str) -> tuple[JsProxy, Callable[..., JsProxy]]:
-        """Have D1 prepare *sql*; return what it made, and its `bind`."""
+        """Have D1 prepare *sql*; return the prepared statement and its `bind`."""
         if len(self._prepared) >= _MOST_PREPARED:
             self._prepared.clear()
         prepared = self._binding.prepare(sql)

@@ -1,8 +1,8 @@
 """
 One deployment on the platform: made once per isolate, and used by every request.
 
-Only plain Python is kept between requests, and what the platform gives the isolate, its ``env``: JavaScript
-objects of one request must not be touched by another.
+Between requests only plain Python and the isolate's ``env`` are kept: JavaScript objects of one request must not be
+touched by another.
 """
 
 import functools
@@ -46,13 +46,13 @@ def application(
     make_hooks: HooksMaker, request: JsProxy, headers: Mapping[str, str], *, owned: bool = False
 ) -> Application:
     """
-    Make what the routes work with, for one request.
+    Make the application that answers one request.
 
     Args:
         make_hooks: Makes what the product adds.
         request: The raw request.
         headers: Its headers.
-        owned: Whether this is the session's own object, which runs turns itself.
+        owned: Whether this is the session's Durable Object, which runs turns itself.
     """
     try:
         isolate = _isolate(make_hooks)
@@ -68,7 +68,7 @@ def application(
         log=log,
         tickets=isolate.tickets,
         cors=isolate.cors,
-        rates=None if owned else isolate.rates,  # who forwards a request to the session's object has counted it
+        rates=None if owned else isolate.rates,  # the forwarding Worker has counted the request
         body_within_s=isolate.chat.settings.body_timeout_ms / 1000 or None,
         owner=owner,
     )
@@ -95,7 +95,7 @@ def service(make_hooks: HooksMaker, headers: Mapping[str, str] = _NO_HEADERS) ->
 
 def watch(make_hooks: HooksMaker, state: JsProxy) -> SessionWatch:
     """
-    Make the alarm of a session's object.
+    Make the alarm of a session's Durable Object.
 
     Args:
         make_hooks: Makes what the product adds.
@@ -124,7 +124,7 @@ async def sweep(make_hooks: HooksMaker) -> None:
 
 async def run_part(make_hooks: HooksMaker, request: HttpRequest) -> HttpResponse:
     """
-    Go on with the turns that a sweep has handed out; see `Sweep.run_turns`.
+    Continue the turns that a sweep has handed out; see `Sweep.run_turns`.
 
     Raises:
         ConfigurationError: As for `service`.
@@ -135,7 +135,7 @@ async def run_part(make_hooks: HooksMaker, request: HttpRequest) -> HttpResponse
 
 def flush_logs(make_hooks: HooksMaker, context: Any) -> None:
     """
-    Let log records be sent that no turn takes along.
+    Send the log records that no turn has sent.
 
     Args:
         make_hooks: Makes what the product adds.
@@ -156,7 +156,7 @@ def _isolate(make_hooks: HooksMaker) -> Isolate:
 
 @functools.cache
 def _outcome(make_hooks: HooksMaker) -> Isolate | ConfigurationError:
-    """Build it once, whatever comes of it: an isolate's settings do not change."""
+    """Build the isolate's objects once, and keep the error if that fails: an isolate's settings do not change."""
     try:
         return _build(make_hooks)
     except ConfigurationError as error:
@@ -168,8 +168,8 @@ def _build(make_hooks: HooksMaker) -> Isolate:
     isolate = make_isolate(make_hooks, _platform())
     if isolate.chat.hooks.sync_http:
         enable_sync_http()
-    # What modules have made stays: 43,000 objects, at which a full collection would look for a tenth of a second and
-    # more, while nothing else runs.
+    # The 43,000 objects that modules have made stay.  A full collection would look at them for 100 ms or more, while
+    # nothing else runs.
     gc.freeze()
     return isolate
 
@@ -199,7 +199,7 @@ def _platform() -> Platform:
 
 
 async def _allows(binding: JsProxy, log: OperatorLog, key: str) -> bool:
-    """Ask the platform's rate limiter; where it does not answer, nobody is refused."""
+    """Ask the platform's rate limiter; if it does not answer, allow the request."""
     try:
         outcome = await settled(started(binding.limit.bind(binding, js_object({"key": key}))))
     except JsException as error:
@@ -209,7 +209,7 @@ async def _allows(binding: JsProxy, log: OperatorLog, key: str) -> bool:
 
 
 class _Ids:
-    """Random ids, of which many are made at once: each look at the platform's randomness is a call of JavaScript."""
+    """Makes random ids from 512 random bytes at a time, because each read of random bytes is a call of JavaScript."""
 
     def __init__(self) -> None:
         self._left = ""

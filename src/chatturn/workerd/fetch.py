@@ -4,8 +4,8 @@
 Cancelling a Python task does not stop its fetch, so every way out of a request goes through its
 AbortController: an aborted signal closes the connection, whether headers or body were on their way.
 
-A body is pumped by the platform into a stream whose sink is ours (see `_Inbox`): a chunk that arrives costs a
-call into Python and no promise, or no Python at all; whoever takes gets all that has arrived.
+The platform pumps a body into a stream whose sink is ours (see `_Inbox`): a chunk that arrives costs a call into
+Python and no promise, or no Python at all.  A reader gets all chunks that have arrived at once.
 """
 
 import time
@@ -26,7 +26,7 @@ from chatturn.workerd.headers import LazyHeaders
 __all__ = ["FetchResponse", "FetchTransport"]
 
 _ROOM_CHUNKS: Final = 256
-"""How much may wait to be taken before the platform stops reading the connection."""
+"""How many chunks may wait for the reader before the platform stops reading the connection."""
 
 # JavaScript's own, looked up once.
 _new_controller: Final = js.AbortController.new
@@ -45,7 +45,7 @@ _with_resolvers: Final = js.Promise.withResolvers
 
 
 class FetchTransport:
-    """Sends requests with ``fetch``; redirects are answers like others."""
+    """Sends requests with ``fetch``; a redirect is returned, not followed."""
 
     @asynccontextmanager
     async def send(self, request: TransportRequest) -> AsyncIterator[TransportResponse]:
@@ -75,7 +75,7 @@ class FetchResponse:
 
     Args:
         response: The Response.
-        signal: Ends its body; whoever aborts the request itself needs none.
+        signal: Ends its body when aborted; None if the caller aborts the request itself.
     """
 
     def __init__(self, response: JsProxy, signal: JsProxy | None = None) -> None:
@@ -104,12 +104,12 @@ class _Inbox:
     The sink of a WritableStream into which the platform pumps *body*.
 
     Its ``write`` is a Proxy around the ``add`` of a Set.  While the Proxy's trap is set, every chunk calls into
-    Python, which takes it at once.  In a burst, or where the isolate is busy, it is not (see `Gathering`): then chunks
-    gather without any Python, and a timer looks at them, until it finds none or nobody waits for more.
+    Python, which takes it at once.  In a burst, or while the isolate is busy, the trap is not set (see `Gathering`):
+    chunks gather in the Set without any Python, and a timer collects them, until it finds none or no task waits.
 
     Args:
-        body: What to pump.  Whoever aborts its fetch ends the pump.
-        signal: Ends it, too, and cancels *body*.
+        body: The ReadableStream to pump.  Aborting its fetch ends the pump.
+        signal: If aborted, ends the pump and cancels *body*; None for no signal.
     """
 
     def __init__(self, body: JsProxy, signal: JsProxy | None) -> None:
@@ -124,8 +124,8 @@ class _Inbox:
         self._error: BaseException | None = None
         self._arrives = create_proxy(self._arrive)
         self._fills = create_proxy(self._arrive_and_wait)
-        # A trap is called with what it guards, a `this` and a list of arguments: a chunk, and a controller that nobody
-        # needs.  Each object that crosses costs 30 us, and a setter is called with one.
+        # A trap is called with its target, a `this` and a list of arguments: a chunk, and a controller that is not
+        # needed.  Each object that crosses costs 30 us, so the trap calls a setter, which gets the chunk alone.
         chunks = _define_member(js_object({}), "chunk", js_object({"set": self._arrives}))
         self._trap = _trap_of(_set_member.bind(None, chunks, "chunk"))
         self._handler = js_object({"apply": self._trap})
@@ -136,10 +136,10 @@ class _Inbox:
 
     async def take(self) -> bytes:
         """
-        Wait until something has arrived, and take all of it; at the end, b"".
+        Wait until bytes have arrived, and take all of them; return b"" at the end of the body.
 
         Raises:
-            JsException: The connection broke, and everything before that was taken.
+            JsException: The connection broke, and all bytes that came before have been taken.
         """
         while True:
             if not self._taken and not self._ended:
@@ -155,9 +155,9 @@ class _Inbox:
         return b""
 
     def close(self) -> None:
-        """Take nothing any more."""
+        """Drop all further chunks."""
         self._closed = True
-        self._make_room()  # or the pump would wait for ever, and never end
+        self._make_room()  # otherwise the pump would wait for ever
         self._release()
 
     def _make_room(self) -> None:
@@ -168,7 +168,7 @@ class _Inbox:
     # What the platform calls.
 
     def _arrive(self, chunk: JsBuffer) -> None:
-        """Take a chunk; if there is no room for many more, let the pump wait behind the next one."""
+        """Take a chunk; if 256 or more wait for the reader, make the pump wait after the next one."""
         if self._closed:
             return
         self._taken.append(chunk.to_bytes())
@@ -196,14 +196,14 @@ class _Inbox:
         self._gathering.delivered(time.monotonic())
 
     def _gather(self, seconds: float) -> None:
-        """Let chunks arrive without Python for a while."""
+        """Let chunks gather without Python for *seconds*."""
         if self._closed or self._ended:
             return
         self._handler.apply = None
         self._timer = Timer(seconds, self._look)
 
     def _look(self) -> None:
-        """Wake whoever waits for what has gathered, and look again soon; if nothing has, let the next chunk call."""
+        """Collect the gathered chunks and gather again, if there are any and a task waits; else set the trap again."""
         timer, self._timer = self._timer, None
         came = self._collect()
         if came and self._bell.awaited and timer is not None:
@@ -214,10 +214,10 @@ class _Inbox:
             self._handler.apply = self._trap
 
     def _collect(self) -> int:
-        """Take what has gathered; return how many chunks that was."""
+        """Take the gathered chunks; return how many there are."""
         came: int = self._gathered.size
         if came:
-            # JavaScript has nothing that puts bytes together in one call, but texts it can.
+            # No single call of JavaScript joins arrays of bytes, but one joins texts: so the bytes go through hex.
             hexes = _array_from(self._gathered, _hex_function())
             together: JsBuffer = _array_of(hexes).map(_concatenate_function()).map(_from_hex)[0]
             self._taken.append(together.to_bytes())
@@ -225,7 +225,7 @@ class _Inbox:
         return came
 
     def _end(self, _value: object = None) -> None:
-        """Learn that nothing more comes."""
+        """Learn that the body has ended."""
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()
@@ -235,12 +235,12 @@ class _Inbox:
         self._release()
 
     def _break(self, reason: object) -> None:
-        """Learn that the connection broke, or was closed by whoever aborted the fetch."""
+        """Learn that the connection broke, or that the fetch was aborted."""
         self._error = as_exception(reason)
         self._end()
 
     def _release(self) -> None:
-        """Give back what JavaScript called, once it will call no more."""
+        """Destroy the proxies that JavaScript calls, once the pump has ended and the reader has closed."""
         if self._ended and self._closed:
             self._arrives.destroy()
             self._fills.destroy()
@@ -251,20 +251,20 @@ class _Inbox:
 
 @cache
 def _hex_function() -> JsProxy:
-    """Return a function that writes a Uint8Array as text, whatever else it is given."""
+    """Return a function that writes its first argument, a Uint8Array, as hex, and ignores further arguments."""
     function: JsProxy = _without_this.bind(js.Uint8Array.prototype.toHex)
     return function
 
 
 @cache
 def _concatenate_function() -> JsProxy:
-    """Return a function that puts the texts of its first argument together, whatever else it is given."""
+    """Return a function that joins the texts in its first argument, an array, and ignores further arguments."""
     function: JsProxy = js.Function.prototype.apply.bind(js.String.prototype.concat, "")
     return function
 
 
 def _trap_of(function: JsProxy) -> JsProxy:
-    """Return a trap that calls *function* with the arguments of what it guards."""
+    """Return a trap that calls *function* with the arguments of the guarded call."""
     return _without_this.bind(_apply.bind(None, function))
 
 
@@ -274,5 +274,5 @@ def _until(signal: JsProxy) -> JsProxy:
 
 @cache
 def _over() -> JsException:
-    """Return why a request is aborted that is over.  An Error costs 50 us to make, for the stack that it records."""
+    """Return the reason for aborting a finished request.  Made once: an Error records its stack, which costs 50 us."""
     return js_error("the request is over")

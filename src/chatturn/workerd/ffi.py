@@ -1,15 +1,15 @@
 """
 Values and promises across the border to JavaScript: each conversion once, each explicit.
 
-A call from Python that returns a promise is dear: Pyodide makes a future of it at once, 75 us, and awaiting
-that takes 175 more.  A Python function that is made a JavaScript one and taken back costs 45 us.  Everything
+A call from Python that returns a promise is expensive: Pyodide makes a future of it at once, 75 us, and awaiting
+the future takes 175 us more.  A Python function that is made a JavaScript one and taken back costs 45 us.  Everything
 else is cheap: a call, a callback from JavaScript, a JavaScript object that becomes visible, each 5 to 10 us.  So
 here a promise never crosses as what a call returns, no task is woken by way of the event loop, timers take their
 functions from a pool, and JavaScript's own functions are looked up once; see `started`, `Bell` and `Timer`.
 
-Text is dear, too: Pyodide copies it character by character, 30 to 100 us for a thousand, while bytes are copied
-at once.  So what may be long crosses as bytes, and is made text or read as JSON by JavaScript's own functions,
-strung together without coming back in between; see `js_texts` and `parse_js`.
+Text is expensive, too: Pyodide copies it character by character, 30 to 100 us for 1,000, while bytes are copied at
+once.  So text that may be long crosses as bytes.  JavaScript's own functions make it text or parse it as JSON, in a
+chain that does not come back to Python in between; see `js_texts` and `parse_js`.
 """
 
 import asyncio
@@ -52,13 +52,13 @@ _set_timeout: Final = js.setTimeout
 _clear_timeout: Final = js.clearTimeout
 
 work: Final = Work()
-"""What bells have woken; a number, which the isolate's requests may share."""
+"""Counts the tasks that bells have woken; a plain number, so all requests of the isolate may share it."""
 
 _run_sync_is_allowed = False
 
 
 def allow_run_sync() -> None:
-    """From now on wake tasks on stacks that `run_sync` can set aside, as the event loop does.  It costs more."""
+    """From now on wake tasks through the event loop, which is slower, on stacks that `run_sync` can set aside."""
     global _run_sync_is_allowed  # noqa: PLW0603 -- a fact about the isolate, no state of a request
     _run_sync_is_allowed = True
 
@@ -80,11 +80,11 @@ def started(function: JsProxy, argument: Any = None) -> JsProxy:
 
 async def settled(promise: JsProxy, *, within_s: float | None = None) -> Any:
     """
-    Wait for *promise*, one of `started`.  Cancelled or out of time, it lets the promise go on alone.
+    Wait for *promise*, which `started` returned.  If the wait is cancelled or times out, the promise runs on.
 
     Raises:
         JsException: It was rejected.
-        TimeoutError: It had not settled *within_s* seconds.
+        TimeoutError: It did not settle within *within_s* seconds.
     """
     bell = Bell()
     values: list[Any] = []
@@ -115,21 +115,21 @@ async def settled(promise: JsProxy, *, within_s: float | None = None) -> Any:
 
 class Timer:
     """
-    Calls back once after a while, unless it is cancelled before.  A ``with`` block cancels it at its end.
+    Calls *callback* once after *after_s* seconds, unless cancelled before.  A ``with`` block cancels it at its end.
 
-    The platform passes no arguments to a timer's function, and makes a microtask that nothing takes back of a timer of
-    0 ms (its ``setTimeout`` has two parameters).  So each pending timer has a function of its own, taken
-    from a pool, and no timer is shorter than 1 ms.
+    The platform's ``setTimeout`` has two parameters, so it passes no arguments to the function; it runs a timer of 0 ms
+    as a microtask, which cannot be cancelled.  So each pending timer has a function of its own, taken from a pool, and
+    no timer is shorter than 1 ms.
 
-    A function may be called for a timer of before: one that was cancelled in vain, as in another request, where its
-    number means nothing.  Then its owner waits on, until its own time has come.
+    The platform may call a function for an earlier timer whose cancellation had no effect, for example because it came
+    from another request, where the timer's number means nothing.  Then the current timer is set again for its own time.
 
     Args:
-        after_s: How long; 1 ms at least.
+        after_s: Seconds; less than 0.001 counts as 0.001.
         callback: Called by JavaScript, outside any task.
 
     Attributes:
-        late_s: How long after its time it has called; 0 before.
+        late_s: How many seconds after its time it called; 0 before the call.
     """
 
     __slots__ = ("_callback", "_slot", "_timer", "due_s", "late_s")
@@ -143,7 +143,7 @@ class Timer:
         self._timer: int = _set_timeout(slot.function, max(after_s * 1000, _SHORTEST_MS))
 
     def cancel(self) -> None:
-        """Take the timer back; does nothing if it has called."""
+        """Cancel the timer; does nothing if it has called."""
         if self._slot.timer is self:
             _clear_timeout(self._timer)
             self._slot.release()
@@ -155,11 +155,11 @@ class Timer:
         self.cancel()
 
     def call(self) -> None:
-        """Call back."""
+        """Call the callback."""
         self._callback()
 
     def wait_on(self, left_s: float) -> None:
-        """Set the timer again."""
+        """Set the timer again, for *left_s* seconds."""
         self._timer = _set_timeout(self._slot.function, max(left_s * 1000, _SHORTEST_MS))
 
 
@@ -169,7 +169,7 @@ class _Slot:
 
     Attributes:
         function: What the platform calls when the time is up.
-        timer: Whose time that is; None for a slot that is free.
+        timer: The pending timer; None for a free slot.
     """
 
     __slots__ = ("function", "timer")
@@ -179,7 +179,7 @@ class _Slot:
         self.timer: Timer | None = None
 
     def release(self) -> None:
-        """Let the next timer have the function."""
+        """Free the slot for another timer."""
         self.timer = None
         _free_slots.append(self)
 
@@ -198,23 +198,23 @@ class _Slot:
 
 _SHORTEST_MS: Final = 1.0
 _EARLY_S: Final = 0.005
-"""The platform's clock has whole milliseconds, and its timers leave out fractions of one."""
+"""A timer called up to 5 ms early is on time: the platform's clock and timers have whole milliseconds only."""
 
 _DROPPED_AFTER_S: Final = 60.0
-"""How late a timer may be, at most: the platform drops those of a request that is over, and tells nobody."""
+"""A timer this much late was dropped: the platform drops the timers of a finished request without a notice."""
 
 _free_slots: Final[list[_Slot]] = []
-"""As many as timers were pending at once, at most; made in requests, since no proxy may be made at import."""
+"""The slots without a pending timer; made in requests, since no proxy may be made at import."""
 
 _slots: Final[list[_Slot]] = []
-"""All of them."""
+"""All slots, free or not."""
 
 _FEW_SLOTS: Final = 128
 _look_at = _FEW_SLOTS
 
 
 def _new_slot() -> _Slot:
-    """Make one, or take one whose timer was dropped; they are looked for whenever there are twice as many."""
+    """Make a slot, or free those whose timers were dropped and take one; checked when the slots in use have doubled."""
     global _look_at  # noqa: PLW0603 -- beside the list
     if len(_slots) >= _look_at:
         latest_s = _monotonic() - _DROPPED_AFTER_S
@@ -230,7 +230,7 @@ def _new_slot() -> _Slot:
 
 class RequestAlarm:
     """
-    An `Alarm` of one request, which any other may ring.
+    An `Alarm` of one request, which any other request may ring.
 
     The promise belongs to the request that made it, so its task goes on there, with its own connections: workerd
     sees to that, by the flag ``handle_cross_request_promise_resolution``, on since 2024-10-14.  An event or a future
@@ -245,17 +245,17 @@ class RequestAlarm:
         self._deferred.resolve()
 
     async def wait(self, within_s: float) -> None:
-        """Wait until it rings, or the time is over."""
+        """Wait until it rings, or until *within_s* seconds are over."""
         with suppress(TimeoutError):
             await settled(self._deferred.promise, within_s=within_s)
 
 
 class Bell:
     """
-    Wakes the one task that awaits it, and does so inside `ring` if JavaScript has called that.
+    Wakes the one task that awaits it, within the call of `ring` itself if JavaScript has made that call.
 
-    A future would have the event loop call the task: a MessageChannel and a fresh stack of WebAssembly's every
-    time, which together cost more than all that the task does when it relays a chunk.
+    A future would wake the task through the event loop: a MessageChannel and a new WebAssembly stack every time, which
+    together cost more than relaying a chunk.
     """
 
     _asyncio_future_blocking = False  # asyncio's protocol for whatever a task may wait for
@@ -271,7 +271,7 @@ class Bell:
         return self._wake is not None
 
     def ring(self) -> None:
-        """Let the task go on, if one waits."""
+        """Wake the task, if one waits."""
         wake, self._wake = self._wake, None
         if wake is None:
             return
@@ -285,7 +285,7 @@ class Bell:
         self._asyncio_future_blocking = True
         yield self
 
-    # What a task calls.
+    # The methods of a future that asyncio calls.
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """Return the loop of the task."""
@@ -312,7 +312,7 @@ class Bell:
 
 
 def as_exception(reason: Any) -> BaseException:
-    """Return what a promise was rejected with as what Python can raise."""
+    """Return the reason of a rejected promise as an exception."""
     return reason if isinstance(reason, JsException) else js_error(str(reason))
 
 
@@ -335,7 +335,7 @@ def js_texts(*texts: str) -> JsProxy:
 
 def parse_js(value: JsProxy) -> Any:
     """
-    Turn a JavaScript value that is JSON into Python's, whatever its size.
+    Convert a JavaScript value that is JSON to Python, in one crossing whatever its size.
 
     ``to_py()`` would cross once per member, and leave null as ``jsnull``, which is not None.
     """

@@ -8,7 +8,7 @@ __all__ = ["LazyHeaders"]
 
 
 class LazyHeaders(Mapping[str, str]):
-    """Headers, read when asked for: few of them ever are.  Names come in lower case, and are asked for so."""
+    """Headers, each read only when asked for, since few are.  Names are in lower case, also those asked for."""
 
     def __init__(self, headers: JsProxy) -> None:
         self._headers = headers

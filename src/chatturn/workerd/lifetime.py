@@ -12,7 +12,7 @@ from chatturn.workerd import ffi
 __all__ = ["outlive"]
 
 _RUNNING: Final[set[asyncio.Task[Any] | None]] = set()
-"""The event loop holds tasks weakly."""
+"""The tasks that run; the event loop holds only weak references to them."""
 
 _with_resolvers: Final = js.Promise.withResolvers
 
@@ -21,13 +21,13 @@ def outlive(work: Awaitable[None], context: Any) -> None:
     """
     Run *work* to its end, whatever becomes of the request.
 
-    It begins within this call, unless synchronous HTTP is in use, and what does not wait has ended with it.  Given to
-    ``waitUntil`` as it is, it would begin two turns of the event loop later, and that of a Durable Object would
-    forget it.
+    The work begins within this call, unless synchronous HTTP is in use; work that never waits has ended when the call
+    returns.  Passed to ``waitUntil`` directly, it would begin two turns of the event loop later, and the ``waitUntil``
+    of a Durable Object would forget it.
 
     Args:
         work: Raises nothing.
-        context: The request's, whose ``waitUntil`` takes a promise.
+        context: The request's context, whose ``waitUntil`` takes a promise.
     """
     over: JsProxy | None = None
 

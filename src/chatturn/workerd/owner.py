@@ -2,8 +2,8 @@
 A Durable Object for each session, where one is bound: its turns run there, and may outlive their clients for long.
 
 A Worker is ended about 30 s after its client has gone.  The object goes on, and sets itself an alarm that looks after
-the session every 20 s, or every term of the lease, while a turn is being answered: so the platform does not put the
-object away, and a turn that was lost with it, in a deployment or a crash, is taken over once its lease has lapsed.
+the session every 20 s (or every lease term, if that is shorter) while a turn is being answered.  So the platform does
+not evict the object, and a turn lost with it, in a deployment or a crash, is taken over once its lease has lapsed.
 """
 
 import json
@@ -23,10 +23,10 @@ __all__ = ["SessionObjects", "SessionWatch"]
 _new_request: Final = js.Request.new  # type: ignore[attr-defined]  # no class in the stub: the SDK's own has its name
 
 _LOOK_EVERY_MS: Final = 20_000
-"""Below 70 s: after so long without a request the platform puts an object away."""
+"""Below 70 s, the time without a request after which the platform evicts an object."""
 
 _NAME: Final = "name"
-"""Where the object keeps its name: an alarm is not always told it."""
+"""The key under which the object stores its name: the platform does not always tell it to an alarm."""
 
 
 class SessionObjects:
@@ -43,7 +43,7 @@ class SessionObjects:
         self._request = request
 
     async def forward(self, tenant_id: str, session_id: str, body: bytes | None = None) -> HttpResponse:
-        """Let the session's object answer; see `SessionOwner.forward`."""
+        """Pass the request on to the session's object; see `SessionOwner.forward`."""
         stub = self._namespace.getByName(json.dumps([tenant_id, session_id]))
         request = self._request if body is None else _with_body(self._request, body)
         try:
@@ -59,8 +59,9 @@ class SessionWatch:
 
     Args:
         state: The raw state of the object.
-        lease_ms: Of its turns.
-        look_after: Takes over what is lost of a tenant's session; returns whether a turn is being answered.
+        lease_ms: The lease term of the session's turns.
+        look_after: Takes a tenant's id and a session's id; takes over the session's lost turns and returns whether a
+            turn is being answered.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class SessionWatch:
         self._storage = state.storage
 
     async def keep(self) -> None:
-        """Set the alarm, to be done beside each request; anew, so that one that looks just now leaves it."""
+        """Set the alarm anew, for each request; an alarm that is running then does not delete it."""
         if self._state.id.name and not await self._asked("getAlarm"):
             await self._asked("put", _NAME, self._state.id.name)
         await self._asked("setAlarm", _now_ms() + self._every_ms)
@@ -82,11 +83,11 @@ class SessionWatch:
         Look after the session, and again later if a turn of it is being answered.
 
         Raises:
-            StoreError: The database does not answer; the platform calls the alarm again, later and later.
+            StoreError: The database does not answer; the platform calls the alarm again, after growing waits.
         """
         name = self._state.id.name or await self._asked("get", _NAME)
         tenant_id, session_id = json.loads(name)
-        # Set before the look: it may take as long as a turn, and this object may die meanwhile.
+        # Set before looking after the session: that may take as long as a turn, and this object may die meanwhile.
         at_ms = _now_ms() + self._every_ms
         await self._asked("setAlarm", at_ms)
         if not await self._look_after(tenant_id, session_id) and await self._asked("getAlarm") == at_ms:
@@ -98,7 +99,7 @@ class SessionWatch:
 
 
 def _with_body(request: JsProxy, body: bytes) -> JsProxy:
-    """Make the same request, whose body was read, with the same body."""
+    """Return a copy of *request*, whose body was read, with *body* as its body."""
     options = js_object({"method": request.method, "headers": request.headers, "body": to_js(body)})
     return _new_request(request.url, options)
 

@@ -14,7 +14,7 @@ __all__ = ["R2Files"]
 
 class R2Files:
     """
-    Files in a bucket; what is known of them is in their metadata.
+    Files in a bucket; their `FileStore` attributes are in the objects' metadata.
 
     Args:
         bucket: The raw binding.
@@ -30,7 +30,7 @@ class R2Files:
         await self._asked("put", key, to_js(data), js_object(options))
 
     async def head(self, key: str) -> FileFacts | None:
-        """Return what is known of a file; see `FileStore.head`."""
+        """Return a file's attributes; see `FileStore.head`."""
         found = await self._asked("head", key)
         if not found:
             return None

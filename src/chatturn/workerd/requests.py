@@ -29,7 +29,7 @@ def from_js_request(request: JsProxy) -> HttpRequest:
 
 
 async def _read(request: JsProxy, headers: Mapping[str, str], most_bytes: int) -> bytes:
-    """Read the body, chunk by chunk, so that one without a length cannot fill the memory."""
+    """Read the body chunk by chunk, so that a body without a declared length cannot fill the memory."""
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced) <= most_bytes:
         content: bytes = (await settled(started(request.arrayBuffer.bind(request)))).to_bytes()

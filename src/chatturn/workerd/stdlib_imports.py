@@ -1,6 +1,6 @@
 # ruff: noqa: F401 - to have been imported is all that they are for
 """
-What the standard library imports by itself at the first call that needs it: ``"…".encode("utf-16-le")``, `strptime`.
+Modules that the standard library imports at the first call that needs them: `strptime`, ``"…".encode("utf-16-le")``.
 
 Imported here, with the Worker, all of it is in the snapshot that the platform takes of Python's memory, and no request
 compiles it.

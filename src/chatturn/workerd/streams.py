@@ -2,10 +2,10 @@
 `Sink` over the platform's native TransformStream: a response body that is pushed.
 
 The native stream, because its ``write()`` rejects when the client is gone; with a JavaScript one it never
-settles.  ``write()`` settles when the client has taken the bytes, so at most one is on its way: what is said
-meanwhile gathers and leaves together.  No task waits for a write; the promise calls back.
+settles.  ``write()`` settles when the client has taken the bytes, so at most one write is pending; text that
+comes meanwhile gathers and leaves in the next write.  No task waits for a write; the promise calls back.
 
-What is said before the response is made gathers, too.  If that is all, as it is for a replay, there is no stream.
+Text written before the response is made gathers, too.  If it is the whole body, as in a replay, no stream is made.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from chatturn.workerd.ffi import Bell, Timer, js_error, started
 __all__ = ["ResponseSink"]
 
 _ROOM_CHARACTERS: Final = 256_000
-"""How much may wait for a slow reader before the turn waits for it."""
+"""How many characters may wait for a slow reader before the turn waits for it."""
 
 _STALLED_S: Final = 30.0
 """A reader that takes nothing for this long is gone: the turn must not wait for it for ever."""
@@ -32,9 +32,8 @@ class ResponseSink:
     The body of one response.
 
     Args:
-        request: The raw request, whose signal aborts when its client is gone, if the platform notices: a connection
-            that was reset at once, one that was only closed at the second write after that, at the latest when one is
-            refused.
+        request: The raw request, whose signal aborts when the platform notices that the client is gone: at once for a
+            connection that was reset, at the second write for one that was closed.  A refused write says it, too.
     """
 
     def __init__(self, request: JsProxy) -> None:
@@ -51,7 +50,7 @@ class ResponseSink:
         self._settled = Bell()
 
     def body(self) -> JsProxy:
-        """Return what the response is to be made with, once: all that was said, or a stream of it and the rest."""
+        """Return the response's body; call it once.  It is the whole text if the sink is closed, else a stream."""
         if self._closed:
             return to_js(self._taken())
         stream = _new_stream()
@@ -67,7 +66,7 @@ class ResponseSink:
         return self._closed
 
     def when_lost(self, callback: Callable[[], None]) -> None:
-        """Call *callback* once if the client goes away before the end; at once, if it has gone."""
+        """Call *callback* once if the client goes away before the body's end; at once if it has already gone."""
         self._on_lost = callback
         self._signal = self._request.signal
         if self._signal.aborted:
@@ -86,7 +85,7 @@ class ResponseSink:
             self._send()
 
     async def drain(self, room: int | None = None) -> None:
-        """Wait while too much is not taken; a reader that takes nothing for 30 s is given up."""
+        """Wait until at most *room* characters (256,000) wait; give up a reader that takes nothing for 30 s."""
         while self._size > (_ROOM_CHARACTERS if room is None else room) and not self._closed:
             await self._progress()
 
@@ -99,7 +98,7 @@ class ResponseSink:
             return
         self._closed = True
         if self._writer is not None:
-            # Settles when the client has read to the end, which nobody needs to wait for.
+            # Settles when the client has read to the end; no task waits for that.
             self._attend(started(self._writer.close.bind(self._writer)))
 
     def abort(self) -> None:
@@ -109,7 +108,7 @@ class ResponseSink:
             self._abandon("the rest cannot be read")
 
     def _taken(self) -> bytes:
-        """Take what waits."""
+        """Take all text that waits, as bytes."""
         text, self._waiting, self._on_its_way = "".join(self._waiting), [], self._size
         return text.encode()
 

@@ -22,11 +22,11 @@ __all__ = ["answer_part", "hand_out"]
 
 _new_request: Final = js.Request.new  # type: ignore[attr-defined]  # no class in the stub: the SDK's own has its name
 _ADDRESS: Final = "http://localhost/"
-"""A request must have one; it goes nowhere but through the binding."""
+"""A request must have an address; the binding ignores it."""
 
 
 async def hand_out(binding: JsProxy, log: OperatorLog, run_ids: Sequence[str]) -> int:
-    """Start an invocation that goes on with turns; see `HandOut`."""
+    """Start an invocation that continues turns; see `HandOut`."""
     request = _new_request(_ADDRESS, js_object({"method": "POST", "body": json.dumps(run_ids)}))
     try:
         response = await settled(started(binding.fetch.bind(binding, request)))
@@ -41,6 +41,6 @@ async def hand_out(binding: JsProxy, log: OperatorLog, run_ids: Sequence[str]) -
 
 
 async def answer_part(sweep: Sweep, request: HttpRequest) -> HttpResponse:
-    """Go on with the turns that `hand_out` has named, and tell how many have run."""
+    """Continue the turns that `hand_out` has named, and tell how many have run."""
     ran = await sweep.run_turns(json.loads(await request.read(MAX_BODY_BYTES)))
     return HttpResponse(status=HTTPStatus.OK, headers={}, body=str(ran).encode())

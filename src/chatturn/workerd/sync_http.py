@@ -51,7 +51,7 @@ else:
 __all__ = ["enable_sync_http"]
 
 _DEFAULT_TIMEOUT_S: Final = 9.0
-"""For calls that name none; less than a hook may take (chat/outbox.py), so that its error names the call."""
+"""The timeout of calls that name none; shorter than a hook's own, so that the error names the call."""
 
 _T = TypeVar("_T")
 
@@ -65,7 +65,7 @@ def enable_sync_http() -> None:
     """
     allow_run_sync()
     js.XMLHttpRequest = XMLHttpRequest
-    # pyodide-http looks for it by name, and obeys timeouts where it is; no one else may take it for a function.
+    # pyodide-http looks for this name and obeys timeouts if it exists; it must not look callable to other code.
     js.importScripts = False
     _serve_urllib()
     _serve_requests()
@@ -126,14 +126,14 @@ def _serve_requests() -> None:
 
 class XMLHttpRequest:
     """
-    What pyodide-http uses of the browser's class of this name, under its names.
+    The part of the browser's XMLHttpRequest that pyodide-http uses.
 
-    Redirects are answers like others: whether to follow them is for the libraries to decide.
+    A redirect is returned, not followed: the libraries decide whether to follow it.
     """
 
     def __init__(self) -> None:
         self.responseType = ""
-        self.timeout = 0  # in milliseconds; 0 for the default
+        self.timeout = 0  # in milliseconds; 0 for the default of 9,000
         self.status = 0
         self.response: JsBuffer | None = None
         self._method = ""
@@ -151,12 +151,12 @@ class XMLHttpRequest:
         self._method, self._url = method, url
 
     def setRequestHeader(self, name: str, value: str) -> None:  # noqa: N802
-        """Add a header; what the body may be encoded with is for `fetch` to say, which decodes it."""
+        """Add a header, except for the accepted encodings: `fetch`, which decodes the body, sets them itself."""
         if name.lower() != "accept-encoding":
             self._headers[name] = value
 
     def getAllResponseHeaders(self) -> str:  # noqa: N802
-        """Return the headers of the answer that are true of its decoded body, one a line."""
+        """Return the answer's headers that hold for its decoded body, one a line."""
         hidden = {"transfer-encoding"}
         if "content-encoding" in self._response_headers:
             hidden |= {"content-encoding", "content-length"}
@@ -170,7 +170,7 @@ class XMLHttpRequest:
         Raises:
             TimeoutError: It took longer than `timeout`.
             ConnectionError: There was no answer, or it broke off.
-            RuntimeError: The caller cannot be set aside to wait.
+            RuntimeError: The caller's stack cannot be set aside to wait.
         """
         if not (body is None or isinstance(body, JsBuffer | str)):
             raise TypeError("the body of a synchronous request must be bytes or str")
@@ -217,8 +217,8 @@ def _wait(work: Coroutine[Any, Any, _T]) -> _T:
     """
     Do *work* with the caller's stack set aside.
 
-    asyncio cancels a task at its next ``await``, and a caller who is set aside is at none: so whoever cancels
-    its task meanwhile (a hook's deadline does) cancels *work*, and the caller sees CancelledError at once.
+    asyncio cancels a task at its next ``await``, but a caller whose stack is set aside is at none.  So a cancellation
+    of its task meanwhile, as by a hook's deadline, cancels *work*, and the caller sees CancelledError at once.
     """
     inner = asyncio.ensure_future(work)
     caller = asyncio.current_task()

@@ -1,5 +1,5 @@
 """
-Timers that can be taken back.
+Timers of the event loop whose cancellation frees them.
 
 A handle of Pyodide's event loop only marks itself when it is cancelled: its JavaScript timer stays, and with
 it a few kilobytes of Python.  The platform drops the timers of a request that is over, so they are never
@@ -20,7 +20,7 @@ from chatturn.workerd import ffi
 __all__ = ["use_cancellable_timers"]
 
 _IMMEDIATE_S: Final = 0.002
-"""Up to this, Pyodide's loop takes a message instead of a timer, and nobody cancels in time."""
+"""Up to this delay Pyodide's loop uses a message instead of a timer, and a cancellation would come too late."""
 
 
 _WITH_CANCELLABLE_TIMERS: Final[WeakSet[asyncio.AbstractEventLoop]] = WeakSet()
@@ -28,7 +28,7 @@ _WITH_CANCELLABLE_TIMERS: Final[WeakSet[asyncio.AbstractEventLoop]] = WeakSet()
 
 def use_cancellable_timers() -> None:
     """
-    Let the running loop's `call_later`, and what stands on it, make timers that end when they are cancelled.
+    Make the running loop's `call_later`, and all that uses it, create timers that are freed when cancelled.
 
     A second call does nothing.
     """

@@ -37,10 +37,10 @@ from chatturn.workerd.ffi import js_object
 __all__ = ["WorkflowInstance", "emit_workflow_event"]
 
 _DEADLINE_S: Final = 30.0
-"""For the platform to take an event."""
+"""The deadline for the platform to accept an event."""
 
 _TIMEOUTS: Final = ("WorkflowTimeoutError", "Error: WorkflowTimeoutError", "Error: Execution timed out after ")
-"""How the engine's error for a try or a wait that took too long begins; stored and read again, it has lost its name."""
+"""How the engine's error begins if a try or a wait took too long; after a replay, which drops the error's name, too."""
 
 
 class WorkflowInstance:
@@ -53,8 +53,8 @@ class WorkflowInstance:
         binding: The Workflow's raw binding.
 
     Attributes:
-        id: The instance's.
-        payload: What it was created with, plain JSON.
+        id: The instance's id.
+        payload: The JSON value that the instance was created with.
     """
 
     def __init__(self, event: Any, step: Any, *, binding: JsProxy) -> None:
@@ -67,7 +67,7 @@ class WorkflowInstance:
         """Run a step; see `WorkflowStepLike.do`."""
         try:
             return str(await self._step.do(name, config=config or None)(run)())
-        except (JsException, TypeError, ValueError) as error:  # what the SDK makes of a rejection
+        except (JsException, TypeError, ValueError) as error:  # the SDK's exceptions for a rejected promise
             raise (TimeoutError if _is_timeout(error) else WorkflowStepFailed)(str(error)) from error
 
     async def sleep(self, name: str, duration: str) -> None:
@@ -96,15 +96,15 @@ async def emit_workflow_event(binding: JsProxy, instance_id: str, key: str, payl
 
     Args:
         binding: The Workflow's raw binding.
-        instance_id: The instance's.
-        key: What the task awaits.
+        instance_id: The instance's id.
+        key: The event's key, which the task awaits.
         payload: JSON.
 
     Raises:
         TypeError: JSON cannot carry the payload to JavaScript; nothing was sent.
         RunNotFound: There is no such instance.
-        DurableRunError: It has ended.
-        StoreUnavailable: The platform did not take it.
+        DurableRunError: The instance has ended.
+        StoreUnavailable: The platform did not accept the event.
     """
     await _send(binding, instance_id, event_type(key), payload)
 
@@ -134,5 +134,5 @@ def _is_timeout(error: Exception) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Make plain dicts of the SDK's, which canonical JSON does not take for ones."""
+    """Convert the SDK's dicts to plain ones, because canonical JSON does not accept subclasses."""
     return json.loads(json.dumps(value))
