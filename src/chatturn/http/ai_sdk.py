@@ -70,27 +70,27 @@ _NUMBER: Final = re.compile(r"-?[0-9]{1,9}")
 _MOST_CHUNKS: Final = 10**9 - 1
 _OLDEST, _LATEST = 5, 99
 _MOST_MEMBERS: Final = 64
-"""Of a query."""
+"""The most members of a query."""
 
 _TAKEN_OF_A_USER: Final = ("text", "file", "data-")
-"""How the types of the parts begin that a user's message may have; data are for the application alone."""
+"""The beginnings of the part types that a user's message may have; ``data-`` parts are for the application alone."""
 
 _DECIDED: Final = "approval-responded"
-"""The state of a part whose approval was given, or not, and is still to be told."""
+"""The state of a tool part whose approval was decided, yes or no, and is not yet told to the turn."""
 
 _FOUND_WITHIN_S: Final = 20
-"""How long a reconnect waits for a database that does not answer, before it is known which turn it is about."""
+"""How long a reconnect waits for a database that does not answer, while its turn is not known yet."""
 
 
 def ai_sdk_problem(error: ChatTurnError) -> HttpResponse:
-    """Make the response that these clients show: they take the body, whatever it is, for the error's message."""
+    """Make the response for an error; these clients show its body, of any type, as the error's message."""
     headers = {**error_headers(error), "Content-Type": "text/plain; charset=utf-8", "X-Error-Code": error.code}
     return HttpResponse(status=error.status, headers=headers, body=detail_of(error).encode())
 
 
 def session_of_chat(parameters: Parameters) -> str | None:
     """
-    Return whose owner a chat's stream is for.
+    Return the session whose owner is to answer for a chat's stream.
 
     Raises:
         InvalidField: It is neither a session's id nor a run's.
@@ -101,7 +101,7 @@ def session_of_chat(parameters: Parameters) -> str | None:
 
 
 def session_of_body(_request: HttpRequest, _principal: Principal, body: bytes) -> str | None:
-    """Return whose owner a chat is for; None where none is named, or the body cannot be read, which is told later."""
+    """Return the session whose owner is to answer a chat; None if none is named, or the body cannot be read."""
     try:
         chat = read_json_object(body).get("id")
         return None if chat is None else _session(chat)
@@ -152,7 +152,7 @@ async def _give(
     """
     Give a turn that waits what the thread's last answer says: decisions, and results of the client's tools.
 
-    Where a question comes behind that answer, the turn is given them all the same: else the question would wait for it.
+    A question behind that answer changes nothing: without the results, the question would wait for the turn.
 
     Returns:
         The turn; None where the answer says none.
@@ -188,7 +188,8 @@ async def get_chat_stream(call: Call) -> HttpResponse:
     """
     Show a chat's latest turn, or a run, from a chunk on, live until it ends; 204 where there is nothing to show.
 
-    It is never refused: these clients take that for the end.  Where the database does not answer, the body waits.
+    A reconnect is never refused, since these clients take a refusal for the end.  Where the database does not answer,
+    the body waits.
     """
     query = _query(call.request, CHAT_STREAM_QUERY)
     seen, sdk = query["startIndex"], query["v"]
@@ -223,7 +224,7 @@ def _stream(
         headers |= {"X-Turn-Attempt": str(opened.attempt), "X-Turn-Replayed": str(opened.replayed).lower()}
         headers["X-Ping-Ms"] = str(call.service.ping_every_ms)
     if seen < 0:
-        # Whoever asks for the last n chunks gets all, since some of them mean nothing without those before; and is
+        # A client that asks for the last n chunks gets all chunks, since a chunk may need the chunks before it; and is
         # told that there are n, so that it counts from the first.
         headers["X-Workflow-Stream-Tail-Index"] = str(-seen - 1)
     projection = UiMessageStream(
@@ -277,12 +278,12 @@ def _identity(call: Call, session_id: str, turn_index: int) -> ChatTurnIdentity:
 
 
 def _own_session() -> str:
-    """Name the session of a request that names none; it is found again by its run's id only."""
+    """Make a session id for a request that names none; only the run's id finds that session again."""
     return derive_worker_id().replace("worker-", "chat.")
 
 
 def _turn_index(said: object, counted: int) -> int:
-    """Return the index that a request says which does not bring the whole thread; else the one that is counted."""
+    """Return the index that the request names, for a request without the whole thread; else the counted index."""
     if said is None:
         return counted
     index = whole(said)
@@ -308,7 +309,7 @@ def _session(value: object) -> str:
 
 def _replaces(body: Mapping[str, Any], identity: ChatTurnIdentity) -> Replace | None:
     """
-    Return which version the question takes the place of, if it does.
+    Return the version that the question replaces, if it replaces one.
 
     A regeneration may name the answer that it is of, by the id that we have given it: its run's.
     """

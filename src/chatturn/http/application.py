@@ -1,4 +1,4 @@
-"""What the operations work with, and what a route is."""
+"""The values that operations work with, and the kinds of routes."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,25 +27,25 @@ class SessionOwner(Protocol):
         Let the session's owner answer this request, which is known to be allowed.
 
         Args:
-            tenant_id: Whose session.
-            session_id: Which.
-            body: The request's, if it was read.
+            tenant_id: The session's tenant.
+            session_id: The session.
+            body: The request's body, if it was read.
 
         Raises:
-            OwnerUnavailable: It does not answer.
+            OwnerUnavailable: The owner does not answer.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Application:
     """
-    What the routes work with.
+    The values that all routes share.
 
     Attributes:
         authenticator: Who is asking; kept between requests, it remembers tokens.
         service: The chat, or why there is none.
         log: Takes a sentence and what was raised, for the operator.  Never raises.
-        tickets: What an EventSource shows in place of a token.
+        tickets: Issues and checks what an EventSource shows in place of a token.
         cors: Which pages of other origins may read the responses.
         rates: How often one user and one tenant may ask; None for any number.
         body_within_s: How long a request's body may take to arrive; None for ever.

@@ -1,8 +1,8 @@
 """
-Who is asking: bearer tokens, and the one way to do without them.
+Who is asking: bearer tokens, and ``AUTH=off``.
 
-A token is a signed JWT; `chatturn.http.token_keys` looks at the signature.  Its claims ``tenant`` and ``sub`` say
-who, ``scope`` what for, ``exp`` until when; they are read here, and their times compared with the injected clock.
+A token is a signed JWT; `chatturn.http.token_keys` checks the signature.  Its claims are read here: ``tenant`` and
+``sub`` name the user, ``scope`` the permitted operations, ``exp`` the end, compared with the injected clock.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ SCOPES: Final[Mapping[str, str]] = {
 LEEWAY_S: Final = 30
 _REMEMBERED_TOKENS: Final = 256
 _REMEMBERED_S: Final = 600
-"""Then the signature is looked at again: its key may have been withdrawn."""
+"""After 600 s a token's signature is checked again, since its key may have been withdrawn."""
 
 _THIS_MACHINE: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -61,10 +61,10 @@ class Principal:
     Who is asking.
 
     Attributes:
-        tenant_id: Whose turns these are.
-        user_id: Which of the tenant's users.
-        scopes: What the token is for.
-        expires_at_s: Until when, in seconds since the epoch; two tokens of one user are one principal.
+        tenant_id: The tenant.
+        user_id: The user of the tenant.
+        scopes: The scopes of the token.
+        expires_at_s: The token's end, in seconds since the epoch; two tokens of one user are equal principals.
     """
 
     tenant_id: str
@@ -81,7 +81,7 @@ class Authenticator(Protocol):
         Look whether requests can be told apart at all.
 
         Raises:
-            ConfigurationError: Not with these settings.
+            ConfigurationError: These settings do not tell requests apart.
         """
 
     async def authenticate(self, headers: Mapping[str, str]) -> Principal:
@@ -89,8 +89,8 @@ class Authenticator(Protocol):
         Return who sent the request with these *headers*.
 
         Raises:
-            Unauthenticated: Nobody that can be proved.
-            KeysUnavailable: It cannot be proved at the moment.
+            Unauthenticated: The headers prove no user.
+            KeysUnavailable: The signature cannot be checked at the moment.
             ConfigurationError: As `check`.
         """
 
@@ -98,14 +98,14 @@ class Authenticator(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimRules:
     """
-    What a token's claims must say beside who and until when.
+    What a token's claims must say, apart from the user and the end.
 
     Attributes:
-        issuer: What ``iss`` must be; "" for anything.
-        audiences: One of which ``aud`` must name; none for anything.
-        longest_life_s: From ``iat``, or where there is none from now, to ``exp``.
-        tenant_claim: Which claim says whose turns these are.
-        default_scope: Of a token that has no ``scope``.
+        issuer: The required ``iss``; "" for any.
+        audiences: ``aud`` must name one of these; empty for any.
+        longest_life_s: The longest time from ``iat``, or from now without one, to ``exp``.
+        tenant_claim: The claim that names the tenant.
+        default_scope: The scope of a token without ``scope``.
     """
 
     issuer: str = ""
@@ -124,7 +124,7 @@ def require_scope(principal: Principal, scopes: Collection[str]) -> None:
     Let *principal* pass only with one of *scopes*.
 
     Raises:
-        Forbidden: The token lacks them.
+        Forbidden: The token has none of *scopes*.
     """
     if principal.scopes.isdisjoint(scopes):
         wanted = " or ".join(map(repr, scopes))
@@ -189,8 +189,8 @@ class BearerAuth:
     """
     Bearer tokens.
 
-    Verified tokens are remembered for a while, by their hash: clients send the same one again and again, and
-    PyJWT takes 0.25 ms for it in WebAssembly.
+    Verified tokens are remembered for `_REMEMBERED_S`, by their hash: clients send the same token again and again, and
+    PyJWT takes 0.25 ms to verify it in WebAssembly.
 
     Args:
         keys: Whose signatures count, each kind for its own algorithms.

@@ -1,5 +1,5 @@
 """
-What chat clients send, as far as they send alike: a conversation, of which most members are no concern of ours.
+The part of a body that all chat clients send alike: a conversation, most of whose members are ignored.
 
 Unlike our own routes, those for other clients ignore members that they do not know: the clients send them by
 themselves.
@@ -51,10 +51,10 @@ class Conversation:
 
     Attributes:
         question: The last message of the user; its text.
-        parts: Its parts, where it is more than text.
-        before: All before it, each ``{"role", "content", …}``.
-        behind: All behind it, where there are results of the client's tools among them.
-        turn_index: Of the question: how many questions there are before it.
+        parts: The question's parts, where it is more than text.
+        before: All messages before the question, each ``{"role", "content", …}``.
+        behind: All messages behind the question, if results of the client's tools are among them.
+        turn_index: The question's index: the number of questions before it.
     """
 
     question: str
@@ -71,7 +71,7 @@ class Conversation:
 
 async def read_client_body(request: HttpRequest) -> dict[str, Any]:
     """
-    Read a JSON object, also where it is called plain text or nothing: a browser does so with a body of text.
+    Read a JSON object, even with the type text/plain or none, which a browser gives a body of text.
 
     Raises:
         UnsupportedMediaType, PayloadTooLarge, MalformedRequest: As for our own routes.

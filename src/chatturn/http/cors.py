@@ -23,7 +23,7 @@ _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(
 
 _ALLOWED_HEADERS: Final = "authorization, content-type, last-event-id, idempotency-key, x-run-id, traceparent, *"
 
-# What scripts may read beside the body; the names are those of the manual's tables.
+# The headers that scripts may read, named as in the manual's tables.
 _EXPOSED_HEADERS: Final = (
     "x-workflow-run-id, x-turn-attempt, x-turn-replayed, x-ping-ms, retry-after, etag, x-workflow-stream-tail-index"
     ", x-error-code, x-should-retry, x-ignored-parameters, link, location"

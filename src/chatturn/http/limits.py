@@ -1,5 +1,5 @@
 """
-What a request may be: every limit with its unit, and the reading of a turn's request within them.
+The limits of requests, each with its unit, and the reading of requests within these limits.
 
 Whatever passes here can be stored, hashed and sent on without another look: the text is UTF-8 without NUL,
 the numbers are finite, and nothing nests deeper than the runtime's stack can follow.  Each refusal names the
@@ -80,7 +80,7 @@ MAX_TITLE_CHARACTERS: Final = 200
 MAX_COMMENT_CHARACTERS: Final = 4_000
 MAX_TICKET_CHARACTERS: Final = 4_096
 MAX_TOKEN_CHARACTERS: Final = 8_192
-# PyJWT parses a token's header before it has looked at the signature; this is too short to nest dangerously.
+# PyJWT parses a token's header before it checks the signature; a header this short cannot nest dangerously deep.
 MAX_TOKEN_HEADER_CHARACTERS: Final = 512
 
 _BROKEN_ENCODING: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -197,11 +197,11 @@ def check_session_id(text: str) -> str:
     """
     Return the session's id *text*: any printable one, as a channel calls its chats.
 
-    ``.`` and ``..`` are left out, because URL parsers take them for directories even if they are encoded; so is what
-    has the form of a turn's run id, since some addresses take either.
+    ``.`` and ``..`` are refused, because URL parsers take them for directories even if they are encoded.  A text in the
+    form of a turn's run id is refused, too, since some addresses take either id.
 
     Raises:
-        InvalidField: It is empty, too long, not printable, or left out.
+        InvalidField: It is empty, too long, not printable, or refused as above.
     """
     fits = 0 < len(text) <= MAX_ID_CHARACTERS and text.isprintable() and not text.isspace()
     if not fits or text in _DIRECTORIES or turn_of_run(text) is not None:
@@ -300,7 +300,7 @@ def read_turn_request(body: bytes) -> TurnRequest:
     """
     Read the *body* of a request for a turn: ``{"message", "model"?, "metadata"?, "parameters"?, …}``.
 
-    A member that is not known is refused rather than ignored: ``mesage`` and ``Model`` are found out at once.
+    An unknown member is refused rather than ignored, so that ``mesage`` and ``Model`` are found at once.
 
     Raises:
         MalformedRequest: It is not one JSON object in UTF-8.
@@ -401,8 +401,8 @@ def read_event_payload(body: bytes, key: str) -> Any:
     """
     Read the *body* of a request for an event: ``{"payload"}``, any JSON.
 
-    An approval's payload is ``{"approved", "reason"?}``: since the first event under a key wins, one that is
-    neither yes nor no would be a no for ever.  That of a client's tool is ``{"result"}``, or ``{"error"}``.
+    An approval's payload is ``{"approved", "reason"?}``: since the first event under a key wins, a payload that is
+    neither yes nor no would be a no for ever.  The payload for a client's tool is ``{"result"}``, or ``{"error"}``.
 
     Raises:
         MalformedRequest: It is not one JSON object in UTF-8.

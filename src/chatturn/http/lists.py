@@ -48,7 +48,7 @@ async def get_messages(call: Call) -> HttpResponse:
 
 
 def _knows(known: str, tag: str) -> bool:
-    # Also a weak one: a proxy that compresses makes it of ours.
+    # A weak tag matches, too: a proxy that compresses turns our tag into a weak one.
     return known == "*" or f'"{tag}"' in known
 
 
@@ -79,7 +79,7 @@ async def post_event(call: Call) -> HttpResponse:
 
 def session_of_run(parameters: Parameters) -> str | None:
     """
-    Return whose owner the run is for; None for one that is no chat turn.
+    Return the session whose owner is to answer for the run; None for a run that is no chat turn.
 
     Raises:
         InvalidField: It cannot be a run's id.

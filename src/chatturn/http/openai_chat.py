@@ -81,43 +81,43 @@ COMPLETIONS: Final = "/v1/chat/completions"
 MODELS: Final = "/v1/models"
 
 DEFAULT_MODEL: Final = "default"
-"""Stands for the deployment's model, whatever that is."""
+"""The name under which clients see the deployment's model."""
 
 MAX_KEY_CHARACTERS: Final = 255
 KEY: Final = printable("names the turn: again under it, it is replayed", most=MAX_KEY_CHARACTERS)
 _RETRIED_WITHIN_S: Final = 900
-"""An SDK's retries are over by then: two of them, each after at most a minute, of a request of ten minutes."""
+"""A repeated request counts as an SDK's retry for 15 min: SDKs wait 10 min for an answer, and retry twice."""
 
 _IGNORED: Final = frozenset(("logit_bias",))
 """Parameters of the model that are not passed on, though clients send them by themselves."""
 
 _ABOUT_TOOLS: Final = frozenset(("parallel_tool_calls", "tool_choice"))
-"""Likewise, where there are no tools."""
+"""Parameters that are not passed on where the request has no tools."""
 
 NOT_TAKEN: Final = frozenset(("audio", "function_call", "functions", "logprobs", "prediction", "top_logprobs"))
-"""Members that ask for what cannot be done: an answer without it would be another one."""
+"""Members that are refused: they ask for an answer that cannot be given."""
 
 _ROLES: Final = (*ROLES, "tool")
 _MAX_CALL_ID_CHARACTERS: Final = 200
 
 _FILES: Final = ("image_url", "file")
-"""Types of the parts of a content that are no text and can be taken."""
+"""The part types, other than text, that a message's content may have."""
 
 _KINDS: Final[Mapping[int, str]] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CLIENT_ERRORS: Final = range(400, 500)
 
 _BY_KEY: Final = "key."
-"""Begins the sessions of idempotency keys."""
+"""The ids of sessions that stand for an idempotency key begin with this."""
 
 _METADATA: Final[Mapping[str, str]] = {"session": "session_id", "version": "regenerate"}
-"""Members of a request's metadata, by what our own routes call them."""
+"""Members of a request's metadata, by their names in our own routes."""
 
 _STATUSES: Final[Mapping[str, int]] = {"cancelled": 409, "suspended": 409}
-"""Of ends that are no errors to our own clients."""
+"""The HTTP status of ends that are no errors for our own clients."""
 
 
 def openai_problem(error: ChatTurnError) -> HttpResponse:
-    """Make the response that these clients raise, and that tells them whether to try again by themselves."""
+    """Make the response for an error, which tells these clients whether to try again by themselves."""
     headers = {**error_headers(error), "Content-Type": "application/json"}
     headers["X-Should-Retry"] = "true" if error.retryable else "false"
     kind = _KINDS.get(error.status, "invalid_request_error" if error.status in _CLIENT_ERRORS else "server_error")
@@ -250,7 +250,7 @@ class _Place:
 
     Attributes:
         identity: The turn.
-        request: What it asks; None: it gives the turn what that waits for.
+        request: What is asked; None if the request only brings results for which the turn waits.
         by_key: Whether an idempotency key says so.
         of_session: Whether it is a turn of a session, whose answers may have versions.
         answered: The calls of the client's tools whose results it gives.
@@ -319,7 +319,7 @@ def _named_by_headers(headers: Mapping[str, str], user: str) -> str | None:
 
 
 def session_of_completion(request: HttpRequest, principal: Principal, body: bytes) -> str | None:
-    """Return whose owner a completion is for; None for a turn of its own, or a request that is refused later."""
+    """Return the session whose owner is to answer; None for a turn of its own, or a request that is refused later."""
     try:
         if (session := _named_by_headers(request.headers, principal.user_id)) is not None:
             return session
@@ -417,8 +417,8 @@ class _Asked:
 
     Attributes:
         conversation: Its messages.
-        model: As it names it, which the answer repeats.
-        asked_model: The same, or None for the deployment's.
+        model: The model's name in the body, which the answer repeats.
+        asked_model: The model to ask; None for the deployment's.
         metadata: The caller's own.
         stream: Whether the answer is a stream.
         include_usage: Whether its usage ends it.

@@ -24,7 +24,7 @@ from chatturn.http.messages import HttpResponse
 
 __all__ = ["detail_of", "error_headers", "json_response", "problem", "shortened", "shown"]
 
-# How long to wait where nothing says when it will be over: for luck to change, and for an operator.
+# Seconds until the next try where nothing else says when: soon, while a turn is answered, and until an operator acts.
 _RETRY_SOON_S: Final = 1
 _RETRY_IN_FLIGHT_S: Final = 5
 _RETRY_LATER_S: Final = 60
@@ -96,7 +96,8 @@ def _retry_after_s(error: ChatTurnError) -> int:
     if isinstance(error, RateLimited):
         return error.retry_after_s
     if isinstance(error, DurableRunLeaseHeldError):
-        # Most turns end long before their lease would: whoever asks again gets the answer, or the rest of the wait.
+        # Most turns end long before their lease does: a client that asks again after at most 5 s gets the answer, or
+        # the rest of the wait.
         return min(max(_RETRY_SOON_S, -(-error.retry_after_ms // 1000)), _RETRY_IN_FLIGHT_S)
     return _RETRY_SOON_S if error.retryable else _RETRY_LATER_S
 

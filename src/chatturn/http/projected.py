@@ -1,9 +1,9 @@
 """
 A turn for a client of another format: its lines through a projection, to an end that the format knows.
 
-Such clients take the clean end of a body for success, and any refusal of a reconnect for final.  So where a stream of
-lines ends before the turn does, because its worker or the database was lost, the body stays open and the log is
-followed until somebody goes on with the turn; if nobody does, it is broken off.
+Such clients take the clean end of a body for success, and any refusal of a reconnect for final.  So where the lines end
+before the turn does, because the worker or the database was lost, the body stays open and the log is followed until
+somebody goes on with the turn; after 600 s without a line the body is broken off.
 """
 
 import asyncio
@@ -24,21 +24,21 @@ from chatturn.wire.lines import PING_FRAME, PING_START, last_seq
 __all__ = ["OpenedTurn", "ProjectedTurn", "Projection", "find", "go_on_or_follow", "gone_on", "open_or_follow"]
 
 _PATIENCE_S: Final = 600.0
-"""How long nothing may come before a body is broken off."""
+"""A body to which nothing was written for this long is broken off."""
 
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 10.0
 
 
 _GIVEN_S: Final = (1.0, 3.0)
-"""How long to wait before each further try to claim a turn that was given what it waits for."""
+"""Pauses before each further try to claim a turn whose awaited results have come."""
 
 
 class Projection(Protocol):
     """Turns the lines of a log into another format, for one client."""
 
     ended: bool
-    """Whether the last of it was returned."""
+    """Whether the end in that format was returned."""
 
     @property
     def broken(self) -> bool:
@@ -61,7 +61,7 @@ class _ProjectedSink:
 
     Attributes:
         last: The seq of the last line.
-        came: How many writes came that say something.
+        came: How many writes had lines other than pings.
     """
 
     def __init__(self, sink: Sink, projection: Projection) -> None:
@@ -110,9 +110,9 @@ class OpenedTurn:
     Attributes:
         run_id: Its run.
         attempt: The latest.
-        replayed: Whether it had finished before.
-        created_at: When it was begun, as in the records.
-        redacting: Whether its live lines hold what its log will not.
+        replayed: Whether the turn had finished before.
+        created_at: When the turn was begun, as in the records.
+        redacting: Whether the live lines have text that the log will not have.
         run: Writes its lines to a sink and closes it; never raises.
     """
 

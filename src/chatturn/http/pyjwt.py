@@ -1,5 +1,5 @@
 """
-PyJWT, as much of it as a Worker can import: HS256 signatures.
+The part of PyJWT that a Worker can import: HS256 signatures.
 
 PyJWT 2.8 and later import their client for key servers, and with it ``ssl`` and ``urllib.request``.  Pyodide
 0.28.2 has no ``ssl`` ("No module named 'ssl'"), and the rest costs 0.2 s of every start without a snapshot.
@@ -46,7 +46,7 @@ def verified_payload(token: str, key: bytes) -> bytes | None:
     """
     Return the payload that *token* carries if its signature is HS256 with *key*, else None.
 
-    The algorithm is ours, not the token's: ``none``, RS256 and the rest are not even known here.
+    The algorithm is fixed here, not taken from the token: ``none``, RS256 and all others are refused.
     """
     try:
         payload: bytes = _JWS.decode(token, key, algorithms=[_ALGORITHM])

@@ -1,4 +1,4 @@
-"""What the query of each route may say, as tables; and a cursor wherever it stands."""
+"""The members of each route's query, as tables; and the cursor, in a query or in a header."""
 
 from typing import Final
 from urllib.parse import parse_qsl
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 MAX_CURSOR: Final = 2**53 - 1
-"""What JSON numbers carry exactly everywhere."""
+"""The last integer that every JSON reader carries exactly."""
 
 MAX_LIST_CURSOR_CHARACTERS: Final = 1_000
 MAX_LISTED: Final = 200
@@ -102,9 +102,9 @@ class LogCursor:
     Which part of which log a reader wants.
 
     Attributes:
-        after: The seq of the last line that it has seen; None for none.
+        after: The seq of the last line that the reader has seen; None for none.
         attempt: The attempt that finished the log, if the reader knows: then the answer never changes.
-        version: Of which version of the turn; None for the one that is shown.
+        version: The version of the turn; None for the version that is shown.
     """
 
     __slots__ = ("after", "attempt", "version")

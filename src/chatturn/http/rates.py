@@ -1,5 +1,5 @@
 """
-How often one user and one tenant may ask: so that nobody alone fills an isolate.
+How often one user and one tenant may ask, so that no one user fills an isolate.
 
 Where the platform counts, for all isolates of a place together, it is asked; else each isolate counts for itself.
 """
@@ -16,11 +16,11 @@ __all__ = ["AskedRate", "IsolateRate", "Rate", "Rates"]
 
 _MINUTE_S: Final = 60.0
 BURST_S: Final = 15.0
-"""What may be asked at once: as much as the rate gives in this time."""
+"""The burst: as many requests at once as the rate allows in 15 s."""
 
 _MOST_KEYS: Final = 10_000
 _UNTOLD_S: Final = 10.0
-"""How long to wait where the platform does not say."""
+"""The wait that a client is told where the platform does not give one."""
 
 
 class Rate(Protocol):
@@ -55,7 +55,7 @@ class IsolateRate:
         return max(0.0, ahead_s)
 
     def _forget(self, now: float) -> None:
-        """Forget who owes nothing; if all do, who asked longest ago."""
+        """Forget keys whose requests are paid off; without any, the key that asked longest ago."""
         self._paid_off_at_s = {key: at_s for key, at_s in self._paid_off_at_s.items() if at_s > now}
         if len(self._paid_off_at_s) > _MOST_KEYS:
             del self._paid_off_at_s[next(iter(self._paid_off_at_s))]

@@ -19,7 +19,7 @@ _MEND_BINDINGS: Final = {
     "AI": 'declare [ai] with binding = "AI" in wrangler.toml',
 }
 _KNOWN_SECRETS: Final = {*setting_names(), *(preset.key for preset in PRESETS.values())}
-"""A name that an operator has made up is not told: it may be a key that stands in the wrong place."""
+"""Secret names that may be shown; any other name may be a key that was entered in the wrong place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """
 The Worker's HTTP: a table of routes, and the way of a request through it.
 
-Everything about a response but its body is decided before the first byte of it: who asks, whether the request
-is within its limits, and whether the turn can be had.  Adding a route is adding a row to `ROUTES`.
+A response's status and headers are decided before its first byte: who asks, whether the request is within its limits,
+and whether the turn can be claimed.  A new route is a new row of `ROUTES`.
 """
 
 import asyncio
@@ -182,7 +182,7 @@ async def handle(request: HttpRequest, app: Application) -> HttpResponse:
 
 
 def _without_body(response: HttpResponse) -> HttpResponse:
-    """Return the head of *response*; its stream is told that nobody reads it, and gives back what it holds."""
+    """Return the head of *response*; its stream runs without a reader, and gives back the room that it holds."""
     if response.stream is None:
         return replace(response, body=b"")
     return replace(response, stream=None, background=partial(response.stream, NoSink()))

@@ -1,9 +1,9 @@
 """
 The log as server-sent events: each line is one event, its ``seq`` the event's id.
 
-So an EventSource that lost its connection comes back with ``Last-Event-ID``, and goes on behind what it has seen.
-A line that is in no log has no id, and a ping is an event of its own type: scripts see no comments, and so could not
-tell a connection that is alive from one that is dead.
+So an EventSource that lost its connection comes back with ``Last-Event-ID``, and goes on behind the last line that it
+has seen.  A line that is in no log has no id.  A ping is an event of its own type and not a comment: scripts see no
+comments, and could not tell a live connection from a dead one.
 
 Source:
     HTML Living Standard, section 9.2: event streams, their reconnection, and status 204 that ends it.

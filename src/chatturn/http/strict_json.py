@@ -10,7 +10,7 @@ from chatturn.jsontext.depth import nests_deeper
 __all__ = ["MAX_JSON_DEPTH", "read_json_object"]
 
 MAX_JSON_DEPTH: Final = 32
-"""Levels of arrays and objects."""
+"""The most levels of arrays and objects."""
 
 
 def read_json_object(data: bytes) -> dict[str, Any]:

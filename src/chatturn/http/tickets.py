@@ -4,9 +4,9 @@ Tickets: what an EventSource shows in place of a bearer token.
 An EventSource cannot send headers, and a token in a URL is in every log on the way.  So a page asks for a ticket,
 which lets its holder read one turn's stream and nothing else.  It must be used within `OPEN_WITHIN_S`.
 
-Afterwards an EventSource comes back with the id of the last event that it saw.  The ids of a stream that a ticket
-opened end with a proof, which is in the events alone and in no URL: so a reconnect is told from somebody who found
-the URL in a log, and nothing has to be stored.
+Afterwards an EventSource comes back with the id of the last event that it saw.  The event ids of a stream that a ticket
+opened end with a proof, which is in no URL: so a reconnect differs from a request by somebody who found the URL in a
+log, and nothing has to be stored.
 """
 
 import base64
@@ -36,10 +36,10 @@ __all__ = [
 
 OPEN_WITHIN_S: Final = 60
 LIVES_AFTER_END_S: Final = 3_600
-"""How long a stream may be opened again after its turn's end."""
+"""For how many seconds after its turn's end a stream may be opened again."""
 
 _LONGEST_S: Final = 86_400
-"""For whom no token says how long: `AUTH=off`."""
+"""A ticket's longest life where no token gives one: with ``AUTH=off``."""
 
 _PURPOSE: Final = b"chatturn: tickets for streams"
 _PROOF_BYTES: Final = 12
@@ -91,7 +91,7 @@ def tickets_for(settings: Settings, *, now: Callable[[], float]) -> "Tickets":
             raise ConfigurationError("TICKET_SECRET", f"has {size} bytes, but must have at least {MIN_SECRET_BYTES}")
         return Tickets([settings.ticket_secret], now=now)
     if settings.auth == "off":
-        return Tickets(["AUTH=off"], now=now)  # Nobody is kept out there, so there is nothing to keep secret.
+        return Tickets(["AUTH=off"], now=now)  # With AUTH=off nobody is kept out, so the key need not be secret.
     secrets = (settings.auth_jwt_secret, settings.auth_jwt_secret_previous)
     return Tickets([secret for secret in secrets if secret], now=now)
 

@@ -1,8 +1,8 @@
 """
-Whose signature a token has: this service's own secrets, or the keys that an identity provider publishes.
+Checks who has signed a token: this service's own secrets, or the keys that an identity provider publishes.
 
-Which algorithm belongs to which key is decided here and never by the token: HS256 for secrets, RS256 and ES256 for
-published keys.  So nobody signs with a public key as if it were a secret.
+The kind of key decides the algorithm, never the token: HS256 for secrets, RS256 and ES256 for published keys.  So
+nobody can sign with a public key as if it were a secret.
 
 Source:
     RFC 7515 (JWS) sections 4.1 and 5.2; RFC 7517 (JWK) sections 4 and 5; RFC 7518 sections 3.2 to 3.4 and 6.
@@ -31,10 +31,10 @@ FRESH_S: Final = 600
 """How long published keys are used before they are asked for again."""
 
 STALE_S: Final = 3_600
-"""How long they are used while they cannot be had again."""
+"""How long published keys are used while they cannot be fetched again."""
 
 ASK_AGAIN_S: Final = 10
-"""The pause between two looks for a key that is not among them: strangers name what keys they like."""
+"""The pause between two fetches for an unknown key id: a stranger's token may name any key id."""
 
 TRY_AGAIN_S: Final = 2
 """The pause after a fetch that failed."""
@@ -42,7 +42,7 @@ TRY_AGAIN_S: Final = 2
 FETCH_S: Final = 5
 MAX_KEYS_BYTES: Final = 262_144
 _MOST_FETCHES: Final = 8
-"""That may begin within `FETCH_S`: each request fetches for itself, since none can wait for another's connection."""
+"""The most fetches that begin within `FETCH_S`: a request cannot wait for another's connection, so each fetches."""
 
 _OK: Final = 200
 
@@ -161,8 +161,8 @@ class PublishedKeys:
     """
     The keys at an address that an identity provider publishes: a JSON Web Key Set, RS256 and ES256.
 
-    They are asked for when the first token comes, again after `FRESH_S`, and when a token names a key that is not
-    among them, which is how providers change keys.  While they cannot be had, those of before serve for `STALE_S`.
+    They are fetched when the first token comes, again after `FRESH_S`, and when a token names an unknown key, since
+    providers change keys that way.  While a fetch fails, the last keys serve for `STALE_S`.
 
     Args:
         url: Their address.
@@ -234,7 +234,7 @@ class PublishedKeys:
 
     def _may_fetch(self) -> bool:
         now = self._now()
-        # By their beginnings: a request that is dropped with its client never says that it has ended.
+        # Fetches are counted by their beginning: one that is dropped with its client never reports its end.
         self._begun_at_s = [each for each in self._begun_at_s if now < each + FETCH_S]
         if now < self._failed_at_s + TRY_AGAIN_S or len(self._begun_at_s) >= _MOST_FETCHES:
             return False

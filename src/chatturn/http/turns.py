@@ -216,7 +216,7 @@ def _version(identity: ChatTurnIdentity, row: Row) -> dict[str, Any]:
 
 def session_of(parameters: Parameters) -> str:
     """
-    Return whose owner the turn is for.
+    Return the session whose owner is to answer for the turn.
 
     Raises:
         InvalidField: It is no session's id.
@@ -228,8 +228,8 @@ def _log_response(call: Call, log: FollowedTurn, cursor: LogCursor) -> HttpRespo
     """
     Stream a log.
 
-    One that is finished changes only where the turn is superseded.  So it has a tag to ask again with; and who says
-    which attempt finished it is told that it never changes.
+    A finished log changes only if the turn is superseded, so its response has an ``ETag``.  A request that names the
+    attempt that finished the log is told that the response never changes.
     """
     headers = {
         "X-Workflow-Run-Id": log.run_id,

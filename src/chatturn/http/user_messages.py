@@ -34,7 +34,7 @@ MAX_PARTS: Final = 32
 MAX_URL_CHARACTERS: Final = 2_048
 MAX_NAME_CHARACTERS: Final = 200
 MAX_INLINE_CHARACTERS: Final = 700_000
-"""Of all ``data:`` addresses of a message together: a row of the database has 2 MB."""
+"""The most characters of all ``data:`` addresses of a message together: a row of the database holds 2 MB."""
 
 IMAGE_TYPES: Final = ("image/png", "image/jpeg", "image/webp", "image/gif")
 FILE_TYPES: Final = (
@@ -53,7 +53,7 @@ _ADDRESS: Final = "https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:[/?#][!-~]*)?"
 _URLS: Final[Mapping[str, str]] = {
     kind: f"{_ADDRESS}|data:(?:{'|'.join(map(re.escape, types))});base64,{_BASE64}" for kind, types in _TYPES.items()
 }
-"""What an address may be, without a password: of the web, or the content itself."""
+"""The patterns of addresses by kind: an ``https:`` address without a password, or the content as a ``data:`` one."""
 
 TEXT: Final[Mapping[str, Any]] = {
     "type": "string",
@@ -105,8 +105,8 @@ class UserMessage:
     A message within the limits.
 
     Attributes:
-        text: Its text, which may be "" where there are parts.
-        parts: Its parts, where it is more than text; see `chatturn.chat.parts`.
+        text: The message's text, which may be "" where there are parts.
+        parts: The message's parts, where it is more than text; see `chatturn.chat.parts`.
     """
 
     text: str
