@@ -114,7 +114,8 @@ class Person:
             shown = self.chance.choice(answers)
             await self._again(shown, what, page["messages"])
         elif what == "come back":
-            await self._come_back(page["open"], set(range(max(indexes))) - set(indexes))
+            index = self.chance.randrange(max(indexes) + 1)
+            await self._come_back(index, empty=index not in indexes)
         elif what == "activate":
             await self._activate(self.chance.choice(answers)["turnIndex"])
         elif page["open"]:
@@ -131,18 +132,16 @@ class Person:
         question = self._question() if kind == "edit" else asked
         await self.say(index, question, replace={"kind": kind, "version": shown["version"]})
 
-    async def _come_back(self, turns: list[dict[str, Any]], empty: set[int]) -> None:
+    async def _come_back(self, index: int, *, empty: bool) -> None:
         """Ask again what has failed, or something else where nothing is; the thread may have gone on meanwhile."""
-        failed = [each for each in turns if each["status"] == "failed"]
-        if empty and (not failed or self.chance.random() < 0.5):
-            await self.say(self.chance.choice(sorted(empty)), self._question())
-        elif failed:
-            turn = self.chance.choice(failed)
+        listed = (await self._ask("GET", f"turns/{index}/versions")).body.get("versions", ())
+        if listed and listed[-1]["status"] == "failed":
             kind = self.chance.choice([None, "regenerate", "edit"])
-            version = (await self._ask("GET", f"turns/{turn['turnIndex']}")).body.get("version")
-            members: dict[str, Any] = {} if kind is None else {"replace": {"kind": kind, "version": version}}
-            question = self._question() if kind == "edit" else turn["message"]
-            await self.say(turn["turnIndex"], question, **members)
+            members: dict[str, Any] = {"replace": {"kind": kind, "version": listed[-1]["version"]}} if kind else {}
+            question = self._question() if kind == "edit" else listed[-1]["message"]
+            await self.say(index, question, **members)
+        elif empty:
+            await self.say(index, self._question())
 
     async def say(self, index: int, question: str, *, wait: bool = True, **members: Any) -> None:
         """Send a message, and read what comes of it, or leave."""
