@@ -154,3 +154,26 @@ async def test_a_turn_that_somebody_has_ended_is_not_gone_on_with_late(database:
     with pytest.raises(TurnPassed):
         await isolate.service.reopen("chat:acme:thread-1:0")
     assert before == await everything(database)
+
+
+async def test_a_window_goes_on_where_a_turn_has_failed_and_one_before_it_was_edited(
+    database: SqliteDatabase, isolate: Isolate
+) -> None:
+    """A turn that failed in what is detached, or that another version has answered, is not open in the thread."""
+    await answered(isolate, (0, "a"), (1, "b"))
+    failing = Isolate(database, Product(ValueError("no")), settings=ON)
+
+    async def page() -> tuple[list[int], list[int]]:
+        body = (await isolate.ask("GET", f"{SESSION}/messages")).body
+        answers = [each["turnIndex"] for each in body["messages"][::2]]
+        return answers, [each["turnIndex"] for each in body["open"]]
+
+    await (await say(failing, 2, "c")).lines()
+    assert ([0, 1], [2]) == await page()
+    await (await say(isolate, 0, "x", replace={"kind": "edit", "version": 1})).lines()
+    assert ([0], []) == await page()
+    await answered(isolate, (1, "d"), (2, "c"))
+    await (await say(failing, 3, "e")).lines()
+    assert ([0, 1, 2], [3]) == await page()
+    await (await say(isolate, 3, "e", replace={"kind": "regenerate", "version": 1})).lines()
+    assert ([0, 1, 2, 3], []) == await page()

@@ -57,7 +57,11 @@ FROM (
   UNION ALL SELECT run_id, status FROM durable_runs INDEXED BY idx_durable_runs_failed
   WHERE run_id > ?1 AND run_id < ?2 AND status = 'failed') AS r
 CROSS JOIN chat_turns AS t ON t.run_id = r.run_id
-WHERE t.version = 1 OR r.status <> 'failed'
+WHERE r.status <> 'failed' OR (t.version = 1
+  AND NOT EXISTS (SELECT 1 FROM chat_messages AS m WHERE m.tenant_id = t.tenant_id AND m.session_id = t.session_id
+    AND m.turn_index = t.turn_index)
+  AND NOT EXISTS (SELECT 1 FROM chat_messages AS b INDEXED BY idx_chat_messages_breaks
+    WHERE b.tenant_id = t.tenant_id AND b.session_id = t.session_id AND b.breaks = 1 AND b.turn_index < t.turn_index))
 ORDER BY t.turn_index DESC LIMIT {_MOST_OPEN}
 """
 
