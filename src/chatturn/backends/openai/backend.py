@@ -48,17 +48,17 @@ _MADE_UP_CHARACTERS: Final = 9
 # Source: docs.vllm.ai, OpenAI-compatible server, extra parameters of the chat API.
 _CONTINUE: Final[Mapping[str, Any]] = {"continue_final_message": True, "add_generation_prompt": False}
 
-# Some servers, and guards in front of others, refuse whoever does not say who it is.
+# Some servers, and firewalls in front of others, refuse a request without a user-agent.
 _HEADERS: Final[Mapping[str, str]] = {
     "user-agent": "chatturn",
     "content-type": "application/json",
     "accept": "text/event-stream",
 }
 
-# Once the answer is whole, only usage and [DONE] are missing: nobody should wait long for those.
+# Once the answer is whole, only usage and [DONE] are missing: the client should not wait long for them.
 _TRAILER: Final = Deadline("trailer_timeout_ms", 5_000, "usage or [DONE]")
 
-# Some servers give a finish reason with every piece: beside content it may not be the end.
+# Some servers give a finish reason with every piece: a reason beside content may not be the end.
 _DOUBTFUL_TRAILER: Final = Deadline("trailer_timeout_ms", 30_000, "more content, usage or [DONE]")
 
 
@@ -82,20 +82,20 @@ def create_openai_compatible_backend(
 
     Args:
         transport: How to reach it.
-        base_url: Of the API, without ``/chat/completions``; one slash at its end is ignored.
-        api_key: Its key; "" sends none, as servers on one's own machine like it.
+        base_url: The API's address without ``/chat/completions``; one slash at its end is ignored.
+        api_key: The API's key; "" sends none, as for a server on the operator's own machine.
         model: The model asked for when a request names none.
         uniform: Like `random.uniform`, for the jitter between tries.
         now: Seconds since the epoch, for a server's ``retry-after`` dates.
         kind: The backend's name in logs and errors.
         provider: Who runs the API, for ``gen_ai.provider.name``.
         retry: How often and how patiently to try, and how long a try waits for headers.
-        idle_timeout_ms: Between two chunks of the answer; 0 for no end.
-        total_timeout_ms: For the whole call, tries and answer; 0 for no end.
+        idle_timeout_ms: The longest wait between two chunks of the answer; 0 for no limit.
+        total_timeout_ms: The longest time of the whole call, tries and answer; 0 for no limit.
         continue_models: Models whose server continues an assistant's message; ``*`` for all.
 
     Raises:
-        ConfigurationError: *base_url* is not one.
+        ConfigurationError: *base_url* is not an address.
         ValueError: A deadline is negative; the message begins with its name.
     """
     if not is_address(base_url):
@@ -136,7 +136,9 @@ def make_backend(
     total_timeout_ms: int,
 ) -> "OpenAICompatibleBackend":
     """
-    Make the backend for those models of *provider* that are asked like *model*; the other arguments are as above.
+    Make the backend for the models of *provider* that are asked as *model* says.
+
+    The other arguments are those of `create_openai_compatible_backend`.
 
     Raises:
         ValueError: A deadline is negative; the message begins with its name.
@@ -160,11 +162,11 @@ class OpenAICompatibleBackend:
     Attributes:
         kind: Its name in logs and errors.
         connector: Reaches the API.
-        provider: Who that is.
+        provider: The API's provider.
         asked: How its model is asked.
         model: The model for requests that name none.
         until_bytes, until_end: The deadlines of an answer.
-        continue_models: Those that go on with an answer; ``*`` for all.
+        continue_models: The models that continue an answer; ``*`` for all.
     """
 
     kind: str
@@ -178,7 +180,7 @@ class OpenAICompatibleBackend:
     _learnt: dict[str, Quirks] = field(default_factory=dict)
 
     def continues(self, model: str | None) -> bool:
-        """Say whether the model's server was said to continue an answer."""
+        """Say whether the deployment declares that the model's server continues an answer."""
         return "*" in self.continue_models or (model or self.model) in self.continue_models
 
     def takes(self, _model: str | None) -> frozenset[str]:
@@ -193,7 +195,7 @@ class OpenAICompatibleBackend:
             BackendRejected: The API refused the request; its reason is in ``detail``.
             BackendTransportError: No try got an answer that could be read.
             BackendTimeout: The deadline that the message names is over.
-            BackendProtocolError: The answer broke off, or is none.
+            BackendProtocolError: The answer broke off, or what came is no answer.
             BackendReportedError: The API reported an error inside the answer.
             ContentNotTaken: The user's message has what the model does not take.
             ConfigurationError: Neither the request nor the deployment names a model.
@@ -259,21 +261,23 @@ class OpenAICompatibleBackend:
         tried: dict[Quirks, None],
     ) -> TransportRequest | None:
         """
-        Learn from a refusal how the API wants *request* said, for later ones, too; None: that cannot be helped.
+        Learn from a refusal which quirks the API has; return the request changed to them, None if no change can help.
+
+        What is learnt counts for later requests, too.
 
         Args:
-            model: Who is asked.
-            request: What.
-            context: On whose behalf.
-            status: Of the refusal.
-            words: What it says.
-            tried: The ways in which it was said in this call, the first one first; each is tried once.
+            model: The model asked.
+            request: What it was asked.
+            context: For which attempt of a turn.
+            status: The refusal's HTTP status.
+            words: The refusal's text.
+            tried: The quirks tried in this call, in order; each is tried once.
         """
         known = self._quirks(model)
         learnt = known.after(status, words, known.applied(self._body(model, request), self.provider.name))
         if learnt is None:
             return None
-        if learnt in tried:  # none of them helped, so they teach nothing
+        if learnt in tried:  # none of the quirks tried has helped: return to the first
             self._learnt[model] = next(iter(tried))
             return None
         tried[learnt] = None
@@ -334,14 +338,14 @@ class OpenAICompatibleBackend:
 
 
 def _is_open(name: str, options: Mapping[str, Any]) -> bool:
-    """Say whether a request leaves a parameter to the deployment: said nothing like it, and has what it is about."""
+    """Say whether a parameter's default counts: the request sets no equivalent, and has the parameter's subject."""
     if name in _LIMITS:
         return not _LIMITS & set(options)
     return _has_subject(name, options)
 
 
 def _has_subject(name: str, options: Mapping[str, Any]) -> bool:
-    """Say whether a parameter is about something: APIs refuse those about tools where there are none."""
+    """Say whether a parameter has a subject: APIs refuse parameters about tools in a request without tools."""
     return name not in _ABOUT_TOOLS or bool(options.get("tools"))
 
 
@@ -351,7 +355,7 @@ def _tool_names(options: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _made_up_id(request_id: str, position: int) -> str:
-    """Return an id for a tool call that has none: no other call of the conversation has it, and every API takes it."""
+    """Return an id for a tool call without one, unique in the conversation and valid for every API."""
     return canonical_hash([request_id, position])[:_MADE_UP_CHARACTERS]
 
 

@@ -1,8 +1,8 @@
 """
 What a model says besides text, reasoning and tool calls: citations, images, audio, refusals, log probabilities, more.
 
-It is collected from the answer's pieces and told at the answer's end, each kind as an event of its own.  What is longer
-than its limit is named, and how long it was; an image or a sound is named by its reference then.
+It is collected from the answer's pieces and told at the answer's end, each kind as an event of its own.  Of a
+value over its limit only the name and the length are told; a citation over its limit is left out.
 
 Source:
     OpenAI, Chat Completions (annotations, audio, refusal, logprobs); OpenRouter, image generation (images) and web
@@ -20,10 +20,10 @@ from chatturn.jsontext.depth import nests_deeper
 __all__ = ["KNOWN", "MAX_BESIDES_CHARACTERS", "MAX_VALUE_CHARACTERS", "Besides"]
 
 MAX_VALUE_CHARACTERS: Final = 100_000
-"""Of one event's data, as JSON: a line of a log is stored as a whole."""
+"""The longest JSON of one event's data, because a line of a log is stored as a whole."""
 
 MAX_BESIDES_CHARACTERS: Final = 300_000
-"""Of all that one answer says besides its text, as JSON."""
+"""The longest JSON of all that one answer says besides its text."""
 
 _MOST_NAME_CHARACTERS: Final = 60
 _DEEPEST: Final = 30
@@ -36,7 +36,7 @@ _TOLD_OTHERWISE: Final = frozenset(
     | {"error", "obfuscation", "token_ids", "finish_reason", "finishReason", "logprobs"}
 )
 KNOWN: Final = _ROLE_AND_TEXT | _TOLD_OTHERWISE
-"""Members of a delta that are no data of their own."""
+"""Members of a delta that are read elsewhere, or not at all."""
 
 _CITATIONS: Final = frozenset({"annotations", "citations", "search_results"})
 _CITATION_PARTS: Final = frozenset({"url_citation", "file_citation", "citation"})
@@ -44,7 +44,7 @@ _EMPTY: Final[tuple[Any, ...]] = (None, False, "", [], {})
 
 
 class Besides:
-    """Collects it from the pieces of one answer."""
+    """Collects what one answer says besides its text, from the answer's pieces."""
 
     def __init__(self) -> None:
         self._citations: list[Any] = []
@@ -62,7 +62,7 @@ class Besides:
                 self._take(name, value)
 
     def add_part(self, part: Mapping[str, Any]) -> None:
-        """Take a part of a content that is no text and no reasoning."""
+        """Take a part of a content that is neither text nor reasoning."""
         kind = part.get("type")
         if kind in {"image_url", "image", "output_image"}:
             self._take("images", [part])
@@ -70,7 +70,7 @@ class Besides:
             self._take(kind, part.get(kind, part))
 
     def add_citations(self, found: object) -> None:
-        """Take citations that stand beside the choices."""
+        """Take the citations of a frame that stand outside its choices."""
         if isinstance(found, list) and found:
             self._take("citations", found)
 
@@ -82,7 +82,7 @@ class Besides:
 
     @property
     def transcript(self) -> str:
-        """What the audio says."""
+        """The words of the audio."""
         texts = [piece.get("transcript") for piece in self._audio]
         return "".join(text for text in texts if isinstance(text, str))
 
@@ -92,7 +92,7 @@ class Besides:
         return bool(self._images)
 
     def events(self) -> list[ChatStreamEvent]:
-        """Return all of it as events, in the order in which the protocol names them."""
+        """Return all collected values as events: citations, images, audio, refusal, log probabilities, other data."""
         events = [
             *_lists("answer.citations", "citations", [_citation(each) for each in _each_once(self._citations)]),
             *_lists("answer.images", "images", _each_once(self._images)),
@@ -129,14 +129,14 @@ class Besides:
 
 
 class _TooLong:
-    """Stands for what found no room."""
+    """Stands for a value over the limit."""
 
     def __init__(self, value: Any) -> None:
         self.size = _size(value)
 
 
 def _sendable(event: ChatStreamEvent) -> ChatStreamEvent:
-    """Return *event* without halves of characters, which no line can carry."""
+    """Return *event* with halves of surrogate pairs replaced, because no line of a log can carry them."""
     text = json.dumps(event.data, ensure_ascii=False)
     try:
         text.encode()
@@ -154,7 +154,7 @@ def _each_once(items: Sequence[Any]) -> list[Any]:
 
 
 def _lists(kind: str, member: str, items: Sequence[Any]) -> list[ChatStreamEvent]:
-    """Return events of *kind* that have all *items*, each as many as its limit allows; one too long is left out."""
+    """Return events of *kind* for all *items*, each event up to its limit; an item over the limit is left out."""
     groups: list[list[Any]] = []
     room = 0
     for item in items:
@@ -170,7 +170,7 @@ def _lists(kind: str, member: str, items: Sequence[Any]) -> list[ChatStreamEvent
 
 
 def _citation(found: Any) -> Mapping[str, Any]:
-    """Return a citation in one form: ``url``, ``title`` and where in the answer it belongs, as far as it has them."""
+    """Return a citation in one form: ``url``, ``title``, ``startIndex``, ``endIndex``, as far as it has them."""
     if isinstance(found, str):
         return {"url": found}
     if not isinstance(found, Mapping):
@@ -187,7 +187,7 @@ def _citation(found: Any) -> Mapping[str, Any]:
 
 
 def _image(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return an image by its address; one that stands in the answer itself, and is too long, by what it is."""
+    """Return an image's address; for an address over the limit, or none, its media type and length in characters."""
     inner = next((found[name] for name in ("image_url", "image", "source") if name in found), found)
     url = inner if isinstance(inner, str) else inner.get("url") if isinstance(inner, Mapping) else None
     if isinstance(url, str) and _size(url) <= MAX_VALUE_CHARACTERS - _MOST_NAME_CHARACTERS:
@@ -197,12 +197,12 @@ def _image(found: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _named_only(image: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return an image for which there is no room any more, without its address."""
+    """Return the length of an image for which the answer's limit has no room left."""
     return {"mediaType": None, "characters": len(str(image.get("url", "")))}
 
 
 def _sound(pieces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return audio by the API's reference to it; its bytes are not told."""
+    """Return the API's id of the audio, its expiry, its transcript and its length, without its bytes."""
     named = [{name: piece[name] for name in ("id", "expires_at") if name in piece} for piece in pieces]
     members: dict[str, Any] = merged(named)
     text = "".join(str(piece.get("transcript") or "") for piece in pieces)

@@ -1,9 +1,9 @@
 """
 A chat completion as it comes in: bytes of the body in, chat events out.  No I/O, no clock.
 
-What is understood is OpenAI's streaming format with the liberties that servers take.  The body itself, not its label,
-says whether it is a stream or one JSON document.  An answer is whole only if the model said so, by a finish reason
-that `ends` knows, or by ``[DONE]`` where nothing speaks against it; a reason that is followed by more content is none.
+It reads OpenAI's streaming format with the liberties that servers take.  The body itself, not its content type, says
+whether it is a stream or one JSON document.  An answer is whole only if the model said so, by a finish reason that
+`ends` knows, or by ``[DONE]`` if nothing contradicts it; a finish reason followed by more content does not count.
 An error fails the answer wherever `failures` finds it, and so does a frame that is not JSON, which is never shown as
 text.  Frames of other shapes are skipped.
 
@@ -29,7 +29,7 @@ from chatturn.events import ChatStreamEvent, TextDeltas, pieces_of, reasoning_de
 
 __all__ = ["CompletionReader"]
 
-_MAX_COUNT: Final = 2**53 - 1  # what JSON numbers carry exactly everywhere
+_MAX_COUNT: Final = 2**53 - 1  # the largest whole number that every JSON parser reads exactly
 _MAX_NAME: Final = 200
 _MAX_STRAY_CHARACTERS: Final = 2_000
 _MAX_HELD: Final = 16
@@ -39,17 +39,17 @@ _DATA: Final = "data:"
 _DONE_WORDS: Final = frozenset({"DONE", "END", "EOS"})
 _BOM: Final = b"\xef\xbb\xbf"
 _DOCUMENT: Final = (b"{", b"[", b"<")
-"""How a body begins that is no stream."""
+"""How a body begins that is a document and no stream."""
 
 _SIGNS_OF_LIFE: Final = frozenset({"ping", "heartbeat", "keepalive", "keep-alive", "comment"})
-"""Types of events whose data says nothing."""
+"""Types of events that only keep the connection alive."""
 
 _OF_A_CHUNK: Final = frozenset(
     {"id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier", "provider"}
 )
 """Members of a frame that are no sign of an error."""
 
-# Where servers put the counts of a `usage` object: what we call it, then the paths to look at.
+# Where servers put the counts of a `usage` object: our name, then the paths to look at.
 _COUNTS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
     "tokensIn": (("prompt_tokens",), ("input_tokens",)),
     "tokensOut": (("completion_tokens",), ("output_tokens",)),
@@ -78,7 +78,7 @@ class CompletionReader:
 
     Attributes:
         response_id: The API's id of the answer, None until it is known.
-        model: Who answers; the model asked for until the API says otherwise.
+        model: The model that answers; the one asked for until the API names another.
         finish_reason: Why the answer ended, in the API's word; None while it goes on.
         reason_stands_alone: Whether that came without content beside it, as it does from servers that say it once:
             afterwards only usage and ``[DONE]`` come.
@@ -103,15 +103,15 @@ class CompletionReader:
         self._streaming = False
         self._opening = b""  # until it is known whether the body is a stream
         self._document: bytearray | None = None
-        self._complete = False  # without a finish reason: by [DONE], or because it came as a whole
+        self._complete = False  # whole without a finish reason: by [DONE], or as one document
         self._failure: BackendError | None = None
         self._identified = False
         self._begun = False
         self._spoke = False
-        self._stray = ""  # lines that are no fields
-        self._told: str | None = ""  # by whole messages; None once pieces have said something
-        self._choice: Any = None  # which of several choices is the answer; None until that is known
-        self._held: list[dict[str, Any]] = []  # messages of another choice than the first, until it is
+        self._stray = ""  # lines that are no fields of an event
+        self._told: str | None = ""  # the text of whole messages; None once pieces have come
+        self._choice: Any = None  # the index of the choice that is the answer; None until known
+        self._held: list[dict[str, Any]] = []  # messages of other choices, until the answer's is known
         self._decoder = SSEDecoder(lenient=True)
         self._text, self._reasoning = Mender(), Mender()
         self._template = FrameTemplate(parse_frame)
@@ -158,7 +158,7 @@ class CompletionReader:
         Raises:
             BackendRejected: The API refused the request, in the body of an answer.
             BackendReportedError: The API reported an error, or gave a finish reason that is none of a whole answer.
-            BackendProtocolError: The answer is none, or it broke off.
+            BackendProtocolError: What came is no answer, or the answer broke off.
             AnswerWithheld: It ended at a limit or by a filter before anything was said.
         """
         if self._failure is not None:
@@ -194,7 +194,7 @@ class CompletionReader:
 
     def usage(self) -> dict[str, Any]:
         """
-        Return the same as the API gave it, with who answered, why it ended, and what it cost where the API says so.
+        Return the usage as the API gave it, with the model, the finish reason, and the cost if the API tells it.
 
         What is no count is in it as well, for whoever keeps account of that.
         """

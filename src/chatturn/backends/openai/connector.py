@@ -3,7 +3,7 @@ Getting a response that can be read, with patience: the tries of one model call.
 
     try --+-- no headers, or a status that may pass --> wait --> try …      at most `max_attempts`
           +-- elsewhere on the same host -------------> try there            at most `_MOST_REDIRECTS`
-          +-- refused for what can be said otherwise -> try with that         each once
+          +-- refused for the request's form ---------> try another form      each once
           +-- any other status -----------------------> BackendRejected, QuotaExhausted, ContextOverflow
           +-- 2xx ------------------------------------> Exchange, whose body has not been touched
 
@@ -38,7 +38,7 @@ SpanOfTry: TypeAlias = Callable[[int], AbstractContextManager[Span]]
 """Begins the span of one try; takes its number, from 1."""
 
 Remake: TypeAlias = Callable[[int, str], TransportRequest | None]
-"""Takes the status and the words of a refusal; returns the request said otherwise, None if it cannot be."""
+"""Takes the status and the words of a refusal; returns a changed request, None if no change can help."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +47,10 @@ class Exchange:
     The try that worked.
 
     Attributes:
-        response: Open, its body unread.
-        began_s: When it began, in seconds of the call.
-        span: The try's own, still open.
-        stack: Closes the response and ends the span; whoever has the exchange must enter it.
+        response: The open response, its body unread.
+        began_s: When the try began, in seconds since the call's begin.
+        span: The try's span, still open.
+        stack: Closes the response and ends the span; the holder of the exchange must enter it.
     """
 
     response: TransportResponse
@@ -100,7 +100,7 @@ class Connector:
             if isinstance(outcome, Exchange):
                 return outcome
             if isinstance(outcome, TransportRequest):
-                redirects += outcome.body == request.body  # also to where it was sent from
+                redirects += outcome.body == request.body  # a redirect keeps the body, a changed form does not
                 if redirects > _MOST_REDIRECTS:
                     raise BackendRejected(
                         "redirects without end", backend=self.kind, detail=_without_query(outcome.url)
@@ -119,7 +119,7 @@ class Connector:
         remake: Remake,
         attempt: int,
     ) -> Exchange | TransportRequest | float:
-        """Try once; return the exchange, what to send instead, or the seconds to wait; raise if that is all."""
+        """Try once; return the exchange, a request to send instead, or the seconds to wait; raise if no try is left."""
         async with AsyncExitStack() as stack:
             began_s = watchdog.elapsed_s()
             span = stack.enter_context(span_of_try(attempt))
@@ -169,18 +169,18 @@ class Connector:
     def _wait_s(self, attempt: int, hint: RetryHint, watchdog: Watchdog) -> float | None:
         delay_ms = self.retry.delay_ms(attempt, hint, self.uniform)
         if delay_ms is None or delay_ms / 1000 >= watchdog.remaining_s():
-            return None  # a wait that would use up the call's time only hides what went wrong
+            return None  # a wait that uses up the call's time would only hide the failure
         return delay_ms / 1000
 
     async def _words(self, response: TransportResponse, attempt: int, watchdog: Watchdog) -> str:
-        """Return what a refusal says, if that can matter: a server error that is tried again says nothing of use."""
+        """Return a refusal's text; "" for a server error that is tried again, whose text is not used."""
         status = response.status
         if status >= _SERVER_ERROR and status in self.retry.retry_statuses and attempt < self.retry.max_attempts:
             return ""
         return (await self._excuse(response, watchdog)).decode("utf-8", "replace")
 
     async def _excuse(self, response: TransportResponse, watchdog: Watchdog) -> bytes:
-        """Read as much of an error's body as the log may keep; what cannot be had is done without."""
+        """Read as much of an error's body as the log may keep, or as arrives in time."""
         body = bytearray()
         with suppress(BackendTransportError, BackendTimeout), watchdog.limit(_ERROR_BODY):
             async for chunk in response.chunks():
@@ -191,7 +191,7 @@ class Connector:
 
 
 def _elsewhere(request: TransportRequest, response: TransportResponse) -> TransportRequest | None:
-    """Return the request to where *response* says, if that is the same host, and no less secret."""
+    """Return the request to the address of a redirect, if that is on the same host and no less secure; else None."""
     location = response.headers.get("location", "")
     if response.status not in _REDIRECTS or not location:
         return None
@@ -202,13 +202,13 @@ def _elsewhere(request: TransportRequest, response: TransportResponse) -> Transp
 
 
 def _without_query(url: str) -> str:
-    """Return an address as the log may have it: some APIs take their key in the query."""
+    """Return an address for the log, without its query: some APIs take their key there."""
     address, query, _ = url.partition("?")
     return f"{address}{query and '?…'}"
 
 
 def _below(span: Span, request: TransportRequest) -> TransportRequest:
-    """Return *request*, which says whose trace it belongs to, if it does to any."""
+    """Return *request* with a ``traceparent`` header, if *span* has one."""
     traceparent = span.traceparent()
     if traceparent is None:
         return request

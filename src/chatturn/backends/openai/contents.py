@@ -1,8 +1,8 @@
 """
 What a message has besides text, as each API takes it.
 
-A conversation has it in the form of OpenAI's chat completions.  What the model that is asked does not take is an error
-where the user has just said it; in what was said before, a note stands for it.
+A conversation has contents in the form of OpenAI's chat completions.  A content that the model does not take is an
+error in the user's last message; in an earlier message a note replaces it.
 
 Source:
     OpenAI, Chat Completions, content parts (image_url, file.file_data); OpenRouter, PDF inputs (file.file_data may be
@@ -27,12 +27,12 @@ def with_contents(
 
     Args:
         messages: The conversation.
-        takes: What its model takes; see `chatturn.backends.api.CONTENTS`.
-        form: How it wants files: ``file``, or Mistral's ``document_url``.
+        takes: What the model takes; see `chatturn.backends.api.CONTENTS`.
+        form: How the API wants files: ``file``, or Mistral's ``document_url``.
         backend: Its name, for the error.
 
     Raises:
-        ContentNotTaken: The last message of the user has something that it does not take.
+        ContentNotTaken: The user's last message has a content that the model does not take.
     """
     if not any(isinstance(message.get("content"), list) for message in messages):
         return [dict(message) for message in messages]
@@ -59,7 +59,7 @@ def _message(
 
 
 def _need(part: Any) -> str | None:
-    """Return what a model must take for *part*; None for text, and for what is a product's own."""
+    """Return which of `CONTENTS` a model must take for *part*; None for text, and for a product's own part."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "image_url":
         url = part["image_url"].get("url") if isinstance(part.get("image_url"), Mapping) else part.get("image_url")

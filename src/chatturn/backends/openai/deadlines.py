@@ -1,10 +1,10 @@
 """
 The deadlines of one model call, on one timer.
 
-A timer crosses into JavaScript in the Worker, and a streamed answer waits thousands of times.  So a wait only
-notes when it is due; the one pending timer looks at that note when it fires, and sets itself anew if the note
-has moved on.  A deadline counts while the call waits, never while its consumer is busy with what it got: the
-task that is cancelled always stands inside a `Watchdog.limit`.
+In the Worker a timer crosses into JavaScript, and a streamed answer waits thousands of times.  So a wait only
+notes its due time; the one pending timer reads that time when it fires, and is set again if the time has moved.
+A deadline counts while the call waits, never while its consumer works on what it got: the cancelled task is always
+inside a `Watchdog.limit`.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ _EARLY_S: Final = 0.001  # JavaScript's timers count whole milliseconds and may 
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """
-    How long to wait for what.
+    A limit of one kind of wait.
 
     Attributes:
-        name: Which setting decides it.
-        ms: The time there is; 0 for no end.
-        missing: What has not come when it is over.
+        name: The setting that decides it, as in ``idle_timeout_ms``.
+        ms: The limit in milliseconds; 0 for none.
+        missing: What has not come when the time is over, for the error's message.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Deadline:
             raise ValueError(f"{self.name} is {self.ms}, but must be at least 0")
 
     def seconds(self) -> float:
-        """Return the time there is, infinite for no end."""
+        """Return the limit in seconds, infinite for none."""
         return self.ms / 1000 if self.ms else math.inf
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ class Watchdog:
         self._timer_at = math.inf
         self._deadline = UNLIMITED
         self._due_at = math.inf
-        self._task: asyncio.Task[object] | None = None  # the one that waits
+        self._task: asyncio.Task[object] | None = None  # the task that waits
         self._cancelling = 0
         self._expired: Deadline | None = None
 
@@ -77,16 +77,16 @@ class Watchdog:
         return self._loop.time() - self._began_at
 
     def remaining_s(self) -> float:
-        """Return how long the whole call may still take, in seconds; not above 0 if its time is over."""
+        """Return how long the whole call may still take, in seconds; 0 or less if its time is over."""
         return self._ends_at - self._loop.time()
 
     def limit(self, deadline: Deadline) -> Self:
-        """Give the next wait, a ``with`` block, *deadline* and what is left of the total."""
+        """Limit the next wait, a ``with`` block, to *deadline* and to the rest of the total."""
         self._deadline = deadline
         return self
 
     def close(self) -> None:
-        """Take back the timer; the call is over."""
+        """Cancel the timer, as at the call's end."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -111,12 +111,12 @@ class Watchdog:
     def _set_timer(self) -> None:
         self._timer_at = self._due_at
         delay_s = self._due_at - self._loop.time()
-        self._timer = self._loop.call_later(max(0.0, delay_s), self._look)  # Pyodide's refuses the past
+        self._timer = self._loop.call_later(max(0.0, delay_s), self._look)  # Pyodide's loop refuses a negative delay
 
     def _look(self) -> None:
         self._timer, self._timer_at = None, math.inf
         if self._task is None:
-            return  # nobody waits; the next wait sets the timer
+            return  # no task waits; the next wait sets the timer
         if self._due_at - self._loop.time() > _EARLY_S:
             self._set_timer()
             return

@@ -1,9 +1,8 @@
 """
-Why an answer ended: the words of OpenAI, of compatible servers and of those behind gateways, and what they come to.
+Why an answer ended: the finish reasons of OpenAI, compatible servers and gateways, and the `End` that each means.
 
-Only a word of this table ends an answer well.  A word that says nothing is none; a word that nobody has told us fails
-the answer like one that is known to, since a truncated answer that is stored as a whole one is worse than a failure.
-The operator's log has the word then.
+Only a word of this table ends an answer well.  An empty word, as ``null``, is no finish reason.  An unknown word fails
+the answer, since a truncated answer stored as a whole one is worse than a failure; the operator's log has the word.
 """
 
 import re
@@ -15,7 +14,7 @@ __all__ = ["End", "end_of", "known_words", "may_be_replaced", "reason_in", "says
 
 
 class End(Enum):
-    """What an answer's end comes to; the value is the word that clients are told."""
+    """How an answer ended; the value is the word that clients are told."""
 
     STOP = "stop"
     TOOL_CALLS = "tool_calls"
@@ -31,7 +30,7 @@ class End(Enum):
 
     @property
     def is_failure(self) -> bool:
-        """Whether what came before is no answer."""
+        """Whether the text so far is no answer."""
         return self in {End.FAILED, End.UNKNOWN}
 
 
@@ -64,17 +63,17 @@ _NOTHING: Final = frozenset({"", "null", "none", "undefined", "nil", "false"})
 
 
 def known_words() -> Mapping[str, End]:
-    """Return every word that is known, and what it comes to."""
+    """Return every known word and the end that it means."""
     return _ENDS
 
 
 def says_nothing(reason: object) -> bool:
-    """Say whether *reason*, a finish reason as it came, is none."""
+    """Say whether *reason*, as the API sent it, is empty, such as ``null``."""
     return not reason or _word(reason) in _NOTHING
 
 
 def reason_in(*places: Any) -> Any:
-    """Return the finish reason in the first of *places* that has one, whatever it is called there; None for none."""
+    """Return the first finish reason in *places*, under any of its names; None if there is none."""
     for place in places:
         for name in _NAMES if type(place) is dict else ():
             reason = place.get(name)
@@ -87,7 +86,7 @@ def reason_in(*places: Any) -> Any:
 
 def end_of(reason: str) -> End:
     """
-    Return what *reason* comes to, however it is written.
+    Return the end that *reason* means, in any spelling.
 
     ``FINISH_REASON_STOP``, ``FinishReason.STOP``, ``tool-calls``, ``endTurn`` and ``X: Y`` are known.
     """
@@ -98,11 +97,11 @@ def end_of(reason: str) -> End:
 
 def may_be_replaced(reason: str, *, alone: bool) -> bool:
     """
-    Say whether an empty frame may give another reason behind *reason*: none makes a cut answer whole, or a failed one.
+    Say whether a later empty frame may replace *reason*: never the reason of an answer cut short or failed.
 
     Args:
-        reason: As it came.
-        alone: Whether it came without content.  Some servers say with every piece that there is none yet.
+        reason: The reason as the API sent it.
+        alone: Whether it came without content.  Some servers send a vague reason, as ``unknown``, with every piece.
     """
     end = end_of(reason)
     return end.is_whole or (not alone and (end is End.UNKNOWN or _PREFIX.sub("", _word(reason)) in _VAGUE))

@@ -1,11 +1,11 @@
 """
-What a model's API says is wrong: found wherever servers put it, and told apart by what can be done about it.
+Errors in what a model's API says: found wherever servers put them, and told apart by what can be done about them.
 
-The words themselves are for the operator's log; a client gets the code of the error that they come to::
+The words are for the operator's log; a client gets the code of the error class::
 
     the conversation is too long for the model -------> ContextOverflow         not worth another try
-    the account has nothing left to spend ------------> QuotaExhausted          likewise
-    the request is wrong, or may not be made ---------> BackendRejected         likewise
+    the account has nothing left to spend ------------> QuotaExhausted          not worth another try
+    the request is wrong, or may not be made ---------> BackendRejected         not worth another try
     anything else ------------------------------------> BackendReportedError    may pass
 """
 
@@ -103,9 +103,9 @@ class Complaint:
     An error as an API said it.
 
     Attributes:
-        words: All of it, as text.
-        status: The HTTP status that it gives itself, 0 if it gives none.
-        is_bare: Whether it is nothing but a sentence, so that only that can tell what it is.
+        words: The whole error, as text.
+        status: The HTTP status inside the error, as 429; 0 if it has none.
+        is_bare: Whether the error is a mere sentence, without a code or a status.
     """
 
     words: str
@@ -114,12 +114,12 @@ class Complaint:
 
     def error(self, backend: str, *, instead_of_answer: bool = False) -> BackendError:
         """
-        Return the error that it comes to.
+        Return the error to raise for it.
 
         Args:
             backend: The backend's name.
-            instead_of_answer: Whether it was all that came.  An API that is asked wrongly says so at once, so a bare
-                sentence is such a refusal then, if it has no word of what passes.
+            instead_of_answer: Whether it came without any answer.  A bare sentence is then a refusal of the request,
+                unless its words name a failure that passes.
         """
         words = self.words.lower()
         if (refused := refusal(self.words, self.status, backend)) is not None:
@@ -138,13 +138,13 @@ class Complaint:
 
 def refusal(words: str, status: int, backend: str, *, comes_back: bool = False) -> BackendTransportError | None:
     """
-    Return the error for a refusal that is the account's or the conversation's, and no try can better; else None.
+    Return the error for a refusal because of the account or the conversation, which no retry can help; else None.
 
     Args:
         words: What the API says.
-        status: Of its response, or the one that it gives itself; 0 for none.
+        status: The response's HTTP status, or the one inside the error; 0 for none.
         backend: The backend's name.
-        comes_back: Whether it says otherwise when to come again: a quota for some minutes is used up for those only.
+        comes_back: Whether the response says when to retry: then the quota is used up only until that time.
     """
     lower, detail = words[:MAX_DETAIL_BYTES].lower(), shortened(words)
     limited = status == 429  # noqa: PLR2004 - Too Many Requests
@@ -157,7 +157,7 @@ def refusal(words: str, status: int, backend: str, *, comes_back: bool = False) 
 
 
 def complaint_in(message: Any) -> Complaint | None:
-    """Return the error that *message*, one JSON value of an answer, is or has in it; None if it has none."""
+    """Return the error that *message*, one JSON value of an answer, is or contains; None if there is none."""
     if isinstance(message, list):
         return next(filter(None, map(complaint_in, message)), None)
     return next(_complaints(message), None) if isinstance(message, dict) else None
@@ -218,7 +218,7 @@ def _in_choice(choice: Any) -> Iterator[Complaint]:
 
 
 def _meant(error: Any) -> Any:
-    """Return *error* unless it only says that there is none."""
+    """Return *error*, or nothing if it only says that there is no error."""
     return None if error in (None, False, "", 0, {}, [], "null", "none") else error
 
 

@@ -1,9 +1,9 @@
 """
 What a model's API says besides text and wants back: reasoning, signatures, thinking blocks, members of its own.
 
-Gemini 3, DeepSeek, Kimi and Claude refuse a conversation in which their tool calls stand without it; some want it in
-later turns as well.  Nobody but the
-API knows what it means, so it is put together from the pieces as it came, and sent back to no other provider or model.
+Gemini 3, DeepSeek, Kimi and Claude refuse a conversation whose tool calls come without it; some want it in later turns
+as well.  Only the API knows its meaning, so it is joined from the pieces unchanged, and sent back to the same provider
+and model only.
 """
 
 import json
@@ -16,14 +16,14 @@ KEPT: Final = "kept"
 """The member of an assistant's message, in a request to a backend, that holds what an API wants back."""
 
 MAX_KEPT_CHARACTERS: Final = 500_000
-"""As JSON; what is longer is not kept, since it is stored with the model call's step."""
+"""The longest JSON that is kept, because it is stored with the model call's step; a longer one is dropped."""
 
 _SAID_OTHERWISE: Final = frozenset(
     {"role", "content", "tool_calls", "function_call", "refusal", "annotations", "citations", "audio", "images"}
     | {"name", "logprobs", "search_results", "obfuscation", "error", "token_ids", "index"}
     | {"finish_reason", "finishReason"}
 )
-# Members of a piece that say which piece it is: the same in every piece, and no text to be continued.
+# Members that identify a piece: the same in every piece, so their texts are not joined.
 _NAMES: Final = frozenset({"type", "id", "index", "format", "name", "role"})
 
 
@@ -34,23 +34,23 @@ class Keeper:
         self._pieces: list[Mapping[str, Any]] = []
 
     def add(self, members: Mapping[str, Any], without: frozenset[str] = _SAID_OTHERWISE) -> None:
-        """Take the members of a piece but those that are *without*."""
+        """Take the members of a piece, except those whose names are in *without*."""
         if kept := {name: value for name, value in members.items() if name not in without and value not in _EMPTY}:
             self._pieces.append(kept)
 
     def add_parts(self, content: Sequence[Any]) -> None:
-        """Take those parts of a content that are no text, which is known as such."""
+        """Take the parts of a content that are not text."""
         if parts := [part for part in content if not isinstance(part, Mapping) or part.get("type") != "text"]:
             self._pieces.append({"content": parts})
 
     def members(self) -> dict[str, Any]:
-        """Return what the pieces add up to; nothing if that is too long."""
+        """Return the joined pieces; nothing if they are too long."""
         if not self._pieces:
             return {}
         together: dict[str, Any] = merged(self._pieces)
         try:
             fits = len(json.dumps(together, ensure_ascii=False, allow_nan=False).encode()) <= MAX_KEPT_CHARACTERS
-        except ValueError:  # half of a character, or a number that is none
+        except ValueError:  # half of a surrogate pair, or NaN
             fits = False
         return together if fits else {}
 
@@ -60,10 +60,10 @@ _EMPTY: Final[tuple[Any, ...]] = (None, "", [], {})
 
 def merged(values: Sequence[Any], name: str = "") -> Any:
     """
-    Return what *values*, pieces of one value in their order, add up to; takes time in proportion to their length.
+    Return the value that *values*, its pieces in order, make together; the time is proportional to their length.
 
-    Texts are put behind one another, objects member by member, lists item by item: those with the same ``index``, or
-    of the same type next to each other, are one.  Of anything else the last counts.
+    Texts are joined, objects member by member.  Items of lists with the same ``index``, or neighbours of the same type,
+    are joined to one.  Of other values the last counts.
     """
     last = values[-1]
     if len(values) == 1 or name in _NAMES:
@@ -82,7 +82,7 @@ def _of(key: str, values: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 
 def _groups(items: Sequence[Any]) -> list[list[Any]]:
-    """Put together those items that are pieces of one."""
+    """Join the items that are pieces of one item."""
     groups: list[list[Any]] = []
     by_index: dict[Any, list[Any]] = {}
     for item in items:

@@ -10,10 +10,10 @@ from chatturn.jsontext.depth import nests_deeper
 __all__ = ["MAX_JSON_DEPTH", "parse_frame", "parse_sendable", "parse_values"]
 
 MAX_JSON_DEPTH: Final = 64
-"""Levels of arrays and objects."""
+"""The most levels of arrays and objects that are read."""
 
 _MAX_SENDABLE_DEPTH: Final = 60
-"""Somewhat less: what is sent on stands inside of something else, an event's line or a step's record."""
+"""4 levels less: a value that is sent on stands inside an event's line or a step's record."""
 
 _DECODER: Final = json.JSONDecoder(parse_constant=lambda _: None)
 _BLANKS: Final = re.compile(r"\s*")

@@ -1,4 +1,4 @@
-"""How an API wants a request said that others want otherwise: known beforehand, or learnt from its refusal."""
+"""How one API wants requests that others want otherwise: known beforehand, or learnt from a refusal."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from chatturn.backends.openai.kept import KEPT
 __all__ = ["Content", "Quirks"]
 
 Content = Literal["empty", "null", "absent"]
-"""What stands for the text of an assistant's message that only calls tools."""
+"""The ``content`` of an assistant's message that only calls tools: "", null, or no such member."""
 
 _REFUSALS: Final = frozenset({400, 422})
 _STREAM_OPTIONS: Final = re.compile("stream_options|include_usage")
@@ -25,13 +25,13 @@ _NEXT: Final[Mapping[Content, Content]] = {"empty": "null", "null": "absent", "a
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quirks:
     """
-    An API's ways.
+    How one API wants requests.
 
     Attributes:
         stream_options: Whether it takes ``stream_options``.
-        content: What an assistant's message has for a text where it has none.
-        max_tokens: What the limit of an answer is called.
-        later_turns: Whether it wants back what it said besides text in later turns, too.
+        content: The ``content`` of an assistant's message that only calls tools.
+        max_tokens: The name of the parameter that limits an answer's length.
+        later_turns: Whether it wants back, in later turns, too, what it said besides text.
     """
 
     stream_options: bool = True
@@ -41,12 +41,12 @@ class Quirks:
 
     def after(self, status: int, words: str, body: Mapping[str, Any]) -> "Quirks | None":
         """
-        Return what a refusal teaches; None if nothing.
+        Return the quirks changed by what a refusal says; None if it says nothing about them.
 
         Args:
-            status: Of the response.
-            words: What the API says is wrong.
-            body: The request's.
+            status: The response's HTTP status.
+            words: The refusal's text.
+            body: The refused request's body.
         """
         lower = words.lower()
         if status not in _REFUSALS:
@@ -60,7 +60,7 @@ class Quirks:
         return None
 
     def applied(self, body: dict[str, Any], provider: str) -> dict[str, Any]:
-        """Return *body* as the API wants it; what another provider, or another model, wanted back stays here."""
+        """Return *body* as the API wants it, without what another provider or another model wants back."""
         body["messages"] = [self._message(message, provider, body["model"]) for message in body["messages"]]
         if not self.stream_options:
             body.pop("stream_options", None)

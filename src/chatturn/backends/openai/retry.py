@@ -30,7 +30,7 @@ _SPAN_IN_WORDS: Final = re.compile(
 )
 _SECONDS_IN_WORDS: Final = re.compile(r"\bretry_after(?:_seconds)?\W{1,4}([0-9]{1,9}(?:\.[0-9]{1,9})?)\b")
 _UNITS_MS: Final[Mapping[str, int]] = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-# What is left of a limit; beside it stands, with `reset` for `remaining`, when there is more of it.
+# A header's name with `remaining` tells what is left of a limit; with `reset` instead, when the limit is reset.
 _REMAINING: Final = "remaining"
 _RESET: Final = "reset"
 _NONE_LEFT: Final = re.compile(r"-[0-9.]{1,15}|0(?:\.0+)?")
@@ -44,8 +44,8 @@ class RetryHint:
     What a response says about trying again.
 
     Attributes:
-        should_retry: Its verdict, which counts for more than its status; None if it gives none.
-        after_ms: How long it asks to wait; None if it does not say.
+        should_retry: Whether to try again, which overrides the status; None if it does not say.
+        after_ms: How many milliseconds it asks to wait; None if it does not say.
     """
 
     should_retry: bool | None = None
@@ -57,8 +57,8 @@ class RetryHint:
         Read the hint out of a response's *headers*, whose names are in lower case; nonsense is no hint.
 
         Args:
-            headers: Of the response.
-            now: Seconds since the epoch, for a date to be relative to if the response has no ``date``.
+            headers: The response's headers.
+            now: Seconds since the epoch; dates are relative to it if the response has no ``date``.
         """
         return cls(
             should_retry={"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower()),
@@ -66,7 +66,7 @@ class RetryHint:
         )
 
     def with_words(self, words: str) -> "RetryHint":
-        """Return the hint, or if it has no time the one that a body's *words* give."""
+        """Return the hint; if it has no wait, with the wait that a body's *words* ask for."""
         if self.after_ms is not None:
             return self
         if found := _SPAN_IN_WORDS.search(words.lower()):
@@ -93,7 +93,7 @@ def _after_ms(headers: Mapping[str, str], now: Callable[[], float]) -> int | Non
 
 
 def _reset_ms(headers: Mapping[str, str], now: Callable[[], float]) -> int | None:
-    """Return how long until the last of the limits that are used up is reset."""
+    """Return how long it takes until all limits that are used up are reset."""
     spans = [
         _until_ms(headers.get(name.replace(_REMAINING, _RESET), "").strip(), now)
         for name, left in headers.items()
@@ -150,10 +150,10 @@ class BackendRetryPolicy:
     Attributes:
         max_attempts: Tries in all, the first included; at least 1.
         initial_backoff_ms: The wait after the first failure; it doubles after every further one.
-        max_backoff_ms: What the doubling stops at, before jitter.
-        jitter: Which part of a wait is random, 0 to 1, in either direction.
-        retry_statuses: The HTTP statuses that may pass.
-        request_timeout_ms: Wait for the response's headers, per try; 0 waits for ever.
+        max_backoff_ms: The longest wait, before jitter.
+        jitter: The share of a wait, 0 to 1, by which it randomly grows or shrinks.
+        retry_statuses: The HTTP statuses after which another try may succeed.
+        request_timeout_ms: The longest wait for the response's headers, per try; 0 waits for ever.
         retry_after_max_ms: The longest wait that a server may ask for; asked for more, the call gives up.
 
     Raises:
@@ -194,7 +194,7 @@ class BackendRetryPolicy:
 
         Args:
             attempt: 1-based.
-            hint: What the response said, `NO_HINT` if there was none.
+            hint: The response's hint, `NO_HINT` if there was no response.
             uniform: Like `random.uniform`.
         """
         if attempt >= self.max_attempts:

@@ -33,11 +33,11 @@ MAX_EVENT_BYTES: Final = 8_000_000
 _BOM: Final = b"\xef\xbb\xbf"
 _EMPTY_DATA: Final = frozenset({"", '""', "{}", "null"})
 _FAILURE: Final = re.compile(r"(?:.*[._-])?(?:errors?|exception|fail(?:ed|ure)|fatal)")
-_MAX_RETRY_DIGITS: Final = 15  # of milliseconds, 30 000 years; int() of an endless number is an attack
+_MAX_RETRY_DIGITS: Final = 15  # of milliseconds, 30,000 years; int() of a longer number takes too much time
 
 
 class EventTooLong(ValueError):
-    """An event has more bytes than the decoder was told to hold."""
+    """An event has more bytes than the decoder's limit."""
 
 
 @dataclass(slots=True)

@@ -5,14 +5,14 @@ The frames of an answer mostly differ in nothing but the text of ``"content"``. 
 that text is learnt from two such frames in a row; a further frame with the same beginning and end then has
 only its text decoded, which takes an eighth of the time of a parse.
 
-Why that is the same: the beginning ends inside the string that is the content's value, which the probe in
+The result is that of a parse: the beginning ends inside the string that is the content's value, which the probe in
 `FrameTemplate.learn` makes sure of.  From there the string is decoded to its closing quote by the JSON
 parser's own scanner.  If the end that was learnt begins exactly there, a parser would be in the same state as
 it was in the frame learnt from, and the rest of the characters are the same.
 
-In a burst many such frames arrive at once, and between two texts stands always the same.  Then the whole of them
-is cut there, and one look at what is left makes sure that each piece is the inside of a JSON string: mostly as
-our own lines write it, so that nothing is decoded, and a piece costs a hundredth of a parse.
+In a burst many such frames arrive at once, with the same characters between any two texts.  Then all frames are cut at
+these characters, and one match makes sure that each piece is the inside of a JSON string.  Most pieces are escaped as
+our own lines are, so nothing is decoded, and a piece costs a hundredth of a parse.
 """
 
 import json
@@ -26,10 +26,10 @@ __all__ = ["FrameTemplate"]
 
 _CONTENT: Final = re.compile(r'"content"\s*:\s*"')
 _PROBE: Final = "probe"
-# What may stand inside a JSON string, one such inside a line; but no half of a surrogate pair.
+# The insides of JSON strings, one a line, without halves of surrogate pairs.
 _BODIES: Final = re.compile(r'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u(?![dD][89a-fA-F])[0-9a-fA-F]{4})|\n)*+')
-_OWN_WAY: Final = re.compile(r"\\[u/]")  # escapes that our own lines do without, or write otherwise
-_MAX_MISSES: Final = 16  # servers that pad every frame with something random never send two alike
+_OWN_WAY: Final = re.compile(r"\\[u/]")  # escapes that our own lines never have, or write otherwise
+_MAX_MISSES: Final = 16  # servers that pad frames with random text never send two alike
 
 
 class FrameTemplate:
@@ -72,7 +72,7 @@ class FrameTemplate:
 
         Returns:
             The content of each as JSON without its quotes, as `encode_basestring` writes it; and the other frames.
-            If any of the first does not qualify, all are others.
+            If one of the first frames does not qualify, all frames are returned as others.
         """
         first, last = self._first, self._last
         end = frames.rfind(last) if first and frames.startswith(first) else -1

@@ -11,11 +11,11 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _TEXTS: Final = frozenset({None, "text", "output_text"})
 _THOUGHTS: Final = frozenset({"reasoning.text", "reasoning.summary", "thinking", "reasoning", "reasoning_text"})
 SAID_AS_TEXT: Final = _TEXTS | _THOUGHTS
-"""Types of those parts of a content that are text or reasoning."""
+"""The types of a content's parts that are text or reasoning."""
 
 
 class Mender:
-    """Puts characters together again of which a server escaped each half in another delta."""
+    """Joins the halves of a character whose surrogate pair a server has split over two deltas."""
 
     __slots__ = ("held",)
 
@@ -23,7 +23,7 @@ class Mender:
         self.held = ""
 
     def mended(self, text: str) -> str:
-        """Return *text* as far as it can be sent; halves without their other half are replaced."""
+        """Return *text* as far as it can be sent; half of a pair without its other half is replaced."""
         if not self.held and not _SURROGATE.search(text):
             return text
         text = self.held + text

@@ -33,7 +33,7 @@ _UNNAMED: Final = "tool"
 _PLACEHOLDERS: Final = frozenset({"{}", "null"})
 _LONGEST_PLACEHOLDER: Final = 4
 _NOT_IN_NAMES: Final = re.compile("[^A-Za-z0-9_-]+")
-_MARKUP: Final = re.compile(r"<\|.*", re.DOTALL)  # of the model's own format, which a server did not take out
+_MARKUP: Final = re.compile(r"<\|.*", re.DOTALL)  # of the model's own format, which a server has left in
 _STRUCTURE: Final = re.compile(r'["\\{}\[\]]')
 _ARGUMENTS: Final = ("arguments", "parameters", "input")
 _OF_A_FUNCTION: Final = frozenset({"name", *_ARGUMENTS})
@@ -42,7 +42,7 @@ _OF_A_PIECE: Final = frozenset({"index", "id", "type", "function"}) | _OF_A_FUNC
 
 @dataclass(slots=True)
 class _Progress:
-    """How far a JSON text has come that arrives in fragments."""
+    """The state of a JSON text that arrives in fragments."""
 
     depth: int = 0
     in_string: bool = False
@@ -91,7 +91,7 @@ class _Call:
 
     @property
     def has_placeholder(self) -> bool:
-        """Whether its arguments are so far what servers put in the place of those that are still to come."""
+        """Whether its arguments so far are a placeholder, ``{}`` or ``null``, for arguments still to come."""
         few = self.fragments if len(self.fragments) <= _LONGEST_PLACEHOLDER else ()
         return "".join("".join(few).split()) in _PLACEHOLDERS
 
@@ -101,7 +101,7 @@ class _Call:
 
     @property
     def is_whole(self) -> bool:
-        """Whether its arguments, as far as they came, are all of them."""
+        """Whether its arguments so far are complete."""
         for fragment in self.fragments[self._followed :]:
             self._progress.add(fragment)
         self._followed = len(self.fragments)
@@ -123,7 +123,7 @@ class ToolCallAssembler:
 
     Args:
         make_id: Makes an id for a call that has none of its own, from its position in the answer; the same each time.
-        names: Of the tools that the model was told of.
+        names: The names of the tools that the model was told of.
     """
 
     def __init__(self, make_id: Callable[[int], str] = "call_{}".format, names: Collection[str] = ()) -> None:
@@ -161,7 +161,7 @@ class ToolCallAssembler:
         return events
 
     def kept(self) -> list[dict[str, Any]]:
-        """Return, for each call, what else its pieces say."""
+        """Return, for each call, what its pieces say that the API may want back."""
         return [call.kept.members() for call in self._calls]
 
     def _add_piece(self, piece: Mapping[str, Any], *, whole: bool) -> None:
