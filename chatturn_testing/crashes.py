@@ -1,9 +1,9 @@
 """
-A worker that dies at every place of a turn of one's product, and what must be left each time.
+Kills a worker at every place of a product's turn, and checks what is left each time.
 
 The turn is walked once to count its places: every line of the product's own modules that is run, every turn of the
 event loop (so every ``await`` that waits), and before and after every write.  Then, for each place, a worker is killed
-there; another one takes over as soon as the lease lets it, the cron passes by, and what is left is compared with the
+there; another worker takes over as soon as the lease allows it, the cron runs, and what is left is compared with the
 walk.
 """
 
@@ -36,11 +36,11 @@ _MOST_TRIES: Final = 20
 @dataclass(frozen=True, kw_only=True)
 class CrashReport:
     """
-    What was tried.
+    The result of `crash_everywhere`.
 
     Attributes:
         places: Where a worker was killed: ``orders.py:31``, ``a turn of the event loop``, ``before a batch`` …
-        turn: What came of the turn that nobody killed.
+        turn: The result of the undisturbed turn.
     """
 
     places: Sequence[str]
@@ -65,7 +65,8 @@ def crash_everywhere(
     a key, and the keys have the walk's effects, each once; every hook that runs after the answer was called under one
     key, with the stored answer; no model was asked twice under one key; the log keeps the law.
 
-    A dead worker writes nothing and is seen to do nothing any more; its product's ``finally`` blocks may still run.
+    A dead worker writes nothing, and calls of its hooks and tools are no longer recorded; its product's ``finally``
+    blocks may still run.
     Line tracing (a debugger, coverage) is off meanwhile.  Must not be called from a coroutine.
 
     Args:
@@ -74,12 +75,12 @@ def crash_everywhere(
         model: Answers; a copy for each kill.
         history: The session's turns before, as pairs of a user's message and its answer.
         metadata: The request's.
-        settings: Of the deployment, by their names, in place of the defaults.
-        approve: What is answered to each tool call that needs approval.
-        modules: Whose lines are places to die, beside those of the hooks' own classes.
+        settings: The deployment's settings by name, in place of the defaults.
+        approve: The answer to each tool call that needs approval.
+        modules: Further modules whose lines are places to die, besides the modules of the hooks' classes.
 
     Raises:
-        AssertionError: Names the place, and what is not as it should be.
+        AssertionError: Names the place and the difference.
     """
     scene = Scene(message=message, history=history, metadata=metadata or {}, settings=settings or {}, approve=approve)
     files = _files(make_hooks(), modules)
@@ -97,7 +98,7 @@ def crash_everywhere(
 
 
 class _World:
-    """What outlives workers: a database, the model's account, what hooks and tools were seen to do, and the time."""
+    """What outlives workers: the database, the model's account, the recorded hook and tool calls, and the time."""
 
     def __init__(
         self, scene: Scene, make_hooks: Callable[[], ChatTurnHooks], model: ScriptedModel, files: frozenset[str]
@@ -108,7 +109,7 @@ class _World:
         self._turn: Turn | None = None
 
     def live(self, fuse: Fuse) -> Turn | None:
-        """Run the turn in a worker that dies at *fuse*'s point, then in others until it is over; return what came."""
+        """Run the turn in a worker that dies at *fuse*'s point, then in others until it is over; return its result."""
         with open_database() as database:
             self._run(Fuse(), tell_history(self._scene, database))
             with suppress(Crash), _places_in(self._files, fuse):
@@ -131,7 +132,7 @@ class _World:
         return Worker(self._scene, hooks, self._model, MortalDatabase(database, fuse), self._witness)
 
     def _run(self, fuse: Fuse, main: Coroutine[Any, Any, T]) -> T:
-        """Run *main* on a loop that dies with *fuse* and takes all its tasks with it; time goes on in the next one."""
+        """Run *main* on a loop that dies with *fuse*, with all its tasks; the next loop continues its time."""
         loop = _MortalLoop(fuse, self._time_s)
         try:
             with asyncio.Runner(loop_factory=lambda: loop) as runner:
@@ -140,7 +141,7 @@ class _World:
             self._time_s = loop.time()
 
     def check(self, reference: Turn) -> None:
-        """Compare what is left with what an undisturbed turn leaves."""
+        """Compare what is left with the result of the undisturbed turn."""
         turn = self._turn
         assert turn is not None
         assert turn.status == reference.status, f"it {turn.status}, but undisturbed it {reference.status}"
@@ -193,11 +194,11 @@ class _MortalLoop(VirtualTimeLoop):
         super().__init__(start_s)
         self._fuse = fuse
         self._living = False
-        # What goes wrong while the dead are put away is nobody's business.
+        # Errors in the clean-up of a dead worker are ignored.
         self.set_exception_handler(lambda loop, context: None if fuse.dead else loop.default_exception_handler(context))
 
     async def live(self, main: Coroutine[Any, Any, T]) -> T:
-        """Run *main*; it may die from its first wait to its last."""
+        """Run *main*, which may die at any turn of the loop from its first wait to its last."""
         self._living = True
         try:
             return await main
@@ -216,7 +217,7 @@ class _MortalLoop(VirtualTimeLoop):
 
 @contextmanager
 def _places_in(files: frozenset[str], fuse: Fuse) -> Iterator[None]:
-    """Make every line of *files* that is run a place to die."""
+    """Make every executed line of *files* a place to die."""
 
     def in_product(frame: FrameType, event: str, _arg: Any) -> Any:
         if event == "line":

@@ -1,4 +1,4 @@
-"""Where a worker dies: a fuse that burns at one of the places that it passes."""
+"""A worker's death: a fuse counts the places that the worker passes, and kills it at one of them."""
 
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -13,10 +13,10 @@ class Crash(BaseException):
 
 class Fuse:
     """
-    Decides when a worker dies: at the *point*-th place of its life, from 0; None, never.
+    Decides when a worker dies: at place number *point* of its life, from 0; None for never.
 
     Attributes:
-        places: The places it has passed.
+        places: The places that the worker has passed.
     """
 
     def __init__(self, point: int | None = None) -> None:
@@ -25,7 +25,7 @@ class Fuse:
         self.dead = False
 
     def pass_by(self, place: str) -> None:
-        """Pass *place*, or die there; the dead die again wherever they turn up."""
+        """Pass *place*, or die there; a dead worker dies again at every further place."""
         if self._point == len(self.places):
             self.dead = True
         if self.dead:
@@ -56,7 +56,7 @@ class MortalDatabase:
         self._fuse = fuse
 
     async def batch(self, statements: Sequence[Statement]) -> list[Result]:
-        """Run *statements*, unless the worker dies before; it may die before it hears of the outcome."""
+        """Run *statements*, unless the worker dies before; it may also die before it gets the results."""
         self._fuse.pass_by("before a batch")
         outcomes = await self._database.batch(statements)
         self._fuse.pass_by("after a batch")

@@ -1,4 +1,4 @@
-"""The law of a turn's log, as a check of its lines: wherever they come from."""
+"""Checks the law of a turn's log on its lines, from any server."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -14,7 +14,7 @@ Line = Mapping[str, Any]
 
 def assert_law(log: Sequence[Line], seen: Sequence[Line] = ()) -> None:
     """
-    Check that *log* is one log, and that what a client has *seen* is of it.
+    Check that *log* is one valid log, and that the lines in *seen* belong to it.
 
     A log begins with ``session.run.started``, ends with one terminal line and has no other.  ``attempt`` never falls;
     ``seq`` rises by 1 from line to line, and by more only at ``session.run.restarted``.  A client has seen each line at
@@ -22,8 +22,8 @@ def assert_law(log: Sequence[Line], seen: Sequence[Line] = ()) -> None:
 
     Args:
         log: The whole log of a finished turn, as ``GET …/stream`` returns it, pings left out.
-        seen: What a client was sent, over all its connections; lines without ``seq`` are not looked at.  The log of a
-            product that redacts has other lines than its clients have seen: pass none.
+        seen: The lines sent to a client over all its connections; lines without ``seq`` are ignored.  If the product
+            redacts its log, clients have seen other lines than the log's: pass none.
 
     Raises:
         AssertionError: Names the line that breaks the law.
@@ -54,7 +54,7 @@ def _assert_seen(log: Sequence[Line], seen: Sequence[Line]) -> None:
 
 
 def text_of(lines: Sequence[Line]) -> str:
-    """Return the answer that *lines*, a reader's from the first on, add up to by the rules of the wire."""
+    """Return the answer that a reader builds from *lines*, all lines of the turn, by the rules of the wire."""
     text, attempt = "", 0
     for line in lines:
         kind, data = line["type"], line.get("data", {})

@@ -1,4 +1,4 @@
-"""A model that says what a test wants: text, calls of tools, or an error; paid for by nobody."""
+"""A scripted model for tests: it replies with text, tool calls or an error, and costs nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -24,7 +24,7 @@ class ToolCalls:
     calls: tuple[tuple[str, Mapping[str, Any]], ...]
 
     def __and__(self, other: "ToolCalls") -> "ToolCalls":
-        """Call the tools of both in one reply."""
+        """Return one reply with the tool calls of both."""
         return ToolCalls(self.calls + other.calls)
 
 
@@ -40,7 +40,7 @@ class ScriptedModel:
     """
     A model that gives the n-th reply when its tools have answered n - 1 times, whoever asks.
 
-    So a worker that takes a turn over is answered as the worker before it was.  Text is said a word at a time, with
+    So a worker that takes over a turn gets the same replies as the worker before it.  Text comes a word at a time, with
     *pause_s* of virtual time before each word.
 
     Args:
@@ -48,8 +48,8 @@ class ScriptedModel:
         pause_s: Seconds before each word, 0 or more.
 
     Attributes:
-        requests: What it was asked, in order: messages, model and options.
-        request_ids: The idempotency key of each, in the same order.
+        requests: The requests in order: messages, model and options.
+        request_ids: The idempotency key of each request, in the same order.
     """
 
     def __init__(self, *replies: Reply, pause_s: float = 0.05) -> None:
@@ -61,7 +61,7 @@ class ScriptedModel:
         self.request_ids: list[str] = []
 
     def fresh(self) -> "ScriptedModel":
-        """Return a model of the same replies that nobody has asked yet."""
+        """Return a new model with the same replies and no requests."""
         return ScriptedModel(*self._replies, pause_s=self._pause_s)
 
     def backend(self) -> AgentExecutionBackend:
@@ -88,5 +88,5 @@ class ScriptedModel:
 
 
 def _words(text: str) -> list[str]:
-    """Cut *text* behind each blank; nothing is lost."""
+    """Cut *text* after each blank; the pieces join to *text*."""
     return [word for word in text.replace(" ", " \0").split("\0") if word]

@@ -1,4 +1,4 @@
-"""Turns of a product, run by the engine on SQLite in virtual time; what came of them, as values."""
+"""Runs a product's turns with the real engine on SQLite in virtual time, and returns their results as values."""
 
 import asyncio
 import json
@@ -79,18 +79,18 @@ class ToolEffect:
 @dataclass(frozen=True, kw_only=True)
 class Turn:
     """
-    What came of one turn.
+    The result of one turn.
 
     Attributes:
-        lines: What a reader was sent over all its connections, pings left out.
-        text: The answer as that reader has it.
+        lines: The lines sent to a reader over all its connections, without pings.
+        text: The answer that this reader has.
         status: ``completed``, ``failed``, ``cancelled`` or ``suspended``: how the last line ends.
         code: The stable code of its failure; None if it did not fail.
         stored: The assistant's message as it is stored; None if there is none.
         log: The lines of the stored log.
-        hook_calls: In their order.
-        effects: The tries of its tool calls, in their order.
-        logged: What the operator's log was told: names and particulars.
+        hook_calls: The calls of hooks after the answer, in order.
+        effects: The tries of the turn's tool calls, in order.
+        logged: The records of the operator's log: names and particulars.
     """
 
     lines: Sequence[Mapping[str, Any]]
@@ -107,7 +107,7 @@ class Turn:
 @dataclass(frozen=True, kw_only=True)
 class Scene:
     """
-    What is asked of a product.
+    The request to a product, and its surroundings.
 
     Attributes:
         message: What the user says.
@@ -141,11 +141,11 @@ class Witness:
 
     def watch(self, hooks: ChatTurnHooks, alive: Callable[[], None] = lambda: None) -> ChatTurnHooks:
         """
-        Note what is called of *hooks* from now on.
+        Record the calls of *hooks* from now on.
 
         Args:
-            hooks: Of one worker.
-            alive: Raises if that worker is dead.
+            hooks: The hooks of one worker.
+            alive: Raises if this worker is dead.
         """
         for name in _HOOKS:
             if overrides(hooks, name):
@@ -184,8 +184,8 @@ class Worker:
         scene: What it is asked.
         hooks: The product's, watched already.
         model: Answers.
-        database: As this worker reaches it.
-        witness: Takes what it logs.
+        database: The database, as this worker reaches it.
+        witness: Records the worker's log.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Worker:
 
     async def ask(self) -> list[dict[str, Any]]:
         """
-        Send the turn's request until it ends in something else than a wait; return the lines of all answers.
+        Send the turn's request until it ends otherwise than in a wait; return the lines of all responses.
 
         Raises:
             ChatTurnError: The turn cannot be had.
@@ -235,7 +235,7 @@ class Worker:
             await asyncio.sleep(max(0.0, (wakes - now).total_seconds()))
 
     async def sweep(self) -> None:
-        """Let the cron pass by, long after."""
+        """Run the cron 600 s later."""
         await asyncio.sleep(600)
         await Sweep(service=self.service).run()
 
@@ -259,12 +259,12 @@ def run_turn(
     approve: bool = True,
 ) -> Turn:
     """
-    Run one turn of *hooks* to its end, and return what came of it.
+    Run one turn of *hooks* to its end, and return its result.
 
     Must not be called from a coroutine: it runs an event loop of its own, on which waiting takes no time.
 
     Args:
-        hooks: The product's; its hooks and tools are watched from then on.
+        hooks: The product's hooks; their calls and their tools' calls are recorded from then on.
         message: What the user says.
         model: Answers.
         history: The session's turns before, as pairs of a user's message and its answer.
@@ -273,8 +273,8 @@ def run_turn(
         approve: What is answered to each tool call that needs approval.
 
     Raises:
-        Deadlock: Something waits for what can no longer happen.
-        ChatTurnError: The turn cannot be had at all: a setting is wrong, for example.
+        Deadlock: The turn waits for something that can no longer happen.
+        ChatTurnError: The turn cannot begin, for example because a setting is wrong.
     """
     scene = Scene(message=message, history=history, metadata=metadata or {}, settings=settings or {}, approve=approve)
     witness = Witness()
@@ -292,7 +292,7 @@ async def _run(worker: Worker, witness: Witness, database: SqliteDatabase, scene
 async def turn_of(
     lines: Sequence[Mapping[str, Any]], worker: Worker, witness: Witness, database: SqliteDatabase, scene: Scene
 ) -> Turn:
-    """Put together what came of a turn that is over."""
+    """Collect the result of a turn that is over."""
     last = lines[-1]
     return Turn(
         lines=lines,

@@ -2,8 +2,8 @@
 An event loop on which time passes only when nothing else can happen, and then at once.
 
 ``asyncio.sleep(120)`` returns as soon as no task can go on, and ``loop.time()`` is 120 seconds later; so
-tests of deadlines take no time and come out the same on every machine.  Sockets and threads are not waited
-for: code that uses them belongs to another rung.
+tests of deadlines take no time and come out the same on every machine.  It does not wait for sockets
+or threads: test code that uses them in another way.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ class Deadlock(AssertionError):
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Instead of waiting for the next timer, moves the clock to it."""
+    """Moves the clock to the next timer instead of waiting for it."""
 
     def __init__(self, start_s: float) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     An event loop whose time begins at *start_s*.
 
     Args:
-        start_s: In seconds; 0, or where another loop has stopped.
+        start_s: The first time in seconds; 0, or the time at which another loop stopped.
     """
 
     def __init__(self, start_s: float = 0.0) -> None:
@@ -61,7 +61,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     Run *main* on a loop of its own.
 
     Raises:
-        Deadlock: It would never have ended; the message says who waits where.
+        Deadlock: *main* would never end; the message says which task waits where.
     """
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main)

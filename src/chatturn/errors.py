@@ -148,9 +148,9 @@ class ChatTurnError(Exception):
 
     Attributes:
         code: Stable, for programs.
-        status: The HTTP status, where none was sent yet.
+        status: The HTTP status, if no status was sent yet.
         retryable: Whether the same request may succeed later.
-        public: The only sentence about it that a client is ever shown.
+        public: The only sentence about the error that a client sees.
     """
 
     code: ClassVar[str] = "internal"
@@ -165,8 +165,8 @@ class ConfigurationError(ChatTurnError):
 
     Attributes:
         setting: Its name in the environment, or its place in that setting.
-        lacks: The name of the secret that is not set, if that is what is wrong; for the operator's own screen only,
-            since people put keys where names belong.
+        lacks: The name of the missing secret, if a secret is missing; for the operator's own screen only, since people
+            put keys where names belong.
     """
 
     code = "misconfigured"
@@ -190,10 +190,10 @@ class BodyTimeout(ChatTurnError):
 
 class RateLimited(ChatTurnError):
     """
-    One user, or one tenant, asks too often; nothing was done.
+    One user or tenant sends too many requests; nothing was done.
 
     Attributes:
-        retry_after_s: When to ask again.
+        retry_after_s: Seconds until the client may ask again.
     """
 
     code = "rate_limited"
@@ -207,14 +207,14 @@ class RateLimited(ChatTurnError):
 
 
 class LimitReached(RateLimited):
-    """A user or a tenant has as much at once, or has begun or stored as much today, as there may be."""
+    """A user or a tenant has reached a limit: on turns at once, or on what is begun or stored in a day."""
 
     code = "limit_reached"
     public = "A limit of this user or tenant is reached. Wait as Retry-After says, then send the same request again."
 
 
 class ReadersBusy(ChatTurnError):
-    """Readers in this isolate have not yet taken what they were sent, and there is no room for more."""
+    """The isolate holds too many bytes that slow readers have not taken yet."""
 
     code = "busy"
     status = 503
@@ -223,7 +223,7 @@ class ReadersBusy(ChatTurnError):
 
 
 class KeysUnavailable(ChatTurnError):
-    """The keys that an identity provider publishes cannot be fetched, so no token of its can be checked."""
+    """The keys that an identity provider publishes cannot be fetched, so none of its tokens can be checked."""
 
     code = "keys_unavailable"
     status = 503
@@ -232,7 +232,7 @@ class KeysUnavailable(ChatTurnError):
 
 
 class OwnerUnavailable(ChatTurnError):
-    """The object that owns the session did not answer, or was restarted: what it was doing is taken over."""
+    """The session's Durable Object did not answer, or was restarted; its turns are taken over."""
 
     code = "owner_unavailable"
     status = 503
@@ -268,7 +268,7 @@ class AgentEvalError(ChatTurnError):
 
 
 class ValidationError(AgentEvalError, ValueError):
-    """What it was given is not valid; the message says what and why."""
+    """An argument is not valid; the message says which and why."""
 
 
 class InvalidRuntimeEvent(ValidationError):
@@ -289,8 +289,8 @@ class SessionMismatchError(ValidationError):
     The session is one of another backend.
 
     Attributes:
-        session_backend: Whose it is.
-        requested_backend: Who asked for it.
+        session_backend: The session's backend.
+        requested_backend: The backend that asked for it.
     """
 
     def __init__(self, session_backend: str, requested_backend: str) -> None:
@@ -313,11 +313,11 @@ class RequestError(ChatTurnError):
     """
     The caller must change the request; nothing was written.
 
-    Unlike every other message in the tree, this one is made from the request alone, so clients see it as
-    the problem's ``detail``.
+    Unlike all other messages in the tree, this message is made from the request alone, so clients see it
+    as the problem's ``detail``.
 
     Attributes:
-        field: The member of the request that is wrong, or None where it is no single one.
+        field: The wrong member of the request; None if no single member is wrong.
     """
 
     code = "malformed_request"
@@ -352,7 +352,7 @@ class Forbidden(RequestError):
 
 
 class NotFound(RequestError):
-    """No such route or resource, or one of another tenant: the two are not told apart."""
+    """The route or resource does not exist, or is another tenant's: clients cannot tell the two apart."""
 
     code = "not_found"
     status = 404
@@ -364,7 +364,7 @@ class MethodNotAllowed(RequestError):
     The route exists, this method on it does not.
 
     Attributes:
-        allow: The methods that do, for the ``Allow`` header.
+        allow: The methods that exist, for the ``Allow`` header.
     """
 
     code = "method_not_allowed"
@@ -409,7 +409,7 @@ class UnsupportedParameter(RequestError):
 
 
 class IdempotencyKeyReused(RequestError):
-    """The key is that of another request."""
+    """The idempotency key was used by another request."""
 
     code = "idempotency_key_reused"
     status = 422
@@ -445,7 +445,7 @@ class FilesUnavailable(ChatTurnError):
 
 
 class StoreError(ChatTurnError):
-    """The database refused a statement: a bug or a wrong schema, not bad luck.  Nothing was written."""
+    """The database refused a statement, because of a bug or a wrong schema.  Nothing was written."""
 
     code = "store_rejected"
     public = "The answer could not be stored. The operator finds the reason in the log."
@@ -461,7 +461,7 @@ class StoreUnavailable(StoreError):
 
 
 class StoreFull(StoreError):
-    """The database is full, or a quota of it is used up: trying again does not help.  Nothing was written."""
+    """The database is full, or one of its quotas is used up: retrying does not help.  Nothing was written."""
 
     code = "store_full"
     status = 503
@@ -485,7 +485,7 @@ class BackendError(ChatTurnError):
 
     Attributes:
         backend: Which backend, by its kind.
-        detail: At most 2 KiB of what it said, for the log only.
+        detail: At most 2 KiB of the backend's message, for the log only.
     """
 
     code = "backend_error"
@@ -500,11 +500,11 @@ class BackendError(ChatTurnError):
 
 class BackendTransportError(BackendError):
     """
-    Unreachable, or answering with errors, until the attempts were used up.
+    The model's API was unreachable, or answered with errors, until all tries were used up.
 
     Attributes:
         upstream_status: The last HTTP status, 0 if there was no response at all.
-        retry_after_ms: How long it asked to wait; None if it did not say.
+        retry_after_ms: The wait that the API asked for; None if it named none.
     """
 
     code = "backend_unavailable"
@@ -548,7 +548,7 @@ class ContextOverflow(BackendRejected):
 
 
 class ContentNotTaken(BackendRejected):
-    """The message has an image or a file, and the model that is asked takes none of that kind."""
+    """The message has an image or a file of a kind that the model does not take."""
 
     code = "content_not_taken"
     public = "The model cannot read an image or a file of this message. Leave it out, or ask another model."
@@ -564,7 +564,7 @@ class BackendTimeout(BackendError):
 
 
 class BackendProtocolError(BackendError):
-    """The stream was cut before the model said that it was done, or is not what it claims to be."""
+    """The stream was cut before the model reported its end, or is not in the expected format."""
 
     code = "backend_protocol"
     retryable = True
@@ -588,7 +588,7 @@ class EmptyAnswer(BackendError):
 
 
 class AnswerWithheld(BackendError):
-    """The model ended before it said a word, as it would again: at its length limit, or stopped by a filter."""
+    """The model ended without a word, at its length limit or stopped by a filter, and would do so again."""
 
     code = "answer_withheld"
     public = (
@@ -604,7 +604,7 @@ class DurableRunError(ChatTurnError):
     The run is not this caller's to continue; it has been left as it was.
 
     Attributes:
-        run_id: Which run.
+        run_id: The run's id.
     """
 
     code = "run_error"
@@ -618,11 +618,11 @@ class DurableRunError(ChatTurnError):
 
 class DurableRunLeaseHeldError(DurableRunError):
     """
-    Somebody else is running it.
+    Another claim's lease of the run is live.
 
     Attributes:
-        retry_after_ms: Until its lease ends if nobody renews it, by the database's clock.
-        same_input: Whether it is what was asked for, and not what that was to supersede.
+        retry_after_ms: Milliseconds until the lease ends if it is not renewed, by the database's clock.
+        same_input: Whether the running run has the requested manifest; False if the request was to supersede it.
     """
 
     code = "turn_in_flight"
@@ -640,7 +640,7 @@ class DurableRunInputMismatchError(DurableRunError):
     The same run id came with another manifest: another message or another model.
 
     Attributes:
-        next_index: Where the message may be asked instead; None where that was not looked up.
+        next_index: The turn index at which the message may be asked instead; None if it was not looked up.
     """
 
     code = "input_mismatch"
@@ -653,7 +653,7 @@ class DurableRunInputMismatchError(DurableRunError):
 
 
 class VersionConflict(DurableRunError):
-    """Another version of the turn counts than the request says, or one that was named does not exist."""
+    """The turn's current version is not the one in the request, or a named version does not exist."""
 
     code = "version_conflict"
     public = "This turn has changed meanwhile. Read it, and send the request with the version that counts."
@@ -668,7 +668,7 @@ class SessionBusy(DurableRunError):
 
 
 class QueueFull(DurableRunError):
-    """As many turns of the session wait for their start as may."""
+    """The session's queue is full: no further turn may wait for its start."""
 
     code = "queue_full"
     status = 429
@@ -713,7 +713,7 @@ class StepTooLarge(DurableRunError):
 
 
 class StepFailed(DurableRunError):
-    """A step raised what a later attempt could not make again: this stands for it, on every attempt."""
+    """Replaces, on every attempt, a step's exception that a later attempt could not make again."""
 
     code = "step_failed"
     status = 500
@@ -721,7 +721,7 @@ class StepFailed(DurableRunError):
 
 
 class StepTimeout(DurableRunError):
-    """A step took longer than it was given."""
+    """A step took longer than its timeout."""
 
     code = "step_timeout"
     status = 504
@@ -730,7 +730,7 @@ class StepTimeout(DurableRunError):
 
 
 class AttemptsExhausted(DurableRunError):
-    """The run, or a step of it, was tried as often as it may be; further claims end the same way."""
+    """The run, or a step of it, has used up its attempts; further claims end the same way."""
 
     code = "attempts_exhausted"
     status = 500
@@ -739,7 +739,7 @@ class AttemptsExhausted(DurableRunError):
 
 class BudgetExceeded(DurableRunError):
     """
-    What may be spent is spent; no further model call is made.
+    The budget is spent; no further model call is made.
 
     Attributes:
         scope: Whose budget: the ``turn``'s, the ``session``'s or the ``tenant``'s.
@@ -763,7 +763,7 @@ class RunEnded(DurableRunError):
 
 
 class UnpricedModel(DurableRunError):
-    """What may be spent is limited, and what the model costs is not known; no call is made."""
+    """There is a budget, but the model's price is unknown; no call is made."""
 
     code = "unpriced_model"
     status = 402
@@ -797,7 +797,7 @@ class TurnAborted(DurableRunError):
 
 class TurnCancelled(DurableRunError):
     """
-    Somebody stopped the turn for good: what it had said by then is its answer.
+    The turn was stopped for good: the text up to the stop is its answer.
 
     Attributes:
         reason: Why, for clients.
@@ -823,5 +823,5 @@ def error_classes() -> tuple[type[ChatTurnError], ...]:
 
 
 def error_class(code: str | None) -> type[ChatTurnError]:
-    """Return the class that has *code*, the first of its branch; the root for a code of no class."""
+    """Return the class with *code*, the highest in the tree; the root class if no class has the code."""
     return next((cls for cls in error_classes() if cls.code == code), ChatTurnError)

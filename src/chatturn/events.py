@@ -1,5 +1,5 @@
 """
-What a turn says while it runs: chat events, their lines, and the text that they add up to.
+Chat events of a running turn, their lines in the log, and the answer text that they add up to.
 
 The vocabulary is agent-runtime's (docs/reference/agent-runtime.md).  A producer yields events, or sequences of
 events that arrived together; the engine turns each into one line of the turn's log, ``{"type", "data"?, "seq",
@@ -45,7 +45,7 @@ LIFECYCLE_PREFIX: Final = "session.run."
 BESIDES_PREFIX: Final = "answer."
 """Begins the types of what belongs to an answer and is no text."""
 
-# Every type that the engine and its own backends put on the wire; products may add others.
+# Every event type of the engine and its own backends; products may add others.
 EVENT_TYPES: Final[Mapping[str, str]] = {
     "session.run.queued": "the turn waits for others of its session; `position` says for how many",
     "session.run.started": "the run is claimed; what follows belongs to this attempt",
@@ -77,13 +77,13 @@ EVENT_TYPES: Final[Mapping[str, str]] = {
 @dataclass(slots=True)
 class ChatStreamEvent:
     """
-    One event.  Treat it as a value: nobody changes it after it was made.
+    One event.  Treat it as a value: never change it after it was made.
 
     (Not frozen: a frozen dataclass costs three times as much to build, and there is one per token.)
 
     Attributes:
         type: What happened.
-        data: The particulars; JSON only.
+        data: The event's data; JSON only.
     """
 
     type: str
@@ -98,10 +98,10 @@ _STORED_MEMBERS: Final[Mapping[str, frozenset[str] | None]] = {
     "tool.approval": frozenset({"key", "toolName"}),
     "tool.client": frozenset({"key", "toolName"}),
 }
-"""What of an event holds nothing of a user's or a model's: these members of its data; None stands for all."""
+"""By event type: the members of the data that hold no words of users or models; None for all members."""
 
 EventBatch: TypeAlias = ChatStreamEvent | Sequence[ChatStreamEvent]
-"""What a producer yields: an event, or those that arrived together and may leave in one write."""
+"""A producer yields one event, or several that arrived together and may be written together."""
 
 _PIECE_CHARACTERS: Final = 100_000
 
@@ -111,7 +111,7 @@ TOOL_OUTCOMES: Final = frozenset({"tool.result", "tool.error"})
 MESSAGE_PART: Final = "message.part.updated"
 """The type of every piece of an answer or of its reasoning."""
 
-# The line of a piece of the answer: its text as JSON, and then its place in the log.
+# The line of a piece of the answer: the text as JSON stands between start and end, then the place in the log.
 _DELTA_START: Final = f'{{"type":"{MESSAGE_PART}","data":{{"delta":'
 _DELTA_END: Final = ',"part":{"id":"text","type":"text"}}'
 
@@ -127,12 +127,12 @@ def text_deltas(text: str) -> Sequence[ChatStreamEvent]:
 
 
 def pieces_of(text: str) -> list[str]:
-    """Cut a text that is said at once, so that each of its lines can be stored; there is no piece of an empty one."""
+    """Cut a long text into pieces whose lines can be stored; an empty text has no pieces."""
     return [text[at : at + _PIECE_CHARACTERS] for at in range(0, len(text), _PIECE_CHARACTERS)]
 
 
 def text_so_far(text: str) -> list[ChatStreamEvent]:
-    """Make the events for the answer as far as it had come; they take the place of what was said of it before."""
+    """Make the events for the answer so far; they replace the earlier events of the answer."""
     first, *others = pieces_of(text) or [""]
     whole_part = ChatStreamEvent(MESSAGE_PART, {"part": {**_TEXT_PART, "text": first}})
     return [whole_part, *map(text_delta, others)]
@@ -155,18 +155,18 @@ def tool_approval(*, tool_call_id: str, tool_name: str, args: Any, key: str) -> 
 
 
 def tool_client(*, tool_call_id: str, tool_name: str, args: Any, key: str) -> ChatStreamEvent:
-    """Make the event for a tool call that the client does, and whose result is the event *key* of the run."""
+    """Make the event for a tool call that the client executes; its result is the event *key* of the run."""
     members = {"toolCallId": tool_call_id, "toolName": tool_name, "args": args, "key": key}
     return ChatStreamEvent("tool.client", members)
 
 
 def tool_result(*, tool_call_id: str, tool_name: str, result: Any) -> ChatStreamEvent:
-    """Make the event for a tool call that was done."""
+    """Make the event for a tool call that succeeded."""
     return ChatStreamEvent("tool.result", {"toolCallId": tool_call_id, "toolName": tool_name, "result": result})
 
 
 def tool_error(*, tool_call_id: str, tool_name: str, code: str, message: str) -> ChatStreamEvent:
-    """Make the event for a tool call that was not done, or failed."""
+    """Make the event for a tool call that failed or was not executed."""
     members = {"toolCallId": tool_call_id, "toolName": tool_name, "code": code, "message": message}
     return ChatStreamEvent("tool.error", members)
 
@@ -194,7 +194,7 @@ def is_answer(event: ChatStreamEvent) -> bool:
 
 
 def stored_event(event: ChatStreamEvent) -> ChatStreamEvent:
-    """Return *event* as a redacting log stores it: its type, and only what no redactor has to see first."""
+    """Return *event* as a redacting log stores it: its type, and the data that need no redaction."""
     if event.type == MESSAGE_PART:
         return text_delta("") if is_answer(event) else reasoning_delta("")
     members = _STORED_MEMBERS.get(event.type, frozenset())
@@ -224,7 +224,7 @@ def encode_line(event: ChatStreamEvent, seq: int | None, attempt: int) -> str:
     if data is None:
         body = ""
     elif len(data) == 2 and data.get("part") is _TEXT_PART and event.type == MESSAGE_PART:  # noqa: PLR2004
-        # Nearly every line of an answer: a template is five times faster than the encoder, and the same text.
+        # Nearly every line of an answer: a template makes the same text five times faster than the encoder.
         return f"{_DELTA_START}{encode_basestring(data['delta'])}{_DELTA_END}{place}}}\n"
     else:
         body = ',"data":' + _encode(data)
@@ -232,12 +232,12 @@ def encode_line(event: ChatStreamEvent, seq: int | None, attempt: int) -> str:
 
 
 def events_of(batch: EventBatch) -> Sequence[ChatStreamEvent]:
-    """Return the events of what a producer yielded."""
+    """Return the events in one yield of a producer."""
     return [batch] if isinstance(batch, ChatStreamEvent) else batch
 
 
 def encode_lines(events: Sequence[ChatStreamEvent], first_seq: int, attempt: int) -> list[str]:
-    """Encode *events*, which follow each other in the log, as their lines; see `encode_line`."""
+    """Encode *events*, which are consecutive in the log, as their lines; see `encode_line`."""
     if type(events) is TextDeltas:
         return events.lines(first_seq, attempt)
     return [encode_line(event, seq, attempt) for seq, event in enumerate(events, first_seq)]
@@ -247,12 +247,12 @@ class TextDeltas(Sequence[ChatStreamEvent]):
     """
     `text_delta` events that arrived together.
 
-    A burst of an answer has hundreds of them, and mostly nobody wants more than their lines and their text.  So
-    the events themselves are made only when they are looked at.
+    A burst of an answer has hundreds of events, and most callers need only their lines and their text.  So the
+    event objects are made only when they are read.
 
     Args:
-        bodies: The text of each as JSON without the quotes around it, written as `encode_line` writes it; an
-            empty one is no event.
+        bodies: The text of each event as JSON without its quotes, in the form of `encode_line`; an empty text is
+            no event.
     """
 
     __slots__ = ("_bodies",)
@@ -277,11 +277,11 @@ class TextDeltas(Sequence[ChatStreamEvent]):
         return (text_delta(_unquoted(body)) for body in self._bodies)
 
     def text(self) -> str:
-        """Return the text of all of them."""
+        """Return the text of all events."""
         return _unquoted("".join(self._bodies))
 
     def lines(self, first_seq: int, attempt: int) -> list[str]:
-        """Return their lines; see `encode_line`."""
+        """Return the events' lines; see `encode_line`."""
         start, middle, end = f'{_DELTA_START}"', f'"{_DELTA_END},"seq":', f',"attempt":{attempt}}}\n'
         return [f"{start}{body}{middle}{seq}{end}" for seq, body in enumerate(self._bodies, first_seq)]
 
@@ -309,11 +309,11 @@ class TextAssembly:
     _whole: str | None = None
 
     def add(self, event: ChatStreamEvent) -> None:
-        """Take account of *event*; those without text change nothing."""
+        """Add the text of *event*; an event without text changes nothing."""
         data = event.data
         if data is None:
             return
-        if data.get("part") is _TEXT_PART and event.type == MESSAGE_PART:  # nearly always
+        if data.get("part") is _TEXT_PART and event.type == MESSAGE_PART:  # the most frequent case
             self._add_delta("text", data.get("delta"))
         elif is_answer(event):
             self._add_part(data)
@@ -322,7 +322,7 @@ class TextAssembly:
             self.size += _bytes(whole)
 
     def add_all(self, events: Iterable[ChatStreamEvent]) -> None:
-        """Take account of *events* in their order."""
+        """Add the text of *events* in their order."""
         if type(events) is TextDeltas:
             self._add_delta("text", events.text())
             return

@@ -1,8 +1,7 @@
 """
-What the settings of a deployment come to, made once per isolate and used by every request.
+The objects that a deployment's settings describe, made once per isolate and used by every request.
 
-The Worker makes it at its first request, and `make deploy-check` before anything is uploaded: so nothing can be wrong
-there that was not looked at here.
+The Worker makes them at its first request, and `make deploy-check` before anything is uploaded, so both check the same.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -37,7 +36,7 @@ from chatturn.usage.prices import PriceTable, parse_ceiling, parse_prices
 __all__ = ["HooksMaker", "Isolate", "Limiter", "Platform", "make_isolate"]
 
 HooksMaker: TypeAlias = Callable[[str, Mapping[str, str]], ChatTurnHooks]
-"""Makes a product's hooks, by its name and with its own vars and secrets."""
+"""Makes a product's hooks from its name and its own vars and secrets."""
 
 Limiter: TypeAlias = Callable[[OperatorLog, str], Awaitable[bool]]
 """Counts a request by a key, and returns whether it may go on; tells the log if it cannot count."""
@@ -46,18 +45,18 @@ Limiter: TypeAlias = Callable[[OperatorLog, str], Awaitable[bool]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Platform:
     """
-    What an isolate has from outside.
+    What the platform gives to an isolate.
 
     Attributes:
-        variables: All vars and secrets.  Those that are no text are none of a product's.
+        variables: All vars and secrets.  A product gets only those that are text.
         database: The binding ``DB``; None where it is not bound.
-        transport: Reaches servers.
-        binding: Reaches the binding ``AI``; None where it is not bound.
-        limiters: The platform's rate limiters that are bound, by their bindings' names.
-        alarm: Makes what wakes a follower in this isolate.
+        transport: Sends HTTP requests.
+        binding: Sends requests to the binding ``AI``; None where it is not bound.
+        limiters: The bound rate limiters of the platform, by binding name.
+        alarm: Makes the alarm that wakes a follower in this isolate.
         file_store: The binding ``FILES``; None where it is not bound.
-        verify: Looks at signatures.
-        console: Where log lines go in any case.
+        verify: Verifies signatures.
+        console: The log that gets every line.
         uniform: Like `random.uniform`.
         now: Seconds since the epoch.
         now_ns: Nanoseconds since the epoch.
@@ -80,22 +79,22 @@ class Platform:
 
     @property
     def texts(self) -> Mapping[str, str]:
-        """The vars and secrets that are texts."""
+        """The vars and secrets that are text."""
         return {name: value for name, value in self.variables.items() if isinstance(value, str)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Isolate:
     """
-    What is kept between the requests of one isolate.
+    The objects kept between the requests of one isolate.
 
     Attributes:
         chat: The product with its model and its database.
-        authenticator: Finds out who asks; where that cannot be, its `check` says why.
-        tickets: Signs those of streams.
-        cors: Which pages may read responses.
-        rates: How often may be asked.
-        telemetry: None where no collector is set.
+        authenticator: Identifies the caller; if its settings are wrong, its `check` says why.
+        tickets: Signs the tickets of streams.
+        cors: The origins whose pages may read responses.
+        rates: The rate limits.
+        telemetry: The telemetry; None where no collector is set.
     """
 
     chat: Deployment
@@ -111,8 +110,8 @@ def make_isolate(make_hooks: HooksMaker, platform: Platform) -> Isolate:
     Make what the settings describe.
 
     Args:
-        make_hooks: Makes what the product adds.
-        platform: What there is.
+        make_hooks: Makes the product's hooks.
+        platform: What the platform gives.
 
     Raises:
         ConfigurationError: A setting or a binding is missing or wrong.
@@ -156,7 +155,7 @@ def _hooks(make_hooks: HooksMaker, product: str, platform: Platform) -> ChatTurn
 
 
 def _providers(settings: Settings, platform: Platform) -> Sequence[Provider]:
-    """Return who answers: nobody but us where ``BACKEND`` is ``echo``."""
+    """Return the providers of models; none where ``BACKEND`` is ``echo``."""
     if settings.backend == "echo":
         return ()
     if not settings.providers and not settings.openai_api_key:

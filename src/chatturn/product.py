@@ -1,5 +1,5 @@
 """
-All that a product imports: one name each, from one place, and nothing else of chatturn.
+The public names for a product: it imports from this module, and from nothing else of chatturn.
 
 A product is a module whose class ``Hooks`` derives from `ChatTurnHooks`::
 

@@ -1,4 +1,4 @@
-"""Awaiting code that is not ours: it may be late, and it may cancel itself."""
+"""Awaits a product's code, which may take too long and may cancel itself."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -11,7 +11,7 @@ F = TypeVar("F", bound="asyncio.Future[Any]")
 
 
 class Late(Exception):
-    """It took longer than it was given."""
+    """The call took longer than its timeout."""
 
 
 async def awaited(call: Awaitable[T], timeout_ms: int) -> T:
@@ -20,13 +20,13 @@ async def awaited(call: Awaitable[T], timeout_ms: int) -> T:
 
     Args:
         call: A hook's, a tool's or a step's.
-        timeout_ms: How long it may take; 0 for no end.
+        timeout_ms: The longest time; 0 for no limit.
 
     Raises:
-        Late: It took longer.
-        RuntimeError: It was cancelled by itself, as code is that awaits a task which it has cancelled.  A cancellation
-            from outside is passed on as it came.
-        Exception: Whatever it raises, a `TimeoutError` of its own, too.
+        Late: The call took longer than *timeout_ms*.
+        RuntimeError: The call cancelled itself, for example by awaiting a task that it had cancelled.  A cancellation
+            from outside is passed on unchanged.
+        Exception: Whatever *call* raises, including its own `TimeoutError`.
     """
     task = asyncio.current_task()
     try:
@@ -44,9 +44,9 @@ async def awaited(call: Awaitable[T], timeout_ms: int) -> T:
 
 def unlogged(task: F) -> F:
     """
-    Return *task*; what it raises is not logged where nobody waits for it any more.
+    Return *task*; if nobody awaits it, asyncio does not log its error.
 
-    asyncio would print the words of its error, and those may be anybody's, or quote a credential.
+    The error's message may quote a user's words or a credential.
     """
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return task
@@ -54,14 +54,14 @@ def unlogged(task: F) -> F:
 
 async def apart(main: Coroutine[Any, Any, T], stop: Callable[[BaseException], None]) -> T:
     """
-    Run *main* in a task of its own: so a cancellation from outside is never taken for one of its own timeouts.
+    Run *main* in its own task, so that it never takes a cancellation from outside for one of its own timeouts.
 
     Args:
-        main: Is cancelled with the caller, and waited for.
-        stop: Is told of a cancellation from outside, before *main* is.
+        main: The coroutine; it is cancelled with the caller, and waited for.
+        stop: Called with a cancellation from outside before *main* is cancelled.
 
     Raises:
-        CancelledError: The caller was cancelled, whatever *main* made of it.
+        CancelledError: The caller was cancelled, whatever *main* raised then.
         BaseException: Whatever *main* raises.
     """
     task = asyncio.get_running_loop().create_task(main)
@@ -76,5 +76,5 @@ async def apart(main: Coroutine[Any, Any, T], stop: Callable[[BaseException], No
     if cancelled is None:
         return task.result()
     if not task.cancelled():
-        task.exception()  # Seen: the cancellation is what leaves.
+        task.exception()  # Retrieve the error, so that asyncio does not log it; the cancellation is raised.
     raise cancelled

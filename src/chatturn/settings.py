@@ -1,8 +1,8 @@
 """
 The settings of one deployment, read once from its vars and secrets.
 
-Every setting is one field of `Settings`: its name in the environment is the field's in upper case, its
-default and what it means stand beside it.  A value that cannot be read is a `ConfigurationError` that names
+Every setting is one field of `Settings`: its name in the environment is the field's in upper case; its
+default and its meaning stand beside it.  A value that cannot be read is a `ConfigurationError` that names
 the setting.
 """
 
@@ -44,7 +44,7 @@ def _setting(default: Any, help_: str, **limits: Any) -> Any:
 
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _LONGEST_MS: Final = 2**31 - 1
-"""25 days: JavaScript's timers take no more, and far beyond that a lease's end is no date and holds nobody off."""
+"""2**31 - 1 ms, about 25 days: the longest timer of JavaScript."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,8 +185,8 @@ class Settings:
         Read the settings out of *env*; an absent or empty variable means the default.
 
         Raises:
-            ConfigurationError: A value is no text, not of its setting's type, outside its limits or not among its
-                choices.
+            ConfigurationError: A value is no text, has the wrong type, is outside the setting's limits or is not one of
+                its choices.
         """
         values: dict[str, Any] = {}
         for item in fields(cls):
@@ -231,5 +231,5 @@ def setting_names() -> tuple[str, ...]:
 
 
 def names_in(text: str) -> list[str]:
-    """Return the names of a setting that has several, separated by commas."""
+    """Return the names in a comma-separated setting."""
     return [name for each in text.split(",") if (name := each.strip())]

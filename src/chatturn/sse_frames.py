@@ -1,8 +1,8 @@
 """
 Server-sent events, the writing side: one frame for one event.
 
-A frame is its ``id``, ``event`` and ``retry``, as far as it has them, then its data, and a blank line.  What would end
-a line early does not: data are cut into lines wherever a reader ends one, and in an id or a type a line end is a space.
+A frame is its ``id``, ``event`` and ``retry``, where given, then its data, and a blank line.  Line ends inside values
+are safe: data are cut into one ``data`` line for each, and in an id or a type a line end becomes a space.
 
 Source:
     HTML Living Standard, section 9.2; docs/reference/agent-runtime.md, Server-sent events, for the order of the
@@ -25,12 +25,12 @@ _encode_in_ascii = json.JSONEncoder(separators=(",", ":"), allow_nan=False).enco
 
 class ServerSentEventOptions(TypedDict, total=False):
     """
-    The fields of a frame beside its data; an empty one is as none.
+    The fields of a frame besides its data; an empty field is left out.
 
     Attributes:
-        event: Its type, for the reader's listeners.
-        id: Where a reader that reconnects goes on.
-        retry: How many milliseconds it waits before that, rounded down; what is negative or not finite is left out.
+        event: The event's type, for the reader's listeners.
+        id: The place from which a reader goes on when it reconnects.
+        retry: Milliseconds before a reader reconnects, rounded down; a negative or infinite value is left out.
     """
 
     event: str | None
@@ -43,14 +43,14 @@ def encode_server_sent_event(data: object, **options: Unpack[ServerSentEventOpti
     Return the frame of one event.
 
     Args:
-        data: A text goes out as it is, anything else as JSON.  Half a character, which no UTF-8 can carry, is escaped
-            in JSON, and replaced elsewhere.
+        data: A text goes out as it is, anything else as JSON.  A lone surrogate, which UTF-8 cannot encode, is
+            escaped in JSON, and replaced elsewhere.
         options: The other fields.
 
     Raises:
-        TypeError, ValueError: The data are no text and no JSON.
+        TypeError, ValueError: The data are neither text nor JSON.
     """
-    # A reader ignores an id with U+0000 in it, and would then come back to another place.
+    # A reader ignores an id that contains U+0000, and would reconnect at another place.
     id_ = _one_line(options.get("id")).replace("\0", "")
     retry = options.get("retry")
     frame = write_frame(
@@ -69,8 +69,8 @@ def write_frame(text: str, id_: str = "", event: str = "", retry: str = "") -> s
     Args:
         text: With any line ends.
         id_: One line, as are *event* and *retry*; "" to leave it out.
-        event: Its type.
-        retry: Digits.
+        event: The event's type.
+        retry: Milliseconds, in digits.
     """
     frame = f"id: {id_}\n" if id_ else ""
     if event:

@@ -11,13 +11,13 @@ _LAST: Final = "9999-12-31T23:59:59.999Z"
 
 
 def timestamp(moment: datetime) -> str:
-    """Return *moment*, which knows its zone, as a timestamp."""
+    """Return *moment*, a datetime with a time zone, as a timestamp."""
     utc = moment.astimezone(UTC)
     return utc.strftime("%Y-%m-%dT%H:%M:%S.") + f"{utc.microsecond // 1000:03d}Z"
 
 
 def moment_after(moment: str, milliseconds: int) -> str:
-    """Return the timestamp that many milliseconds after another; the last one that there is, if it would be beyond."""
+    """Return the timestamp some milliseconds after another one; at most the last timestamp of the year 9999."""
     try:
         return timestamp(datetime.fromisoformat(moment) + timedelta(milliseconds=milliseconds))
     except OverflowError:
@@ -29,13 +29,13 @@ def iso_timestamp(moment_ms: int) -> str:
     Return the moment *moment_ms* milliseconds after the epoch, as JavaScript's `toISOString` writes it.
 
     Raises:
-        OverflowError: It is before the year 1 or after 9999.
+        OverflowError: The moment is before the year 1 or after the year 9999.
     """
     return (_EPOCH + timedelta(milliseconds=moment_ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def epoch_ms(timestamp: str) -> int | None:
-    """Return the milliseconds since the epoch, rounded down; UTC where no zone is named, None for no timestamp."""
+    """Return the milliseconds since the epoch, rounded down; UTC if no zone is named; None for no timestamp."""
     try:
         moment = datetime.fromisoformat(timestamp)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The seam to HTTP servers: a request out, a response whose body arrives in pieces."""
+"""The interface to HTTP servers: sends a request, yields the response's body in pieces."""
 
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 __all__ = ["ADDRESS", "Transport", "TransportRequest", "TransportResponse", "is_address", "is_header_value"]
 
 ADDRESS: Final = "an address of a server, https://api.example.com/v1: without a user, a password, a # or a space"
-"""What `is_address` wants, in words."""
+"""The condition of `is_address` in words, for error messages."""
 
 _ADDRESS: Final = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:[/?][!-~]*)?")
 _LAST_PORT: Final = 65_535
@@ -18,15 +18,15 @@ _LAST_PORT: Final = 65_535
 
 def is_address(text: str) -> bool:
     """
-    Say whether *text* is a URL that can be asked.
+    Say whether *text* is a URL that `fetch` accepts.
 
-    What `fetch` refuses it quotes in its message, and so would the log: a password in front of the host, for instance.
+    Check first: `fetch` quotes a refused URL in its error, and a password in it would reach the log.
     """
     if not _ADDRESS.fullmatch(text) or "#" in text:
         return False
     try:
         return (urlsplit(text).port or 0) <= _LAST_PORT
-    except ValueError:  # brackets that hold no IPv6 address, a port beyond the last
+    except ValueError:  # brackets without an IPv6 address, or a port above 65535
         return False
 
 
@@ -37,7 +37,7 @@ def is_header_value(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransportRequest:
-    """An HTTP request, its body already encoded as JSON text; its headers have keys, and are not shown."""
+    """An HTTP request, its body already encoded as JSON text; its headers hold keys, and are not in the repr."""
 
     url: str
     method: str = "POST"
@@ -58,7 +58,7 @@ class TransportResponse(Protocol):
 
     def chunks(self) -> AsyncIterator[bytes]:
         """
-        Yield the body: at each step all bytes that have arrived since the last, never an empty chunk.
+        Yield the body: at each step all bytes that have arrived since the previous step, never an empty chunk.
 
         Raises:
             BackendTransportError: The connection broke.

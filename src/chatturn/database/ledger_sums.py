@@ -1,12 +1,12 @@
 """
-The SQL of what the ledger adds up to: a table of sums that triggers keep, and what it begins with.
+The SQL of the ledger's sums: a table that triggers keep, and the statements that fill it at first.
 
 A trigger sees every change of a row, whoever makes it: this code, an earlier version that serves the same database, or
-an operator.  So a sum is never anything but what the rows say, at the end of every transaction.
+an operator.  So at the end of every transaction each sum agrees with the rows.
 
-There is a row of sums for each tenant and day, one for each model in it, and one for each session.  What no call has
-said is unknown and not zero, so beside each sum stands of how many calls it is known.  Turns and attempts are counted
-once within a day; those of several days are in a list, by which a sum over days is put right.
+A tenant's day has one row of sums over all its calls, one for each model, and one for each session.  A value that no
+call has reported is unknown, not zero, so beside each sum stands the number of calls that reported it.  A turn or an
+attempt counts once in a day; turns with calls on several days are listed, to correct a sum over several days.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ SUMMED: Final = (
     "estimated_tokens_out",
 )
 KNOWN_SUMS: Final = tuple(f"{part}_{name}" for part in PARTS for name in SUMMED)
-"""Those that are unknown where no call has said anything."""
+"""The sums that are unknown, not zero, where no call has reported the value."""
 
 _READ: Final = (
     "run_id",
@@ -43,7 +43,7 @@ _WIDTH: Final = 110
 
 
 def _of_part(part: str) -> dict[str, str]:
-    """Return what is summed of the calls of a part; ``c.<part>_part`` is 1 for those, -1 for one that goes, else 0."""
+    """Return the sums of a part; ``c.<part>_part`` is 1 for a row of the part, -1 for a removed row of it, else 0."""
     of = f"c.{part}_part"
     sums = {
         "calls": of,
@@ -63,7 +63,7 @@ _SUMS: Final = {
 }
 _COUNTED: Final = ("turns", "attempts", *_SUMS)
 
-# Whether a call is the only one of its turn, or of its attempt, in its group.
+# Whether a call is the only call of its turn, or of its attempt, in its row of sums.
 _ALONE: Final = """NOT EXISTS (
       SELECT 1 FROM chat_usage AS o WHERE o.run_id = c.run_id AND {other}
         AND o.tenant_id = c.tenant_id AND o.session_id = c.session_id
@@ -74,7 +74,7 @@ _ONLY_OF_ATTEMPT: Final = _ALONE.format(other="o.attempt = c.attempt AND o.call_
 
 
 def _lines(items: Iterable[str], indent: str) -> str:
-    """Return *items* with commas, in lines that can be read."""
+    """Return *items*, separated by commas, in lines of at most about 110 characters."""
     lines, line = [], indent
     for item in items:
         if len(line) + len(item) > _WIDTH and line.strip():
@@ -89,7 +89,7 @@ _SUMS_OF: Final = f"""INTO chat_usage_sums (
 
 
 def _row(name: str, sign: int) -> str:
-    """Return a row of the ledger as one that comes (1) or goes (-1)."""
+    """Return the SELECT of the ledger row *name*, added (*sign* 1) or removed (*sign* -1)."""
     parts = [
         f"{sign} AS sign",
         f"{sign} * ({name}.wasted = 0) AS delivered_part",
@@ -99,7 +99,7 @@ def _row(name: str, sign: int) -> str:
 
 
 def _trigger(name: str, event: str, rows: Mapping[str, int], then: str = "") -> str:
-    """Return a trigger that changes the sums by *rows*, and goes on with the statement *then*."""
+    """Return a trigger that changes the sums by *rows* (name and sign), and then runs the statements *then*."""
     changed = "\n    UNION ALL ".join(_row(row, sign) for row, sign in rows.items())
     sums = ",\n".join(f"    sum({each})" for each in _SUMS.values())
     return f"""CREATE TRIGGER IF NOT EXISTS {name} AFTER {event} ON chat_usage BEGIN
@@ -182,7 +182,7 @@ FROM ({_row("u", 1)} FROM chat_usage AS u WHERE {condition}) AS c GROUP BY 1, 3,
 
 
 def fill_sums(condition: str) -> str:
-    """Return the SQL that makes the sums of the rows that are there, where *condition* holds."""
+    """Return the SQL that sums up the present rows of the ledger for which *condition* holds."""
     keys = {"day": "''", "model": "coalesce(c.model, '')", "session": "c.session_id"}
     return (
         "".join(_fill(kind, key, condition) for kind, key in keys.items())

@@ -1,10 +1,10 @@
 """
-Bringing a database to the schema, from wherever it is: new, agent-runtime's own, or an older one of ours.
+Migrates a database to the current schema: a new one, agent-runtime's own, or an older one of ours.
 
-``CREATE … IF NOT EXISTS`` brings about everything but a new column, or another CHECK, of an old table.  So a migration
-is one batch: the columns that are missing, then the whole schema; a table with another CHECK is put aside before it,
-and its rows are taken over behind it.  It applies whole or not at all; where two run at once, the second finds its
-column already there, is refused, looks again and has nothing left to do.
+``CREATE … IF NOT EXISTS`` makes everything but a new column, or a changed CHECK, of an old table.  So a migration is
+one batch: the missing columns, then the whole schema; a table with a changed CHECK is renamed before the schema, and
+its rows are copied after it.  The batch applies whole or not at all.  If two migrations run at once, the second is
+refused, since its column already exists; it reads the schema again and has nothing left to do.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ __all__ = ["READ_VERSION", "mend", "migrate", "missing_parts", "read_version"]
 
 _TRIES: Final = 3
 
-# Three migrations had another text once, without some of their columns: the fourth, the fifth and the eleventh.  A
-# database that one of those has made is found by what it lacks of `chat_turns`, whatever its number.
+# The fourth, the fifth and the eleventh migration have an earlier text, which lacks some columns.  A database made by
+# an earlier text is recognised by the missing column of `chat_turns`, whatever its schema version.
 _EARLIER_TEXTS: Final = {"manifest_hash": 102, "traceparent": 103, "finish_reason": 109}
-"""The first column that each lacks, and the schema's version that it made."""
+"""The first column of `chat_turns` that each earlier text lacks, and the schema version that the text made."""
 
 _WHAT_THE_FOURTH_LEFT_OUT: Final = (
     """
@@ -51,14 +51,14 @@ READ_VERSION: Final = Statement("SELECT max(version) AS version FROM durable_sch
 
 async def migrate(database: Database) -> int:
     """
-    Bring *database* to the schema; one that has it, or a newer one, is only read.
+    Migrate *database* to the schema; a database with this or a newer schema is only read.
 
     Returns:
-        The schema's version after it.
+        The schema version after the migration.
 
     Raises:
         StoreUnavailable: No answer came.  The migration was applied whole or not at all; it may be run again.
-        StoreError: The database refused it and is as it was.
+        StoreError: The database refused the migration, and is unchanged.
     """
     for tries_left in reversed(range(_TRIES)):
         version, missing = await read_version(database), await _missing_columns(database)
@@ -79,10 +79,10 @@ async def migrate(database: Database) -> int:
 
 async def mend(database: Database) -> bool:
     """
-    Bring a database to the schema that an earlier text of a migration has made; any other is only read, by one query.
+    Migrate a database that an earlier text of a migration has made; any other is only read, by one query.
 
     Returns:
-        Whether it was one.
+        Whether the database was made by an earlier text.
 
     Raises:
         StoreError: As `migrate` does.
@@ -98,7 +98,7 @@ async def mend(database: Database) -> bool:
 
 async def missing_parts(database: Database) -> Sequence[str]:
     """
-    Return what of the schema a database lacks: tables by their names, columns as ``table.column``.
+    Return the parts of the schema that a database lacks: tables as ``table``, columns as ``table.column``.
 
     Raises:
         StoreError: The database does not answer, or refuses.
@@ -113,7 +113,7 @@ async def missing_parts(database: Database) -> Sequence[str]:
 
 
 async def read_version(database: Database) -> int:
-    """Return the schema's version in the database; 0 for one that has none."""
+    """Return the schema version of the database; 0 if it has none."""
     try:
         [outcome] = await database.batch([READ_VERSION])
     except SchemaOutdated:
@@ -122,14 +122,14 @@ async def read_version(database: Database) -> int:
 
 
 async def _missing_columns(database: Database) -> dict[tuple[str, str], str]:
-    """Return the columns that existing tables lack, with their definitions; of a table that is rebuilt, its latest."""
+    """Return the missing columns of existing tables, with their definitions; for `REBUILT`, its marking column."""
     wanted = (*ADDED_COLUMNS, (*REBUILT, ""))
     found: Sequence[Result] = await database.batch([_columns_of(table) for table, _, _ in wanted])
     present = [{row["name"] for row in outcome.rows} for outcome in found]
     return {
         (table, column): definition
         for (table, column, definition), columns in zip(wanted, present, strict=True)
-        if columns and column not in columns  # a table that does not exist is about to be made
+        if columns and column not in columns  # a missing table is made whole by the schema
     }
 
 

@@ -1,8 +1,8 @@
 """
-The whole schema, as text: where a database is new, and what it is compared with where it is not.
+The whole schema as text: it makes a new database, and an existing one is compared with it.
 
-It stands here and not in a ``.sql`` file because only Python is uploaded to the Worker.  The ``schema.sql`` at
-the project's root is a copy for people and for the ``sqlite3`` shell; a test holds the two together.
+The text stands here and not in a ``.sql`` file because only Python is uploaded to the Worker.  The ``schema.sql`` at
+the project's root is a copy for people and for the ``sqlite3`` shell; a test compares the two.
 """
 
 import re
@@ -28,7 +28,7 @@ _TABLE: Final = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+)", re.MULTILINE)
 _COLUMN: Final = re.compile(r"^  ([a-z_]+) [A-Z]", re.MULTILINE)
 
 REBUILT: Final = ("chat_outbox", "payload_json")
-"""A table with a CHECK that an older one has not, which only a new table can have; known by its latest column."""
+"""A table to rebuild, since SQLite cannot change its CHECK; an old one is recognised by its missing column."""
 BEFORE_REBUILT: Final = (
     "DROP INDEX IF EXISTS idx_chat_outbox_due",
     "DROP INDEX IF EXISTS idx_chat_outbox_given_up",
@@ -94,7 +94,7 @@ ADDED_COLUMNS: Final = (
     ("chat_usage", "request_id", "TEXT"),
     ("chat_usage", "estimated_cost_micro_usd", "INTEGER CHECK (estimated_cost_micro_usd >= 0)"),
 )
-"""Columns that a table did not have when it was first made: all that ``IF NOT EXISTS`` cannot bring about."""
+"""Columns added to a table after its first version; ``CREATE TABLE IF NOT EXISTS`` does not add them."""
 
 DURABLE_SCHEMA_SQL: Final = (
     """\

@@ -1,7 +1,7 @@
 """
 `Database` over a SQLite file or memory: for evaluation harnesses, tests and local tools (CPython only).
 
-It is made exactly as strict as D1, so that a statement which D1 would refuse fails here first.
+It is as strict as D1, so that a statement which D1 would refuse fails here first.
 """
 
 import sqlite3
@@ -20,7 +20,7 @@ __all__ = ["SqliteDatabase", "ask_sqlite", "split_statements"]
 _MOST_PARAMETERS: Final = 100
 _MOST_BYTES: Final = 2_000_000
 _MOST_SQL_BYTES: Final = 100_000
-_LARGEST_INTEGER: Final = 2**53 - 2  # Pyodide makes a bigint of what is larger, and D1 takes none
+_LARGEST_INTEGER: Final = 2**53 - 2  # Pyodide turns a larger int into a bigint, which D1 refuses
 
 _BUSY_TIMEOUT_S: Final = 5.0
 _SWITCH_TRIES: Final = 10
@@ -40,12 +40,12 @@ class SqliteDatabase:
     Args:
         path: A file, created if absent and shared with other processes through a write-ahead log; or
             ``:memory:``.
-        moment: Returns the current time as SQLite takes it, a timestamp or ``now``; it is bound in place of `NOW`.
+        moment: Returns the current time for SQLite, a timestamp or ``now``; it is bound in place of `NOW`.
         busy_timeout_s: How long to wait for another process's transaction.
 
     Raises:
         StoreUnavailable: Another process holds the file for longer.
-        StoreError: It is no SQLite database, or cannot be opened.
+        StoreError: *path* is no SQLite database, or cannot be opened.
     """
 
     def __init__(
@@ -63,21 +63,21 @@ class SqliteDatabase:
         try:
             with _translation():
                 self._use_write_ahead_log()
-                # Not the default of WAL: an answer that was reported stored must survive a power cut, too.
+                # FULL, because an answer that was reported as stored must survive a power cut.
                 self._connection.execute("PRAGMA synchronous = FULL")
         except StoreError:
             self.close()
             raise
 
     def _use_write_ahead_log(self) -> None:
-        """Switch a new file over.  Where several processes do so at once, SQLite refuses some without waiting."""
+        """Switch a file to the write-ahead log; SQLite refuses some of several switches at once without waiting."""
         for tries_left in reversed(range(_SWITCH_TRIES)):
             try:
                 self._connection.execute("PRAGMA journal_mode = WAL")
             except sqlite3.OperationalError:
                 if not tries_left:
                     raise
-                # This does wait, for whoever is switching.
+                # Unlike the switch, BEGIN IMMEDIATE waits for the other process.
                 self._connection.execute("BEGIN IMMEDIATE")
                 self._connection.execute("ROLLBACK")
             else:
@@ -111,7 +111,7 @@ class SqliteDatabase:
         return _ended(migrate(self))
 
     def apply_schema(self, script: str) -> None:
-        """Run *script* statement by statement, as D1 has to."""
+        """Run *script* statement by statement, as D1 does."""
         with _translation():
             for sql in split_statements(script):
                 self._connection.execute(sql)
@@ -139,7 +139,7 @@ def _as_d1_binds(value: Value) -> Value:
 
 
 def _ended(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that only ever awaits what does not wait, as every batch here."""
+    """Run a coroutine that never suspends, as every batch here, without an event loop."""
     try:
         coroutine.send(None)
     except StopIteration as ended:
@@ -151,7 +151,7 @@ def _ended(coroutine: Coroutine[Any, Any, T]) -> T:
 
 @contextmanager
 def _translation() -> Iterator[None]:
-    """Make SQLite's errors ours."""
+    """Turn SQLite's errors into `StoreError` and its subclasses."""
     try:
         yield
     except sqlite3.Error as error:

@@ -5,7 +5,7 @@ Workers must agree on whether two requests are the same run, and databases of ag
 hashes that JavaScript made.  So the text is `JSON.stringify`'s, to the byte: its numbers, its escapes, its
 order of members (integer-like names first, by number; then the others, by UTF-16 code unit).  Pure.
 
-What JavaScript would lose, change or not take is a TypeError that says what it is and where, never a guess:
+A value that JavaScript would lose, change or refuse is a TypeError that names the value and its path:
 
 * NaN and the infinities; an int beyond ±(2**53 - 1), whose last digits JavaScript would round away;
 * a member name that is not a str, and two names that are the same text in UTF-16;
@@ -28,7 +28,7 @@ from typing import Any, Final, TypeAlias
 __all__ = ["MAX_DEPTH", "canonical_hash", "canonical_json"]
 
 MAX_DEPTH: Final = 128
-"""Arrays and objects inside one another, at most; two of the interpreter's 1,000 frames go on each."""
+"""Levels of arrays and objects at most; each level uses two of the interpreter's 1,000 frames."""
 
 _MAX_SAFE_INTEGER: Final = 2**53 - 1
 _MAX_ARRAY_INDEX: Final = 2**32 - 2
@@ -43,10 +43,10 @@ _Path: TypeAlias = tuple[str | int, ...]
 
 def canonical_json(value: object) -> str:
     """
-    Return the canonical text of *value*: the same text for equal values, however they were put together.
+    Return the canonical text of *value*: equal values have the same text, whatever the order of their members.
 
     Raises:
-        TypeError: JSON cannot carry it; the message names what and where.
+        TypeError: JSON cannot carry the value; the message names it and its path.
     """
     text = _encode(value, (), set())
     try:
@@ -95,7 +95,7 @@ def _encode_container(value: Any, where: _Path, open_: set[int]) -> str:
     parts: list[str] = []
     if type(value) is dict:
         for name in _ordered(value, where):
-            item = value[name]  # mostly a text, and then it needs no path
+            item = value[name]  # most members are texts, which need no path
             text = encode_basestring(item) if type(item) is str else _encode(item, (*where, name), open_)
             parts.append(f"{encode_basestring(name)}:{text}")
     else:

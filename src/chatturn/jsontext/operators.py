@@ -16,17 +16,17 @@ def parse_operators_json(text: str, *, number: Callable[[str], Any] | None = Non
     Read JSON as `json.loads` does, but strictly.
 
     Args:
-        text: What the setting says.
-        number: Makes a number of its text; without it they are Python's int and float.
+        text: The value of the setting.
+        number: Makes a number from its text; by default numbers are Python's int and float.
 
     Raises:
-        ValueError: It is not JSON, nests more than 64 levels deep, or says half a character or a number that is none.
+        ValueError: *text* is not JSON, nests more than 64 levels deep, or holds a lone surrogate, NaN or an infinity.
     """
     if nests_deeper(text, _DEEPEST):
         raise ValueError("too deep")
     try:
         found = json.loads(text, parse_int=number, parse_float=number, parse_constant=_refuse)
-    except ArithmeticError as error:  # an exponent that no number has
+    except ArithmeticError as error:  # an exponent out of the number's range
         raise ValueError(str(error)) from error
     json.dumps(found, ensure_ascii=False, default=str).encode()
     return found

@@ -11,8 +11,8 @@ def json_text(value: Any, what: str) -> str:
     Encode *value* as JSON.
 
     Raises:
-        TypeError: It is not JSON: NaN, an infinity, a cycle, a type that JSON does not have, a member whose name is
-            no str; or half a surrogate pair is in it, for which the database's UTF-8 has no place.  Names *what*.
+        TypeError: *value* is not JSON (NaN, an infinity, a cycle, a foreign type, a member name that is no str), or it
+            holds a lone surrogate, which UTF-8 cannot encode.  The message names *what*.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -27,7 +27,7 @@ def json_text(value: Any, what: str) -> str:
 
 
 def _require_names(value: Any) -> None:
-    """Refuse what the encoder would rename: 1 becomes "1", and takes the place of a member that has that name."""
+    """Refuse member names that are no str: the encoder would write 1 as "1", which may be another member's name."""
     rest = [value]
     while rest:
         container = rest.pop()

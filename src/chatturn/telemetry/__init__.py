@@ -1,1 +1,1 @@
-"""What is told of turns to operators: log lines, spans, metrics."""
+"""What operators learn of turns: log lines, spans, metrics."""

@@ -1,4 +1,4 @@
-"""What a turn tells its telemetry: values, made while it runs and looked at when its reader has everything."""
+"""What a turn tells its telemetry: values made while it runs, and encoded after its reader has everything."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from typing import Final, Literal, TypeAlias
 __all__ = ["UNTRACED", "AttemptEnd", "AttemptStart", "CallFacts", "TraceOnRecord", "TurnOutcome"]
 
 TurnOutcome: TypeAlias = Literal["completed", "failed", "cancelled", "suspended", "replayed", "lost"]
-"""How an attempt ended; ``lost``: how is not on record, for its lease is another's, or the database was away."""
+"""How an attempt ended; ``lost``: its end is not on record, because its lease was lost or the database was away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceOnRecord:
     """
-    What is stored of a turn's trace.
+    The stored part of a turn's trace.
 
     Attributes:
-        traceparent: The turn's span, as W3C writes it; None: nobody traced it.
-        caller_span_id: The span of the request that began it; None: the turn's own is the first.
-        traced_by: The attempt that sent the turn's span; None: none yet.
-        began_ns: When the turn began, since the epoch.
+        traceparent: The turn's span as a W3C ``traceparent``; None if the turn has no trace.
+        caller_span_id: The span of the request that began the turn; None if the turn's span is the first of the trace.
+        traced_by: The attempt that sent the turn's span; None if no attempt has.
+        began_ns: When the turn began, in nanoseconds since the epoch.
     """
 
     traceparent: str | None = None
@@ -37,11 +37,11 @@ class AttemptStart:
     What a claim found.
 
     Attributes:
-        attempt: Which one this is, from 1; of a finished turn, the one that finished it.
-        first_attempt: The first at what is asked now.
-        lost: How many attempts right before it broke off.
+        attempt: The attempt's number, from 1; for a finished turn, the number of the attempt that finished it.
+        first_attempt: The number of the first attempt at the turn's present message.
+        lost: How many attempts right before this one were lost.
         replayed: Whether the turn had finished before.
-        on_record: Of its trace.
+        on_record: The stored part of the turn's trace.
     """
 
     attempt: int
@@ -54,12 +54,12 @@ class AttemptStart:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallFacts:
     """
-    One model call; None is not known.
+    One model call; None means unknown.
 
     Attributes:
-        request_model: Who was asked.
-        response_model: Who answered.
-        error_type: Why it failed; None if it did not.
+        request_model: The model that was asked.
+        response_model: The model that answered.
+        error_type: Why the call failed; None if it did not fail.
     """
 
     request_model: str | None
@@ -78,12 +78,12 @@ class AttemptEnd:
 
     Attributes:
         outcome: In one word.
-        error_type: The stable code of why it failed; None if it did not.
-        provider: Who runs the model.
-        calls: Its model calls.
-        delivered: Whether anybody has what it said, or will.
-        question: What the user said.
-        answer: What is stored as the answer, if there is one.
+        error_type: The stable code of the error; None if the attempt did not fail.
+        provider: The provider of the model.
+        calls: The attempt's model calls.
+        delivered: Whether the attempt has stored an answer, whole or cut off, or is suspended.
+        question: The user's message.
+        answer: The stored answer; None if there is none.
     """
 
     outcome: TurnOutcome
@@ -96,5 +96,5 @@ class AttemptEnd:
 
     @property
     def failed(self) -> bool:
-        """Whether somebody should look at it."""
+        """Whether the attempt failed or was lost."""
         return self.outcome in {"failed", "lost"}

@@ -1,4 +1,4 @@
-"""What users, models and tools say, in the form in which spans may carry it: cut, and without what looks secret."""
+"""The words of users, models and tools in the form that spans carry: cut, and with secrets replaced."""
 
 import json
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from chatturn.telemetry.redaction import without_secret_members
 __all__ = ["MAX_CONTENT", "content_text"]
 
 MAX_CONTENT: Final = 16_384
-"""Characters of one attribute that are kept."""
+"""Characters kept of one attribute."""
 
 
 _INLINE: Final = "data:"
 
 
 def content_text(said: Any) -> str:
-    """Return *said*, JSON, as text; messages of the chat completions API in the form of the conventions."""
+    """Return *said*, JSON, as text; chat completions messages in the form of the semantic conventions."""
     if isinstance(said, list | tuple) and all(isinstance(item, Mapping) and "role" in item for item in said):
         said = [_message(message) for message in said]
     return json.dumps(without_secret_members(said), ensure_ascii=False)[:MAX_CONTENT]
@@ -51,7 +51,7 @@ def _part(part: Any) -> dict[str, Any]:
 
 
 def _parsed(said: Any) -> Any:
-    """Return the JSON in a text, so that what is called secret in it is found; any other text as it is."""
+    """Return the JSON value of a text, so that secret members in it are found; other text as it is."""
     try:
         return json.loads(said)
     except (TypeError, ValueError, RecursionError):

@@ -1,5 +1,5 @@
 """
-The names of spans and of what is noted on them.
+The names of spans and of their attributes.
 
 Message content is noted only where the deployment asks for it.
 
@@ -95,7 +95,7 @@ TOOL_NAME: Final = "gen_ai.tool.name"
 TOOL_CALL_ID: Final = "gen_ai.tool.call.id"
 
 ERROR_TYPE: Final = "error.type"
-HTTP_RESEND_COUNT: Final = "http.request.resend_count"  # 0 is not noted
+HTTP_RESEND_COUNT: Final = "http.request.resend_count"  # noted only above 0
 HTTP_STATUS: Final = "http.response.status_code"
 SERVER_ADDRESS: Final = "server.address"
 SERVICE_NAME: Final = "service.name"
@@ -104,7 +104,7 @@ DB_SYSTEM_NAME: Final = "db.system.name"
 DB_OPERATION_NAME: Final = "db.operation.name"
 DB_BATCH_SIZE: Final = "db.operation.batch.size"  # statements
 
-# What is said; only where it is asked for, as text, JSON where it has parts.
+# Message content, only where the deployment asks for it: text, or JSON if it has parts.
 INPUT_MESSAGES: Final = "gen_ai.input.messages"
 OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
 TOOL_CALL_ARGUMENTS: Final = "gen_ai.tool.call.arguments"
@@ -112,11 +112,11 @@ TOOL_CALL_RESULT: Final = "gen_ai.tool.call.result"
 
 STEP_INTENT: Final = "chatturn.step.intent"
 STEP_KIND: Final = "chatturn.step.kind"
-STEP_REPLAYED: Final = "chatturn.step.replayed"  # from the record; nobody was called
-D1_BATCHES: Final = "chatturn.d1.batches"  # of one attempt, those without a span of their own included
+STEP_REPLAYED: Final = "chatturn.step.replayed"  # replayed from the record: no call was made
+D1_BATCHES: Final = "chatturn.d1.batches"  # of one attempt, including batches without a span
 LINK_REASON: Final = "chatturn.link.reason"
 TURN_OUTCOME: Final = "chatturn.turn.outcome"
-TURN_LOST_ATTEMPTS: Final = "chatturn.turn.lost_attempts"  # before this one, without another in between
+TURN_LOST_ATTEMPTS: Final = "chatturn.turn.lost_attempts"  # directly before this attempt
 
 CONTEXT_SPAN: Final = "context"  # where the model is not shown the whole conversation
 CONTEXT_TURNS: Final = "chatturn.context.turns"  # shown

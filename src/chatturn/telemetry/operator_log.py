@@ -1,7 +1,7 @@
 """
-Log lines: the one place where a failure that nobody else hears of becomes visible.
+Log lines: the one place that shows failures which no caller sees.
 
-A part of the core that carries on after a failure is given an `OperatorLog` and tells it.  There is no silent default.
+Each part of the core that goes on after a failure is given an `OperatorLog` and logs to it.  No default is silent.
 The platform stamps each line with its time.
 """
 
@@ -25,7 +25,7 @@ An exception among them is written with its class, code and message, and makes t
 """
 
 MAX_TEXT: Final = 4_096
-"""Characters of one text that are kept."""
+"""Characters kept of one text."""
 
 _MAX_DEPTH: Final = 6
 _MAX_NUMBER: Final = 1e300
@@ -48,7 +48,7 @@ def json_line_log(write: Callable[[str], object]) -> OperatorLog:
 
 
 def log_record(event: str, particulars: Mapping[str, object]) -> dict[str, object]:
-    """Return what is told of *event*, JSON: level and event first, secrets replaced, long texts cut."""
+    """Return the record of *event*, JSON: level and event first, secrets replaced, long texts cut."""
     failed = any(isinstance(value, BaseException) for value in particulars.values())
     try:
         members = _members(particulars, 0)
@@ -100,4 +100,4 @@ def _text(text: str) -> str:
 
 
 print_log: Final[OperatorLog] = json_line_log(print)
-"""The default everywhere: standard output, which the platform collects."""
+"""The default log: standard output, which the platform collects."""

@@ -1,8 +1,8 @@
 """
-What may be shown of data that hold secrets: the rules for names and texts, wherever something is shown.
+Removes secrets from data that are shown: the rules for names and for texts.
 
-They find what says that it is secret, by its name, and what looks like a key or a token.  A secret that does neither is
-found by nobody; so whatever may hold a stranger's words is shown only to who asks for it.
+The rules find values with a secret's name, and texts that look like a key or a token.  They miss any other secret; so
+data that may hold a stranger's words are shown only where the deployment asks for them.
 """
 
 import math
@@ -19,34 +19,34 @@ _MAX_DEPTH: Final = 64
 _SECRET_NAME: Final = re.compile(
     r"authorization|api[-_]?key|secret|passw|cookie|credential|private[-_]?key|jwt|token$", re.IGNORECASE
 )
-# Each alternative takes all that it has looked at, or looks at a bounded part: else a text could be made on which the
-# search takes minutes.
+# Each alternative consumes all that it reads, or reads a bounded part; else a crafted text could make the search take
+# minutes.
 _SECRET_TEXT: Final = re.compile(
     r"(?i:\bbearer\s+)[\w.~+/=-]{8,}"
-    r"|\bsk-[\w*-]{8,}"  # a key of the chat completions API, which quotes it when it refuses it
+    r"|\bsk-[\w*-]{8,}"  # a key of the chat completions API, which quotes a refused key
     r"|\beyJ[\w-]{10,}(?:\.[\w-]+\.[\w-]*)?"  # a JSON Web Token, or the beginning of one
     r"|\b(?:gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|xox[abeprs]-[\w-]{10,})"  # GitHub, GitLab, Slack
     r"|\b(?:AIza[\w-]{30,}|A[KS]IA[0-9A-Z]{16}|[rs]k_(?:live|test)_\w{10,})"  # Google, Amazon, Stripe
-    r"|(?<=://)[^\s/@:]*:[^\s/@]+(?=@)"  # the name and the password of an address
+    r"|(?<=://)[^\s/@:]*:[^\s/@]+(?=@)"  # the user name and the password in a URL
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?"
 )
 
 
 def is_secret_name(name: str) -> bool:
-    """Say whether what is called *name* is secret, whatever it is."""
+    """Say whether every value named *name* is secret."""
     return _SECRET_NAME.search(name) is not None
 
 
 def without_secrets(text: str) -> str:
-    """Return *text* with the keys and tokens in it replaced."""
+    """Return *text* with its keys and tokens replaced."""
     return _SECRET_TEXT.sub(REDACTED, str(text))
 
 
 def without_secret_members(value: Any, depth: int = 0) -> Any:
     """
-    Return a copy of *value*, JSON, without what is called secret in it, and without keys and tokens in its texts.
+    Return a copy of *value*, JSON, with members of secret names, and keys and tokens in texts, replaced.
 
-    What is nested deeper than any reader goes is left out, and what is no JSON is named by its type.
+    Levels nested deeper than `_MAX_DEPTH` are replaced, too; a value that is no JSON becomes its type's name.
     """
     if isinstance(value, str):
         return without_secrets(value)
@@ -66,11 +66,11 @@ def _container(value: Mapping[Any, Any] | Sequence[Any], depth: int) -> Any:
 
 
 def without_uri_secrets(uri: str) -> str:
-    """Return where *uri* points, without the password, the query or the fragment that lets its holder in."""
+    """Return *uri* without its password, query and fragment, which may grant access."""
     try:
         parts = urlsplit(uri)
     except ValueError:
         return REDACTED
     if not parts.netloc and not parts.path.startswith("/"):
-        return f"{parts.scheme}:{REDACTED}" if parts.scheme else REDACTED  # data:, blob: … may be the thing itself
+        return f"{parts.scheme}:{REDACTED}" if parts.scheme else REDACTED  # data:, blob: … may hold the content itself
     return without_secrets(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl())

@@ -1,5 +1,5 @@
 """
-Spans as values: what one attempt did, when, and inside what, kept until `otlp` sends it.
+Spans as values: what one attempt did, when, and inside which span, kept until `otlp` sends them.
 
 The spans of a recorder share one trace.  Each belongs to the innermost one that its own task has open, or, if that has
 none, to the one around them all.  Nothing here waits, sends or raises.
@@ -20,15 +20,15 @@ from chatturn.telemetry.w3c import SAMPLED, TraceParent, parse_traceparent
 __all__ = ["MAX_SPANS", "FinishedSpan", "SpanLink", "SpanRecorder", "TraceParent", "parse_traceparent"]
 
 MAX_SPANS: Final = 512
-"""What one attempt may record; one that makes more has a loop, and its first spans show it."""
+"""Spans of one attempt at most; an attempt with more has a loop, which its first spans show."""
 
 
 class SpanLink(NamedTuple):
     """
-    Another span that has to do with this one without being around it.
+    A related span that is not the parent.
 
     Attributes:
-        reason: In what way, for ``chatturn.link.reason``.
+        reason: The relation, for ``chatturn.link.reason``.
     """
 
     trace_id: str
@@ -42,9 +42,9 @@ class FinishedSpan:
     A piece of work that has ended.
 
     Attributes:
-        parent_span_id: The span around it, here or at the caller's; None for the first of a trace.
-        start_ns: Since the epoch, as is `end_ns`, which is never before it.
-        error_type: The stable code of what it failed with, or the class where there is no code; None if it
+        parent_span_id: The parent, recorded here or at the caller's; None for the first span of a trace.
+        start_ns: Nanoseconds since the epoch, as is `end_ns`, which is never earlier.
+        error_type: The stable code of its error, or the error's class if it has no code; None if the span
             did not fail.
         links: To other spans.
     """
@@ -65,16 +65,16 @@ class SpanRecorder:
     """
     The `Tracer` that remembers.
 
-    Beyond *limit* spans it forgets those that begin, and counts them; the ones around them are kept, so the
-    tree has no holes.  An exception that leaves a span marks it failed, unless it is a `GeneratorExit`: by
-    that a stream learns that its reader has all it wants.
+    After *limit* spans, new spans are dropped and counted; their parents are kept, so the tree has no holes.
+    An exception that leaves a span marks it failed, except `GeneratorExit`, which tells a stream that its
+    reader has all it wants.
 
     Args:
         now_ns: Nanoseconds since the epoch.
         new_id: Takes a number of bytes; returns that many random ones in lower-case hex.
-        parent: The span around all of these, which is not recorded here.
-        limit: Spans, at most.
-        shows_content: Whether what is said may be noted.
+        parent: The parent of the outermost spans; it is not recorded here.
+        limit: The number of spans at most.
+        shows_content: Whether spans carry message content.
     """
 
     def __init__(
@@ -99,16 +99,16 @@ class SpanRecorder:
 
     @property
     def trace_id(self) -> str:
-        """The trace that all its spans belong to."""
+        """The id of the trace of all spans."""
         return self._trace_id
 
     @property
     def dropped(self) -> int:
-        """How many spans were forgotten because of the limit."""
+        """The number of spans dropped because of the limit."""
         return self._dropped
 
     def join(self, parent: TraceParent) -> None:
-        """Put the spans below another one: those around which there is none here, and those to come."""
+        """Make *parent* the parent of the outermost spans, those recorded and those to come."""
         for span in (*self._open, *self._finished):
             if span.parent_span_id == (self._parent.span_id if self._parent else None):
                 span.parent_span_id = parent.span_id
@@ -129,12 +129,12 @@ class SpanRecorder:
         return _OpenSpan(self, name, kind, attributes or {})
 
     def traceparent(self) -> str | None:
-        """Return the header that puts another service's spans below the current one; None outside any."""
+        """Return the header that makes the current span the parent of another service's; None outside any span."""
         around = self._around()
         return None if around is None else self._header(around)
 
     def content(self, said: Any) -> str | None:
-        """Return what is said as an attribute may have it; None where none may."""
+        """Return message content as an attribute's value; None if spans may not carry it."""
         if not self._shows_content:
             return None
         try:
@@ -143,12 +143,12 @@ class SpanRecorder:
             return f"<unreadable: {type(error).__name__}>"
 
     def take(self) -> tuple[FinishedSpan, ...]:
-        """Hand over the spans that have ended since the last time, in the order of their ends."""
+        """Return the spans that have ended since the last call, in the order of their ends."""
         taken = tuple(span.finished(self._trace_id) for span in self._finished)
         self._finished.clear()
         return taken
 
-    # What an open span tells its recorder
+    # Callbacks of an open span to its recorder
 
     def _header(self, span_id: str) -> str:
         flags = SAMPLED if self._parent is None else self._parent.flags
@@ -210,21 +210,21 @@ class _OpenSpan:
         self.task: object = None
 
     def set(self, name: str, value: AttributeValue | None) -> None:
-        """Note a fact; None is not noted, and nothing is once the span has ended."""
+        """Note a fact; None is ignored, and so is every fact after the span's end."""
         if value is not None and not self.end_ns:
             self.attributes[name] = value
 
     def fail(self, error_type: str) -> None:
-        """Mark it failed; the first mark stays, being the nearest to the cause."""
+        """Mark the span failed; the first mark stays, since it is nearest to the cause."""
         if not self.end_ns:
             self.error_type = self.error_type or error_type
 
     def traceparent(self) -> str | None:
-        """Return the header that puts another service's spans below it."""
+        """Return the header that makes this span the parent of another service's spans."""
         return self._recorder._header(self.span_id)  # noqa: SLF001  the two classes are one mechanism
 
     def finished(self, trace_id: str) -> FinishedSpan:
-        """Return it as a value."""
+        """Return the ended span as a value."""
         return FinishedSpan(
             trace_id=trace_id,
             span_id=self.span_id,

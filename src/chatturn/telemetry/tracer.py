@@ -1,5 +1,5 @@
 """
-The seam for telemetry: the core emits facts, whoever listens encodes and sends them.
+The interface for telemetry: the core reports facts, and a tracer collects them.
 
 A tracer only collects; it never waits, never raises and never sends.  `spans.SpanRecorder` keeps what it is
 told for `otlp` to encode after the response; `NULL_TRACER` forgets it.
@@ -19,13 +19,13 @@ class Span(Protocol):
     """A piece of work that has begun and will end."""
 
     def set(self, name: str, value: AttributeValue | None) -> None:
-        """Note a fact about it; None is not noted."""
+        """Note a fact about the span; None is ignored."""
 
     def fail(self, error_type: str) -> None:
-        """Mark it failed, with the stable code of the error; never its message."""
+        """Mark the span failed, with the stable code of the error, never its message."""
 
     def traceparent(self) -> str | None:
-        """Return the W3C header that puts another service's spans below it; None where nobody traces."""
+        """Return the W3C header that makes this span the parent of another service's; None without tracing."""
 
 
 class Tracer(Protocol):
@@ -41,10 +41,10 @@ class Tracer(Protocol):
         """Begin a span that ends with the ``with`` block, below the innermost one still open."""
 
     def traceparent(self) -> str | None:
-        """Return the W3C header of the innermost span that is open here; None where nobody traces."""
+        """Return the W3C header of the innermost open span; None without tracing."""
 
     def content(self, said: Any) -> str | None:
-        """Return what users, models or tools say, JSON, as an attribute may have it; None where none may."""
+        """Return message content, JSON, as an attribute's value; None if spans may not carry it."""
 
 
 class _NullSpan:

@@ -1,5 +1,5 @@
 """
-W3C Trace Context: whose trace a turn belongs to, and whether it is to be kept.
+W3C Trace Context: the trace of a request, and whether it is kept.
 
 Source:
     W3C Trace Context, level 2, section 3.2; OpenTelemetry, "TraceIdRatioBased" and "Probability sampling".
@@ -13,7 +13,7 @@ from chatturn.errors import ConfigurationError
 __all__ = ["SAMPLED", "TraceParent", "parse_ratio", "parse_traceparent", "sampled_at"]
 
 SAMPLED: Final = 0x01
-"""The flag of a trace whose beginner keeps it."""
+"""The flag "sampled": the service that began the trace keeps it."""
 
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _RANDOM_TRACE_ID: Final = 0x02
@@ -22,11 +22,11 @@ _RANDOM_DIGITS: Final = 14  # the last 56 bits of a trace id are random
 
 class TraceParent(NamedTuple):
     """
-    A span, as services tell each other of it.
+    A span as named in a ``traceparent`` header.
 
     Attributes:
         trace_id: 32 lower-case hex digits.
-        span_id: 16 of them.
+        span_id: 16 lower-case hex digits.
         flags: The eight bits of the header's last field.
     """
 
@@ -36,19 +36,19 @@ class TraceParent(NamedTuple):
 
     @property
     def sampled(self) -> bool:
-        """Whether its trace is kept."""
+        """Whether the trace is kept."""
         return bool(self.flags & SAMPLED)
 
     def header(self) -> str:
-        """Return the ``traceparent`` header that names this span; flags that nobody has defined are left out."""
+        """Return the ``traceparent`` header that names this span, without undefined flags."""
         return f"00-{self.trace_id}-{self.span_id}-{self.flags & (_RANDOM_TRACE_ID | SAMPLED):02x}"
 
 
 def parse_traceparent(header: str | None) -> TraceParent | None:
     """
-    Read a ``traceparent`` header; None if there is none or it is not valid, for then a new trace begins.
+    Read a ``traceparent`` header; None if it is missing or invalid: then a new trace begins.
 
-    Lower case only, no zero ids, version ff is none, and only a version after 00 may have further fields.
+    Valid: lower case, no ids of zeros only, not version ff, further fields only after version 00.
     """
     match = _TRACEPARENT.fullmatch((header or "").strip(" \t"))
     if match is None:
@@ -60,16 +60,16 @@ def parse_traceparent(header: str | None) -> TraceParent | None:
 
 
 def sampled_at(ratio: float, trace_id: str) -> bool:
-    """Say whether a trace is among the *ratio* of all that are kept: the same everywhere for one id."""
+    """Say whether a trace is in the kept share *ratio*; every service decides the same for one trace id."""
     return int(trace_id[-_RANDOM_DIGITS:], 16) < ratio * 16**_RANDOM_DIGITS
 
 
 def parse_ratio(setting: str, text: str) -> float:
     """
-    Read the share of traces that are kept, from 0 to 1.
+    Read the share of traces that are kept, 0 to 1.
 
     Raises:
-        ConfigurationError: It is none.
+        ConfigurationError: The setting is no number from 0 to 1.
     """
     try:
         ratio = float(text)

@@ -1,5 +1,5 @@
 """
-What models cost, as data with its source, and how a call's cost is worked out: in whole micro-dollars.
+The prices of models, with their source, and the cost of a call in whole micro-dollars.
 
 A model that is not in the table has no known price: its cost is unknown, never zero, and never that of a model whose
 name is similar.  A deployment adds its own prices, or replaces these, with the setting ``PRICES``.
@@ -29,16 +29,16 @@ __all__ = [
 PRICES_SOURCE: Final = "https://platform.openai.com/docs/pricing"
 PRICES_AS_OF: Final = "2026-06-22"
 """
-Where the table's list prices are from, and the day that they are of: they were taken from copies of that page.
+The source of the table's list prices, and their date; they are from copies of that page.
 
-So the table is a beginning and no authority: list prices change, and contracts, regions, batches and service tiers
-have their own.  Whoever bills by the ledger, or sets budgets, sets ``PRICES`` to what is really paid.
+The table is a default and no authority: list prices change, and contracts, regions, batches and service tiers
+have their own.  To bill by the ledger, or to set budgets, set ``PRICES`` to the prices really paid.
 """
 
 _SETTING: Final = "PRICES"
 _CEILING: Final = "UNPRICED_CEILING"
 _CHARACTERS_OF_A_TOKEN: Final = 4
-"""About, of English: for estimates, which bill nobody."""
+"""Characters of a token in English, roughly; used for estimates only, never for billing."""
 
 _MICRO: Final = 1_000_000
 _PER_TOKENS: Final = 1_000_000
@@ -51,13 +51,13 @@ _SNAPSHOT: Final = re.compile(r"-\d{4}-\d{2}-\d{2}\Z")
 @dataclass(frozen=True, slots=True)
 class Price:
     """
-    What a million tokens cost, in micro-dollars.
+    The price of a million tokens, in micro-dollars: 2.50 dollars is 2,500,000.
 
     Attributes:
-        tokens_in: Of the conversation.
-        tokens_out: Of the answer, its reasoning included.
-        tokens_cached: Of the conversation, where the model has it from its cache; as the others if None.
-        most_tokens_in: A longer conversation has another price, which is not known; None for no such end.
+        tokens_in: For input tokens: the conversation.
+        tokens_out: For output tokens: the answer and its reasoning.
+        tokens_cached: For input tokens that the model reads from its cache; None: the same as *tokens_in*.
+        most_tokens_in: Input tokens up to which the prices hold; beyond, the price is unknown.  None for no limit.
     """
 
     tokens_in: int
@@ -66,13 +66,13 @@ class Price:
     most_tokens_in: int | None = None
 
     def of(self, tokens_in: int, tokens_out: int, tokens_cached: int) -> int | None:
-        """Return what a call costs, in micro-dollars, halves rounded up; None if that is not known."""
+        """Return the cost of a call in micro-dollars, halves rounded up; None if unknown."""
         if self.most_tokens_in is not None and tokens_in > self.most_tokens_in:
             return None
         return self._cost(tokens_in, tokens_out, tokens_cached)
 
     def estimate(self, characters_in: int, tokens_out: int, tokens_in: int | None = None) -> int:
-        """Return about what a call costs whose tokens are not all known, however long the conversation is."""
+        """Estimate the cost of a call whose tokens are not all known; `most_tokens_in` is ignored."""
         if tokens_in is None:
             tokens_in = -(-characters_in // _CHARACTERS_OF_A_TOKEN)
         return self._cost(tokens_in, tokens_out, 0)
@@ -103,7 +103,7 @@ PRICES: Final[Mapping[str, Price]] = MappingProxyType(
         "o4-mini": Price(1_100_000, 4_400_000, 275_000),
     }
 )
-"""By the model's name; a dated snapshot costs what its model costs, unless it stands here itself."""
+"""Prices by model name; a dated snapshot has the price of its model, unless it is listed itself."""
 
 
 class PriceTable:
@@ -111,8 +111,8 @@ class PriceTable:
     The prices of one deployment.
 
     Args:
-        own: The deployment's, which come before those of the table.
-        ceiling: What a model without a price costs, for budgets; None: nobody knows.
+        own: The deployment's prices; they override the table's.
+        ceiling: The price that budgets use for a model without a price; None: unknown.
     """
 
     def __init__(self, own: Mapping[str, Price] = MappingProxyType({}), ceiling: Price | None = None) -> None:
@@ -121,14 +121,14 @@ class PriceTable:
         self._told: set[tuple[str, str]] = set()
 
     def is_news(self, what: str, model: str) -> bool:
-        """Say whether nobody was told so far that *what* is not known of *model*; from now on somebody was."""
+        """Return True the first time that *what* is reported as unknown for *model*, False afterwards."""
         news = (what, model) not in self._told and len(self._told) < _MOST_TOLD
         if news:
             self._told.add((what, model))
         return news
 
     def price(self, model: str) -> Price | None:
-        """Return what a model costs; None if neither the deployment's prices nor the table has it."""
+        """Return a model's price; None if neither the deployment's prices nor the table has it."""
         for name in (model, _SNAPSHOT.sub("", model)):
             price = self._own.get(name) or PRICES.get(name)
             if price is not None:
@@ -137,11 +137,11 @@ class PriceTable:
 
     def for_budgets(self, models: Sequence[str]) -> Price | None:
         """
-        Return what is counted against budgets for a call of whichever of *models* costs most.
+        Return the price that budgets use for a call of one of *models*: the highest of their prices.
 
         Returns:
-            None if one of them has no price and there is no ceiling.  Where none is named, it may be any that has a
-            price.
+            None if a model has no price and there is no ceiling.  If *models* is empty, the highest price of all known
+            models.
         """
         found = [self.price(model) or self._ceiling for model in models]
         known = [price for price in found if price is not None]
@@ -157,7 +157,7 @@ def parse_ceiling(text: str) -> Price | None:
     Read the setting ``UNPRICED_CEILING``: dollars for a million tokens, of either kind; "" for none.
 
     Raises:
-        ConfigurationError: It is no amount, or negative, or finer than a micro-dollar.
+        ConfigurationError: The value is no amount, is negative, or is finer than a micro-dollar.
     """
     if not text:
         return None
@@ -174,7 +174,7 @@ def parse_prices(text: str) -> dict[str, Price]:
     Read the setting: ``{"model": {"in": 2.5, "out": 10, "cached": 1.25}}``, dollars per million tokens.
 
     Raises:
-        ConfigurationError: It is not of that form, or a price is negative, or finer than a micro-dollar.
+        ConfigurationError: The setting is not of this form, or a price is negative or finer than a micro-dollar.
     """
     if not text:
         return {}
@@ -189,10 +189,10 @@ def parse_prices(text: str) -> dict[str, Price]:
 
 def read_price(setting: str, members: Any) -> Price:
     """
-    Read a price that stands in another setting, its numbers as `json.loads` makes them.
+    Read a price inside another setting, its numbers as `json.loads` makes them.
 
     Raises:
-        ConfigurationError: It is none; the error names *setting*.
+        ConfigurationError: The value is no price; the error names *setting*.
     """
     if isinstance(members, dict):
         members = {name: _decimal(amount) for name, amount in members.items()}

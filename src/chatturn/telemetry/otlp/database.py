@@ -10,7 +10,7 @@ from chatturn.telemetry.tracer import AttributeValue, Tracer
 __all__ = ["MAX_BATCH_SPANS", "TracedDatabase"]
 
 MAX_BATCH_SPANS: Final = 32
-"""Of one attempt: a long answer is stored piece by piece, and its spans must not take the room of all others."""
+"""Spans of batches in one attempt: a long answer is stored in many batches, which must leave room for other spans."""
 
 _ATTRIBUTES: Final = {conventions.DB_SYSTEM_NAME: "cloudflare-d1", conventions.DB_OPERATION_NAME: "batch"}
 
@@ -20,7 +20,7 @@ class TracedDatabase:
     A database whose batches are told to *tracer*.
 
     Attributes:
-        batches: How many there were.
+        batches: The number of batches so far.
     """
 
     def __init__(self, database: Database, tracer: Tracer) -> None:

@@ -1,8 +1,8 @@
 """
 OTLP's JSON: spans, log records and metrics as text.  Pure.
 
-Each item is encoded by itself, when it is known, so that what waits to be sent has a size; `wrapped` makes a request of
-many.  Lone surrogates, which no UTF-8 can carry, become question marks.
+Each item is encoded by itself as soon as it is known, so the size of the waiting items is known; `wrapped` puts many
+items into one request.  Lone surrogates, which no UTF-8 can carry, become question marks.
 
 Source:
     OTLP specification 1.x, "JSON Protobuf Encoding".
@@ -27,7 +27,7 @@ SIGNALS: Final[Mapping[Signal, tuple[str, str, str]]] = {
     "metrics": ("resourceMetrics", "scopeMetrics", "metrics"),
     "logs": ("resourceLogs", "scopeLogs", "logRecords"),
 }
-"""What a request's members are called."""
+"""The names of a request's members."""
 
 _SCOPE: Final = "chatturn"
 _KINDS: Final[Mapping[SpanKind, int]] = {"internal": 1, "server": 2, "client": 3}
@@ -44,7 +44,7 @@ _encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).enc
 
 
 def encode_span(span: FinishedSpan) -> str:
-    """Return one span; put together as text, since each turn has several and most of what they say is said often."""
+    """Return one span; built as text, since a turn has several spans and most of their values repeat."""
     attributes = {**span.attributes, ERROR_TYPE: span.error_type} if span.error_type is not None else span.attributes
     parent = "" if span.parent_span_id is None else f',"parentSpanId":"{span.parent_span_id}"'
     status = "" if span.error_type is None else f',"status":{{"code":{_STATUS_ERROR}}}'
@@ -90,7 +90,7 @@ def text_of(encoded: Mapping[str, Any]) -> str:
 
 
 def wrapped(signal: Signal, items: Sequence[str], resource: Mapping[str, AttributeValue]) -> str:
-    """Return the body of an export request: *items* of one *resource*."""
+    """Return the body of an export request: the encoded *items* of one *resource*."""
     resources, scopes, members = SIGNALS[signal]
     described = text_of({"attributes": attributes_of(resource)})
     scoped = f'{{"scope":{{"name":"{_SCOPE}"}},"{members}":[{",".join(items)}]}}'

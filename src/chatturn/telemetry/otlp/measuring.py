@@ -1,4 +1,4 @@
-"""What of an attempt is counted and measured, whether its trace is kept or not."""
+"""The metrics of an attempt, which are counted whether its trace is kept or not."""
 
 from collections.abc import Mapping
 
@@ -19,11 +19,11 @@ def measure(
     Count an attempt.
 
     Args:
-        metrics: Of the isolate.
-        start: What the attempt found.
-        end: How it ended.
-        duration_s: How long it took.
-        about: Attributes of the turn; only the agent's name is measured by: ids would make a series each.
+        metrics: The isolate's metrics.
+        start: What the attempt's claim found.
+        end: How the attempt ended.
+        duration_s: The attempt's duration in seconds.
+        about: Attributes of the turn; only the agent's name is used, since every id would make a new series.
     """
     agent = {conventions.AGENT_NAME: about.get(conventions.AGENT_NAME)}
     if start.replayed:

@@ -1,7 +1,7 @@
 """
 Metrics of one isolate, since they were last sent.
 
-Their temporality is delta: isolates come and go, and nobody would add up what each has counted since it began.
+Their temporality is delta: isolates come and go, so totals since an isolate's start could not be added up.
 
 Source:
     OpenTelemetry semantic conventions for generative AI, client metrics and their buckets; what they have no name for
@@ -18,7 +18,7 @@ from chatturn.telemetry.tracer import AttributeValue
 __all__ = ["INSTRUMENTS", "MAX_SERIES", "Instrument", "Metrics"]
 
 MAX_SERIES: Final = 256
-"""Of one instrument, between two flushes: what somebody makes up, a model's name, must not fill the memory."""
+"""Series of one instrument between two flushes: invented attribute values, as model names, must not fill the memory."""
 
 _DELTA: Final = 1
 
@@ -46,12 +46,12 @@ _FIRST_CHUNK_BOUNDS: Final = (
 
 class Instrument(NamedTuple):
     """
-    What is measured.
+    One metric.
 
     Attributes:
-        unit: As UCUM writes it.
-        help: What it says, in a sentence.
-        bounds: Of a histogram's buckets; none of a counter.
+        unit: The unit in UCUM.
+        help: The metric's meaning in a sentence.
+        bounds: The bounds of a histogram's buckets; empty for a counter.
     """
 
     unit: str
@@ -102,7 +102,7 @@ class Metrics:
         now_ns: Nanoseconds since the epoch.
 
     Attributes:
-        dropped: Measurements that were left out because of `MAX_SERIES`.
+        dropped: Measurements dropped because of `MAX_SERIES`.
     """
 
     def __init__(self, now_ns: Callable[[], int]) -> None:
@@ -114,7 +114,7 @@ class Metrics:
         self._levels: dict[str, int] = {}
 
     def set(self, name: str, value: int) -> None:
-        """Note what something is now."""
+        """Set a gauge to its present value."""
         self._levels[name] = value
 
     def count(self, name: str, amount: int, attributes: Mapping[str, AttributeValue | None]) -> None:
@@ -124,7 +124,7 @@ class Metrics:
             series[key] = series.get(key, 0) + amount
 
     def record(self, name: str, value: float | None, attributes: Mapping[str, AttributeValue | None]) -> None:
-        """Add to a histogram; None is not known, and not added."""
+        """Add a value to a histogram; None, unknown, is not added."""
         if value is None:
             return
         series, key = self._histograms.setdefault(name, {}), _key(attributes)
@@ -133,7 +133,7 @@ class Metrics:
             series.setdefault(key, _Histogram(bounds)).add(bounds, value)
 
     def take(self) -> list[str]:
-        """Return what has gathered, one encoded metric for each instrument, and begin anew."""
+        """Return the gathered metrics, one encoded text for each instrument, and start from zero."""
         since, now = self._since_ns, self._now_ns()
         times = {"startTimeUnixNano": str(now if since is None else since), "timeUnixNano": str(now)}
         taken = [

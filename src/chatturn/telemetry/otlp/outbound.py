@@ -1,8 +1,8 @@
 """
-What waits to be sent, of one isolate: spans, log records and metrics, bounded.
+The bounded queue of an isolate's spans, log records and metrics that wait to be sent.
 
-Only plain Python is kept between requests.  Whoever flushes takes all that has gathered, and sends it with its own
-request's means; what cannot be delivered is counted, and each reason is logged once.
+Only plain Python objects are kept between requests.  A flush sends all waiting items within the request that flushes.
+Items that cannot be delivered are counted, and each reason is logged once.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ MAX_WAITING_CHARACTERS: Final = 2_000_000
 """Of spans, and of log records, each."""
 
 _MAX_PENDING: Final = 64
-"""Attempts that have ended and are not encoded yet; of one more, the oldest is."""
+"""Ended attempts that wait to be encoded; with one more, the oldest is encoded at once."""
 
 _DEADLINE_S: Final = 10.0
 """For one flush, its tries included."""
@@ -35,13 +35,13 @@ class Outbound:
     Gathers and flushes.
 
     Args:
-        sender: Sends.
-        console: Where log lines go in any case.
+        sender: Sends batches to the collector.
+        console: The log that gets every line.
         now_ns: Nanoseconds since the epoch.
-        shows_content: Whether records may hold what a model's API said of an error: it may quote the conversation.
+        shows_content: Whether records may hold the error texts of a model's API, which may quote the conversation.
 
     Attributes:
-        metrics: Of this isolate.
+        metrics: The isolate's metrics.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Outbound:
 
     @property
     def has_records(self) -> bool:
-        """Whether log records wait that no turn may come to take along."""
+        """Whether log records wait; if no turn follows, none would send them."""
         return bool(self._waiting["logs"])
 
     def add(self, signal: Signal, item: str) -> None:
-        """Let *item* wait to be sent."""
+        """Add the encoded *item* to the queue; drop and count it if it is too large or the queue is full."""
         waiting = self._waiting[signal]
         if len(item) > _MAX_ITEM_CHARACTERS:
             self.lose(Loss(signal, "too_large", 1))
@@ -75,7 +75,7 @@ class Outbound:
             self._characters[signal] += len(item)
 
     def before_flush(self, gather: Callable[[], None]) -> None:
-        """Let *gather* add what it has before the next flush, whichever turn makes it."""
+        """Call *gather* before the next flush, whichever turn flushes, so that it can add its items."""
         self._pending.append(gather)
         if len(self._pending) > _MAX_PENDING:
             self._gather(self._pending.pop(0))
@@ -85,9 +85,9 @@ class Outbound:
         self.log_in(event, particulars, None, None)
 
     def log_in(self, event: str, particulars: Mapping[str, object], trace_id: str | None, span_id: str | None) -> None:
-        """Write a line to the console, and let the same wait to be sent, with the span that it belongs to."""
+        """Write a line to the console, and queue it as a record of the span *span_id*."""
         self._log(event, particulars)
-        # Nobody can be told that the log itself is broken, and the turn goes on.
+        # A failure of the log itself cannot be logged; the turn goes on.
         with suppress(Exception):
             record = log_record(event, particulars)
             if not self._shows_content:
@@ -95,20 +95,20 @@ class Outbound:
             self.add("logs", encode_log(record, self._now_ns(), trace_id, span_id))
 
     def lose(self, loss: Loss) -> None:
-        """Count what is not delivered; say so, the first time that it happens for this reason."""
+        """Count items that are not delivered; log the first loss for each signal and reason."""
         attributes = {"chatturn.telemetry.signal": loss.signal, "chatturn.telemetry.reason": loss.reason}
         self.metrics.count("chatturn.telemetry.dropped", loss.items, attributes)
         if (loss.signal, loss.reason) in self._told:
             return
         self._told.add((loss.signal, loss.reason))
-        # To the console only: a record of it would be the next to be lost.
+        # To the console only: a queued record of the loss could be lost, too.
         particulars = {"signal": loss.signal, "reason": loss.reason, "items": loss.items, **loss.detail}
         self._log("telemetry.dropped", {"level": "warning", **particulars})
 
     async def flush_within(self, seconds: float) -> None:
-        """Flush after so long, unless somebody does before: one of those that come at about the same time does."""
+        """Flush after *seconds*, unless another flush is due by then: of simultaneous callers only one flushes."""
         now_s = asyncio.get_running_loop().time()
-        # A time, not a mark: whoever was to flush may have been ended by the platform without a word.
+        # A time, not a flag: the platform may have ended the caller that was to flush.
         if now_s < self._flushes_at_s <= now_s + seconds:
             return
         self._flushes_at_s = now_s + seconds
@@ -116,7 +116,7 @@ class Outbound:
         await self.flush()
 
     async def flush(self) -> None:
-        """Send what has gathered.  Raises nothing but cancellation."""
+        """Send all waiting items.  Raises nothing but cancellation."""
         pending, self._pending = self._pending, []
         for gather in pending:
             self._gather(gather)
@@ -126,7 +126,7 @@ class Outbound:
             self.metrics.dropped = 0
         batches = {"traces": self._take("traces"), "metrics": metrics, "logs": self._take("logs")}
         until_s = asyncio.get_running_loop().time() + _DEADLINE_S
-        # One after the other: a request may have few connections that wait for an answer.
+        # One signal after the other: a request may have only a few open connections.
         for signal in SIGNALS:
             if batches[signal]:
                 for loss in await self._sender.send(signal, batches[signal], until_s):
@@ -144,7 +144,7 @@ class Outbound:
 
 
 def _without_detail(value: Any) -> Any:
-    """Return a copy of a record, JSON, in which errors do not say what a model's API said."""
+    """Return a copy of a record, JSON, without the error texts of a model's API."""
     if isinstance(value, dict):
         described = "type" in value and "code" in value  # an error of ours: see `log_record`
         return {name: _without_detail(each) for name, each in value.items() if not (described and name == "detail")}

@@ -1,5 +1,5 @@
 """
-Sending what has gathered: batch by batch, tried again where the collector asks for it, and never beyond the deadline.
+Sends items in batches; a batch is tried again if the collector asks for it, and never after the deadline.
 
 Source:
     OTLP specification 1.x, "OTLP/HTTP": response codes, partial success, throttling.
@@ -41,12 +41,12 @@ _REJECTED: Final[Mapping[Signal, str]] = {
 
 class Loss(NamedTuple):
     """
-    What was not delivered.
+    Items that were not delivered.
 
     Attributes:
-        reason: In one word, one of few.
-        items: How many; 0 where the collector only warns.
-        detail: For the operator.
+        reason: One word of a small set, such as ``queue_full``.
+        items: The number of items; 0 if the collector only warns.
+        detail: Particulars for the operator's log.
     """
 
     signal: Signal
@@ -60,10 +60,10 @@ class Sender:
     Sends batches to one collector.
 
     Args:
-        transport: Reaches it.
-        endpoint: Its base address; ``/v1/traces`` and so on are appended.
+        transport: Sends the requests.
+        endpoint: The collector's base address; ``/v1/traces`` and so on are appended.
         headers: Sent with every request.
-        resource: Who sends.
+        resource: The attributes of the sender.
         now: Seconds since the epoch, for a Retry-After that is a date.
     """
 
@@ -89,12 +89,12 @@ class Sender:
         Raises nothing but cancellation.
 
         Args:
-            signal: What they are.
-            items: Encoded.
+            signal: The kind of the items.
+            items: The encoded items.
             until_s: When to give up, by the event loop's clock.
 
         Returns:
-            What was not delivered.
+            The items that were not delivered.
         """
         losses: list[Loss] = []
         for batch in _batches(items):
@@ -159,7 +159,7 @@ def _batches(items: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 async def _start_of_body(response: TransportResponse) -> str:
-    """Read what a collector says of its status, as far as it comes: it is the status that decides."""
+    """Read the body of a collector's answer as far as it arrives; only the status decides success."""
     body = bytearray()
     with suppress(TimeoutError, BackendTransportError):
         async with asyncio.timeout(_REPLY_S):
@@ -171,10 +171,10 @@ async def _start_of_body(response: TransportResponse) -> str:
 
 
 def _partial_success(signal: Signal, reply: str, sent: int) -> list[Loss]:
-    """Return what a collector says that it threw away, of what was sent: sending it again would not help."""
+    """Return the items that a collector has rejected from a batch; sending them again would not help."""
     try:
         told = json.loads(reply)["partialSuccess"]
         rejected, message = int(told.get(_REJECTED[signal], 0)), str(told.get("errorMessage", ""))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        return []  # mostly `{}` or nothing, which is how a collector says that all is well
+        return []  # mostly `{}` or nothing, which means full success
     return [Loss(signal, "rejected", min(max(0, rejected), sent), {"reply": message})] if rejected or message else []

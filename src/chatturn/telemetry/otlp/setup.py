@@ -1,4 +1,4 @@
-"""The telemetry that the settings describe: made once per isolate, and bound to each request."""
+"""Makes the telemetry that the settings describe, once per isolate, and binds it to each request."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestTelemetry:
-    """The telemetry of one request: makes that of its turns."""
+    """The telemetry of one request: makes the telemetry of its turns."""
 
     outbound: Outbound
     ratio: float
@@ -57,9 +57,9 @@ class Telemetry:
     The telemetry of one isolate.
 
     Attributes:
-        outbound: What waits to be sent.
-        ratio: Which share of traces is kept.
-        shows_content: Whether what is said is noted.
+        outbound: The queue of items to send.
+        ratio: The share of traces that is kept, 0 to 1.
+        shows_content: Whether spans carry message content.
         now_ns: Nanoseconds since the epoch.
         new_id: Takes a number of bytes; returns that many random ones in lower-case hex.
     """
@@ -72,11 +72,11 @@ class Telemetry:
 
     @property
     def log(self) -> OperatorLog:
-        """Logs outside any turn."""
+        """The log for events outside any turn."""
         return self.outbound.log
 
     def request(self, traceparent: str | None) -> RequestTelemetry:
-        """Bind it to a request, which may say whose trace it belongs to."""
+        """Return the telemetry of a request, whose ``traceparent`` header may name its trace."""
         return RequestTelemetry(
             outbound=self.outbound,
             ratio=self.ratio,
@@ -99,9 +99,9 @@ def make_telemetry(
     Make what the settings describe.
 
     Args:
-        transport: Reaches the collector.
-        settings: With an endpoint.
-        console: Where log lines go in any case.
+        transport: Sends requests to the collector.
+        settings: The settings, with an endpoint.
+        console: The log that gets every line.
         now_ns: Nanoseconds since the epoch.
         new_id: Takes a number of bytes; returns that many random ones in lower-case hex.
 
@@ -132,7 +132,7 @@ def parse_headers(text: str) -> dict[str, str]:
     """
     Read ``name=value,name2=value2``, the values percent-encoded.
 
-    Names come out in lower case; of two entries with one name the last counts.
+    Names become lower case; of two entries with one name the last counts.
 
     Raises:
         ConfigurationError: An entry is not of that form, or could not be sent.  The values are secrets, so

@@ -10,9 +10,9 @@
            │    ├─ batch D1, step …, chat <model>, execute_tool <tool>
            └─ replay ──link──▶ attempt 2
 
-Trace and turn's span are stored with the turn, so whoever goes on with it, anywhere, goes on with its trace.  An
-attempt's span id follows from the turn's, so the attempt after it knows it.  Whether a trace is kept is decided when an
-attempt has ended: those that failed, or followed on one that was lost, always are.
+The trace id and the turn's span id are stored with the turn, so every worker continues the same trace.  An attempt's
+span id is computed from the turn's, so the next attempt knows it.  Whether a trace is kept is decided when an attempt
+has ended: an attempt that failed, or that followed a lost one, is always kept.
 """
 
 import hashlib
@@ -38,13 +38,13 @@ LEASE_LAPSED: Final = "lease_lapsed"
 """The error of an attempt whose worker was lost."""
 
 LINGER_S: Final = 0.5
-"""Between the end of a turn and the flush."""
+"""The pause between the end of a turn and the flush."""
 
 _RANDOM: Final = 0x02
 
 
 def attempt_span_id(turn: TraceParent, attempt: int) -> str:
-    """Return the id of an attempt's span: the same for everybody who knows the turn's."""
+    """Return the id of an attempt's span, computed from the turn's span and the attempt's number."""
     return hashlib.sha256(f"{turn.trace_id}-{turn.span_id}-{attempt}".encode()).hexdigest()[:16]
 
 
@@ -53,18 +53,18 @@ class TurnTrace:
     The telemetry of one attempt.
 
     Args:
-        outbound: Where it goes.
+        outbound: The queue of items to send.
         about: Attributes of the turn.
-        caller: The span of the request; None: it has none.
-        ratio: Which share of the traces that begin here is kept.
-        shows_content: Whether what is said is noted.
+        caller: The span of the request; None if it has none.
+        ratio: The share of the traces beginning here that is kept, 0 to 1.
+        shows_content: Whether spans carry message content.
         now_ns: Nanoseconds since the epoch.
         new_id: Takes a number of bytes; returns that many random ones in lower-case hex.
 
     Attributes:
         tracer: Takes the spans below the attempt's.
-        turn: The turn's span, as it is to be stored if the turn has none yet.
-        caller_span_id: The span around the turn's, None if the turn's is the first.
+        turn: The turn's span; store it if the turn has none yet.
+        caller_span_id: The parent of the turn's span; None if the turn's span is the first of the trace.
     """
 
     def __init__(
@@ -106,17 +106,17 @@ class TurnTrace:
         self._outbound.log_in(event, particulars, self.turn.trace_id, self._span_id)
 
     def around(self, database: Database) -> Database:
-        """Return *database*, its batches told to the tracer."""
+        """Return *database* with a span for each batch."""
         traced = TracedDatabase(database, self.tracer)
         self._databases.append(traced)
         return traced
 
     def claimed(self, start: AttemptStart) -> None:
-        """Take what the claim found: from now on it is known whose trace this is."""
+        """Note what the claim found, and continue the stored trace, if there is one."""
         self._start = start
         stored = parse_traceparent(start.on_record.traceparent)
         if stored is None:
-            return  # nobody has traced the turn: its replay stands by itself
+            return  # the turn has no trace yet: this attempt or replay begins one
         self.turn = stored
         self._parent_id = stored.span_id
         if not start.replayed:
@@ -124,21 +124,21 @@ class TurnTrace:
         self.tracer.join(TraceParent(stored.trace_id, self._span_id, stored.flags))
 
     def sends_turn(self, *, failed: bool) -> bool:
-        """Say, before the attempt's end is stored, whether it sends the turn's span: then that is to be stored, too."""
+        """Say whether this attempt sends the turn's span; call it before the end is stored, and store the result."""
         self._sends_turn = self._start.on_record.traced_by is None and self._keeps(failed=failed)
         return self._sends_turn
 
     def ended(self, end: AttemptEnd) -> None:
-        """Take how it ended."""
+        """Note how the attempt ended, and queue its spans for the next flush."""
         self._end_ns = self._now_ns()
         self._outbound.before_flush(partial(self._gather, end))
 
     async def flush(self) -> None:
         """
-        Send what has gathered, of this turn and others, unless another turn has.
+        Send all waiting items of the isolate, unless another turn does.
 
-        After a while: nothing is encoded while the last bytes of the answer are on their way, and turns that end at
-        about the same time leave together.
+        It waits `LINGER_S` first, so that nothing is encoded while the last bytes of the answer are sent, and turns
+        that end at about the same time share a flush.
         """
         await self._outbound.flush_within(LINGER_S)
 
@@ -149,7 +149,7 @@ class TurnTrace:
             return
         spans = list(self.tracer.take())
         if end.outcome != "lost":
-            # Who lost its lease leaves its own span to who took it over: only one of them may send it.
+            # The span of an attempt that lost its lease is sent by the attempt that took over.
             spans += self._attempts(end)
         for span in spans:
             self._outbound.add("traces", encode_span(span))
@@ -239,7 +239,7 @@ class TurnTrace:
 
 
 def _usage(end: AttemptEnd) -> Mapping[str, AttributeValue]:
-    """Return what the attempt's calls consumed, as far as that is known of all of them."""
+    """Return the tokens that the attempt's calls consumed; a count unknown for any call is left out."""
     counts = {
         conventions.USAGE_INPUT_TOKENS: [call.tokens_in for call in end.calls],
         conventions.USAGE_OUTPUT_TOKENS: [call.tokens_out for call in end.calls],
