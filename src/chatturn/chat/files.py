@@ -99,7 +99,7 @@ class Files:
         Keep a file, and return its id; the same file of the same day has the same id.
 
         Args:
-            tenant_id: Whose.
+            tenant_id: The tenant.
             facts: What is known of it.
             data: Its content.
             today: The day, ``YYYY-MM-DD``.
@@ -160,8 +160,8 @@ class Files:
         Delete files of a user, or, with an empty user, of a tenant: those that came until a day, some at once.
 
         Args:
-            tenant_id: Whose.
-            user_id: Whose of them; "" for all.
+            tenant_id: The tenant.
+            user_id: The user of the tenant; "" for all users.
             until: The day, ``YYYY-MM-DD``.
 
         Returns:

@@ -115,7 +115,7 @@ class FollowedTurn:
     One reader's way through a turn's log.
 
     Attributes:
-        identity: Whose turn.
+        identity: The turn.
         run_id: Its run.
         theirs: Where agent-runtime may have the turn; None not to look there.
         page: The state of the turn and the first lines to show, read already.

@@ -85,7 +85,7 @@ class CountedDatabase:
     A database that counts its round trips.
 
     Args:
-        database: Which.
+        database: The database.
 
     Attributes:
         used: How many there were.
@@ -107,7 +107,7 @@ class SweepBudget:
 
     Args:
         database: Counts what is used.
-        shares: Of the plan.
+        shares: The shares of the plan.
     """
 
     def __init__(self, database: CountedDatabase, shares: SweepShares) -> None:

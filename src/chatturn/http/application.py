@@ -96,7 +96,7 @@ class Call:
         service: The chat.
         request: The request, its body unread.
         principal: Who is asking.
-        parameters: Of its path.
+        parameters: The variable segments of its path.
         tickets: Issues tickets for streams.
         ticket: What the request showed in place of a token, if it did.
     """

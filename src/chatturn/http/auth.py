@@ -138,7 +138,7 @@ def authenticator_for(
     Return what *settings* ask for; where they are incomplete, what refuses everybody and says why.
 
     Args:
-        settings: Of this deployment.
+        settings: The deployment's settings.
         now: Seconds since the epoch.
         published: Makes the keys at the address `AUTH_JWKS_URL`.
     """

@@ -82,8 +82,8 @@ class Rates:
     The rates of a deployment.
 
     Args:
-        subject: Of one user of one tenant.
-        tenant: Of all users of one tenant.
+        subject: The rate of one user of one tenant.
+        tenant: The rate of all users of one tenant together.
     """
 
     def __init__(self, *, subject: Rate, tenant: Rate) -> None:

@@ -79,7 +79,7 @@ def tickets_for(settings: Settings, *, now: Callable[[], float]) -> "Tickets":
     Return the tickets of a deployment, signed with `TICKET_SECRET`, else with a key derived from `AUTH_JWT_SECRET`.
 
     Args:
-        settings: Of this deployment.
+        settings: The deployment's settings.
         now: Seconds since the epoch.
 
     Raises:

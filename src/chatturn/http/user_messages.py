@@ -118,7 +118,7 @@ def read_user_message(value: object, field: str = "message") -> UserMessage:
     Read what a user says: a text, or a list of parts.  Parts that are all text are one text.
 
     Args:
-        value: Of the member.
+        value: The value of the member.
         field: Its name.
 
     Raises:
@@ -198,7 +198,7 @@ def read_message(value: object, field: str = "message") -> str:
     Read what a user says, where that is text.
 
     Args:
-        value: Of the member.
+        value: The value of the member.
         field: Its name.
 
     Raises:

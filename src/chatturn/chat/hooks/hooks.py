@@ -59,7 +59,7 @@ class TurnContext:
     What `ChatTurnHooks.produce` may use.
 
     Attributes:
-        identity: Whose turn.
+        identity: The turn.
         user_message: What the user said; of a message with images or files, its text.
         user_content: The same with images and files: a list of parts as the chat completions API has them, files
             loaded; None for a message of text alone.
@@ -190,7 +190,7 @@ class FinishedTurn:
     A turn whose answer is stored.
 
     Attributes:
-        identity: Whose turn.
+        identity: The turn.
         final_text: The answer as it is stored: after `ChatTurnHooks.transform_final_text`.
         idempotency_key: The same at every call of one hook for one turn: a hook is called again until it
             succeeds, and by then may have done its work already.

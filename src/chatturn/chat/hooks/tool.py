@@ -45,7 +45,7 @@ class ToolContext:
     The call for which a tool runs.
 
     Attributes:
-        identity: Whose turn.
+        identity: The turn.
         tool_call_id: The model's id of the call; not unique.
         step_key: Names this call among all of all runs, the same at every try on every attempt: an idempotency
             key for the tool's effect.

@@ -59,7 +59,7 @@ class MessagePage:
     A stretch of a session.
 
     Attributes:
-        messages: Of finished turns, in their order.
+        messages: The messages of finished turns, in their order.
         open_turns: Turns that have no answer yet, in their order; on the latest page only.
         next: The `MessageQuery.before` of the page with older messages; None if there is none.
         revision: The session's revision, see `chatturn.chat.thread.session_sql`; None where it is not on record.

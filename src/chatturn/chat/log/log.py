@@ -47,11 +47,11 @@ class TurnLog:
 
     Args:
         place: Where the attempt's lines begin.
-        attempt: Which attempt says them.
+        attempt: The number of the attempt that says them.
         redacting: Whether the log is redacting.
 
     Attributes:
-        attempt: Which attempt says them.
+        attempt: The number of the attempt that says them.
         ended: Whether the attempt's last line was said, and stored.
         left: Whether nothing more is said here, though no last line was stored.
         cancel_requested: Whether somebody in this isolate asks to stop the turn.

@@ -26,9 +26,9 @@ async def delete_session(database: Database, tenant_id: str, session_id: str, ow
 
     Args:
         database: Where.
-        tenant_id: Whose.
-        session_id: Which.
-        owner_id: Whose it must be; None for anybody's.
+        tenant_id: The tenant.
+        session_id: The session.
+        owner_id: The required owner; None for any owner.
 
     Returns:
         Whether there was such a session.

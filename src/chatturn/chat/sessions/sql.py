@@ -217,7 +217,7 @@ def record_feedback(
     Record what a user thinks of an answer, in place of what they have thought before.
 
     Args:
-        tenant_id: Whose turn.
+        tenant_id: The tenant.
         first_run_id: The run of its first version.
         run_id: The run of the version that is meant; None for the one that counts.
         user_id: Who says it.
@@ -239,8 +239,8 @@ def forget_session(
     Delete a session with all its data, and its names in the ledger; the last statement returns a row if it existed.
 
     Args:
-        tenant_id: Whose.
-        session_id: Which.
+        tenant_id: The tenant.
+        session_id: The session.
         nobody: The random text with which its ids in the ledger begin from now on.
         owner_id: Only if it is this user's.
         begun_until: Only if it was begun by then.

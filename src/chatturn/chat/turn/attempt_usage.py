@@ -58,7 +58,7 @@ class AttemptUsage:
 
     Args:
         turn: The turn.
-        attempt: Which attempt at it, from 1.
+        attempt: The number of the attempt, from 1.
         spent: The rows of `read_with`.
 
     Attributes:

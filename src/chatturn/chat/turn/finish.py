@@ -43,7 +43,7 @@ class Finish:
     The end of one attempt.
 
     Attributes:
-        identity: Whose turn.
+        identity: The turn.
         log: The attempt's log.
         outbox: Where its hook calls are recorded.
         redacting: Whether the product redacts.

@@ -183,10 +183,10 @@ def emit_event(turn: ChatTurnIdentity, run_id: str, key: str, payload_json: str,
     Record an event of a turn's run, unless the run is over, or has too many, or too much is stored; the first counts.
 
     Args:
-        turn: Whose turn, and who emits it.
+        turn: The turn, whose user emits the event.
         run_id: Its run.
-        key: Of the event.
-        payload_json: Of the event.
+        key: The event's key.
+        payload_json: The event's payload as JSON.
         settings: With the limits.
 
     Returns:

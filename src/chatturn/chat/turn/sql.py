@@ -195,7 +195,7 @@ def begin_turn(
     Record who asks what, with the claim.
 
     Args:
-        identity: Whose turn.
+        identity: The turn.
         user_message: The user's message.
         model: The model, if the request names one.
         metadata_json: The caller's metadata.

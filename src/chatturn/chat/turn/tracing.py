@@ -54,7 +54,7 @@ def found(rows: Sequence[Row], *, attempt: int, replayed: bool) -> AttemptStart:
     Return what the claim found.
 
     Args:
-        rows: Of `chatturn.chat.turn.sql.read_place`.
+        rows: The rows of `chatturn.chat.turn.sql.read_place`.
         attempt: The number of this attempt, from 1.
         replayed: Whether the turn had finished before.
     """

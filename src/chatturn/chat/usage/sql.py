@@ -319,9 +319,9 @@ def read_spent(run_id: str, tenant_id: str, session_id: str, *, scopes: Sequence
 
     Args:
         run_id: The turn's run.
-        tenant_id: Whose.
-        session_id: Of which session.
-        scopes: Of ``turn``, ``session`` and ``tenant``, those that are wanted.
+        tenant_id: The tenant.
+        session_id: The session.
+        scopes: The scopes to read, of ``turn``, ``session`` and ``tenant``.
     """
     columns = ", ".join(f"coalesce({_SPENT[scope]}, 0) AS {scope}" for scope in scopes)
     # Parameters that no scope uses are still named, since they are numbered.
@@ -349,7 +349,7 @@ def read_usage(
 
     Args:
         by: One of `KEYS`.
-        tenant_id: Whose; None for everybody's.
+        tenant_id: The tenant; None for all tenants.
         days: The first and the last; the thirty days that end today where they are None.
         after: The group after which to begin; None to begin with the first.
         limit: Groups, at most.
