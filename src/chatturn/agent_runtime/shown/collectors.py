@@ -1,7 +1,7 @@
 """
 Collectors: what happened, sanitized and bounded, for a line of a log or a row of a database.
 
-They keep the first events and count them all, so that what a turn that never stops talking costs is known beforehand.
+A collector keeps the first events and counts all, so that an endless turn takes bounded memory.
 """
 
 import json
@@ -35,10 +35,10 @@ __all__ = [
 ]
 
 MAX_EVENTS: Final = 1_000
-"""What a collector keeps, at most."""
+"""The most events that a collector keeps."""
 
 MAX_CHARACTERS: Final = 1_000_000
-"""Of the JSON of what it keeps, and of the text of an answer."""
+"""The most characters of the kept events' JSON, and of an answer's text."""
 
 RuntimeStreamEventSink: TypeAlias = Callable[[RuntimeStreamEvent], None]
 """Takes the events of a stream, one after another; never waits."""
@@ -47,13 +47,13 @@ RuntimeStreamEventSink: TypeAlias = Callable[[RuntimeStreamEvent], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeStreamEventSummary:
     """
-    What a stream came to.
+    The summary of a stream.
 
     Attributes:
-        event_count: All that were seen, kept or not.
-        event_counts_by_type: The same, for each type that was seen.
-        first_session_id: Of the first session that began or went on; None before any did.
-        final_status: Of the last `final`; None before there was one.
+        event_count: The number of events seen, kept or not.
+        event_counts_by_type: The number of events seen, by type.
+        first_session_id: The id of the first session created or resumed; None before there was one.
+        final_status: The status of the last `final`; None before there was one.
         final_reason: The same; masked unless it is words of ours, or reasons are asked for.
         final_text: The answer, if text is asked for: what the last `final` says it is, or else the pieces since the
             backend was last asked.  Masked if there is one and it is not asked for, "" if there is none.
@@ -99,8 +99,8 @@ class RuntimeStreamEventCollector:
 
     Args:
         options: What is shown that is redacted otherwise.
-        max_events: What is kept, at most.
-        max_characters: Of their JSON, at most; and of the text of the answer.
+        max_events: The most events that are kept.
+        max_characters: The most characters of their JSON, and of the answer's text.
     """
 
     def __init__(self, options: RuntimeTelemetryOptions, *, max_events: int, max_characters: int) -> None:
@@ -182,8 +182,8 @@ class RuntimeEventCollector:
 
     Args:
         options: What is shown that is redacted otherwise.
-        max_events: What is kept, at most.
-        max_characters: Of their JSON, at most.
+        max_events: The most events that are kept.
+        max_characters: The most characters of their JSON.
     """
 
     def __init__(self, options: RuntimeTelemetryOptions, *, max_events: int, max_characters: int) -> None:

@@ -1,5 +1,5 @@
 """
-A run of the ledger's, as values: what it is, where it stands, what it costs, and its row.
+A run of the ledger, as values: its description, its status, its cost and its row.
 
 ::
 
@@ -37,7 +37,7 @@ _LARGEST_COUNT: Final = 2**53 - 1
 
 
 class RuntimeRunStatus(StrEnum):
-    """Where a run stands."""
+    """The status of a run."""
 
     RUNNING = "running"
     COMPLETED = "completed"
@@ -62,13 +62,13 @@ class RuntimeRunCost:
     What a run has cost.
 
     Attributes:
-        tokens_in: Of all calls that reported them, as is `tokens_out`; None if there were calls and none did.
-        cost_micro_usd: What was measured, millionths of a dollar; None if nothing was.
-        wall_ms: From the run's start to its end, or to now.
+        tokens_in: The sum over all calls that reported it, as is `tokens_out`; None if there were calls and none did.
+        cost_micro_usd: The measured cost in millionths of a US dollar; None if none was measured.
+        wall_ms: Milliseconds from the run's start to its end, or to now.
         llm_calls: Model calls.
         tokens_known: Whether every call reported both its counts.
         usd_known: Whether every call's cost was measured.
-        estimated_micro_usd: What the calls whose cost was not measured may have cost; None without an estimate.
+        estimated_micro_usd: The estimated cost of the calls whose cost was not measured; None without an estimate.
 
     Raises:
         ValidationError: A number is negative, or no whole number.
@@ -116,7 +116,7 @@ class RuntimeRunCompleteInput:
     How a run ends.
 
     Attributes:
-        result_summary: What came of it, in words of the product's.
+        result_summary: The run's outcome, in the product's words.
         cost: What it cost, where that is known better than by its events: what is not None takes the sums' place;
             `wall_ms` does not.
         error: Why it failed: a stable code, never what an upstream said.
@@ -188,8 +188,8 @@ class RuntimeRunOptions:
     What a run is.
 
     Attributes:
-        workspace_id: For whom; not empty.
-        task_spec: What for; its id is not empty.
+        workspace_id: The workspace that the run belongs to; not empty.
+        task_spec: The run's task; its id is not empty.
         now_ms: Milliseconds since the epoch.
         id: Of the row; None for ``<task id>:<token>``.
         token: Gives eight characters of base 36; needed without an *id* only.

@@ -44,9 +44,9 @@ class RunDurableTurnOptions(Generic[E]):
     What `run_durable_turn` needs.
 
     Attributes:
-        store: Where the run is.
-        run_id: Stable per turn: the same on a retry is what makes the replay.
-        manifest: What the turn is; another one under the same id is refused.
+        store: The store of the run.
+        run_id: The run's id, the same for each retry of a turn: so a retry replays.
+        manifest: The turn's description; a different one under the same id is refused.
         produce: Builds the producer; called once per claimed attempt, never for a replay.
         replay_event: Makes the one event of a replay from the stored text.
         worker_id: Who runs it; a fresh one per turn by default.

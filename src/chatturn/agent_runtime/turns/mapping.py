@@ -77,8 +77,8 @@ class RuntimeEventMapper:
         task: What the turn is for.
         session_id: The thread.
         backend: The kind of backend that answers.
-        now_ms: Milliseconds since the epoch; the lines of a log have no time of their own.
-        model: Of calls whose usage names none.
+        now_ms: Returns milliseconds since the epoch, because the lines of a log have no time.
+        model: The model of calls whose usage names none.
     """
 
     def __init__(

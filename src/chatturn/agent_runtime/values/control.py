@@ -67,8 +67,8 @@ class ControlEvalResult:
 
     Attributes:
         score: From 0 to 1.
-        detail: In words, as is `evidence`; both may quote what was checked.
-        objective: Whether a program found it, and no model.
+        detail: A text, as is `evidence`; both may quote what was checked.
+        objective: Whether a program made the check, not a model.
     """
 
     id: str
@@ -94,7 +94,7 @@ class ControlDecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlActionOutcome:
-    """What came of an action; the `result` is JSON."""
+    """The outcome of an action; the `result` is JSON."""
 
     ok: bool
     duration_ms: float
@@ -120,7 +120,7 @@ class ControlStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlRuntimeError:
-    """What the loop itself stumbled over."""
+    """An error in a phase of the loop."""
 
     phase: Literal["observe", "validate", "decide", "act", "stop-policy", "on-step", "trace"]
     step_index: int
@@ -129,7 +129,7 @@ class ControlRuntimeError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlRunResult:
-    """What came of the loop."""
+    """The outcome of the loop."""
 
     intent: str
     passed: bool = field(metadata={"json": "pass"})

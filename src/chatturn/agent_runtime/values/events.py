@@ -56,12 +56,12 @@ __all__ = [
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeMadeEvent:
     """
-    What the runtime itself says.
+    An event of the runtime itself.
 
     Attributes:
-        type: agent-runtime's name for it.
-        task: What it is about.
-        timestamp: When: ``YYYY-MM-DDTHH:MM:SS.mmmZ``.
+        type: agent-runtime's name of the event.
+        task: The task that the event is about.
+        timestamp: When it happened: ``YYYY-MM-DDTHH:MM:SS.mmmZ``.
     """
 
     type: ClassVar[str]
@@ -71,7 +71,7 @@ class RuntimeMadeEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendMadeEvent:
-    """What a backend says; None where it did not say for which task, in which session and when."""
+    """An event of a backend; its task, session and timestamp are None where the backend did not tell them."""
 
     type: ClassVar[str]
     task: AgentTaskSpec | None = None
@@ -91,14 +91,14 @@ class TaskStartEvent(RuntimeMadeEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadinessStartEvent(RuntimeMadeEvent):
-    """It is found out whether the task knows enough; a second time, if answers or evidence have come."""
+    """The readiness gate checks whether the task knows enough; a second time after answers or evidence."""
 
     type: ClassVar[str] = "readiness_start"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadinessEndEvent(RuntimeMadeEvent):
-    """It is known whether it does."""
+    """The readiness gate has decided."""
 
     type: ClassVar[str] = "readiness_end"
     knowledge: KnowledgeReadinessReport
@@ -209,9 +209,9 @@ class LlmCallEvent(BackendMadeEvent):
     One call of a model is over.
 
     Attributes:
-        tokens_in: As the model reported it, as is `tokens_out`; None where it did not, which is not zero.
-        cost_usd: In US dollars, as somebody measured it; None where nobody did.
-        latency_ms: From its request, or from its headers, to its end.
+        tokens_in: As the model reported it, as is `tokens_out`; None, which is not 0, where it did not.
+        cost_usd: The measured cost in US dollars; None where it was not measured.
+        latency_ms: Milliseconds from the call's request, or from its headers, to its end.
         finish_reason: The model's own word for why it stopped.
     """
 
@@ -226,7 +226,7 @@ class LlmCallEvent(BackendMadeEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactEvent(BackendMadeEvent):
-    """Something was made: a file, a page, a record; `content` is JSON."""
+    """An artifact was made: a file, a page, a record; `content` is JSON."""
 
     type: ClassVar[str] = "artifact"
     artifact_id: str
@@ -239,7 +239,7 @@ class ArtifactEvent(BackendMadeEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProposalCreatedEvent(BackendMadeEvent):
-    """Something is proposed, for somebody to approve; `content` is JSON."""
+    """A proposal was made, which needs an approval; `content` is JSON."""
 
     type: ClassVar[str] = "proposal_created"
     proposal_id: str
@@ -325,7 +325,7 @@ EVENT_CLASSES: Final[Mapping[str, type[RuntimeStreamEvent]]] = {cls.type: cls fo
 def filled_in(
     event: RuntimeStreamEvent, *, task: AgentTaskSpec, session: RuntimeSession, timestamp: str
 ) -> RuntimeStreamEvent:
-    """Return *event* with what a backend left out; what it said stays."""
+    """Return *event* with the task, session and timestamp that the backend left out; those it gave stay."""
     if not isinstance(event, BackendMadeEvent) or (event.task and event.session and event.timestamp):
         return event
     return replace(

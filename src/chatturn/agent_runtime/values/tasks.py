@@ -21,7 +21,7 @@ class AgentTaskStatus(StrEnum):
 
 
 class SessionStatus(StrEnum):
-    """Where a backend's session stands."""
+    """The status of a backend's session."""
 
     ACTIVE = "active"
     COMPLETED = "completed"
@@ -32,13 +32,13 @@ class SessionStatus(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentTaskSpec:
     """
-    What is to be done.
+    A task: what the runtime is to do.
 
     Attributes:
         intent: A fixed sentence of the product's, never a user's text: it is shown everywhere.
-        inputs: JSON; may hold anything of the user's.
+        inputs: JSON; may hold the user's data.
         budget: Limits by name: ``maxSteps``, ``maxWallMs``, ``maxCostUsd``.
-        metadata: JSON of the product's own.
+        metadata: The product's own JSON.
     """
 
     id: str
@@ -65,7 +65,7 @@ class RuntimeSession:
         backend: The kind of backend.
         resume_token: A credential of the backend's; not shown, and in no event that a stream tells.
         created_at: A timestamp, as is `updated_at`.
-        metadata: JSON of the backend's own.
+        metadata: The backend's own JSON.
     """
 
     id: str
@@ -84,8 +84,8 @@ class BackendErrorDetail:
 
     Attributes:
         kind: Whether the backend could not be reached, or failed itself.
-        status: The HTTP status that it answered with; 0 if it did not.
-        body: The beginning of that answer.
+        status: The HTTP status of the backend's answer; 0 if it did not answer.
+        body: The beginning of the answer's body.
     """
 
     kind: Literal["transport", "backend"]
