@@ -214,7 +214,7 @@ class LimitReached(RateLimited):
 
 
 class ReadersBusy(ChatTurnError):
-    """The isolate holds too many bytes that slow readers have not taken yet."""
+    """The isolate holds too much text that slow readers have not taken yet."""
 
     code = "busy"
     status = 503

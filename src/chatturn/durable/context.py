@@ -164,8 +164,7 @@ class DurableContext:
             StepTimeout: A try took too long.
             LeaseLost: The run is another worker's by now.
             StepFailed: *run* has raised an exception that no later attempt could make again.
-            Exception: What *run* raises.  If the task catches it and asks for another step, every later attempt raises
-                it again.
+            Exception: What *run* raises; every later attempt raises it again, if the task caught it and went on.
         """
         call = StepCall(intent=intent, run=run, kind=kind, input=input, retry=retry, timeout_ms=timeout_ms)
         return self._asked.awaited(intent, self._step(self._take(), call))
@@ -277,9 +276,8 @@ class DurableContext:
         """
         Record the begin of a wait for an event; the returned `OpenWait.payload` waits.
 
-        For a caller that tells its reader of the wait in between.  With *linger* the worker waits for up to
-        `inline_wait_ms` before it suspends the run; without, it suspends at once.  Pass False where the reader learns
-        of the wait only by the suspension.
+        For a caller that tells its reader of the wait in between.  With *linger* the worker waits `inline_wait_ms`
+        before it suspends the run.  Pass False if the reader learns of the wait only by the suspension.
 
         Raises:
             ValueError: *timeout_ms* is no number, below 0 or beyond the calendar.
