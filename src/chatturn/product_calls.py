@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
 __all__ = ["Late", "apart", "awaited", "unlogged"]
@@ -56,6 +57,8 @@ async def apart(main: Coroutine[Any, Any, T], stop: Callable[[BaseException], No
     """
     Run *main* in its own task, so that it never takes a cancellation from outside for one of its own timeouts.
 
+    The context variables that it sets stay set, as where it is awaited.
+
     Args:
         main: The coroutine; it is cancelled with the caller, and waited for.
         stop: Called with a cancellation from outside before *main* is cancelled.
@@ -64,7 +67,16 @@ async def apart(main: Coroutine[Any, Any, T], stop: Callable[[BaseException], No
         CancelledError: The caller was cancelled, whatever *main* raised then.
         BaseException: Whatever *main* raises.
     """
-    task = asyncio.get_running_loop().create_task(main)
+    after = Context()
+
+    async def inner() -> T:
+        nonlocal after
+        try:
+            return await main
+        finally:
+            after = copy_context()
+
+    task = asyncio.get_running_loop().create_task(inner())
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
@@ -73,6 +85,9 @@ async def apart(main: Coroutine[Any, Any, T], stop: Callable[[BaseException], No
             cancelled = error
             stop(error)
             task.cancel()
+    main.close()  # It may have been cancelled before it began.
+    for variable, value in after.items():
+        variable.set(value)
     if cancelled is None:
         return task.result()
     if not task.cancelled():

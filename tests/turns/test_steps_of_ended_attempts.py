@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
-from chatturn.chat.hooks.hooks import ChatTurnHooks, TurnContext
+from chatturn.chat.hooks.hooks import ChatTurnHooks, FinishedTurn, TurnContext
 from chatturn.chat.turn.sinks import BufferSink
 from chatturn.chat.turn.stream import StreamProducer
 from chatturn.chat.turn.turn import ChatTurn, open_turn
@@ -207,3 +208,60 @@ async def test_a_turn_that_its_user_cancels_runs_no_step(database: SqliteDatabas
 
     assert ["reserve"] == shop.effects
     assert [("completed",)] == await desk.rows("SELECT status FROM durable_runs")
+
+
+class Keeping(Shop):
+    """Keeps what `produce` was given, and uses it in a later hook; sets a context variable as well."""
+
+    def __init__(self, hook: str) -> None:
+        super().__init__(in_a_finally)
+        self.hook = hook
+        self.seen: dict[str, str] = {}
+
+    def produce(self, context: TurnContext) -> StreamProducer:
+        """Keep the context."""
+        self.durable = context.durable
+        TENANT.set("acme")
+        return super().produce(context)
+
+    async def transform_final_text(self, text: str) -> str:
+        """Leave the text as it is."""
+        await self.called("transform_final_text", text)
+        return text
+
+    async def persist_assistant_message(self, turn: FinishedTurn) -> None:
+        """Store nothing."""
+        await self.called("persist_assistant_message", turn.final_text)
+
+    async def on_turn_complete(self, turn: FinishedTurn) -> None:
+        """Tell nobody."""
+        await self.called("on_turn_complete", turn.final_text)
+
+    async def called(self, hook: str, text: str) -> None:
+        """Note what is seen there, and ask for a step if it is the hook that is tried."""
+        assert "done" == text
+        self.seen[hook] = TENANT.get()
+        if hook == self.hook:
+            await self.durable.step("late", self.do("late"))
+
+
+TENANT = ContextVar("tenant", default="nobody's")
+LATER_HOOKS = ["transform_final_text", "persist_assistant_message", "on_turn_complete"]
+
+
+@pytest.mark.parametrize("hook", LATER_HOOKS)
+async def test_a_step_of_a_later_hook_is_an_error_of_that_hook(database: SqliteDatabase, hook: str) -> None:
+    """Not of the engine: the turn ends with a line, and the step does nothing."""
+    shop = Keeping(hook)
+    lines = await Desk(database, shop).run()
+
+    last = "failed" if hook == "transform_final_text" else "completed"
+    assert f"session.run.{last}" == lines[-1]["type"]
+    assert ["reserve", "confirm", "free"] == shop.effects
+
+
+async def test_later_hooks_see_the_context_variables_that_produce_has_set(database: SqliteDatabase) -> None:
+    """As plain asyncio code does that awaits one after the other."""
+    shop = Keeping("none of them")
+    await Desk(database, shop).run()
+    assert dict.fromkeys(LATER_HOOKS, "acme") == shop.seen

@@ -350,8 +350,8 @@ class DurableContext:
                     self._asked.require_awaited(self.run_id)
             finally:
                 self._asked.close()
-                self._work.stop(None)
-                await self._cancel_what_is_left()
+                with self._work.leaving():
+                    await self._cancel_what_is_left()
 
     async def _cancel_what_is_left(self) -> None:
         left = [task for task in self._strands.alive() if self._order.began(task)]

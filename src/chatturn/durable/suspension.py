@@ -62,6 +62,7 @@ class Work:
             will ever release.
         ended: Returns why the attempt is over for a reason outside its task; None while it goes on.
         is_done: Whether the attempt does no more steps, whatever the reason.
+        is_left: Whether the task has ended, and every task that it had started was cancelled.
     """
 
     run_id: str
@@ -69,6 +70,7 @@ class Work:
     ended: Callable[[], BaseException | None]
     _over: BaseException | None = None
     is_done: bool = False
+    is_left: bool = False
     _given_up: bool = False
     _steps: "dict[asyncio.Task[object] | None, list[str]]" = field(default_factory=dict)
     _waits: dict[int, Wait] = field(default_factory=dict)
@@ -88,8 +90,25 @@ class Work:
         """Refuse further steps, because of *why*, or None when the task is done; steps under way go on."""
         self._over, self.is_done = self._over or why, True
 
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Refuse further steps while a ``with`` block cancels the tasks that are left; after it the task has ended."""
+        self.stop(None)
+        try:
+            yield
+        finally:
+            self.is_left = True
+
     def require_going_on(self) -> None:
-        """Raise `Suspended` or `Stopped`, if the attempt is over."""
+        """
+        Return if the attempt goes on.
+
+        Raises:
+            Suspended, Stopped: The attempt is over, and its task is being left.
+            DurableRunDivergenceError: The task has ended; the caller has kept its context.
+        """
+        if self.is_left:
+            raise DurableRunDivergenceError("a step was asked for after the end of its task", run_id=self.run_id)
         over = self.over
         if isinstance(over, Suspended):
             raise Suspended(over.wait)

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -255,3 +256,32 @@ async def test_a_step_that_was_called_off_before_it_began_was_awaited(bench: Ben
 
 async def _sleeps() -> None:
     await asyncio.sleep(100)
+
+
+async def test_context_variables_that_a_task_sets_are_seen_behind_it(bench: Bench) -> None:
+    """As if it were awaited where it is called; also where it was cut off."""
+    variable = ContextVar("variable", default=0)
+
+    async def task(context: DurableContext) -> None:
+        variable.set(variable.get() + 1)
+        await context.step("slow", _sleeps)
+
+    await bench.run(task)
+    assert 1 == variable.get()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            await bench.run(task, run_id="run-2")
+    assert 2 == variable.get()
+
+
+async def test_a_step_behind_the_end_of_its_task_is_an_error(bench: Bench) -> None:
+    """Whoever has kept the context may have caught no more than exceptions."""
+    kept: list[DurableContext] = []
+
+    async def task(context: DurableContext) -> None:
+        kept.append(context)
+
+    await bench.run(task)
+    with pytest.raises(DurableRunDivergenceError, match="after the end of its task"):
+        await kept[0].step("late", bench.effect("late"))
+    assert [] == bench.effects
