@@ -456,6 +456,37 @@ def test_an_empty_answer_is_no_answer(database: SqliteDatabase, threads: str, st
     told(database, threads, story)
 
 
+def test_another_turn_where_theirs_is_none_is_refused_for_what_refuses_it(
+    database: SqliteDatabase, threads: str
+) -> None:
+    """A full day is said as such, nothing is written, and no answer to something else is shown; a replay passes."""
+
+    async def story(_: Isolate) -> None:
+        isolate = isolate_of(database, threads, TURNS_TENANT_PER_DAY="1")
+        await (await post(isolate, 9)).lines()
+        before = await rows_of(database, *TABLES)
+        refused = [
+            await post(isolate, FAILED, "another message"),
+            await post(isolate, FAILED, "another message", on_mismatch="supersede"),
+            await post(isolate, COMPLETED, "another message", on_mismatch="supersede"),
+        ]
+        mismatch, held = await post(isolate, COMPLETED, "another message"), await post(isolate, LIVE)
+        replay = await (await post(isolate, COMPLETED)).lines()
+        assert before == await rows_of(database, *TABLES)
+        await set_answer(database, COMPLETED, '{"finalText":""}')
+        refused += [await post(isolate, COMPLETED), await post(isolate, COMPLETED, "another message")]
+
+        assert [(429, "limit_reached")] * 5 == [
+            (reply.status, reply.status == 429 and reply.body["code"]) for reply in refused
+        ]
+        assert [(422, "input_mismatch"), (409, "turn_in_flight")] == [
+            (reply.status, reply.body["code"]) for reply in (mismatch, held)
+        ]
+        assert (ANSWER, True) == (replay[1]["data"]["finalText"], replay[-1]["data"]["replayed"])
+
+    told(database, threads, story)
+
+
 def test_another_message_where_the_answer_is_empty_is_another_turn(database: SqliteDatabase, threads: str) -> None:
     """There is nothing that it would take the place of."""
 

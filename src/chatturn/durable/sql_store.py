@@ -133,7 +133,13 @@ class SqlRunStore:
         claim = (run_id, holder, *what, _term(lease_ms), step_count, key_part, waits_as, wait_term)
         fence = (run_id, holder, None)
         unless_legacy = legacy.CLAIM_UNLESS_SAME_LEGACY if supersede else legacy.CLAIM_UNLESS_LEGACY
+        load_or_legacy = legacy.LOAD_RUN_OR_SAME_LEGACY if supersede else legacy.LOAD_RUN_OR_LEGACY
         claim_run = _or_legacy(sql.CLAIM_RUN, unless_legacy, claim, legacy_run_id)
+        load_run = (
+            Statement(sql.LOAD_RUN, (run_id, NOW))
+            if legacy_run_id is None
+            else Statement(load_or_legacy, (run_id, NOW, legacy_run_id, digest, manifest.project_id))
+        )
         before = [
             *(_supersede(run_id, digest) if supersede else []),
             *([] if legacy_run_id is None else legacy.adoption(run_id, digest, legacy_run_id)),
@@ -145,7 +151,7 @@ class SqlRunStore:
             *(Statement(extra.sql, (*fence, *extra.params)) for extra in with_statements),
         ]
         own_reads = [
-            _or_legacy(sql.LOAD_RUN, legacy.LOAD_RUN_OR_LEGACY, (run_id, NOW), legacy_run_id),
+            load_run,
             _or_legacy(sql.LOAD_STEPS, legacy.LOAD_STEPS_OR_LEGACY, (run_id, 0), legacy_run_id),
         ]
         at_once = [guard for guard in guards if not guard.only_for_start]

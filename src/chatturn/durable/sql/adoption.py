@@ -23,6 +23,7 @@ __all__ = [
     "CLAIM_UNLESS_LEGACY",
     "CLAIM_UNLESS_SAME_LEGACY",
     "LOAD_RUN_OR_LEGACY",
+    "LOAD_RUN_OR_SAME_LEGACY",
     "LOAD_STEPS_OR_LEGACY",
     "adoption",
     "answered",
@@ -71,18 +72,18 @@ _RENAME: Final = tuple(
     )
 )
 
-_IS_LEASED: Final = f"lease_holder_id IS NOT NULL AND lease_expires_at > {MOMENT.format('?6')}"
+_IS_LEASED: Final = f"lease_holder_id IS NOT NULL AND lease_expires_at > {MOMENT.format('{now}')}"
+_IS_OVER: Final = f"{_IS_LEASED} OR (status = 'completed' AND {answered('{theirs}')})"
 
 
 def _unless(refused: str) -> str:
     """Return a claim that makes no run if agent-runtime's has the same manifest, or is the project's and *refused*."""
+    refused = refused.format(now="?6", theirs="?12")
     theirs = (
         f"SELECT 1 FROM durable_runs WHERE run_id = ?12 AND (manifest_hash = ?3 OR (project_id = ?4 AND ({refused})))"
     )
     return CLAIM_RUN.replace(CLAIM_WHERE, f"{CLAIM_WHERE} AND ({_HAS_RUN} OR NOT EXISTS ({theirs}))")
 
-
-_IS_OVER: Final = f"{_IS_LEASED} OR (status = 'completed' AND {answered('?12')})"
 
 CLAIM_UNLESS_LEGACY: Final = _unless(_IS_OVER)
 """A claim, refused if agent-runtime's run has another manifest and is answered or leased."""
@@ -96,7 +97,20 @@ def either(placeholder: str) -> str:
     return f"coalesce((SELECT run_id FROM durable_runs WHERE run_id = ?1), {placeholder})"
 
 
-LOAD_RUN_OR_LEGACY: Final = LOAD_RUN.replace("run_id = ?1", f"run_id = {either('?3')}")
+def _load(refused: str) -> str:
+    """Return what reads our run after a claim; if there is none, agent-runtime's, if that is why none was made."""
+    same, other = (each.format(now="?2", theirs="?3") for each in (_IS_OVER, refused))
+    theirs = f"""(SELECT run_id FROM durable_runs
+      WHERE run_id = ?3 AND ((manifest_hash = ?4 AND ({same})) OR (project_id = ?5 AND ({other}))))"""
+    return LOAD_RUN.replace("run_id = ?1", f"run_id = {either(theirs)}")
+
+
+LOAD_RUN_OR_LEGACY: Final = _load(_IS_OVER)
+"""What a claim has come to; nothing where only a guard has refused it.  ``?4`` the manifest, ``?5`` the project."""
+
+LOAD_RUN_OR_SAME_LEGACY: Final = _load(_IS_LEASED)
+"""Likewise, of one that supersedes."""
+
 LOAD_STEPS_OR_LEGACY: Final = LOAD_STEPS.replace("run_id = ?1", f"run_id = {either('?3')}")
 
 
