@@ -109,7 +109,7 @@ LOAD_RUN_OR_LEGACY: Final = _load(_IS_OVER)
 """What a claim has come to; nothing where only a guard has refused it.  ``?4`` the manifest, ``?5`` the project."""
 
 LOAD_RUN_OR_SAME_LEGACY: Final = _load(_IS_LEASED)
-"""Likewise, of one that supersedes."""
+"""What a claim that supersedes has come to; the parameters are those of `LOAD_RUN_OR_LEGACY`."""
 
 LOAD_STEPS_OR_LEGACY: Final = LOAD_STEPS.replace("run_id = ?1", f"run_id = {either('?3')}")
 
