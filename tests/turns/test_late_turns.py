@@ -177,19 +177,3 @@ async def test_a_window_goes_on_where_a_turn_has_failed_and_one_before_it_was_ed
     assert ([0, 1, 2], [3]) == await page()
     await (await say(isolate, 3, "e", replace={"kind": "regenerate", "version": 1})).lines()
     assert ([0, 1, 2, 3], []) == await page()
-
-
-async def test_a_message_that_waits_is_not_lost_to_one_that_supersedes(isolate: Isolate) -> None:
-    """It was accepted: 409 with its address, also where nobody waits with it; one that has failed is replaced."""
-    await isolate.ask("POST", f"{SESSION}/turns/0", {"message": "a", "follow": False})
-    await say(isolate, 1, "b")
-    await isolate.kill()
-    await asyncio.sleep(100)
-    other = Isolate(isolate.database, Slow(), settings=ON)
-    before = await everything(isolate.database)
-    for index in (0, 1):
-        reply = await say(other, index, "x", on_mismatch="supersede")
-        assert (409, "session_busy") == (reply.status, reply.body["code"])
-    assert before == await everything(isolate.database)
-    await answered(other, (0, "a"), (1, "b"))
-    assert ["a", "re: a", "b", "re: b"] == await thread(other)

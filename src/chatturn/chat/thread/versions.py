@@ -113,8 +113,6 @@ def version_for(
     standing = state["standing"]
     if supersede and standing is not None and state["asked"] != standing:
         return _there(state, state["asked"]) or _new_if_idle(state, run_id, standing, "edit")
-    if supersede and standing is None and state["open"] is None:
-        _require_idle(state, run_id)  # somebody else's, perhaps, who was told that it would be answered
     if standing is not None and not state["counts_same"] and state["open"] is not None:
         return Choice(version=int(state["open"]), counts=counts)  # it is being answered, or waits for an approval
     if standing is None and state["stopped"] and not state["busy"]:  # before it began: its place is free
