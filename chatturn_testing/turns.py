@@ -1,12 +1,13 @@
 """Runs a product's turns with the real engine on SQLite in virtual time, and returns their results as values."""
 
 import asyncio
+import atexit
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, Final
 
 from chatturn.agent_runtime.shown.attempt_runs import keep_runtime_runs
@@ -337,8 +338,16 @@ async def stored_answer(database: Database, scene: Scene) -> str | None:
 def open_database() -> Iterator[SqliteDatabase]:
     """Yield an empty database in memory, with the schema."""
     with SqliteDatabase(":memory:", moment=virtual_moment) as database:
-        database.apply_schema(DURABLE_SCHEMA_SQL)
+        database.copy_from(_with_schema())
         yield database
+
+
+@cache
+def _with_schema() -> SqliteDatabase:
+    database = SqliteDatabase(":memory:")
+    atexit.register(database.close)
+    database.apply_schema(DURABLE_SCHEMA_SQL)
+    return database
 
 
 def virtual_moment() -> str:

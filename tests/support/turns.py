@@ -1,11 +1,13 @@
 """Chat turns as tests need them: a scripted product over a real SQLite database, in virtual time."""
 
 import asyncio
+import atexit
 import json
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +55,19 @@ Step = ChatStreamEvent | list[ChatStreamEvent] | float | BaseException
 def open_sqlite(path: str | Path = ":memory:") -> Iterator[SqliteDatabase]:
     """Yield a database with the schema applied, whose clock is the running loop's."""
     with SqliteDatabase(path, moment=virtual_moment) as database:
-        database.apply_schema(_SCHEMA.read_text())
+        if path == ":memory:":
+            database.copy_from(_with_schema())
+        else:
+            database.apply_schema(_SCHEMA.read_text())
         yield database
+
+
+@cache
+def _with_schema() -> SqliteDatabase:
+    database = SqliteDatabase(":memory:")
+    atexit.register(database.close)
+    database.apply_schema(_SCHEMA.read_text())
+    return database
 
 
 def virtual_moment() -> str:
