@@ -102,7 +102,7 @@ def _twenty_turns_at_once(target: Target) -> None:
     """Each costs more than there is."""
 
     def ask(number: int) -> str:
-        lines = Client(target.worker.url).post(f"dear-{number}", f"question {number}")
+        lines = Client(target.worker.url).post("dear", f"question {number}", number, when_busy="parallel")
         return str(lines[-1]["data"].get("code", "completed"))
 
     with ThreadPoolExecutor(20) as pool:
