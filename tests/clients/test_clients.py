@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -506,8 +507,12 @@ def test_an_example_is_stopped(client: str, front: Front, upstream: Upstream) ->
     said = ""
     while "word9" not in said:
         said += process.stdout.read(1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Node is started by another program
-    process.communicate(timeout=SECONDS)
+    for _ in range(2):  # Python drops an interrupt that comes while a finalizer runs; a user presses the keys again
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Node is started by another program
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=SECONDS / 6)
+            break
+    assert process.poll() is not None, "it does not end"
     [call] = upstream.calls(chat.question)
 
     assert call.wait_closed(20)
