@@ -1,24 +1,27 @@
 """Runs and leases: nobody writes a run that is not theirs (B1 to B10 in docs/reference/agent-runtime.md)."""
 
 import re
+from contextlib import suppress
 
 import pytest
 
 from chatturn.database.api import Database, Statement
 from chatturn.database.schema import DURABLE_SCHEMA_VERSION
-from chatturn.durable.records import Lease, RunOutcome, RunStatus, StepError, StepStatus
+from chatturn.durable.records import Lease, RunOutcome, RunStatus, StepError, StepStatus, Wait
 from chatturn.durable.sql.runs import HELD
 from chatturn.durable.sql_store import SqlRunStore
-from chatturn.durable.store import Settlement
+from chatturn.durable.store import Condition, Guard, Queue, Queued, Settlement
 from chatturn.errors import (
     DurableRunDivergenceError,
     DurableRunInputMismatchError,
     DurableRunLeaseHeldError,
     LeaseLost,
+    NotFound,
 )
 from tests.support.clock import Clock
 from tests.support.runs import LEASE_MS, STEP, claim, lease_of, manifest
 
+NEVER = Guard(sql="false", params=(), refusal=lambda _row: NotFound("never"))
 NOTE = "INSERT INTO durable_events (run_id, key, payload_json, emitted_at) SELECT ?1, ?4, '1', 'now' WHERE " + HELD
 
 
@@ -303,6 +306,24 @@ async def test_superseding_spares_the_steps_of_a_run_with_the_same_manifest(stor
     await store.end_run(lease, RunStatus.FAILED)
 
     assert ["kept"] == [step.result for step in (await claim(store, supersede=True)).completed_steps]
+
+
+@pytest.mark.parametrize(("asked", "guards"), [(1, []), (2, [NEVER])])
+async def test_superseding_spares_the_steps_of_a_run_that_waits(
+    store: SqlRunStore, asked: int, guards: list[Guard]
+) -> None:
+    """One that was suspended, given up and is to go on behind others has none of its attempts counted, but its steps."""
+    lease = await lease_of(store, begin=STEP)
+    await store.complete_step(lease, 0, "kept")
+    await store.suspend(lease, Wait(step_index=1, key="approval", wake_at="2026-01-02T00:00:00.000Z"))
+    await store.give_up("run-1", RunOutcome(passed=False))
+    with pytest.raises(Queued) as queued:
+        await claim(store, queue=Queue(turn=Condition(sql="false", params=()), lease_ms=1_000))
+    await store.leave_queue("run-1", queued.value.lease.holder)
+    with suppress(NotFound):
+        await claim(store, manifest=manifest(asked), supersede=True, guards=guards)
+
+    assert ["kept"] == [step.result for step in await store.load_steps("run-1", 0)]
 
 
 async def test_a_lapsed_claim_of_ones_own_is_claimed_anew(store: SqlRunStore, clock: Clock, database: Database) -> None:

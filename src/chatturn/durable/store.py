@@ -141,9 +141,9 @@ class Guard(Condition):
 
     Attributes:
         refusal: Makes the exception for a condition that does not hold, from the row of the told columns.
-        only_for_start: True if the condition holds for every leased and every completed run.  Then a claim that gets
-            the run, or finds it leased or completed, does not read the told columns.  A claim that gets nothing reads
-            them in a second round trip.
+        only_for_start: True if the condition holds for every run that runs, is suspended or is completed.  Then a claim
+            that gets the run, or finds it so, does not read the told columns.  A claim that gets nothing reads them in
+            a second round trip.
     """
 
     refusal: Callable[[Row], Exception]

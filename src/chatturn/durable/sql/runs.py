@@ -111,17 +111,17 @@ run_id = ?1 AND {GUARDED} AND manifest_hash <> ?2
 AND (lease_holder_id IS NULL OR lease_expires_at IS NULL OR lease_expires_at <= {MOMENT.format("?3")})
 """
 
-# The condition is checked once, in REPLACE_MANIFEST: FORGET_STEPS knows a replaced run by "pending, 0 attempts".  Any
-# other run in that state waits for its start, and has no steps.
+# The condition is checked once, in REPLACE_MANIFEST, which marks the run by step_count = -1 for FORGET_STEPS.  The
+# claim behind both, which has the same guards, counts the steps again.
 REPLACE_MANIFEST: Final = f"""
 UPDATE durable_runs SET manifest_hash = ?2, status = 'pending', lease_holder_id = NULL, lease_expires_at = NULL,
-  idle_attempts = 0, attempts = 0
+  idle_attempts = 0, attempts = 0, step_count = -1
 WHERE {_OTHER_MANIFEST}
 """
 
 FORGET_STEPS: Final = """
 DELETE FROM durable_steps WHERE run_id = ?1
-AND EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND status = 'pending' AND attempts = 0)
+AND EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND step_count = -1)
 """
 
 # Of two records of a run the later one has the later timestamp, by at least 1 ms, so that a replay knows their order.
