@@ -177,6 +177,21 @@ async def test_a_part_that_dies_leaves_its_turns_to_the_next_sweep(database: Sql
     assert [(180,)] == await Desk(database).rows("SELECT count(*) FROM chat_messages")
 
 
+async def test_a_part_that_never_answers_holds_no_sweep_up(database: SqliteDatabase) -> None:
+    """It is given up and logged after as long as the platform lets an invocation run."""
+    await orphans(database, 90, Product(*TWO_SECONDS))
+    isolate, began = Isolate(database, Product(*TWO_SECONDS)), asyncio.get_running_loop().time()
+
+    async def hang(_run_ids: Sequence[str]) -> int:
+        await asyncio.Event().wait()
+        return 0
+
+    await isolate.sweep(hang)
+
+    assert 900 <= asyncio.get_running_loop().time() - began < 1_000
+    assert "sweep.part_failed" in [event for event, _ in isolate.logged]
+
+
 async def test_two_sweeps_at_once_run_no_turn_twice(database: SqliteDatabase) -> None:
     """A cron that comes while the parts of the one before still run hands the same turns out again."""
     await orphans(database, 90, Product(*TWO_SECONDS))

@@ -32,6 +32,9 @@ HandOut: TypeAlias = Callable[[Sequence[str]], Awaitable[int]]
 _LOOKED_AT: Final = 40
 """Turns looked at: more than are resumed at once, so that turns that cannot be resumed do not hold up the others."""
 
+_PART_S: Final = 900.0
+"""The longest wait for another invocation, in seconds: the platform ends an invocation of a cron after 15 minutes."""
+
 _DAY_MS: Final = 86_400_000
 
 
@@ -138,8 +141,16 @@ class _Round:
             while len(run_ids) > parts * _LOOKED_AT and self.budget.begin_part():
                 parts += 1
         here, *others = (run_ids[at::parts] for at in range(parts))
-        handed_out = [] if self.hand_out is None else [self.hand_out(part) for part in others]
+        handed_out = [] if self.hand_out is None else [self._handed_out(self.hand_out(part)) for part in others]
         return sum(await asyncio.gather(self.resume(here), *handed_out))
+
+    async def _handed_out(self, part: Awaitable[int]) -> int:
+        try:
+            async with asyncio.timeout(_PART_S):
+                return await part
+        except TimeoutError as error:
+            self.service.deployment.log("sweep.part_failed", {"error": error})
+            return 0
 
     @property
     def _looked_at(self) -> int:
