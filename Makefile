@@ -47,8 +47,8 @@ run: setup
 	@exec $(BIN)/python -m dev.run --port $(PORT) $(if $(PRODUCT),--product $(PRODUCT))
 
 token: setup
-	@$(BIN)/python -m dev.local_token $(if $(SCOPE),--scope '$(SCOPE)') $(if $(TENANT),--tenant '$(TENANT)') \
-		$(if $(SUB),--sub '$(SUB)') $(if $(DAYS),--days '$(DAYS)')
+	@$(BIN)/python -m dev.local_token $(if $(SCOPE),--scope "$$SCOPE") $(if $(TENANT),--tenant "$$TENANT") \
+		$(if $(SUB),--sub "$$SUB") $(if $(DAYS),--days "$$DAYS")
 
 demo: setup
 	@$(BIN)/python -m dev.demo
