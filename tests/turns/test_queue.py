@@ -16,6 +16,7 @@ from tests.support.turns import Desk, Product, open_sqlite
 
 ON = {"THREADS": "on", "WHEN_BUSY": "queue", "LEASE_MS": "10000"}
 SESSION = "/v1/sessions/thread-1"
+WAITED = ["session.run.queued"]
 
 
 @pytest.fixture
@@ -75,6 +76,11 @@ async def everything(database: Any) -> list[Any]:
     """Read all that a request could have written."""
     tables = ("durable_runs", "durable_steps", "chat_turns", "chat_messages", "chat_sessions", "chat_segments")
     return [await Desk(database).rows(f"SELECT * FROM {table}") for table in tables]  # noqa: S608
+
+
+def types(lines: list[dict[str, Any]]) -> list[str]:
+    """Return what a stream says, without its pings."""
+    return [line["type"] for line in lines if line["type"] != "ping"]
 
 
 def kinds(lines: list[dict[str, Any]]) -> list[str]:
@@ -272,6 +278,40 @@ async def test_a_turn_cancelled_while_it_waits_leaves_no_message(isolate: Isolat
     await third.lines()
     assert ["a", "re: a", "c", "re: c"] == await thread(isolate)
     assert ["cancelled"] == kinds(await (await say(isolate, 1, "b")).lines())[-1:]
+
+
+async def test_a_stream_of_a_turn_cancelled_while_it_waited_has_a_beginning(isolate: Isolate) -> None:
+    """Who follows it meanwhile is told what who waits with it is told; who comes later, how it started and ended."""
+    first = await say(isolate, 0, "a")
+    await say(isolate, 1, "b")
+    stream = f"{SESSION}/turns/1/stream"
+    follower = await isolate.ask("GET", stream)
+    await asyncio.sleep(1)
+    await isolate.ask("POST", f"{SESSION}/turns/1/cancel")
+    assert [*WAITED, "result", "session.run.cancelled"] == types(await follower.lines())
+    lines = await (await isolate.ask("GET", stream)).lines()
+    assert ["session.run.started", "result", "session.run.cancelled"] == types(lines)
+    assert "" == lines[1]["data"]["finalText"]
+    await first.lines()
+
+
+async def test_an_answer_that_was_begun_and_then_cancelled_while_it_waited_has_a_beginning(
+    database: SqliteDatabase, isolate: Isolate
+) -> None:
+    """The lines of the answer before it are history, and its end is behind all that its worker may have said."""
+    lost = Isolate(database, Slow(), settings=ON)
+    await say(lost, 1, "b")
+    await asyncio.sleep(2)
+    await lost.kill()
+    await asyncio.sleep(11)
+    first = await say(isolate, 0, "a", when_busy="parallel")
+    await say(isolate, 1, "x", on_mismatch="supersede")
+    await isolate.ask("POST", f"{SESSION}/turns/1/cancel")
+    lines = await (await isolate.ask("GET", f"{SESSION}/turns/1/stream")).lines()
+    assert ["session.run.started", "result", "session.run.cancelled"] == types(lines)
+    [(stored,)] = await Desk(database).rows("SELECT max(last_seq) FROM chat_segments WHERE run_id LIKE '%:1'")
+    assert stored < min(line["seq"] for line in lines)
+    await first.lines()
 
 
 async def test_the_index_of_a_turn_cancelled_while_it_waited_is_free(isolate: Isolate) -> None:

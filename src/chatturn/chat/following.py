@@ -16,8 +16,9 @@ Any number of readers may follow a turn.  Each is shown the same log, in its ord
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Final
 
 from chatturn.chat.deployment import Deployment
@@ -32,7 +33,14 @@ from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.chat.thread.queue_sql import Front, its_turn
 from chatturn.chat.thread.their_sql import Theirs
 from chatturn.chat.turn.disconnects import CANCEL_REQUESTED
-from chatturn.chat.turn.finish import ending_words, failure_words, kind_of, queued_words, waiting_words
+from chatturn.chat.turn.finish import (
+    ending_words,
+    failure_words,
+    kind_of,
+    queued_words,
+    started_words,
+    waiting_words,
+)
 from chatturn.chat.turn.queued import QueuedTurn
 from chatturn.chat.turn.reader import Reader
 from chatturn.chat.turn.sinks import Sink
@@ -333,26 +341,35 @@ class FollowedTurn:
 
         The end has the seqs behind all lines that the worker may have said, so that a reader who comes back with its
         cursor has all.  A reader who already had all is told the end again, without a seq, since its stream would
-        otherwise end without a terminal line.
+        otherwise end without a terminal line.  Where this answer has no line in the log, as that of a turn that was
+        stopped while it waited, the reader is told how it started as well.
         """
-        if page.closed and not self._came_with_all:
-            return
-        if page.status is RunStatus.FAILED:
-            words = failure_words(self.identity, error_class(page.outcome))
-        else:
-            end = Cancelled("", CANCEL_REQUESTED) if page.cancelled else Completed()
-            words = ending_words(self.identity, end, replayed=True)
         if page.closed:
-            reader.send(await self._stored_end(page), ())
+            if self._came_with_all:
+                reader.send(await self._stored_end(page), ())
+            return
+        words = self._end_of(page)
+        if page.last < page.begins:
+            words = self._beginning_of(page) + words
         elif page.last >= page.furthest:
-            self._say(reader, words[-1:])
-        else:
-            self._say(reader, words, range(page.furthest - len(words) + 1, page.furthest + 1))
+            words = words[-1:]
+        missed = page.last < page.furthest
+        self._say(reader, words, range(page.furthest - len(words) + 1, page.furthest + 1) if missed else repeat(None))
+
+    def _end_of(self, page: LogPage) -> list[ChatStreamEvent]:
+        if page.status is RunStatus.FAILED:
+            return failure_words(self.identity, error_class(page.outcome))
+        end = Cancelled("", CANCEL_REQUESTED) if page.cancelled else Completed()
+        return ending_words(self.identity, end, replayed=True)
+
+    def _beginning_of(self, page: LogPage) -> list[ChatStreamEvent]:
+        started = [] if self._position else started_words(self.identity)  # it may have been told that the turn waits
+        return [*started, ChatStreamEvent("result", {"finalText": ""})] if page.cancelled else started
 
     async def _stored_end(self, page: LogPage) -> str:
         last = await self._load(page.ends - 1)
         return "" if last is None else _SEQ.sub(r"\1", last.text)
 
-    def _say(self, reader: Reader, events: list[ChatStreamEvent], seqs: Sequence[int | None] = (None, None)) -> None:
+    def _say(self, reader: Reader, events: list[ChatStreamEvent], seqs: Iterable[int | None] = repeat(None)) -> None:
         attempt = self.page.attempt
         reader.send("".join(encode_line(event, seq, attempt) for event, seq in zip(events, seqs, strict=False)), events)

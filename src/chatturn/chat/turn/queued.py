@@ -23,7 +23,14 @@ from chatturn.chat.log.query_budget import WAIT_PACES
 from chatturn.chat.requests import TurnInput
 from chatturn.chat.thread.queue_sql import Front, cancel_queued, its_turn
 from chatturn.chat.turn.disconnects import DISCONNECTED
-from chatturn.chat.turn.finish import failure_words, kind_of, queued_words, unlogged, waiting_words
+from chatturn.chat.turn.finish import (
+    failure_words,
+    kind_of,
+    queued_words,
+    started_words,
+    unlogged,
+    waiting_words,
+)
 from chatturn.chat.turn.reader import Reader, observer_of, ping_every_ms
 from chatturn.chat.turn.sinks import Sink
 from chatturn.durable.store import Queue, Queued
@@ -107,13 +114,14 @@ class QueuedTurn:
             pass  # Somebody else has begun it: the reader sees the stream end in the middle, comes back, and follows.
         except ChatTurnError as error:
             turn.deployment.log("turn.failed", {"run_id": self.run_id, "attempt": self.attempt, "error": error})
-            self._say(reader, failure_words(turn.identity, kind_of(error)))
+            began = [] if joined or self._said else started_words(turn.identity)
+            self._say(reader, [*began, *failure_words(turn.identity, kind_of(error))])
         finally:
             reader.stop_pings()
             if opened is None:
                 await sink.close()
         if opened is not None:
-            await opened.run(sink, joined=joined or opened.replayed)
+            await opened.run(sink, joined=joined or (opened.replayed and self._said > 0))
         if self._helping is not None:
             await self._helping
 
