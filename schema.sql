@@ -282,11 +282,37 @@ WHERE breaks = 1;
 -- For whether a session is busy.
 CREATE INDEX IF NOT EXISTS idx_durable_runs_open ON durable_runs (run_id) WHERE status IN ('pending', 'running');
 CREATE INDEX IF NOT EXISTS idx_durable_runs_suspended ON durable_runs (run_id) WHERE status = 'suspended';
--- For a session's turns without an answer.
-CREATE INDEX IF NOT EXISTS idx_durable_runs_failed ON durable_runs (run_id) WHERE status = 'failed';
+-- For a session's turns without an answer, the latest first: failed runs by the digits at the end of their ids.
+DROP INDEX IF EXISTS idx_durable_runs_failed;
+CREATE INDEX IF NOT EXISTS idx_durable_runs_failed_number ON durable_runs (
+  rtrim(run_id, '0123456789'), CAST(substr(run_id, length(rtrim(run_id, '0123456789')) + 1) AS INTEGER))
+WHERE status = 'failed';
 -- For messages that were asked at another index than their own.
 CREATE INDEX IF NOT EXISTS idx_chat_turns_moved ON chat_turns (tenant_id, session_id, asked_at_index)
 WHERE asked_at_index IS NOT NULL;
+
+-- A wait is due from the moment on at which its event came, and is over when its run goes on.  Triggers keep both, so
+-- that the sweep reads due waits only, and so that it also holds for workers of an earlier version.
+DELETE FROM durable_waits WHERE (SELECT max(version) FROM durable_schema_info) < 120
+  AND NOT EXISTS (SELECT 1 FROM durable_runs AS r WHERE r.run_id = durable_waits.run_id AND r.status = 'suspended');
+UPDATE durable_waits SET wake_at = min(wake_at, (
+  SELECT emitted_at FROM durable_events AS e WHERE e.run_id = durable_waits.run_id AND e.key = durable_waits.event_key))
+WHERE (SELECT max(version) FROM durable_schema_info) < 120 AND EXISTS (
+  SELECT 1 FROM durable_events AS e WHERE e.run_id = durable_waits.run_id AND e.key = durable_waits.event_key);
+CREATE TRIGGER IF NOT EXISTS durable_waits_event_came AFTER INSERT ON durable_events BEGIN
+  UPDATE durable_waits SET wake_at = NEW.emitted_at
+  WHERE run_id = NEW.run_id AND event_key = NEW.key AND wake_at > NEW.emitted_at;
+END;
+CREATE TRIGGER IF NOT EXISTS durable_waits_event_was_there AFTER INSERT ON durable_waits
+WHEN EXISTS (SELECT 1 FROM durable_events WHERE run_id = NEW.run_id AND key = NEW.event_key) BEGIN
+  UPDATE durable_waits SET wake_at = min(wake_at, (
+    SELECT emitted_at FROM durable_events WHERE run_id = NEW.run_id AND key = NEW.event_key))
+  WHERE run_id = NEW.run_id;
+END;
+CREATE TRIGGER IF NOT EXISTS durable_waits_over AFTER UPDATE OF status ON durable_runs
+WHEN OLD.status = 'suspended' AND NEW.status <> 'suspended' BEGIN
+  DELETE FROM durable_waits WHERE run_id = NEW.run_id;
+END;
 
 -- What the ledger adds up to, kept by the triggers behind it with every change of a row, whoever makes it.
 CREATE TABLE IF NOT EXISTS chat_usage_sums (
@@ -826,7 +852,7 @@ WHERE intent >= 'event:tool:' AND intent < 'event:tool;';
 
 -- Not for a database that the migrations have not reached: it still lacks a column.
 INSERT OR IGNORE INTO durable_schema_info (version, applied_at)
-SELECT 119, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+SELECT 120, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
 WHERE EXISTS (SELECT 1 FROM pragma_table_info('durable_runs') WHERE name = 'epoch')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_usage') WHERE name = 'outcome')
   AND EXISTS (SELECT 1 FROM pragma_table_info('chat_outbox') WHERE name = 'payload_json');

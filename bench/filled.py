@@ -18,7 +18,7 @@ from chatturn.chat.hooks.hooks import FinishedTurn
 from chatturn.chat.log.compaction import compact_logs
 from chatturn.chat.thread.identity import ChatTurnIdentity, turn_manifest
 from chatturn.database.api import Statement
-from chatturn.database.ledger_sums import SUMS_TRIGGERS, fill_sums
+from chatturn.database.ledger_sums import fill_sums
 from chatturn.database.sqlite import SqliteDatabase, split_statements
 from chatturn.durable.identifiers import manifest_hash
 from chatturn.events import text_delta, usage_event
@@ -95,8 +95,8 @@ def fill(file: Path, volume: Volume) -> None:
             _copy(connection, table, condition)
         connection.execute(_SESSIONS)
         connection.execute(_ALLOWANCES)
-        triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
-        for (name,) in triggers:
+        triggers = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for name, _ in triggers:
             connection.execute(f"DROP TRIGGER {name}")
         _copy(
             connection,
@@ -105,7 +105,8 @@ def fill(file: Path, volume: Volume) -> None:
             {"call_index": "c.n", "model": "v.model", "request_id": "v.run_id || c.n"},
             also=f"CROSS JOIN (SELECT n FROM numbers WHERE n < {CALLS}) AS c",
         )
-        for text in (*_LEFT_WAITING, *_LEFT_DUE, *split_statements(fill_sums("1") + SUMS_TRIGGERS)):
+        made_again = [text for _, text in triggers]
+        for text in (*_LEFT_WAITING, *_LEFT_DUE, *split_statements(fill_sums("1")), *made_again):
             connection.execute(text)
         connection.execute("COMMIT")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -218,8 +219,6 @@ _LEFT_WAITING: Final = (
     f"DELETE FROM chat_outbox WHERE {_WAITING}",
     f"""INSERT INTO durable_waits (run_id, step_index, event_key, wake_at)
     SELECT run_id, 0, 'approve:x', '2099-01-01T00:00:00.000Z' FROM durable_runs WHERE {_WAITING}""",
-    """INSERT OR IGNORE INTO durable_waits (run_id, step_index, event_key, wake_at)
-    SELECT run_id, 0, 'approve:x', moment FROM temp.volume""",  # of all others: what a wait leaves that is over
 )
 
 # Turns whose worker was lost, a minute ago, before it had said anything; and hook calls that are due.

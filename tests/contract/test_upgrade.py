@@ -145,6 +145,7 @@ LATER = (
     "0019_old_logs.sql",
     "0020_failed_runs.sql",
     "0021_moved_messages.sql",
+    "0022_due_waits.sql",
 )
 EARLY_0004 = (
     "ALTER TABLE chat_turns ADD COLUMN log_from INTEGER NOT NULL DEFAULT 0 CHECK (log_from >= 0)",

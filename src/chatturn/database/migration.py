@@ -19,6 +19,7 @@ from chatturn.database.schema import (
     REBUILT,
     schema_columns,
     schema_statements,
+    schema_triggers,
 )
 from chatturn.errors import SchemaOutdated, StoreError
 
@@ -45,6 +46,8 @@ UPDATE chat_turns SET
 WHERE manifest_hash = ''
 """,
 )
+
+_TRIGGERS: Final = Statement("SELECT name FROM sqlite_master WHERE type = 'trigger'")
 
 READ_VERSION: Final = Statement("SELECT max(version) AS version FROM durable_schema_info")
 
@@ -98,14 +101,15 @@ async def mend(database: Database) -> bool:
 
 async def missing_parts(database: Database) -> Sequence[str]:
     """
-    Return the parts of the schema that a database lacks: tables as ``table``, columns as ``table.column``.
+    Return the parts of the schema that a database lacks: triggers and tables by their names, ``table.column``.
 
     Raises:
         StoreError: The database does not answer, or refuses.
     """
     wanted = schema_columns()
-    found: Sequence[Result] = await database.batch(list(map(_columns_of, wanted)))
-    missing: list[str] = []
+    triggers, *found = await database.batch([_TRIGGERS, *map(_columns_of, wanted)])
+    there = {row["name"] for row in triggers.rows}
+    missing = [trigger for trigger in schema_triggers() if trigger not in there]
     for (table, columns), result in zip(wanted.items(), found, strict=True):
         present = {row["name"] for row in result.rows}
         missing += [f"{table}.{column}" for column in columns if column not in present] if present else [table]

@@ -48,6 +48,7 @@ DIGESTS = {
     "0019_old_logs.sql": "b5e4098d8d2efe84b61d12a589927ce345a4b7d8078bb2b37f6620138da98bb7",
     "0020_failed_runs.sql": "1ef06f2077e06576e8d23f7c16b07821f2193cad0283c21cf59ef86debcbf72e",
     "0021_moved_messages.sql": "8701274baa324fceb79ff20c691e1656a9a23b056671735c00cefc888052e6bd",
+    "0022_due_waits.sql": "52b4efcc32343c10eb7ec7d2ba532a41f7c3d8040e725e491f5880e307f59366",
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from chatturn.chat.lists import sql
 from chatturn.chat.lists.revisions import NOT_BEGUN, tag_of
 from chatturn.chat.requests import CANCELLED
-from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids
+from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.chat.thread.session_sql import read_revision
 from chatturn.database.api import Database, Row
 from chatturn.durable.records import RunPage, RunQuery, RunRecord, RunStatus
@@ -142,7 +142,7 @@ async def list_messages(database: Database, tenant_id: str, session_id: str, que
         sql.read_messages(tenant_id, session_id, query.before, query.limit),
     ]
     if query.before is None:
-        read.append(sql.read_open_turns(*session_run_ids(tenant_id, session_id)))
+        read.append(sql.read_open_turns(tenant_id, session_id))
     session, found, *unanswered = [outcome.rows for outcome in await database.batch(read)]
     turns = sorted({int(row["turn_index"] or 0) for row in found})
     kept = turns[-query.limit :]
@@ -163,8 +163,8 @@ async def asked_before(database: Database, identity: ChatTurnIdentity) -> list[s
     A question that is being answered counts like an answered one; a question whose turn failed counts unless another
     answer is in its place.  Otherwise the same request, sent again, would find another thread.
     """
-    session = session_run_ids(identity.tenant_id, identity.session_id)
-    stored, opened = await database.batch([sql.read_questions(identity), sql.read_open_turns(*session)])
+    opened_turns = sql.read_open_turns(identity.tenant_id, identity.session_id)
+    stored, opened = await database.batch([sql.read_questions(identity), opened_turns])
     asked = {row["turn_index"]: str(row["content"]) for row in stored.rows}
     for row in opened.rows:
         if row["status"] != RunStatus.FAILED or row["turn_index"] not in asked:

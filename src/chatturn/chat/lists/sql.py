@@ -8,6 +8,7 @@ from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids
 from chatturn.chat.thread.session_sql import OWNER_OF_TURN
 from chatturn.chat.thread.version_sql import ATTACHED
 from chatturn.database.api import NOW, Statement
+from chatturn.durable.sql.run_lists import NUMBER_OF_RUN, PREFIX_OF_RUN
 from chatturn.durable.sql.runs import MOMENT
 
 __all__ = [
@@ -45,8 +46,16 @@ ORDER BY m.turn_index DESC, m.role ASC LIMIT ?4
 
 _MOST_OPEN: Final = 20
 
+_FAILED_LOOKED_AT: Final = 50
+"""Of a session's failed turns the latest: a turn may have failed and have an answer, by another version."""
+
+_FIRST_BREAK: Final = """
+SELECT min(turn_index) FROM chat_messages INDEXED BY idx_chat_messages_breaks
+WHERE tenant_id = ?3 AND session_id = ?4 AND breaks = 1
+"""
+
 # A session's runs are neighbours in each index: their ids begin alike.  A turn that was superseded and has no new
-# answer yet is listed; a cancelled turn is not.
+# answer yet is listed; a cancelled turn is not.  ?1 and ?2 around the session's runs, ?3 the tenant, ?4 the session.
 _OPEN_TURNS: Final = f"""
 SELECT t.turn_index, t.user_message, r.status, t.created_at, {SHOWN_PARTS} AS parts_json
 FROM (
@@ -54,14 +63,13 @@ FROM (
   WHERE run_id > ?1 AND run_id < ?2 AND status IN ('pending', 'running')
   UNION ALL SELECT run_id, status FROM durable_runs INDEXED BY idx_durable_runs_suspended
   WHERE run_id > ?1 AND run_id < ?2 AND status = 'suspended'
-  UNION ALL SELECT run_id, status FROM durable_runs INDEXED BY idx_durable_runs_failed
-  WHERE run_id > ?1 AND run_id < ?2 AND status = 'failed') AS r
+  UNION ALL SELECT run_id, 'failed' FROM (
+    SELECT run_id, {NUMBER_OF_RUN} AS number FROM durable_runs INDEXED BY idx_durable_runs_failed_number
+    WHERE {PREFIX_OF_RUN} = ?1 AND {NUMBER_OF_RUN} <= coalesce(({_FIRST_BREAK}), {_END}) AND status = 'failed'
+    ORDER BY 2 DESC LIMIT {_FAILED_LOOKED_AT}) AS f
+  WHERE NOT EXISTS (
+    SELECT 1 FROM chat_messages WHERE tenant_id = ?3 AND session_id = ?4 AND turn_index = f.number)) AS r
 CROSS JOIN chat_turns AS t ON t.run_id = r.run_id
-WHERE r.status <> 'failed' OR (t.version = 1
-  AND NOT EXISTS (SELECT 1 FROM chat_messages AS m WHERE m.tenant_id = t.tenant_id AND m.session_id = t.session_id
-    AND m.turn_index = t.turn_index)
-  AND NOT EXISTS (SELECT 1 FROM chat_messages AS b INDEXED BY idx_chat_messages_breaks
-    WHERE b.tenant_id = t.tenant_id AND b.session_id = t.session_id AND b.breaks = 1 AND b.turn_index < t.turn_index))
 ORDER BY t.turn_index DESC LIMIT {_MOST_OPEN}
 """
 
@@ -85,14 +93,24 @@ ORDER BY r.lease_expires_at LIMIT ?3
 """
 
 # The turn that is being answered, else the last turn that is in the thread.
-_LATEST_TURN: Final = """
+_LATEST_TURN: Final = f"""
+WITH until AS (SELECT coalesce(({_FIRST_BREAK}), {_END}) AS turn_index)
 SELECT coalesce(
   (SELECT max(t.turn_index) FROM durable_runs AS r INDEXED BY idx_durable_runs_open
-   JOIN chat_turns AS t ON t.run_id = r.run_id
+   CROSS JOIN chat_turns AS t ON t.run_id = r.run_id
    WHERE r.run_id > ?1 AND r.run_id < ?2 AND r.status IN ('pending', 'running')),
-  (SELECT max(turn_index) FROM chat_turns WHERE run_id > ?1 AND run_id < ?2 AND turn_index < coalesce((
-    SELECT min(turn_index) FROM chat_messages INDEXED BY idx_chat_messages_breaks
-    WHERE tenant_id = ?3 AND session_id = ?4 AND breaks = 1), 9223372036854775807))) AS latest
+  (SELECT max(turn_index) FROM (
+    SELECT turn_index FROM (
+      SELECT turn_index FROM chat_messages WHERE tenant_id = ?3 AND session_id = ?4
+        AND turn_index < (SELECT turn_index FROM until) ORDER BY turn_index DESC LIMIT 1)
+    UNION ALL SELECT t.turn_index FROM durable_runs AS r INDEXED BY idx_durable_runs_suspended
+      CROSS JOIN chat_turns AS t ON t.run_id = r.run_id
+      WHERE r.run_id > ?1 AND r.run_id < ?2 AND r.status = 'suspended'
+        AND t.turn_index < (SELECT turn_index FROM until)
+    UNION ALL SELECT number FROM (
+      SELECT {NUMBER_OF_RUN} AS number FROM durable_runs INDEXED BY idx_durable_runs_failed_number
+      WHERE {PREFIX_OF_RUN} = ?1 AND {NUMBER_OF_RUN} < (SELECT turn_index FROM until) AND status = 'failed'
+      ORDER BY 1 DESC LIMIT 1)))) AS latest
 """
 
 _QUESTIONS: Final = f"""
@@ -150,9 +168,9 @@ def read_messages(tenant_id: str, session_id: str, before: int | None, turns: in
     return Statement(_MESSAGES, (tenant_id, session_id, _END if before is None else before, 2 * turns + 2))
 
 
-def read_open_turns(first_run_id: str, last_run_id: str) -> Statement:
-    """Read the turns without an answer among the runs whose ids are between two, newest first."""
-    return Statement(_OPEN_TURNS, (first_run_id, last_run_id))
+def read_open_turns(tenant_id: str, session_id: str) -> Statement:
+    """Read the turns of a session without an answer, newest first."""
+    return Statement(_OPEN_TURNS, (*session_run_ids(tenant_id, session_id), tenant_id, session_id))
 
 
 def read_open_runs(first_run_id: str, last_run_id: str) -> Statement:

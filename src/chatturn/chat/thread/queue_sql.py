@@ -15,7 +15,7 @@ from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids, tur
 from chatturn.chat.thread.their_sql import Theirs
 from chatturn.database.api import NOW, Row, Statement, Value
 from chatturn.durable.records import RunStatus
-from chatturn.durable.sql.run_lists import SESSION_OF_RUN
+from chatturn.durable.sql.run_lists import NUMBER_OF_RUN, PREFIX_OF_RUN, SESSION_OF_RUN
 from chatturn.durable.sql.runs import HELD, MOMENT
 from chatturn.durable.store import Condition, Guard
 from chatturn.errors import QueueFull, RunNotFound, SessionBusy, TurnPassed, VersionConflict
@@ -67,8 +67,7 @@ _TOLD: Final = f"""
 (SELECT json_object(
    'run_id', f.run_id, 'status', f.status, 'turn_index', f.turn_index, 'key', w.event_key, 'wake_at', w.wake_at,
    'left', CASE f.status
-     WHEN 'suspended' THEN coalesce(w.wake_at <= {_NOW} OR EXISTS (
-       SELECT 1 FROM durable_events AS e WHERE e.run_id = w.run_id AND e.key = w.event_key), 1)
+     WHEN 'suspended' THEN coalesce(w.wake_at <= {_NOW}, 1)
      ELSE coalesce(f.lease_expires_at <= {_NOW}, 1) END)
  FROM ({_IN_FRONT}) AS f LEFT JOIN durable_waits AS w ON w.run_id = f.run_id
  ORDER BY CASE f.status WHEN 'running' THEN 0 WHEN 'suspended' THEN 1 ELSE 2 END, f.turn_index, f.version
@@ -119,14 +118,14 @@ NEXT_IN_LINE: Final = f"""
 _TAKEN: Final = f"""
 WITH open AS (SELECT turn_index FROM ({_OTHERS.format("''", "?4", "?5")})),
 failed AS (
-  SELECT t.turn_index FROM durable_runs AS r INDEXED BY idx_durable_runs_failed
-  CROSS JOIN chat_turns AS t ON t.run_id = r.run_id WHERE r.run_id > ?4 AND r.run_id < ?5 AND r.status = 'failed')
+  SELECT {NUMBER_OF_RUN} AS turn_index FROM durable_runs INDEXED BY idx_durable_runs_failed_number
+  WHERE {PREFIX_OF_RUN} = ?4 AND status = 'failed' ORDER BY 1 DESC LIMIT 1)
 SELECT EXISTS (SELECT 1 FROM durable_runs WHERE (run_id = ?1 OR (run_id > ?2 AND run_id < ?3))
     AND status IN ('pending', 'running', 'suspended')) AS taken,
   1 + CASE WHEN EXISTS (SELECT 1 FROM chat_messages INDEXED BY idx_chat_messages_breaks
       WHERE tenant_id = ?6 AND session_id = ?7 AND breaks = 1)
     THEN (SELECT max(turn_index) FROM open)
-    ELSE max(coalesce((SELECT max(turn_index) FROM open), -1), coalesce((SELECT max(turn_index) FROM failed), -1),
+    ELSE max(coalesce((SELECT max(turn_index) FROM open), -1), coalesce((SELECT turn_index FROM failed), -1),
       coalesce((SELECT max(turn_index) FROM chat_messages WHERE tenant_id = ?6 AND session_id = ?7), -1))
     END AS next_index,
   (SELECT json_group_array(json_array(turn_index, manifest_hash)) FROM chat_turns INDEXED BY idx_chat_turns_moved

@@ -20,6 +20,8 @@ __all__ = [
     "LIST_OF_PROJECT",
     "LIST_OF_TENANT",
     "LIST_STALE",
+    "NUMBER_OF_RUN",
+    "PREFIX_OF_RUN",
     "SESSION_OF_RUN",
     "TENANT_SCAN_END",
     "TURNS_SCANNED_AT_MOST",
@@ -88,6 +90,10 @@ WHERE completed_at < {MOMENT.format("?1, ?2")} AND +status IN ('completed', 'fai
     SELECT 1 FROM chat_outbox AS o WHERE o.run_id = durable_runs.run_id AND o.status = 'pending')
 ORDER BY completed_at, rowid LIMIT ?3
 """
+
+PREFIX_OF_RUN: Final = "rtrim(run_id, '0123456789')"
+NUMBER_OF_RUN: Final = f"CAST(substr(run_id, length({PREFIX_OF_RUN}) + 1) AS INTEGER)"
+"""The SQL by which an index has failed runs: of the first versions of a session's turns the session and the index."""
 
 SESSION_OF_RUN: Final = "rtrim({}, '0123456789~')"
 """The SQL of the prefix that only the run ids of one session have, made of one of these ids."""

@@ -189,20 +189,12 @@ WHERE run_id = ?1 AND {HELD}
 """
 
 RECORD_WAIT: Final = f"""
-INSERT INTO durable_waits (run_id, step_index, event_key, wake_at) SELECT ?1, ?4, ?5, ?6 WHERE {HELD}
-ON CONFLICT (run_id) DO UPDATE SET
-  step_index = excluded.step_index, event_key = excluded.event_key, wake_at = excluded.wake_at
+INSERT OR REPLACE INTO durable_waits (run_id, step_index, event_key, wake_at) SELECT ?1, ?4, ?5, ?6 WHERE {HELD}
 """
+"""The schema's triggers make the wait due when its event comes, or has come, and delete it when the run goes on."""
 
-# A row left by an earlier suspension is harmless: only the rows of suspended runs are read, and suspending a run
-# overwrites its row.
 DUE_WAITS: Final = f"""
-SELECT w.run_id FROM durable_runs AS r INDEXED BY idx_durable_runs_suspended
-CROSS JOIN durable_waits AS w ON w.run_id = r.run_id
-WHERE r.status = 'suspended' AND (
-  w.wake_at <= {MOMENT.format("?1")}
-  OR EXISTS (SELECT 1 FROM durable_events AS e WHERE e.run_id = w.run_id AND e.key = w.event_key))
-ORDER BY w.wake_at LIMIT ?2
+SELECT run_id FROM durable_waits WHERE wake_at <= {MOMENT.format("?1")} ORDER BY wake_at LIMIT ?2
 """
 
 GIVE_UP_RUN: Final = f"""
