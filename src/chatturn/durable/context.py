@@ -124,9 +124,10 @@ class DurableContext:
     _asked: Asked = field(init=False, default_factory=Asked)
 
     def __post_init__(self) -> None:
-        self._next = self.first_position
-        self._work = Work(self.run_id, _PATIENCE_MS if self.lease is None else self.lease.lease_ms, self.ended)
-        self._strands, self._order = Strands(self.run_id, self._work.look_at), ReplayOrder()
+        self._next, self._order = self.first_position, ReplayOrder()
+        patience_ms = _PATIENCE_MS if self.lease is None else self.lease.lease_ms
+        self._work = Work(self.run_id, patience_ms, self.ended, self._order.is_alone)
+        self._strands = Strands(self.run_id, self._work.look_at)
         self._on_record = RecordedSteps(self.store, self.run_id, self.first_position, self.lease is None, self._order)
         self._on_record.keep(self.recorded)
 

@@ -48,14 +48,15 @@ class ReplayOrder:
 
     async def turn(self, position: int) -> None:
         """Wait until the step's recorded result may be returned; without a record, until the step may begin."""
-        if not self._alone():
+        if not self.is_alone():
             if not self._left:
                 await _turns()
             else:
                 await self._in_order(position)
         self._left.pop(position, None)
 
-    def _alone(self) -> bool:
+    def is_alone(self) -> bool:
+        """Say whether no asyncio task was started since `begin`, so that only the run's own task may ask for a step."""
         return all(task in self._before for task in _tasks())
 
     async def _in_order(self, position: int) -> None:

@@ -61,6 +61,7 @@ class Work:
         patience_ms: How long all steps under way may wait for an `asyncio.Event`, lock or queue that perhaps no task
             will ever release.
         ended: Returns why the attempt is over for a reason outside its task; None while it goes on.
+        is_alone: Whether the calling task is the only one that may ask for a step.
         is_done: Whether the attempt does no more steps, whatever the reason.
         is_left: Whether the task has ended, and every task that it had started was cancelled.
     """
@@ -68,6 +69,7 @@ class Work:
     run_id: str
     patience_ms: int
     ended: Callable[[], BaseException | None]
+    is_alone: Callable[[], bool] = lambda: False
     _over: BaseException | None = None
     is_done: bool = False
     is_left: bool = False
@@ -196,7 +198,7 @@ class Work:
 
     async def _busy(self) -> bool:
         for _ in range(_TURNS_TO_GO_ON):
-            if self._steps or self.suspended is not None:
+            if self._steps or self.suspended is not None or self.is_alone():
                 break
             await asyncio.sleep(0)
         return bool(self._steps) and self.suspended is None and not self._given_up

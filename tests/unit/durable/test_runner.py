@@ -95,6 +95,21 @@ async def test_a_task_runs_and_its_steps_are_on_record(bench: Bench) -> None:
     assert [("first", "logic"), ("second", "tool")] == [(step.intent, step.kind) for step in done.steps]
 
 
+async def test_a_task_that_is_alone_is_replayed_without_a_turn_of_the_event_loop(bench: Bench) -> None:
+    """Nobody else can ask for a step, so nobody is waited for: a turn of the loop is dear in a Worker."""
+    turns: list[str] = []
+
+    async def task(context: DurableContext) -> None:
+        await context.step("first", bench.effect("a"))
+        asyncio.get_running_loop().call_soon(turns.append, "a turn")
+
+    await bench.run(task)
+    turns.clear()
+    await bench.run(task)
+
+    assert not turns
+
+
 async def test_completed_steps_are_not_run_again(bench: Bench) -> None:
     """What was recorded is returned; the failed step and what follows it run."""
     failing = [True]
