@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final, Protocol, Self
 
 from chatturn.backends.api import AgentExecutionBackend, taken_by
@@ -54,7 +55,7 @@ class _Asked(Protocol):
 _UNASKED_EVERY_MS: Final = 2_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Deployment:
     """
     One product with its model and its database.
@@ -93,7 +94,7 @@ class Deployment:
     turns_at_once: int = 1
     file_store: FileStore | None = None
 
-    @property
+    @cached_property
     def files(self) -> Files:
         """The files that messages may name."""
         settings = self.settings
@@ -109,12 +110,12 @@ class Deployment:
         run_id = legacy_run_id(identity) if self.may_have_theirs(identity.session_id) else None
         return None if run_id is None or identity.version > 1 else Theirs(run_id, self.settings.project_id)
 
-    @property
+    @cached_property
     def store(self) -> SqlRunStore:
         """The durable runs in the database."""
         return SqlRunStore(self.database, run_bound_keys=self.settings.threads == "on")
 
-    @property
+    @cached_property
     def log_pace(self) -> Pace:
         """How often a turn's log is stored; more rarely where nobody asked for the turn, and many share the queries."""
         every_ms = self.settings.log_every_ms
@@ -127,7 +128,7 @@ class Deployment:
         """How often a lease is renewed in its term."""
         return RENEWALS_PER_TERM[self.settings.workers_plan]
 
-    @property
+    @cached_property
     def budgets(self) -> Budgets:
         """What may be spent on models."""
         settings = self.settings
@@ -169,7 +170,7 @@ class Deployment:
             return False
         return parameter in allowed_parameters(self.settings.allow_parameters)
 
-    @property
+    @cached_property
     def takes_client_tools(self) -> bool:
         """Whether the product lets a request bring tools: no product does that redacts."""
         return self.hooks.client_tools and not overrides(self.hooks, "transform_final_text")

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.requests import TurnInput, TurnRequest
@@ -27,6 +27,17 @@ _TRIES: Final = 3
 """Tries, since the version that counts, or the free index, may change between the look and the claim."""
 
 
+class _Make(Protocol):
+    def __call__(
+        self,
+        identity: ChatTurnIdentity,
+        request: TurnRequest,
+        *,
+        choice: Choice | None = None,
+        asked_at_index: int | None = None,
+    ) -> TurnInput: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
     """
@@ -34,12 +45,12 @@ class Opening:
 
     Attributes:
         deployment: The deployment.
-        make: Makes a turn of a place and what is asked.
+        make: Makes a turn of a place and what is asked; the other arguments are members of `TurnInput`.
         may_see: Whether the turn's user may know of its session.
     """
 
     deployment: Deployment
-    make: Callable[[ChatTurnIdentity, TurnRequest], TurnInput]
+    make: _Make
     may_see: Callable[[ChatTurnIdentity], Coroutine[Any, Any, bool]]
 
     async def open(self, identity: ChatTurnIdentity, request: TurnRequest) -> OpenTurn:
@@ -89,14 +100,13 @@ class Opening:
         """Claim the version of the turn that the request is about; the only one without looking."""
         if request.replace is None and not request.supersede:
             with suppress(OtherVersion, DurableRunInputMismatchError):
-                return await open_turn(replace(self.make(identity, request), asked_at_index=asked_at_index))
+                return await open_turn(self.make(identity, request, asked_at_index=asked_at_index))
         for tries_left in reversed(range(_TRIES)):
             choice = await self._choose(identity, request)
             about = replace(identity, version=choice.version)
             asked = replace(request, supersede=request.supersede and choice.counts is None)
             try:
-                turn = self.make(about, asked)
-                return await open_turn(replace(turn, choice=choice, asked_at_index=asked_at_index))
+                return await open_turn(self.make(about, asked, choice=choice, asked_at_index=asked_at_index))
             except OtherVersion:
                 if not tries_left:
                     raise VersionConflict("it changes all the time", run_id=turn_run_id(identity)) from None

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final, Self
 
 from chatturn.backends.api import ChatMessage
@@ -129,7 +130,7 @@ class Cancellation:
     turn: TurnView
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TurnInput:
     """
     One turn to run: no request, and no platform.
@@ -158,12 +159,12 @@ class TurnInput:
     waits_as: str | None = None
     resume: Callable[[str], Coroutine[Any, Any, bool]] | None = None
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         """The turn's run."""
         return turn_run_id(self.identity)
 
-    @property
+    @cached_property
     def manifest(self) -> DurableRunManifest:
         """The turn's manifest; a request with another manifest at the same place is refused."""
         settings, request = self.deployment.settings, self.request
@@ -179,7 +180,7 @@ class TurnInput:
             parts=request.parts,
         )
 
-    @property
+    @cached_property
     def when_busy(self) -> WhenBusy:
         """What happens while another turn of the session is open."""
         settings = self.deployment.settings
@@ -189,12 +190,12 @@ class TurnInput:
             return "queue"
         return self.request.when_busy or settings.when_busy
 
-    @property
+    @cached_property
     def session(self) -> str:
         """What the runs of its session begin with."""
         return session_run_ids(self.identity.tenant_id, self.identity.session_id)[0]
 
-    @property
+    @cached_property
     def model(self) -> str | None:
         """The model that is asked: the request's, else the deployment's.  Changing that changes no identity."""
         return self.request.model or self.deployment.settings.model or None

@@ -41,7 +41,7 @@ from chatturn.chat.thread.version_sql import (
     read_shown_version,
     read_versions,
 )
-from chatturn.chat.thread.versions import at_line
+from chatturn.chat.thread.versions import Choice, at_line
 from chatturn.chat.turn import limits_sql
 from chatturn.chat.turn import sql as chat_sql
 from chatturn.chat.turn.disconnects import CANCEL_REQUESTED
@@ -113,12 +113,8 @@ class DurableChatService:
         if self.deployment.settings.threads == "off":
             if request.replace is not None:
                 raise InvalidField("this deployment has no versions: its THREADS is off", field="replace")
-            return await open_turn(self._traced(identity, request, asked_again=False))
-        opening = Opening(
-            deployment=self.deployment,
-            make=partial(self._traced, asked_again=False),
-            may_see=self._may_see_turn,
-        )
+            return await open_turn(self._traced(identity, request))
+        opening = Opening(deployment=self.deployment, make=self._traced, may_see=self._may_see_turn)
         return await opening.open(identity, request)
 
     async def shown_version(self, identity: ChatTurnIdentity, after: int | None = None) -> ChatTurnIdentity:
@@ -202,13 +198,22 @@ class DurableChatService:
         return await self.may_see(identity.tenant_id, identity.session_id, identity.user_id)
 
     def _traced(
-        self, identity: ChatTurnIdentity, request: TurnRequest, *, asked_again: bool, may_wait: bool = True
+        self,
+        identity: ChatTurnIdentity,
+        request: TurnRequest,
+        *,
+        asked_again: bool = False,
+        may_wait: bool = True,
+        choice: Choice | None = None,
+        asked_at_index: int | None = None,
     ) -> TurnInput:
         turn = TurnInput(
             deployment=self.deployment,
             identity=identity,
             request=request,
             asked_again=asked_again,
+            choice=choice,
+            asked_at_index=asked_at_index,
             may_wait=may_wait,
             resume=self.resume if may_wait else replace(self, resumed=self.resumed + 1).resume,
         )

@@ -22,7 +22,7 @@ the database refuses its details, it is recorded without them.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, Self, TypeVar
 
 from chatturn.database.api import Row, Statement
@@ -338,7 +338,7 @@ class Attempt:
         elif run.answer is None:
             self._ended(end, await store.end_run(lease, RunStatus.COMPLETED, run.outcome, run.ends_with))
         else:
-            settlement = replace(_settlement(run.answer, end, statements), news=run.end_news)
+            settlement = _settlement(run.answer, end, statements, run.end_news)
             try:
                 self._ended(end, await store.settle(lease, settlement))
             except StoreUnavailable:
@@ -395,14 +395,16 @@ class Attempt:
         self.stored, self.record = end, record
 
 
-def _settlement(answer: Begin, end: Completed | Cancelled, statements: Sequence[Statement]) -> Settlement:
+def _settlement(answer: Begin, end: Completed | Cancelled, statements: Sequence[Statement], news: News) -> Settlement:
     metadata = {"chars": _utf16_length(end.text)}
     if isinstance(end, Completed):
         result, outcome = {"finalText": end.text}, RunOutcome(notes=answer.intent, metadata=metadata)
     else:
         result = {"finalText": end.text, "cancelled": end.reason}
         outcome = RunOutcome(passed=False, notes="cancelled", metadata=metadata)
-    return Settlement(step_index=answer.step_index, result=result, outcome=outcome, with_statements=statements)
+    return Settlement(
+        step_index=answer.step_index, result=result, outcome=outcome, with_statements=statements, news=news
+    )
 
 
 def _stored_answer(claim: Claim, step_index: int) -> Completed | Cancelled | None:

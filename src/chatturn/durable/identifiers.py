@@ -24,17 +24,7 @@ def manifest_hash(manifest: DurableRunManifest) -> str:
     Raises:
         TypeError: The input is not JSON.
     """
-    task = manifest.task
-    return canonical_hash(
-        {
-            "input": manifest.input,
-            "projectId": manifest.project_id,
-            "scenarioId": manifest.scenario_id,
-            "taskDomain": task.domain,
-            "taskId": task.id,
-            "taskIntent": task.intent,
-        }
-    )
+    return manifest.digest
 
 
 def step_id(run_id: str, step_index: int, intent: str) -> str:

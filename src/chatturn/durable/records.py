@@ -8,9 +8,11 @@ Timestamps are text, ``YYYY-MM-DDTHH:MM:SS.mmmZ`` in UTC, so that the order of t
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Final
 
 from chatturn.errors import InvalidField
+from chatturn.jsontext.canonical import canonical_hash
 
 __all__ = [
     "MAX_RUNS_PER_PAGE",
@@ -72,7 +74,7 @@ class TaskSpec:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DurableRunManifest:
     """
     What makes two requests the same run.
@@ -90,6 +92,21 @@ class DurableRunManifest:
     input: Any
     scenario_id: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """The manifest's hash; see `chatturn.durable.identifiers.manifest_hash`."""
+        task = self.task
+        return canonical_hash(
+            {
+                "input": self.input,
+                "projectId": self.project_id,
+                "scenarioId": self.scenario_id,
+                "taskDomain": task.domain,
+                "taskId": task.id,
+                "taskIntent": task.intent,
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -469,15 +469,13 @@ def _guarded(statement: Statement, guards: Sequence[Condition], queue: Queue | N
     """Return the statement with conditions: it writes only if all guards hold, and a claim waits without its turn."""
     if sql.GUARDED not in statement.sql:
         return statement
-    conditions = [(sql.GUARDED, guard) for guard in guards] + ([] if queue is None else [(sql.STARTS, queue.turn)])
-    texts = tuple((place, condition.sql, _used(condition.sql)) for place, condition in conditions)
-    text = _guarded_text(statement.sql, len(statement.params), texts)
-    more = (param for _, condition in conditions for param in _params_of(condition))
-    return Statement(text, (*statement.params, *more))
-
-
-def _params_of(condition: Condition) -> tuple[Value, ...]:
-    return condition.params[: _used(condition.sql)]
+    turn = None if queue is None else queue.turn
+    guarding = tuple([guard.sql for guard in guards])
+    text = _guarded_text(statement.sql, len(statement.params), guarding, None if turn is None else turn.sql)
+    params = list(statement.params)
+    for condition in (*guards, *(() if turn is None else (turn,))):
+        params += condition.params[: _used(condition.sql)]
+    return Statement(text, tuple(params))
 
 
 @cache
@@ -487,15 +485,15 @@ def _used(text: str) -> int:
 
 
 @cache
-def _guarded_text(text: str, params: int, conditions: tuple[tuple[str, str, int], ...]) -> str:
-    """Replace the places in *text*; *conditions* are triples: place, condition, number of parameters it uses."""
-    every: dict[str, list[str]] = {}
-    for place, condition, more in conditions:
-        every.setdefault(place, []).append(f"({_numbered(condition, params, more)})")
-        params += more
-    for place, of_place in every.items():
-        text = text.replace(place, " AND ".join(of_place))
-    return text
+def _guarded_text(text: str, params: int, guards: tuple[str, ...], starts: str | None) -> str:
+    """Replace the places in *text*, which has *params* parameters, by the guards' conditions and the start's."""
+    conditions = []
+    for condition in (*guards, *(() if starts is None else (starts,))):
+        conditions.append(f"({_numbered(condition, params, _used(condition))})")
+        params += _used(condition)
+    if guards:
+        text = text.replace(sql.GUARDED, " AND ".join(conditions[: len(guards)]))
+    return text if starts is None else text.replace(sql.STARTS, conditions[-1])
 
 
 @cache

@@ -72,7 +72,7 @@ def session_run_ids(tenant_id: str, session_id: str) -> tuple[str, str]:
 
 def tenant_run_ids(tenant_id: str) -> tuple[str, str]:
     """Return two texts between which the ids of a tenant's runs sort, and no other run's."""
-    tenant = f"chat:{quote(tenant_id, safe='')}"
+    tenant = _tenant(tenant_id)
     return f"{tenant}:", f"{tenant};"
 
 
@@ -102,7 +102,12 @@ def version_of_run(run_id: str) -> int:
 # One request asks for it up to 15 times; encoding takes longer than the rest of an id.
 @lru_cache(maxsize=1_024)
 def _session(tenant_id: str, session_id: str) -> str:
-    return f"chat:{quote(tenant_id, safe='')}:{quote(session_id, safe='')}"
+    return f"{_tenant(tenant_id)}:{quote(session_id, safe='')}"
+
+
+@lru_cache(maxsize=1_024)
+def _tenant(tenant_id: str) -> str:
+    return f"chat:{quote(tenant_id, safe='')}"
 
 
 def legacy_run_id(identity: ChatTurnIdentity) -> str | None:

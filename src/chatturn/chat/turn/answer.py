@@ -199,7 +199,8 @@ class Answer:
             shown = deployment.hooks.show_history(looked_at, settings.history_characters)
         except Exception as error:
             raise HookError(f"raised {type(error).__name__}", hook="show_history") from error
-        return replace(shown, left_out=shown.left_out + len(self._past) - len(looked_at))
+        more = len(self._past) - len(looked_at)
+        return replace(shown, left_out=shown.left_out + more) if more else shown
 
     async def _context(self) -> TurnContext:
         turn, deployment, number = self._turn, self._turn.deployment, self._attempt.number

@@ -7,8 +7,8 @@ A turn's request is counted with its first claim; a log of more than 16,000 char
 """
 
 import json
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from chatturn.chat.requests import TurnInput
 from chatturn.chat.thread.identity import ChatTurnIdentity, tenant_run_ids
@@ -166,8 +166,7 @@ def within_limits(turn: TurnInput) -> list[Guard]:
 def count_claim(turn: TurnInput) -> list[Statement]:
     """Count a turn and what it asks, with its first claim and before it has a row."""
     request, identity = turn.request, turn.identity
-    asked = [request.message, *(json.dumps(each, ensure_ascii=False) for each in (request.metadata, request.parts))]
-    size = sum(len(text.encode()) for text in asked)
+    size = len(request.message.encode()) + _json_bytes(request.metadata) + _json_bytes(request.parts)
     return [Statement(_COUNT_CLAIM, (identity.tenant_id, identity.user_id, NOW, size))]
 
 
@@ -239,6 +238,10 @@ def require_taken(row: Row, run_id: str) -> None:
 def delete_allowances() -> Statement:
     """Delete the counts of days that are over."""
     return Statement(_DELETE_OLD, (NOW,))
+
+
+def _json_bytes(value: Mapping[str, Any] | Sequence[Any]) -> int:
+    return len(json.dumps(value, ensure_ascii=False).encode()) if value else len("{}")
 
 
 def _limit(setting: int) -> Value:
