@@ -1,6 +1,5 @@
 """Steps and events of a run (B5, B9, B12, B13 in docs/reference/agent-runtime.md)."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -139,7 +138,7 @@ async def test_a_suspension_and_its_companions_are_one_write(store: SqlRunStore)
     suspended = await store.suspend(lease, wait, [note])
     await lease_of(store, worker_id="worker-2")
     with pytest.raises(LeaseLost):
-        await store.suspend(lease, wait, [replace(note, params=("late",))])
+        await store.suspend(lease, wait, [note._replace(params=("late",))])
     run = await store.load_run("run-1")
 
     assert run is not None

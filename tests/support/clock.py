@@ -1,7 +1,7 @@
 """Time in the test's hands, for whoever takes a moment as SQLite's time string."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from chatturn.database.api import NOW, Database, Result, Statement
@@ -41,7 +41,7 @@ class AtMoment:
         moment = self.moment()
         return await self.database.batch(
             [
-                replace(statement, params=tuple(moment if value is NOW else value for value in statement.params))
+                statement._replace(params=tuple(moment if value is NOW else value for value in statement.params))
                 for statement in statements
             ]
         )

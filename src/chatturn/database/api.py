@@ -6,8 +6,7 @@ There is no ``begin``: D1 has no interactive transaction, so conditions stand in
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 __all__ = ["NOW", "Database", "Result", "Row", "Statement", "Value"]
 
@@ -27,8 +26,7 @@ NOW: Final[str] = _Now("now")
 """The parameter for the current time, by the database's clock; a driver may bind another clock's time instead."""
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(NamedTuple):
     """
     One SQL statement with its parameters.
 
@@ -39,11 +37,13 @@ class Statement:
     """
 
     sql: str
-    params: tuple[Value, ...] = field(default=(), repr=False)
+    params: tuple[Value, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Statement(sql={self.sql!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """
     The result of one statement.
 
@@ -53,9 +53,12 @@ class Result:
         database_bytes: How large the database is afterwards; None where that is not known.
     """
 
-    rows: Sequence[Row] = field(repr=False)
+    rows: Sequence[Row]
     changes: int
     database_bytes: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Result(changes={self.changes}, database_bytes={self.database_bytes})"
 
 
 class Database(Protocol):

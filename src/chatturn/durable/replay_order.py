@@ -28,7 +28,7 @@ class ReplayOrder:
     """The order of one attempt of a run."""
 
     def __init__(self) -> None:
-        self.begin()
+        self._before: WeakSet[asyncio.Task[object]] | None = None
         self._left: dict[int, str] = {}
         self._asked: dict[int, asyncio.Future[None]] = {}
         self._heap: list[tuple[str, int]] = []
@@ -36,11 +36,11 @@ class ReplayOrder:
 
     def begin(self) -> None:
         """Note that the run's task begins: other asyncio tasks that already run will ask for no step of the run."""
-        self._before: WeakSet[asyncio.Task[object]] = WeakSet(_tasks())
+        self._before = WeakSet(_tasks())
 
     def began(self, task: "asyncio.Task[object]") -> bool:
         """Say whether an asyncio task was started after `begin`, and so may ask for steps."""
-        return task not in self._before
+        return self._before is None or task not in self._before
 
     def keep(self, steps: Iterable[StepRecord]) -> None:
         """Add steps whose results are on record."""
@@ -57,7 +57,7 @@ class ReplayOrder:
 
     def is_alone(self) -> bool:
         """Say whether no asyncio task was started since `begin`, so that only the run's own task may ask for a step."""
-        return all(task in self._before for task in _tasks())
+        return not any(map(self.began, _tasks()))
 
     async def _in_order(self, position: int) -> None:
         place = (self._left.get(position, _NOT_ON_RECORD), position)

@@ -57,12 +57,9 @@ class D1Database:
             message = f"no reply within {_DEADLINE_S:.0f} s"
             raise StoreUnavailable(message) from error
         return [
-            Result(
-                rows=result.get("results") or (),
-                changes=result["meta"].get("changes", 0),
-                database_bytes=result["meta"].get("size_after"),
-            )
+            Result(result.get("results") or (), meta.get("changes", 0), meta.get("size_after"))
             for result in parse_js(results)
+            for meta in (result["meta"],)
         ]
 
     def _bound(self, statement: Statement) -> JsProxy:

@@ -85,7 +85,7 @@ class _Prepared:
     statement: Statement
 
     def bind(self, *values: Value) -> "_Prepared":
-        return replace(self, statement=replace(self.statement, params=values))
+        return replace(self, statement=self.statement._replace(params=values))
 
     async def first(self, column: str | None = None) -> Row | Value:
         rows = (await self.all())["results"]

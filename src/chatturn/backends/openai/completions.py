@@ -198,10 +198,14 @@ class CompletionReader:
 
         What is no count is in it as well, for whoever keeps account of that.
         """
-        given = {name: _first(self._usage, paths, _is_given) for name, paths in _COUNTS.items()}
+        counts = self.counts()
+        given = {
+            name: counts[name] if name in counts else _first(self._usage, paths, _is_given)
+            for name, paths in _COUNTS.items()
+        }
         cost = self._usage.get("cost")  # in dollars; where it is an object, it has parts that nobody has defined
         known = {"costUsd": cost} if type(cost) in {int, float} else {}
-        return {"model": self.model, **given, **self.counts(), **known, "finishReason": self._told_reason()}
+        return {"model": self.model, **given, **known, "finishReason": self._told_reason()}
 
     def _told_reason(self) -> str | None:
         """Return why the answer ended, in OpenAI's words; in the API's own where that is no end of an answer."""

@@ -5,9 +5,9 @@ A product's producer may relay a whole engine's stream, with its own lifecycle a
 lifecycle is this engine's to say, once, after it is true; and an in-band error is a failed turn.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple
 
 from chatturn.chat.hooks.hooks import DurableTurnProducer
 from chatturn.chat.log.log import TurnLog
@@ -29,7 +29,7 @@ from chatturn.events import (
 )
 from chatturn.telemetry.operator_log import OperatorLog
 
-__all__ = ["MAX_ANSWER_BYTES", "ChatProducer", "KeepsForLater", "Said", "SaysSoFar", "StreamProducer"]
+__all__ = ["MAX_ANSWER_BYTES", "ChatProducer", "Said", "StreamProducer"]
 
 MAX_ANSWER_BYTES: Final = 1_500_000
 """The longest answer in bytes of UTF-8: as JSON, with its escapes, it fits D1's row of 2,000,000 bytes."""
@@ -58,22 +58,6 @@ class Said(NamedTuple):
 
     events: Sequence[ChatStreamEvent]
     lines: str
-
-
-@runtime_checkable
-class SaysSoFar(Protocol):
-    """A producer that itself knows which part of its events' text is the answer."""
-
-    def said_so_far(self) -> str:
-        """Return the answer as far as it has come."""
-
-
-@runtime_checkable
-class KeepsForLater(Protocol):
-    """A producer that knows what the API of its answer wants back with it."""
-
-    def kept(self) -> Mapping[str, Any]:
-        """Return what the API wants back; empty for nothing."""
 
 
 class ChatProducer:
@@ -143,13 +127,13 @@ class ChatProducer:
 
     def said_so_far(self) -> str:
         """Return the answer so far: all text, or, where tools are used, what was said behind the last of them."""
-        if isinstance(self._producer, SaysSoFar):
-            return self._producer.said_so_far()
-        return self._assembly.text()
+        said_so_far: Callable[[], str] = getattr(self._producer, "said_so_far", self._assembly.text)
+        return said_so_far()
 
     def kept(self) -> Mapping[str, Any]:
         """Return what the API of the answer wants back with it, as far as the producer knows."""
-        return self._producer.kept() if isinstance(self._producer, KeepsForLater) else {}
+        kept: Callable[[], Mapping[str, Any]] = getattr(self._producer, "kept", dict)
+        return kept()
 
     async def _filtered(self) -> AsyncGenerator[Said, None]:
         async with self._steps.task(), aclosing(self._producer.stream) as stream:
