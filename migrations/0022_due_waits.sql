@@ -1,6 +1,5 @@
 -- A sweep reads the waits that are due and no others, and a page of messages the latest failed turns of its session.
 
-DROP INDEX IF EXISTS idx_durable_runs_failed;
 CREATE INDEX idx_durable_runs_failed_number ON durable_runs (
   rtrim(run_id, '0123456789'), CAST(substr(run_id, length(rtrim(run_id, '0123456789')) + 1) AS INTEGER))
 WHERE status = 'failed';

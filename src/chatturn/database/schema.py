@@ -384,8 +384,9 @@ WHERE breaks = 1;
 -- For whether a session is busy.
 CREATE INDEX IF NOT EXISTS idx_durable_runs_open ON durable_runs (run_id) WHERE status IN ('pending', 'running');
 CREATE INDEX IF NOT EXISTS idx_durable_runs_suspended ON durable_runs (run_id) WHERE status = 'suspended';
+-- Workers of an earlier version name it, which serve the same database for a while.
+CREATE INDEX IF NOT EXISTS idx_durable_runs_failed ON durable_runs (run_id) WHERE status = 'failed';
 -- For a session's turns without an answer, the latest first: failed runs by the digits at the end of their ids.
-DROP INDEX IF EXISTS idx_durable_runs_failed;
 CREATE INDEX IF NOT EXISTS idx_durable_runs_failed_number ON durable_runs (
   rtrim(run_id, '0123456789'), CAST(substr(run_id, length(rtrim(run_id, '0123456789')) + 1) AS INTEGER))
 WHERE status = 'failed';

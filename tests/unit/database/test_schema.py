@@ -48,7 +48,7 @@ DIGESTS = {
     "0019_old_logs.sql": "b5e4098d8d2efe84b61d12a589927ce345a4b7d8078bb2b37f6620138da98bb7",
     "0020_failed_runs.sql": "1ef06f2077e06576e8d23f7c16b07821f2193cad0283c21cf59ef86debcbf72e",
     "0021_moved_messages.sql": "8701274baa324fceb79ff20c691e1656a9a23b056671735c00cefc888052e6bd",
-    "0022_due_waits.sql": "52b4efcc32343c10eb7ec7d2ba532a41f7c3d8040e725e491f5880e307f59366",
+    "0022_due_waits.sql": "85dbeee5de991f8c3e17fc5ad0b14e04f62b609ab8a91d1db2b0d245dccd1f24",
 }
 
 
@@ -78,6 +78,16 @@ def test_a_migration_that_has_landed_never_changes() -> None:
     digests = {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted((ROOT / "migrations").glob("*.sql"))}
 
     assert DIGESTS == digests
+
+
+def test_no_index_is_ever_dropped(empty: sqlite3.Connection) -> None:
+    """Statements of an earlier version name it, and fail without it, as long as workers of both serve the database."""
+    for script in MIGRATIONS:
+        empty.executescript(script)
+    created = set(re.findall(r"CREATE (?:UNIQUE )?INDEX (?:IF NOT EXISTS )?(\w+)", "".join(MIGRATIONS)))
+    assert created == {
+        name for (name,) in empty.execute("SELECT name FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL")
+    }
 
 
 def test_the_columns_of_the_schema_are_read_from_its_text(empty: sqlite3.Connection) -> None:
