@@ -227,7 +227,7 @@ def settle(folder: Path, upstream: str) -> None:
     """Let the cron end what was begun, with nothing failing any more; who waits for an approval is stopped."""
 
     async def main() -> None:
-        isolate = _isolate(folder, upstream, random.Random(0), failures=0.0)
+        isolate = _isolate(folder, upstream, random.Random(0), failures=0.0, lease_ms=worker.PATIENT_LEASE_MS)
         for _ in range(2_000):
             await isolate.sweep()
             left = await isolate.database.batch([_open_runs()])
@@ -245,8 +245,10 @@ def settle(folder: Path, upstream: str) -> None:
     worker._quietly(main())
 
 
-def _isolate(folder: Path, upstream: str, chance: random.Random, *, failures: float) -> Isolate:
-    isolate = worker._isolate(folder, upstream, chance, failures=failures)
+def _isolate(
+    folder: Path, upstream: str, chance: random.Random, *, failures: float, lease_ms: int = worker.LEASE_MS
+) -> Isolate:
+    isolate = worker._isolate(folder, upstream, chance, failures=failures, lease_ms=lease_ms)
     isolate.settings = {**isolate.settings, **SETTINGS}
     isolate.hooks = Product(Journal(folder / "journal"))
     return isolate

@@ -20,9 +20,12 @@ from products.assistant import Hooks as Assistant
 from tests.support.http_transport import HttpTransport
 from tests.support.isolates import Isolate, Reader
 
-__all__ = ["LEASE_MS", "address", "finish", "message_of", "work"]
+__all__ = ["LEASE_MS", "PATIENT_LEASE_MS", "address", "finish", "message_of", "work"]
 
 LEASE_MS: Final = 400
+PATIENT_LEASE_MS: Final = 10_000
+"""Of who ends what is left, and is not killed: a machine that is busy costs it no lease."""
+
 _USERS: Final = 6
 _STALL_S: Final = 2.5 * LEASE_MS / 1000
 """As 25 s are to a lease of ten: longer than it by far."""
@@ -87,7 +90,9 @@ class _Slow(Reader):
         await asyncio.sleep(0.03)
 
 
-def _isolate(folder: Path, upstream: str, chance: random.Random, *, failures: float) -> Isolate:
+def _isolate(
+    folder: Path, upstream: str, chance: random.Random, *, failures: float, lease_ms: int = LEASE_MS
+) -> Isolate:
     database = SqliteDatabase(folder / "db.sqlite3", busy_timeout_s=2.0)
     backend = create_openai_compatible_backend(
         transport=HttpTransport(),
@@ -105,7 +110,7 @@ def _isolate(folder: Path, upstream: str, chance: random.Random, *, failures: fl
         _Product(folder / "journal"),
         backend,
         {"TURN_ATTEMPTS": "1000000"},  # nobody is killed so often outside of this rig
-        lease_ms=LEASE_MS,
+        lease_ms=lease_ms,
     )
 
 
@@ -159,7 +164,7 @@ def finish(folder: Path, upstream: str, turns: int) -> None:
                 await asyncio.sleep(LEASE_MS / 4000)
 
     async def main() -> None:
-        isolate = _isolate(folder, upstream, random.Random(0), failures=0.0)
+        isolate = _isolate(folder, upstream, random.Random(0), failures=0.0, lease_ms=PATIENT_LEASE_MS)
         queue = list(range(turns))
         await asyncio.gather(*(settle(isolate, queue) for _ in range(16)))
         for _ in range(50):

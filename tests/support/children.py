@@ -48,7 +48,10 @@ __all__ = [
 ]
 
 CONTEXT: Final = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__, "tests.chaos.worker"])
+CONTEXT.set_forkserver_preload(
+    # The last two are imported by httpx when it is used first, which takes each process 0.1 s.
+    [__name__, "tests.chaos.worker", "tests.chaos.people", "httpcore", "anyio._backends._asyncio"]
+)
 
 LEASE_LOST: Final = 17
 """What a worker exits with that found its lease gone."""
