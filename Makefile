@@ -11,13 +11,14 @@ STAMPS := $(VENV)/stamps
 READY := $(STAMPS)/python $(STAMPS)/worker $(STAMPS)/node
 
 .DELETE_ON_ERROR:
-.PHONY: help setup .installed run demo token chaos rolling api attack volume test models docs reset schema lint format types bench bench-host bench-beside bench-formats clients chromium deploy deploy-check clean FORCE
+.PHONY: help setup .installed run demo token chaos rolling api attack volume test slow models docs reset schema lint format types bench bench-host bench-beside bench-formats clients chromium deploy deploy-check clean FORCE
 
 help:
 	@echo "make run           start the Worker at http://localhost:$(PORT) (PORT=, PRODUCT=legal)"
 	@echo "make token         print a token (SCOPE='turns operate', TENANT=acme, SUB=ann, DAYS=30)"
 	@echo "make demo          watch a Worker die in the middle of an answer, and the answer survive"
-	@echo "make test          run every test, those inside workerd too (ARGS='-k name')"
+	@echo "make test          run the tests, those inside workerd too (ARGS='-k name')"
+	@echo "make slow          run the tests that make test leaves out, since each takes long"
 	@echo "make models        play recorded answers of model APIs to a Worker, and tell what came of them (ARGS=name)"
 	@echo "make chaos         kill 5,000 workers in the middle of turns, and add up (ARGS='--kills 200')"
 	@echo "make rolling       let an earlier version's code serve the same database, under kills (ARGS='--minutes 60')"
@@ -76,6 +77,9 @@ volume: setup
 test: setup
 	@$(if $(ARGS),:,$(MAKE) --no-print-directory $(STAMPS)/clients) || echo "the real clients could not be installed"
 	@$(BIN)/python -m dev.test $(ARGS)
+
+slow: setup
+	@$(BIN)/python -m dev.test --slow
 
 # From an empty cache, so that a warning of an earlier build is a warning again.
 docs: setup

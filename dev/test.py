@@ -1,11 +1,13 @@
 """
-`make test`: every rung, in groups beside each other.
+`make test` and `make slow`: every rung, in groups beside each other.
+
+`make slow` runs the tests that are marked `slow`, and `make test` all others.
 
 A file of `tests/e2e` is a group of its own, `tests/contract` is one, and the files of `tests/unit` and of
 `tests/turns` are dealt out to two each; a new file is found by itself. A group is a pytest of its own, so those that
 wait for a Worker or a lease leave the processor to those that compute. The longest of last time start first,
 that the end waits for none of them.
-With arguments it is pytest with those arguments.
+With other arguments than ``--slow`` it is pytest with those arguments, and makes no difference between them.
 """
 
 import json
@@ -33,6 +35,9 @@ _APART: Final = {"clients"}
 """What has a target of its own, since it takes minutes and installs clients first: `make clients`."""
 _HANDS: Final = 2
 """Processors that are filled by groups that mostly compute."""
+_SLOW: Final = "--slow"
+_MARK: Final = "pytest.mark.slow"
+_NOTHING_CHOSEN: Final = 5  # pytest's status where no test is left
 _SECONDS: Final = paths.BUILD / "test-seconds.json"
 _TESTS: Final = paths.ROOT / "tests"
 _PYTEST: Final = (sys.executable, "-m", "pytest", "-ra")
@@ -59,7 +64,7 @@ class _Finished:
     @property
     def has_failed(self) -> bool:
         """Whether a test failed, or pytest itself: it may have died without a word about its tests."""
-        return self.status != 0 or not self.outcomes
+        return self.status not in {0, _NOTHING_CHOSEN} or not self.outcomes
 
     @property
     def remarks(self) -> list[str]:
@@ -72,18 +77,26 @@ class _Finished:
 
 def main(arguments: list[str]) -> int:
     """Run the tests; return an exit status, 0 if all is well."""
-    if arguments:
+    if arguments not in ([], [_SLOW]):
         return subprocess.run([*_PYTEST, *arguments], cwd=paths.ROOT, env=_environment(), check=False).returncode
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return run_groups(_TESTS, _SECONDS)
+    return run_groups(_TESTS, _SECONDS, slow=bool(arguments))
 
 
-def run_groups(tests: Path, seconds: Path) -> int:
-    """Run all of a folder, and remember in a file how long each group took; return an exit status."""
+def run_groups(tests: Path, seconds: Path, *, slow: bool = False) -> int:
+    """
+    Run all of a folder that is slow, or all that is not; return an exit status.
+
+    Args:
+        tests: The folder of the rungs.
+        seconds: The file that remembers how long each group took.
+        slow: Which.
+    """
     began = time.monotonic()
     finished = []
     known = _known(seconds)
-    with closing(_run_all(_longest_first(_groups(tests), known))) as results:
+    groups = _longest_first(_groups(tests, slow=slow), known)
+    with closing(_run_all(groups, ("-m", "slow" if slow else "not slow"))) as results:
         for each in results:
             finished.append(each)
             print(f"\n{'-' * 20} {each.group}, {each.seconds:.0f} s\n{each.output}", flush=True)
@@ -94,12 +107,13 @@ def run_groups(tests: Path, seconds: Path) -> int:
     return int(any(each.has_failed for each in finished))
 
 
-def _groups(tests: Path) -> dict[str, list[Path]]:
+def _groups(tests: Path, *, slow: bool) -> dict[str, list[Path]]:
     """Return the groups by name: what pytest is to run in each."""
     groups: dict[str, list[Path]] = {}
     for rung in sorted(path for path in tests.iterdir() if path.is_dir() and path.name not in _APART):
         files = sorted(file for file in rung.rglob("test_*.py") if _is_ours(file.relative_to(tests)))
-        name = f"{tests.name}/{rung.name}"
+        files = [file for file in files if _has(file, slow=slow)]
+        name = f"{'slow ' if slow else ''}{tests.name}/{rung.name}"
         if rung.name == "e2e":
             groups |= {f"{name}/{file.name}": [file] for file in files}
         elif rung.name in {"unit", "turns"}:
@@ -108,6 +122,12 @@ def _groups(tests: Path) -> dict[str, list[Path]]:
             groups[name] = files
     # Without files pytest would run everything.
     return {group: files for group, files in groups.items() if files}
+
+
+def _has(file: Path, *, slow: bool) -> bool:
+    """Say whether a file can have slow tests, or others."""
+    text = file.read_text("utf-8")
+    return _MARK in text if slow else f"pytestmark = {_MARK}" not in text
 
 
 def _is_ours(file: Path) -> bool:
@@ -132,11 +152,11 @@ def _known(seconds: Path) -> dict[str, float]:
     return known
 
 
-def _run_all(groups: dict[str, list[Path]]) -> Generator[_Finished, None, None]:
+def _run_all(groups: dict[str, list[Path]], chosen: tuple[str, ...]) -> Generator[_Finished, None, None]:
     """Run the groups, some at once, in this order; yield each when it has finished."""
     running: set[subprocess.Popen[str]] = set()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        futures = [pool.submit(_run, group, files, running) for group, files in groups.items()]
+        futures = [pool.submit(_run, group, [*chosen, *map(str, files)], running) for group, files in groups.items()]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -148,11 +168,11 @@ def _run_all(groups: dict[str, list[Path]]) -> Generator[_Finished, None, None]:
             raise
 
 
-def _run(group: str, files: list[Path], running: set[subprocess.Popen[str]]) -> _Finished:
+def _run(group: str, arguments: list[str], running: set[subprocess.Popen[str]]) -> _Finished:
     began = time.monotonic()
     with TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         process = subprocess.Popen(
-            [*_PYTEST, *files],
+            [*_PYTEST, *arguments],
             cwd=paths.ROOT,
             env=_environment(),
             stdin=subprocess.DEVNULL,

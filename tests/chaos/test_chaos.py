@@ -7,6 +7,8 @@ import pytest
 from tests.chaos import threads
 from tests.chaos.rig import run
 
+pytestmark = pytest.mark.slow
+
 KILLS = 500
 THREAD_KILLS = 60
 

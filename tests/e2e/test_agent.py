@@ -226,6 +226,7 @@ def _last_tool(lines: list[dict[str, Any]]) -> int:
     return places[-1] + 1 if places else 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_kills_at_random_moments_repeat_no_effect(worker: Worker, upstream: Upstream, notes: Notes) -> None:
     """Every turn has one answer, every tool of it one key, every model call its own."""

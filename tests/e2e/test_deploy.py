@@ -21,6 +21,8 @@ from products import PRODUCTS
 from tests.support.cloudflare import Cloudflare, Refusal
 from tests.support.private_settings import GOOD, PRIVATE, settings_with
 
+pytestmark = pytest.mark.slow
+
 REAL_ID: Final = "4f0c1f5e-9d0e-4f07-8a56-0d6f0f2c9a11"
 ALL_MIGRATIONS: Final = sorted(path.name for path in (paths.ROOT / "migrations").glob("*.sql"))
 LOG_IN: Final = "wrangler login, or set CLOUDFLARE_API_TOKEN"

@@ -121,6 +121,7 @@ def test_the_first_requests_import_nothing(isolates: Worker, collector: Collecto
     assert product != "agent" or _Notes.taken == ["/add_note"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.template}")
 def test_no_route_imports_anything(isolates: Worker, route: Route | PublicRoute) -> None:
     """Whatever a client asks first."""

@@ -117,6 +117,7 @@ def test_a_turn_that_was_finished_when_the_worker_died_replays(killed: Worker, u
     assert_answered_once(killed, upstream, "finished", FINISHED)
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_of_many_turns(worker: Worker, upstream: Upstream) -> None:
     """Eight users keep retrying while the Worker is killed four times: eight answers, none doubled."""
     chance = random.Random(20261122)

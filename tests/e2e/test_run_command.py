@@ -26,6 +26,8 @@ from dev.terminal import Screen
 from tests.support.http import http
 from tests.support.processes import descendants, exists
 
+pytestmark = pytest.mark.slow
+
 PRODUCTS_AND_NEW: Final = ("assistant", "legal", "gtm", "agent", "contracts")
 PROBE: Final = Path(__file__).resolve().parent.parent / "worker" / "probe"
 WAIT_SECONDS: Final = 120.0

@@ -248,8 +248,8 @@ def test_a_reader_that_goes_away_after_the_last_line_ends_nothing(worker: Worker
     assert "all of it" == client.post("last", "read to the end")[1]["data"]["finalText"]
 
 
-def test_followers_from_another_isolate_are_shortly_behind(pair: Worker, upstream: Upstream) -> None:
-    """Through the database alone they get the same log, most lines within 0.4 s."""
+def test_followers_from_another_isolate_get_the_same_log(pair: Worker, upstream: Upstream) -> None:
+    """Through the database alone they get the same log; how far behind, `make bench` measures."""
     upstream.on("far away", Script(text=WORDS, pause_s=0.1))
     client = Client(pair.url)
     posted = post(client, "far", "far away", **{"x-isolate": "A"})
@@ -258,11 +258,6 @@ def test_followers_from_another_isolate_are_shortly_behind(pair: Worker, upstrea
     said = posted.whole()
 
     assert said == here.whole() == there.whole()
-    said_at = {line["seq"]: at for at, line in posted.arrived if "seq" in line}
-    near, far = (
-        sorted([at - said_at[line["seq"]] for at, line in each.arrived if "seq" in line][3:]) for each in (here, there)
-    )
-    assert near[len(near) // 2] < 0.05 < far[len(far) // 2] < 0.4
     assert 1 == len(upstream.calls("far away"))
 
 

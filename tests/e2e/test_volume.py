@@ -1,6 +1,10 @@
 """What routes and sweeps cost does not grow with the database: `make volume`, with fewer turns."""
 
+import pytest
+
 from bench.volume import compare, dearer
+
+pytestmark = pytest.mark.slow
 
 
 def test_nothing_gets_dearer_with_the_turns_that_are_there() -> None:

@@ -964,6 +964,7 @@ async def _assert_all_on_record(world: agents.World) -> None:
     assert all(row[2] == "completed" and row[3] is not None for row in rows if not row[4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", range(len(agents.BEFORE)))
 async def test_an_agent_s_worker_may_die_anywhere_before_the_approval(database: SqliteDatabase, point: int) -> None:
     """Every call is on record once, what was kept as delivered, and what nobody knows of as lost."""
@@ -990,6 +991,7 @@ async def test_an_agent_s_worker_may_die_anywhere_after_the_approval(database: S
     await _assert_all_on_record(world)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(1, len(agents.BEFORE), 4))
 @pytest.mark.parametrize("second", range(0, len(agents.AFTER), 4))
 async def test_agents_workers_may_die_one_after_another(database: SqliteDatabase, first: int, second: int) -> None:

@@ -630,6 +630,7 @@ async def _assert_once(world: World) -> None:
     assert [("completed",)] == await desk.rows("SELECT DISTINCT status FROM durable_steps")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", range(len(BEFORE)), ids=lambda n: f"{n}-{BEFORE[n].replace(' ', '-')}")
 async def test_a_worker_may_die_anywhere_before_the_approval(database: SqliteDatabase, point: int) -> None:
     """Every effect once by its key, a model call at most once a round and attempt, one stored answer."""
@@ -656,6 +657,7 @@ async def test_a_worker_may_die_anywhere_after_the_approval(database: SqliteData
     await _assert_once(world)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, len(BEFORE), 3))
 @pytest.mark.parametrize("second", range(1, len(AFTER), 4))
 async def test_workers_may_die_one_after_another(database: SqliteDatabase, first: int, second: int) -> None:

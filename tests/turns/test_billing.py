@@ -16,6 +16,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import pytest
+
 from chatturn.chat.hooks.hooks import ChatTurnHooks
 from chatturn.chat.hooks.tool import Tool, ToolContext
 from chatturn.database.api import Database, Result, Statement
@@ -325,6 +327,7 @@ async def shown(alone: Isolate, by: str) -> tuple[list[dict[str, Any]], dict[str
     return groups, totals[0]
 
 
+@pytest.mark.slow
 async def test_a_thousand_turns_add_up_and_are_traced_whole() -> None:
     """By call, in all, delivered and wasted apart; what nobody lived to hear is lost, and is counted."""
     with open_sqlite() as database:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -202,6 +203,7 @@ async def _story(scene: Scene) -> None:
             assert len(set(attempts)) == len(attempts) <= may_be
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(scenes)
 def test_every_client_of_another_format_ends_with_the_answer(scene: Scene) -> None:

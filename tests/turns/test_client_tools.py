@@ -507,6 +507,7 @@ class Failing:
         return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["before", "after", "dies"])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_whatever_fails_the_client_gets_the_whole_and_does_each_call_once(

@@ -54,6 +54,7 @@ def rows(database: SqliteDatabase, query: str) -> list[tuple[Any, ...]]:
     return [tuple(row) for row in database._connection.execute(query)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(30))
 async def test_workers_who_contend_for_a_run_agree_on_it(seed: int) -> None:
     """Each gets the same results in the end, though some of them are cancelled; all steps are on record once."""
@@ -98,6 +99,7 @@ async def test_workers_who_contend_for_a_run_agree_on_it(seed: int) -> None:
         assert ["completed"] * 8 == [status for (status,) in rows(database, "SELECT status FROM durable_steps")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(30))
 async def test_workers_who_contend_for_an_agents_turn_do_nothing_twice(seed: int) -> None:
     """One answer, no effect under a key that is not on record, and no two lines of the log with the same seq."""

@@ -226,6 +226,7 @@ def test_many_processes_may_open_one_file_at_once(tmp_path: Path, *, is_new: boo
         assert [(DURABLE_SCHEMA_VERSION, 0 if is_new else 6)] == list(migrated_runs(path))
 
 
+@pytest.mark.slow
 def test_a_migration_may_be_killed_between_any_two_statements(tmp_path: Path) -> None:
     """What it leaves is the old database or the new one, whole; the next one to open it ends the work."""
     walk = tmp_path / "walk.sqlite3"

@@ -159,6 +159,7 @@ def survives(point: int | None = None, moment: float | None = None, interrupts: 
     return passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interrupts", [(), (2, 4)], ids=["all wait", "two interrupt"])
 def test_a_worker_may_die_at_every_batch(interrupts: Sequence[int]) -> None:
     """Before and after it."""
@@ -171,6 +172,7 @@ def test_a_worker_may_die_at_every_batch(interrupts: Sequence[int]) -> None:
             raise AssertionError(f"killed at batch {point / 2} of {places / 2}: {error}") from error
 
 
+@pytest.mark.slow
 def test_a_worker_may_die_at_every_moment() -> None:
     """Five times a second of the session's first eight."""
     for step in range(40):

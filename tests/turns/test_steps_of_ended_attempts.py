@@ -177,6 +177,7 @@ async def test_an_end_that_the_engine_finds_in_the_stream_runs_no_step(
     await _goes_on(desk, shop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
 @pytest.mark.parametrize("how", ["abort", "cancelled from outside"])
 async def test_a_turn_that_is_stopped_runs_no_step(shape: Any, how: str) -> None:

@@ -138,6 +138,7 @@ class Parts:
         return 0
 
 
+@pytest.mark.slow
 async def test_with_a_service_binding_ten_thousand_orphans_are_an_hour(database: SqliteDatabase) -> None:
     """167 in one sweep: parts of them run in invocations of their own, each within its queries and its minute."""
     await orphans(database, 300, Product(*TWO_SECONDS))

@@ -323,6 +323,7 @@ def _place(change: ThreadChange) -> Place:
     return change.identity.turn_index, change.identity.version
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(25))
 async def test_a_thread_is_what_was_said(seed: int) -> None:
     """Twenty-five acts of a user; workers die on the way."""

@@ -1,6 +1,7 @@
 """`make test` runs all groups, says what came of each, and is not content if one of them is not."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from dev.test import run_groups
 PASSES = "def test_passes() -> None:\n    pass\n"
 FAILS = "def test_fails() -> None:\n    assert 'this' == 'that'\n"
 SKIPS = "import pytest\n\n\ndef test_skips() -> None:\n    pytest.skip('no tool')\n"
+SLOW = "import pytest\n\n\n@pytest.mark.slow\ndef test_slow() -> None:\n    pass\n"
+ALL_SLOW = "import pytest\n\npytestmark = pytest.mark.slow\n\n\ndef test_all_slow() -> None:\n    pass\n"
 DIES = "import os\n\n\ndef test_dies() -> None:\n    os._exit(0)\n"
 
 
@@ -56,6 +59,17 @@ def test_one_failure_is_the_failure_of_all(tmp_path: Path, seconds: Path, capsys
     assert "AssertionError: assert 'this' == 'that'" in output
     assert "test_b.py::test_fails" in output.splitlines()[-2]
     assert output.splitlines()[-1].startswith("1 failed, 1 passed, 0 skipped in ")
+
+
+def test_each_test_is_slow_or_not(tmp_path: Path, seconds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is run by one of the two commands; a file that has nothing for one of them fails neither."""
+    files = {"e2e/test_a.py": SLOW, "e2e/test_b.py": ALL_SLOW, "e2e/test_c.py": PASSES, "e2e/test_d.py": PASSES + SLOW}
+    write(tmp_path / "some", files)
+    statuses = [run_groups(tmp_path / "some", seconds, slow=slow) for slow in (False, True)]
+    counts = [line for line in capsys.readouterr().out.splitlines() if " skipped" in line]
+
+    assert [0, 0] == statuses
+    assert [["2 passed"], ["3 passed"]] == [re.findall(r"\d+ passed", line) for line in counts if line[0] != "="]
 
 
 def test_a_pytest_that_dies_is_a_failure(tmp_path: Path, seconds: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,6 +147,7 @@ async def _cut_off(world: World, fuse: Fuse, moment_s: float, turns: int) -> boo
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.sqlite_only
 @pytest.mark.parametrize("shape", CUT_OFF, ids=lambda shape: shape.__name__)
 def test_an_attempt_that_is_cancelled_from_outside_does_nothing_more(shape: Shape) -> None:

@@ -311,6 +311,7 @@ PROGRAMS: list[tuple[Shape, set[str]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.sqlite_only
 @pytest.mark.parametrize(("program", "down"), PROGRAMS, ids=[f"{each.__name__}-{len(down)}" for each, down in PROGRAMS])
 def test_a_program_survives_a_kill_at_every_place(program: Shape, down: set[str]) -> None:

@@ -265,6 +265,7 @@ SHAPES: list[tuple[Shape, set[str]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.sqlite_only
 @pytest.mark.parametrize(("shape", "down"), SHAPES, ids=[f"{shape.__name__}-{len(down)}" for shape, down in SHAPES])
 def test_a_shape_survives_a_kill_at_every_place(shape: Shape, down: set[str]) -> None:

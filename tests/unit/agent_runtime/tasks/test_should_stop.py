@@ -38,6 +38,7 @@ async def _decide(view: TaskView) -> Any:
     return await Counting().decide(replace(view, evals=(replace(view.evals[0], severity=None),)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", POLICIES)
 @pytest.mark.parametrize("later", POLICIES)
 async def test_a_task_outlives_its_worker_whatever_is_said_of_it_then(first: str, later: str) -> None:

@@ -92,6 +92,7 @@ def _options(counting: Counting, database: Any) -> Any:
     return counting.options(durable=durable(database))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("die", [die_in_a_stream, die_in_a_loop])
 def test_a_worker_may_die_at_every_wait(die: Any) -> None:
     places = die(10**9).places
@@ -123,6 +124,7 @@ class Interrupting(VirtualTimeLoop):
         super()._run_once()  # type: ignore[misc]  # of asyncio's BaseEventLoop, which its stubs leave out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["abort", "cancel"])
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_task_may_be_aborted_or_left_at_any_moment(how: str, resumed: bool) -> None:
