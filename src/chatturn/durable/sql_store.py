@@ -197,10 +197,9 @@ class SqlRunStore:
             A row with ``holds``, whether the run may start now, and the columns of `Condition.told`.  None if the wait
             has ended or is somebody else's: then claim again to learn the run's state.
         """
-        looks = _columns(queue.turn, first=4)
-        renewal = Statement(
-            f"{sql.RENEW_WAIT}, {looks}", (lease.run_id, lease.holder, NOW, _term(queue.lease_ms), *queue.turn.params)
-        )
+        turn = queue.turn
+        text = _with_columns(sql.RENEW_WAIT, _columns(turn.sql, turn.told, 4, len(turn.params)))
+        renewal = Statement(text, (lease.run_id, lease.holder, NOW, _term(queue.lease_ms), *turn.params))
         [outcome] = await self.database.batch([renewal])
         return outcome.rows[0] if outcome.rows else None
 
@@ -229,8 +228,7 @@ class SqlRunStore:
         fence = _fence(lease)
         batch = [Statement(extra.sql, (*fence, *extra.params)) for extra in statements]
         if renew:
-            renewal = f"{sql.RENEW_LEASE}, {returning}" if returning else sql.RENEW_LEASE
-            batch.append(Statement(renewal, (*fence, NOW, _term(lease.lease_ms))))
+            batch.append(Statement(_with_columns(sql.RENEW_LEASE, returning), (*fence, NOW, _term(lease.lease_ms))))
         rows = [outcome.rows for outcome in await self.database.batch(batch)]
         if not rows[0] or (renew and not rows[-1]):
             raise LeaseLost("the lease lapsed or was taken over", run_id=lease.run_id)
@@ -362,8 +360,7 @@ class SqlRunStore:
         """
         asked_at = asyncio.get_running_loop().time()
         text = None if outcome is None else json_text(outcome.to_json(), "the outcome")
-        end_run = f"{sql.END_RUN}, {news.columns}" if news.columns else sql.END_RUN
-        end = Statement(end_run, (*_fence(lease), status, text, NOW, step_index))
+        end = Statement(_with_columns(sql.END_RUN, news.columns), (*_fence(lease), status, text, NOW, step_index))
         rows = (await self._batch([*batch, end], _SETTLE_DELAYS_S))[-1].rows
         if rows:
             news.told(rows[0], asked_at)
@@ -511,14 +508,25 @@ def _require(guards: Sequence[Guard], looked: Sequence[Result]) -> None:
 
 def _look(condition: Condition) -> Statement:
     """Return the query for ``holds`` and the told columns of a condition."""
-    params = condition.params[: _used(f"{condition.sql} {condition.told} {condition.told_from}")]
-    told_from = _numbered(condition.told_from, 0, len(condition.params))
-    return Statement(f"SELECT {_columns(condition, first=0)} {told_from}", params)
+    text, used = _look_text(condition.sql, condition.told, condition.told_from, len(condition.params))
+    return Statement(text, condition.params[:used])
 
 
-def _columns(condition: Condition, *, first: int) -> str:
-    told = f", {condition.told}" if condition.told else ""
-    return _numbered(f"({condition.sql}) AS holds{told}", first, len(condition.params))
+@cache
+def _look_text(condition: str, told: str, told_from: str, params: int) -> tuple[str, int]:
+    """Return the query's text, and how many of the *params* parameters it uses."""
+    text = f"SELECT {_columns(condition, told, 0, params)} {_numbered(told_from, 0, params)}"
+    return text, _used(f"{condition} {told} {told_from}")
+
+
+@cache
+def _columns(condition: str, told: str, first: int, params: int) -> str:
+    return _numbered(f"({condition}) AS holds{', ' if told else ''}{told}", first, params)
+
+
+@cache
+def _with_columns(text: str, columns: str) -> str:
+    return f"{text}, {columns}" if columns else text
 
 
 def _begin(fence: tuple[str, str, int | None], begin: Begin) -> Statement:

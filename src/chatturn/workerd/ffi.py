@@ -14,7 +14,7 @@ chain that does not come back to Python in between; see `js_texts` and `parse_js
 
 import asyncio
 import json
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from functools import cache, partial
@@ -50,6 +50,8 @@ _from_entries: Final = js.Object.fromEntries
 _stringify: Final = js.JSON.stringify
 _set_timeout: Final = js.setTimeout
 _clear_timeout: Final = js.clearTimeout
+
+_NULL_FOR_NONE: Final[Mapping[Any, Any]] = {None: jsnull}
 
 work: Final = Work()
 """Counts the tasks that bells have woken; a plain number, so all requests of the isolate may share it."""
@@ -321,9 +323,9 @@ def js_object(members: Mapping[str, Any]) -> JsProxy:
     return to_js(members, dict_converter=_from_entries)
 
 
-def js_arguments(values: Iterable[str | int | float | None]) -> list[Any]:
+def js_arguments(values: Sequence[str | int | float | None]) -> list[Any]:
     """Make arguments for a JavaScript call; None would arrive as undefined, which D1 refuses."""
-    return [jsnull if value is None else value for value in values]
+    return [*map(_NULL_FOR_NONE.get, values, values)]
 
 
 def js_texts(*texts: str) -> JsProxy:

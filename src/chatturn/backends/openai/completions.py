@@ -120,6 +120,7 @@ class CompletionReader:
         self._keeps = keeps
         self._besides = Besides()
         self._usage: dict[str, Any] = {}
+        self._counts: dict[str, int] | None = {}
 
     def feed(self, chunk: bytes) -> list[Sequence[ChatStreamEvent]]:
         """Take the next bytes of the body; return what they say, in batches.  A failure waits for `finish`."""
@@ -185,12 +186,12 @@ class CompletionReader:
         kept = {"message": self._kept.members(), "calls": self._tools.kept()}
         return kept if kept["message"] or any(kept["calls"]) else {}
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> Mapping[str, int]:
         """Return what the answer consumed, as far as the API said; a count that is no count is left out."""
-        if not self._usage:
-            return {}
-        found = {name: _first(self._usage, paths, _is_count) for name, paths in _COUNTS.items()}
-        return {name: int(count) for name, count in found.items() if count is not None}
+        if self._counts is None:
+            found = {name: _first(self._usage, paths, _is_count) for name, paths in _COUNTS.items()}
+            self._counts = {name: int(count) for name, count in found.items() if count is not None}
+        return self._counts
 
     def usage(self) -> dict[str, Any]:
         """
@@ -466,6 +467,7 @@ class CompletionReader:
         """Take counts; each frame may have some of them, or all so far, or at the end zeros."""
         if type(usage) is dict:
             self._usage |= {name: value for name, value in usage.items() if value or name not in self._usage}
+            self._counts = None
 
     def _read_delta(self, delta: dict[str, Any], events: list[ChatStreamEvent], *, whole: bool) -> tuple[bool, bool]:
         """Read a delta; return whether there is nothing but text in it, and whether it says anything."""
