@@ -57,11 +57,12 @@ def run(arrivals: Sequence[Sequence[float]], other_work: Sequence[tuple[float, f
             if stream.closed:
                 continue
             gather_s = stream.gathering.came(now_s)
-        elif stream.gathered:
-            gather_s = stream.gathering.gathered(len(stream.gathered), now_s - at)
         else:
-            stream.closed = False
-            continue
+            work.fired(now_s, now_s - at)
+            stream.closed = bool(stream.gathered)
+            if not stream.gathered:
+                continue
+            gather_s = stream.gathering.gathered(len(stream.gathered))
         work.pieces += 1
         now_s += DELIVERY_S
         stream.gathering.delivered(now_s)
@@ -98,6 +99,15 @@ def test_streams_beside_each_other_are_late_by_no_more_than_their_deliveries_tak
     assert max(max(stream.lags_s) for stream in streams) < 8.01 * DELIVERY_S
 
 
+def test_streams_beside_each_other_set_few_timers_while_none_is_late() -> None:
+    """One now and then tells that the isolate is not busy; each chunk is still taken at once."""
+    for number in (2, 4, 8):
+        streams = run([[at + 0.02 * stream / number for at in paced(200)] for stream in range(number)])
+        assert all(stream.deliveries == 200 for stream in streams)
+        assert max(max(stream.lags_s) for stream in streams) < 1.01 * DELIVERY_S
+        assert 0 < sum(stream.timers for stream in streams) < 0.15 * 200 * number
+
+
 def test_in_a_busy_isolate_bursts_are_taken_in_few_pieces_each() -> None:
     streams = run([[0.0] * 20 for _ in range(32)])
     assert all(stream.deliveries <= 3 for stream in streams)
@@ -127,11 +137,30 @@ def test_after_the_work_is_over_chunks_are_taken_at_once_again() -> None:
 
 
 def test_how_long_chunks_gather_grows_with_crowds_and_with_lateness_up_to_a_bound() -> None:
-    gathering = Gathering(Work())
+    work = Work()
+    gathering = Gathering(work)
     assert gathering.came(0.0) is None
     gathering.delivered(0.1)  # a slow machine took long for it
     assert gathering.came(0.101) == 0.002
-    assert [gathering.gathered(4, 0.0) for _ in range(5)] == [0.004, 0.008, 0.016, 0.016, 0.016]
-    assert gathering.gathered(1, 0.0) == 0.002
-    assert gathering.gathered(1, 0.01) == 0.04
-    assert gathering.gathered(1, 1.0) == 0.1
+    assert [gathering.gathered(4) for _ in range(5)] == [0.004, 0.008, 0.016, 0.016, 0.016]
+    assert gathering.gathered(1) == 0.002
+    for late_s, gather_s in ((0.01, 0.04), (1.0, 0.1)):
+        work.fired(0.2, late_s)
+        assert gathering.gathered(1) == gather_s
+
+
+def test_beside_other_work_chunks_gather_unless_a_timer_was_on_time_just_now() -> None:
+    work = Work()
+    gathering = Gathering(work)
+
+    def came(now_s: float) -> float | None:
+        gathering.delivered(now_s - 0.02)
+        work.pieces += 1
+        return gathering.came(now_s)
+
+    assert came(1.0) == 0.002  # nobody knows whether the isolate is busy
+    work.fired(1.0, 0.001)
+    assert came(1.05) is None
+    assert came(1.11) == 0.002  # it may be busy by now
+    work.fired(1.11, 0.02)
+    assert came(1.12) == 0.002

@@ -205,9 +205,11 @@ class _Inbox:
     def _look(self) -> None:
         """Collect the gathered chunks and gather again, if there are any and a task waits; else set the trap again."""
         timer, self._timer = self._timer, None
+        if timer is not None:
+            work.fired(timer.due_s + timer.late_s, timer.late_s)
         came = self._collect()
-        if came and self._bell.awaited and timer is not None:
-            gather_s = self._gathering.gathered(came, timer.late_s)
+        if came and self._bell.awaited:
+            gather_s = self._gathering.gathered(came)
             self._deliver()
             self._gather(gather_s)
         else:
