@@ -19,6 +19,7 @@ async function opened() {
   return tab;
 }
 const answers = (tab) => tab.$$eval(".assistant", (all) => all.map((each) => each.textContent));
+const regenerate = (tab) => tab.evaluate(() => [...document.querySelectorAll("button")].at(-1).click());
 const text = async (tab) => (await answers(tab)).join("");
 const is = (tab, status) => tab.waitForFunction((s) => document.body.dataset.status === s, { timeout: 60_000 }, status);
 async function until(condition) {
@@ -53,9 +54,22 @@ try {
     said = await whole(other);
     await tab.bringToFront();
     said.first = (await whole(tab)).text;
+  } else if (asked.elsewhere) {
+    await whole(tab);
+    const other = await opened(); // which shows the old answer, and is left alone
+    await whole(other);
+    await tab.bringToFront();
+    await regenerate(tab);
+    await until(async () => (await text(tab)).endsWith(asked.regenerate));
+    await is(tab, "ready");
+    await other.bringToFront();
+    await other.evaluate(() => document.dispatchEvent(new Event("visibilitychange"))); // without a window there is none
+    await until(async () => (await text(other)).endsWith(asked.regenerate));
+    await is(other, "ready");
+    said = { text: await text(other), bubbles: (await answers(other)).length };
   } else if (asked.regenerate) {
     await whole(tab);
-    await tab.evaluate(() => [...document.querySelectorAll("button")].at(-1).click());
+    await regenerate(tab);
     await until(async () => (await text(tab)).length > 20 && (await text(tab)).length < asked.length);
     await tab.reload(); // in the middle of the new answer
     await until(async () => (await text(tab)).endsWith(asked.regenerate));

@@ -488,6 +488,30 @@ def test_a_page_regenerates(client: str, front: Front, upstream: Upstream, rows:
     assert (1, f"{WORDS} anew", []) == (said["bubbles"], said["text"], said["errors"])
 
 
+def test_a_page_shows_what_another_tab_has_regenerated(front: Front, upstream: Upstream) -> None:
+    """Shown again, it has one bubble with the new answer: not the old one, and not both."""
+    client = "useChat in a page, examples/react.html"
+    chat = Chat(front, upstream, client, "elsewhere", ANSWER, Script(text=f"{WORDS} anew"))
+    said = chat.ask(elsewhere=True, regenerate="anew")
+
+    assert (1, f"{WORDS} anew", []) == (said["bubbles"], said["text"], said["errors"])
+    assert 2 == len(upstream.calls(chat.question))
+
+
+@pytest.mark.parametrize("client", AI_SDK)
+@pytest.mark.parametrize("change", ["regenerate", "edit"])
+def test_a_second_tab_comes_back_to_what_the_first_has_changed(
+    change: str, client: str, front: Front, upstream: Upstream
+) -> None:
+    """The thread first, then its stream, as the manual says: one question, one bubble, the new answer."""
+    upstream.on("Something new.", ANSWER)
+    scripts = [Script(text="the old answer"), ANSWER] if change == "regenerate" else [Script(text="the old answer")]
+    chat = Chat(front, upstream, client, f"elsewhere {change}", *scripts)
+    said = chat.ask(elsewhere=change, thread=f"{front.url}/v1/sessions/{chat.name}/messages", new="Something new.")
+
+    assert (1, WORDS, [], 2) == (said["bubbles"], said["text"], said["errors"], len(said["ids"]))
+
+
 @pytest.mark.parametrize("client", EXAMPLES)
 def test_an_example_is_stopped(client: str, front: Front, upstream: Upstream) -> None:
     """Ctrl-C: the turn is cancelled, and what was said by then is kept."""

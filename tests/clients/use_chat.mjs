@@ -75,7 +75,19 @@ const settings = {
   },
   onError: (error) => errors.push(`${error.name}: ${error.message}`.slice(0, 200)),
 };
-const chat = older ? await olderChat(settings) : new Chat(settings);
+let chat = older ? await olderChat(settings) : new Chat(settings);
+
+// What a page does that is shown again: the thread as it is stored, then the stream of what is being answered.
+async function comeBack() {
+  const { messages, open } = await (await fetch(asked.thread, { headers })).json();
+  const from = Math.min(...open.map((each) => each.turnIndex), Infinity);
+  const bubble = (id, role, text) => ({ id, role, parts: [{ type: "text", text }] });
+  chat.messages = [
+    ...messages.filter((each) => each.turnIndex < from).map((each) => bubble(each.role === "user" ? `user-${each.turnIndex}` : each.runId, each.role, each.content)),
+    ...open.map((each) => bubble(`user-${each.turnIndex}`, "user", each.message)),
+  ];
+  await chat.resumeStream();
+}
 
 const answer = () => chat.messages.filter((message) => message.role === "assistant");
 const text = () =>
@@ -101,6 +113,16 @@ async function run() {
     const waiting = () => answer().flatMap((message) => message.parts).filter((part) => part.state === "approval-requested");
     for (const part of waiting()) await chat.addToolApprovalResponse({ id: part.approval.id, approved: asked.approve });
     while (chat.status !== "ready" && chat.status !== "error") await pause(5);
+    return;
+  }
+  if (asked.elsewhere) {
+    await chat.sendMessage({ text: asked.question });
+    const other = new Chat({ ...settings, messages: structuredClone(chat.messages) });
+    await other.resumeStream();
+    if (asked.elsewhere === "edit") await chat.sendMessage({ text: asked.new, messageId: chat.messages[0].id });
+    else await chat.regenerate();
+    chat = other;
+    await comeBack();
     return;
   }
   if (asked.regenerate) {
