@@ -41,6 +41,11 @@ class UiMessageView:
         self._active: dict[tuple[str, str], dict[str, Any]] = {}
         self._replaying = False
 
+    def asks_again(self) -> None:
+        """Send the thread again, with what the turn waits for: the message stays, and the chunks count from 0."""
+        self.finished = self.done = False
+        self.chunks = 0
+
     def resume_from_the_start(self) -> None:
         """Take the next stream for a replay: its first ``start`` clears the message."""
         self._replaying = True
@@ -138,9 +143,11 @@ class UiMessageView:
             self.finish_reason = chunk["finishReason"]
 
     def shown(self) -> list[dict[str, Any]]:
-        """Return what a user sees of it: texts that follow each other are one."""
+        """Return what a user sees of it: texts that follow each other are one, where a step begins is not seen."""
         shown: list[dict[str, Any]] = []
         for part in self.parts:
+            if part["type"] == "step-start":
+                continue
             if part["type"] in {"text", "reasoning"} and shown and shown[-1]["type"] == part["type"]:
                 shown[-1] = {**part, "text": shown[-1]["text"] + part["text"]}
             else:

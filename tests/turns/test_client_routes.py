@@ -280,6 +280,40 @@ def test_an_approval_goes_on_with_the_same_turn(sdk: int, approved: bool) -> Non
         run(main(database))
 
 
+@pytest.mark.parametrize("chunks", [0, 1, 2, 3])
+def test_a_client_that_is_cut_off_right_behind_its_approval_is_told_nothing_twice(chunks: int) -> None:
+    """WorkflowChatTransport: it holds the message, and goes on with the chunks of the last response, which it counts."""
+
+    async def main(database: SqliteDatabase) -> None:
+        isolate = Isolate(database, Clerk())
+        reply = await isolate.ask("POST", CHAT, {"id": "c1", "messages": [ui("use send {}")]})
+        view = await seen(reply)
+        [tool] = [part for part in view.parts if part["type"] == "dynamic-tool"]
+        approval = {"id": tool["approval"], "approved": True}
+        decided = {**tool, "toolCallId": tool["id"], "state": "approval-responded", "approval": approval}
+        answer = {"id": view.id, "role": "assistant", "parts": [{"type": "step-start"}, decided]}
+        reply = await isolate.ask("POST", CHAT, {"id": "c1", "messages": [ui("use send {}"), answer]})
+        assert reply.task is not None
+        await reply.task
+        view.asks_again()
+        events = reply.reader.text.split("\n\n")
+        view.read("".join(f"{event}\n\n" for event in [each for each in events if each.startswith("data")][:chunks]))
+        run_id = reply.response.headers["X-Workflow-Run-Id"]
+        view.read(await seen_text(isolate, f"{CHAT}/{quote(run_id, safe='')}/stream?startIndex={view.chunks}"))
+
+        assert ["step-start", "dynamic-tool", "text"] == [part["type"] for part in view.parts]
+        assert "output-available" == view.parts[1]["state"]
+
+    async def seen_text(isolate: Isolate, path: str) -> str:
+        reply = await isolate.ask("GET", path)
+        assert reply.task is not None
+        await reply.task
+        return reply.reader.text
+
+    with open_sqlite() as database:
+        run(main(database))
+
+
 def test_who_asks_on_gives_the_decision_with_the_next_question() -> None:
     """The turn that waits goes on, and the question behind it is answered; one that nobody has asked for is no matter."""
 

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 from chatturn.backends.parameters import whole
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX, CLIENT_CALL
 from chatturn.chat.requests import TurnRequest
-from chatturn.chat.thread.identity import ChatTurnIdentity, turn_of_run, turn_run_id, version_of_run
+from chatturn.chat.thread.identity import ChatTurnIdentity, turn_of_run, turn_run_id, version_of_run, with_version_of
 from chatturn.chat.thread.versions import Replace
 from chatturn.chat.turn.reader import PING_EVERY_MS
 from chatturn.durable.identifiers import derive_worker_id
@@ -41,7 +41,7 @@ from chatturn.http.limits import (
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.parameters import Parameter, Query, whole_number
 from chatturn.http.problems import detail_of, error_headers
-from chatturn.http.projected import OpenedTurn, ProjectedTurn, find, go_on_or_follow, gone_on, open_or_follow
+from chatturn.http.projected import EVENTS, OpenedTurn, ProjectedTurn, find, go_on_or_follow, gone_on, open_or_follow
 from chatturn.http.strict_json import read_json_object
 from chatturn.http.user_messages import IMAGE_TYPES
 from chatturn.wire.ai_sdk import NEWEST, UiMessageStream
@@ -59,13 +59,7 @@ __all__ = [
 
 AI_SDK_CHAT: Final = "/v1/ai-sdk/chat"
 
-_HEADERS: Final[Mapping[str, str]] = {
-    "Content-Type": "text/event-stream",
-    "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",
-    "X-Content-Type-Options": "nosniff",
-    "X-Vercel-AI-UI-Message-Stream": "v1",
-}
+_HEADERS: Final[Mapping[str, str]] = {**EVENTS, "X-Vercel-AI-UI-Message-Stream": "v1"}
 _NUMBER: Final = re.compile(r"-?[0-9]{1,9}")
 _MOST_CHUNKS: Final = 10**9 - 1
 _OLDEST, _LATEST = 5, 99
@@ -141,9 +135,9 @@ async def post_chat(call: Call) -> HttpResponse:
         return _stream(call, given, opened, sdk=sdk, given=_given_calls(_last_parts(messages)))
     opened = await open_or_follow(call.service, identity, request)
     response = _stream(call, identity, opened, sdk=sdk)
-    named = {"X-Ignored-Parameters": ", ".join(ignored)} if ignored else {}
-    background = None if given is None else gone_on(call.service, turn_run_id(given))
-    return replace(response, headers={**response.headers, **named}, background=background)
+    if ignored:
+        response = replace(response, headers={**response.headers, "X-Ignored-Parameters": ", ".join(ignored)})
+    return response if given is None else replace(response, background=gone_on(call.service, turn_run_id(given)))
 
 
 async def _give(
@@ -164,7 +158,7 @@ async def _give(
     if results:
         taken = await call.service.take_results(identity.tenant_id, identity.user_id, results)
         if taken is not None and (turn := turn_of_run(taken.run_id)) is not None:
-            given = replace(_identity(call, *turn), version=version_of_run(taken.run_id))
+            given = with_version_of(_identity(call, *turn), taken.run_id)
     if not decisions:
         return given
     if given is None:
@@ -192,7 +186,7 @@ async def get_chat_stream(call: Call) -> HttpResponse:
     the body waits.
     """
     query = _query(call.request, CHAT_STREAM_QUERY)
-    seen, sdk = query["startIndex"], query["v"]
+    seen, sdk = query.get("startIndex"), query["v"]
     may_take_over = RUN_TURNS in call.principal.scopes
     identity = await _identity_of(call)
     opened: OpenedTurn | None = None
@@ -211,28 +205,29 @@ def _stream(
     identity: ChatTurnIdentity,
     opened: OpenedTurn | None,
     *,
-    seen: int = 0,
+    seen: int | None = None,
     sdk: int,
     given: Collection[str] = (),
     may_take_over: bool = True,
 ) -> HttpResponse:
     if opened is not None:
-        identity = replace(identity, version=version_of_run(opened.run_id))
-    run_id = turn_run_id(identity)
+        identity = with_version_of(identity, opened.run_id)
+    run_id = turn_run_id(identity) if opened is None else opened.run_id
     headers = {**_HEADERS, "X-Workflow-Run-Id": run_id, "X-Ping-Ms": str(PING_EVERY_MS)}
     if opened is not None:
         headers |= {"X-Turn-Attempt": str(opened.attempt), "X-Turn-Replayed": str(opened.replayed).lower()}
         headers["X-Ping-Ms"] = str(call.service.ping_every_ms)
-    if seen < 0:
+    if seen is not None and seen < 0:
         # A client that asks for the last n chunks gets all chunks, since a chunk may need the chunks before it; and is
         # told that there are n, so that it counts from the first.
         headers["X-Workflow-Stream-Tail-Index"] = str(-seen - 1)
     projection = UiMessageStream(
         run_id,
         version=identity.version,
-        seen=max(0, seen),
+        seen=None if seen is None else max(0, seen),
         attempt=1 if opened is None else opened.attempt,
         sdk=sdk,
+        stored_to=None if opened is None else opened.stored_to,
         given=given,
     )
     turn = ProjectedTurn(
@@ -252,7 +247,7 @@ async def _identity_of(call: Call) -> ChatTurnIdentity | None:
     """Return the turn that a run's id names, or the latest of a chat; None for a chat that has none."""
     turn = turn_of_run(read_run_id(call.parameters["id"]))
     if turn is not None:
-        return replace(_identity(call, *turn), version=version_of_run(read_run_id(call.parameters["id"])))
+        return with_version_of(_identity(call, *turn), read_run_id(call.parameters["id"]))
     session_id = read_session_id(call.parameters["id"])
     latest = await _latest_turn(call, session_id)
     return None if latest is None else await call.service.shown_version(_identity(call, session_id, latest))
@@ -343,7 +338,7 @@ CHAT_QUERY: Final[Query] = {
 CHAT_STREAM_QUERY: Final[Query] = {
     "startIndex": Parameter(
         about="how many chunks the client has seen; below 0 it asks for the last ones, and is shown all",
-        schema={"type": "integer", "minimum": -_MOST_CHUNKS, "maximum": _MOST_CHUNKS, "default": 0},
+        schema={"type": "integer", "minimum": -_MOST_CHUNKS, "maximum": _MOST_CHUNKS},
         read=_start_index,
     ),
     **CHAT_QUERY,
@@ -356,9 +351,9 @@ def _query(request: HttpRequest, known: Query) -> Mapping[str, int]:
         said = dict(parse_qsl(request.query, keep_blank_values=True, max_num_fields=_MOST_MEMBERS))
     except ValueError:
         raise InvalidField(f"the query may have at most {_MOST_MEMBERS} members", field="query") from None
-    return {
-        name: each.read(said[name], name) if name in said else each.schema["default"] for name, each in known.items()
-    }
+    read = {name: each.read(said[name], name) for name, each in known.items() if name in said}
+    defaults = {name: each.schema["default"] for name, each in known.items() if "default" in each.schema}
+    return defaults | read
 
 
 # The messages

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from chatturn.backends.parameters import PARAMETERS, TOOLS
 from chatturn.chat.requests import TurnRequest
-from chatturn.chat.thread.identity import ChatTurnIdentity, turn_of_run, version_of_run
+from chatturn.chat.thread.identity import ChatTurnIdentity, turn_of_run, with_version_of
 from chatturn.chat.thread.versions import Replace
 from chatturn.chat.turn.given import Given
 from chatturn.chat.turn.sinks import BufferSink
@@ -59,7 +59,15 @@ from chatturn.http.limits import (
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.parameters import printable
 from chatturn.http.problems import detail_of, error_headers, json_response, shown
-from chatturn.http.projected import OpenedTurn, ProjectedTurn, Projection, go_on_or_follow, gone_on, open_or_follow
+from chatturn.http.projected import (
+    EVENTS,
+    OpenedTurn,
+    ProjectedTurn,
+    Projection,
+    go_on_or_follow,
+    gone_on,
+    open_or_follow,
+)
 from chatturn.http.queries import check_no_query
 from chatturn.http.strict_json import read_json_object
 from chatturn.http.user_messages import read_text
@@ -90,6 +98,8 @@ _RETRIED_WITHIN_S: Final = 900
 
 _IGNORED: Final = frozenset(("logit_bias",))
 """Parameters of the model that are not passed on, though clients send them by themselves."""
+
+_ABOUT_THE_MODEL: Final = PARAMETERS.keys() | _IGNORED
 
 _ABOUT_TOOLS: Final = frozenset(("parallel_tool_calls", "tool_choice"))
 """Parameters that are not passed on where the request has no tools."""
@@ -179,22 +189,13 @@ async def post_completion(call: Call) -> HttpResponse:
             answered=place.answered,
             include_usage=asked.include_usage,
             hold=opened.redacting,
+            stored_to=opened.stored_to,
         )
-        return replace(_stream(_turn(call, place, opened, chunks), headers), background=background)
+        turn = _turn(call, place, opened, chunks)
+        return HttpResponse(status=200, headers={**EVENTS, **headers}, stream=turn.run, background=background)
     completion = ChatCompletion(head, attempt=opened.attempt, answered=place.answered)
     turn = _turn(call, place, opened, completion)
     return HttpResponse(status=200, headers={}, late=lambda: _whole(turn, completion, headers), background=background)
-
-
-def _stream(turn: ProjectedTurn, headers: Mapping[str, str]) -> HttpResponse:
-    events = {
-        "Content-Type": "text/event-stream",
-        "Cache-Control": "no-store",
-        "X-Accel-Buffering": "no",
-        "X-Content-Type-Options": "nosniff",
-        **headers,
-    }
-    return HttpResponse(status=200, headers=events, stream=turn.run)
 
 
 async def _whole(turn: ProjectedTurn, projection: ChatCompletion, headers: Mapping[str, str]) -> HttpResponse:
@@ -216,7 +217,7 @@ def _failed(failure: Failure, *, status: int, retryable: bool) -> HttpResponse:
 
 
 def _turn(call: Call, place: "_Place", opened: OpenedTurn, projection: Projection) -> ProjectedTurn:
-    identity = replace(place.identity, version=version_of_run(opened.run_id))
+    identity = with_version_of(place.identity, opened.run_id)
     return ProjectedTurn(service=call.service, identity=identity, projection=projection, first=opened.run)
 
 
@@ -294,7 +295,7 @@ async def _of_results(call: Call, conversation: Conversation) -> _Place | None:
     given = await _give(call, conversation.behind)
     if given is None or (turn := turn_of_run(given.run_id)) is None:
         return None
-    identity = replace(_identity(call, *turn), version=version_of_run(given.run_id))
+    identity = with_version_of(_identity(call, *turn), given.run_id)
     return _Place(identity=identity, request=None, answered=frozenset(given.results))
 
 
@@ -438,7 +439,7 @@ class _Asked:
 
 def _read(members: Mapping[str, Any], may_say: Callable[[str], bool]) -> _Asked:
     _refuse_what_cannot_be_done(members, may_say)
-    said = [name for name in sorted(members) if members[name] is not None and name in PARAMETERS.keys() | _IGNORED]
+    said = [name for name in sorted(_ABOUT_THE_MODEL & members.keys()) if members[name] is not None]
     left_out = _IGNORED if members.get(TOOLS) else _IGNORED | _ABOUT_TOOLS
     taken = [name for name in said if name not in left_out and members[name] != [] and may_say(name)]
     asked_model = read_model(members.get("model"))

@@ -7,21 +7,38 @@ somebody goes on with the turn; after 600 s without a line the body is broken of
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Final, Protocol
 
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.service import DurableChatService
-from chatturn.chat.thread.identity import ChatTurnIdentity, turn_run_id, version_of_run
+from chatturn.chat.thread.identity import ChatTurnIdentity, turn_run_id, with_version_of
 from chatturn.chat.turn.sinks import Sink
 from chatturn.chat.turn.turn import OpenTurn
 from chatturn.errors import DurableRunLeaseHeldError, StoreError
 from chatturn.wire.lines import PING_FRAME, PING_START, last_seq
 
-__all__ = ["OpenedTurn", "ProjectedTurn", "Projection", "find", "go_on_or_follow", "gone_on", "open_or_follow"]
+__all__ = [
+    "EVENTS",
+    "OpenedTurn",
+    "ProjectedTurn",
+    "Projection",
+    "find",
+    "go_on_or_follow",
+    "gone_on",
+    "open_or_follow",
+]
+
+EVENTS: Final[Mapping[str, str]] = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+    "X-Content-Type-Options": "nosniff",
+}
+"""The headers of every stream; X-Accel-Buffering keeps proxies from holding it back."""
 
 _PATIENCE_S: Final = 600.0
 """A body to which nothing was written for this long is broken off."""
@@ -44,8 +61,8 @@ class Projection(Protocol):
     def broken(self) -> bool:
         """Whether the rest cannot be told to this client."""
 
-    def begin_attempt(self, attempt: int) -> None:
-        """Say, before the first line, which attempt is the latest."""
+    def begin_attempt(self, attempt: int, stored_to: int) -> None:
+        """Say, before the first line, which attempt is the latest, and the seq of the last line that is stored."""
 
     def feed(self, text: str) -> str:
         """Return what whole lines are in the format."""
@@ -113,6 +130,7 @@ class OpenedTurn:
         replayed: Whether the turn had finished before.
         created_at: When the turn was begun, as in the records.
         redacting: Whether the live lines have text that the log will not have.
+        stored_to: The seq of the last line that is stored, if its lines begin with the stored ones.
         run: Writes its lines to a sink and closes it; never raises.
     """
 
@@ -122,6 +140,7 @@ class OpenedTurn:
     created_at: str
     redacting: bool
     run: Callable[[Sink], Awaitable[None]]
+    stored_to: int | None = None
 
     @property
     def created(self) -> int:
@@ -181,13 +200,14 @@ async def _claim_or_follow(
         if pauses_s:
             await asyncio.sleep(pauses_s[0])
             return await _claim_or_follow(service, identity, claim, pauses_s=pauses_s[1:])
-        about = replace(identity, version=version_of_run(error.run_id))
+        about = with_version_of(identity, error.run_id)
         if not error.same_input or (found := await find(service, about, may_take_over=True)) is None:
             raise
         return found
-    about = replace(identity, version=version_of_run(turn.run_id))
-    if turn.replayed and (found := await find(service, about, may_take_over=True)) is not None:
-        return found
+    if turn.replayed:
+        about = with_version_of(identity, turn.run_id)
+        if (found := await find(service, about, may_take_over=True)) is not None:
+            return found
     return OpenedTurn(
         run_id=turn.run_id,
         attempt=turn.attempt,
@@ -211,6 +231,7 @@ async def find(service: DurableChatService, identity: ChatTurnIdentity, *, may_t
         created_at=page.created_at,
         redacting=False,
         run=log.run,
+        stored_to=page.ends,
     )
 
 
@@ -257,7 +278,7 @@ class ProjectedTurn:
                 if log is None:
                     break
                 if projected.last is None:
-                    self.projection.begin_attempt(log.page.attempt)
+                    self.projection.begin_attempt(log.page.attempt, log.page.ends)
                 await log.run(projected)
             if projected.came > came:
                 pause_s, silent_s = _FIRST_PAUSE_S, 0.0

@@ -23,7 +23,7 @@ from chatturn.http.ai_sdk import (
     session_of_body,
     session_of_chat,
 )
-from chatturn.http.application import Application, Call, PublicRoute, Route, SessionOwner
+from chatturn.http.application import Application, Call, Parameters, PublicRoute, Route, SessionOwner
 from chatturn.http.auth import OPERATE, READ_TURNS, RUN_TURNS, require_scope
 from chatturn.http.files import FILES, get_file, post_file
 from chatturn.http.limits import MAX_BODY_BYTES
@@ -155,6 +155,18 @@ def _table() -> tuple[tuple[re.Pattern[str], Mapping[str, Route | PublicRoute]],
 
 
 _TABLE: Final = _table()
+_PLAIN: Final = {pattern.pattern.replace("\\", ""): methods for pattern, methods in _TABLE if not pattern.groups}
+"""The addresses without variables."""
+
+
+def _found(path: str) -> tuple[Mapping[str, Route | PublicRoute], Parameters] | None:
+    """Return what may be done at a path, and its variables; None for a path that no route has."""
+    if (methods := _PLAIN.get(path)) is not None:
+        return methods, {}
+    for pattern, methods in _TABLE:
+        if (found := pattern.fullmatch(path)) is not None:
+            return methods, found.groupdict()
+    return None
 
 
 # The way of a request
@@ -202,30 +214,26 @@ def _marked(request: HttpRequest, response: HttpResponse, app: Application) -> H
 
 def _problem_form(request: HttpRequest) -> Callable[[ChatTurnError], HttpResponse]:
     """Return how the clients of the request's route are told about errors."""
-    for pattern, methods in _TABLE:
-        if pattern.fullmatch(request.path):
-            routes = [route for route in methods.values() if isinstance(route, Route)]
-            return routes[0].problem if routes else problem
-    return problem
+    found = _found(request.path)
+    routes = [] if found is None else [route for route in found[0].values() if isinstance(route, Route)]
+    return routes[0].problem if routes else problem
 
 
 async def _dispatch(request: HttpRequest, app: Application) -> HttpResponse:
-    for pattern, methods in _TABLE:
-        found = pattern.fullmatch(request.path)
-        if found is None:
-            continue
-        route = methods.get(request.method)
-        if route is None:
-            return _other_method(request, methods)
-        if isinstance(route, PublicRoute):
-            return await route.operation(app)
-        ticket = _ticket(request, app) if route.takes_tickets else None
-        principal = await app.authenticator.authenticate(request.headers) if ticket is None else ticket.principal
-        require_scope(principal, route.scopes)
-        call = Call(app.chat(), _timed(request, app), principal, found.groupdict(), app.tickets, ticket)
-        call = await _check_rates(call, route, app)
-        return await (route.operation(call) if app.owner is None else _by_owner(call, route, app.owner))
-    raise NotFound("no route has this path")
+    if (found := _found(request.path)) is None:
+        raise NotFound("no route has this path")
+    methods, parameters = found
+    route = methods.get(request.method)
+    if route is None:
+        return _other_method(request, methods)
+    if isinstance(route, PublicRoute):
+        return await route.operation(app)
+    ticket = _ticket(request, app) if route.takes_tickets else None
+    principal = await app.authenticator.authenticate(request.headers) if ticket is None else ticket.principal
+    require_scope(principal, route.scopes)
+    call = Call(app.chat(), _timed(request, app), principal, parameters, app.tickets, ticket)
+    call = await _check_rates(call, route, app)
+    return await (route.operation(call) if app.owner is None else _by_owner(call, route, app.owner))
 
 
 async def _by_owner(call: Call, route: Route, owner: SessionOwner) -> HttpResponse:

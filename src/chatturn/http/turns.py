@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from chatturn.chat.following import FollowedTurn
 from chatturn.chat.requests import CANCELLED, TurnView
-from chatturn.chat.thread.identity import ChatTurnIdentity, turn_of_run, version_of_run
+from chatturn.chat.thread.identity import ChatTurnIdentity, turn_of_run, version_of_run, with_version_of
 from chatturn.chat.turn.reader import PING_EVERY_MS
 from chatturn.chat.turn.sinks import Sink
 from chatturn.database.api import Row
@@ -72,7 +72,7 @@ async def post_turn(call: Call) -> HttpResponse:
         running = identity if about is None else replace(identity, turn_index=about[1])
         if not turn_request.follow or not error.same_input:
             return problem(error, stream=f"{_address(running)}/stream")
-        running = replace(running, version=version_of_run(error.run_id))
+        running = with_version_of(running, error.run_id)
         followed = await call.service.follow(running, None, may_take_over=True)
         if followed is None:
             raise

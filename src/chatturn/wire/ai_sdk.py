@@ -19,13 +19,16 @@ Cursors.  These clients count chunks (``startIndex``).  A count means something 
 * attempt 1: the chunks from the k-th on;
 * any later attempt: ``reset-step``, and then everything but ``start`` and ``start-step``.  That is right whatever the
   count means by then;
+* none at all: ``start``, ``reset-step``, and then everything.  A client that counts may hold the message from before it
+  counted: it has approved a tool in it, and was cut off before the first chunk of what followed.  One that holds
+  nothing has nothing to clear;
 * a log that is kept without its texts, because its product redacts them: as a later attempt.
 
 Source:
     The package ``ai`` 7.0.173: src/ui-message-stream/ui-message-chunks.ts, src/ui/process-ui-message-stream.ts.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from chatturn.events import MESSAGE_PART, TOOL_OUTCOMES
@@ -37,19 +40,21 @@ from chatturn.wire.lines import (
     add_usage,
     attempt_of_piece,
     encode,
+    last_seq,
     piece_of_answer,
     queued_frame,
     quoted,
     read_line,
     unquoted,
 )
+from chatturn.wire.passages import TEXT, PartKey, Passage, part_of, said_of, with_whole
 
 __all__ = ["NEWEST", "UiMessageStream"]
 
 _DONE: Final = "data: [DONE]\n\n"
+_START_STEP: Final = 'data: {"type":"start-step"}\n\n'
+_RESET_STEP: Final = 'data: {"type":"reset-step"}\n\n'
 _KINDS: Final = ("text", "reasoning")
-_TEXT: Final = ("text", "text")
-"""The kind and name of the part that holds the answer's pieces."""
 
 NEWEST: Final = 7
 _RESETS: Final = 7
@@ -66,9 +71,10 @@ class UiMessageStream:
     Args:
         message_id: The message's id, which is the run's.
         version: The version of the turn, for the message's metadata.
-        seen: How many chunks the client has seen.
+        seen: How many chunks the client has seen, if it counts; None for a client that is told all anew.
         attempt: The latest attempt when the client came; text of earlier attempts is left out.
         sdk: The client's major version.  From 7 on it knows ``reset-step``, from 6 on approvals; older ones throw.
+        stored_to: The seq of the last line that was stored when the client came; None for one that reads no stored log.
         given: The calls that the client has just approved, denied or run; it holds a part of this message already.  The
             step is begun anew or, for a client without ``reset-step``, sent from the first outcome of these calls on.
 
@@ -82,14 +88,16 @@ class UiMessageStream:
         message_id: str,
         *,
         version: int = 1,
-        seen: int = 0,
+        seen: int | None = None,
         attempt: int = 1,
         sdk: int = NEWEST,
+        stored_to: int | None = None,
         given: Collection[str] = (),
     ) -> None:
         self.ended = False
         self.broken = False
-        self._start = {"type": "start", "messageId": message_id, "messageMetadata": {"version": version}}
+        named = f'"messageId":{encode(message_id)},"messageMetadata":{{"version":{version}}}'
+        self._start = f'data: {{"type":"start",{named}}}\n\n'
         self._resets = sdk >= _RESETS
         self._approves = sdk >= _APPROVES
         self._given = given
@@ -97,14 +105,16 @@ class UiMessageStream:
         self._attempt = attempt
         self._out: list[str] = []
         self._begun = False
-        self._seen = seen
-        self._skip = seen  # chunks that are still to be left out
+        self._may_hold = bool(given) or (seen is not None and self._resets)
+        self._seen = seen or 0
+        self._waits_for = self._wait_for(stored_to)  # the seq of the line until which nothing is said
+        self._skip = self._seen  # chunks that are still to be left out
         self._skipped: list[str] | None = [] if seen else None  # kept until it is certain that the client has them
         self._parts = 0
-        self._open: tuple[str, str] | None = None  # the part being said: its kind, its name in the log
+        self._open: PartKey | None = None  # the part being said
         self._open_id = ""
-        self._said: dict[tuple[str, str], list[str]] = {}  # the text of each part of the step, as JSON without quotes
-        self._others: list[str] = []
+        self._pieces: list[str] = []  # of the part being said
+        self._step: list[Passage] = []  # what the step says; the pieces of a passage that is no text are its chunks
         self._tool_ids: dict[str, list[str]] = {}
         self._tools_called: dict[str, int] = {}
         self._usage: dict[str, Any] = {}
@@ -118,16 +128,32 @@ class UiMessageStream:
                 continue
             if (piece := piece_of_answer(line)) is not None:
                 if self._attempt == 1 or attempt_of_piece(line) >= self._attempt:
-                    self._say_piece(_TEXT, piece)
+                    self._say_piece(TEXT, piece)
             elif line.startswith(PING_START):
                 self._out.append(PING_FRAME)
             else:
                 self._take(read_line(line))
+        if self._waits_for is not None and (seq := last_seq(text)) is not None and seq >= self._waits_for:
+            self._say_what_waits()
         return "".join(self._out)
 
-    def begin_attempt(self, attempt: int) -> None:
-        """Set the latest attempt, before the first line."""
+    def begin_attempt(self, attempt: int, stored_to: int) -> None:
+        """Set the latest attempt, and how far the log is stored, before the first line."""
         self._attempt = attempt
+        self._waits_for = self._wait_for(stored_to)
+
+    def _wait_for(self, stored_to: int | None) -> int | None:
+        return None if self._resets or self._given or self._seen else stored_to
+
+    def _say_what_waits(self) -> None:
+        """Say what the stored lines come to, to a client that cannot take back what they take back."""
+        self._waits_for = None
+        if self._begun:
+            self._say_frame(self._start)
+            self._say_frame(_START_STEP)
+            self._say_step(self._step)
+            if self._usage:
+                self._say_usage()
 
     # One line.
 
@@ -155,17 +181,17 @@ class UiMessageStream:
             self._come_back_to_another()
             return
         if self._held:
-            self._out.append(f"data: {encode(self._start)}\n\n")
+            self._out.append(self._start)
             return
-        self._say(self._start)
-        self._say({"type": "reset-step" if self._given else "start-step"})
+        self._say_frame(self._start)
+        self._say_frame(_RESET_STEP if self._may_hold else _START_STEP)
 
     def _begin_attempt_anew(self, attempt: int) -> None:
         """Begin another attempt; clear the chunks of the one whose worker was lost."""
         self._attempt = attempt
         if not self._begun:
             return
-        was_empty = not self._said and not self._others
+        was_empty = not self._step
         self._forget_step()
         if self._skip:
             self._come_back_to_another()
@@ -177,15 +203,15 @@ class UiMessageStream:
     def _come_back_to_another(self) -> None:
         """Begin the step anew, because the client's chunks differ from those that follow."""
         self._skip, self._skipped = 0, None
-        if self._seen < _HEAD:
-            self._say({"type": "start-step"})
-        else:
+        if self._resets or self._seen >= _HEAD:
             self._say_reset()
+        else:
+            self._say_frame(_START_STEP)
 
     def _say_reset(self) -> None:
         if self._resets:
-            self._say({"type": "reset-step"})
-        elif not self._held:
+            self._say_frame(_RESET_STEP)
+        elif not self._held and self._waits_for is None:
             self.broken = True
 
     def _prove_or_reset(self, *, readable: bool) -> None:
@@ -201,7 +227,7 @@ class UiMessageStream:
         self._say_frame(f"data: {encode(chunk)}\n\n")
 
     def _say_frame(self, frame: str) -> None:
-        if self._held:
+        if self._is_silent:
             return
         if not self._skip:
             self._out.append(frame)
@@ -210,13 +236,19 @@ class UiMessageStream:
         if self._skipped is not None:
             self._skipped.append(frame)
 
+    @property
+    def _is_silent(self) -> bool:
+        return self._held or self.broken or self._waits_for is not None
+
     # Parts.
 
-    def _open_part(self, key: tuple[str, str]) -> None:
+    def _open_part(self, key: PartKey) -> None:
         self._begin()
         self._end_part()
         self._parts += 1
         self._open, self._open_id = key, str(self._parts)
+        self._pieces = []
+        self._step.append(Passage(key, self._pieces))
         self._say({"type": f"{key[0]}-start", "id": self._open_id})
 
     def _end_part(self) -> None:
@@ -224,69 +256,70 @@ class UiMessageStream:
             self._say({"type": f"{self._open[0]}-end", "id": self._open_id})
             self._open = None
 
-    def _say_piece(self, key: tuple[str, str], piece: str) -> None:
+    def _say_piece(self, key: PartKey, piece: str) -> None:
         """Say a piece of a part; *piece* is a JSON string without its quotes."""
         if self._open != key:
             self._open_part(key)
         if self._skip:
             self._prove_or_reset(readable=bool(piece))
-        if (said := self._said.get(key)) is None:
-            said = self._said[key] = []
-        said.append(piece)
+        self._pieces.append(piece)
         frame = f'data: {{"type":"{key[0]}-delta","id":"{self._open_id}","delta":"{piece}"}}\n\n'
-        if self._skip or self._held:
+        if self._skip or self._is_silent:
             self._say_frame(frame)
         else:
             self._out.append(frame)
 
     def _part(self, line: Line) -> None:
-        part = line.data.get("part")
-        described = part if isinstance(part, dict) else {}
-        key = (str(described.get("type", "text")), str(described.get("id", "text")))
+        key, delta, whole = part_of(line.data)
         if key[0] not in _KINDS:
             self._end_part()
             self._say_other({"type": f"data-{key[0]}", "data": line.data})
             return
-        delta, whole = line.data.get("delta"), described.get("text")
-        if not (isinstance(delta, str) and delta) and isinstance(whole, str):
+        if whole is not None:
             self._say_whole(key, whole)
         else:
-            self._say_piece(key, quoted(delta if isinstance(delta, str) else ""))
+            self._say_piece(key, quoted(delta or ""))
 
-    def _say_whole(self, key: tuple[str, str], whole: str) -> None:
+    def _say_whole(self, key: PartKey, whole: str) -> None:
         """Say a part given as its whole text: only what is new, or the step anew if the text so far differs."""
-        said = unquoted(self._said.get(key, ()))
+        said = said_of(self._step, key)
         if whole.startswith(said):
             self._say_piece(key, quoted(whole[len(said) :]))
         else:
-            self._say_anew({**self._said, key: [quoted(whole)]})
+            self._say_anew(with_whole(self._step, key, whole))
 
-    def _say_anew(self, parts: Mapping[tuple[str, str], list[str]]) -> None:
-        """Clear the step, and say its tools, its data and *parts* again."""
-        self._open, self._said = None, {}
+    def _say_anew(self, step: Sequence[Passage]) -> None:
+        """Clear the step, and say *step* in its place."""
         self._say_reset()
-        for frame in self._others:
-            self._say_frame(frame)
-        for key, pieces in parts.items():
-            self._say_piece(key, "".join(pieces))
-            self._end_part()
+        self._say_step(step)
+
+    def _say_step(self, step: Sequence[Passage]) -> None:
+        self._open, self._step = None, []
+        for passage in step:
+            if passage.key is None:
+                self._step.append(passage)
+                for frame in passage.pieces:
+                    self._say_frame(frame)
+            elif text := "".join(passage.pieces):
+                self._say_piece(passage.key, text)
+                self._pieces[:] = passage.pieces
+                self._end_part()
 
     def _forget_step(self) -> None:
-        self._open, self._said, self._others = None, {}, []
+        self._open, self._step = None, []
         self._tool_ids, self._tools_called, self._usage, self._asked = {}, {}, {}, {}
 
     def _result(self, line: Line) -> None:
         """Take the whole answer, and say it if it differs from the text said so far."""
         whole = line.data.get("finalText")
-        texts = [key for key in self._said if key[0] == "text"]
-        said = "".join(unquoted(self._said[key]) for key in texts)
+        said = "".join(unquoted(each.pieces) for each in self._step if each.is_answer)
         if not isinstance(whole, str) or whole == said:
             return
         if said:
-            others = {key: pieces for key, pieces in self._said.items() if key[0] != "text"}
-            self._say_anew({**others, _TEXT: [quoted(whole)]})
+            others = [each for each in self._step if not each.is_answer]
+            self._say_anew([*others, Passage(TEXT, [quoted(whole)])])
         else:
-            self._say_piece(_TEXT, quoted(whole))
+            self._say_piece(TEXT, quoted(whole))
 
     # Tools.
 
@@ -351,8 +384,9 @@ class UiMessageStream:
         self._say_other(chunk)
 
     def _say_other(self, chunk: Mapping[str, Any]) -> None:
-        self._others.append(f"data: {encode(chunk)}\n\n")
-        self._say(chunk)
+        frame = f"data: {encode(chunk)}\n\n"
+        self._step.append(Passage(None, [frame]))
+        self._say_frame(frame)
 
     def _new_tool_id(self, line: Line) -> str | None:
         """Return an id unique in this message, since a model may use one twice; None if it was redacted."""
@@ -407,6 +441,9 @@ class UiMessageStream:
 
     def _count(self, line: Line) -> None:
         add_usage(self._usage, line)
+        self._say_usage()
+
+    def _say_usage(self) -> None:
         self._say({"type": "message-metadata", "messageMetadata": {"usage": dict(self._usage)}})
 
     def _completed(self, line: Line) -> None:
@@ -433,6 +470,8 @@ class UiMessageStream:
 
     def _finish(self, reason: str, first: Mapping[str, Any] | None = None) -> None:
         self._end_part()
+        if self._waits_for is not None:
+            self._say_what_waits()
         self._held = False
         self._skip = 0
         self._skipped = None

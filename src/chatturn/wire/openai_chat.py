@@ -34,16 +34,20 @@ from chatturn.wire.lines import (
     add_usage,
     attempt_of_piece,
     encode,
+    last_seq,
     piece_of_answer,
     queued_frame,
     quoted,
     read_line,
     unquoted,
 )
+from chatturn.wire.passages import TEXT, PartKey, Passage, part_of, with_whole
 
 __all__ = ["ANSWER_RESTARTED", "ChatCompletion", "ChatCompletionChunks", "CompletionHead", "Failure", "error_members"]
 
 _DONE: Final = "data: [DONE]\n\n"
+_DELTA: Final = ',"choices":[{"index":0,"delta":'
+_FIRST_DELTA: Final = '{"role":"assistant","content":""}'
 _FINISH_REASONS: Final[Mapping[str, str]] = {"length": "length", "content_filter": "content_filter"}
 
 
@@ -99,6 +103,10 @@ class CompletionHead:
         """Return the members for an object of the type *kind*, as in ``chat.completion.chunk``."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
+    def text(self, kind: str) -> str:
+        """Return the same as JSON, without the brace at its end."""
+        return f'{{"id":{encode(self.id)},"object":"{kind}","created":{self.created},"model":{encode(self.model)}'
+
 
 @dataclass(slots=True, kw_only=True)
 class _Reader:
@@ -111,8 +119,11 @@ class _Reader:
         calls: The calls that the client is to run; the completion ends with them.
         usage: What the model calls of the attempt consumed.
         beside: Citations and images, by the member of a message that holds them.
+        passages: The attempt's text as it stands; an empty passage of no part stands where the answer's text begins.
         ended: Whether the completion is over.
         failure: Why there is no whole answer.
+        waits_for: The seq of the last line that was stored when the client came: no text is sent before it, since a
+            stored line may take it back.  None once it has come, and for a client that reads no stored log.
     """
 
     attempt: int = 1
@@ -120,8 +131,10 @@ class _Reader:
     calls: list[dict[str, Any]] = field(default_factory=list)
     usage: dict[str, Any] = field(default_factory=dict)
     beside: dict[str, list[Any]] = field(default_factory=dict)
+    passages: list[Passage] = field(default_factory=list)
     ended: bool = False
     failure: Failure | None = None
+    waits_for: int | None = None
     _due: set[str] = field(default_factory=set)
     _asked: dict[str, Line] = field(default_factory=dict)
 
@@ -133,9 +146,9 @@ class _Reader:
         """Whether the body must be broken off: never, since the format has a form for every end."""
         return False
 
-    def begin_attempt(self, attempt: int) -> None:
-        """Set the latest attempt, before the first line."""
-        self.attempt = attempt
+    def begin_attempt(self, attempt: int, stored_to: int) -> None:
+        """Set the latest attempt, and how far the log is stored, before the first line."""
+        self.attempt, self.waits_for = attempt, stored_to
 
     def take(self, text: str) -> None:
         """Take whole lines of the log."""
@@ -143,8 +156,8 @@ class _Reader:
             if not line or self.ended:
                 continue
             if (piece := piece_of_answer(line)) is not None:
-                if not self._due and (self.attempt == 1 or attempt_of_piece(line) >= self.attempt):
-                    self.say(piece)
+                if self.attempt == 1 or attempt_of_piece(line) >= self.attempt:
+                    self._piece(TEXT, piece)
             elif line.startswith(PING_START):
                 self.ping()
             else:
@@ -155,7 +168,7 @@ class _Reader:
             if line.attempt < self.attempt:
                 return
             self.attempt = line.attempt
-            self.usage, self._due, self._asked, self.beside = {}, set(self.answered), {}, {}
+            self.usage, self._due, self._asked, self.beside, self.passages = {}, set(self.answered), {}, {}, []
             self.begin_anew()
         if (handler := _HANDLERS.get(line.type)) is not None:
             handler(self, line)
@@ -190,18 +203,30 @@ class _Reader:
 
     # Lines.
 
+    def _piece(self, key: PartKey, piece: str) -> None:
+        if not self.passages or self.passages[-1].key != key:
+            self.passages.append(Passage(key, []))
+        self.passages[-1].pieces.append(piece)
+        if not self._due:
+            self.say(piece)
+
     def _part(self, line: Line) -> None:
-        if self._due:
-            return
-        part = line.data.get("part")
-        described = part if isinstance(part, dict) else {}
-        delta, whole, kind = line.data.get("delta"), described.get("text"), described.get("type", "text")
-        if kind == "text" and isinstance(delta, str) and delta:
-            self.say(quoted(delta))
-        elif kind == "text" and isinstance(whole, str):
-            self.say_whole(whole)
-        elif kind == "reasoning" and isinstance(delta, str) and delta:
+        key, delta, whole = part_of(line.data)
+        if key[0] == "text" and whole is not None:
+            self.passages = with_whole(self.passages, key, whole)
+            if not self._due:
+                self.say_whole(self._text())
+        elif key[0] == "text" and delta:
+            self._piece(key, quoted(delta))
+        elif key[0] == "reasoning" and delta and not self._due:
             self.think(delta)
+
+    def _text(self) -> str:
+        """Return the answer's text as it stands, behind the results that the client has given; "" before them."""
+        if self._due:
+            return ""
+        begins = max((at for at, each in enumerate(self.passages) if each.key is None), default=0)
+        return "".join(unquoted(each.pieces) for each in self.passages[begins:])
 
     def _citations(self, line: Line) -> None:
         found = [] if self._due else line.data.get("citations")
@@ -231,7 +256,9 @@ class _Reader:
         if id_ in self._asked and id_ not in self.answered:
             self._call_client()
         self._asked.pop(id_, None)
-        self._due.discard(id_)
+        if self._due:
+            self._due.discard(id_)
+            self.passages.append(Passage(None, []))
 
     def _suspended(self, _line: Line) -> None:
         open_calls = self._asked.keys() - set(self.answered)
@@ -249,7 +276,7 @@ class _Reader:
 
     def _result(self, line: Line) -> None:
         if isinstance(text := line.data.get("finalText"), str):
-            self._due = set()
+            self._due, self.passages = set(), [Passage(TEXT, [quoted(text)])]
             self.say_whole(text)
 
     def _failed(self, line: Line) -> None:
@@ -330,6 +357,7 @@ class ChatCompletionChunks(_Reader):
         answered: The calls whose results the client brings.
         include_usage: Whether the client wants the usage, in a chunk of its own.
         hold: Whether nothing of the answer may be sent before its whole text is known, as when it is redacted.
+        stored_to: The seq of the last line that was stored when the client came; None for one that reads no stored log.
     """
 
     def __init__(
@@ -340,8 +368,9 @@ class ChatCompletionChunks(_Reader):
         answered: Collection[str] = (),
         include_usage: bool = False,
         hold: bool = False,
+        stored_to: int | None = None,
     ) -> None:
-        super().__init__(attempt=attempt, answered=answered)
+        super().__init__(attempt=attempt, answered=answered, waits_for=stored_to)
         self._head = head
         self._include_usage = include_usage
         self._hold = hold
@@ -350,8 +379,7 @@ class ChatCompletionChunks(_Reader):
         self._sent_text = ""  # the text of `_sent`, while another attempt's is compared with it
         self._resaid: int | None = None  # how many characters of `_sent_text` another attempt has said again
         self._thought = False
-        members = encode(head.members("chat.completion.chunk"))[:-1]
-        self._start = f'data: {members},"choices":[{{"index":0,"delta":'
+        self._start = f"data: {head.text('chat.completion.chunk')}{_DELTA}"
         self._tail = ',"finish_reason":null}]}\n\n'
         self._before = False
 
@@ -360,9 +388,16 @@ class ChatCompletionChunks(_Reader):
         self._out = []
         if not self._before:
             self._before = True
-            self._chunk({"role": "assistant", "content": ""})
+            self._out.append(f"{self._start}{_FIRST_DELTA}{self._tail}")
         self.take(text)
+        if self.waits_for is not None and (seq := last_seq(text)) is not None and seq >= self.waits_for:
+            self._say_what_waits()
         return "".join(self._out)
+
+    def _say_what_waits(self) -> None:
+        self.waits_for = None
+        if text := self._text():
+            self.say(quoted(text))
 
     def _chunk(self, delta: Mapping[str, Any]) -> None:
         self._out.append(f"{self._start}{encode(delta)}{self._tail}")
@@ -371,7 +406,7 @@ class ChatCompletionChunks(_Reader):
         """Send a piece of the answer, unless it was sent before."""
         if self._resaid is not None:
             self._compare(self._resaid, unquoted([piece]))
-        elif not self._hold:
+        elif not self._hold and self.waits_for is None:
             self._sent.append(piece)
             self._out.append(f'{self._start}{{"content":"{piece}"}}{self._tail}')
 
@@ -415,6 +450,8 @@ class ChatCompletionChunks(_Reader):
 
     def end(self, failure: Failure | None) -> None:
         """Send the last chunks."""
+        if self.waits_for is not None:
+            self._say_what_waits()
         if self._resaid is not None and failure is None and self._resaid < len(self._sent_text):
             failure = ANSWER_RESTARTED  # the other attempt said less than was sent
         super().end(failure)

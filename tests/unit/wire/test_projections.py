@@ -1,8 +1,9 @@
 """
 The law of the projections: however a client was cut off and comes back, it ends with the whole, nothing doubled.
 
-Random attempts, of which all but the last were lost; random parts of what they had said were stored; clients see the
-live lines of whichever attempt, are cut off anywhere, and come back to the stored log.
+Random attempts, of which all but the last were lost, or waited for an approval; random parts of what they had said were
+stored; models give way to others midway.  Clients see the live lines of whichever attempt, are cut off anywhere, and
+come back to the stored log.
 """
 
 import json
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatturn.events import (
+    TOOL_OUTCOMES,
     ChatStreamEvent,
     encode_lines,
     reasoning_delta,
@@ -71,6 +73,33 @@ def rounds(draw: st.DrawFn) -> list[ChatStreamEvent]:
 
 Rounds = rounds()
 
+GIVES_WAY = "gives way"
+"""Stands for the whole text of a part, that of a model which takes the place of another one midway."""
+
+GivesWay = st.builds(
+    lambda keeps, new: [ChatStreamEvent(GIVES_WAY, {"keeps": keeps, "new": new})],
+    st.sampled_from(["all", "some", "before the tools", "nothing"]),
+    st.just("") | Words,
+)
+
+
+def _with_wholes(events: list[ChatStreamEvent]) -> list[ChatStreamEvent]:
+    """Put in the whole texts: they keep as much of what was said as the placeholders say."""
+    made, said, before_tools = [], "", ""
+    for event in events:
+        data = event.data or {}
+        if event.type == GIVES_WAY:
+            kept = {"all": said, "some": said[: len(said) // 2], "before the tools": before_tools, "nothing": ""}
+            said = kept[data["keeps"]] + data["new"]
+            made += text_so_far(said)
+            continue
+        made.append(event)
+        if event.type in TOOL_OUTCOMES:
+            before_tools = said
+        elif event.type == "message.part.updated" and data["part"]["id"] == "text":
+            said += data["delta"]
+    return made
+
 
 def _with_ids(events: list[ChatStreamEvent], mark: str = "") -> list[ChatStreamEvent]:
     """Give the client's calls ids that no other call of the run has."""
@@ -83,6 +112,11 @@ def _with_ids(events: list[ChatStreamEvent], mark: str = "") -> list[ChatStreamE
     return named
 
 
+ASKS = [
+    tool_call(tool_call_id="asked", tool_name="send", args={}),
+    tool_approval(tool_call_id="asked", tool_name="send", args={}, key="approve:2"),
+    ChatStreamEvent("session.run.suspended", {"key": "approve:2", "wakeAt": None}),
+]
 ENDS = {
     "completed": [ChatStreamEvent("session.run.completed", {"replayed": False})],
     "cancelled": [ChatStreamEvent("session.run.cancelled", {"reason": "requested"})],
@@ -110,7 +144,7 @@ class Attempt:
 
 @dataclass
 class Turn:
-    """A turn whose attempts were lost, all but the last; and what the log of a product that redacts has of it."""
+    """A turn whose attempts are over, all but the last; and what the log of a product that redacts has of it."""
 
     attempts: list[Attempt]
     redacted: list[str] | None
@@ -123,9 +157,31 @@ class Turn:
 
 
 @st.composite
-def turns(draw: st.DrawFn, *, lost: int = 3, redacts: bool = False, same: bool = False, clients: bool = False) -> Turn:
-    """Make a turn; where *same*, all attempts say the same; where *clients*, their client does tools, too."""
-    said = Said | Rounds if clients else Said
+def turns(
+    draw: st.DrawFn,
+    *,
+    lost: int = 3,
+    redacts: bool = False,
+    same: bool = False,
+    clients: bool = False,
+    midway: bool = False,
+    waits: bool = False,
+) -> Turn:
+    """
+    Make a turn.
+
+    Args:
+        draw: Draws.
+        lost: How many attempts there may be before the last.
+        redacts: Whether its product redacts.
+        same: Whether all attempts say the same.
+        clients: Whether their client does tools, too.
+        midway: Whether models give way to others midway.
+        waits: Whether attempts may have waited for an approval instead of being lost.
+    """
+    said = Said
+    said = said | Rounds if clients else said
+    said = said | GivesWay if midway else said
     first = [event for events in draw(st.lists(said, min_size=1, max_size=8)) for event in events]
     attempts, seq = [], 0
     redacted: list[str] = []
@@ -133,8 +189,11 @@ def turns(draw: st.DrawFn, *, lost: int = 3, redacts: bool = False, same: bool =
     for attempt in range(1, number + 1):
         events = [ChatStreamEvent("session.run.started" if attempt == 1 else "session.run.restarted", {})]
         own = first if same or attempt == 1 else [e for events in draw(st.lists(said, max_size=8)) for e in events]
-        events += _with_ids(own)
+        events += _with_ids(_with_wholes(own))
         left = [event for event in draw(Rounds) if event.type == "tool.client"] if clients else []
+        waited = waits and attempt < number and draw(st.booleans())
+        if waited:
+            events += ASKS
         if redacts:
             kept = [stored_event(event) for event in events]
         if attempt == number:
@@ -147,7 +206,7 @@ def turns(draw: st.DrawFn, *, lost: int = 3, redacts: bool = False, same: bool =
             if redacts:
                 kept += end
         lines = encode_lines(events, seq, attempt)
-        stored = len(lines) if attempt == number else draw(st.integers(0, len(lines)))
+        stored = len(lines) if attempt == number or waited else draw(st.integers(0, len(lines)))
         attempts.append(Attempt(lines, stored))
         if redacts:
             redacted += encode_lines(kept, seq, attempt)[:stored]
@@ -181,7 +240,7 @@ def cut_off(draw: st.DrawFn, turn: Turn) -> tuple[int, str]:
 @pytest.mark.parametrize(("redacts", "clients"), [(False, False), (True, False), (False, True)])
 def test_a_client_that_counts_ends_with_the_whole(redacts: bool, clients: bool, data: st.DataObject) -> None:
     """WorkflowChatTransport: it comes back with the number of chunks it has, as often as it is cut off."""
-    turn = data.draw(turns(redacts=redacts, clients=clients))
+    turn = data.draw(turns(redacts=redacts, clients=clients, midway=not redacts))
     _, text = data.draw(cut_off(turn))
     view = UiMessageView()
     view.read(text)
@@ -197,12 +256,68 @@ def test_a_client_that_counts_ends_with_the_whole(redacts: bool, clients: bool, 
     assert view.finished
     assert whole(turn).shown() == view.shown() or (redacts and len(turn.attempts) == 1 and view.text == "[redacted]")
     assert whole(turn).finish_reason == view.finish_reason
+    assert 1 >= [part["type"] for part in view.parts].count("step-start")
+
+
+@dataclass(frozen=True, order=True)
+class Moment:
+    """When an attempt, from 1, has said so many of its lines."""
+
+    attempt: int
+    said: int
+
+
+def _lines_until(turn: Turn, begin: Moment, end: Moment) -> tuple[str, str]:
+    """Return the log at a moment, and what is said from then on to another moment, live."""
+    log = "".join(live(turn, begin.attempt, begin.said))
+    if begin.attempt == end.attempt:
+        return log, "".join(turn.attempts[begin.attempt - 1].said[begin.said : end.said])
+    between = [line for each in turn.attempts[begin.attempt : end.attempt - 1] for line in each.said]
+    rest = turn.attempts[begin.attempt - 1].said[begin.said :]
+    return log, "".join([*rest, *between, *turn.attempts[end.attempt - 1].said[: end.said]])
+
+
+def _waits(attempt: Attempt) -> bool:
+    return attempt.said[-1].startswith('{"type":"session.run.suspended"')
+
+
+@given(st.data())
+def test_a_client_that_counts_and_decides_ends_with_the_whole(data: st.DataObject) -> None:
+    """WorkflowChatTransport: cut off anywhere, it counts on; behind an approval it holds the message, and counts anew."""
+    turn = data.draw(turns(clients=data.draw(st.booleans()), midway=True, waits=True))
+    moments = [Moment(at, said) for at, each in enumerate(turn.attempts, 1) for said in range(1, len(each.said) + 1)]
+    now, view = moments[0], UiMessageView()
+    stream = UiMessageStream(RUN_ID)
+    for _ in range(20):
+        over = next(
+            (at for at, each in enumerate(turn.attempts, 1) if at >= now.attempt and _waits(each)), len(moments)
+        )
+        until = data.draw(st.sampled_from([at for at in moments if at >= now and at.attempt <= over]))
+        before, behind = _lines_until(turn, now, until)
+        text = stream.feed(before) + stream.feed(behind)
+        view.read(text[: data.draw(st.integers(0, len(text)) | st.just(len(text)))])
+        now = until
+        if view.finished:
+            if view.finish_reason != "tool-calls" or not (later := [at for at in moments if at.attempt > now.attempt]):
+                break
+            view.asks_again()
+            now = data.draw(st.sampled_from(later))
+            stream = UiMessageStream(RUN_ID, attempt=now.attempt, given={"asked"})
+        else:
+            stream = UiMessageStream(RUN_ID, seen=view.chunks, attempt=now.attempt)
+    if not view.finished:
+        view.read(UiMessageStream(RUN_ID, seen=view.chunks, attempt=len(turn.attempts)).feed("".join(turn.log)))
+
+    shown_last = now.attempt == len(turn.attempts) or view.finish_reason != "tool-calls"
+    assert view.finished
+    assert not shown_last or whole(turn).shown() == view.shown()
+    assert 1 >= [part["type"] for part in view.parts].count("step-start")
 
 
 @given(st.data())
 def test_a_client_that_replays_ends_with_the_whole(data: st.DataObject) -> None:
     """DefaultChatTransport: it clears the message at the first chunk of what it comes back to."""
-    turn = data.draw(turns())
+    turn = data.draw(turns(midway=True, waits=True))
     _, text = data.draw(cut_off(turn))
     view = UiMessageView()
     view.read(text)
@@ -215,7 +330,7 @@ def test_a_client_that_replays_ends_with_the_whole(data: st.DataObject) -> None:
 @given(st.data())
 def test_a_client_that_stays_ends_with_the_whole(data: st.DataObject) -> None:
     """Takeovers while it reads, in whatever pieces the lines come: at most one step, cleared and said again."""
-    turn = data.draw(turns(clients=data.draw(st.booleans())))
+    turn = data.draw(turns(clients=data.draw(st.booleans()), midway=True))
     lines = live(turn, len(turn.attempts), len(turn.attempts[-1].said))
     stream, view = UiMessageStream(RUN_ID), UiMessageView()
     at = 0
@@ -231,12 +346,16 @@ def test_a_client_that_stays_ends_with_the_whole(data: st.DataObject) -> None:
 @given(st.data())
 def test_a_client_that_knows_no_reset_is_never_sent_one(data: st.DataObject) -> None:
     """AI SDK 5 and 6: the body breaks off instead, and the replay that they come back to is whole."""
-    turn = data.draw(turns())
+    turn = data.draw(turns(midway=True))
     stream, view = UiMessageStream(RUN_ID, sdk=6), UiMessageView()
-    text = stream.feed("".join(live(turn, len(turn.attempts), len(turn.attempts[-1].said))))
+    text = ""
+    for line in live(turn, len(turn.attempts), len(turn.attempts[-1].said)):
+        text += stream.feed(line)
     view.read(text)
     if stream.broken:
-        again = UiMessageStream(RUN_ID, attempt=len(turn.attempts), sdk=6).feed("".join(turn.log))
+        replay = UiMessageStream(RUN_ID, attempt=len(turn.attempts), sdk=6, stored_to=last_seq("".join(turn.log)))
+        again = "".join(map(replay.feed, turn.log))
+        assert not replay.broken
         view.resume_from_the_start()
         view.read(again)
         text += again
@@ -313,14 +432,18 @@ def test_the_projection_does_not_depend_on_how_the_lines_come(data: st.DataObjec
 @given(st.data())
 def test_a_completion_says_no_character_twice(data: st.DataObject) -> None:
     """Attempts that say the same cost its reader nothing; one that says something else is an error, not a mixture."""
-    turn = data.draw(turns(same=data.draw(st.booleans())))
-    view = CompletionView()
+    turn = data.draw(turns(same=data.draw(st.booleans()), midway=True))
+    view, again = CompletionView(), CompletionView()
     chunks = ChatCompletionChunks(HEAD)
-    view.read(chunks.feed("".join(live(turn, len(turn.attempts), len(turn.attempts[-1].said)))))
+    view.read("".join(map(chunks.feed, live(turn, len(turn.attempts), len(turn.attempts[-1].said)))))
+    replay = ChatCompletionChunks(HEAD, attempt=len(turn.attempts), stored_to=last_seq("".join(turn.log)))
+    again.read("".join(map(replay.feed, turn.log)))
     late = ChatCompletion(HEAD, attempt=len(turn.attempts))
     late.feed("".join(turn.log))
 
     assert chunks.ended
+    assert (again.error or {}).get("code") != "answer_restarted", "asked again, it gets the whole"
+    assert not again.done or late.members()["choices"][0]["message"]["content"] == again.text
     if view.done:
         assert late.members()["choices"][0]["message"]["content"] == view.text
         assert "stop" == view.finish_reason

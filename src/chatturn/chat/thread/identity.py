@@ -1,7 +1,7 @@
 """Who speaks in which thread at which position, and the durable names that follow from it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
@@ -97,6 +97,12 @@ def version_of_run(run_id: str) -> int:
     """Return the number of the turn's version that a run is, from 1."""
     version = run_id.rpartition(":")[2].partition("~")[2]
     return int(version) if version.isdecimal() else 1
+
+
+def with_version_of(identity: ChatTurnIdentity, run_id: str) -> ChatTurnIdentity:
+    """Return the version of a turn that one of its runs is."""
+    version = version_of_run(run_id)
+    return identity if version == identity.version else replace(identity, version=version)
 
 
 # One request asks for it up to 15 times; encoding takes longer than the rest of an id.
