@@ -445,13 +445,22 @@ def test_an_answer_is_regenerated(client: str, front: Front, upstream: Upstream,
         assert (2, thread[1]["runId"]) == (len(versions), said["ids"][-1])
 
 
-@pytest.mark.parametrize("client", ["ai, DefaultChatTransport", "ai, version 6"])
-@pytest.mark.parametrize("approve", [True, False])
-def test_an_approval(approve: bool, client: str, upstream: Upstream, pages: str) -> None:
-    """`addToolApprovalResponse` and `sendAutomaticallyWhen`: the same turn goes on, and nothing is sent twice."""
-    call = ToolCall(
-        id="call_1", name="send_note", arguments=json.dumps({"to": "bob", "text": f"milk {approve} {client}"})
-    )
+@pytest.mark.parametrize(
+    ("client", "approve", "cut"),
+    [
+        *(("ai, DefaultChatTransport", approve, None) for approve in (True, False)),
+        *(("ai, version 6", approve, None) for approve in (True, False)),
+        *(("ai, WorkflowChatTransport", True, cut) for cut in (0, 1, 5)),
+    ],
+)
+def test_an_approval(client: str, approve: bool, cut: int | None, upstream: Upstream, pages: str) -> None:
+    """
+    `addToolApprovalResponse` and `sendAutomaticallyWhen`: the same turn goes on, and nothing is sent or shown twice.
+
+    With *cut* the stream behind the approval ends after so many chunks, and the transport goes on.
+    """
+    arguments = json.dumps({"to": "bob", "text": f"milk {approve} {cut} {client}"})
+    call = ToolCall(id="call_1", name="send_note", arguments=arguments)
     variables = {
         "PRODUCT": "agent",
         "BACKEND": "openai",
@@ -464,11 +473,11 @@ def test_an_approval(approve: bool, client: str, upstream: Upstream, pages: str)
     asks = Script(text="", tool_calls=(call,), finish_reason="tool_calls")
     with running_worker(variables=variables) as agent, Front(int(agent.url.rpartition(":")[2])) as there:
         there.pages = pages
-        chat = Chat(there, upstream, client, f"approval {approve}", asks)
+        chat = Chat(there, upstream, client, f"approval {approve} {cut}", asks)
         told = '"sent"' if approve else "denied"
         upstream.on(told, ANSWER)
         before = len(upstream.calls(told))
-        said = chat.ask(approve=approve)
+        said = chat.ask(approve=approve, **({} if cut is None else {"cut": cut}))
 
     assert (WORDS, [], 1, 1) == (said["text"], said["errors"], said["bubbles"], said["tools"])
     assert ["output-available" if approve else "output-denied"] == [

@@ -227,7 +227,7 @@ class UiMessageStream:
         self._say_frame(f"data: {encode(chunk)}\n\n")
 
     def _say_frame(self, frame: str) -> None:
-        if self._is_silent:
+        if self._held or self.broken or self._waits_for is not None:
             return
         if not self._skip:
             self._out.append(frame)
@@ -235,10 +235,6 @@ class UiMessageStream:
         self._skip -= 1
         if self._skipped is not None:
             self._skipped.append(frame)
-
-    @property
-    def _is_silent(self) -> bool:
-        return self._held or self.broken or self._waits_for is not None
 
     # Parts.
 
@@ -264,10 +260,10 @@ class UiMessageStream:
             self._prove_or_reset(readable=bool(piece))
         self._pieces.append(piece)
         frame = f'data: {{"type":"{key[0]}-delta","id":"{self._open_id}","delta":"{piece}"}}\n\n'
-        if self._skip or self._is_silent:
-            self._say_frame(frame)
-        else:
+        if self._resets and not self._skip:  # nearly always
             self._out.append(frame)
+        else:
+            self._say_frame(frame)
 
     def _part(self, line: Line) -> None:
         key, delta, whole = part_of(line.data)
