@@ -6,10 +6,11 @@ And what a turn does, counted, so that a regression is seen without a clock: see
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from bench.client import Request
 from bench.measures import Figures, Subjects, fresh, lags, read_counts
 from bench.upstream import Script
 from bench.workers import Subject, counted_worker
@@ -94,20 +95,25 @@ def turn_counts() -> dict[str, Counts]:
     Count what our Worker does; its log is stored with the end, so that no count depends on how long a turn takes.
 
     Returns:
-        Of a turn of one chunk; of a chunk more, where each comes alone; and of a turn of 20 chunks where 32
-        are running, without byte codes, since counting those makes everything slower.
+        Of a turn of one chunk; of its replay; of a chunk more, where each comes alone; and of a turn of 20 chunks where
+        32 are running, without byte codes, since counting those makes everything slower.
     """
     with counted_worker({"LOG_EVERY_MS": "0"}) as subject:
         for script in (Script(1), _FEW):
             subject.client.ask(fresh(script))
         empty = _empty(subject)
-        turn, chunk = _counted(subject, empty, Script(1)), _of_a_chunk(subject, empty)
-        crowded = _counted(subject, empty, Script(20), turns=64, at_once=32)
+        turn, chunk = _counted(subject, empty, [fresh(Script(1))]), _of_a_chunk(subject, empty)
+        replay = _of_a_replay(subject, empty)
+        crowded = _counted(subject, empty, [fresh(Script(20)) for _ in range(64)], at_once=32)
         read_counts(subject, "?byte_codes")
         empty = _empty(subject)
-        codes = {"turn": _counted(subject, empty, Script(1)), "chunk": _of_a_chunk(subject, empty)}
+        codes = {
+            "turn": _counted(subject, empty, [fresh(Script(1))]),
+            "replay": _of_a_replay(subject, empty),
+            "chunk": _of_a_chunk(subject, empty),
+        }
     names = [name for name in COUNTED if name != "byte_codes"]
-    counted = {"turn": turn, "chunk": chunk, "turn of 32": crowded}
+    counted = {"turn": turn, "replay": replay, "chunk": chunk, "turn of 32": crowded}
     return {
         what: {
             **{name: counts[name] for name in names},
@@ -125,17 +131,24 @@ def _empty(subject: Subject) -> Counts:
 
 
 def _of_a_chunk(subject: Subject, empty: Counts) -> Counts:
-    few, many = (_counted(subject, empty, script) for script in (_FEW, _MANY))
+    few, many = (_counted(subject, empty, [fresh(script)]) for script in (_FEW, _MANY))
     return {name: (many[name] - few[name]) / (_MANY.events - _FEW.events) for name in COUNTED}
 
 
-def _counted(subject: Subject, empty: Counts, script: Script, *, turns: int = 1, at_once: int = 1) -> Counts:
+def _of_a_replay(subject: Subject, empty: Counts) -> Counts:
+    request = fresh(Script(1))
+    subject.client.ask(request)
+    time.sleep(_SETTLED_S)
+    return _counted(subject, empty, [request])
+
+
+def _counted(subject: Subject, empty: Counts, requests: Sequence[Request], *, at_once: int = 1) -> Counts:
     read_counts(subject)
-    subject.client.ask_all([fresh(script) for _ in range(turns)], concurrency=at_once)
+    subject.client.ask_all(requests, concurrency=at_once)
     subject.client.close()
     time.sleep(_SETTLED_S)
     counts = read_counts(subject)
-    return {name: (counts[name] - empty[name]) / turns for name in COUNTED}
+    return {name: (counts[name] - empty[name]) / len(requests) for name in COUNTED}
 
 
 def _cpu_ms(subject: Subject, script: Script) -> float:
