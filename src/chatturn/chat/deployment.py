@@ -170,7 +170,7 @@ class Deployment:
             return False
         return parameter in allowed_parameters(self.settings.allow_parameters)
 
-    @cached_property
+    @property
     def takes_client_tools(self) -> bool:
         """Whether the product lets a request bring tools: no product does that redacts."""
         return self.hooks.client_tools and not overrides(self.hooks, "transform_final_text")
