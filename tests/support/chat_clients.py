@@ -146,13 +146,13 @@ class UiMessageView:
         """Return what a user sees of it: texts that follow each other are one, where a step begins is not seen."""
         shown: list[dict[str, Any]] = []
         for part in self.parts:
-            if part["type"] == "step-start":
+            if part["type"] == "step-start" or part.get("text") == "":
                 continue
             if part["type"] in {"text", "reasoning"} and shown and shown[-1]["type"] == part["type"]:
                 shown[-1] = {**part, "text": shown[-1]["text"] + part["text"]}
             else:
                 shown.append(dict(part))
-        return [part for part in shown if part.get("text") != ""]
+        return shown
 
 
 class CompletionView:
