@@ -10,7 +10,7 @@ import pytest
 
 from chatturn.backends.iterable import create_iterable_backend
 from chatturn.chat.hooks.hooks import FinishedTurn
-from chatturn.chat.log.position import MAX_AHEAD
+from chatturn.chat.log.attempt_place import MAX_AHEAD
 from chatturn.database.api import Statement
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.events import ChatStreamEvent, text_delta, usage_event

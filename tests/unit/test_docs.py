@@ -34,7 +34,7 @@ from chatturn.chat.turn.sinks import BufferSink
 from chatturn.database.schema import DURABLE_SCHEMA_VERSION
 from chatturn.errors import ConfigurationError, DurableRunLeaseHeldError, error_classes
 from chatturn.events import EVENT_TYPES, ChatStreamEvent, reasoning_delta, text_delta, tool_call, usage_event
-from chatturn.http import limits, queries, user_messages
+from chatturn.http import limits, query_strings, user_messages
 from chatturn.http.application import Application, Route
 from chatturn.http.auth import SCOPES, BearerAuth
 from chatturn.http.problems import problem
@@ -351,7 +351,7 @@ def test_every_header_of_our_own_is_told() -> None:
 
 def test_every_limit_is_told() -> None:
     """The numbers of the table are those of the code."""
-    modules = (limits, queries, user_messages, files)
+    modules = (limits, query_strings, user_messages, files)
     values = [value for module in modules for name, value in vars(module).items() if name.startswith("MAX_")]
 
     assert sorted({*values, MAX_JSON_DEPTH}) == sorted(

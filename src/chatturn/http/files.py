@@ -8,7 +8,7 @@ from chatturn.errors import InvalidField, NotFound, PayloadTooLarge, Unsupported
 from chatturn.http.application import Call
 from chatturn.http.messages import HttpResponse
 from chatturn.http.problems import json_response, shown
-from chatturn.http.queries import check_no_query, read_file_query
+from chatturn.http.query_strings import check_no_query, read_file_query
 from chatturn.http.user_messages import FILE_TYPES
 
 __all__ = ["FILES", "get_file", "post_file"]

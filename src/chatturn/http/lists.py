@@ -21,7 +21,7 @@ from chatturn.http.limits import (
 from chatturn.http.messages import HttpResponse
 from chatturn.http.problems import json_response
 from chatturn.http.projected import gone_on
-from chatturn.http.queries import check_no_query, read_message_query, read_turn_query
+from chatturn.http.query_strings import check_no_query, read_message_query, read_turn_query
 
 __all__ = ["get_messages", "get_runs", "post_event", "session_of_run"]
 

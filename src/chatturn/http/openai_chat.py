@@ -68,7 +68,7 @@ from chatturn.http.projected import (
     gone_on,
     open_or_follow,
 )
-from chatturn.http.queries import check_no_query
+from chatturn.http.query_strings import check_no_query
 from chatturn.http.strict_json import read_json_object
 from chatturn.http.user_messages import read_text
 from chatturn.wire.openai_chat import ChatCompletion, ChatCompletionChunks, CompletionHead, Failure, error_members

@@ -67,7 +67,7 @@ from chatturn.http.limits import (
 )
 from chatturn.http.openai_chat import COMPLETIONS, KEY, MODELS, NOT_TAKEN, openai_problem
 from chatturn.http.parameters import Parameter, Query
-from chatturn.http.queries import (
+from chatturn.http.query_strings import (
     EXPORT_QUERY,
     FILES_QUERY,
     LAST_EVENT_ID,

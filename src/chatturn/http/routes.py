@@ -40,7 +40,7 @@ from chatturn.http.openai_chat import (
 )
 from chatturn.http.openapi import describe
 from chatturn.http.problems import json_response, problem, shown
-from chatturn.http.queries import ticket_in
+from chatturn.http.query_strings import ticket_in
 from chatturn.http.readiness import check_readiness
 from chatturn.http.sessions import (
     SESSION,

@@ -20,7 +20,7 @@ from chatturn.http.limits import (
 from chatturn.http.messages import HttpResponse
 from chatturn.http.parameters import read_query
 from chatturn.http.problems import json_response
-from chatturn.http.queries import EXPORT_QUERY, PEOPLE_EXPORT_QUERY, PEOPLE_QUERY, SESSIONS_QUERY, check_no_query
+from chatturn.http.query_strings import EXPORT_QUERY, PEOPLE_EXPORT_QUERY, PEOPLE_QUERY, SESSIONS_QUERY, check_no_query
 from chatturn.http.turns import identity_of
 
 __all__ = [

@@ -25,7 +25,7 @@ from chatturn.http.limits import (
 )
 from chatturn.http.messages import HttpRequest, HttpResponse, accepted_type
 from chatturn.http.problems import json_response, problem
-from chatturn.http.queries import LogCursor, check_no_query, read_cursor, read_version_query
+from chatturn.http.query_strings import LogCursor, check_no_query, read_cursor, read_version_query
 from chatturn.http.sse import CONTENT_TYPE as SSE
 from chatturn.http.sse import SseSink
 from chatturn.http.usage import shown_usage

@@ -11,7 +11,7 @@ from chatturn.chat.usage.totals import GROUP_NAMES, Sums, UsageGroup, UsagePage
 from chatturn.http.application import Call
 from chatturn.http.messages import HttpResponse, accepted_type
 from chatturn.http.problems import json_response
-from chatturn.http.queries import read_usage_query
+from chatturn.http.query_strings import read_usage_query
 
 __all__ = ["get_usage", "shown_usage"]
 

@@ -12,7 +12,7 @@ from chatturn.http.limits import TURN_MEMBERS
 from chatturn.http.openai_chat import NOT_TAKEN
 from chatturn.http.openapi import describe
 from chatturn.http.parameters import Query
-from chatturn.http.queries import LOG_QUERY, MESSAGES_QUERY, TURNS_QUERY, USAGE_QUERY
+from chatturn.http.query_strings import LOG_QUERY, MESSAGES_QUERY, TURNS_QUERY, USAGE_QUERY
 from chatturn.http.routes import ROUTES
 from chatturn.http.turns import TURN
 from tests.support.isolates import Isolate

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Final
 
-from chatturn.chat.log.position import MAX_AHEAD, Place
+from chatturn.chat.log.attempt_place import MAX_AHEAD, Place
 from chatturn.chat.log.sql import append_segment
 from chatturn.database.api import Statement
 from chatturn.events import ChatStreamEvent, encode_lines, stored_event

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from chatturn.chat.log.attempt_place import MAX_AHEAD, unstored_attempts
 from chatturn.chat.log.compact import expand
-from chatturn.chat.log.position import MAX_AHEAD, unstored_attempts
 from chatturn.chat.log.sql import read_page
 from chatturn.database.api import Database, Row
 from chatturn.durable.records import RunStatus

@@ -11,8 +11,8 @@ from chatturn.chat.agent.agent import MODEL_STEP, AgentProducer
 from chatturn.chat.hooks.answering import answer
 from chatturn.chat.hooks.hooks import DurableTurnProducer, TurnContext
 from chatturn.chat.hooks.outbox import overrides
+from chatturn.chat.log.attempt_place import Place
 from chatturn.chat.log.log import TurnLog
-from chatturn.chat.log.position import Place
 from chatturn.chat.log.writer import LogWriter
 from chatturn.chat.requests import TurnInput
 from chatturn.chat.thread.history import PastTurn, ShownHistory

@@ -28,8 +28,8 @@ from typing import Final, TypeAlias
 from chatturn.chat.hooks.attempts import tell_attempt_end
 from chatturn.chat.hooks.hooks import EndedAttempt
 from chatturn.chat.hooks.outbox import Outbox, call_in_time, finished_turn, overrides
+from chatturn.chat.log.attempt_place import Place
 from chatturn.chat.log.log import TurnLog
-from chatturn.chat.log.position import Place
 from chatturn.chat.log.writer import LogWriter
 from chatturn.chat.requests import TurnInput, history_text
 from chatturn.chat.thread.history import PastTurn

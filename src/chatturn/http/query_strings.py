@@ -1,4 +1,4 @@
-"""The members of each route's query, as tables; and the cursor, in a query or in a header."""
+"""Query strings: the members of each route's query, as tables, and their readers; and the cursor in a header."""
 
 from typing import Final
 from urllib.parse import parse_qsl

@@ -1,4 +1,4 @@
-"""Where a turn stands when an attempt of it begins.  Pure."""
+"""Where in a turn's log an attempt begins, and what the attempts before it left there.  Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ def unstored_attempts(row: Row, epoch: int) -> int:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """
-    What an attempt finds.
+    The place in a turn's log where an attempt begins.
 
     Attributes:
         first_seq: The seq of the attempt's first line.
