@@ -1,1 +1,1 @@
-"""Agents in sandboxes: their profiles, whom a message is for, and a turn with one."""
+"""Agents in sandboxes: their profiles, the choice of an agent for a message, and one turn with an agent."""

@@ -1,8 +1,7 @@
 """
-Which subagent is a message for?  Words and patterns that a profile's subagents name, counted.
+`classify_intent`: whom of a profile a message is for, by counting the keywords and patterns that are found.
 
-Nothing is remembered between calls, and no pattern of a profile can make a long message take long
-(`linear_patterns`).
+No call depends on an earlier one, and no pattern of a profile can make a long message slow (`linear_patterns`).
 
 Source:
     docs/reference/agent-runtime.md, Functions beside the turn.
@@ -22,7 +21,7 @@ from chatturn.errors import ValidationError
 __all__ = ["ClassifyIntentOptions", "ClassifyIntentResult", "IntentHits", "SubagentMatcher", "classify_intent"]
 
 _PATTERN_WEIGHT: Final = 1.5
-"""A pattern says more than a keyword."""
+"""The score of one pattern that is found; a keyword that is found has 1."""
 
 _MOST: Final = 1e9
 _SCORE: Final = "a number from 0 to 1e9"
@@ -37,14 +36,13 @@ def _is_score(number: object) -> bool:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubagentMatcher:
     """
-    What a subagent is to be asked about.
+    The keywords and patterns by which a message is matched.
 
     Attributes:
-        keywords: Found anywhere in a message, upper and lower case being the same.
-        patterns: Regular expressions.  A text is compiled so that upper and lower case are the same, a compiled
-            one is used with its own flags.
-        weight: Of each keyword that is found; of each pattern, 1.5 times that.
-        min_score: What the subagent's score must reach; None for the default.
+        keywords: Found anywhere in a message; upper and lower case are the same.
+        patterns: Regular expressions.  A text is compiled with `re.IGNORECASE`; a compiled pattern keeps its flags.
+        weight: The score of each keyword that is found; a pattern that is found has 1.5 times as much.
+        min_score: The score that must be reached; None for the default.
     """
 
     keywords: Sequence[str] = ()
@@ -56,15 +54,16 @@ class SubagentMatcher:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassifyIntentOptions:
     """
-    How to choose.
+    How `classify_intent` chooses.
 
     Attributes:
-        default_min_score: Of subagents that name none.
+        default_min_score: The minimum score where no matcher names one.
         skip: Ids of subagents that are not considered.
         filter: Takes a subagent and its id; says whether it is considered.
 
     Raises:
-        ValidationError: One of them is none.
+        ValidationError: *default_min_score* is no number from 0 to 1e9, *skip* no collection of texts, or *filter* no
+            function.
     """
 
     default_min_score: float = 1.0
@@ -91,14 +90,14 @@ class IntentHits:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassifyIntentResult:
     """
-    Who is to be asked.
+    The choice of `classify_intent`.
 
     Attributes:
-        id: The subagent's; None where no score reaches its minimum.
+        id: The id of the choice; None if no score reaches its minimum.
         subagent: As the profile has it.
-        score: Its own; 0 where there is none.
+        score: The score of the choice; 0 if there is none.
         scores: Of every subagent that was considered, by its id.
-        evaluated: What each score is made of.
+        evaluated: What each score is made of, by the same ids.
     """
 
     id: str | None
@@ -121,8 +120,8 @@ def classify_intent(
     (or ``matcher``): one, or a list, each with a weight of its own; of several minimums the last counts.
 
     Raises:
-        ValidationError: The profile, a matcher, the options or the message are not of that shape, or a pattern cannot
-            be searched in linear time.
+        ValidationError: The profile, a matcher, the options or the message is malformed, or a pattern cannot be
+            searched in linear time.
     """
     require_profile(profile)
     require_kind(options, ClassifyIntentOptions, "options")
@@ -171,7 +170,7 @@ def _pattern_hits(matcher: SubagentMatcher, message: str) -> int:
 
 
 def _linear(pattern: str | re.Pattern[str]) -> LinearPattern:
-    """Return the pattern's automaton; a compiled pattern has no state here, as JavaScript's have."""
+    """Return the pattern's automaton; unlike a JavaScript RegExp, it keeps no position between searches."""
     if isinstance(pattern, str):
         return _compiled(pattern, re.IGNORECASE)
     return _compiled(pattern.pattern, pattern.flags)

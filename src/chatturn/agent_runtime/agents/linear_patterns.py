@@ -1,7 +1,7 @@
 r"""
 Regular expressions whose search takes time in proportion to the text, whatever the pattern and the text are.
 
-Python's own `re` goes back and tries again: ``(a+)+$`` takes 2^n steps for n letters, and ``.*x`` n^2.  Patterns here
+Python's own `re` backtracks: ``(a+)+$`` takes 2^n steps for n letters, and ``.*x`` n^2.  Patterns here
 come from an agent's profile and texts from its users, so neither may decide how long a search takes.  A pattern is
 parsed by `re`'s own parser and run as an automaton that looks at each character once.  What an automaton cannot do
 (look-around, back-references, atomic groups) is refused when the pattern is compiled.
@@ -10,7 +10,7 @@ parsed by `re`'s own parser and run as an automaton that looks at each character
     nodes        ─▶  ways: which may follow which   all nodes at once, as the bits of an int
     search       ─▶  states: sets of nodes          made when they are first reached, and kept
 
-``\B`` is nowhere in an empty text, as for `re` up to Python 3.13 (which the Worker runs), whatever version runs this.
+``\B`` does not match in an empty text, on every version of Python: `re` behaves so up to 3.13, the Worker's version.
 
 Source:
     R. Cox, "Regular Expression Matching Can Be Simple And Fast", 2007: swtch.com/~rsc/regexp/regexp1.html.
@@ -29,23 +29,23 @@ from chatturn.errors import ValidationError
 __all__ = ["MAX_NODES", "MAX_WAYS", "LinearPattern"]
 
 MAX_NODES: Final = 2_000
-"""Of one pattern's automaton, its repeats written out: ``x{500}`` has 500."""
+"""The most nodes of one pattern's automaton, with repeats written out: ``x{500}`` has 500."""
 
 MAX_WAYS: Final = 200
 """
-Of one pattern's automaton: what it does for each character of a text, at most, however often the text goes on.
+The most ways of one pattern's automaton (`_Ways`), which bound the work for each character of a text.
 
-All characters that go on to the one behind them are 1 way together, and so are those that go on to the same one:
-``(?:ab){600}`` has 1, ``[ab]{0,600}c`` 2; a hundred parts that may each be left out (``a?b?c?…``) have about 100.
+All nodes that are followed by the node beside them are 1 way together, and so are all that are followed by the same
+node: ``(?:ab){600}`` has 1 way, ``[ab]{0,600}c`` 2; 100 parts that may each be left out (``a?b?c?…``) have about 100.
 """
 
 _MAX_PAIRS: Final = 100_000
-"""Of a node and one that may follow it: bounds the time that compiling takes."""
+"""The most pairs of a node and a node that may follow it, which bound the time to compile a pattern."""
 
 _MAX_SETS: Final = 300
-"""Of one pattern: sets of characters that it tells apart, as ``x`` and ``[a-z]``; bounds a new character's time."""
+"""The most sets of characters in one pattern, such as ``x`` and ``[a-z]``; bounds the time for a new character."""
 
-# Of one pattern, once there are so many all are forgotten, and made again as they are reached: together at most 2 MB.
+# Limits of one pattern's caches, together about 2 MB.  A full cache is emptied, and filled again during the search.
 _MAX_STATES: Final = 2_000
 _MAX_STEPS: Final = 8_000
 _MAX_CHARACTERS: Final = 1_000
@@ -60,10 +60,10 @@ _CATEGORIES: Final = {
     "CATEGORY_WORD": r"\w",
     "CATEGORY_NOT_WORD": r"\W",
 }
-_TYPES: Final = re.ASCII | re.UNICODE  # a part has one of them: the one that it is given takes the other's place
+_TYPES: Final = re.ASCII | re.UNICODE  # a part of a pattern has one of these flags: adding one removes the other
 _OF_A_CHARACTER: Final = re.IGNORECASE | re.ASCII | re.DOTALL
 
-# What stands before or after a position.  A line end that is the text's last character is another one than others.
+# What is beside a position: the text's edge, a line end as its last character, another line end, another character.
 _EDGE, _LAST_LINE_END, _LINE_END, _OTHER = "", "\n$", "\n", "."
 
 _Node: TypeAlias = int
@@ -81,14 +81,14 @@ class _Character:
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """A node that takes nothing, and goes on in several ways."""
+    """A node that takes no character, and goes on in several ways."""
 
     following: list[_Node]
 
 
 @dataclass(frozen=True, slots=True)
 class _Position:
-    """A node that takes nothing, where `holds` says so of what stands before and after."""
+    """A node that takes no character, and goes on if `holds` is true of the characters before and after it."""
 
     holds: Callable[["_Side", "_Side"], bool]
     following: _Node
@@ -96,7 +96,7 @@ class _Position:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """What a position can know of the character beside it."""
+    """What decides whether a position holds beside a character."""
 
     kind: str
     is_word: bool = False
@@ -109,7 +109,7 @@ _ANYWHERE: Final = _Side(_OTHER)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Class:
-    """All that a pattern can know of a character: which nodes can take it, and what it is beside a position."""
+    """Characters that a pattern treats alike: the nodes that can take them, and what they are beside a position."""
 
     fitting: int
     side: _Side
@@ -117,7 +117,7 @@ class _Class:
 
 @dataclass(slots=True, eq=False)
 class _State:
-    """Where a search can be: the nodes that took the character before, what that was, and where each next one leads."""
+    """A state of a search: the nodes that took the latest character, its side, and the next state for each class."""
 
     taken: int
     before: _Side
@@ -127,13 +127,13 @@ class _State:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ways:
     """
-    Which nodes may take the character that stands between two sides; a set of nodes is an int, with a bit for each.
+    Which nodes may take the next character, after which nodes; a set of nodes is an int with a bit for each node.
 
     Attributes:
-        first: Those with which a match may begin.
-        down: Sets of nodes, and by how much lower the number is of one that may follow each of them.
-        up: Likewise, by how much higher.
-        jumps: Sets of nodes, and those that may follow any of them.
+        first: The nodes that may take the first character of a match.
+        down: Pairs of a set and a distance: node n of the set may be followed by node n - distance.
+        up: Pairs of a set and a distance: node n of the set may be followed by node n + distance.
+        jumps: Pairs of two sets: each node of the first set may be followed by each node of the second.
     """
 
     first: int
@@ -143,7 +143,7 @@ class _Ways:
 
     @classmethod
     def of(cls, first: int, pairs: list[tuple[_Node, _Node]]) -> "_Ways":
-        """Put *pairs*, of a node and one that may follow it, in as few sets as can be told at once."""
+        """Group *pairs* of a node and a node that may follow it into few sets."""
         by_distance = Counter(node - following for node, following in pairs)
         by_following = Counter(following for _, following in pairs)
         shifted, jumping, merged = defaultdict[int, int](int), defaultdict[int, int](int), defaultdict[int, int](int)
@@ -166,7 +166,7 @@ class _Ways:
         return len(self.down) + len(self.up) + len(self.jumps)
 
     def following(self, taken: int) -> int:
-        """Return the nodes that may take the next character, behind the nodes *taken*, or as a match begins."""
+        """Return the nodes that may take the next character: after the nodes *taken*, or as the first of a match."""
         found = self.first
         if taken:
             for nodes, by in self.down:
@@ -184,8 +184,8 @@ class LinearPattern:
     A pattern that is searched for in linear time.
 
     Args:
-        source: In `re`'s syntax.
-        flags: `re`'s.
+        source: The pattern in the syntax of `re`.
+        flags: The flags of `re`.
 
     Raises:
         ValidationError: `re` does not understand it, it has more than `MAX_NODES` nodes or `MAX_WAYS` ways, or it has
@@ -223,7 +223,7 @@ class LinearPattern:
         self._steps = 0
 
     def search(self, text: str) -> bool:
-        """Say whether the pattern is anywhere in *text*; nothing is remembered from one call to the next but speed."""
+        """Say whether the pattern matches anywhere in *text*; calls share nothing but caches."""
         state, found = self._state(0, _OUTSIDE), self._found
         body, last = (text[:-1], _LAST_LINE_END) if text.endswith("\n") else (text, _EDGE)
         known = self._by_character
@@ -251,7 +251,7 @@ class LinearPattern:
         return following
 
     def _forget(self) -> None:
-        """Forget all but the pattern; each state may lead to any other: let none of them be reached."""
+        """Empty the caches, and cut the links between the old states, so that none keeps the others in memory."""
         for old in self._states.values():
             old.by_class.clear()
         for known in (self._states, self._classes, self._by_character):
@@ -274,7 +274,7 @@ class LinearPattern:
         return ways
 
     def _require_few_ways(self) -> None:
-        """Refuse a pattern that has too many, if every position were between the right sides."""
+        """Refuse a pattern that has more than `MAX_WAYS` ways when every position holds."""
         if len(self._find_ways(lambda _: True)) > MAX_WAYS:
             raise _Refused(f"has more than {MAX_WAYS} ways to go on: leave less out, or say it in several patterns")
 
@@ -291,7 +291,7 @@ class LinearPattern:
         return _Ways.of(sum(1 << each for each in self._reachable(self._entry, holds)), pairs)
 
     def _reachable(self, node: _Node, holds: Callable[[_Position], bool]) -> list[_Node]:
-        """Return the nodes that may take a character at *node*, and the end if the match may end there."""
+        """Return the nodes that may take a character from *node* on, and `_ACCEPT` if the match may end there."""
         reached, found, those = set[_Node](), [node], list[_Node]()
         while found:
             number = found.pop()
@@ -373,7 +373,7 @@ class LinearPattern:
                 entry = self._add(_Split([following, self._build(inner, flags, entry)]))
         for _ in range(least):
             before, entry = entry, self._build(inner, flags, entry)
-            if entry is before:  # nothing, which is nothing however often
+            if entry is before:  # the repeated part adds no node, however often it is repeated
                 break
         return entry
 
@@ -394,7 +394,7 @@ def _compiled(source: str, flags: int) -> re.Pattern[str]:
 
 
 def _one_character(operator: str, value: Any, flags: int) -> re.Pattern[str]:
-    """Return `re`'s own pattern for one character, so that what a class or a case is, is `re`'s to say."""
+    """Return a pattern of `re` for one character, so that `re` decides on classes and on upper and lower case."""
     match operator:
         case "ANY":
             source = "."
@@ -424,7 +424,7 @@ def _spelled(code_point: int) -> str:
 
 
 def _holding(kind: str, flags: int) -> Callable[[_Side, _Side], bool]:
-    """Return what says whether a position of *kind* is between two sides."""
+    """Return the condition under which a position of *kind* holds between two sides."""
     many_lines, ascii_only = bool(flags & re.MULTILINE), bool(flags & re.ASCII)
 
     def at_boundary(before: _Side, after: _Side) -> bool:

@@ -1,5 +1,5 @@
 """
-Is an agent's profile what it says?  The checks that a profile passes before it is shipped.
+`assert_profile_conformance`: the checks that an agent's profile passes before it is shipped.
 
 A profile is the JSON of a sandbox's agent: ``prompt.systemPrompt``, ``tools``, ``mcp``, ``subagents``, ``metadata``.
 
@@ -28,7 +28,7 @@ AgentProfile: TypeAlias = Mapping[str, Any]
 """The JSON of an agent's profile."""
 
 SHELL_CAPABILITIES: Final = frozenset({"bash", "sh", "python", "node", "curl", "web", "browser", "shell"})
-"""What an agent in a sandbox has anyway, and what is therefore no tool."""
+"""What every agent in a sandbox can do, and what a profile therefore must not list as a tool."""
 
 _MIN_DESCRIPTION: Final = 40
 _MIN_PROMPT: Final = 100
@@ -41,9 +41,9 @@ class ConformanceIssue:
     One thing that is wrong with a profile.
 
     Attributes:
-        code: Stable, for programs: one of `assert_profile_conformance`'s.
+        code: Stable, for programs: one of the codes of `assert_profile_conformance`.
         path: Where it is: ``subagents.research.prompt``; "" for the profile itself.
-        message: In words, without anything that a prompt says.
+        message: In words, which quote no prompt.
     """
 
     severity: Literal["error", "warn"]
@@ -55,16 +55,16 @@ class ConformanceIssue:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConformanceOptions:
     """
-    What counts as wrong.
+    What `assert_profile_conformance` counts as an issue.
 
     Attributes:
         known_shell_capabilities: Names that are no tools; upper and lower case are the same.
         strict_no_scaffolds: Whether a subagent that is not implemented is an error, and not a warning.
         tools_allowed_without_mcp: Tools that need no MCP server of the same name.
-        min_system_prompt_chars: Of the system prompt, without the blanks around it.
+        min_system_prompt_chars: The fewest characters of the system prompt, without the blanks around it.
 
     Raises:
-        ValidationError: One of them is none.
+        ValidationError: An option has the wrong type, or *min_system_prompt_chars* is below 0.
     """
 
     known_shell_capabilities: Collection[str] = SHELL_CAPABILITIES
@@ -81,7 +81,7 @@ class ConformanceOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConformanceResult:
-    """What was found; `valid` where nothing is an error."""
+    """The issues of a profile, which is `valid` if none of them is an error."""
 
     valid: bool
     errors: tuple[ConformanceIssue, ...]
@@ -92,26 +92,26 @@ _DEFAULTS: Final = ConformanceOptions()
 
 
 def require_profile(profile: object) -> None:
-    """Refuse what is no profile at all.  Raises `ValidationError`."""
+    """Refuse a profile that is no JSON object.  Raises `ValidationError`."""
     if not isinstance(profile, Mapping):
         raise ValidationError(f"a profile must be an object, and not {type(profile).__name__}")
 
 
 def assert_profile_conformance(profile: AgentProfile, options: ConformanceOptions = _DEFAULTS) -> ConformanceResult:
     """
-    Return all that is wrong with *profile*; despite its name, which is agent-runtime's, no profile makes it raise.
+    Return every issue of *profile*; despite its name, which is agent-runtime's, no profile makes it raise.
 
     Codes:
         - ``system-prompt-too-short``
-        - ``shell-capability-as-tool``: whether it is switched off, or allowed without MCP, makes no difference
-        - ``decorative-tool-without-mcp``: nothing serves a tool that is switched on
+        - ``shell-capability-as-tool``: also if the tool is switched off, or allowed without MCP
+        - ``decorative-tool-without-mcp``: a tool is switched on, and no MCP server of its name serves it
         - ``subagent-scaffold-shipped``
         - ``subagent-description-too-short``: under 40 characters
         - ``subagent-prompt-too-short``: under 100
         - ``profile-malformed``: a member is not of the shape that the other checks read; agent-runtime raises there
 
     Raises:
-        ValidationError: *options* are none.
+        ValidationError: *options* are no `ConformanceOptions`.
     """
     require_kind(options, ConformanceOptions, "options")
     if not isinstance(profile, Mapping):

@@ -1,8 +1,7 @@
 """
-`run_chat_turn`: one turn with an agent in a sandbox, over HTTP.  Not the chat engine's turn, whose name it shares.
+`run_chat_turn`: one turn with an agent in a sandbox, over HTTP; it is not a turn of the chat engine.
 
-The request, its tries, its deadlines and the reading of server-sent events are those of chatturn's model backends:
-there is one core for streams.  ::
+Retries, deadlines and the reading of server-sent events are the code of chatturn's model backends.  The request::
 
     POST <runtime_url>/runtime/agents/run/stream
     {"backend": {"type", "profile", "model"?: {"default"}}, "messages": [{"role", "content"}, …]}
@@ -65,10 +64,10 @@ _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e]*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthHeader:
     """
-    The header by which a sandbox knows its caller; its value is not shown.
+    The header by which a sandbox knows its caller; its value is left out of `repr`.
 
     Raises:
-        ValidationError: It is no header of HTTP.
+        ValidationError: HTTP does not allow such a name or value in a header.
     """
 
     name: str
@@ -76,7 +75,7 @@ class AuthHeader:
 
     @property
     def unsaid(self) -> tuple[str, str]:
-        """The value, and what of it follows the name of its scheme."""
+        """The value, and its part after the scheme: ``abc`` of ``Bearer abc``."""
         return self.value, self.value.rpartition(" ")[2]
 
     def __post_init__(self) -> None:
@@ -91,15 +90,15 @@ class AuthHeader:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatTurnSandbox:
     """
-    Where a sandbox is.
+    The id and address of a sandbox.
 
     Attributes:
-        id: Its own.
-        runtime_url: Of its HTTP API, without a slash at its end.
-        auth_header: Sent with each request; None for none.
+        id: The sandbox's id.
+        runtime_url: The URL of its HTTP API, without a slash at the end.
+        auth_header: Sent with each request; None for no header.
 
     Raises:
-        ValidationError: *runtime_url* is no URL of HTTP, or another one is not what it must be.
+        ValidationError: *runtime_url* does not begin with http:// or https://, or a member has the wrong type.
     """
 
     id: str
@@ -119,7 +118,7 @@ _Role: TypeAlias = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatTurnMessage:
-    """A message of the conversation.  Raises `ValidationError` where it is none."""
+    """A message of the conversation.  Raises `ValidationError` for an unknown role, or a content that is no text."""
 
     role: _Role
     content: str
@@ -136,7 +135,7 @@ class ChatTurnOverlay:
     What one turn changes of a profile: see `compose_turn_profile`.
 
     Raises:
-        ValidationError: One of them is no object.
+        ValidationError: A member is neither an object nor None.
     """
 
     prompt: Mapping[str, Any] | None = None
@@ -157,14 +156,15 @@ class SandboxConnection:
 
     Attributes:
         transport: Sends requests.
-        retry: How often and how patiently it is tried.  All tries of a turn carry one idempotency key.
-        idle_timeout_ms: Between two chunks of what it tells; 0 for no end.
-        total_timeout_ms: For the whole turn; 0 for no end.
-        sources: The time, ids, and chance for the wait between tries.
+        retry: How often a request is tried, and how long to wait between tries.  All tries of a turn carry one
+            idempotency key.
+        idle_timeout_ms: Milliseconds to wait for the next bytes of the turn; 0 for no limit.
+        total_timeout_ms: Milliseconds for the whole turn; 0 for no limit.
+        sources: The time, ids, and the random part of the wait between tries.
         tracer: Takes a span for each try.
 
     Raises:
-        ValidationError: *retry* is no policy, or a time is no whole number from 0.
+        ValidationError: *retry* is no `BackendRetryPolicy`, or a timeout is no whole number from 0.
     """
 
     transport: Transport
@@ -183,19 +183,19 @@ class SandboxConnection:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunChatTurnOptions:
     """
-    One turn.
+    What `run_chat_turn` needs.
 
     Attributes:
-        sandbox: Who is asked.
-        connection: How it is reached.
-        profile: Of its agent; see `compose_turn_profile`.
-        content: What the user says.
-        prior: The conversation before.
-        model: Which model; None for the sandbox's own.
+        sandbox: The sandbox that is asked.
+        connection: How the sandbox is reached.
+        profile: The agent's profile; `compose_turn_profile` can make one for the turn.
+        content: The user's message.
+        prior: The earlier messages of the conversation, in their order.
+        model: The model's name; None for the sandbox's default.
         request_id: The idempotency key; None for a fresh one.
 
     Raises:
-        ValidationError: One of them is not what it must be.
+        ValidationError: An option has the wrong type, or *request_id* cannot be sent as a header.
     """
 
     sandbox: ChatTurnSandbox
@@ -222,11 +222,11 @@ def compose_turn_profile(base: AgentProfile, overlay: ChatTurnOverlay) -> dict[s
     """
     Return *base* as *overlay* changes it; neither is changed, and the result shares nothing with them.
 
-    Members of ``prompt`` and ``metadata``, and subagents by their id, take the place of those of the same name.  Of
-    ``resources``, lists are appended to lists and objects merged into objects.
+    A member of an object of *overlay* replaces the member with the same name in that object of *base*.  In
+    ``resources``, a list is appended to the list of the same name instead, and an object is merged into the object.
 
     Raises:
-        ValidationError: *base* is no object, or a member of it that *overlay* changes is none.
+        ValidationError: *base* is no object, or a member of *base* that *overlay* changes is no object.
     """
     require_profile(base)
     require_kind(overlay, ChatTurnOverlay, "overlay")
@@ -261,14 +261,14 @@ def _merged(before: Any, added: Any) -> Any:
 
 def sandbox_as_chat_turn_target(instance: Any, *, auth_header: AuthHeader | None = None) -> ChatTurnSandbox:
     """
-    Return where *instance* is: its ``url``, or else its ``connection.runtimeUrl``.
+    Return the id and address of *instance*; the address is its ``url``, or else its ``connection.runtimeUrl``.
 
     Args:
         instance: A sandbox as its SDK gives it: JSON, or an object with such attributes.
-        auth_header: By which it knows its caller.
+        auth_header: Sent with each request; None for no header.
 
     Raises:
-        ValidationError: It has neither, or no id.
+        ValidationError: *instance* has no id, or neither of the two URLs.
     """
     url = _member(instance, "url") or _member(_member(instance, "connection"), "runtimeUrl", "runtime_url")
     name = _member(instance, "id")
@@ -287,18 +287,18 @@ def _member(value: Any, *names: str) -> Any:
 
 async def run_chat_turn(options: RunChatTurnOptions) -> AsyncGenerator[dict[str, Any], None]:
     """
-    Ask the agent in a sandbox, and yield what it tells, JSON object by JSON object.
+    Ask the agent in a sandbox, and yield each of its events, a JSON object.
 
-    Frames that are no JSON object are left out, as agent-runtime leaves them out.  Where the sandbox quotes the key by
-    which it knows its caller, in an event or an error, that is replaced; not where several events have it in pieces,
-    which a task's stream (`create_sandbox_prompt_backend`) replaces, too.  Cancelling whoever iterates, and closing the
-    generator, close the connection at once.
+    Frames that are no JSON object are left out, as agent-runtime leaves them out.  In an event or an error that quotes
+    the value of the auth header, the value is replaced.  A value that is split over several events is not recognised
+    here; a task's stream (`create_sandbox_prompt_backend`) recognises it.  Cancelling the reader, or closing the
+    generator, closes the connection at once.
 
     Raises:
-        BackendRejected: The sandbox refused; ``upstream_status`` and the beginning of its answer are in the error.
+        BackendRejected: The sandbox refused; the error has ``upstream_status`` and the beginning of the answer.
         BackendTransportError: No try got an answer.
-        BackendTimeout: The deadline that the message names is over.
-        BackendProtocolError: What it told broke off, or there was not one event in it.
+        BackendTimeout: A deadline is over; the message names it.
+        BackendProtocolError: The stream broke off, or was empty.
     """
     auth = options.sandbox.auth_header
     unsaid = Unsaid() if auth is None else Unsaid(*auth.unsaid)
@@ -375,10 +375,10 @@ def _backend_type(profile: AgentProfile) -> str:
 
 class _Reader:
     """
-    Reads what a sandbox tells.
+    Reads the events of a sandbox from its server-sent events.
 
     Attributes:
-        done: Nothing more is to be read.
+        done: Whether the stream has ended.
     """
 
     def __init__(self) -> None:
@@ -394,7 +394,7 @@ class _Reader:
             raise BackendProtocolError(str(error), backend=_KIND) from error
 
     def finish(self) -> list[dict[str, Any]]:
-        """End the stream; return its last events.  Raises `BackendProtocolError` if it broke off or told nothing."""
+        """End the stream; return its last events.  Raises `BackendProtocolError` if it broke off or was empty."""
         events = self._events(self._decoder.finish())
         self.done = True
         if self._decoder.broke_off:
@@ -426,10 +426,10 @@ class HttpSandbox:
     A box for `create_sandbox_prompt_backend` that is reached over HTTP.
 
     Attributes:
-        target: Where it is.
-        connection: How it is reached.
-        profile: Of its agent.
-        model: Which model; None for its own.
+        target: The id and address of the sandbox.
+        connection: How the sandbox is reached.
+        profile: The agent's profile.
+        model: The model's name; None for the sandbox's default.
     """
 
     target: ChatTurnSandbox
@@ -439,7 +439,7 @@ class HttpSandbox:
 
     @property
     def unsaid(self) -> Sequence[str]:
-        """By which the sandbox knows its caller."""
+        """The credentials of the auth header, which no event may quote."""
         return () if self.target.auth_header is None else self.target.auth_header.unsaid
 
     async def stream_prompt(
@@ -450,7 +450,7 @@ class HttpSandbox:
         session_id: str,  # noqa: ARG002 - a request of this API has no session
         request_id: str,
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Have its agent answer *message*; yield what it tells.  Raises what `run_chat_turn` raises."""
+        """Have the agent answer *message*; yield its events.  Raises what `run_chat_turn` raises."""
         options = RunChatTurnOptions(
             sandbox=self.target,
             connection=self.connection,

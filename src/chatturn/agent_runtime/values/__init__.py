@@ -1,1 +1,1 @@
-"""What agent-runtime talks about: tasks, what they must know, events, their JSON, and what no text may say."""
+"""The values of agent-runtime: tasks, required knowledge, events, their JSON, and credentials no text may quote."""

@@ -1,8 +1,9 @@
 """
-What a turn says on the way to its answer, event by event, in agent-runtime's vocabulary.
+Chat events as agent-runtime's events: tool calls and results, artifacts, proposals and model calls.
 
-Each function takes the data of one chat event and returns what it is there, or None where the data are too little for
-it: a product's producer may say anything.  Pure, and without memory; `mapping` knows what was said before.
+Each function takes the data of one chat event and returns agent-runtime's event, or None if the data lack a member that
+the event needs: a product's producer may yield anything.  The functions are pure; `mapping` keeps what depends on
+earlier events.
 """
 
 import math
@@ -28,7 +29,7 @@ UNKNOWN_MODEL: Final = "unknown"
 
 
 def llm_call(data: Data, model: str = UNKNOWN_MODEL) -> LlmCallEvent:
-    """Make the event for one model call from its ``usage``; what is no count is not known."""
+    """Make the event for one model call from its ``usage``; a count that is no number from 0 becomes None."""
     return LlmCallEvent(
         model=text_in(data, "model") or model,
         tokens_in=_number_in(data, "tokensIn"),
@@ -48,12 +49,12 @@ def _tool_result(data: Data) -> RuntimeStreamEvent:
 
 
 def _tool_error(data: Data) -> RuntimeStreamEvent:
-    """Make it a result, with what the model is told instead of one."""
+    """Make a result of the error's message and code."""
     return ToolResultEvent(**_tool(data), result={"error": data.get("message"), "code": data.get("code")})
 
 
 def _approval(data: Data) -> RuntimeStreamEvent | None:
-    """Make it a proposal: its id is the key under which the approval is given."""
+    """Make a proposal; its id is the key under which the approval is given."""
     if (key := text_in(data, "key")) is None:
         return None
     content = {name: data[name] for name in ("toolCallId", "toolName", "args") if name in data}
@@ -92,13 +93,13 @@ SAID: Final[Mapping[str, Callable[[Data], RuntimeStreamEvent | None]]] = {
     "tool.result": _tool_result,
     "tool.error": _tool_error,
     "tool.approval": _approval,
-    # Not ours: what agent-runtime's own producers say.
+    # Types that agent-runtime's own producers use, and chatturn's do not.
     "artifact": _artifact,
     "proposal_created": _proposal,
     "proposal": _proposal,
     "filing": _proposal,
 }
-"""By the chat event's type."""
+"""The function for each type of chat event."""
 
 
 class _Tool(TypedDict):
@@ -111,12 +112,12 @@ def _tool(data: Data) -> _Tool:
 
 
 def text_in(data: Data, *names: str) -> str | None:
-    """Return the first text, not empty, that *data* has under one of *names*."""
+    """Return the first nonempty text that *data* has under one of *names*; None if there is none."""
     return next((value for name in names if isinstance(value := data.get(name), str) and value), None)
 
 
 def count_in(data: Data, name: str) -> int | None:
-    """Return a count from 1 that *data* has under *name*."""
+    """Return the whole number from 1 that *data* has under *name*; None if there is none."""
     value = data.get(name)
     return value if type(value) is int and value > 0 else None
 

@@ -1,10 +1,9 @@
 """
 Values to agent-runtime's JSON, and back.
 
-One rule for every class: a field is a member, named in camelCase; None is left out; a tuple is an array; an event has
-its ``type``.  Reading is strict about what it knows, member by member as the class declares it, and ignores members
-that it does not know, since later versions have more.  Of a member that may be any JSON, null is as if it were not
-there.
+One rule holds for every class: a field is a member, named in camelCase; None is left out; a tuple is an array; an event
+has its ``type``.  Reading checks each member against the declaration of its field, and ignores unknown members, since
+later versions may have more.  A member that is null counts as absent.
 """
 
 import json
@@ -38,12 +37,12 @@ __all__ = [
 ]
 
 MAX_JSON_DEPTH: Final = 64
-"""Arrays and objects inside one another, at most, in the text of an event."""
+"""The deepest nesting of arrays and objects in the text of an event."""
 
 Value = TypeVar("Value")
 
 _Reader: TypeAlias = Callable[[Any, str], Any]
-"""Takes what JSON has and where it stands; returns what the field holds."""
+"""Takes a JSON value and its path, for errors; returns the field's value."""
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
@@ -53,7 +52,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=
 
 def encode_runtime_event(event: RuntimeStreamEvent) -> str:
     """
-    Return the JSON text of *event*: one line, without its end, and without its session's resume token.
+    Return the JSON text of *event*: one line without a line end, and without the session's resume token.
 
     Raises:
         ValueError: It holds NaN or an infinity, which JSON cannot carry.
@@ -63,7 +62,7 @@ def encode_runtime_event(event: RuntimeStreamEvent) -> str:
 
 
 def to_json(value: Any) -> Any:
-    """Return *value* as JSON has it; what is JSON already stays the same object."""
+    """Return *value* as JSON; a value that is JSON already is returned as the same object."""
     if is_dataclass(value):
         return _object_json(value)
     if isinstance(value, tuple):
@@ -82,7 +81,7 @@ def _object_json(value: Any) -> dict[str, Any]:
 
 @cache
 def json_names(cls: Any) -> Mapping[str, str]:
-    """Return what each field of *cls* is called in JSON: in camelCase, unless it is declared otherwise."""
+    """Return the JSON name of each field of *cls*: in camelCase, unless the field's metadata have another."""
     return {item.name: item.metadata.get("json", _camel_case(item.name)) for item in fields(cls)}
 
 
@@ -99,7 +98,7 @@ def decode_runtime_event(text: str) -> RuntimeStreamEvent:
     Read the JSON *text* of an event.
 
     Raises:
-        InvalidRuntimeEvent: It is no JSON, nested deeper than `MAX_JSON_DEPTH`, or no event.
+        InvalidRuntimeEvent: *text* is no JSON, nests deeper than `MAX_JSON_DEPTH`, or is no event.
     """
     if nests_deeper(text, MAX_JSON_DEPTH):
         raise InvalidRuntimeEvent("", f"is nested deeper than {MAX_JSON_DEPTH} levels")
@@ -119,7 +118,7 @@ def event_from_json(members: object) -> RuntimeStreamEvent:
     Read an event from its JSON.
 
     Raises:
-        InvalidRuntimeEvent: It is none; the error says what is wrong where.
+        InvalidRuntimeEvent: *members* are no event; the error names the member, and what is wrong with it.
     """
     if not isinstance(members, dict):
         raise InvalidRuntimeEvent("", "must be an object")
@@ -157,7 +156,7 @@ def _members(cls: Any) -> Mapping[str, tuple[str, bool, _Reader]]:
 
 
 def _reader(declared: Any) -> _Reader:
-    """Return what reads a member that is declared as *declared*."""
+    """Return the reader of a member that is declared as *declared*."""
     if (origin := get_origin(declared)) is not None:
         return _COMPOSED[origin](get_args(declared))
     if is_dataclass(declared):
@@ -236,7 +235,8 @@ _SCALARS: Final[Mapping[Any, _Reader]] = {
 _COMPOSED: Final[Mapping[Any, Callable[[tuple[Any, ...]], _Reader]]] = {
     Literal: _choice,
     Mapping: lambda kinds: _object(_reader(kinds[1])),
-    # With None: whether the member may be absent is the default's to say.  A Literal's union has a class of its own.
+    # Unions are with None only; the field's default decides whether the member may be absent.
+    # ``Literal[…] | None`` is a `Union`, ``str | None`` a `UnionType`.
     Union: lambda kinds: _reader(kinds[0]),
     UnionType: lambda kinds: _reader(kinds[0]),
     tuple: lambda kinds: _array(_reader(kinds[0])),

@@ -1,8 +1,8 @@
 """
-`AgentRuntimeEvent`: what agent-runtime says where it runs a task as a loop of control.
+`AgentRuntimeEvent`: the events of a task that agent-runtime runs as a control loop.
 
-It has no time and no session.  Up to the readiness gate its members are those of the stream's events; then come the
-loop's steps.  Values only: `task_loop` is the loop.
+The events have no timestamp and no session.  Up to the readiness gate their members are those of the stream's events;
+then come the loop's steps.  This module has values only; `task_loop` is the loop.
 """
 
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ MEMBERS: Final[Mapping[str, frozenset[str]]] = {
     "control_end": frozenset({"control"}),
     "task_end": frozenset({"status", "reason"}),
 }
-"""What an event of each type has beside its task."""
+"""The members that an event of each type has beside its task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,10 +150,10 @@ class ControlRunResult:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentRuntimeEvent:
     """
-    One event of the loop's: its type, its task, and the `MEMBERS` of its type.
+    One event of the loop: its type, its task, and the `MEMBERS` of its type.
 
     Raises:
-        ValidationError: It lacks one of them, or has one of another type's.
+        ValidationError: A member of the type is missing, or a member of another type is given.
     """
 
     type: AgentRuntimeEventType

@@ -1,5 +1,5 @@
 """
-Which event may follow which: the order in which agent-runtime says them.
+The order of a task's events: which event may follow which.
 
 ::
 
@@ -16,11 +16,11 @@ Which event may follow which: the order in which agent-runtime says them.
 
 A task without a readiness gate, as a chat turn is, leaves the gate's events out.  A turn whose worker is lost goes on
 in the same stream: `backend_error`, then `session_resumed`, and everything that the backend said before is void.
-A hook of the gate that fails, or an abort while it is called, ends the task wherever the gate stands: `task_end`.
-A session that the backend cannot open, or an abort meanwhile, is a `backend_error` without a session before it.
+A hook of the gate that fails, or an abort during a hook, ends the task at once with `task_end`.
+If the backend cannot open a session, or an abort comes meanwhile, `backend_error` comes without a session before it.
 
 Source:
-    docs/reference/agent-runtime.md, Stream events; the liberties above are ours.
+    docs/reference/agent-runtime.md, Stream events; what the paragraph above allows is chatturn's own.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,7 +33,7 @@ __all__ = ["PHASES", "Phase", "first_out_of_order"]
 
 
 class Phase(StrEnum):
-    """Where a task's stream stands: what was said last."""
+    """The state of a task's stream, which its latest event decides."""
 
     NEW = "new"
     BEGUN = "begun"
@@ -54,7 +54,7 @@ class Phase(StrEnum):
 
 
 _SESSION: Final = {"session_created": Phase.OPEN, "session_resumed": Phase.OPEN}
-_CUT_OFF: Final = {"task_end": Phase.ENDED}  # before the gate has decided
+_CUT_OFF: Final = {"task_end": Phase.ENDED}  # an end before the gate has decided
 _SAID: Final = {kind: Phase.RUNNING for kind, cls in EVENT_CLASSES.items() if issubclass(cls, BackendMadeEvent)}
 
 PHASES: Final[Mapping[Phase, Mapping[str, Phase]]] = {
@@ -92,11 +92,11 @@ PHASES: Final[Mapping[Phase, Mapping[str, Phase]]] = {
     Phase.ENDED: {"final": Phase.OVER},
     Phase.OVER: {},
 }
-"""Every legal move: for each phase, the types that may come, and the phase that each leads to."""
+"""Every legal move: for each phase, the types of events that may come, and the phase that each type leads to."""
 
 
 def first_out_of_order(events: Iterable[RuntimeStreamEvent]) -> RuntimeStreamEvent | None:
-    """Return the first of one task's *events* that may not stand where it does; None if all may."""
+    """Return the first of one task's *events* that is out of order; None if none is."""
     phase = Phase.NEW
     for event in events:
         following = PHASES[phase].get(event.type)

@@ -1,9 +1,9 @@
 """
-`RuntimeStreamEvent`: what agent-runtime says while it runs a task, one class for each type.
+`RuntimeStreamEvent`: the events of a task that agent-runtime runs, one class for each type.
 
-The members are agent-runtime's, in Python's naming; `codec` reads and writes their JSON, `event_order` knows which may
-follow which.  Events that the runtime itself makes name their task and their time.  Those that a backend makes may
-leave them out, and whoever runs the backend fills them in (`filled_in`).
+The members are agent-runtime's, in Python's naming; `codec` reads and writes their JSON, and `event_order` has their
+order.  Events that the runtime itself makes have their task and their timestamp.  Events that a backend makes may leave
+both out, and `filled_in` adds them.
 
 Source:
     docs/reference/agent-runtime.md, Stream events.
@@ -91,7 +91,7 @@ class TaskStartEvent(RuntimeMadeEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadinessStartEvent(RuntimeMadeEvent):
-    """The readiness gate checks whether the task knows enough; a second time after answers or evidence."""
+    """The readiness gate checks whether enough is known for the task, and does so again after answers or evidence."""
 
     type: ClassVar[str] = "readiness_start"
 
@@ -283,7 +283,7 @@ class TaskEndEvent(RuntimeMadeEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinalEvent(RuntimeMadeEvent):
-    """The last event: what came of the task; `text` is the answer, or as much of it as there was."""
+    """The last event: how the task ended; `text` is the answer, or as much of it as there was."""
 
     type: ClassVar[str] = "final"
     status: AgentTaskStatus
@@ -319,7 +319,7 @@ RuntimeStreamEvent: TypeAlias = (
 )
 
 EVENT_CLASSES: Final[Mapping[str, type[RuntimeStreamEvent]]] = {cls.type: cls for cls in RuntimeStreamEvent.__args__}
-"""Every class by its type."""
+"""The class of each type of event."""
 
 
 def filled_in(
@@ -337,7 +337,7 @@ def filled_in(
 
 
 def without_token(session: RuntimeSession) -> RuntimeSession:
-    """Return *session* as anybody may see it: its resume token is a credential."""
+    """Return *session* without its resume token, which is a credential."""
     return replace(session, resume_token=None)
 
 

@@ -1,7 +1,7 @@
 """
-The words of ours that say why a task ended or failed.
+chatturn's own words for why a task ended or failed.
 
-They are fixed, so they tell nobody's data, and are shown where the words of others are not.
+They are fixed, so they hold nobody's data, and are shown where the words of others are masked.
 """
 
 from typing import Final
@@ -11,7 +11,7 @@ from chatturn.errors import error_classes
 __all__ = ["BACKEND_COMPLETED", "SUSPENDED", "WORKER_LOST", "is_fixed"]
 
 BACKEND_COMPLETED: Final = "backend completed"
-"""agent-runtime's reason of a task that succeeded."""
+"""agent-runtime's reason for the end of a task that succeeded."""
 
 SUSPENDED: Final = "suspended"
 WORKER_LOST: Final = "The worker was lost, and another goes on."
@@ -20,5 +20,5 @@ _REASONS: Final = frozenset({BACKEND_COMPLETED, SUSPENDED, WORKER_LOST, "request
 
 
 def is_fixed(words: str) -> bool:
-    """Say whether *words* are of the closed set that this package itself gives as reasons and messages."""
+    """Say whether *words* are one of this package's own reasons and messages."""
     return words in _REASONS or any(words in {cls.code, cls.public} for cls in error_classes())

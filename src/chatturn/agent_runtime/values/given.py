@@ -1,4 +1,4 @@
-"""Is what was given what was asked for?  Each raises `ValidationError`, which names what is wrong.  Pure."""
+"""Checks of arguments; each raises a `ValidationError` that names the argument, *what*, and what is wrong with it."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -18,13 +18,13 @@ __all__ = [
 
 
 def require_kind(value: object, kind: Any, what: str) -> None:
-    """Refuse what is not of *kind*, a class."""
+    """Refuse a *value* that is not of *kind*, a class."""
     if not isinstance(value, kind):
         raise ValidationError(f"{what} must be of {getattr(kind, '__name__', kind)}, not {type(value).__name__}")
 
 
 def require_text(value: object, what: str) -> str:
-    """Return *value*, a text in UTF-8: half a surrogate pair is none."""
+    """Return *value*, a text that UTF-8 can encode: it has no half of a surrogate pair."""
     if not isinstance(value, str):
         raise ValidationError(f"{what} must be a text, not {type(value).__name__}")
     byte_size(value, what)
@@ -32,7 +32,7 @@ def require_text(value: object, what: str) -> str:
 
 
 def byte_size(text: str, what: str) -> int:
-    """Return the size of a text in UTF-8."""
+    """Return the size of *text* in UTF-8, in bytes."""
     try:
         return len(text.encode())
     except UnicodeEncodeError as error:
@@ -40,13 +40,13 @@ def byte_size(text: str, what: str) -> int:
 
 
 def require_mapping(value: object, what: str) -> None:
-    """Refuse what is no object by name."""
+    """Refuse a *value* that is no mapping."""
     if not isinstance(value, Mapping):
         raise ValidationError(f"{what} must be an object, not {type(value).__name__}")
 
 
 def require_sequence(value: object, kind: Any, what: str) -> None:
-    """Refuse what is no list, or holds something that is not of *kind*."""
+    """Refuse a *value* that is no list, or holds something that is not of *kind*."""
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise ValidationError(f"{what} must be a list, not {type(value).__name__}")
     for number, each in enumerate(value):
@@ -54,7 +54,7 @@ def require_sequence(value: object, kind: Any, what: str) -> None:
 
 
 def require_names(value: object, what: str) -> None:
-    """Refuse what is no collection of texts: one text is none, though it can be searched as if it were."""
+    """Refuse a *value* that is no collection of texts; a single text is refused too, although ``in`` works on it."""
     if not isinstance(value, Collection) or isinstance(value, str | bytes):
         raise ValidationError(f"{what} must be a collection of names, not {type(value).__name__}")
     for each in value:
@@ -62,12 +62,12 @@ def require_names(value: object, what: str) -> None:
 
 
 def require_callable(value: object, what: str) -> None:
-    """Refuse what cannot be called."""
+    """Refuse a *value* that cannot be called."""
     if not callable(value):
         raise ValidationError(f"{what} must be a function, not {type(value).__name__}")
 
 
 def require_whole(value: object, what: str) -> None:
-    """Refuse what is no whole number from 0."""
+    """Refuse a *value* that is no whole number from 0."""
     if type(value) is not int or value < 0:
         raise ValidationError(f"{what} must be a whole number from 0, not {value!r:.40}")

@@ -1,8 +1,8 @@
 """
-What agent-runtime asks before it starts: does the task know enough?
+What agent-runtime checks before a task begins: whether enough is known for it.
 
-Values only.  Their names and closed sets are those of agent-runtime's evaluation package, whose reports, questions
-and plans travel in `readiness_end`, `questions_*` and `acquisition_*`.
+This module has values only.  Their names and closed sets are those of agent-runtime's evaluation package; its reports,
+questions and plans are members of the events `readiness_end`, `questions_*` and `acquisition_*`.
 """
 
 from collections.abc import Mapping
@@ -41,10 +41,11 @@ class KnowledgeRequirement:
     Something that the task must know.
 
     Attributes:
-        description: In words; of a secret requirement, it may say the secret.
+        description: In words, which may quote the secret if the requirement is secret.
         required_for: Names of what needs it.
         confidence_needed: From 0 to 1, as is `current_confidence`.
-        valid_until: When it is stale, as is `last_verified_at` when it was last looked at: timestamps.
+        valid_until: A timestamp: when the knowledge is out of date.
+        last_verified_at: A timestamp: when the knowledge was last checked.
     """
 
     id: str
@@ -156,7 +157,7 @@ class UserQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataAcquisitionPlan:
-    """How to find out without asking."""
+    """A plan for closing gaps of knowledge."""
 
     id: str
     requirement_ids: tuple[str, ...]

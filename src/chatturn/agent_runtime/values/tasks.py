@@ -35,7 +35,7 @@ class AgentTaskSpec:
     A task: what the runtime is to do.
 
     Attributes:
-        intent: A fixed sentence of the product's, never a user's text: it is shown everywhere.
+        intent: A fixed sentence of the product, never a user's text, since it is shown everywhere.
         inputs: JSON; may hold the user's data.
         budget: Limits by name: ``maxSteps``, ``maxWallMs``, ``maxCostUsd``.
         metadata: The product's own JSON.
@@ -63,7 +63,7 @@ class RuntimeSession:
 
     Attributes:
         backend: The kind of backend.
-        resume_token: A credential of the backend's; not shown, and in no event that a stream tells.
+        resume_token: A credential of the backend; left out of `repr` and of every event that a stream tells.
         created_at: A timestamp, as is `updated_at`.
         metadata: The backend's own JSON.
     """

@@ -1,9 +1,9 @@
 """
-Values that no text of others may say: a session's resume token, a sandbox's key, a credential that a user gave.
+Credentials that no text may quote: a session's resume token, a sandbox's key, a credential that a user gave.
 
-Whoever is given a credential may quote it, in an error's words or in an answer.  So what comes from there is cleaned by
-value before it is told or stored, wherever the value stands in it, and however it is spelled there.  Of a text that
-comes in pieces, the end that may be the beginning of a value is held back until more is known.
+A backend or a hook that is given a credential may quote it, in an error or in an answer.  So everything that it returns
+is cleaned before it is told or stored: each spelling of the credential, as in JSON or in a URI, is replaced.  Where a
+text comes in pieces, its end is held back while it may be the beginning of a credential.
 """
 
 import json
@@ -19,11 +19,11 @@ from chatturn.telemetry.redaction import REDACTED
 __all__ = ["Unsaid", "UnsaidPieces"]
 
 _LEAST: Final = 3
-"""Characters: what is shorter is no credential, and stands in any text."""
+"""The fewest characters of a credential: a shorter value is in many texts by chance."""
 
 
 class Unsaid:
-    """The values, and what is left of something without them."""
+    """Credentials, and what replaces each of them."""
 
     __slots__ = ("_spelled",)
 
@@ -33,21 +33,21 @@ class Unsaid:
             self.add(value)
 
     def add(self, value: str | None, *, instead: str = REDACTED) -> None:
-        """Put *instead* in the place of *value* from now on, too; one of less than 3 characters is none."""
+        """Replace *value* by *instead* from now on; a value of fewer than 3 characters is ignored."""
         if value is None or len(value) < _LEAST:
             return
         as_json = (json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False))
         in_uris = (quote(value), quote(value, safe=""), quote_plus(value))
         spelled = {value, repr(value)[1:-1], *as_json, *in_uris}
         known = {**self._spelled, **dict.fromkeys(spelled, instead)}
-        # The longest first: one may be a part of another.
+        # The longest first: a value may be a part of another value.
         self._spelled = {each: known[each] for each in sorted(known, key=len, reverse=True)}
 
     def cleaned(self, value: Any) -> Any:
         """
-        Return *value*, a text, JSON or a dataclass of them, without the values; the same object if it has none.
+        Return *value*, a text, JSON or a dataclass of them, with credentials replaced; the same object if it has none.
 
-        What is nested deeper than an event may be (`MAX_JSON_DEPTH`) is left out.
+        What nests deeper than `MAX_JSON_DEPTH` is replaced as a whole.
         """
         return self._cleaned(value, 0) if self._spelled else value
 
@@ -71,19 +71,19 @@ class Unsaid:
         return text
 
     def found(self, text: str, start: int) -> tuple[int, int, str] | None:
-        """Return where the first value from *start* on begins and ends, and what stands in its place; None if none."""
+        """Return where the first credential from *start* on begins and ends, and its replacement; None if none is."""
         found = self._pattern().search(text, start) if any(each in text for each in self._spelled) else None
         return None if found is None else (*found.span(), self._spelled[found[0]])
 
     def _pattern(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, self._spelled)))  # which `re` keeps, for as long as it is asked for
+        return re.compile("|".join(map(re.escape, self._spelled)))  # `re` caches it
 
     def begun(self, text: str) -> int:
-        """Return where the end of *text* begins that may be the beginning of a value; its length if none may."""
+        """Return the index from which *text* may begin a credential; the length of *text* if there is none."""
         return min((_overlap(text, each) for each in self._spelled), default=len(text))
 
     def mostly_begun(self, text: str) -> tuple[int, str] | None:
-        """Return where, at the end of *text*, more than half of a value begins, and what stands in its place."""
+        """Return where more than half of a credential begins at the end of *text*, and its replacement; or None."""
         halves = [
             (at, instead)
             for each, instead in self._spelled.items()
@@ -101,7 +101,7 @@ class Unsaid:
 
 
 def _overlap(text: str, value: str) -> int:
-    """Return where the longest end of *text* begins that *value* begins with, and is longer than."""
+    """Return where the longest end of *text* begins that is a beginning of *value*, but not all of it."""
     at = text.find(value[0], max(0, len(text) - len(value) + 1))
     while at >= 0 and not value.startswith(text[at:]):
         at = text.find(value[0], at + 1)
@@ -110,21 +110,21 @@ def _overlap(text: str, value: str) -> int:
 
 class UnsaidPieces:
     """
-    One text that is told in pieces: what may be told of it by now.
+    A text that comes in pieces: what of it may be told so far.
 
     Args:
-        unsaid: What it may not say.
-        after: What was said before, and is known to have been told.
+        unsaid: The credentials that it may not quote.
+        after: The text before the first piece, which has been told already.
     """
 
     def __init__(self, unsaid: Unsaid, after: str = "") -> None:
         self._unsaid = unsaid
         self._held = after
         self._told = len(after)
-        """Characters of what is held: they have been told, and may yet turn out to be the beginning of a value."""
+        """How many characters at the beginning of `_held` have been told; they may still begin a credential."""
 
     def feed(self, piece: str) -> str:
-        """Take the next *piece*; return what can be told, which may be less, or more."""
+        """Take the next *piece*; return what can be told now: what was held back, and *piece* or its beginning."""
         text, shown = self._held + piece, list[str]()
         at, begun = 0, self._unsaid.begun(text)
         while (found := self._unsaid.found(text, at)) is not None and found[0] < begun:
@@ -137,9 +137,10 @@ class UnsaidPieces:
 
     def cut(self) -> str:
         """
-        Return what was held back, because something else is told next, or nothing more.
+        Return what was held back, because another event is told next, or nothing more.
 
-        A value in it, and more than half of one, is replaced; if it goes on, so is what is left of it.
+        A credential in it is replaced, and so is more than half of a credential at its end.  If that credential goes on
+        in the next piece, its rest is replaced there.
         """
         text, told, shown, at = self._held, self._told, list[str](), 0
         while (found := self._unsaid.found(text, at)) is not None:
@@ -153,5 +154,5 @@ class UnsaidPieces:
         return "".join([*shown, rest])
 
     def told(self) -> str:
-        """Return what was told of the beginning of a value."""
+        """Return the end of what was told, if it may be the beginning of a credential."""
         return self._held[: self._told]
