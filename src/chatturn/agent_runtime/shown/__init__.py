@@ -1,1 +1,1 @@
-"""What of a stream or a run is shown to others: sanitized, collected, traced, sent, added up."""
+"""What others see of a stream or a run: sanitized events, collectors, traces, server-sent events, the run ledger."""

@@ -1,7 +1,7 @@
 """
-Each attempt at a turn as a run of agent-runtime's ledger, for a product that keeps those: `ChatTurnHooks.runtime_runs`.
+Stores each attempt at a turn as a run of agent-runtime's ledger, if a product has `ChatTurnHooks.runtime_runs`.
 
-Its calls are those of the attempt's own account, so that both ledgers add up to the same.
+The run has the model calls that the attempt's usage has, so the sums of both are equal.
 """
 
 from chatturn.agent_runtime.shown.run_ledger import start_runtime_run
@@ -24,7 +24,7 @@ __all__ = ["keep_runtime_runs"]
 
 async def keep_runtime_runs(hooks: ChatTurnHooks, attempt: EndedAttempt) -> None:
     """
-    Have an attempt's row stored, if the product keeps those: `chatturn.chat.deployment.Deployment.attempt_listeners`.
+    Store the row of *attempt*, if the product has an adapter: one of `Deployment.attempt_listeners`.
 
     Raises:
         Exception: What the product's adapter raises.

@@ -1,5 +1,5 @@
 """
-Collectors: what happened, sanitized and bounded, for a line of a log or a row of a database.
+Collectors: the sanitized events of a stream or a loop, for a line of a log or a row of a database.
 
 A collector keeps the first events and counts all, so that an endless turn takes bounded memory.
 """
@@ -41,7 +41,7 @@ MAX_CHARACTERS: Final = 1_000_000
 """The most characters of the kept events' JSON, and of an answer's text."""
 
 RuntimeStreamEventSink: TypeAlias = Callable[[RuntimeStreamEvent], None]
-"""Takes the events of a stream, one after another; never waits."""
+"""Takes the events of a stream, one after another; it must not block."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +54,10 @@ class RuntimeStreamEventSummary:
         event_counts_by_type: The number of events seen, by type.
         first_session_id: The id of the first session created or resumed; None before there was one.
         final_status: The status of the last `final`; None before there was one.
-        final_reason: The same; masked unless it is words of ours, or reasons are asked for.
-        final_text: The answer, if text is asked for: what the last `final` says it is, or else the pieces since the
-            backend was last asked.  Masked if there is one and it is not asked for, "" if there is none.
+        final_reason: The reason of the last `final`, or None; masked unless it is one of chatturn's own
+            (`fixed_words`), or reasons are asked for.
+        final_text: The answer: the text of the last `final`, or else the pieces since the backend was last asked.
+            Masked if text is not asked for, "" if there is no answer.
     """
 
     event_count: int
@@ -69,11 +70,11 @@ class RuntimeStreamEventSummary:
 
 class _Kept:
     """
-    The first events, as many as may be kept.
+    The first events, up to the limits.
 
     Attributes:
         events: Their JSON, in their order.
-        dropped: How many came after them.
+        dropped: The number of events after them.
     """
 
     def __init__(self, max_events: int, max_characters: int) -> None:
@@ -83,7 +84,7 @@ class _Kept:
         self._characters = max_characters
 
     def add(self, members: dict[str, Any]) -> None:
-        """Keep one more; once there was no room for one, no other is kept, so that none is missing in between."""
+        """Keep *members* if there is room; after the first event without room none is kept, so there is no gap."""
         self._characters -= len(json.dumps(members)) if self._room > 0 else 0
         if self._room <= 0 or self._characters < 0:
             self._room = 0
@@ -100,7 +101,7 @@ class RuntimeStreamEventCollector:
     Args:
         options: What is shown that is redacted otherwise.
         max_events: The most events that are kept.
-        max_characters: The most characters of their JSON, and of the answer's text.
+        max_characters: The most characters of the kept events' JSON, and of the answer's text.
     """
 
     def __init__(self, options: RuntimeTelemetryOptions, *, max_events: int, max_characters: int) -> None:
@@ -114,12 +115,12 @@ class RuntimeStreamEventCollector:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """Those that are kept, as JSON; events of one task share its JSON."""
+        """The kept events as JSON; events of one task share the task's JSON object."""
         return self._kept.events
 
     @property
     def dropped(self) -> int:
-        """How many were not kept."""
+        """The number of events that were not kept."""
         return self._kept.dropped
 
     def on_event(self, event: RuntimeStreamEvent) -> None:
@@ -130,7 +131,7 @@ class RuntimeStreamEventCollector:
         match event:
             case TextDeltaEvent(text=text):
                 self._text.add(text)
-            case BackendStartEvent():  # once more, if the worker before was lost: what it had said is void
+            case BackendStartEvent():  # asked again, after a worker was lost: the text before is void
                 self._text.clear()
             case SessionCreatedEvent() | SessionResumedEvent():
                 self._session_id = self._session_id or sanitized["session"]["id"]
@@ -141,7 +142,7 @@ class RuntimeStreamEventCollector:
                     self._text.add(text)
 
     def summary(self) -> RuntimeStreamEventSummary:
-        """Return what the stream has come to so far."""
+        """Return the summary of the events so far."""
         return RuntimeStreamEventSummary(
             event_count=self._counts.total(),
             event_counts_by_type=dict(self._counts),
@@ -153,7 +154,7 @@ class RuntimeStreamEventCollector:
 
 
 class _Text:
-    """The answer, as much of it as may be kept; with no room, only whether there is one."""
+    """The answer, up to *room* characters; with a room of 0, only whether there is an answer."""
 
     def __init__(self, room: int) -> None:
         self._most = room
@@ -178,12 +179,12 @@ class _Text:
 
 class RuntimeEventCollector:
     """
-    Collects the events of one loop of control.
+    Collects the events of one control loop.
 
     Args:
         options: What is shown that is redacted otherwise.
         max_events: The most events that are kept.
-        max_characters: The most characters of their JSON.
+        max_characters: The most characters of the kept events' JSON.
     """
 
     def __init__(self, options: RuntimeTelemetryOptions, *, max_events: int, max_characters: int) -> None:
@@ -192,12 +193,12 @@ class RuntimeEventCollector:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """Those that are kept, as JSON; events of one task share its JSON."""
+        """The kept events as JSON; events of one task share the task's JSON object."""
         return self._kept.events
 
     @property
     def dropped(self) -> int:
-        """How many were not kept."""
+        """The number of events that were not kept."""
         return self._kept.dropped
 
     def on_event(self, event: AgentRuntimeEvent) -> None:
@@ -211,7 +212,7 @@ def create_runtime_stream_event_collector(
     max_events: int = MAX_EVENTS,
     max_characters: int = MAX_CHARACTERS,
 ) -> RuntimeStreamEventCollector:
-    """Return a collector of a stream's events; see there."""
+    """Return a `RuntimeStreamEventCollector` with these arguments."""
     return RuntimeStreamEventCollector(options, max_events=max_events, max_characters=max_characters)
 
 
@@ -221,5 +222,5 @@ def create_runtime_event_collector(
     max_events: int = MAX_EVENTS,
     max_characters: int = MAX_CHARACTERS,
 ) -> RuntimeEventCollector:
-    """Return a collector of a loop's events; see there."""
+    """Return a `RuntimeEventCollector` with these arguments."""
     return RuntimeEventCollector(options, max_events=max_events, max_characters=max_characters)

@@ -1,9 +1,9 @@
 """
 The ledger of one run: what was done for whom, what it cost, and how it ended.
 
-A handle is fed the run's `RuntimeStreamEvent`s and counts its model calls; whoever runs the task completes it and has
-its row stored.  What a call did not report is unknown, and unknown is never zero: a sum of which a part is unknown says
-so, and one of which nothing is known is None.  Estimates are kept apart.  Pure but for the adapter's own I/O.
+A handle takes the run's `RuntimeStreamEvent`s and counts the model calls; whoever runs the task ends the run and stores
+its row.  A number that a call did not report is unknown, which is not 0: a sum with an unknown part says so, and a sum
+without a known part is None.  Estimates are not added to measured costs.  Only the adapter does I/O.
 """
 
 from collections.abc import Mapping
@@ -55,8 +55,8 @@ class _Sum:
     A sum of which parts may be unknown.
 
     Attributes:
-        known: Of the parts that are known; None if none is.
-        missing: How many are not.
+        known: The sum of the known parts; None if there is none.
+        missing: The number of unknown parts.
     """
 
     known: int | None = None
@@ -73,19 +73,19 @@ class _Sum:
             self.known, self.missing = total, 0
 
     def total(self) -> int | None:
-        """Return what is known; 0 where there is nothing to know."""
+        """Return the sum of the known parts: 0 if there is no part at all, None if every part is unknown."""
         return self.known if self.known is not None or self.missing else 0
 
 
 class RuntimeRunHandle:
     """
-    One run, from its start to its row; for one request, and one task of it.
+    One run of one task, from its start to its row.
 
     Attributes:
-        id: Of its row.
-        workspace_id: For whom.
+        id: The row's id.
+        workspace_id: The workspace that the run belongs to.
         session_id: The thread, or None.
-        task_spec: What for.
+        task_spec: The run's task.
     """
 
     def __init__(self, options: RuntimeRunOptions) -> None:
@@ -107,14 +107,14 @@ class RuntimeRunHandle:
 
     @property
     def status(self) -> RuntimeRunStatus:
-        """Where it stands."""
+        """The run's status."""
         return self._status
 
     def observe(self, event: RuntimeStreamEvent) -> None:
         """
-        Take the run's next event: an `llm_call` counts, all others are nothing to the ledger.
+        Take the run's next event; only an `llm_call` counts.
 
-        A call that is told of after the end counts too: it was paid for.
+        A call that is told after the run's end counts too: it was paid for.
         """
         if not isinstance(event, LlmCallEvent):
             return
@@ -143,10 +143,10 @@ class RuntimeRunHandle:
 
     def complete(self, end: RuntimeRunCompleteInput) -> None:
         """
-        End the run.  A second time with the same status changes nothing: the first end stays.
+        End the run.  A second end with the same status changes nothing: the first end stays.
 
         Raises:
-            ValidationError: The status is that of a run that goes on.
+            ValidationError: The status is ``running``.
             RuntimeRunStateError: The run has ended with another status.
         """
         if TRANSITIONS[end.status]:
@@ -160,7 +160,7 @@ class RuntimeRunHandle:
             self._replace(end.cost)
 
     def to_row(self, metadata: Mapping[str, Any] | None = None) -> RuntimeRunRow:
-        """Return the row as it is now, with *metadata* over those of the end."""
+        """Return the row as it is now; *metadata* replace those of the end with the same names."""
         end, options = self._end, self._options
         merged = {**((end and end.metadata) or {}), **(metadata or {})}
         return RuntimeRunRow(
@@ -182,7 +182,7 @@ class RuntimeRunHandle:
 
     async def persist(self, metadata: Mapping[str, Any] | None = None) -> None:
         """
-        Have the row stored, with *metadata* over those of the end; as often as wanted.
+        Store the row, as often as wanted; *metadata* replace those of the end with the same names.
 
         Raises:
             RuntimeRunStateError: The run has not ended.
@@ -195,7 +195,7 @@ class RuntimeRunHandle:
 
     def _replace(self, cost: RuntimeRunCost) -> None:
         if cost.llm_calls not in {None, self._calls}:
-            # There were calls that no event told of, or events of calls that were none.
+            # The given number of calls is not that of the events, so the sums of the events have unknown parts.
             for sum_ in (self._tokens_in, self._tokens_out, self._cost):
                 sum_.add(None)
         self._calls = self._calls if cost.llm_calls is None else cost.llm_calls

@@ -53,7 +53,7 @@ TRANSITIONS: Final[Mapping[RuntimeRunStatus, frozenset[RuntimeRunStatus]]] = {
     RuntimeRunStatus.FAILED: frozenset(),
     RuntimeRunStatus.CANCELLED: frozenset(),
 }
-"""Every legal move.  A run is over where there is none."""
+"""Every legal move: for each status, those that may follow.  A status that none follows is an end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +117,8 @@ class RuntimeRunCompleteInput:
 
     Attributes:
         result_summary: The run's outcome, in the product's words.
-        cost: What it cost, where that is known better than by its events: what is not None takes the sums' place;
-            `wall_ms` does not.
+        cost: The cost, if it is known better than from the events: each member that is not None replaces the sum of
+            the events, except `wall_ms`.
         error: Why it failed: a stable code, never what an upstream said.
         metadata: JSON, for the row.
     """
@@ -133,7 +133,7 @@ class RuntimeRunCompleteInput:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeRunRow:
     """
-    A run as it is stored.  It holds nothing that was said, unless somebody puts it into the metadata.
+    A run as it is stored; it quotes no conversation, unless the product's `result_summary` or `metadata` do.
 
     Attributes:
         started_at: A timestamp, as is `completed_at`, which is None while it runs.
@@ -179,23 +179,23 @@ class RuntimeRunPersistenceAdapter(Protocol):
     """Stores rows."""
 
     async def upsert(self, row: RuntimeRunRow) -> None:
-        """Store *row* in the place of the one with its id; what this raises leaves `RuntimeRunHandle.persist`."""
+        """Store *row*, and replace a row with the same id; `RuntimeRunHandle.persist` raises what this raises."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeRunOptions:
     """
-    What a run is.
+    What `start_runtime_run` needs.
 
     Attributes:
         workspace_id: The workspace that the run belongs to; not empty.
         task_spec: The run's task; its id is not empty.
-        now_ms: Milliseconds since the epoch.
-        id: Of the row; None for ``<task id>:<token>``.
-        token: Gives eight characters of base 36; needed without an *id* only.
+        now_ms: Returns milliseconds since the epoch.
+        id: The row's id; None for ``<task id>:<token>``.
+        token: Returns eight characters of base 36; needed only without an *id*.
         adapter: Stores the row; None to store nothing.
-        estimate: Returns what a call whose cost was not measured may have cost, in micro-US-dollars; None where
-            nobody knows a price.
+        estimate: Returns the estimated cost of a call whose cost was not measured, in millionths of a US dollar; None
+            where no price is known.
     """
 
     workspace_id: str
@@ -212,11 +212,11 @@ class RuntimeRunOptions:
 
 def count_of(value: object) -> int | None:
     """
-    Return a number of tokens, calls or millionths that somebody reported.
+    Return a reported count as an int: tokens, or millionths of a US dollar.
 
     Returns:
-        None for what is no such number, and so is not known: negative, not finite, not whole, or beyond what JSON
-        carries without loss.
+        None, which means unknown, for a value that is negative, not finite, not whole, or above 2^53 - 1, the largest
+        that JSON carries without loss.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST_COUNT:
         return None

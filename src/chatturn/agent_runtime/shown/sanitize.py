@@ -1,9 +1,9 @@
 """
 Sanitizers: agent-runtime's events as telemetry may keep them.
 
-What is shown of each member is said in `sanitize_rules`; what is asked for, in `RuntimeTelemetryOptions`.  The default
-shows what happened, to whom it belongs and how much it was, and nothing of what anybody said.  What is shown holds no
-credential, whatever is asked for.  What comes out is JSON of its own: nothing that happens to it changes the event.
+`sanitize_rules` has a rule for each member, and `RuntimeTelemetryOptions` asks for more than the default.  The default
+shows types, ids, statuses, times and counts, and no text of a user, a model or a tool.  Credentials are not shown,
+whatever is asked for.  The result is a copy: a change to it does not change the event.
 """
 
 from dataclasses import dataclass
@@ -99,7 +99,7 @@ class Sanitizer:
     """
     Sanitizes many events under the same options.
 
-    An event that has the task and the session of the one before shares their JSON with it, which is most of the work.
+    Events that follow one another with the same task and session share the JSON of both, which is most of the work.
     """
 
     def __init__(self, options: RuntimeTelemetryOptions) -> None:

@@ -1,9 +1,9 @@
 """
 What telemetry shows of each value of agent-runtime's vocabulary: one rule for each member of each class.
 
-A member without a rule is not shown, so a new one is shown on purpose.  Identifiers, closed sets, numbers, times and a
-task's intent are shown; whatever may hold the words of a user, a model, a tool or an upstream is left out, or replaced
-where its class always has the member, until `RuntimeTelemetryOptions` asks for it.
+A member without a rule is not shown, so a new member is shown on purpose only.  Identifiers, values of closed sets,
+numbers, times and a task's intent are shown.  A member that may hold words of a user, a model, a tool or an upstream is
+left out, or masked where its class always has the member, unless `RuntimeTelemetryOptions` asks for it.
 """
 
 from collections.abc import Callable, Mapping
@@ -58,15 +58,15 @@ __all__ = ["RULES", "Member", "Rule"]
 
 class Member(NamedTuple):
     """
-    A member that is looked at.
+    One member of an object, with what its rule needs.
 
     Attributes:
-        name: What it is called in JSON.
-        value: What it holds; None if it is absent.
-        owner: The value that has it.
-        options: What was asked for.
-        show: Returns a value as it may be shown, by the rules of its own class.
-        is_secret: Whether a question or a requirement is about a secret.
+        name: The member's name in JSON.
+        value: The member's value; None if it is absent.
+        owner: The object that has the member.
+        options: What is asked for.
+        show: Returns a value as the rules of its own class show it.
+        is_secret: Says whether a question or a requirement is about a secret.
     """
 
     name: str
@@ -81,12 +81,12 @@ class Member(NamedTuple):
         return any(getattr(self.options, flag) for flag in flags)
 
     def other(self, name: str, value: Any) -> "Member":
-        """Return another member, that is made of this one."""
+        """Return the member with another *name* and *value*."""
         return self._replace(name=name, value=value)
 
 
 Rule: TypeAlias = Callable[[Member], Mapping[str, Any]]
-"""Returns the members of JSON that stand for one member."""
+"""Takes a member; returns the JSON members that are shown for it."""
 
 
 # The rules.
@@ -101,12 +101,12 @@ def _never(_: Member) -> Mapping[str, Any]:
 
 
 def _asked(*flags: str) -> Rule:
-    """Leave it out until it is asked for."""
+    """Show the member only if one of *flags* asks for it."""
     return lambda member: _shown(member) if member.asked_for(*flags) else {}
 
 
 def _masked(*flags: str) -> Rule:
-    """Show only that it is there until it is asked for."""
+    """Mask the member's value unless one of *flags* asks for it."""
 
     def rule(member: Member) -> Mapping[str, Any]:
         return _shown(member) if member.value is None or member.asked_for(*flags) else {member.name: REDACTED}
@@ -115,34 +115,34 @@ def _masked(*flags: str) -> Rule:
 
 
 def _words(member: Member) -> Mapping[str, Any]:
-    """Show words of ours; mask those of others until they are asked for."""
+    """Show chatturn's own words; mask other words unless reasons are asked for."""
     fixed = member.value is not None and is_fixed(member.value)
     return _shown(member) if fixed else _masked("include_reasons")(member)
 
 
 def _counted(name: str, *flags: str) -> Rule:
-    """Show how many there are, and which if that is asked for."""
+    """Show the number of items, and the items if one of *flags* asks for them."""
     which = _asked(*flags)
     return lambda member: {} if member.value is None else {name: len(member.value), **which(member)}
 
 
 def _number_of(name: str) -> Rule:
-    """Show how many there are, never which."""
+    """Show the number of items, never the items."""
     return lambda member: {name: len(member.value or ())}
 
 
 def _presence(name: str) -> Rule:
-    """Show whether it is there, never what it is."""
+    """Show whether there is a value, never the value."""
     return lambda member: {name: bool(member.value)}
 
 
 def _unless_secret(member: Member) -> Mapping[str, Any]:
-    """Show what a requirement or a question says if that is asked for, and is no secret."""
+    """Show the words of a requirement or a question if they are asked for, and are about no secret."""
     return {} if member.is_secret(member.owner) else _asked("include_requirement_descriptions")(member)
 
 
 def _answers(member: Member) -> Mapping[str, Any]:
-    """Show what was answered; the answers if they are asked for, to questions that are known to be about no secret."""
+    """Show which questions were answered; show an answer if it is asked for, and its question is about no secret."""
     if member.value is None:
         return {}
     questions, answers = member.owner.questions, member.value.items()
@@ -163,7 +163,7 @@ def _bundle(member: Member) -> Mapping[str, Any]:
 
 
 def _kind_of_error(member: Member) -> Mapping[str, Any]:
-    """Show what kind of error it was; its words are the event's message."""
+    """Show the error's kind and status; its words are in the event's message."""
     error: BackendErrorDetail | None = member.value
     if error is None:
         return {}
@@ -171,7 +171,7 @@ def _kind_of_error(member: Member) -> Mapping[str, Any]:
 
 
 def _decision(member: Member) -> Mapping[str, Any]:
-    """Show it as members of its step."""
+    """Show the decision's members as members of the step."""
     decision: ControlDecision = member.value
     action = decision.action if decision.type == "continue" else None
     return {
@@ -182,7 +182,7 @@ def _decision(member: Member) -> Mapping[str, Any]:
 
 
 def _outcome(member: Member) -> Mapping[str, Any]:
-    """Show it as members of its step."""
+    """Show the outcome's members as members of the step."""
     outcome: ControlActionOutcome | None = member.value
     if outcome is None:
         return {}
@@ -194,7 +194,7 @@ def _outcome(member: Member) -> Mapping[str, Any]:
     }
 
 
-# What holds for which member.
+# The rule of each member.
 
 
 def _show(*names: str) -> dict[str, Rule]:
@@ -319,4 +319,4 @@ RULES: Final[Mapping[type, Mapping[str, Rule]]] = {
         "metadata": _never,
     },
 }
-"""Every class that is shown by rules of its own; of every other, only that it was there."""
+"""The rules of each class; of an object of any other class only the class's name is shown."""

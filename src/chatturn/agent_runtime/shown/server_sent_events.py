@@ -1,4 +1,4 @@
-"""Runtime events as server-sent events: sanitized, each the data of one frame."""
+"""Sanitized runtime events as server-sent events, one frame for each event."""
 
 from typing import Unpack
 

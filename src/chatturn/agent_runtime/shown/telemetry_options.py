@@ -8,21 +8,21 @@ __all__ = ["RuntimeTelemetryOptions"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeTelemetryOptions:
     """
-    What is shown that is redacted otherwise.
+    What telemetry shows that is otherwise redacted.
 
-    Credentials are never shown: resume tokens, answers to questions for a credential, what is called secret and what
-    looks like a key.  What is cut into pieces cannot be recognised: a key in two deltas is shown with them.
+    Credentials are never shown: resume tokens, answers to questions for a credential, members with a secret's name, and
+    texts that look like a key.  A key that is split over two deltas is not recognised, and is shown with them.
 
     Attributes:
         include_inputs: A task's inputs.
-        include_requirement_descriptions: What a task must know, in words, and what a user is asked; of secrets never.
-        include_evidence_ids: Ids of evidence, and where artifacts are.
-        include_user_answers: What users answered; to questions that the event has, and of secrets never.
-        include_control_payloads: Arguments, results, contents, titles, answers, actions: what tools and models made.
+        include_requirement_descriptions: Descriptions of requirements, and questions to users; never about secrets.
+        include_evidence_ids: Ids of evidence, and URIs of artifacts.
+        include_user_answers: Users' answers to the questions that the event has; never about secrets.
+        include_control_payloads: What tools and models made: arguments, results, contents, titles, answers, actions.
         include_metadata: Metadata of tasks, sessions, artifacts and ends.
         include_eval_details: Why a check passed or failed.
         include_text: The answer and the model's reasoning, piece by piece and whole.
-        include_reasons: Why things ended or failed, in words that are not ours: they may quote anything.
+        include_reasons: Why something ended or failed, in words that are not chatturn's own: they may quote anything.
     """
 
     include_inputs: bool = False

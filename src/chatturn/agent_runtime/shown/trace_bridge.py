@@ -1,9 +1,9 @@
 """
 The trace bridge: runtime events as the trace events of agent-runtime's evaluation package.
 
-One way only.  A trace event is a mark in time, not a record: its payload has ids and counts, never arguments, results,
-contents or text; the pieces of an answer are no marks at all.  Words that say why something ended or failed are masked,
-unless they are ours or are asked for.
+The bridge goes one way only.  A trace event marks a moment: its payload has ids and counts, never arguments, results,
+contents or text, and a piece of an answer has no trace event.  Reasons and error messages are masked, unless they are
+chatturn's own words or are asked for.
 
 Source:
     docs/reference/agent-runtime.md, The trace bridge: kinds, and what each payload has.
@@ -61,14 +61,14 @@ _FAILED: Final = frozenset({AgentTaskStatus.FAILED, AgentTaskStatus.ABORTED})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceBridgeOptions:
     """
-    Where the events of a bridge belong.
+    The run of a bridge, and how its trace events are made.
 
     Attributes:
         run_id: The run; not empty.
-        now_ms: Milliseconds since the epoch, for events without a time.
+        now_ms: Returns milliseconds since the epoch, for events without a timestamp.
         span_id: The span, or None.
-        new_event_id: Gives each event an id; None for ``evt-1``, ``evt-2`` …
-        include_reasons: Whether words that are not ours are shown: they may quote anything.
+        new_event_id: Returns the id of the next trace event; None for ``evt-1``, ``evt-2`` …
+        include_reasons: Whether words that are not chatturn's own are shown: they may quote anything.
     """
 
     run_id: str
@@ -96,20 +96,20 @@ class TraceEvent:
     span_id: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the evaluation package's shape."""
+        """Return the trace event as JSON of the evaluation package."""
         members: dict[str, Any] = to_json(self)
         return members
 
 
 class TraceBridge:
     """
-    Maps the events of one run; an id is used up only by an event that has a place in a trace.
+    Maps the events of one run to trace events; an event without a trace event takes no id.
 
     Args:
-        options: Where they belong.
+        options: The run, and how trace events are made.
 
     Raises:
-        ValidationError: The run has no id.
+        ValidationError: *options* have no `run_id`.
     """
 
     def __init__(self, options: TraceBridgeOptions) -> None:
@@ -120,7 +120,7 @@ class TraceBridge:
         self._new_event_id = options.new_event_id or (lambda: f"evt-{next(numbers)}")
 
     def to_trace_event(self, event: RuntimeStreamEvent) -> TraceEvent | None:
-        """Return what *event* is in a trace; None for a piece of an answer or of its reasoning."""
+        """Return the trace event of *event*; None for a piece of an answer or of its reasoning."""
         payload_of = _PAYLOADS.get(type(event))
         if payload_of is None:
             return None
@@ -136,7 +136,7 @@ class TraceBridge:
         )
 
     def drain(self, events: Iterable[RuntimeStreamEvent]) -> list[TraceEvent]:
-        """Map all *events*."""
+        """Return the trace events of *events*, in their order."""
         return [mark for event in events if (mark := self.to_trace_event(event)) is not None]
 
     def _shown(self, name: str, value: Any) -> Any:
@@ -145,12 +145,12 @@ class TraceBridge:
 
 
 def create_trace_bridge(options: TraceBridgeOptions) -> TraceBridge:
-    """Return a bridge; see there."""
+    """Return a `TraceBridge`."""
     return TraceBridge(options)
 
 
 def to_agent_eval_trace(event: RuntimeStreamEvent, options: TraceBridgeOptions) -> TraceEvent | None:
-    """Map one event over a bridge of its own: its id is ``evt-1``, unless *options* give another."""
+    """Return *event*'s trace event, from a new bridge: its id is ``evt-1``, unless *options* have `new_event_id`."""
     return TraceBridge(options).to_trace_event(event)
 
 
@@ -237,4 +237,4 @@ _PAYLOADS: Final[Mapping[type, Callable[[Any], _Payload]]] = {
     TaskEndEvent: _of_end,
     FinalEvent: _of_end,
 }
-"""Every event but the pieces of an answer and of its reasoning."""
+"""The payload of each class of events; pieces of an answer and of its reasoning have none."""
