@@ -1,8 +1,8 @@
 """
-The AI SDK's chat: ``useChat`` with its transports, unmodified.
+The routes for the AI SDK: ``useChat`` and its transports work unmodified.
 
-A chat is a session.  Its transports send the whole thread each time; the question is the last message of the user, and
-its index how many there are before it.  The thread that counts is the stored one.
+A chat is a session.  Each request brings the whole thread: the question is the user's last message, and its index the
+number of the user's messages before it.  A model is shown the stored thread, unless the request names no chat.
 
 Source:
     The packages ``ai`` 7.0.173 (src/ui/http-chat-transport.ts, chat.ts) and ``@ai-sdk/workflow`` 2.0.43
@@ -67,17 +67,17 @@ _MOST_MEMBERS: Final = 64
 """The most members of a query."""
 
 _TAKEN_OF_A_USER: Final = ("text", "file", "data-")
-"""The beginnings of the part types that a user's message may have; ``data-`` parts are for the application alone."""
+"""How the part types of a user's message may begin; ``data-`` parts are accepted, but no model is shown them."""
 
 _DECIDED: Final = "approval-responded"
-"""The state of a tool part whose approval was decided, yes or no, and is not yet told to the turn."""
+"""The state of a tool part that the user has approved or denied, and whose turn does not know it yet."""
 
 _FOUND_WITHIN_S: Final = 20
-"""How long a reconnect waits for a database that does not answer, while its turn is not known yet."""
+"""How long a reconnect asks a database that does not answer for the chat's latest turn, once a second."""
 
 
 def ai_sdk_problem(error: ChatTurnError) -> HttpResponse:
-    """Make the response for an error; these clients show its body, of any type, as the error's message."""
+    """Make the response for an error: plain text, since these clients show any body as the error's message."""
     headers = {**error_headers(error), "Content-Type": "text/plain; charset=utf-8", "X-Error-Code": error.code}
     return HttpResponse(status=error.status, headers=headers, body=detail_of(error).encode())
 
@@ -87,7 +87,7 @@ def session_of_chat(parameters: Parameters) -> str | None:
     Return the session whose owner is to answer for a chat's stream.
 
     Raises:
-        InvalidField: It is neither a session's id nor a run's.
+        InvalidField: The path has neither a session's id nor a run's.
     """
     named = read_run_id(parameters["id"])
     turn = turn_of_run(named)
@@ -95,7 +95,7 @@ def session_of_chat(parameters: Parameters) -> str | None:
 
 
 def session_of_body(_request: HttpRequest, _principal: Principal, body: bytes) -> str | None:
-    """Return the session whose owner is to answer a chat; None if none is named, or the body cannot be read."""
+    """Return the session whose owner is to answer a chat; None if the body names none or cannot be read."""
     try:
         chat = read_json_object(body).get("id")
         return None if chat is None else _session(chat)
@@ -104,7 +104,7 @@ def session_of_body(_request: HttpRequest, _principal: Principal, body: bytes) -
 
 
 async def post_chat(call: Call) -> HttpResponse:
-    """Answer the question of a chat; or go on with the turn whose approvals, or results of its client's tools, came."""
+    """Answer the question of a chat, or continue the turn for which the chat brings decisions or tool results."""
     body = await read_client_body(call.request)
     sdk = _query(call.request, CHAT_QUERY)["v"]
     messages: Any = body.get("messages")
@@ -144,12 +144,12 @@ async def _give(
     call: Call, identity: ChatTurnIdentity, messages: Sequence[Mapping[str, Any]]
 ) -> ChatTurnIdentity | None:
     """
-    Give a turn that waits what the thread's last answer says: decisions, and results of the client's tools.
+    Give a waiting turn what the thread's last answer holds: decisions on approvals, and results of the client's tools.
 
-    A question behind that answer changes nothing: without the results, the question would wait for the turn.
+    They are given even if a question follows the answer: without them, the question would wait for that turn.
 
     Returns:
-        The turn; None where the answer says none.
+        The turn; None if the answer holds neither.
     """
     asks = _asks(messages)
     parts = _last_parts(messages[:-1] if asks else messages)
@@ -182,8 +182,8 @@ async def get_chat_stream(call: Call) -> HttpResponse:
     """
     Show a chat's latest turn, or a run, from a chunk on, live until it ends; 204 where there is nothing to show.
 
-    A reconnect is never refused, since these clients take a refusal for the end.  Where the database does not answer,
-    the body waits.
+    These clients take an error status for the end of the turn.  So if the database does not answer, the latest turn is
+    asked for again for `_FOUND_WITHIN_S`; once the turn is known, the status is 200, and the body waits.
     """
     query = _query(call.request, CHAT_STREAM_QUERY)
     seen, sdk = query.get("startIndex"), query["v"]
@@ -218,8 +218,8 @@ def _stream(
         headers |= {"X-Turn-Attempt": str(opened.attempt), "X-Turn-Replayed": str(opened.replayed).lower()}
         headers["X-Ping-Ms"] = str(call.service.ping_every_ms)
     if seen is not None and seen < 0:
-        # A client that asks for the last n chunks gets all chunks, since a chunk may need the chunks before it; and is
-        # told that there are n, so that it counts from the first.
+        # A client that asks for the last n chunks gets all chunks, since a chunk may need the chunks before it.  The
+        # header says that there are n, so that the client counts from the first.
         headers["X-Workflow-Stream-Tail-Index"] = str(-seen - 1)
     projection = UiMessageStream(
         run_id,
@@ -244,7 +244,7 @@ def _stream(
 
 
 async def _identity_of(call: Call) -> ChatTurnIdentity | None:
-    """Return the turn that a run's id names, or the latest of a chat; None for a chat that has none."""
+    """Return the turn that a run's id names, or the latest turn of a chat; None for a chat without turns."""
     turn = turn_of_run(read_run_id(call.parameters["id"]))
     if turn is not None:
         return with_version_of(_identity(call, *turn), read_run_id(call.parameters["id"]))
@@ -278,7 +278,7 @@ def _own_session() -> str:
 
 
 def _turn_index(said: object, counted: int) -> int:
-    """Return the index that the request names, for a request without the whole thread; else the counted index."""
+    """Return the index that the request names, as one without the whole thread must; else the *counted* index."""
     if said is None:
         return counted
     index = whole(said)
@@ -288,7 +288,7 @@ def _turn_index(said: object, counted: int) -> int:
 
 
 def _parameters(value: object, may_say: Callable[[str], bool]) -> tuple[Mapping[str, Any], list[str]]:
-    """Return how the model is to answer, as far as a request may say so, and the names of what it may not say."""
+    """Return the parameters that a request may set, and the names of those that it may not."""
     said = read_parameters(value)
     return {name: each for name, each in said.items() if may_say(name)}, [name for name in said if not may_say(name)]
 
@@ -306,7 +306,7 @@ def _replaces(body: Mapping[str, Any], identity: ChatTurnIdentity) -> Replace | 
     """
     Return the version that the question replaces, if it replaces one.
 
-    A regeneration may name the answer that it is of, by the id that we have given it: its run's.
+    A regeneration may name the answer to replace by its message id, which is the id of its run.
     """
     if body.get("trigger") == "regenerate-message":
         named = str(body.get("messageId"))
@@ -316,7 +316,7 @@ def _replaces(body: Mapping[str, Any], identity: ChatTurnIdentity) -> Replace | 
 
 
 def _is_edit(body: Mapping[str, Any]) -> bool:
-    """Say whether the question takes the place of the one that is stored at its index: then its message is named."""
+    """Say whether the question replaces the stored one: then ``messageId`` is the id of the thread's last message."""
     [*_, last] = body["messages"]
     if body.get("trigger") == "regenerate-message":
         return False
@@ -343,7 +343,7 @@ CHAT_STREAM_QUERY: Final[Query] = {
     ),
     **CHAT_QUERY,
 }
-"""What is read; whatever else a client sends by itself is no matter."""
+"""The members that are read; others are ignored, since clients send some by themselves."""
 
 
 def _query(request: HttpRequest, known: Query) -> Mapping[str, int]:
@@ -360,7 +360,7 @@ def _query(request: HttpRequest, known: Query) -> Mapping[str, int]:
 
 
 def _text_of(message: Mapping[str, Any], place: str) -> str:
-    """Return the text of a UI message; what of a user's cannot be shown to a model is refused."""
+    """Return the text of a UI message; refuse a user's message with a part that cannot be shown to a model."""
     parts = _listed_parts(message, place)
     if message.get("role") == "user":
         for part in parts:
@@ -380,7 +380,7 @@ def _listed_parts(message: Mapping[str, Any], place: str) -> list[dict[str, Any]
 
 
 def _parts_of(message: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
-    """Return a user's UI message with files as parts of our own form."""
+    """Return a user's UI message with files as parts in our own form; [] for any other message."""
     parts = [part for part in _listed_parts(message, place) if part.get("type") in ("text", "file")]
     if message.get("role") != "user" or all(part["type"] == "text" for part in parts):
         return []
@@ -394,7 +394,7 @@ def _file(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decisions(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
-    """Return the approvals in an answer: what was decided, by the event's key."""
+    """Return the decisions on approvals in an answer, by the keys of their events."""
     decisions: dict[str, Mapping[str, Any]] = {}
     for part in parts:
         if part.get("state") == _DECIDED:
@@ -418,13 +418,13 @@ def _results(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, An
 
 
 def _given_calls(parts: Sequence[Mapping[str, Any]]) -> Collection[str]:
-    """Return the calls that were just decided, or done, in an answer."""
+    """Return the ids of the calls in an answer that the client has just approved, denied or run."""
     decided = {str(part.get("toolCallId")) for part in parts if part.get("state") == _DECIDED}
     return decided | _results(parts).keys()
 
 
 def _last_parts(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Return the parts of the assistant's message that *messages* end with; none where they end with another."""
+    """Return the parts of the last of *messages* if it is the assistant's; else []."""
     last = messages[-1] if messages else {}
     return _listed_parts(last, "messages") if last.get("role") == "assistant" else []
 

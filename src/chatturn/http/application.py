@@ -20,11 +20,11 @@ Parameters: TypeAlias = Mapping[str, str]
 
 
 class SessionOwner(Protocol):
-    """Runs the turns of each session in one place, which outlives requests."""
+    """Runs all turns of a session in one place, which outlives requests."""
 
     async def forward(self, tenant_id: str, session_id: str, body: bytes | None = None) -> HttpResponse:
         """
-        Let the session's owner answer this request, which is known to be allowed.
+        Let the session's owner answer this request, whose sender is known to be allowed to make it.
 
         Args:
             tenant_id: The session's tenant.
@@ -42,14 +42,14 @@ class Application:
     The values that all routes share.
 
     Attributes:
-        authenticator: Who is asking; kept between requests, it remembers tokens.
-        service: The chat, or why there is none.
-        log: Takes a sentence and what was raised, for the operator.  Never raises.
+        authenticator: Finds out who sent a request; kept between requests, because it remembers tokens.
+        service: The chat, or the error because of which there is none.
+        log: Takes a sentence and an exception, for the operator.  Never raises.
         tickets: Issues and checks what an EventSource shows in place of a token.
         cors: Which pages of other origins may read the responses.
-        rates: How often one user and one tenant may ask; None for any number.
-        body_within_s: How long a request's body may take to arrive; None for ever.
-        owner: Runs turns in place of this request; None where it runs them itself.
+        rates: How often one user and one tenant may send requests; None for no limit.
+        body_within_s: How many seconds a request's body may take to arrive; None for no limit.
+        owner: Runs the turns of a session; None if the invocation that gets a request runs its turn.
     """
 
     authenticator: Authenticator
@@ -66,12 +66,12 @@ class Application:
         cls, error: ConfigurationError, *, log: Callable[[str, BaseException], None], origins: str = ""
     ) -> Self:
         """
-        Make what is left when the settings cannot be read: alive, not ready, and saying why.
+        Make the application for settings that cannot be read: it is alive, not ready, and says why.
 
         Args:
-            error: Why.
-            log: Takes failures that no client is told.
-            origins: The setting ``CORS_ORIGINS`` as it stands: pages of these may read why, too.
+            error: Why the settings cannot be read.
+            log: Takes a sentence and an exception, for the operator.
+            origins: The setting ``CORS_ORIGINS``, unchecked: pages of these origins may read the reason, too.
         """
         return cls(authenticator=UnconfiguredAuth(error), service=error, log=log, cors=Cors(origins_in(origins)))
 
@@ -90,7 +90,7 @@ class Application:
 @dataclass(frozen=True, slots=True)
 class Call:
     """
-    A request that has come as far as its operation.
+    A request as its operation gets it: routed, authenticated and counted.
 
     Attributes:
         service: The chat.
@@ -98,7 +98,7 @@ class Call:
         principal: Who is asking.
         parameters: The variable segments of its path.
         tickets: Issues tickets for streams.
-        ticket: What the request showed in place of a token, if it did.
+        ticket: The ticket that the request showed in place of a token; None for a token.
     """
 
     service: DurableChatService
@@ -112,16 +112,16 @@ class Call:
 @dataclass(frozen=True, slots=True)
 class Route:
     """
-    An operation that needs to know who is asking, and that the token's scope contains one of *scopes*.
+    An operation for authenticated requests whose token has one of *scopes*.
 
     Attributes:
-        session: Finds the session in the path's parameters, where the operation may run a turn: then it is for the
-            session's owner, if there is one.
-        session_in_body: Finds it in the request and its body, where the path does not name it; None where the turn is
-            one that nobody else can ask for.
-        replays: Says whether the answer is stored and is to be repeated, which is never refused for being asked often.
-        takes_tickets: Whether ``?ticket=`` may say who is asking.
-        problem: Tells its clients about an error, in their form.
+        session: Finds the session in the path's parameters, for an operation that may run a turn.  The session's owner
+            answers the request, if there is one.
+        session_in_body: Finds the session in the request and its body, if the path does not name it; returns None for a
+            turn that no other request can name.
+        replays: Says whether the request only repeats a stored answer: such a request is not refused by the rates.
+        takes_tickets: Whether ``?ticket=`` may stand for a token.
+        problem: Makes the response for an error, in the form that the route's clients know.
     """
 
     method: str
@@ -137,7 +137,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class PublicRoute:
-    """An operation that anybody may ask for, and that is told nothing about the request."""
+    """An operation that needs no token, and sees nothing of the request."""
 
     method: str
     template: str

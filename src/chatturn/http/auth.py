@@ -1,5 +1,5 @@
 """
-Who is asking: bearer tokens, and ``AUTH=off``.
+Authentication: bearer tokens, or one local user for everybody with ``AUTH=off``.
 
 A token is a signed JWT; `chatturn.http.token_keys` checks the signature.  Its claims are read here: ``tenant`` and
 ``sub`` name the user, ``scope`` the permitted operations, ``exp`` the end, compared with the injected clock.
@@ -58,13 +58,14 @@ _THIS_MACHINE: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
     """
-    Who is asking.
+    Who sent a request, and what they may do.
 
     Attributes:
         tenant_id: The tenant.
         user_id: The user of the tenant.
         scopes: The scopes of the token.
-        expires_at_s: The token's end, in seconds since the epoch; two tokens of one user are equal principals.
+        expires_at_s: The token's end, in seconds since the epoch.  It is not compared: two tokens of one user with the
+            same scopes are equal principals.
     """
 
     tenant_id: str
@@ -78,10 +79,10 @@ class Authenticator(Protocol):
 
     def check(self) -> None:
         """
-        Look whether requests can be told apart at all.
+        Check that the settings allow requests to be authenticated at all.
 
         Raises:
-            ConfigurationError: These settings do not tell requests apart.
+            ConfigurationError: A setting for that is missing or wrong.
         """
 
     async def authenticate(self, headers: Mapping[str, str]) -> Principal:
@@ -91,7 +92,7 @@ class Authenticator(Protocol):
         Raises:
             Unauthenticated: The headers prove no user.
             KeysUnavailable: The signature cannot be checked at the moment.
-            ConfigurationError: As `check`.
+            ConfigurationError: As for `check`.
         """
 
 
@@ -121,7 +122,7 @@ _UNKNOWN: Final[tuple[Principal | None, float]] = (None, 0)
 
 def require_scope(principal: Principal, scopes: Collection[str]) -> None:
     """
-    Let *principal* pass only with one of *scopes*.
+    Refuse a *principal* that has none of *scopes*.
 
     Raises:
         Forbidden: The token has none of *scopes*.
@@ -135,12 +136,12 @@ def authenticator_for(
     settings: Settings, *, now: Callable[[], float], published: Callable[[str], TokenKeys] | None = None
 ) -> Authenticator:
     """
-    Return what *settings* ask for; where they are incomplete, what refuses everybody and says why.
+    Return the authenticator that *settings* ask for; if they are incomplete, one that refuses everybody and says why.
 
     Args:
         settings: The deployment's settings.
         now: Seconds since the epoch.
-        published: Makes the keys at the address `AUTH_JWKS_URL`.
+        published: Returns the keys that are published at an address; without it, `AUTH_JWKS_URL` is not used.
     """
     if settings.auth == "off":
         return NoAuth()
@@ -166,7 +167,7 @@ def _checked_jwks_url(settings: Settings) -> str:
     if not _is_safe(settings.auth_jwks_url):
         raise ConfigurationError("AUTH_JWKS_URL", "must be an https address")
     if not settings.auth_issuer and not settings.auth_audience:
-        # A provider signs for many services with the same keys.
+        # A provider signs the tokens of many services with the same keys; only these claims tell ours from others.
         raise ConfigurationError("AUTH_ISSUER", "or AUTH_AUDIENCE must be set where AUTH_JWKS_URL is")
     return settings.auth_jwks_url
 
@@ -187,15 +188,15 @@ def _claim_rules(settings: Settings) -> ClaimRules:
 
 class BearerAuth:
     """
-    Bearer tokens.
+    Authenticates requests by their bearer tokens.
 
-    Verified tokens are remembered for `_REMEMBERED_S`, by their hash: clients send the same token again and again, and
-    PyJWT takes 0.25 ms to verify it in WebAssembly.
+    Verified tokens are remembered for `_REMEMBERED_S`, by their hash: clients send the same token each time, and PyJWT
+    takes 0.25 ms to verify it in WebAssembly.
 
     Args:
-        keys: Whose signatures count, each kind for its own algorithms.
+        keys: The keys whose signatures count; no two have an algorithm in common.
         now: Seconds since the epoch.
-        rules: What claims must say beside who and until when.
+        rules: What the claims must say, apart from the user and the end.
     """
 
     def __init__(
@@ -207,10 +208,10 @@ class BearerAuth:
         self._verified: dict[bytes, tuple[Principal, float]] = {}
 
     def check(self) -> None:
-        """Do nothing: an instance is always complete."""
+        """Do nothing: an instance is only made from complete settings."""
 
     async def authenticate(self, headers: Mapping[str, str]) -> Principal:
-        """Return who the bearer token says."""
+        """Return whom the bearer token names."""
         token = _bearer_token(headers.get("authorization", ""))
         digest = hashlib.sha256(token.encode()).digest()
         principal, forget_at_s = self._verified.pop(digest, _UNKNOWN)
@@ -269,7 +270,7 @@ class NoAuth:
     _LOCAL: Final = Principal(tenant_id="local", user_id="dev", scopes=frozenset(SCOPES))
 
     def check(self) -> None:
-        """Do nothing: there is nothing to be set."""
+        """Do nothing: no setting is needed."""
 
     async def authenticate(self, headers: Mapping[str, str]) -> Principal:
         """Return the local user."""
@@ -278,7 +279,7 @@ class NoAuth:
 
 
 class UnconfiguredAuth:
-    """Refuses everyone, because a setting is missing."""
+    """Refuses everyone, because a setting is missing or wrong."""
 
     def __init__(self, error: ConfigurationError) -> None:
         self._error = error

@@ -1,8 +1,7 @@
 """
-The part of a body that all chat clients send alike: a conversation, most of whose members are ignored.
+The conversation in a request of another service's client, read alike for all these clients.
 
-Unlike our own routes, those for other clients ignore members that they do not know: the clients send them by
-themselves.
+Unlike our own routes, the routes for these clients ignore unknown members: the clients send some by themselves.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,13 +30,13 @@ __all__ = [
 ]
 
 TextOf: TypeAlias = Callable[[Mapping[str, Any], str], str]
-"""Returns the text of a message, by its place in the request."""
+"""Returns the text of a message; the second argument names the message in errors, as in ``messages[3]``."""
 
 MoreOf: TypeAlias = Callable[[Mapping[str, Any], str], Mapping[str, Any]]
-"""Returns what else of a message the model is shown, by its place in the request."""
+"""Returns the members of a message, apart from role and content, that the model is shown; arguments as `TextOf`."""
 
 PartsOf: TypeAlias = Callable[[Mapping[str, Any], str], Sequence[Any]]
-"""Returns a user's message as parts of our own form, by its place; nothing if it is text alone."""
+"""Returns a user's message as parts in our own form, or [] if it is text alone; arguments as `TextOf`."""
 
 ROLES: Final = ("system", "developer", "user", "assistant")
 
@@ -50,7 +49,7 @@ class Conversation:
     The messages of a request.
 
     Attributes:
-        question: The last message of the user; its text.
+        question: The text of the user's last message.
         parts: The question's parts, where it is more than text.
         before: All messages before the question, each ``{"role", "content", …}``.
         behind: All messages behind the question, if results of the client's tools are among them.
@@ -65,13 +64,13 @@ class Conversation:
 
     @property
     def just_before(self) -> Sequence[Mapping[str, Any]]:
-        """The results of the client's tools that the question comes right behind."""
+        """The results of the client's tools directly before the question."""
         return [*takewhile(lambda message: message["role"] == "tool", reversed(self.before))][::-1]
 
 
 async def read_client_body(request: HttpRequest) -> dict[str, Any]:
     """
-    Read a JSON object, even with the type text/plain or none, which a browser gives a body of text.
+    Read a body that is a JSON object, also with the Content-Type text/plain or none, as browsers send text.
 
     Raises:
         UnsupportedMediaType, PayloadTooLarge, MalformedRequest: As for our own routes.
@@ -96,15 +95,15 @@ def read_conversation(
     Read the messages of a request.
 
     Args:
-        messages: The member.
+        messages: The member ``messages``.
         text_of: Reads the text of one message.
-        roles: Whose messages there may be.
-        more_of: Reads what else the model is shown of one.
-        parts_of: Reads the parts of one of the user's.
+        roles: The roles that a message may have.
+        more_of: Reads the further members of one message.
+        parts_of: Reads the parts of one of the user's messages.
 
     Raises:
         PayloadTooLarge: A part is longer than its limit.
-        InvalidField: There is no question among them, or one is not what it should be.
+        InvalidField: None of them is the user's, or one is malformed.
     """
     if not isinstance(messages, list) or not messages:
         raise InvalidField("messages must be a list with at least one message", field="messages")
@@ -127,7 +126,7 @@ def read_conversation(
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """How the messages of a format are read."""
+    """Reads the messages of one format; the fields are the arguments of `read_conversation`."""
 
     text_of: TextOf
     roles: Sequence[str]
@@ -152,7 +151,7 @@ class _Reading:
 
 
 def text_in(content: Any) -> str:
-    """Return the text of the content of a message."""
+    """Return the text in the content of a message, which is a text or a list of parts."""
     return content if isinstance(content, str) else "".join(str(part.get("text", "")) for part in content)
 
 

@@ -1,8 +1,8 @@
 """
-Which pages of other origins may read what the Worker answers: CORS.
+CORS: which pages of other origins may read the Worker's responses.
 
-A page sends its token itself, in a header or as a ticket, and the Worker reads no cookie: so no response says
-``Access-Control-Allow-Credentials``, and what a foreign page can do is what its token allows.
+A page sends its token itself, in a header or as a ticket, and the Worker reads no cookie.  So no response has
+``Access-Control-Allow-Credentials``, and a page of another origin can do only what its token allows.
 
 Source:
     Fetch Standard, section 3.3: the headers, which of them a preflight asks for, and that ``*`` among allowed
@@ -32,7 +32,7 @@ _ALLOWED_METHODS: Final = "GET, HEAD, POST, PATCH, DELETE"
 _NO_CONTENT: Final = 204
 
 MAX_AGE_S: Final = 7_200
-"""How long a browser may remember a preflight: the most that Chromium does."""
+"""For how many seconds a browser may remember a preflight: the most that Chromium accepts."""
 
 
 def read_origins(text: str) -> frozenset[str]:
@@ -40,7 +40,7 @@ def read_origins(text: str) -> frozenset[str]:
     Read ``CORS_ORIGINS``: origins, separated by commas.
 
     Raises:
-        ConfigurationError: One of them is no origin as browsers write it, in lower case and without a path; or ``*``.
+        ConfigurationError: One of them is not an origin as browsers send it: in lower case, without a path, not ``*``.
     """
     entries = [each.strip() for each in text.split(",")]
     for position, origin in enumerate(entries, 1):
@@ -53,26 +53,26 @@ def read_origins(text: str) -> frozenset[str]:
 
 def origins_in(text: str) -> frozenset[str]:
     """
-    Return the origins in ``CORS_ORIGINS``, whatever else it holds.
+    Return the valid origins in ``CORS_ORIGINS``, and ignore the rest.
 
-    Where the settings cannot be read, their pages may read why: no other page may, and there is nothing else to read.
+    Used if the settings cannot be read: then each response says why, and pages of these origins may read it.
     """
     return frozenset(each for each in map(str.strip, text.split(",")) if _ORIGIN.fullmatch(each))
 
 
 class Cors:
     """
-    Says to browsers which pages may read a response.
+    Tells browsers which pages may read a response.
 
     Args:
-        origins: Of those pages; without any, no response says anything about origins.
+        origins: The origins of these pages; if empty, no response gets a CORS header.
     """
 
     def __init__(self, origins: frozenset[str] = frozenset()) -> None:
         self._origins = origins
 
     def preflight(self, request: HttpRequest) -> HttpResponse | None:
-        """Return the answer to a browser that asks before it sends a page's request; None for any other request."""
+        """Return the answer to a preflight from one of the origins; None for any other request."""
         if request.method != "OPTIONS" or "access-control-request-method" not in request.headers:
             return None
         if not self._allows(request):
@@ -87,8 +87,8 @@ class Cors:
         )
 
     def marked(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
-        """Return *response* with what it says about origins, errors included."""
-        if not self._origins or response.passed_on is not None:  # The session's owner has marked it already.
+        """Return *response*, which may be an error, with its CORS headers."""
+        if not self._origins or response.passed_on is not None:  # The session's owner has added the headers.
             return response
         vary = response.headers.get("Vary")
         headers: Mapping[str, str] = {**response.headers, "Vary": "Origin" if vary is None else f"{vary}, Origin"}

@@ -1,4 +1,4 @@
-"""Files that messages name: sent once, shown again, deleted by retention."""
+"""The routes for files that messages name: a file is sent once, can be read back, and is deleted by retention."""
 
 from typing import Final
 from urllib.parse import quote
@@ -20,7 +20,7 @@ _UNCHANGING: Final = "private, max-age=31536000, immutable"
 
 
 async def post_file(call: Call) -> HttpResponse:
-    """Keep the body as a file, and return its id for messages; the same file again has the same id."""
+    """Keep the body as a file, and return its id, which messages name; the same file gets the same id again."""
     name = read_file_query(call.request)
     media_type = _media_type(call)
     data = await call.request.read(MAX_FILE_BYTES)
@@ -41,7 +41,7 @@ async def post_file(call: Call) -> HttpResponse:
 
 
 async def get_file(call: Call) -> HttpResponse:
-    """Return a file as it was sent; a browser saves it, and shows nothing of it as a page of this origin."""
+    """Return a file as it was sent; a browser saves it, and never shows it as a page of this origin."""
     check_no_query(call.request)
     file_id = call.parameters["file"]
     files, principal = call.service.deployment.files, call.principal
@@ -63,11 +63,11 @@ async def get_file(call: Call) -> HttpResponse:
 
 def _media_type(call: Call) -> str:
     """
-    Return what the body is said to be.
+    Return the media type in the headers.
 
     Raises:
-        UnsupportedMediaType: It is none of `FILE_TYPES`, or compressed.
-        PayloadTooLarge: It announces more than a file may have.
+        UnsupportedMediaType: The media type is none of `FILE_TYPES`, or the body is compressed.
+        PayloadTooLarge: The Content-Length is more than `MAX_FILE_BYTES`.
     """
     headers = call.request.headers
     media_type = headers.get("content-type", "").split(";")[0].strip().lower()

@@ -1,9 +1,9 @@
 """
-The limits of requests, each with its unit, and the reading of requests within these limits.
+The limits of requests, each with its unit, and the readers that refuse a request beyond them.
 
-Whatever passes here can be stored, hashed and sent on without another look: the text is UTF-8 without NUL,
-the numbers are finite, and nothing nests deeper than the runtime's stack can follow.  Each refusal names the
-member and its limit.
+What a reader returns can be stored, hashed and sent on without another check: its text is UTF-8 without NUL, its
+numbers are finite, and it nests no deeper than `chatturn.http.strict_json` allows.  Each refusal names the member and
+its limit.
 """
 
 import json
@@ -80,7 +80,7 @@ MAX_TITLE_CHARACTERS: Final = 200
 MAX_COMMENT_CHARACTERS: Final = 4_000
 MAX_TICKET_CHARACTERS: Final = 4_096
 MAX_TOKEN_CHARACTERS: Final = 8_192
-# PyJWT parses a token's header before it checks the signature; a header this short cannot nest dangerously deep.
+# PyJWT parses a token's header before it checks the signature; a header this short cannot nest too deep for the stack.
 MAX_TOKEN_HEADER_CHARACTERS: Final = 512
 
 _BROKEN_ENCODING: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -91,10 +91,10 @@ _ON_MISMATCH: Final = ("refuse", "supersede")
 _WHEN_BUSY: Final = get_args(WhenBusy)
 
 RATINGS: Final = ("up", "down")
-"""What an answer may be found."""
+"""The ratings that a user may give an answer."""
 
 Members = Mapping[str, Mapping[str, Any]]
-"""The members of a JSON object and what each may be, as JSON Schema."""
+"""The members of a JSON object: the JSON Schema of each, by its name."""
 
 TURN_MEMBERS: Final[Members] = {
     "message": MESSAGE,
@@ -132,7 +132,7 @@ _SESSION: Final[Mapping[str, Any]] = {
     "not": {"enum": list(_DIRECTORIES)},
 }
 
-# What the variable segments of a path may be, decoded.
+# The JSON Schema of each variable segment of a path, after percent-decoding.
 PATH_MEMBERS: Final[Members] = {
     "session": _SESSION,
     "turn_index": {"type": "integer", "minimum": 0, "maximum": MAX_TURN_INDEX},
@@ -155,8 +155,8 @@ def check_body_headers(headers: Mapping[str, str]) -> None:
     Refuse a body by its headers alone, so that it is never read.
 
     Raises:
-        UnsupportedMediaType: It is not plain ``application/json`` in UTF-8.
-        PayloadTooLarge: It announces more than `MAX_BODY_BYTES`.
+        UnsupportedMediaType: The body is not ``application/json`` in UTF-8, or is compressed.
+        PayloadTooLarge: Its Content-Length is more than `MAX_BODY_BYTES`.
     """
     media_type = headers.get("content-type", "")
     if media_type != "application/json" and not _is_json(media_type):
@@ -169,7 +169,7 @@ def check_body_headers(headers: Mapping[str, str]) -> None:
             field="Content-Encoding",
         )
     length = headers.get("content-length", "")
-    # A length of more than 15 digits is too long whatever it says, and `int` is not asked to read it.
+    # A length of more than 15 digits is refused without `int`, whose time grows with the square of the digits.
     if length.isdecimal() and (len(length) > 15 or int(length) > MAX_BODY_BYTES):  # noqa: PLR2004
         raise too_large("body", f"{MAX_BODY_BYTES} bytes")
 
@@ -185,7 +185,7 @@ def _is_json(media_type: str) -> bool:
 
 def read_session_id(segment: str) -> str:
     """
-    Read the session's id out of its path *segment*, where it stands percent-encoded.
+    Read the session's id from its percent-encoded path *segment*.
 
     Raises:
         InvalidField: As for `check_session_id`.
@@ -195,13 +195,13 @@ def read_session_id(segment: str) -> str:
 
 def check_session_id(text: str) -> str:
     """
-    Return the session's id *text*: any printable one, as a channel calls its chats.
+    Return *text*, if it can be a session's id: 1 to `MAX_ID_CHARACTERS` printable characters, not all blank.
 
     ``.`` and ``..`` are refused, because URL parsers take them for directories even if they are encoded.  A text in the
-    form of a turn's run id is refused, too, since some addresses take either id.
+    form of a turn's run id is refused, because some routes take either id.
 
     Raises:
-        InvalidField: It is empty, too long, not printable, or refused as above.
+        InvalidField: It cannot be a session's id.
     """
     fits = 0 < len(text) <= MAX_ID_CHARACTERS and text.isprintable() and not text.isspace()
     if not fits or text in _DIRECTORIES or turn_of_run(text) is not None:
@@ -215,10 +215,10 @@ def check_session_id(text: str) -> str:
 
 def read_version(segment: str) -> int:
     """
-    Read a version's number out of its path *segment*: decimal, without sign or leading zeros.
+    Read a version's number from its path *segment*: decimal, without sign or leading zeros.
 
     Raises:
-        InvalidField: It is anything else, 0, or above `MAX_VERSION`.
+        InvalidField: The segment is no such number, or not from 1 to `MAX_VERSION`.
     """
     text = _decoded(segment, "version")
     if not _TURN_INDEX.fullmatch(text) or not 1 <= int(text) <= MAX_VERSION:
@@ -229,10 +229,10 @@ def read_version(segment: str) -> int:
 
 def read_turn_index(segment: str) -> int:
     """
-    Read the turn's index out of its path *segment*: decimal, without sign or leading zeros.
+    Read the turn's index from its path *segment*: decimal, without sign or leading zeros.
 
     Raises:
-        InvalidField: It is anything else, or above `MAX_TURN_INDEX`.
+        InvalidField: The segment is no such number, or above `MAX_TURN_INDEX`.
     """
     text = _decoded(segment, "turn_index")
     if not _TURN_INDEX.fullmatch(text) or int(text) > MAX_TURN_INDEX:
@@ -245,10 +245,10 @@ def read_turn_index(segment: str) -> int:
 
 def read_run_id(segment: str) -> str:
     """
-    Read a run's id out of its path *segment*, where it stands percent-encoded.
+    Read a run's id from its percent-encoded path *segment*; whether such a run exists is not checked.
 
     Raises:
-        InvalidField: It is not UTF-8, or not printable; what is no run's id otherwise is found nowhere.
+        InvalidField: It is not UTF-8, or not printable.
     """
     text = _decoded(segment, "run_id")
     if not text.isprintable():
@@ -258,7 +258,7 @@ def read_run_id(segment: str) -> str:
 
 def read_model_name(segment: str) -> str:
     """
-    Read a model's name out of its path *segment*, where a slash in it stands percent-encoded.
+    Read a model's name from its path *segment*; a slash in the name is percent-encoded.
 
     Raises:
         InvalidField: It is not UTF-8, not printable, or too long.
@@ -268,10 +268,10 @@ def read_model_name(segment: str) -> str:
 
 def read_event_key(segment: str) -> str:
     """
-    Read an event's key out of its path *segment*.
+    Read an event's key from its percent-encoded path *segment*.
 
     Raises:
-        InvalidField: It is empty, too long, or not printable; or looks like an approval's or a tool's, and is none.
+        InvalidField: It is empty, too long or not printable; or has a misspelt prefix, as ``Approve:``.
     """
     text = _decoded(segment, "key")
     asked_for = (APPROVAL_PREFIX, TOOL_PREFIX)
@@ -300,7 +300,7 @@ def read_turn_request(body: bytes) -> TurnRequest:
     """
     Read the *body* of a request for a turn: ``{"message", "model"?, "metadata"?, "parameters"?, …}``.
 
-    An unknown member is refused rather than ignored, so that ``mesage`` and ``Model`` are found at once.
+    An unknown member is refused rather than ignored, so that a misspelt name (``mesage``, ``Model``) is noticed.
 
     Raises:
         MalformedRequest: It is not one JSON object in UTF-8.
@@ -362,7 +362,7 @@ def read_title(body: bytes) -> str | None:
 
 def read_feedback(body: bytes) -> Feedback:
     """
-    Read the *body* of a request that rates an answer: ``{"rating"?, "comment"?, "version"?}``, one of the first two.
+    Read the *body* of a request that rates an answer: ``{"rating"?, "comment"?, "version"?}``, a rating or a comment.
 
     Raises:
         MalformedRequest: It is not one JSON object in UTF-8.
@@ -386,7 +386,7 @@ def read_feedback(body: bytes) -> Feedback:
 
 def read_person(segment: str, field: str) -> str:
     """
-    Read a tenant's or a user's id out of its path *segment*, where it stands percent-encoded.
+    Read a tenant's or a user's id from its percent-encoded path *segment*.
 
     Raises:
         InvalidField: It is empty, too long, or not printable.
@@ -401,8 +401,8 @@ def read_event_payload(body: bytes, key: str) -> Any:
     """
     Read the *body* of a request for an event: ``{"payload"}``, any JSON.
 
-    An approval's payload is ``{"approved", "reason"?}``: since the first event under a key wins, a payload that is
-    neither yes nor no would be a no for ever.  The payload for a client's tool is ``{"result"}``, or ``{"error"}``.
+    An approval's payload must be ``{"approved", "reason"?}``: only the first event under a key counts, so a malformed
+    one would deny the approval for good.  The payload for a client's tool must be ``{"result"}`` or ``{"error"}``.
 
     Raises:
         MalformedRequest: It is not one JSON object in UTF-8.
@@ -430,10 +430,10 @@ def read_event_payload(body: bytes, key: str) -> Any:
 
 def read_tool_result(value: object, field: str) -> dict[str, Any]:
     """
-    Read what came of a call of a client's tool: ``{"result"}``, any JSON, or ``{"error"}``, text.
+    Read the outcome of a client's tool call: ``{"result"}`` with any JSON, or ``{"error"}`` with a text.
 
     Raises:
-        InvalidField: It is neither, or cannot be stored.
+        InvalidField: It has neither form, or cannot be stored.
         PayloadTooLarge: It is longer than its limit.
     """
     if not isinstance(value, dict) or value.keys() not in ({"result"}, {"error"}):
@@ -490,7 +490,7 @@ def _follow(value: object) -> bool:
 
 def read_model(value: object) -> str | None:
     """
-    Read the name of a model; None for the deployment's.
+    Read the name of a model; null, the deployment's own model, is returned as None.
 
     Raises:
         InvalidField: It is no printable text, or too long.
@@ -504,11 +504,11 @@ def read_model(value: object) -> str | None:
 
 def read_parameters(value: object) -> dict[str, Any]:
     """
-    Read how the model is to answer.
+    Read the parameters for the model, as ``{"temperature": 0.5}``; null is returned as {}.
 
     Raises:
-        PayloadTooLarge: It is longer than its limit.
-        InvalidField: It is no object, or a member is unknown or not what it must be.
+        PayloadTooLarge: They are longer than their limit.
+        InvalidField: They are no object, or one is unknown or has a wrong value.
     """
     if value is None:
         return {}

@@ -1,4 +1,4 @@
-"""What may be listed: a session's messages and the turns of a tenant; and the events that a run waits for."""
+"""The routes that list a session's messages and a tenant's turns, and the one that gives a run an event."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,7 +30,7 @@ _TAGGED: Final[Mapping[str, str]] = {"Cache-Control": "private, no-cache", "Vary
 
 
 async def get_messages(call: Call) -> HttpResponse:
-    """Show a session's messages, and which of its turns have no answer yet; again, once that has changed."""
+    """Show a session's messages, and its turns without an answer; with ``If-None-Match``, if they have changed."""
     session_id = read_session_id(call.parameters["session"])
     query, wait_s = read_message_query(call.request)
     who = (call.principal.tenant_id, session_id, call.principal.user_id)
@@ -48,7 +48,7 @@ async def get_messages(call: Call) -> HttpResponse:
 
 
 def _knows(known: str, tag: str) -> bool:
-    # A weak tag matches, too: a proxy that compresses turns our tag into a weak one.
+    # ``W/"tag"`` matches, too: a proxy that compresses the response makes our tag a weak one.
     return known == "*" or f'"{tag}"' in known
 
 
@@ -82,7 +82,7 @@ def session_of_run(parameters: Parameters) -> str | None:
     Return the session whose owner is to answer for the run; None for a run that is no chat turn.
 
     Raises:
-        InvalidField: It cannot be a run's id.
+        InvalidField: The path has no run's id.
     """
     return session_id_of(read_run_id(parameters["run_id"]))
 
@@ -107,7 +107,7 @@ def _run(row: TurnRow, *, operates: bool) -> dict[str, Any]:
         "turnIndex": turn["turn_index"],
         "model": turn["model"],
     }
-    # Why a hook failed is in the product's own words: for those who run it.
+    # Why a hook failed is text of the product's own, which only an operator may read.
     hidden = set() if operates else {"lastError"}
     calls = [{name: value for name, value in each.items() if name not in hidden} for each in row.undelivered]
     return {**members, "undelivered": calls} if calls else members

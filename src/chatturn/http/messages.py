@@ -1,4 +1,4 @@
-"""HTTP as values: what came in, what goes out.  Nothing here knows a server."""
+"""Requests and responses as values, without a server."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -18,12 +18,12 @@ class HttpRequest:
     A request whose body has not been read yet.
 
     Attributes:
-        method: In upper case.
-        path: As sent: percent-encoded, without the query.
-        query: As sent, without the question mark.
-        headers: Names in lower case.
-        read: Reads the body once; the argument is the most bytes to take, and a longer body raises
-            `PayloadTooLarge` without having been read whole.
+        method: The method, in upper case.
+        path: The path as sent: percent-encoded, without the query.
+        query: The query as sent, without the question mark.
+        headers: The headers, their names in lower case.
+        read: Reads the body; can be called once.  The argument is the most bytes that it may have: a longer body
+            raises `PayloadTooLarge` before it was read whole.
     """
 
     method: str
@@ -36,18 +36,18 @@ class HttpRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpResponse:
     """
-    A response: its body is there, or is streamed.
+    A response whose body is known, or is streamed.
 
     Attributes:
         status: The HTTP status.
-        headers: Names as they go out.
-        body: The body, where it is not streamed.
-        stream: Writes the body to the sink it is given, closes it, and never raises.  It must be run to its
-            end even if the client goes away.
-        late: Makes the response that this one stands for, where it takes as long as a turn; must be run to its end even
-            if the client goes away, and never raises.
-        background: What is to be done beside the response, and must not delay it; never raises.
-        passed_on: The platform's own response, which somebody else has made: it goes out as it is.
+        headers: The headers, their names as they are sent.
+        body: The body, if it is not streamed.
+        stream: Writes the body to a sink, closes the sink, and never raises.  It must be run to its end even if the
+            client goes away.
+        late: Makes the response to send in place of this one, which may take as long as a turn; never raises.  It must
+            be run to its end even if the client goes away.
+        background: Is run beside the response, and must not delay it; never raises.
+        passed_on: A response object of the platform, made by a session's owner, which is sent unchanged.
     """
 
     status: int
@@ -60,7 +60,7 @@ class HttpResponse:
 
 
 def accepted_type(request: HttpRequest, offered: Sequence[str]) -> str:
-    """Return which of the *offered* media types the request asks for first; the first of them if it names none."""
+    """Return the first of the request's ``Accept`` types that is *offered*; the first offered type if there is none."""
     for part in request.headers.get("accept", "").split(","):
         name, *parameters = [text.strip().lower() for text in part.split(";")]
         if name in offered and not any(_REFUSED.fullmatch(parameter) for parameter in parameters):

@@ -1,19 +1,19 @@
 """
-OpenAI chat completions: the OpenAI SDKs and what is built on them, unmodified.
+OpenAI chat completions: the OpenAI SDKs, and what is built on them, work unmodified.
 
-Which turn a request is about, the first that holds:
+The first of these that a request has decides which turn it is about:
 
-* results of the client's tools: the turn that has asked for them, whatever else the request says.  It is given them,
+* results of the client's tools: the turn that has asked for the results, whatever else the request says.  It gets them,
   and goes on; where no turn has, they are a part of the conversation;
 * ``Idempotency-Key``: the turn of that key, of this user;
 * Open WebUI's chat and message id: the turn of that message; its background tasks have turns of their own;
 * ``metadata.session_id`` (and ``turn_index``): a turn of a session, as our own routes have it: the stored thread is the
   history;
 * an SDK's retry, which says so (``x-stainless-retry-count``): the latest turn with the same body, of this user;
-* else a turn of its own.
+* none of these: a new turn.
 
-Without a session the request's own messages are what is answered, all roles in their order, and they are part of what
-the turn is.
+Without a session, the model is shown all messages of the request in their order, and they are part of the turn's input:
+the same turn with other messages is refused.
 
 Source:
     The packages ``openai`` 3.57.0 (PyPI: _base_client.py) and 7.59.0 (npm: client.js).
@@ -89,7 +89,7 @@ COMPLETIONS: Final = "/v1/chat/completions"
 MODELS: Final = "/v1/models"
 
 DEFAULT_MODEL: Final = "default"
-"""The name under which clients see the deployment's model."""
+"""The name of the deployment's own model, for clients."""
 
 MAX_KEY_CHARACTERS: Final = 255
 KEY: Final = printable("names the turn: again under it, it is replayed", most=MAX_KEY_CHARACTERS)
@@ -97,15 +97,15 @@ _RETRIED_WITHIN_S: Final = 900
 """A repeated request counts as an SDK's retry for 15 min: SDKs wait 10 min for an answer, and retry twice."""
 
 _IGNORED: Final = frozenset(("logit_bias",))
-"""Parameters of the model that are not passed on, though clients send them by themselves."""
+"""Parameters that are accepted but not passed on to the model, because clients send them by themselves."""
 
 _ABOUT_THE_MODEL: Final = PARAMETERS.keys() | _IGNORED
 
 _ABOUT_TOOLS: Final = frozenset(("parallel_tool_calls", "tool_choice"))
-"""Parameters that are not passed on where the request has no tools."""
+"""Parameters that are not passed on if the request has no tools."""
 
 NOT_TAKEN: Final = frozenset(("audio", "function_call", "functions", "logprobs", "prediction", "top_logprobs"))
-"""Members that are refused: they ask for an answer that cannot be given."""
+"""Members that are refused, because no answer could do what they ask for."""
 
 _ROLES: Final = (*ROLES, "tool")
 _MAX_CALL_ID_CHARACTERS: Final = 200
@@ -117,17 +117,17 @@ _KINDS: Final[Mapping[int, str]] = {401: "authentication_error", 403: "permissio
 _CLIENT_ERRORS: Final = range(400, 500)
 
 _BY_KEY: Final = "key."
-"""The ids of sessions that stand for an idempotency key begin with this."""
+"""The prefix of the ids of sessions that stand for an idempotency key."""
 
 _METADATA: Final[Mapping[str, str]] = {"session": "session_id", "version": "regenerate"}
-"""Members of a request's metadata, by their names in our own routes."""
+"""The names of members of a request's metadata, by their names in our own routes."""
 
 _STATUSES: Final[Mapping[str, int]] = {"cancelled": 409, "suspended": 409}
-"""The HTTP status of ends that are no errors for our own clients."""
+"""The HTTP status of the ends of a turn that are errors for these clients only, by code."""
 
 
 def openai_problem(error: ChatTurnError) -> HttpResponse:
-    """Make the response for an error, which tells these clients whether to try again by themselves."""
+    """Make the response for an error; ``X-Should-Retry`` tells the SDKs whether to try again."""
     headers = {**error_headers(error), "Content-Type": "application/json"}
     headers["X-Should-Retry"] = "true" if error.retryable else "false"
     kind = _KINDS.get(error.status, "invalid_request_error" if error.status in _CLIENT_ERRORS else "server_error")
@@ -137,13 +137,13 @@ def openai_problem(error: ChatTurnError) -> HttpResponse:
 
 
 async def get_models(call: Call) -> HttpResponse:
-    """List what a request may name as its model."""
+    """List the models that a request may name."""
     check_no_query(call.request)
     return json_response({"object": "list", "data": [_model(name) for name in _models(call)]})
 
 
 async def get_model(call: Call) -> HttpResponse:
-    """Show one of them; where none are listed, a request may name any."""
+    """Show one model that a request may name; if the deployment lists none, any name is one."""
     check_no_query(call.request)
     name = read_model_name(call.parameters["model"])
     if call.service.deployment.settings.models and name not in _models(call):
@@ -222,7 +222,7 @@ def _turn(call: Call, place: "_Place", opened: OpenedTurn, projection: Projectio
 
 
 async def _opened(call: Call, place: "_Place") -> OpenedTurn:
-    """Claim or follow the turn; another question at its place in a session is an edit, and a version of its own."""
+    """Claim or follow the turn; a different question for a turn of a session is an edit, and makes a new version."""
     if place.request is None:
         return await go_on_or_follow(call.service, place.identity)
     try:
@@ -236,7 +236,7 @@ async def _opened(call: Call, place: "_Place") -> OpenedTurn:
 
 
 def _completion_id(run_id: str, answered: Collection[str]) -> str:
-    """Return an id of an answer: a turn has a further one with each round of results; clients tell them apart by it."""
+    """Return a completion's id: a turn has one completion more for each round of tool results."""
     named = "\n".join((run_id, *sorted(answered)))
     return f"chatcmpl-{hashlib.sha256(named.encode()).hexdigest()[:24]}"
 
@@ -252,10 +252,10 @@ class _Place:
     Attributes:
         identity: The turn.
         request: What is asked; None if the request only brings results for which the turn waits.
-        by_key: Whether an idempotency key says so.
-        of_session: Whether it is a turn of a session, whose answers may have versions.
-        answered: The calls of the client's tools whose results it gives.
-        given: The run before it that was given results, and is to go on beside it.
+        by_key: Whether an idempotency key decides it.
+        of_session: Whether ``metadata.session_id`` decides it; then the turn may have several versions.
+        answered: The ids of the tool calls whose results the request brings.
+        given: The run of an earlier turn that has got results from this request, and is to be resumed beside it.
     """
 
     identity: ChatTurnIdentity
@@ -291,7 +291,7 @@ async def _place(call: Call, asked: "_Asked", body: bytes) -> _Place:
 
 
 async def _of_results(call: Call, conversation: Conversation) -> _Place | None:
-    """Give the turn that has asked for them the results behind the question; None where none has, or there are none."""
+    """Give the results behind the question to the turn that has asked for them; None if there is no such turn."""
     given = await _give(call, conversation.behind)
     if given is None or (turn := turn_of_run(given.run_id)) is None:
         return None
@@ -310,7 +310,7 @@ async def _give(call: Call, messages: Sequence[Mapping[str, Any]]) -> Given | No
 
 
 def _named_by_headers(headers: Mapping[str, str], user: str) -> str | None:
-    """Return the session that a key, or Open WebUI's ids, stand for."""
+    """Return the session for an idempotency key, or for Open WebUI's ids; None if the headers have neither."""
     if key := _header(headers, "idempotency-key"):
         return f"{_BY_KEY}{_digest(user, key)}"
     chat, message = _header(headers, "x-openwebui-chat-id"), _header(headers, "x-openwebui-message-id")
@@ -320,7 +320,7 @@ def _named_by_headers(headers: Mapping[str, str], user: str) -> str | None:
 
 
 def session_of_completion(request: HttpRequest, principal: Principal, body: bytes) -> str | None:
-    """Return the session whose owner is to answer; None for a turn of its own, or a request that is refused later."""
+    """Return the session whose owner is to answer; None for a new turn, or a request that is refused later."""
     try:
         if (session := _named_by_headers(request.headers, principal.user_id)) is not None:
             return session
@@ -333,7 +333,7 @@ def session_of_completion(request: HttpRequest, principal: Principal, body: byte
 
 
 async def _retried(call: Call, prefix: str) -> str | None:
-    """Return the session of the request that an SDK sends again; None for a request that is new."""
+    """Return the session of the request that an SDK is retrying; None if this is no retry."""
     count = _header(call.request.headers, "x-stainless-retry-count")
     if not count.isdecimal() or not int(count[:3]):
         return None
@@ -342,10 +342,10 @@ async def _retried(call: Call, prefix: str) -> str | None:
 
 async def _of_session(call: Call, asked: "_Asked") -> _Place:
     """
-    Find the turn of a session, whose stored thread is the history.
+    Find the turn of a session; the model is shown the session's stored thread.
 
-    A request that brings another thread is answered in that: its client has edited what was said before.  Results just
-    before the question are given to the turn that waits for them: else the question would wait for that.
+    If the client has edited earlier questions, the model is shown the thread of the request instead.  Results directly
+    before the question are given to the turn that waits for them: without them, the question would wait for that turn.
     """
     metadata, conversation = asked.metadata, asked.conversation
     try:
@@ -374,7 +374,7 @@ async def _of_session(call: Call, asked: "_Asked") -> _Place:
 
 
 async def _is_another_thread(call: Call, identity: ChatTurnIdentity, conversation: Conversation) -> bool:
-    """Say whether a request that brings the whole thread has asked something else in it than is stored."""
+    """Say whether a request brings the whole thread, with other questions than the stored ones."""
     said = [text_in(message["content"]) for message in conversation.before if message["role"] == "user"]
     if not said or len(said) != identity.turn_index or call.service.deployment.settings.threads == "off":
         return False
@@ -382,7 +382,7 @@ async def _is_another_thread(call: Call, identity: ChatTurnIdentity, conversatio
 
 
 def _named(value: object, field: str) -> str:
-    """Return a name as text; clients say numbers as they are."""
+    """Return a name as text; clients send a number as a number."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise InvalidField(f"{field} must be text", field=field)
     return str(value)
@@ -414,17 +414,17 @@ def _digest(*parts: str) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
     """
-    What a body says.
+    The members of a body.
 
     Attributes:
-        conversation: Its messages.
+        conversation: The messages.
         model: The model's name in the body, which the answer repeats.
-        asked_model: The model to ask; None for the deployment's.
-        metadata: The caller's own.
+        asked_model: The model to ask; None for the deployment's own.
+        metadata: The metadata of the request.
         stream: Whether the answer is a stream.
-        include_usage: Whether its usage ends it.
-        parameters: How the model is to answer.
-        ignored: Parameters that are not passed on.
+        include_usage: Whether the stream ends with the usage.
+        parameters: The parameters that are passed on to the model.
+        ignored: The names of the parameters that are not.
     """
 
     conversation: Conversation
@@ -460,7 +460,7 @@ def _read(members: Mapping[str, Any], may_say: Callable[[str], bool]) -> _Asked:
 
 
 def _flag(value: object, field: str) -> bool:
-    """Read a switch: off where nothing is said."""
+    """Read a boolean; null and absent are false."""
     if value is not None and not isinstance(value, bool):
         raise InvalidField(f"{field} must be true or false", field=field)
     return value is True
@@ -476,10 +476,10 @@ def _parameters(said: dict[str, Any]) -> Mapping[str, Any]:
 
 def _refuse_what_cannot_be_done(members: Mapping[str, Any], may_say: Callable[[str], bool]) -> None:
     """
-    Refuse a request whose answer would not be what it asks for.
+    Refuse a request with a parameter that the answer would not obey.
 
     Raises:
-        UnsupportedParameter: It names the parameter.
+        UnsupportedParameter: There is such a parameter.
     """
     for name in sorted(NOT_TAKEN & members.keys()):
         if members[name]:
@@ -498,10 +498,10 @@ def _refuse_what_cannot_be_done(members: Mapping[str, Any], may_say: Callable[[s
 
 def _conversation(messages: object, may_say: Callable[[str], bool]) -> Conversation:
     """
-    Read the messages, in which a client that has tools may say what was called, and what came of it.
+    Read the messages; where clients may bring tools, also the tool calls and their results.
 
     Raises:
-        InvalidField, UnsupportedParameter: They cannot be answered.
+        InvalidField, UnsupportedParameter: A message is malformed, or has content that no model can be shown.
     """
     may_have_tools, called = may_say(TOOLS), set[str]()
 
@@ -558,7 +558,7 @@ def _is_call(call: object) -> bool:
 
 
 def _text_of(message: Mapping[str, Any], place: str) -> str:
-    """Return the text of a message, said as text or as parts of it."""
+    """Return the text of a message, whose content is a text or a list of parts."""
     content = message.get("content")
     if content is None and message["role"] == "assistant":
         return ""
@@ -581,11 +581,11 @@ def _text_of_part(part: object, place: str) -> str:
 
 
 def _parts_of(message: Mapping[str, Any], place: str) -> list[Any]:
-    """Return a user's message with images or files as parts of our own form."""
+    """Return a user's message with images or files as parts in our own form; [] for any other message."""
     content = message.get("content")
     if message.get("role") != "user" or not isinstance(content, list):
         return []
-    _text_of(message, place)  # which refuses parts of other types
+    _text_of(message, place)  # refuses parts of other types
     if all(part["type"] == "text" for part in content):
         return []
     return [{"type": "text", "text": part["text"]} if part["type"] == "text" else _file(part) for part in content]

@@ -1,13 +1,13 @@
 """
-What the Worker's HTTP is, told to programs: ``/openapi.json``.
+The OpenAPI description of the HTTP interface: ``/openapi.json``.
 
-Addresses, methods and scopes are those of the table of routes, members and their limits those of the tables that
-requests are read by, codes and statuses those of the tree of errors.  What is written here is what no table has: the
-sentences, and the form of what comes back.
+It is made from the tables that requests are answered by: addresses, methods and scopes from the routes, members and
+their limits from the readers' tables, codes and statuses from the error classes.  A route's summary is the first line
+of its operation's docstring.  Written here is what no table has: the form of each response, and its errors.
 
 Source:
-    OpenAPI Specification 3.1.1; JSON Schema 2020-12.  The formats ``printable`` (text that can be printed),
-    ``storable`` (text without NUL and half characters, not all blank), ``cursor`` and ``ticket`` are this service's.
+    OpenAPI Specification 3.1.1; JSON Schema 2020-12.  The formats ``printable`` (text for which `str.isprintable` is
+    true), ``storable`` (text without NUL and half surrogate pairs, not all blank), ``cursor`` and ``ticket`` are ours.
 """
 
 import inspect
@@ -122,16 +122,16 @@ _OF_A_CLAIM: Final[Errors] = (
 @dataclass(frozen=True, kw_only=True)
 class _Told:
     """
-    What is told of a route beside what its row and the tables say.
+    The description of a route, apart from its row in the table of routes.
 
     Attributes:
-        answers: What comes back by its status: a schema, of JSON; a tuple of media types, of a stream; or None.
-        query: Its query.
-        headers: Request headers that it reads.
-        body: Its JSON body.
-        content: Its body, where that is no JSON: a schema for each media type.
-        json: What comes back where that is JSON, of several media types.
-        errors: What it may refuse with, beside what every route may.
+        answers: The response body by status: a schema for JSON, a tuple of media types for others, None for no body.
+        query: The members of its query.
+        headers: The request headers that it reads.
+        body: The schema of its request body, if that is JSON.
+        content: Its request body by media type, if that is not JSON.
+        json: The schema of its JSON response, where *answers* has a tuple of media types.
+        errors: The errors that it may answer with, apart from those of every route.
     """
 
     answers: Mapping[int, Schema | tuple[str, ...] | None]
@@ -279,7 +279,7 @@ _CHECK: Final[Schema] = _object(
 )
 _READY: Final[Schema] = _object({"ready": _YES_OR_NO, "checks": _list(_CHECK)})
 
-# What other clients send: only what this service looks at; they send more by themselves.
+# Requests of the AI SDK's and OpenAI's clients: the members that this service reads.  The clients send others, too.
 _UI_MESSAGE: Final[Schema] = _object(
     {
         "role": {"type": "string", "enum": ["user"]},
@@ -452,7 +452,7 @@ _TOLD: Final[Mapping[tuple[str, str], _Told]] = {
 }
 
 
-# The document
+# The description
 
 
 def describe(routes: Sequence[Route | PublicRoute]) -> dict[str, Any]:
@@ -460,7 +460,7 @@ def describe(routes: Sequence[Route | PublicRoute]) -> dict[str, Any]:
     Describe *routes* as OpenAPI 3.1.
 
     Raises:
-        KeyError: Nothing is told of one of them.
+        KeyError: `_TOLD` has no entry for one of them.
     """
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
@@ -506,7 +506,7 @@ def _operation(route: Route | PublicRoute) -> dict[str, Any]:
         "summary": (inspect.getdoc(route.operation) or "").partition("\n")[0],
         "responses": {str(status): _answer(told.answers[status], status, told.json) for status in told.answers},
     }
-    query = {name: each for name, each in told.query.items() if name != "ticket"}  # a way to say who, told as that
+    query = {name: each for name, each in told.query.items() if name != "ticket"}  # described as a security scheme
     parameters = [
         *({"name": name, "in": "query", **_parameter(each)} for name, each in query.items()),
         *({"name": name, "in": "header", **_parameter(each)} for name, each in told.headers.items()),
@@ -544,10 +544,10 @@ def _answer(form: Schema | tuple[str, ...] | None, status: int, json: Schema) ->
 
 
 def _refusals(route: Route, errors: Errors) -> dict[int, dict[str, Any]]:
-    """Return what is told of each status that a class of *errors*, or one derived from it, has."""
+    """Return the error responses by status, for the classes in *errors* and their subclasses."""
     by_status: dict[int, set[str]] = {}
     for cls in error_classes():
-        # The root stands for itself, a bug; everything else is derived from it.
+        # `ChatTurnError` in *errors* stands for a bug alone, and not for its subclasses, which are all other errors.
         if cls in errors or issubclass(cls, tuple(each for each in errors if each is not ChatTurnError)):
             by_status.setdefault(cls.status, set()).add(cls.code)
     return {

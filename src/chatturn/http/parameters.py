@@ -1,7 +1,7 @@
 """
-The members of a query as data: each is read, and described to programs, from one row.
+The members of queries as data: one row says how a member is read and how ``/openapi.json`` describes it.
 
-As in a body, a member that is not known is refused rather than ignored, and each refusal names the member.
+As in a body, an unknown member is refused rather than ignored, and each refusal names the member.
 """
 
 import re
@@ -27,9 +27,9 @@ class Parameter:
     A member of a query, or a header that is read like one.
 
     Attributes:
-        about: What it says, in a sentence without a full stop.
-        schema: What it may be, as JSON Schema; its ``default`` is what a request says that leaves it out.
-        read: Reads its text, given its name.  Raises `InvalidField`.
+        about: What it means, in a phrase without a full stop.
+        schema: Its JSON Schema; its ``default`` is the value for a request without the member.
+        read: Returns its value, given its text and its name.  Raises `InvalidField`.
     """
 
     about: str
@@ -38,7 +38,7 @@ class Parameter:
 
 
 Query = Mapping[str, Parameter]
-"""What a route's query may have, by name."""
+"""The members of a route's query, by name."""
 
 
 def read_query(query: str, known: Query) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def read_query(query: str, known: Query) -> dict[str, Any]:
     Read a query string: the value of each member that is *known*; None for one that is absent and has no default.
 
     Raises:
-        InvalidField: It is not in the form of a query, or a member is unknown, there twice, or not what it should be.
+        InvalidField: It does not have the form of a query, or a member is unknown, given twice, or has a wrong value.
     """
     try:
         pairs = parse_qsl(
@@ -108,7 +108,7 @@ def day(about: str) -> Parameter:
 
 
 def printable(about: str, *, most: int) -> Parameter:
-    """Make a member that is text which can be printed."""
+    """Make a member that is printable text of 1 to *most* characters."""
 
     def read(text: str, name: str) -> str:
         if not (0 < len(text) <= most and text.isprintable()):
@@ -120,7 +120,7 @@ def printable(about: str, *, most: int) -> Parameter:
 
 
 def opaque(about: str, *, most: int, kind: str) -> Parameter:
-    """Make a member that only this service can make; *kind* names it: ``cursor``."""
+    """Make a member whose text only this service can make and read; *kind* names it, as in ``cursor``."""
 
     def read(text: str, name: str) -> str:
         if len(text) > most:

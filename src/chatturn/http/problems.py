@@ -1,7 +1,7 @@
 """
 Errors as clients see them: ``application/problem+json`` (RFC 9457) with a stable ``code``.
 
-A `RequestError` is told in its own words, which were made from the request alone.  Of everything else a
+A client sees the message of a `RequestError`, since it was made from the request alone.  Of every other error the
 client sees the fixed sentence of its class: no SQL, no host names, nothing that a model's API said.
 """
 
@@ -24,7 +24,7 @@ from chatturn.http.messages import HttpResponse
 
 __all__ = ["detail_of", "error_headers", "json_response", "problem", "shortened", "shown"]
 
-# Seconds until the next try where nothing else says when: soon, while a turn is answered, and until an operator acts.
+# Seconds until the next try, for errors that do not say when: soon, while a turn runs, and where an operator must act.
 _RETRY_SOON_S: Final = 1
 _RETRY_IN_FLIGHT_S: Final = 5
 _RETRY_LATER_S: Final = 60
@@ -39,7 +39,7 @@ _PROBLEM_HEADERS: Final[Mapping[str, str]] = {"Content-Type": "application/probl
 
 
 def json_response(members: Mapping[str, Any], *, status: int = 200) -> HttpResponse:
-    """Make a response out of *members*, which are JSON and this caller's alone: nobody may cache it."""
+    """Make a JSON response of *members*; nobody may cache it, since it is for this caller alone."""
     return HttpResponse(status=status, headers=_JSON_HEADERS, body=_encoded(members))
 
 
@@ -48,8 +48,8 @@ def problem(error: ChatTurnError, *, stream: str | None = None) -> HttpResponse:
     Make the response that tells a client about *error*.
 
     Args:
-        error: What went wrong before the first byte of an answer.
-        stream: The address of the turn that the request was about, where it can be read later.
+        error: The error, raised before the first byte of an answer.
+        stream: The address where the turn that already runs can be read.
     """
     members: dict[str, Any] = {
         "type": f"urn:chatturn:problem:{error.code}",
@@ -75,7 +75,7 @@ def detail_of(error: ChatTurnError) -> str:
 
 
 def error_headers(error: ChatTurnError) -> dict[str, str]:
-    """Return the headers of a response about *error*, its content type excepted."""
+    """Return the headers of a response about *error*, without its Content-Type."""
     return {**_COMMON_HEADERS, **_extra_headers(error)}
 
 
@@ -96,8 +96,8 @@ def _retry_after_s(error: ChatTurnError) -> int:
     if isinstance(error, RateLimited):
         return error.retry_after_s
     if isinstance(error, DurableRunLeaseHeldError):
-        # Most turns end long before their lease does: a client that asks again after at most 5 s gets the answer, or
-        # the rest of the wait.
+        # Most turns end long before their lease does.  So a client is told to ask again after at most 5 s, even if the
+        # lease lasts longer.
         return min(max(_RETRY_SOON_S, -(-error.retry_after_ms // 1000)), _RETRY_IN_FLIGHT_S)
     return _RETRY_SOON_S if error.retryable else _RETRY_LATER_S
 
@@ -111,10 +111,10 @@ def _encoded(members: Mapping[str, Any]) -> bytes:
 
 
 def shown(text: str) -> str:
-    """Return the caller's own *text* for a message: quoted, in ASCII and not long."""
+    """Return a caller's *text* as an error message may show it: quoted, in ASCII, shortened."""
     return ascii(shortened(text))
 
 
 def shortened(text: str) -> str:
-    """Return *text*, cut where it is longer than anyone wants to read back."""
+    """Return *text*, cut after `_MOST_SHOWN_CHARACTERS`."""
     return text if len(text) <= _MOST_SHOWN_CHARACTERS else text[:_MOST_SHOWN_CHARACTERS] + "…"

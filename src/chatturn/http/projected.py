@@ -1,9 +1,9 @@
 """
-A turn for a client of another format: its lines through a projection, to an end that the format knows.
+A turn for a client of another format: the lines of its log, converted by a projection.
 
-Such clients take the clean end of a body for success, and any refusal of a reconnect for final.  So where the lines end
-before the turn does, because the worker or the database was lost, the body stays open and the log is followed until
-somebody goes on with the turn; after 600 s without a line the body is broken off.
+Such clients take the clean end of a body for success, and an error status of a reconnect for final.  So if the lines
+end before the turn does, because the worker or the database was lost, the body stays open and the log is followed until
+another worker continues the turn; after 600 s without a line the body is broken off.
 """
 
 import asyncio
@@ -38,47 +38,47 @@ EVENTS: Final[Mapping[str, str]] = {
     "X-Accel-Buffering": "no",
     "X-Content-Type-Options": "nosniff",
 }
-"""The headers of every stream; X-Accel-Buffering keeps proxies from holding it back."""
+"""The headers of every stream; X-Accel-Buffering keeps proxies from buffering it."""
 
 _PATIENCE_S: Final = 600.0
-"""A body to which nothing was written for this long is broken off."""
+"""A body that gets no line for this many seconds is broken off."""
 
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 10.0
 
 
 _GIVEN_S: Final = (1.0, 3.0)
-"""Pauses before each further try to claim a turn whose awaited results have come."""
+"""The pauses before the second and third try to claim a turn that has just got the results that it waits for."""
 
 
 class Projection(Protocol):
     """Turns the lines of a log into another format, for one client."""
 
     ended: bool
-    """Whether the end in that format was returned."""
+    """Whether `feed` has returned the format's end."""
 
     @property
     def broken(self) -> bool:
-        """Whether the rest cannot be told to this client."""
+        """Whether the rest of the turn cannot be sent to this client in the format."""
 
     def begin_attempt(self, attempt: int, stored_to: int) -> None:
-        """Say, before the first line, which attempt is the latest, and the seq of the last line that is stored."""
+        """Set the latest attempt, and the seq of the last stored line, before the first line."""
 
     def feed(self, text: str) -> str:
-        """Return what whole lines are in the format."""
+        """Return *text*, whole lines of the log, in the format; "" for nothing to send."""
 
 
 class _ProjectedSink:
     """
-    A reader of another format.
+    A sink that converts lines before it sends them.
 
     Args:
-        sink: Its connection, which is closed with the end of the turn, and not with that of one stream of lines.
-        projection: Into the format.
+        sink: The client's connection.  It is closed at the end of the turn, not whenever a stream of lines ends.
+        projection: Converts the lines.
 
     Attributes:
         last: The seq of the last line.
-        came: How many writes had lines other than pings.
+        came: How many writes were not a ping.
     """
 
     def __init__(self, sink: Sink, projection: Projection) -> None:
@@ -88,7 +88,7 @@ class _ProjectedSink:
         self._projection = projection
 
     def write(self, text: str) -> None:
-        """Send what *text*, whole lines, is in the format."""
+        """Convert *text*, whole lines, and send it."""
         self.came += not text.startswith(PING_START)
         if (seq := last_seq(text)) is not None:
             self.last = seq
@@ -111,27 +111,27 @@ class _ProjectedSink:
         self._sink.when_lost(callback)
 
     async def close(self) -> None:
-        """End the body, if that was the end of the turn."""
+        """End the body if the turn is over."""
         if self._projection.ended:
             await self._sink.close()
 
     def abort(self) -> None:
-        """Do nothing: the lines broke off, not the turn."""
+        """Do nothing: the stream of lines broke off, and the turn may go on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedTurn:
     """
-    A turn that was claimed, found or is being answered.
+    A turn that this request has claimed, or follows.
 
     Attributes:
-        run_id: Its run.
-        attempt: The latest.
+        run_id: The id of its run.
+        attempt: Its latest attempt.
         replayed: Whether the turn had finished before.
-        created_at: When the turn was begun, as in the records.
+        created_at: When the turn was begun, as the timestamp in the records.
         redacting: Whether the live lines have text that the log will not have.
-        stored_to: The seq of the last line that is stored, if its lines begin with the stored ones.
-        run: Writes its lines to a sink and closes it; never raises.
+        stored_to: The seq of the last stored line, if *run* writes the stored lines first; else None.
+        run: Writes the turn's lines to a sink and closes the sink; never raises.
     """
 
     run_id: str
@@ -144,15 +144,15 @@ class OpenedTurn:
 
     @property
     def created(self) -> int:
-        """When it was begun, in seconds since the epoch."""
+        """When the turn was begun, in seconds since the epoch."""
         return int(datetime.fromisoformat(self.created_at).timestamp())
 
 
 async def open_or_follow(service: DurableChatService, identity: ChatTurnIdentity, request: TurnRequest) -> OpenedTurn:
     """
-    Claim a turn; where it is being answered, follow it, and where it is finished, show its log.
+    Claim a turn; if another worker answers it, follow it; if it is finished, show its log.
 
-    The log has what a replay leaves out: reasoning, tools, usage.
+    The log is shown and not the replay, since a replay has no reasoning, tools and usage.
 
     Args:
         service: The chat.
@@ -160,26 +160,28 @@ async def open_or_follow(service: DurableChatService, identity: ChatTurnIdentity
         request: What is asked.
 
     Raises:
-        ChatTurnError: As `DurableChatService.open`; that it is being answered only if another message is.
+        ChatTurnError: As for `DurableChatService.open`.
+        DurableRunLeaseHeldError: Another worker answers the turn with another input.
     """
     return await _claim_or_follow(service, identity, partial(service.open, identity, request))
 
 
 async def go_on_or_follow(service: DurableChatService, identity: ChatTurnIdentity) -> OpenedTurn:
     """
-    Claim a turn that has been given what it waited for, with what it was asked; else as `open_or_follow`.
+    Claim a turn that has got what it waited for, with its own request; otherwise as `open_or_follow`.
 
-    One that is just being suspended has a lease for a moment longer, and may have missed what it was given.
+    A turn that is just being suspended holds its lease for a moment longer, and may have missed what it got.  So the
+    claim is tried again after `_GIVEN_S`.
 
     Raises:
-        ChatTurnError: As `DurableChatService.reopen`.
+        ChatTurnError: As for `DurableChatService.reopen`.
     """
     claim = partial(service.reopen, turn_run_id(identity))
     return await _claim_or_follow(service, identity, claim, pauses_s=_GIVEN_S)
 
 
 def gone_on(service: DurableChatService, run_id: str) -> Callable[[], Awaitable[None]]:
-    """Return what goes on, beside a response, with a run that was given what it waited for; see `resume`."""
+    """Return a background task for a response, which resumes a run that has got what it waited for."""
 
     async def resume() -> None:
         await service.resume(run_id)
@@ -219,7 +221,7 @@ async def _claim_or_follow(
 
 
 async def find(service: DurableChatService, identity: ChatTurnIdentity, *, may_take_over: bool) -> OpenedTurn | None:
-    """Find a turn's log, to be shown from its beginning; None if this tenant has no such turn, or it has no log."""
+    """Find a turn's log, to be shown from its beginning; None if this tenant has no such turn, or the log is gone."""
     log = await service.follow(identity, None, may_take_over=may_take_over)
     if log is None or (log.finished and not log.page.text):
         return None
@@ -238,13 +240,13 @@ async def find(service: DurableChatService, identity: ChatTurnIdentity, *, may_t
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectedTurn:
     """
-    One client's way through a turn.
+    A turn as one client is shown it, to its end.
 
     Attributes:
         service: The chat.
         identity: The turn.
-        projection: Into the client's format.
-        first: Writes the lines to begin with; None where the database did not answer yet.
+        projection: Converts the lines into the client's format.
+        first: Writes the first lines; None if the database has not answered yet.
         may_take_over: Whether the client may run the turn if its worker is lost.
     """
 
@@ -255,13 +257,13 @@ class ProjectedTurn:
     may_take_over: bool = True
 
     async def run(self, sink: Sink) -> None:
-        """Show the turn to its end, and close *sink*; or break it off, where nobody goes on.  Never raises."""
+        """Show the turn to its end and close *sink*; abort it if no line comes for `_PATIENCE_S`.  Never raises."""
         projected = _ProjectedSink(sink, self.projection)
         try:
             if self.first is not None:
                 await self.first(projected)
             await self._go_on(projected, sink)
-        except Exception:  # noqa: BLE001 - the boundary: the client comes back, and is told before the first byte
+        except Exception:  # noqa: BLE001 - the boundary: a client that reconnects gets an error status
             sink.abort()
 
     async def _go_on(self, projected: _ProjectedSink, sink: Sink) -> None:

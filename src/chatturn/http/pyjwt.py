@@ -3,7 +3,7 @@ The part of PyJWT that a Worker can import: HS256 signatures.
 
 PyJWT 2.8 and later import their client for key servers, and with it ``ssl`` and ``urllib.request``.  Pyodide
 0.28.2 has no ``ssl`` ("No module named 'ssl'"), and the rest costs 0.2 s of every start without a snapshot.
-Nothing here asks a key server, so while PyJWT is imported its client is an empty module.
+This package asks no key server through PyJWT, so an empty module replaces that client while PyJWT is imported.
 """
 
 import sys
@@ -20,7 +20,7 @@ if "jwt" not in sys.modules:
     try:
         import jwt
     finally:
-        del sys.modules[_CLIENT]  # whoever does ask for the client gets the real one
+        del sys.modules[_CLIENT]  # a later import of the client gets the real one
 else:
     import jwt
 

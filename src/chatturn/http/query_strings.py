@@ -99,11 +99,11 @@ PEOPLE_EXPORT_QUERY: Final[Query] = {**PEOPLE_QUERY, **EXPORT_QUERY}
 
 class LogCursor:
     """
-    Which part of which log a reader wants.
+    The part of a log that a reader asks for.
 
     Attributes:
         after: The seq of the last line that the reader has seen; None for none.
-        attempt: The attempt that finished the log, if the reader knows: then the answer never changes.
+        attempt: The attempt that finished the log, if the reader names it: then the response never changes.
         version: The version of the turn; None for the version that is shown.
     """
 
@@ -117,32 +117,32 @@ class LogCursor:
 
 def check_no_query(request: HttpRequest) -> None:
     """
-    Refuse a query string where nothing is asked by one.
+    Refuse a request with a query string, for an address that has none.
 
     Raises:
-        InvalidField: There is one.
+        InvalidField: The request has one.
     """
     if request.query:
         raise InvalidField("this address takes no query", field="query")
 
 
 def ticket_in(query: str) -> str | None:
-    """Return the ticket that a *query* shows, whatever else stands in it; None for none."""
+    """Return the ticket in a *query*, without a look at the other members; None if there is none."""
     return dict(parse_qsl(query)).get("ticket") if "ticket=" in query else None
 
 
 def read_cursor(request: HttpRequest, *, id_suffix: str = "") -> LogCursor:
     """
-    Read where to begin: ``?after=`` or ``Last-Event-ID``, which counts if both are there.
+    Read where a stream is to begin: after ``Last-Event-ID``, or else after ``?after=``.
 
-    An EventSource whose address has a cursor comes back with both: its own says what it has seen meanwhile.
+    An EventSource whose address has ``after`` reconnects with both: then ``Last-Event-ID`` is the later one.
 
     Args:
-        request: For a stream; its ticket, if it shows one, has been looked at.
-        id_suffix: What the ids of this reader's events end with.
+        request: The request for a stream; its ticket, if it has one, was checked before.
+        id_suffix: The end of the ids of this reader's events.
 
     Raises:
-        InvalidField: One of them is no number from 0.
+        InvalidField: A member is unknown, or one of the two is no whole number from 0.
     """
     said = read_query(request.query, LOG_QUERY)
     after = said["after"]
@@ -154,7 +154,7 @@ def read_cursor(request: HttpRequest, *, id_suffix: str = "") -> LogCursor:
 
 def read_version_query(request: HttpRequest) -> int | None:
     """
-    Read which version of a turn is wanted: ``?version=``; None where it is not said.
+    Read which version of a turn is wanted: ``?version=``; None if the query names none.
 
     Raises:
         InvalidField: A member is unknown, or not what it should be.
@@ -165,7 +165,7 @@ def read_version_query(request: HttpRequest) -> int | None:
 
 def read_file_query(request: HttpRequest) -> str:
     """
-    Read what a file is called: ``?name=``; "" where it is not said.
+    Read a file's name: ``?name=``; "" if the query has none.
 
     Raises:
         InvalidField: A member is unknown, or not what it should be.

@@ -1,7 +1,7 @@
 """
-How often one user and one tenant may ask, so that no one user fills an isolate.
+How often one user and one tenant may send requests, so that no single user fills an isolate.
 
-Where the platform counts, for all isolates of a place together, it is asked; else each isolate counts for itself.
+If the platform has a rate limiter, it counts for all isolates of a location; else each isolate counts for itself.
 """
 
 import math
@@ -16,26 +16,30 @@ __all__ = ["AskedRate", "IsolateRate", "Rate", "Rates"]
 
 _MINUTE_S: Final = 60.0
 BURST_S: Final = 15.0
-"""The burst: as many requests at once as the rate allows in 15 s."""
+"""As many requests may come at once as the rate allows in 15 s: 15 at 60 a minute."""
 
 _MOST_KEYS: Final = 10_000
 _UNTOLD_S: Final = 10.0
-"""The wait that a client is told where the platform does not give one."""
+"""The wait, in seconds, that a client is told where the platform gives none."""
 
 
 class Rate(Protocol):
     """Counts requests by a key."""
 
     async def wait_s(self, key: str) -> float:
-        """Count a request; return 0 if it may go on, else in how many seconds to ask again."""
+        """Count a request; return 0 if it is allowed, else how many seconds to wait before the next try."""
 
 
 class IsolateRate:
     """
-    Counts in this isolate, with one number for each key: when all that it has asked for would be paid off.
+    Counts in this isolate.
+
+    Each request costs its key 60 / *per_minute* s.  One number is kept for each key: the time at which its requests are
+    paid off.  A request is allowed if that time, with the request, is at most `BURST_S` ahead, or one request's cost
+    if that is more.
 
     Args:
-        per_minute: How many requests; 0 for any number.
+        per_minute: How many requests a minute are allowed; 0 for no limit.
         now: Seconds since the epoch.
     """
 
@@ -45,7 +49,7 @@ class IsolateRate:
         self._paid_off_at_s: dict[str, float] = {}
 
     async def wait_s(self, key: str) -> float:
-        """Count a request; see `Rate.wait_s`.  One that is refused is not counted."""
+        """Count a request; see `Rate.wait_s`.  A refused request is not counted."""
         now = self._now()
         paid_off_at_s = max(self._paid_off_at_s.pop(key, now), now) + self._each_s
         ahead_s = paid_off_at_s - now - max(BURST_S, self._each_s)
@@ -55,7 +59,7 @@ class IsolateRate:
         return max(0.0, ahead_s)
 
     def _forget(self, now: float) -> None:
-        """Forget keys whose requests are paid off; without any, the key that asked longest ago."""
+        """Forget the keys whose requests are paid off; if there are none, the key whose last request is the oldest."""
         self._paid_off_at_s = {key: at_s for key, at_s in self._paid_off_at_s.items() if at_s > now}
         if len(self._paid_off_at_s) > _MOST_KEYS:
             del self._paid_off_at_s[next(iter(self._paid_off_at_s))]
@@ -64,10 +68,10 @@ class IsolateRate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskedRate:
     """
-    Counts at the platform.
+    Asks the platform's rate limiter.
 
     Attributes:
-        allows: Counts a request by a key there; returns whether it may go on.
+        allows: Counts a request by its key at the platform; returns whether it is allowed.
     """
 
     allows: Callable[[str], Awaitable[bool]]
@@ -95,9 +99,9 @@ class Rates:
         Count a request of *principal*.
 
         Raises:
-            RateLimited: There were too many.
+            RateLimited: There were too many requests.
         """
-        # A user who is refused does not use up what belongs to the tenant's others.
+        # A refused user's request is not counted for the tenant, whose other users may go on.
         wait_s = await self._subject.wait_s(f"{len(principal.tenant_id)}:{principal.tenant_id}:{principal.user_id}")
         wait_s = wait_s or await self._tenant.wait_s(principal.tenant_id)
         if wait_s:

@@ -1,4 +1,4 @@
-"""Whether this deployment can run a turn; if not, what is missing and which command or setting mends it."""
+"""Whether this deployment can run a turn and, if not, which command or setting mends it."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,7 +28,8 @@ class Check:
     One thing that a turn needs.
 
     Attributes:
-        ok: Whether it is there; None if another one hides it.
+        name: ``settings``, ``database`` or ``schema``.
+        ok: Whether it is there; None if that is unknown, because an earlier check failed.
         detail: What is wrong.
         mend: The command or setting that mends it.
     """
@@ -39,7 +40,7 @@ class Check:
     mend: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return its members, absent ones left out."""
+        """Return the check as a JSON object, without the members that are None; ``ok`` always stays."""
         members = {"name": self.name, "ok": self.ok, "detail": self.detail, "mend": self.mend}
         return {name: value for name, value in members.items() if value is not None or name == "ok"}
 
@@ -48,14 +49,14 @@ async def check_readiness(app: Application) -> tuple[Check, ...]:
     """
     Check the settings, the database and its schema.
 
-    Details name settings and say what they must be.  They hold no secret, because no message about one does,
-    and nothing that the database said.
+    The details name settings and say what they must be.  They show no secret, since no error's message does, and no
+    text of the database's own.
     """
     settings = _check_settings(app.authenticator)
     try:
         await app.chat().check()
     except ConfigurationError as error:
-        # The settings' own fault may be known already, and the database has not been asked.
+        # A fault that the first check has found is shown before this one.  The database has not been asked.
         settings = settings if settings.ok is False else _misconfigured(error)
         return (settings, Check(name="database", ok=None), Check(name="schema", ok=None))
     except SchemaOutdated as error:

@@ -1,8 +1,8 @@
 """
-The Worker's HTTP: a table of routes, and the way of a request through it.
+The table of routes, and how a request is answered by it.  A new route is a new row of `ROUTES`.
 
-A response's status and headers are decided before its first byte: who asks, whether the request is within its limits,
-and whether the turn can be claimed.  A new route is a new row of `ROUTES`.
+Before the first byte of a response the sender is authenticated, the request is read within its limits, and its turn, if
+any, is claimed: so a failure of these gets an error status.
 """
 
 import asyncio
@@ -75,12 +75,12 @@ __all__ = ["ROUTES", "handle"]
 
 
 async def _healthz(_app: Application) -> HttpResponse:
-    """Say that the Worker is alive; ask nobody."""
+    """Say that the Worker is alive, without asking the database."""
     return json_response({"status": "ok"})
 
 
 async def _readyz(app: Application) -> HttpResponse:
-    """Say whether a turn could run, and what mends it if not."""
+    """Say whether a turn could run and, if not, what to change."""
     checks = await check_readiness(app)
     ready = all(check.ok for check in checks)
     return json_response(
@@ -89,7 +89,7 @@ async def _readyz(app: Application) -> HttpResponse:
 
 
 async def _openapi(_app: Application) -> HttpResponse:
-    """Describe all of this to programs: OpenAPI 3.1."""
+    """Describe this interface to programs, as OpenAPI 3.1."""
     return json_response(describe(ROUTES))
 
 
@@ -139,12 +139,12 @@ ROUTES: Final[tuple[Route | PublicRoute, ...]] = (
 
 
 def _compiled(template: str) -> re.Pattern[str]:
-    """Turn ``/a/{b}`` into a pattern: a variable is one whole segment, a trailing slash another address."""
+    """Compile a template: ``/a/{b}`` matches ``/a/1``, but neither ``/a/1/2`` nor ``/a/1/``."""
     return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]*)", re.escape(template)))
 
 
 def _table() -> tuple[tuple[re.Pattern[str], Mapping[str, Route | PublicRoute]], ...]:
-    """Gather the rows by address, HEAD beside every GET."""
+    """Group the routes by their addresses, and add HEAD to every GET."""
     by_template: dict[str, dict[str, Route | PublicRoute]] = {}
     for route in ROUTES:
         methods = by_template.setdefault(route.template, {})
@@ -156,11 +156,11 @@ def _table() -> tuple[tuple[re.Pattern[str], Mapping[str, Route | PublicRoute]],
 
 _TABLE: Final = _table()
 _PLAIN: Final = {pattern.pattern.replace("\\", ""): methods for pattern, methods in _TABLE if not pattern.groups}
-"""The addresses without variables."""
+"""The routes whose addresses have no variables, by path."""
 
 
 def _found(path: str) -> tuple[Mapping[str, Route | PublicRoute], Parameters] | None:
-    """Return what may be done at a path, and its variables; None for a path that no route has."""
+    """Return the routes of a path by method, and the path's variables; None if no route has the path."""
     if (methods := _PLAIN.get(path)) is not None:
         return methods, {}
     for pattern, methods in _TABLE:
@@ -169,24 +169,24 @@ def _found(path: str) -> tuple[Mapping[str, Route | PublicRoute], Parameters] | 
     return None
 
 
-# The way of a request
+# One request
 
 
 async def handle(request: HttpRequest, app: Application) -> HttpResponse:
     """
     Answer *request*.
 
-    Never raises: an error of ours becomes its problem, anything else is logged and becomes a 500.
+    Never raises: a `ChatTurnError` becomes its error response; any other exception is logged and becomes a 500.
     """
     try:
         response = app.cors.preflight(request) or await _dispatch(request, app)
     except RequestError as error:
         response = _problem_form(request)(error)
     except ChatTurnError as error:
-        if error.status >= 500:  # noqa: PLR2004  # ours, so the operator wants to know why
+        if error.status >= 500:  # noqa: PLR2004  # a fault of the service, which the operator must see
             app.log(f"{request.method} {shown(request.path)} failed", error)
         response = _problem_form(request)(error)
-    except Exception as error:  # noqa: BLE001  # the route boundary: whatever it is, the client gets an answer
+    except Exception as error:  # noqa: BLE001  # the route boundary: the client gets an answer in any case
         app.log(f"{request.method} {shown(request.path)} crashed", error)
         response = _problem_form(request)(ChatTurnError("unexpected"))
     response = _marked(request, response, app)
@@ -194,14 +194,14 @@ async def handle(request: HttpRequest, app: Application) -> HttpResponse:
 
 
 def _without_body(response: HttpResponse) -> HttpResponse:
-    """Return the head of *response*; its stream runs without a reader, and gives back the room that it holds."""
+    """Return *response* without its body; a stream runs without a reader, so that it frees its share of memory."""
     if response.stream is None:
         return replace(response, body=b"")
     return replace(response, stream=None, background=partial(response.stream, NoSink()))
 
 
 def _marked(request: HttpRequest, response: HttpResponse, app: Application) -> HttpResponse:
-    """Say which pages may read *response*, or what it stands for."""
+    """Add the CORS headers to *response*, or, if it is late, to the response that it stands for."""
     if response.late is None:
         return app.cors.marked(request, response)
     late = response.late
@@ -213,7 +213,7 @@ def _marked(request: HttpRequest, response: HttpResponse, app: Application) -> H
 
 
 def _problem_form(request: HttpRequest) -> Callable[[ChatTurnError], HttpResponse]:
-    """Return how the clients of the request's route are told about errors."""
+    """Return the function that makes error responses for the request's route."""
     found = _found(request.path)
     routes = [] if found is None else [route for route in found[0].values() if isinstance(route, Route)]
     return routes[0].problem if routes else problem
@@ -237,7 +237,7 @@ async def _dispatch(request: HttpRequest, app: Application) -> HttpResponse:
 
 
 async def _by_owner(call: Call, route: Route, owner: SessionOwner) -> HttpResponse:
-    """Let the owner of the session answer that the request is about, in its path or in its body; else answer here."""
+    """Forward the request to the owner of the session in its path or body; answer it here if it names none."""
     if route.session is not None and (session := route.session(call.parameters)) is not None:
         return await owner.forward(call.principal.tenant_id, session)
     if route.session_in_body is not None:
@@ -250,10 +250,10 @@ async def _by_owner(call: Call, route: Route, owner: SessionOwner) -> HttpRespon
 
 async def _check_rates(call: Call, route: Route, app: Application) -> Call:
     """
-    Count the request, and return it; its body may have been read, and is there again.
+    Count the request against the rates; return *call*, whose body can still be read.
 
     Raises:
-        RateLimited: There were too many, and it is none that repeats a stored answer.
+        RateLimited: There were too many requests, and this one is not a replay of a stored answer.
     """
     if app.rates is None:
         return call
@@ -277,7 +277,7 @@ def _timed(request: HttpRequest, app: Application) -> HttpRequest:
 
 
 async def _read_in_time(request: HttpRequest, within_s: float, most_bytes: int) -> bytes:
-    """Read the body, or give it up: a client that sends half of one must not hold the request for ever."""
+    """Read the body within *within_s* seconds: a client that sends half of it must not hold the request for ever."""
     try:
         async with asyncio.timeout(within_s):
             return await request.read(most_bytes)

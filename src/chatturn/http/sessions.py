@@ -1,4 +1,4 @@
-"""Sessions as people's data: the list, a title, feedback; and the export of all of it, and its end."""
+"""The routes for sessions as users' data: list, title, feedback, export, deletion."""
 
 from typing import Any, Final
 
@@ -47,7 +47,7 @@ _ACCEPTED: Final = 202
 
 
 async def get_sessions(call: Call) -> HttpResponse:
-    """List sessions, the latest active first: one's own, or a user's."""
+    """List sessions, the most recently active first: one's own, or a user's."""
     said = read_query(call.request.query, SESSIONS_QUERY)
     tenant_id = _tenant(call, said["tenant"])
     user_id = said["user"]
@@ -59,7 +59,7 @@ async def get_sessions(call: Call) -> HttpResponse:
 
 
 async def patch_session(call: Call) -> HttpResponse:
-    """Give a session a title; null takes it away."""
+    """Give a session a title; null removes it."""
     session_id = read_session_id(call.parameters["session"])
     check_no_query(call.request)
     check_body_headers(call.request.headers)
@@ -72,7 +72,7 @@ async def patch_session(call: Call) -> HttpResponse:
 
 
 async def post_feedback(call: Call) -> HttpResponse:
-    """Record what the user thinks of an answer, in place of what they have thought before."""
+    """Record the user's feedback on an answer, in place of their earlier feedback."""
     identity = identity_of(call)
     check_no_query(call.request)
     check_body_headers(call.request.headers)
@@ -84,7 +84,7 @@ async def post_feedback(call: Call) -> HttpResponse:
 
 
 async def delete_session(call: Call) -> HttpResponse:
-    """Delete a session and all that it has, at once; a turn that is being answered is stopped."""
+    """Delete a session with all its data, at once; a turn that is being answered is stopped."""
     session_id = read_session_id(call.parameters["session"])
     check_no_query(call.request)
     principal = call.principal
@@ -101,13 +101,13 @@ async def delete_user_sessions(call: Call) -> HttpResponse:
 
 
 async def delete_tenant(call: Call) -> HttpResponse:
-    """Delete all sessions that a tenant has now, and its name from what its calls have cost."""
+    """Delete all sessions that a tenant has now, and its name from the records of what its calls have cost."""
     check_no_query(call.request)
     return await _delete(call, read_person(call.parameters["tenant"], "tenant"), EVERYBODY)
 
 
 async def export_session(call: Call) -> HttpResponse:
-    """Export all that a session has."""
+    """Export all data of a session."""
     session_id = read_session_id(call.parameters["session"])
     said, principal = read_query(call.request.query, EXPORT_QUERY), call.principal
     if not await call.service.sessions.exists(principal.tenant_id, session_id, principal.user_id):
@@ -116,7 +116,7 @@ async def export_session(call: Call) -> HttpResponse:
 
 
 async def export_user(call: Call) -> HttpResponse:
-    """Export all that a user's sessions have."""
+    """Export all data of a user's sessions."""
     said = read_query(call.request.query, PEOPLE_EXPORT_QUERY)
     user_id = _own_or_operated(call, read_person(call.parameters["user"], "user"))
     query = ExportQuery(tenant_id=_tenant(call, said["tenant"]), user_id=user_id, after=said["after"])
@@ -124,7 +124,7 @@ async def export_user(call: Call) -> HttpResponse:
 
 
 async def export_tenant(call: Call) -> HttpResponse:
-    """Export all that a tenant's sessions have."""
+    """Export all data of a tenant's sessions."""
     said = read_query(call.request.query, EXPORT_QUERY)
     return await _export(
         call, ExportQuery(tenant_id=read_person(call.parameters["tenant"], "tenant"), after=said["after"])
@@ -138,7 +138,7 @@ async def _delete(call: Call, tenant_id: str, user_id: str) -> HttpResponse:
 
 async def _export(call: Call, query: ExportQuery) -> HttpResponse:
     lines = call.service.sessions.export(query)
-    first = await anext(lines)  # before the response begins: a cursor may be refused
+    first = await anext(lines)  # before the response begins: a wrong cursor gets an error status
 
     async def run(sink: Sink) -> None:
         try:
@@ -182,7 +182,7 @@ def _own_or_operated(call: Call, user_id: str) -> str:
 
 
 def _shown(call: Call, tenant_id: str, session: Any) -> dict[str, Any]:
-    """Return a session for who asks: what it costs is the operator's business, what was said in it the tenant's."""
+    """Return a session as the caller may see it: only operators see its cost, and only its tenant sees its title."""
     shown = dict(session)
     if not _operates(call):
         del shown["costMicroUsd"]

@@ -1,9 +1,9 @@
 """
 The log as server-sent events: each line is one event, its ``seq`` the event's id.
 
-So an EventSource that lost its connection comes back with ``Last-Event-ID``, and goes on behind the last line that it
-has seen.  A line that is in no log has no id.  A ping is an event of its own type and not a comment: scripts see no
-comments, and could not tell a live connection from a dead one.
+An EventSource that has lost its connection reconnects with ``Last-Event-ID``, and gets the lines after the last one
+that it has seen.  A line that is in no log has no id.  A ping is an event of type ``ping`` and not a comment: scripts
+do not see comments, and could not tell a live connection from a dead one.
 
 Source:
     HTML Living Standard, section 9.2: event streams, their reconnection, and status 204 that ends it.
@@ -38,11 +38,11 @@ def _event(line: str, id_suffix: str) -> str:
 
 class SseSink:
     """
-    A sink whose reader is sent events.
+    A sink that sends lines as server-sent events.
 
     Args:
         sink: The reader's connection.
-        id_suffix: What the ids of its events end with.
+        id_suffix: The end of the ids of its events.
     """
 
     def __init__(self, sink: Sink, id_suffix: str = "") -> None:

@@ -1,4 +1,4 @@
-"""JSON from strangers: refused where the standard library is lenient, or where it would not survive."""
+"""A reader of JSON from strangers: refuses what the standard library would accept wrongly, or would crash on."""
 
 import json
 from typing import Any, Final, NoReturn
@@ -10,12 +10,12 @@ from chatturn.jsontext.depth import nests_deeper
 __all__ = ["MAX_JSON_DEPTH", "read_json_object"]
 
 MAX_JSON_DEPTH: Final = 32
-"""The most levels of arrays and objects."""
+"""The most levels of nested arrays and objects."""
 
 
 def read_json_object(data: bytes) -> dict[str, Any]:
     """
-    Read *data*, which may be hostile: one JSON object in UTF-8 that no two readers could read differently.
+    Read *data*, which may be hostile: one JSON object in UTF-8 that every JSON reader reads alike.
 
     Raises:
         MalformedRequest: It is not UTF-8, not JSON, nests deeper than `MAX_JSON_DEPTH`, names a member twice,

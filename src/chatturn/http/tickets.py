@@ -1,12 +1,12 @@
 """
 Tickets: what an EventSource shows in place of a bearer token.
 
-An EventSource cannot send headers, and a token in a URL is in every log on the way.  So a page asks for a ticket,
-which lets its holder read one turn's stream and nothing else.  It must be used within `OPEN_WITHIN_S`.
+An EventSource cannot send headers, and a token in a URL would stand in the logs of every proxy.  So a page asks for a
+ticket, which lets its holder read one turn's stream and nothing else.  It must be used within `OPEN_WITHIN_S`.
 
-Afterwards an EventSource comes back with the id of the last event that it saw.  The event ids of a stream that a ticket
-opened end with a proof, which is in no URL: so a reconnect differs from a request by somebody who found the URL in a
-log, and nothing has to be stored.
+After that time it is good for reconnects alone.  The ids of the stream's events end with a proof, which an EventSource
+sends back in ``Last-Event-ID`` and which is in no URL.  So an old ticket that somebody finds in a log opens no
+stream, and nothing has to be stored.
 """
 
 import base64
@@ -39,7 +39,7 @@ LIVES_AFTER_END_S: Final = 3_600
 """For how many seconds after its turn's end a stream may be opened again."""
 
 _LONGEST_S: Final = 86_400
-"""A ticket's longest life where no token gives one: with ``AUTH=off``."""
+"""A ticket's longest life in seconds: one day, even if its user's token lives longer."""
 
 _PURPOSE: Final = b"chatturn: tickets for streams"
 _PROOF_BYTES: Final = 12
@@ -52,10 +52,10 @@ class Ticket:
     A genuine ticket, shown in time.
 
     Attributes:
-        principal: Who may read, and nothing but read.
-        session_id: The session of the one turn.
-        turn_index: Its index.
-        id_suffix: What the ids of the stream's events end with.
+        principal: The user that it was issued to, with the scope `READ_TURNS` alone.
+        session_id: The session of the turn whose stream it opens.
+        turn_index: The index of that turn.
+        id_suffix: The proof, with which the ids of the stream's events end.
     """
 
     principal: Principal
@@ -65,10 +65,10 @@ class Ticket:
 
     def check_turn(self, session_id: str, turn_index: int) -> None:
         """
-        Let the ticket pass only for its own turn.
+        Refuse the ticket for any turn but its own.
 
         Raises:
-            Forbidden: It is another's.
+            Forbidden: The ticket is for another turn.
         """
         if (self.session_id, self.turn_index) != (session_id, turn_index):
             raise Forbidden("the ticket is for another turn", field="ticket")
@@ -76,7 +76,7 @@ class Ticket:
 
 def tickets_for(settings: Settings, *, now: Callable[[], float]) -> "Tickets":
     """
-    Return the tickets of a deployment, signed with `TICKET_SECRET`, else with a key derived from `AUTH_JWT_SECRET`.
+    Return a deployment's tickets, whose keys are derived from `TICKET_SECRET`, or else from `AUTH_JWT_SECRET`.
 
     Args:
         settings: The deployment's settings.
@@ -101,8 +101,8 @@ class Tickets:
     Issues and checks tickets.
 
     Args:
-        secrets: The first signs; each is good for checking.  Keys are derived from them, so that a ticket is no
-            bearer token, even where both have one secret.
+        secrets: The first is used for new tickets; a ticket of any of them is genuine.  Keys are derived from them, so
+            that a ticket is never a valid bearer token, even if both have the same secret.
         now: Seconds since the epoch.
     """
 
@@ -112,7 +112,7 @@ class Tickets:
 
     def issue(self, principal: Principal, session_id: str, turn_index: int) -> tuple[str, float, float]:
         """
-        Make a ticket; return it, until when it must be opened, and until when it is good at most.
+        Return a new ticket, the time until which it must be opened, and the time at which it expires, in epoch seconds.
 
         Raises:
             ConfigurationError: There is no secret to sign it with.
@@ -132,14 +132,14 @@ class Tickets:
 
     def read(self, text: str, last_event_id: str) -> Ticket:
         """
-        Check a ticket.
+        Check a ticket, and return it.
 
         Args:
-            text: The ticket, as it stands in the URL.
-            last_event_id: What an EventSource says that comes back; "" for one that comes first.
+            text: The ticket, as in the URL.
+            last_event_id: The header of an EventSource that reconnects; "" for a first request.
 
         Raises:
-            Unauthenticated: It is none of ours, has expired, or was not opened in time.
+            Unauthenticated: The ticket is not genuine, has expired, or was not opened in time.
             ConfigurationError: There is no secret to check it with.
         """
         claims, key = self._claims(text)
@@ -163,10 +163,10 @@ class Tickets:
 
     def check_end(self, ended_at: str) -> None:
         """
-        Let a ticket pass for a turn that ended at the timestamp *ended_at*, `LIVES_AFTER_END_S` ago at most.
+        Refuse tickets for a turn that ended, at the timestamp *ended_at*, more than `LIVES_AFTER_END_S` ago.
 
         Raises:
-            Unauthenticated: It ended earlier.
+            Unauthenticated: The turn ended so long ago.
         """
         ended_at_ms = epoch_ms(ended_at)
         if ended_at_ms is not None and self._now() >= ended_at_ms / 1000 + LIVES_AFTER_END_S:
@@ -187,7 +187,7 @@ class Tickets:
 
 
 NO_TICKETS: Final = Tickets((), now=lambda: 0.0)
-"""Of a deployment that cannot sign any: each is refused, and the operator told why."""
+"""The tickets of a deployment without a secret: issuing and reading raise `ConfigurationError`."""
 
 
 def _proof(key: bytes, text: str) -> str:

@@ -1,5 +1,5 @@
 """
-Checks who has signed a token: this service's own secrets, or the keys that an identity provider publishes.
+The keys that tokens are checked with: this service's own secrets, or the keys that an identity provider publishes.
 
 The kind of key decides the algorithm, never the token: HS256 for secrets, RS256 and ES256 for published keys.  So
 nobody can sign with a public key as if it were a secret.
@@ -28,28 +28,28 @@ __all__ = ["MIN_SECRET_BYTES", "Jws", "PublishedKeys", "Secrets", "TokenKeys", "
 MIN_SECRET_BYTES: Final = 32  # RFC 7518 section 3.2: a key at least as long as the hash
 
 FRESH_S: Final = 600
-"""How long published keys are used before they are asked for again."""
+"""For how many seconds published keys are used before they are fetched again."""
 
 STALE_S: Final = 3_600
-"""How long published keys are used while they cannot be fetched again."""
+"""For how many seconds after a fetch its keys are used, if all later fetches fail."""
 
 ASK_AGAIN_S: Final = 10
-"""The pause between two fetches for an unknown key id: a stranger's token may name any key id."""
+"""An unknown key id causes a fetch only this many seconds after the last: a stranger's token may name any key id."""
 
 TRY_AGAIN_S: Final = 2
-"""The pause after a fetch that failed."""
+"""The pause after a failed fetch, in seconds."""
 
 FETCH_S: Final = 5
 MAX_KEYS_BYTES: Final = 262_144
 _MOST_FETCHES: Final = 8
-"""The most fetches that begin within `FETCH_S`: a request cannot wait for another's connection, so each fetches."""
+"""The most fetches begun within `FETCH_S`.  Each request has its own fetch: workerd lets none wait for another's."""
 
 _OK: Final = 200
 
 _COMPACT: Final = re.compile(r"([\w-]+)\.([\w-]+)\.([\w-]+)", re.ASCII)
 _BASE64URL: Final = re.compile(r"[\w-]+", re.ASCII)
 
-# The members of a key that its mathematics needs, and how many characters they have: RSA from 2,048 to 8,192 bits.
+# The members of a key that its algorithm needs, each with its least and most characters: RSA of 2,048 to 8,192 bits.
 _MEMBERS: Final[Mapping[str, Mapping[str, tuple[int, int]]]] = {
     "RS256": {"n": (342, 1_366), "e": (1, 8)},
     "ES256": {"x": (43, 43), "y": (43, 43)},
@@ -58,20 +58,22 @@ _KIND: Final[Mapping[str, Mapping[str, str]]] = {"RS256": {"kty": "RSA"}, "ES256
 
 VerifySignature: TypeAlias = Callable[[str, Mapping[str, str], bytes, bytes], Awaitable[bool]]
 """
-Says whether a signature is genuine: algorithm (``RS256`` or ``ES256``), key (a JWK with nothing but what the
-algorithm needs), what was signed, signature (for ES256, r and s, 32 bytes each).  Never raises for what it is given.
+Says whether a signature is genuine.  Never raises, whatever its arguments hold.
+
+The arguments: the algorithm (``RS256`` or ``ES256``), the key (a JWK with only the members that the algorithm needs),
+the signed bytes, and the signature (for ES256, r and s, 32 bytes each).
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jws:
     """
-    A token in compact form, its signature not looked at.
+    A token in compact form, whose signature is not checked yet.
 
     Attributes:
         text: The token.
-        algorithm: What its header says that it was signed with.
-        key_id: Which key its header names, if it does.
+        algorithm: The algorithm that its header names.
+        key_id: The id of the key that its header names; None for none.
     """
 
     text: str
@@ -80,10 +82,10 @@ class Jws:
 
     def parts(self) -> tuple[bytes, bytes, bytes]:
         """
-        Return what was signed, the payload, and the signature.
+        Return the signed bytes, the payload, and the signature.
 
         Raises:
-            ValueError: One of them is no base64url.
+            ValueError: The payload or the signature is not base64url.
         """
         signed, _, signature = self.text.rpartition(".")
         payload = signed.partition(".")[2]
@@ -91,7 +93,7 @@ class Jws:
 
 
 def read_jws(text: str) -> Jws | None:
-    """Read a token's header; None if *text* is none that this service reads."""
+    """Return *text* as a token; None if it is not a compact JWS, or if this service cannot read its header."""
     parts = _COMPACT.fullmatch(text)
     if parts is None or parts.end(1) > MAX_TOKEN_HEADER_CHARACTERS:
         return None
@@ -100,7 +102,7 @@ def read_jws(text: str) -> Jws | None:
     except (RequestError, ValueError):
         return None
     algorithm, key_id = header.get("alg"), header.get("kid")
-    # An extension that must be understood is not.
+    # ``crit`` names extensions that a reader must understand; this one understands none.
     if "crit" in header or not isinstance(algorithm, str) or not (key_id is None or isinstance(key_id, str)):
         return None
     return Jws(text=text, algorithm=algorithm, key_id=key_id)
@@ -111,24 +113,27 @@ class TokenKeys(Protocol):
 
     @property
     def algorithms(self) -> frozenset[str]:
-        """What they sign with."""
+        """The algorithms of their signatures."""
 
     async def payload(self, token: Jws) -> bytes | None:
         """
-        Return what *token*, of one of the algorithms, carries, if one of the keys signed it; else None.
+        Return the payload of *token*, if one of the keys signed it; else None.
+
+        Args:
+            token: A token with one of `algorithms`.
 
         Raises:
-            KeysUnavailable: The keys cannot be had at the moment.
+            KeysUnavailable: The keys cannot be fetched at the moment.
         """
 
 
 class Secrets:
     """
-    Secrets that this service shares with whoever makes its tokens: HS256.
+    Secrets that this service shares with the maker of its tokens, for HS256.
 
     Args:
         shared: The secrets by the names of their settings.  A token may be signed with any of them, so that a secret
-            can be changed while tokens of the one before are still in use.
+            can be changed while tokens of the previous secret are still in use.
 
     Raises:
         ConfigurationError: One of them cannot be an HS256 key.
@@ -140,7 +145,7 @@ class Secrets:
         self._keys = [_checked_secret(setting, secret) for setting, secret in shared.items()]
 
     async def payload(self, token: Jws) -> bytes | None:
-        """Return what *token* carries; see `TokenKeys.payload`.  All secrets are tried, whichever it names."""
+        """Return the payload of *token*; see `TokenKeys.payload`.  All secrets are tried, whatever its key id."""
         payloads = (verified_payload(token.text, key) for key in self._keys)
         return next((payload for payload in payloads if payload is not None), None)
 
@@ -165,11 +170,11 @@ class PublishedKeys:
     providers change keys that way.  While a fetch fails, the last keys serve for `STALE_S`.
 
     Args:
-        url: Their address.
-        transport: Reaches it.
-        verify: Looks at signatures.
+        url: The address of the keys.
+        transport: Sends the request for them.
+        verify: Checks signatures.
         now: Seconds since the epoch.
-        report: Told why the keys could not be had.
+        report: Is told why a fetch failed.
     """
 
     algorithms: Final = frozenset(_MEMBERS)
@@ -194,7 +199,7 @@ class PublishedKeys:
         self._begun_at_s: list[float] = []
 
     async def payload(self, token: Jws) -> bytes | None:
-        """Return what *token* carries; see `TokenKeys.payload`."""
+        """Return the payload of *token*; see `TokenKeys.payload`."""
         try:
             signed, payload, signature = token.parts()
         except ValueError:
@@ -221,7 +226,7 @@ class PublishedKeys:
         ]
 
     async def _fetch(self) -> None:
-        """Ask for the keys, unless that failed a moment ago; without any that can still serve, raise."""
+        """Fetch the keys, unless a fetch has just failed; raise if the keys at hand are older than `STALE_S`."""
         if self._may_fetch():
             try:
                 self._keys = await self._fetched()
@@ -234,7 +239,7 @@ class PublishedKeys:
 
     def _may_fetch(self) -> bool:
         now = self._now()
-        # Fetches are counted by their beginning: one that is dropped with its client never reports its end.
+        # The starts of fetches are counted, since a fetch that is dropped with its client never reports its end.
         self._begun_at_s = [each for each in self._begun_at_s if now < each + FETCH_S]
         if now < self._failed_at_s + TRY_AGAIN_S or len(self._begun_at_s) >= _MOST_FETCHES:
             return False

@@ -1,4 +1,4 @@
-"""What may be done with one turn: run it, follow it, look at it, stop it."""
+"""The routes for one turn: run it, stream its log, show it, stop it, choose its version."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -48,7 +48,7 @@ __all__ = [
 TURN: Final = "/v1/sessions/{session}/turns/{turn_index}"
 _NDJSON: Final = "application/x-ndjson"
 
-# What of a stream's headers does not depend on the turn.  X-Accel-Buffering keeps proxies from holding lines back.
+# The headers of every stream.  X-Accel-Buffering keeps proxies from buffering it.
 _STREAM_HEADERS: Final[Mapping[str, str]] = {"X-Content-Type-Options": "nosniff", "X-Accel-Buffering": "no"}
 
 _UNCHANGING: Final = "private, max-age=31536000, immutable"
@@ -60,7 +60,7 @@ _ACCEPTED: Final = 202
 
 
 async def post_turn(call: Call) -> HttpResponse:
-    """Run the turn, or replay it; or, where the request says so, follow whoever runs it."""
+    """Run the turn, or replay it; with ``follow``, stream it if it is already running."""
     identity = identity_of(call)
     check_no_query(call.request)
     check_body_headers(call.request.headers)
@@ -79,7 +79,7 @@ async def post_turn(call: Call) -> HttpResponse:
         return _log_response(call, followed, LogCursor(None, None))
     except SessionBusy as error:
         return problem(error, stream=_stream_of(error.run_id))
-    # The run id's name is the one that the AI SDK's WorkflowChatTransport looks for.
+    # The AI SDK's WorkflowChatTransport reads the run's id from the header X-Workflow-Run-Id.
     headers = {
         "Cache-Control": "no-store",
         "X-Workflow-Run-Id": turn.run_id,
@@ -111,7 +111,7 @@ async def get_stream(call: Call) -> HttpResponse:
     if call.ticket is not None:
         await _check_ticket(call, identity)
     may_take_over = RUN_TURNS in call.principal.scopes
-    # An EventSource that is refused never comes back, so it waits.
+    # An EventSource does not reconnect after an error status, so its request waits until there is room for its log.
     waits = _wants_sse(call.request)
     log = await call.service.follow(identity, cursor.after, may_take_over=may_take_over, waits=waits)
     if log is None or (cursor.attempt is not None and not (log.finished and log.page.attempt == cursor.attempt)):
@@ -156,7 +156,7 @@ async def get_turn(call: Call) -> HttpResponse:
 
 
 async def post_cancel(call: Call) -> HttpResponse:
-    """Stop the turn for good; once it is over, change nothing."""
+    """Stop the turn for good; a turn that is over stays as it is."""
     identity = identity_of(call)
     identity = await _shown(call, identity, read_version_query(call.request))
     cancellation = await call.service.cancel(identity)
@@ -183,7 +183,7 @@ async def get_versions(call: Call) -> HttpResponse:
 
 
 async def post_activate(call: Call) -> HttpResponse:
-    """Let a version count, and what followed it; one that counts already stays."""
+    """Make a version the one that counts, with the turns that followed it."""
     version = read_version(call.parameters["version"])
     identity = replace(identity_of(call), version=version)
     check_no_query(call.request)
@@ -219,7 +219,7 @@ def session_of(parameters: Parameters) -> str:
     Return the session whose owner is to answer for the turn.
 
     Raises:
-        InvalidField: It is no session's id.
+        InvalidField: The path has no session's id.
     """
     return read_session_id(parameters["session"])
 
@@ -248,7 +248,7 @@ def _log_response(call: Call, log: FollowedTurn, cursor: LogCursor) -> HttpRespo
             log.release()
             return HttpResponse(status=_NOT_MODIFIED, headers=headers)
     if log.nothing_left and _wants_sse(call.request):
-        return HttpResponse(status=_NO_CONTENT, headers=headers)  # An EventSource then stops coming back.
+        return HttpResponse(status=_NO_CONTENT, headers=headers)  # A 204 ends the reconnects of an EventSource.
     return _stream(call, headers, log.run)
 
 
@@ -273,10 +273,10 @@ def _id_suffix(call: Call) -> str:
 
 def identity_of(call: Call) -> ChatTurnIdentity:
     """
-    Return which turn the path names, for who asks.
+    Return the turn that the path names, with the tenant and the user of the request.
 
     Raises:
-        InvalidField: It names none.
+        InvalidField: The path names no turn.
     """
     return ChatTurnIdentity(
         tenant_id=call.principal.tenant_id,
@@ -295,7 +295,7 @@ def _address_of(session_id: str, turn_index: int) -> str:
 
 
 def _stream_of(run_id: str) -> str | None:
-    """Return where a run's log is."""
+    """Return the address of a run's log; None if the run is no chat turn."""
     turn = turn_of_run(run_id)
     if turn is None:
         return None

@@ -1,4 +1,4 @@
-"""What was consumed, for operators: as JSON, or as CSV for a spreadsheet."""
+"""The route for usage, which operators read as JSON, or as CSV for a spreadsheet."""
 
 import csv
 import io
@@ -20,13 +20,13 @@ _TYPES: Final = ("application/json", _CSV)
 _MONEY: Final = frozenset({"costMicroUsd", "unpricedCalls"})
 _KINDS: Final = ("delivered", "wasted")
 
-# What a spreadsheet would take for a formula.  Source: OWASP, "CSV Injection".
+# The first characters of what a spreadsheet takes for a formula.  Source: OWASP, "CSV Injection".
 _FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _BLANKS_OF_FORMULAS: Final = ("\t", "\r", "\n")
 
 
 async def get_usage(call: Call) -> HttpResponse:
-    """Add up what was consumed; the next page is also in the ``Link`` header."""
+    """Show the sums of usage; the address of the next page is also in the ``Link`` header."""
     query = read_usage_query(call.request)
     page = await call.service.usage(query)
     response = (
@@ -40,7 +40,7 @@ async def get_usage(call: Call) -> HttpResponse:
 
 
 def shown_usage(sums: Sums, *, money: bool) -> Sums:
-    """Return what a turn consumed for who may see it: what that costs is the operator's business."""
+    """Return a turn's usage; without its cost, which is for operators, unless *money* is true."""
     hidden = frozenset[str]() if money else _MONEY
     parts = {kind: {name: value for name, value in sums[kind].items() if name not in hidden} for kind in _KINDS}
     return {"runningCalls": sums["runningCalls"], **parts}
@@ -60,7 +60,7 @@ def _json_response(by: str, page: UsagePage) -> HttpResponse:
 
 
 def _csv_response(by: str, page: UsagePage) -> HttpResponse:
-    """Make a table with one line for each group; what is not known is an empty field."""
+    """Make a table with one line for each group; an unknown value is an empty field."""
     text = io.StringIO()
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     names = GROUP_NAMES[by]

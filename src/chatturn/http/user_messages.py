@@ -1,4 +1,4 @@
-"""What a user says: a text, or parts of which some are images and files."""
+"""The user's message in a request: a text, or a list of parts, some of them images and files."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -96,7 +96,7 @@ MESSAGE: Final[Mapping[str, Any]] = {
         },
     ]
 }
-"""What a message may be, as JSON Schema."""
+"""The JSON Schema of a message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ class UserMessage:
 
     Attributes:
         text: The message's text, which may be "" where there are parts.
-        parts: The message's parts, where it is more than text; see `chatturn.chat.parts`.
+        parts: The message's parts, if it is more than text; else empty.  See `chatturn.chat.parts`.
     """
 
     text: str
@@ -115,14 +115,14 @@ class UserMessage:
 
 def read_user_message(value: object, field: str = "message") -> UserMessage:
     """
-    Read what a user says: a text, or a list of parts.  Parts that are all text are one text.
+    Read a user's message: a text, or a list of parts.  Parts that are all text become one text.
 
     Args:
         value: The value of the member.
-        field: Its name.
+        field: The name of the member, for errors.
 
     Raises:
-        InvalidField: It is neither, says nothing, or cannot be stored; or a part is not what it should be.
+        InvalidField: It is neither, is blank, or cannot be stored; or a part is malformed.
         PayloadTooLarge: It, or a part of it, is longer than its limit.
     """
     if not isinstance(value, list):
@@ -183,7 +183,7 @@ def _url(value: object, kind: str, place: str) -> str:
 
 def read_name(value: object, field: str) -> str:
     """
-    Read what a file is called.
+    Read the name of a file.
 
     Raises:
         InvalidField: It is no printable text, or too long.
@@ -195,14 +195,14 @@ def read_name(value: object, field: str) -> str:
 
 def read_message(value: object, field: str = "message") -> str:
     """
-    Read what a user says, where that is text.
+    Read a user's message that is a text.
 
     Args:
         value: The value of the member.
-        field: Its name.
+        field: The name of the member, for errors.
 
     Raises:
-        InvalidField: It is no text, blank, or cannot be stored.
+        InvalidField: It is no text, is blank, or cannot be stored.
         PayloadTooLarge: It is longer than its limit.
     """
     if not isinstance(value, str):
@@ -216,10 +216,10 @@ def read_message(value: object, field: str = "message") -> str:
 
 def read_text(value: str, field: str) -> str:
     """
-    Return a text that can be stored.
+    Return *value*, if it can be stored.
 
     Raises:
-        InvalidField: It cannot.
+        InvalidField: It has a NUL, or half a surrogate pair.
     """
     if "\0" in value or not is_utf8(value):
         raise InvalidField(f"{field} holds a NUL or half a surrogate pair, which cannot be stored", field=field)
@@ -227,7 +227,7 @@ def read_text(value: str, field: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Say whether *text* has no half of a character."""
+    """Say whether *text* can be encoded as UTF-8: it has no half of a surrogate pair."""
     if text.isascii():
         return True
     try:
