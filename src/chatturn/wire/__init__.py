@@ -1,6 +1,6 @@
 """
-Projections of the log: the same lines for clients that speak another format.  Pure functions of its text.
+Projections of a turn's log: its lines in the formats of other clients.  Each is a pure function of the log's text.
 
-A format is a class here that keeps to `chatturn.http.projected.Projection`.  Its requests are read by the module of the
-same name in `chatturn.http`, and its routes stand in `chatturn.http.routes`.
+A format is a class here that implements `chatturn.http.projected.Projection`.  The module of the same name in
+`chatturn.http` reads the format's requests, and `chatturn.http.routes` has its routes.
 """

@@ -7,22 +7,22 @@ The projection is a pure function of the log's lines::
                           ▲                        │
                           └── reset-step ◀─────────┘  the worker was lost: another attempt says everything anew
 
-There is one step for each turn, however many model calls it has: ``reset-step`` clears the current one, and a
-takeover must be able to clear everything.  The message's id is the run's, the same at every replay: a client
-replaces the message that it knows.
+A turn is one step, however many model calls it has: ``reset-step`` clears only the current step, and a takeover must
+be able to clear everything.  The message's id is the run's id, the same at every replay, so that a client replaces the
+message that it holds.
 
 The client's own tool calls are sent at the stream's end, because a client runs a tool as soon as it is told of the
 call.  A call whose result is in the log already is sent as run by the server, so that it never runs twice.
 
-Cursors.  These clients count chunks (``startIndex``).  A count means something only within one attempt:
+Cursors.  A client of this kind counts chunks (``startIndex``).  Its count means something only within one attempt:
 
-* attempt 1: the chunks from the k-th on;
-* any later attempt: ``reset-step``, and then everything but ``start`` and ``start-step``.  That is right whatever the
-  count means by then;
-* none at all: ``start``, ``reset-step``, and then everything.  A client that counts may hold the message from before it
-  counted: it has approved a tool in it, and was cut off before the first chunk of what followed.  One that holds
-  nothing has nothing to clear;
-* a log that is kept without its texts, because its product redacts them: as a later attempt.
+* in attempt 1, the client gets the chunks after the counted ones;
+* in any later attempt, it gets ``reset-step``, and then everything but ``start`` and ``start-step``.  That is right
+  whatever the client holds;
+* with the count 0, it gets ``start``, ``reset-step``, and then everything.  It may hold the message already: it has
+  approved a tool in it, and was cut off before the first chunk that followed.  If it holds nothing, there is nothing to
+  clear;
+* if the log was stored without its texts, because its product redacts them, it gets the same as in a later attempt.
 
 Source:
     The package ``ai`` 7.0.173: src/ui-message-stream/ui-message-chunks.ts, src/ui/process-ui-message-stream.ts.
@@ -71,12 +71,14 @@ class UiMessageStream:
     Args:
         message_id: The message's id, which is the run's.
         version: The version of the turn, for the message's metadata.
-        seen: How many chunks the client has seen, if it counts; None for a client that is told all anew.
+        seen: How many chunks the client has seen, if it counts; None for a client that gets all chunks.
         attempt: The latest attempt when the client came; text of earlier attempts is left out.
-        sdk: The client's major version.  From 7 on it knows ``reset-step``, from 6 on approvals; older ones throw.
+        sdk: The client's major version.  From 7 on it knows ``reset-step``, from 6 on approvals; an older one
+            throws an error at these chunks.
         stored_to: The seq of the last line that was stored when the client came; None for one that reads no stored log.
-        given: The calls that the client has just approved, denied or run; it holds a part of this message already.  The
-            step is begun anew or, for a client without ``reset-step``, sent from the first outcome of these calls on.
+        given: The ids of the calls that the client has just approved, denied or run; then it holds a part of this
+            message already.  The step is begun anew or, for a client without ``reset-step``, sent from the first
+            outcome of these calls on.
 
     Attributes:
         ended: Whether the last chunk was written.
@@ -107,14 +109,14 @@ class UiMessageStream:
         self._begun = False
         self._may_hold = bool(given) or (seen is not None and self._resets)
         self._seen = seen or 0
-        self._waits_for = self._wait_for(stored_to)  # the seq of the line until which nothing is said
-        self._skip = self._seen  # chunks that are still to be left out
+        self._waits_for = self._wait_for(stored_to)  # nothing is sent before the line of this seq
+        self._skip = self._seen  # how many chunks are still to be left out
         self._skipped: list[str] | None = [] if seen else None  # kept until it is certain that the client has them
         self._parts = 0
         self._open: PartKey | None = None  # the part being said
         self._open_id = ""
         self._pieces: list[str] = []  # of the part being said
-        self._step: list[Passage] = []  # what the step says; the pieces of a passage that is no text are its chunks
+        self._step: list[Passage] = []  # the step so far; a passage without a part holds chunks
         self._tool_ids: dict[str, list[str]] = {}
         self._tools_called: dict[str, int] = {}
         self._usage: dict[str, Any] = {}
@@ -146,7 +148,7 @@ class UiMessageStream:
         return None if self._resets or self._given or self._seen else stored_to
 
     def _say_what_waits(self) -> None:
-        """Say what the stored lines come to, to a client that cannot take back what they take back."""
+        """Send the text as the stored lines leave it: this client could not take back what a later line replaces."""
         self._waits_for = None
         if self._begun:
             self._say_frame(self._start)
@@ -187,7 +189,7 @@ class UiMessageStream:
         self._say_frame(_RESET_STEP if self._may_hold else _START_STEP)
 
     def _begin_attempt_anew(self, attempt: int) -> None:
-        """Begin another attempt; clear the chunks of the one whose worker was lost."""
+        """Begin another attempt; clear the chunks of the attempt whose worker was lost."""
         self._attempt = attempt
         if not self._begun:
             return
@@ -215,7 +217,7 @@ class UiMessageStream:
             self.broken = True
 
     def _prove_or_reset(self, *, readable: bool) -> None:
-        """At the first text left out, begin the step anew unless the log still has that text (it is *readable*)."""
+        """At the first text that is left out: begin the step anew if the log has lost that text (not *readable*)."""
         if self._skipped is None:
             return
         said, self._skipped = self._skipped[_HEAD:], None
@@ -253,7 +255,7 @@ class UiMessageStream:
             self._open = None
 
     def _say_piece(self, key: PartKey, piece: str) -> None:
-        """Say a piece of a part; *piece* is a JSON string without its quotes."""
+        """Send a piece of a part; *piece* is a JSON string without its quotes."""
         if self._open != key:
             self._open_part(key)
         if self._skip:
@@ -277,7 +279,7 @@ class UiMessageStream:
             self._say_piece(key, quoted(delta or ""))
 
     def _say_whole(self, key: PartKey, whole: str) -> None:
-        """Say a part given as its whole text: only what is new, or the step anew if the text so far differs."""
+        """Send what is new in a part's whole text; if its text so far differs, send the step anew."""
         said = said_of(self._step, key)
         if whole.startswith(said):
             self._say_piece(key, quoted(whole[len(said) :]))
@@ -285,7 +287,7 @@ class UiMessageStream:
             self._say_anew(with_whole(self._step, key, whole))
 
     def _say_anew(self, step: Sequence[Passage]) -> None:
-        """Clear the step, and say *step* in its place."""
+        """Clear the step, and send *step* in its place."""
         self._say_reset()
         self._say_step(step)
 
@@ -306,7 +308,7 @@ class UiMessageStream:
         self._tool_ids, self._tools_called, self._usage, self._asked = {}, {}, {}, {}
 
     def _result(self, line: Line) -> None:
-        """Take the whole answer, and say it if it differs from the text said so far."""
+        """Take the whole answer, and send it if it differs from the text so far."""
         whole = line.data.get("finalText")
         said = "".join(unquoted(each.pieces) for each in self._step if each.is_answer)
         if not isinstance(whole, str) or whole == said:
@@ -385,7 +387,7 @@ class UiMessageStream:
         self._say_frame(frame)
 
     def _new_tool_id(self, line: Line) -> str | None:
-        """Return an id unique in this message, since a model may use one twice; None if it was redacted."""
+        """Return an id that is unique in this message, since a model may use one twice; None for a redacted line."""
         given = line.data.get("toolCallId")
         if not isinstance(given, str):
             if self._skip:
@@ -397,14 +399,14 @@ class UiMessageStream:
         return id_
 
     def _tool_id(self, line: Line) -> str | None:
-        """Return the id of the call that a line is about; None if it was redacted."""
+        """Return the id of the call that a line is about; None for a redacted line."""
         waiting = self._tool_ids.get(str(line.data.get("toolCallId")))
         return waiting[0] if waiting else None
 
     # Citations and images.
 
     def _citations(self, line: Line) -> None:
-        """Say citations with a web address as sources, and others as data."""
+        """Send citations with a web address as sources, and others as data."""
         for at, each in enumerate(self._list(line, "citations")):
             url, title = (each.get("url"), each.get("title")) if isinstance(each, dict) else (None, None)
             if isinstance(url, str) and url.startswith(_WEB):
@@ -424,7 +426,7 @@ class UiMessageStream:
         return []
 
     def _images(self, line: Line) -> None:
-        """Say images with an address as files, and others as data."""
+        """Send images with an address as files, and others as data."""
         for each in self._list(line, "images"):
             url = each.get("url") if isinstance(each, dict) else None
             if isinstance(url, str) and url.startswith((*_WEB, _INLINE_IMAGE)):
@@ -461,7 +463,7 @@ class UiMessageStream:
 
     def _failed(self, line: Line) -> None:
         if line.seq is None and line.data.get("retryable"):
-            return  # not the end of the log: the worker that takes the turn over says more
+            return  # not the end of the log: the worker that takes over the turn adds lines
         self._finish("error", {"type": "error", "errorText": str(line.data.get("message", "the turn failed"))})
 
     def _finish(self, reason: str, first: Mapping[str, Any] | None = None) -> None:
@@ -483,7 +485,7 @@ _RUN_HERE: Final[Mapping[str, bool]] = {"dynamic": True, "providerExecuted": Tru
 """Marks a call as the server's; without it the client takes the call for its own."""
 
 _WEB: Final = ("https://", "http://")
-"""Only these addresses are sent as addresses, because a page may make a link of one."""
+"""Only addresses of these schemes are sent as addresses, because a page may make links of them."""
 
 _INLINE_IMAGE: Final = "data:image/"
 

@@ -1,4 +1,4 @@
-"""The lines of a log, as a projection reads them.  Nearly all are pieces of the answer, read without a parse."""
+"""The lines of a log, as a projection reads them.  Pieces of the answer, nearly all lines, are read unparsed."""
 
 import json
 import re

@@ -3,18 +3,18 @@ A turn's log as an OpenAI chat completion: a stream of chunks, or one object.
 
 The format has no cursor and no way to take anything back, so text that was sent stays sent:
 
-* where another attempt says everything anew, its text is compared with the text sent, and only what follows is sent.
-  A model that can go on, or that says the same again, so costs the reader nothing but time;
-* where its text differs, the stream ends with an error, ``answer_restarted``: the same request under the same
-  key is answered with the whole;
-* the answer of a product that redacts is held back until it was redacted.
+* where another attempt begins the answer anew, its text is compared with the text sent, and only what follows is sent.
+  If the model continues the text or says the same again, the reader loses nothing but time;
+* where its text differs, the stream ends with an error, ``answer_restarted``: the same request, sent again under the
+  same key, gets the whole answer;
+* the answer of a product that redacts is held back until it has been redacted.
 
 Where the turn waits for the client's tools, their calls are sent together, and the completion ends with them.  The
 completion of the request that brings their results begins after those results.  So a turn whose client runs tools is
 several completions, each the same at every replay.
 
-An answer that is not whole is never told as one: a turn that was cancelled, or waits for an approval, ends in an error
-that says so.
+An answer that is not whole is never sent as a whole one: a turn that was cancelled, or that waits for an approval, ends
+with an error that says so.
 
 Source:
     The packages ``openai`` 3.57.0 (PyPI: _streaming.py) and 7.59.0 (npm: core/streaming.js): ``data: {"error": …}``
@@ -119,11 +119,11 @@ class _Reader:
         calls: The calls that the client is to run; the completion ends with them.
         usage: What the model calls of the attempt consumed.
         beside: Citations and images, by the member of a message that holds them.
-        passages: The attempt's text as it stands; an empty passage of no part stands where the answer's text begins.
+        passages: The attempt's text so far; the answer begins after the last empty passage, which has no part.
         ended: Whether the completion is over.
         failure: Why there is no whole answer.
         waits_for: The seq of the last line that was stored when the client came: no text is sent before it, since a
-            stored line may take it back.  None once it has come, and for a client that reads no stored log.
+            stored line may take it back.  None once that line has come, and for a client that reads no stored log.
     """
 
     attempt: int = 1
@@ -222,7 +222,7 @@ class _Reader:
             self.think(delta)
 
     def _text(self) -> str:
-        """Return the answer's text as it stands, behind the results that the client has given; "" before them."""
+        """Return the text so far after the results that the client has given; "" before all of these have come."""
         if self._due:
             return ""
         begins = max((at for at, each in enumerate(self.passages) if each.key is None), default=0)
@@ -282,7 +282,7 @@ class _Reader:
     def _failed(self, line: Line) -> None:
         data = line.data
         if line.seq is None and data.get("retryable"):
-            return  # not the end of the log: the worker that takes the turn over says more
+            return  # not the end of the log: the worker that takes over the turn adds lines
         self.end(
             Failure(
                 code=str(data.get("code", "internal")),
@@ -299,7 +299,7 @@ class _Reader:
         return _FINISH_REASONS.get(str(self.usage.get("finishReason")), "stop")
 
     def usage_members(self) -> dict[str, Any] | None:
-        """Return the usage in OpenAI's form; None if the model told none."""
+        """Return the usage in OpenAI's form; None if the model gave none."""
         tokens_in, tokens_out = self.usage.get("tokensIn"), self.usage.get("tokensOut")
         if not isinstance(tokens_in, int) or not isinstance(tokens_out, int):
             return None
@@ -376,7 +376,7 @@ class ChatCompletionChunks(_Reader):
         self._hold = hold
         self._out: list[str] = []
         self._sent: list[str] = []  # pieces of a JSON string without its quotes
-        self._sent_text = ""  # the text of `_sent`, while another attempt's is compared with it
+        self._sent_text = ""  # the text of `_sent`, while the text of another attempt is compared with it
         self._resaid: int | None = None  # how many characters of `_sent_text` another attempt has said again
         self._thought = False
         self._start = f"data: {head.text('chat.completion.chunk')}{_DELTA}"
@@ -411,7 +411,7 @@ class ChatCompletionChunks(_Reader):
             self._out.append(f'{self._start}{{"content":"{piece}"}}{self._tail}')
 
     def think(self, text: str) -> None:
-        """Send a piece of the reasoning, under the name that most servers give it."""
+        """Send a piece of the reasoning as ``reasoning_content``, the name that most servers use."""
         if not self._hold and self._resaid is None:
             self._thought = True
             self._chunk({"reasoning_content": text})
@@ -453,7 +453,7 @@ class ChatCompletionChunks(_Reader):
         if self.waits_for is not None:
             self._say_what_waits()
         if self._resaid is not None and failure is None and self._resaid < len(self._sent_text):
-            failure = ANSWER_RESTARTED  # the other attempt said less than was sent
+            failure = ANSWER_RESTARTED  # the other attempt's text is shorter than the text sent
         super().end(failure)
         if failure is not None:
             self._out.append(f"data: {encode(error_members(failure.code, failure.message))}\n\n")

@@ -1,8 +1,8 @@
 """
-The text of an answer where it stands: a part may be said in several places, with tools and data between them.
+The text of an answer in passages: the text of one part may stand in several places, with tools and data between them.
 
-A part's whole text takes the place of what was said of the part.  What of that begins the whole stays where it is: the
-words before a tool stay before it, when the model behind the tool begins anew.
+A part's whole text replaces the text of the part so far.  The pieces that the whole text begins with stay where they
+are: the words before a tool stay before it, even if the model after the tool begins anew.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ PartKey: TypeAlias = tuple[str, str]
 """The kind of a part, and its name in the log."""
 
 TEXT: Final[PartKey] = ("text", "text")
-"""The part that nearly all of an answer is."""
+"""The part that a piece without a part of its own belongs to: nearly all of an answer."""
 
 
 class Passage(NamedTuple):
@@ -24,8 +24,8 @@ class Passage(NamedTuple):
     A stretch of one part.
 
     Attributes:
-        key: The part; None for what is no text.
-        pieces: Its text, as JSON without its quotes.
+        key: The part; None for tools and data.
+        pieces: The pieces of its text, which together are a JSON string without its quotes.
     """
 
     key: PartKey | None
@@ -38,7 +38,7 @@ class Passage(NamedTuple):
 
 
 def part_of(data: dict[str, Any]) -> tuple[PartKey, str | None, str | None]:
-    """Return which part the data of a line are about, and a further piece of it, or else its whole text."""
+    """Return the part that a line's *data* are about, a further piece of it or None, and its whole text or None."""
     part = data.get("part")
     described = part if isinstance(part, dict) else {}
     key = (str(described.get("type", "text")), str(described.get("id", "text")))
@@ -54,7 +54,7 @@ def said_of(passages: Iterable[Passage], key: PartKey) -> str:
 
 
 def with_whole(passages: Sequence[Passage], key: PartKey, whole: str) -> list[Passage]:
-    """Return *passages* with *whole* as the text of the part *key*: what is new of it stands at the end."""
+    """Return *passages* with *whole* as the text of the part *key*; what is new in it stands at the end."""
     said = (unquoted([piece]) for passage in passages if passage.key == key for piece in passage.pieces)
     kept, new = _begun(said, whole)
     left: list[Passage] = []
@@ -68,7 +68,7 @@ def with_whole(passages: Sequence[Passage], key: PartKey, whole: str) -> list[Pa
 
 
 def _begun(texts: Iterable[str], whole: str) -> tuple[int, str]:
-    """Return how many of *texts*, from the first on, *whole* begins with, and what follows them in it."""
+    """Return how many of *texts*, one after another, *whole* begins with, and the rest of *whole*."""
     count = 0
     for text in texts:
         if not whole.startswith(text):

@@ -35,10 +35,12 @@ class Place:
         follows: The seq of the last stored line before it; -1 for none.
         log_begins: Whether its lines are the first of this answer's log.
         interrupted: Whether the previous attempt at the same answer broke off, so that a reader may have seen a part.
-        idle_attempts: Attempts since the turn last came further, this one included; without those that ended in a wait.
-        attempts: All attempts at the answer, this one included; without those that ended in a wait.
-        cancel_requested: Whether somebody asked to stop the turn, and no attempt has heard of it yet.
-        broken_off: How many attempts right before this one broke off, even at another question.
+        idle_attempts: How many attempts in a row have come no further, this one included; attempts that ended in a wait
+            are not counted.
+        attempts: How many attempts there were at the answer, this one included; attempts that ended in a wait are not
+            counted.
+        cancel_requested: Whether the turn is to be stopped, and no attempt knows it yet.
+        broken_off: How many attempts directly before this one broke off, attempts at another question included.
         replaces: The version of the turn that this version replaces; None for none.
     """
 
