@@ -1,1 +1,1 @@
-"""Tasks: the loop, the stream, their steps, their sessions, and who answers them."""
+"""Tasks: the control loop, the stream, their steps, their sessions and their backends."""

@@ -1,4 +1,4 @@
-"""What is told of a backend that failed, and what of all that it tells is a failure of its own.  Pure."""
+"""How a backend's failure is told, and which events of a backend count as its failure."""
 
 import sys
 from typing import Final, Literal
@@ -14,14 +14,14 @@ from chatturn.telemetry.redaction import without_secrets
 __all__ = ["failure_detail", "public_words", "require_tellable", "words_told_of"]
 
 _MOST_WORDS: Final = 2_048
-"""Characters of an error's."""
+"""The most characters of an error's words that are told."""
 
 _SHORT: Final = 50_000
-"""Characters of a piece of text that is no event too long, whatever is in it."""
+"""The most characters of a piece of text that cannot make its event too long, whatever they are."""
 
 
 def require_tellable(event: RuntimeStreamEvent, *, stored: bool) -> None:
-    """Refuse what could not be read back, or, where it is *stored*, is too long.  Raises `ValidationError`."""
+    """Refuse an *event* that could not be read back, or, if it is *stored*, is too long.  Raises `ValidationError`."""
     if isinstance(event, TextDeltaEvent | ReasoningDeltaEvent) and len(event.text) <= _SHORT:
         require_text(event.text, "a piece of text")
     else:
@@ -29,14 +29,14 @@ def require_tellable(event: RuntimeStreamEvent, *, stored: bool) -> None:
 
 
 def public_words(error: Exception | None) -> str:
-    """Return what may be said to anybody; the words of an upstream may quote what was asked.  None for an abort."""
+    """Return the public message of *error*, or of an abort for None; the words of an upstream may quote the request."""
     if error is None:
         return "The task was aborted."
     return error.public if isinstance(error, ChatTurnError) else BackendError.public
 
 
 def failure_detail(error: Exception) -> BackendErrorDetail:
-    """Return what went wrong, for programs."""
+    """Return the details of *error*, for programs."""
     unreached = isinstance(error, BackendTransportError | BackendTimeout)
     status = error.upstream_status if isinstance(error, BackendTransportError) else None
     body = _words(error.detail) if isinstance(error, BackendError) else None
@@ -45,10 +45,10 @@ def failure_detail(error: Exception) -> BackendErrorDetail:
 
 
 def words_told_of(error: Exception) -> str:
-    """Return the words of an error as they may be told to programs."""
+    """Return the words of *error* as they may be told to programs."""
     return _words(words_of(error))
 
 
 def _words(text: str) -> str:
-    """Return *text* so that it can be stored."""
+    """Return *text* without secrets, as valid UTF-8, and at most `_MOST_WORDS` characters of it."""
     return without_secrets(text.encode("utf-8", "replace").decode())[:_MOST_WORDS]

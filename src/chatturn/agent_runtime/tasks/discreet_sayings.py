@@ -1,7 +1,7 @@
 """
-What a backend says, without what is unsaid (`Unsaid`), even where that comes in pieces.
+A backend's events without the credentials of `Unsaid`, even if one is split over several pieces of text.
 
-What is held back of a text is told before anything else is, so all stays in its order.
+Text that was held back is told before the next event of another kind, so the order stays.
 """
 
 from dataclasses import replace
@@ -27,10 +27,10 @@ class DiscreetSayings:
         self._before_answer = ""
 
     def told_of(self, event: RuntimeStreamEvent) -> list[RuntimeStreamEvent]:
-        """Return what is told now that *event* has come."""
+        """Take the next *event*; return the events that can be told now."""
         if not isinstance(event, TextDeltaEvent | ReasoningDeltaEvent):
             held = self.cut()
-            if isinstance(event, ToolResultEvent):  # the answer begins anew
+            if isinstance(event, ToolResultEvent):  # the answer starts again after a tool's result
                 self._before_answer = self._text.told()
             return [*held, event]
         held = [] if type(event) is type(self._latest) else self.cut()
@@ -41,12 +41,12 @@ class DiscreetSayings:
         return self._text if isinstance(event, TextDeltaEvent) else self._reasoning
 
     def cut(self) -> list[RuntimeStreamEvent]:
-        """Return what was held back."""
+        """Return the text that was held back, as an event."""
         latest, self._latest = self._latest, None
         text = "" if latest is None else self._pieces_of(latest).cut()
         return [replace(latest, text=text)] if latest is not None and text else []
 
     def whole(self, answer: str) -> str:
-        """Return the *answer* since the latest tool's result as it may be told."""
+        """Return *answer*, the text since the latest tool's result, as it may be told."""
         pieces = UnsaidPieces(self._unsaid, after=self._before_answer)
         return pieces.feed(answer) + pieces.cut()

@@ -1,8 +1,8 @@
 """
-A stream that is produced in a task of its own, one item ahead of whoever reads it.
+A stream that is produced in an asyncio task of its own, one item ahead of its reader.
 
-Who reads may wait for something else beside it, and may leave whenever it likes: leaving the ``async with`` block
-cancels the producer, and waits until it has let go of what it holds.
+The reader may wait for something else at the same time, and may leave at any time: leaving the ``async with`` block
+cancels the producer, and waits until the producer has released what it holds.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 Put: TypeAlias = Callable[[T], Awaitable[None]]
 Produce: TypeAlias = Callable[[Put[T]], Awaitable[None]]
-"""Puts out items, one after the other; each `put` waits until the item before was taken."""
+"""Takes `put`, and awaits it with each item; `put` waits until the item before was taken."""
 
 
 class _Item(Generic[T]):
@@ -29,7 +29,7 @@ class Pump(Generic[T]):
     """
     Runs *produce* from the beginning of its ``async with`` block to the end.
 
-    Iterating raises what *produce* raises, once all items before it were taken.
+    Iterating raises what *produce* raises, after the items before it.
     """
 
     def __init__(self, produce: Produce[T]) -> None:
@@ -47,7 +47,7 @@ class Pump(Generic[T]):
         self._left = True
         if self._task is not None:
             self._task.cancel()
-            # What it still raises was either told already, or is of an end that nobody waits for.
+            # The reader has had the error already, or has left and does not wait for it.
             await asyncio.gather(self._task, return_exceptions=True)
 
     def __aiter__(self) -> AsyncIterator[T]:
@@ -67,7 +67,7 @@ class Pump(Generic[T]):
         except BaseException as error:
             task = asyncio.current_task()
             if self._left or task is None or task.cancelling():
-                raise  # to wait until somebody takes this would be to wait for ever
+                raise  # nobody takes items any more, so `put` would wait for ever
             own = isinstance(error, asyncio.CancelledError)
             await self._items.put(_cancelled_by_itself(error) if own else error)
         else:
@@ -75,7 +75,7 @@ class Pump(Generic[T]):
 
     async def _put(self, value: T) -> None:
         if self._left:
-            raise asyncio.CancelledError  # once more: the producer has gone on all the same
+            raise asyncio.CancelledError  # the producer has ignored its first cancellation
         await self._items.put(_Item(value))
 
 

@@ -1,5 +1,5 @@
 """
-The readiness gate: does a task know enough to begin, and what is done where it does not.
+The readiness gate: whether enough is known to begin a task, and what is done if not.
 
 ::
 
@@ -45,7 +45,7 @@ DEFAULT_MINIMUM_SCORE: Final = 0.7
 
 
 def require_minimum_score(score: float) -> None:
-    """Refuse what is no finite number from 0 to 1.  Raises `ValidationError`."""
+    """Refuse a *score* that is no finite number from 0 to 1.  Raises `ValidationError`."""
     if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
         raise ValidationError(f"minimum_score must be a number from 0 to 1, not {score!r:.40}")
 
@@ -56,14 +56,14 @@ def decide_knowledge_readiness(
     """
     Return what follows from *report*: ``blocked`` if a gap blocks, else ``caveat`` below the minimum, else ``ready``.
 
-    Only ``blocked`` has not passed.  A score that is no number is below every minimum.
+    Only ``blocked`` does not pass.  A score that is no number is below every minimum.
 
     Args:
         report: How ready the task is.
         minimum_score: From 0 to 1.
 
     Raises:
-        ValidationError: *minimum_score* is not a finite number from 0 to 1, or *report* is none.
+        ValidationError: *minimum_score* is not a finite number from 0 to 1, or *report* is no report.
     """
     require_minimum_score(minimum_score)
     require_kind(report, KnowledgeReadinessReport, "a report")
@@ -84,7 +84,7 @@ def decide_knowledge_readiness(
 
 def assess_knowledge(task: AgentTaskSpec) -> KnowledgeReadinessReport:
     """
-    Return the report of what *task* itself says that it must know.
+    Return the report on the requirements that *task* itself has.
 
     A requirement is missing while its confidence is below what is needed; one of importance ``blocking`` blocks.
     The score is the mean of ``min(1, current / needed)``, and 1 for a task that requires nothing.
@@ -167,18 +167,19 @@ Refresh: TypeAlias = Callable[
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnowledgeHooks:
     """
-    What a product does about gaps; each is awaited, and a step of its own where the run is durable.
+    What a product does about gaps of knowledge; each hook is awaited, and is a step of its own in a durable run.
 
     Attributes:
-        ask_user: Takes questions; returns the answers, which are texts, by the question's id; what was not asked is
-            left out.  Answers of 3 characters and more to questions for a credential are never recorded, not where
-            a later hook, the backend or an error quotes them either: those are asked again on each attempt, and put
-            in their places.  Shorter ones are not recorded as answers, but stand in any text, and stay where quoted.
+        ask_user: Takes questions; returns the answers, which are texts, by the question's id.  Answers to other
+            questions are ignored.  Answers to questions for a credential are not recorded: these questions are asked
+            again on each attempt.  Where a later hook, the backend or an error quotes such an answer, a mark is
+            recorded instead, and replaced by the answer when the record is read.  Quotes of an answer of 1 or 2
+            characters stay, since such a text is in many others by chance.
         acquire: Takes plans; returns the ids of the evidence that was found.
-        refresh: Takes the report, the answers and the ids; returns a new report.  Without it the first one stands.
-        on_blocked: Is told that the task is blocked, before that is said.
-        questions: What to ask; None for a question per gap that only the user can close.
-        plans: How to find out; None for a plan per gap that can be closed without asking.
+        refresh: Takes the report, the answers and the ids; returns a new report.  None to keep the first report.
+        on_blocked: Called if the task is blocked, before the event that says so.
+        questions: The questions; None for one about each gap that only the user can close.
+        plans: The plans; None for one for each gap that can be closed without asking.
     """
 
     ask_user: Callable[[Sequence[UserQuestion]], Awaitable[Mapping[str, str]]] | None = None
@@ -192,13 +193,13 @@ class KnowledgeHooks:
 @dataclass(slots=True, kw_only=True)
 class ReadinessGate:
     """
-    One task at the gate.
+    The gate of one task.
 
     Attributes:
-        report: What is known, the refreshed report once there is one.
-        decision: What follows; None until `events` has come to its end.
-        user_answers: By the question's id.
-        evidence_ids: Of what was found.
+        report: The readiness report; the refreshed one once there is one.
+        decision: What follows from the report; None until `events` has ended.
+        user_answers: The answers by the question's id.
+        evidence_ids: The ids of the evidence that was found.
     """
 
     report: KnowledgeReadinessReport
@@ -210,7 +211,7 @@ class ReadinessGate:
     evidence_ids: tuple[str, ...] = ()
 
     async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Pass the gate; yield the type and the members of each event of it."""
+        """Run the gate; yield the type and the members of each of its events."""
         yield "readiness_start", {}
         asked, acquired = False, False
         async for event in self._ask():
@@ -244,7 +245,7 @@ class ReadinessGate:
         yield "questions_end", {"questions": questions, "user_answers": self.user_answers}
 
     def _is_secret(self, question: UserQuestion) -> bool:
-        """Say whether its answer is a credential: by itself, or by the requirement that it is asked for."""
+        """Say whether the answer is a credential: by the question's type, or by its requirement."""
         secret = {gap.id for gap in _gaps(self.report) if gap.category == "credential_or_secret"}
         secret |= {gap.id for gap in _gaps(self.report) if gap.sensitivity == "secret"}
         return question.answer_type == "credential" or question.requirement_id in secret
@@ -270,7 +271,7 @@ class ReadinessGate:
 async def _answers(
     ask: Callable[[Sequence[UserQuestion]], Awaitable[Mapping[str, str]]], questions: Sequence[UserQuestion]
 ) -> dict[str, str]:
-    """Ask; return the answers to what was asked, and no others: one of those may be a credential."""
+    """Ask *questions*; return the answers to these, and to no others: another answer may be a credential."""
     answers = await ask(questions)
     if not isinstance(answers, Mapping):
         raise ValidationError(f"ask_user must return answers by the question's id, not {type(answers).__name__}")

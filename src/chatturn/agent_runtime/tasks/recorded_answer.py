@@ -1,4 +1,4 @@
-"""A whole answer as the step of a durable task has it.  Pure."""
+"""A whole answer as a step of a durable task records it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ __all__ = ["RecordedAnswer", "compact_events"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedAnswer:
-    """A whole answer as a step has it."""
+    """A whole answer as a step records it; `at` is when it was complete."""
 
     session: RuntimeSession
     resumed: bool
@@ -23,7 +23,7 @@ class RecordedAnswer:
 
 
 def compact_events(said: Sequence[RuntimeStreamEvent]) -> tuple[Any, ...]:
-    """Return events as JSON without what a replay fills in again, pieces of text that follow one another as one."""
+    """Return events as JSON, without members that a replay fills in; consecutive pieces of text become one."""
     compact: list[Any] = []
     for event in said:
         if isinstance(event, TextDeltaEvent) and compact and compact[-1]["type"] == TextDeltaEvent.type:

@@ -1,9 +1,9 @@
 """
-What a backend says, as events of a stream, whatever form it says it in.
+What a backend yields, as events of a stream.
 
-Understood are events of a stream, chat events (what chatturn's own backends yield), and JSON objects with a ``type``,
-as sandboxes tell it.  What has no place in a stream is left out.  A ``result`` says the whole answer once more: only
-what was not said before is told (O6 in docs/reference/agent-runtime.md).
+A backend may yield events of a stream, chat events (as chatturn's own backends do), and JSON objects with a ``type``
+(as sandboxes do).  What has no place in a stream is left out.  A ``result`` has the whole answer again: only the part
+that was not told before is told (O6 in docs/reference/agent-runtime.md).
 
 Source:
     docs/reference/agent-runtime.md, A model's API; `chat_events`.
@@ -34,17 +34,17 @@ __all__ = ["SayingMapper"]
 
 _HALF: Final = re.compile("[\ud800-\udfff]")
 
-# What agent-runtime's mapper calls what chat events call otherwise.
+# Types of agent-runtime's mapper, and the types of the same chat events.
 _ALSO: Final[Mapping[str, str]] = {"tool_call": "tool.call", "tool_result": "tool.result"}
 
 
 class SayingMapper:
     """
-    Maps what one backend says in one answer.
+    Maps what one backend yields in one answer.
 
     Args:
-        backend: Its kind, for errors.
-        model: Of calls whose usage names none.
+        backend: The backend's kind, for errors.
+        model: The model of calls whose usage names none.
     """
 
     def __init__(self, backend: str, model: str = "unknown") -> None:
@@ -52,19 +52,19 @@ class SayingMapper:
         self._model = model
         self._answer = TextAssembly()
         self._half: TextDeltaEvent | ReasoningDeltaEvent | None = None
-        """The first half of a character of which the second may come with the next piece."""
+        """A piece of the first half of a surrogate pair; the second half may come with the next piece."""
 
     def text(self) -> str:
-        """Return the answer so far: what was said since the latest tool's result, or what a ``result`` said it was."""
+        """Return the answer so far: the text since the latest tool's result, or the text of a ``result``."""
         return _whole_characters(self._answer.text())
 
     def feed(self, output: BackendOutput) -> list[RuntimeStreamEvent]:
         """
-        Return what *output* says.
+        Return the events of *output*.
 
         Raises:
-            BackendReportedError: It says that the backend failed.
-            BackendProtocolError: It is no event, or one that only the runtime may tell.
+            BackendReportedError: *output* reports that the backend failed.
+            BackendProtocolError: *output* is no event, or one that only the runtime may tell.
         """
         try:
             return list(self._joined(self._events(output)))
@@ -72,12 +72,12 @@ class SayingMapper:
             raise BackendProtocolError("what it tells has no end", backend=self._backend) from error
 
     def finish(self) -> list[RuntimeStreamEvent]:
-        """Return what was held back: nothing more is said."""
+        """Return what was held back, since the backend yields nothing more."""
         half, self._half = self._half, None
         return [] if half is None else [half]
 
     def _joined(self, events: Iterable[RuntimeStreamEvent]) -> Iterator[RuntimeStreamEvent]:
-        """Join the halves of characters that are cut over two pieces: whoever counts in UTF-16 cuts them so."""
+        """Join surrogate pairs that are split over two pieces, as a producer that counts in UTF-16 splits them."""
         for each in events:
             event, half = each, self._half
             if half is not None:
@@ -96,7 +96,7 @@ class SayingMapper:
             yield event
 
     def _characters(self, text: str, *, goes_on: bool = False) -> str:
-        """Return a text that is said from its beginning; where it *goes_on*, without the half that may be its end."""
+        """Return a whole *text* with its surrogate pairs joined; if it *goes_on*, without a half at its end."""
         joined, begun = _pairs_joined(text)
         if _HALF.search(joined) or (begun and not goes_on):
             raise BackendProtocolError("a text has half a surrogate pair", backend=self._backend)
@@ -140,7 +140,7 @@ class SayingMapper:
                 raise BackendProtocolError(f"a backend cannot tell {name!s:.60}", backend=self._backend)
 
     def _require_piece(self, event: TextDeltaEvent | ReasoningDeltaEvent) -> None:
-        """Refuse a piece of text that is none; its characters, which it may have a half of, are looked at later."""
+        """Refuse a malformed piece of text; halves of surrogate pairs in it are joined later."""
         said: object = event.text
         if not isinstance(said, str):
             raise BackendProtocolError("a piece of text is none", backend=self._backend)
@@ -164,7 +164,7 @@ class SayingMapper:
             case "usage" | "llm_call":
                 yield llm_call(data, self._model)
             case "backend_error" if data.get("recoverable") is True:
-                return  # it goes on
+                return  # the backend goes on
             case "error" | "backend_error":
                 detail = text_in(data, "message") or ""
                 raise BackendReportedError("it reported an error", backend=self._backend, detail=detail[:2_048])
@@ -191,12 +191,12 @@ class SayingMapper:
             yield from self._added(ChatStreamEvent("result", {"finalText": self._characters(text)}))
 
     def _added(self, event: ChatStreamEvent) -> Iterator[RuntimeStreamEvent]:
-        """Tell by how much *event* makes the answer longer; where it changes what was said, nothing can be told."""
+        """Yield the text that *event* adds to the answer; nothing if it changes text that was told."""
         delta = text_in(event.data or {}, "delta")
         before = "" if delta else self.text()
         self._answer.add(event)
         if not delta:
-            self._half = None  # which it says once more
+            self._half = None  # the whole text has it again
             after = self.text()
             delta = after[len(before) :] if after.startswith(before) else None
         if delta:
@@ -207,7 +207,7 @@ class SayingMapper:
         if made is None:
             return
         if kind in {"tool.result", "tool.error"}:
-            self._answer = TextAssembly()  # what was said before was on the way to the tool
+            self._answer = TextAssembly()  # text before a tool's result is no part of the answer
             data = data if "result" in data or "output" not in data else {**data, "result": data["output"]}
         elif kind == "tool.call":
             data = {**data, "toolName": text_in(data, "toolName", "name") or "tool"}
@@ -218,7 +218,7 @@ class SayingMapper:
 
 
 def _pairs_joined(text: str) -> tuple[str, str]:
-    """Return *text* with the pairs in it as the characters they mean, and the half with which it breaks off."""
+    """Return *text* with its surrogate pairs joined, and the first half of a pair that it ends with."""
     if not _HALF.search(text):
         return text, ""
     begun = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
@@ -227,7 +227,7 @@ def _pairs_joined(text: str) -> tuple[str, str]:
 
 
 def _whole_characters(text: str) -> str:
-    """Return *text* with its pairs joined, and without halves: no half of a character is told."""
+    """Return *text* with its surrogate pairs joined, and without single halves."""
     if not _HALF.search(text):
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")

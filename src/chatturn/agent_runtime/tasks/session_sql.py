@@ -1,7 +1,7 @@
 """
 Sessions of backends in a SQL database: D1 in the Worker, SQLite beside it.
 
-Each method is one round trip.  Rows are of one tenant: a store knows no others, so nobody's session can be had by
+Each method is one round trip.  A store has the rows of one tenant only, so nobody can get another tenant's session by
 guessing its id.
 """
 
@@ -29,7 +29,7 @@ __all__ = ["SqlRuntimeSessionStore"]
 
 _GET: Final = "SELECT * FROM runtime_sessions WHERE tenant_id = ?1 AND session_id = ?2"
 
-# Whoever claims a run raises its epoch.  A run that is in another database has no row here, and fences nothing.
+# Each claim of a run raises its epoch.  A run in another database has no row here, so it fences nothing.
 _IS_CURRENT: Final = "NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = {} AND epoch <> {})"
 
 _PUT: Final = f"""
@@ -63,7 +63,7 @@ _DELETE_SESSIONS: Final = f"DELETE FROM runtime_sessions WHERE tenant_id = ?1 AN
 
 
 _MOST: Final = 10**12
-"""Sessions, or milliseconds: 31 years."""
+"""The most sessions, and the largest age in milliseconds (31 years), that `delete_idle` takes."""
 
 
 class SqlRuntimeSessionStore:
@@ -71,9 +71,9 @@ class SqlRuntimeSessionStore:
     The sessions of one tenant.
 
     Args:
-        database: With the schema of chatturn.
-        tenant_id: Whose they are; "" where there is only one.
-        lease: Of the run for which it writes, if it is fenced.
+        database: A database with the schema of chatturn.
+        tenant_id: The tenant whose sessions they are; "" if there is only one.
+        lease: The lease of the run for which it writes; None if it is not fenced.
     """
 
     def __init__(self, database: Database, *, tenant_id: str = "", lease: Lease | None = None) -> None:
@@ -141,9 +141,9 @@ class SqlRuntimeSessionStore:
 
     async def delete_idle(self, *, older_than_ms: int, limit: int = 50) -> int:
         """
-        Delete sessions that were last put longer ago, whatever their status, with their events; return how many.
+        Delete sessions that were last put more than *older_than_ms* ago, with their events; return how many.
 
-        At most *limit* in this one transaction: call again until fewer are deleted.
+        Sessions of any status are deleted, at most *limit* in one transaction: call again until fewer are deleted.
 
         Raises:
             ValidationError: *older_than_ms* or *limit* is no whole number from 0; nothing was deleted.

@@ -1,8 +1,8 @@
 """
-Sessions of backends, kept so that the next task goes on in them: the store's contract, and one in memory.
+Sessions of backends, stored so that a later task can go on in them: the store's protocol, and a store in memory.
 
-A session's resume token is a credential.  It is stored with the session, given to the backend that resumes it, and
-nowhere else: no event that is stored or told has one.
+A session's resume token is a credential.  It is stored with the session and given to the backend that resumes it; no
+event that is stored or told has one.
 """
 
 import json
@@ -43,49 +43,49 @@ __all__ = [
 ]
 
 MAX_SESSION_ID: Final = 200
-"""Characters, as of a backend's kind."""
+"""The most characters of a session's id, and of a backend's kind."""
 
 MAX_RESUME_TOKEN_BYTES: Final = 16_000
 MAX_METADATA_BYTES: Final = 100_000
 MAX_EVENT_BYTES: Final = 1_000_000
-"""Of one event as JSON in UTF-8: half of what a row may hold."""
+"""The most bytes of one event as JSON in UTF-8: half of what a row may hold."""
 
 MAX_EVENTS_PER_PAGE: Final = 100
 
 _LAST_NUMBER: Final = 10**12
-"""Of an event, beyond every log."""
+"""A number beyond the last event of every session."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredRuntimeEvent:
-    """An event of a session's; `seq` counts from 0, without gaps."""
+    """An event of a session; `seq` counts from 0, without gaps."""
 
     seq: int
     event: RuntimeStreamEvent
 
 
 class RuntimeSessionStore(Protocol):
-    """Keeps sessions and what was told in them.  Each method raises `ValidationError` for an id that is no text."""
+    """Stores sessions and their events.  Each method raises `ValidationError` for an id that is no text."""
 
     async def get(self, session_id: str) -> RuntimeSession | None:
-        """Return the session with its resume token, a copy; None if there is none."""
+        """Return a copy of the session, with its resume token; None if there is none."""
 
     async def put(self, session: RuntimeSession) -> None:
         """
-        Store *session* in the place of the one with its id, whose `created_at` stays.
+        Store *session*, and replace the one with the same id, whose `created_at` stays.
 
         Raises:
             SessionMismatchError: The session on record is another backend's; nothing was written.
-            ValidationError: It cannot be stored (`require_session`); nothing was written.
+            ValidationError: *session* cannot be stored (`require_session`); nothing was written.
             StoreError: The database failed.
         """
 
     async def append_event(self, session_id: str, event: RuntimeStreamEvent) -> int:
         """
-        Store *event* after those that are there, without a resume token; return its number.
+        Append *event* to the session's events, without a resume token; return its number.
 
         Raises:
-            ValidationError: There is no such session, or the event is none, could not be read back, or is too long;
+            ValidationError: There is no such session, or *event* is no event, could not be read back, or is too long;
                 nothing was written.
             StoreError: The database failed.
         """
@@ -93,15 +93,15 @@ class RuntimeSessionStore(Protocol):
     async def list_events(
         self, session_id: str, *, after: int = -1, limit: int = MAX_EVENTS_PER_PAGE
     ) -> Sequence[StoredRuntimeEvent]:
-        """Return at most *limit* events, from 1 to 100, behind number *after*; none of a session that is not there."""
+        """Return at most *limit* events (1 to 100) after number *after*; none if there is no such session."""
 
 
 @runtime_checkable
 class FencedSessionStore(RuntimeSessionStore, Protocol):
-    """One whose requests may arrive late, when another worker goes on with the run that they were made for."""
+    """A store that can refuse a worker's late writes, once another worker has claimed the run."""
 
     def fenced_by(self, lease: Lease) -> RuntimeSessionStore:
-        """Return the store so that it writes only while nobody has claimed the run after *lease*; else `LeaseLost`."""
+        """Return the store whose writes raise `LeaseLost` once the run was claimed after *lease*."""
 
 
 def require_session_id(session_id: object) -> None:
@@ -154,7 +154,7 @@ def metadata_text(session: RuntimeSession) -> str | None:
         text = json_text(to_json(session.metadata), what)
     except TypeError as error:
         raise ValidationError(str(error)) from error
-    if nests_deeper(text, MAX_JSON_DEPTH - 2):  # an event has them two levels further in
+    if nests_deeper(text, MAX_JSON_DEPTH - 2):  # in an event they are two levels deeper
         raise ValidationError(f"{what} must nest at most {MAX_JSON_DEPTH - 2} levels")
     return _measured(text, MAX_METADATA_BYTES, what)
 
@@ -186,7 +186,7 @@ class _Kept:
 
 
 class InMemoryRuntimeSessionStore:
-    """Sessions until the process ends, as copies: what is done to a session or an event afterwards changes nothing."""
+    """Stores copies of sessions and events until the process ends: a later change to the original changes nothing."""
 
     def __init__(self) -> None:
         self._kept: dict[str, _Kept] = {}
@@ -227,7 +227,7 @@ class InMemoryRuntimeSessionStore:
 
 
 def page(after: int, limit: int) -> tuple[int, int]:
-    """Return behind which number a page of events begins, and how many it has.  Raises `ValidationError`."""
+    """Return *after* and *limit* of a page of events, each moved into its range.  Raises `ValidationError`."""
     for name, value in (("after", after), ("limit", limit)):
         if type(value) is not int:
             raise ValidationError(f"{name} must be a whole number, not {value!r:.40}")

@@ -1,8 +1,8 @@
 """
-What answers a task: agent-runtime's backends, of which chatturn's own are some.
+Backends that answer a task; chatturn's own model backends are among them.
 
-What a task's backend is given is what chatturn's backends are given and more, so each of those is one of these, with
-its deadlines, its retries and its way of reading a stream.
+A task's backend is given all that a model backend is given, and more.  So every model backend can answer a task, with
+its own deadlines, retries and reading of streams.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -42,9 +42,9 @@ class AgentBackendInput(api.AgentBackendInput):
     What a task's backend is asked.
 
     Attributes:
-        task: What for.
-        message: What is said, where it was given by itself.
-        inputs: JSON of the caller's own.
+        task: The task.
+        message: The message, if one was given instead of a conversation.
+        inputs: The caller's own JSON.
     """
 
     task: AgentTaskSpec
@@ -53,7 +53,7 @@ class AgentBackendInput(api.AgentBackendInput):
 
     @property
     def prompt(self) -> str:
-        """What is said in one text: the message, or else the last of the messages, or else the task's intent."""
+        """The text to answer: the message, or else the last of the messages, or else the task's intent."""
         if self.message is not None:
             return self.message
         content = self.messages[-1].get("content") if self.messages else None
@@ -63,11 +63,14 @@ class AgentBackendInput(api.AgentBackendInput):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentBackendContext(api.AgentBackendContext):
     """
-    For whom.  Cancelling whoever iterates the stream is the signal that agent-runtime has a member for.
+    The task, knowledge and session of a request.
+
+    There is no member for an abort, as agent-runtime has: the stream's reader is cancelled.
 
     Attributes:
-        knowledge: What is known.
-        session: In which session, its resume token included.
+        task: The task.
+        knowledge: The readiness report.
+        session: The session, with its resume token.
     """
 
     task: AgentTaskSpec
@@ -80,14 +83,14 @@ class AgentExecutionBackend(Protocol):
 
     @property
     def kind(self) -> str:
-        """Its short name: a session is one kind's."""
+        """The backend's short name; a session belongs to one kind."""
 
     def stream(self, request: AgentBackendInput, context: AgentBackendContext, /) -> AsyncIterator[BackendOutput]:
         """
         Answer, piece by piece.
 
         Raises:
-            BackendError: The model's side failed.  Ending without an error means that it said everything.
+            BackendError: The model's side failed.  An end without an error means that the answer is complete.
         """
 
 
@@ -96,7 +99,7 @@ class StartingBackend(Protocol):
     """A backend that begins sessions."""
 
     async def start(self, request: AgentBackendInput, session: RuntimeSession, /) -> RuntimeSession:
-        """Begin *session*, which is what it will be unless this returns another: with its own id, token, metadata."""
+        """Begin *session*; return it, or a session with an id, a resume token and metadata of the backend's own."""
 
 
 @runtime_checkable
@@ -109,11 +112,11 @@ class ResumableBackend(Protocol):
 
 @runtime_checkable
 class DiscreetBackend(Protocol):
-    """A backend with credentials of its own, which whoever it asks may quote."""
+    """A backend with credentials of its own, which the service that it asks may quote."""
 
     @property
     def unsaid(self) -> Sequence[str]:
-        """What no event of the task may say, whole or in pieces, and no record."""
+        """The credentials that no event and no record of the task may quote, whole or in pieces."""
 
 
 @runtime_checkable
@@ -121,7 +124,7 @@ class StoppableBackend(Protocol):
     """A backend that can be told to stop."""
 
     async def stop(self, session: RuntimeSession, reason: str, /) -> None:
-        """Stop what is done in *session*: its task failed, was aborted, or is not read any more."""
+        """Stop the work in *session*: its task has failed, was aborted, or has lost its reader."""
 
 
 _Open: TypeAlias = Callable[[AgentBackendInput, RuntimeSession], Awaitable[RuntimeSession]]
@@ -142,15 +145,15 @@ def create_iterable_backend(
     Make the backend named *kind* that answers with what *stream* yields.
 
     Args:
-        kind: Its short name.
-        stream: Answers.
-        start: As `StartingBackend.start`; None for a session as it is proposed.
-        resume: As `ResumableBackend.resume`; None to go on with any session as it was kept.
-        stop: As `StoppableBackend.stop`; None where there is nothing to stop but the stream.
-        unsaid: Credentials of its own: see `DiscreetBackend`.
+        kind: The backend's short name.
+        stream: As `AgentExecutionBackend.stream`.
+        start: As `StartingBackend.start`; None to take each session as it is proposed.
+        resume: As `ResumableBackend.resume`; None to take each session as it was stored.
+        stop: As `StoppableBackend.stop`; None if there is nothing to stop but the stream.
+        unsaid: The backend's own credentials: see `DiscreetBackend`.
 
     Raises:
-        ValidationError: *kind* is no text, or has no character; or another one is no function.
+        ValidationError: *kind* is no text or is empty, a hook is no function, or *unsaid* is no list of texts.
     """
     if not require_text(kind, "a backend's kind"):
         raise ValidationError("a backend's kind must not be empty")
@@ -194,11 +197,11 @@ class SandboxBox(Protocol):
 
     def stream_prompt(self, message: str, /, *, session_id: str, request_id: str) -> AsyncIterator[Any]:
         """
-        Have its agent answer *message* in a session; yield the events that it tells.
+        Have the agent answer *message* in a session; yield the agent's events.
 
         Args:
-            message: What is said.
-            session_id: In which session.
+            message: The message.
+            session_id: The session's id.
             request_id: The idempotency key: the same on every attempt at one durable task, so that a sandbox that
                 knows it does not have its agent work, and bill, a second time.
         """
@@ -214,14 +217,14 @@ def create_sandbox_prompt_backend(
     """
     Make the backend whose answers are those of the agent in *box*.
 
-    It is asked `AgentBackendInput.prompt`.  Its sessions can be resumed, and say so in their metadata.  What the box
-    has as ``unsaid`` is told nowhere (`DiscreetBackend`).
+    The agent answers `AgentBackendInput.prompt`.  The sessions can be resumed, and have ``"resumable": true`` in their
+    metadata.  The credentials that the box has as ``unsaid`` are quoted nowhere (`DiscreetBackend`).
 
     Args:
         box: The sandbox.
         kind: The backend's short name.
-        get_session_id: Names the session, where it is not the one that was asked for.
-        map_event: Makes of a sandbox's event what `SayingMapper` understands; None leaves one out.
+        get_session_id: Returns the session's id; None to take the proposed id.
+        map_event: Turns a sandbox's event into a form that `SayingMapper` takes; it returns None to leave one out.
 
     Raises:
         ValidationError: *box* cannot be prompted, or another argument is not what it must be.
@@ -249,7 +252,7 @@ def create_sandbox_prompt_backend(
 
 
 async def _closable(events: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
-    """Yield *events*, and close them at once where they can be closed, however this ends."""
+    """Yield *events*, and at the end, whatever ends it, close them if they can be closed."""
     try:
         async for event in events:
             yield event

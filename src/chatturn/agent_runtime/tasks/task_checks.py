@@ -1,4 +1,4 @@
-"""Is a task one that can be run?  Looked at before anything is done.  Pure."""
+"""Checks of a task and of the options to run it, made before anything is done."""
 
 import asyncio
 from typing import Final, Protocol
@@ -15,7 +15,7 @@ from chatturn.errors import ValidationError
 __all__ = ["MAX_TASK_BYTES", "check_run", "check_task"]
 
 MAX_TASK_BYTES: Final = 400_000
-"""Of a task as JSON, where it is stored: each event that is stored has it."""
+"""The most bytes of a stored task as JSON: each stored event has the task."""
 
 _BUDGETS: Final = frozenset({"maxSteps", "maxWallMs", "maxCostUsd"})
 _ANY_TIME: Final = "2026-01-01T00:00:00.000Z"
@@ -23,14 +23,14 @@ _ANY_TIME: Final = "2026-01-01T00:00:00.000Z"
 
 def check_task(task: AgentTaskSpec, *, stored: bool) -> None:
     """
-    Refuse what is no task.
+    Refuse a malformed task.
 
     Args:
-        task: What is to be done.
-        stored: Whether it is recorded: then it is JSON of at most 400,000 bytes.
+        task: The task.
+        stored: Whether the task is stored: then it must be JSON of at most 400,000 bytes.
 
     Raises:
-        ValidationError: It is none; or its budget names what is no limit, or a limit that is no number from 0.
+        ValidationError: *task* is malformed, or its budget has an unknown limit, or a limit that is no number from 0.
     """
     if not isinstance(task, AgentTaskSpec):
         raise ValidationError(f"a task must be an AgentTaskSpec, not {type(task).__name__}")
@@ -44,7 +44,7 @@ def check_task(task: AgentTaskSpec, *, stored: bool) -> None:
 
 
 class _Run(Protocol):
-    """What the options of both ways to run a task have."""
+    """The options that `run_agent_task` and `run_agent_task_stream` share."""
 
     @property
     def knowledge(self) -> KnowledgeReadinessReport | None: ...
@@ -59,7 +59,7 @@ class _Run(Protocol):
 
 
 def check_run(options: _Run) -> None:
-    """Refuse options that are none.  Raises `ValidationError`."""
+    """Refuse options of the wrong type, or a minimum score out of range.  Raises `ValidationError`."""
     require_minimum_score(options.minimum_score)
     require_kind(options.hooks, KnowledgeHooks, "hooks")
     for name, value, kind in (

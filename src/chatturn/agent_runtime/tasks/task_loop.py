@@ -1,5 +1,5 @@
 """
-`run_agent_task`: a task as a loop that observes, validates, decides and acts, until it may stop or must.
+`run_agent_task`: a task as a control loop that observes, validates, decides and acts until it stops.
 
 ::
 
@@ -8,8 +8,9 @@
          ▼               └──────────────────────┼───────────┘
       nothing is done                           └─▶ stop: the policy, a budget, an abort, or a hook that raises
 
-Given a `DurableTask`, every hook's result is recorded before the next one is called.  A worker that dies is continued
-where it was: what is on record is not done again, and what was being done is, under the same `TaskView.step_key`.
+Given a `DurableTask`, every hook's result is recorded before the next hook is called.  If the worker dies, the next
+attempt does not call a hook again whose result is on record; it calls the hook that was interrupted, with the same
+`TaskView.step_key`.
 
 Source:
     docs/reference/agent-runtime.md, Functions beside the turn.
@@ -65,7 +66,7 @@ __all__ = [
 T = TypeVar("T")
 
 DEFAULT_MAX_STEPS: Final = 20
-"""Rounds of a task whose budget names no ``maxSteps``."""
+"""The most rounds of a task whose budget has no ``maxSteps``."""
 
 _MUST_PASS: Final = frozenset({None, "error", "critical"})
 
@@ -79,13 +80,14 @@ class TaskView:
     What a hook of the loop is shown.
 
     Attributes:
-        knowledge: What is known.
-        state: What was observed last; None before the first observation.
-        evals: What was found of it.
+        task: The task.
+        knowledge: The readiness report.
+        state: The latest state from `observe`; None before the first one.
+        evals: The checks' results for the state.
         steps: The rounds so far.
-        spent_cost_usd: What their actions say that they cost.
-        step_key: Of the step that the hook is: the same on every attempt, for others to deduplicate by; "" where the
-            task is not durable.
+        spent_cost_usd: The sum of the costs that the actions reported, in US dollars.
+        step_key: The key of the hook's step: the same on every attempt, so that a service can deduplicate by it; "" if
+            the task is not durable.
     """
 
     task: AgentTaskSpec
@@ -103,23 +105,23 @@ class RunAgentTaskOptions:
     How a task is run.  States, actions and results are JSON where the task is durable, and may be anything else.
 
     Attributes:
-        task: What is to be done.  Of its budget, ``maxSteps``, ``maxWallMs`` and ``maxCostUsd`` count: once one is
+        task: The task.  Of its budget, ``maxSteps``, ``maxWallMs`` and ``maxCostUsd`` count: once one is
             spent, no action is begun.
         observe: Returns the state.
-        validate: Returns what the checks say of `TaskView.state`.
+        validate: Returns the checks' results for `TaskView.state`.
         decide: Returns whether to stop, or what to do next.
         act: Takes the action; returns its result, or a `ControlActionOutcome` to say what it cost.  If it raises, the
-            action has failed and the loop goes on: `decide` is shown that.
-        should_stop: Returns why the loop must end, or None; asked before each decision that no earlier attempt came to.
-            Where that completes the task, the reason is recorded, and a replay does not ask again.
-        knowledge: What is known; None for what the task's requirements say (`assess_knowledge`).
+            action has failed and the loop goes on; `decide` finds the error in `TaskView.steps`.
+        should_stop: Returns why the loop must end, or None; called before each decision that no earlier attempt has
+            begun.  If the end completes the task, the reason is recorded, and a replay does not call it again.
+        knowledge: The readiness report; None for that of the task's requirements (`assess_knowledge`).
         minimum_score: See `decide_knowledge_readiness`.
-        hooks: What is done about gaps.
-        on_event: Takes each event; what it raises is noted, and changes nothing.
-        on_step: Is awaited after each round.
+        hooks: What is done about gaps of knowledge.
+        on_event: Takes each event; an error of it is noted in the result, and changes nothing else.
+        on_step: Is awaited after each round; an error of it is noted in the same way.
         abort: Set it to stop the task: the hook that runs is cancelled.
-        durable: Where the task is recorded; None for nowhere.
-        sources: The time.
+        durable: Where the task is recorded; None to record nothing.
+        sources: The source of the time.
     """
 
     task: AgentTaskSpec
@@ -150,14 +152,14 @@ class RunAgentTaskOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentTaskRunResult:
     """
-    What came of a task.
+    The outcome of a task.
 
     Attributes:
         reason: Why it ended, in words that may be a hook's own.
-        knowledge: What was known in the end.
-        decision: What the gate decided; None if the task was aborted before.
-        control: What the loop did; None if it did not begin.
-        user_answers: By the question's id.
+        knowledge: The readiness report at the end.
+        decision: What the gate decided; None if the task ended before.
+        control: The outcome of the loop; None if it did not begin.
+        user_answers: The answers by the question's id.
     """
 
     task: AgentTaskSpec
@@ -172,7 +174,7 @@ class AgentTaskRunResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentTaskRunSummary:
-    """What anybody may see of a task that was run: ids, counts and closed sets, and no word of anybody's."""
+    """What anybody may see of a task's outcome: ids, counts and values of closed sets, and no text of anybody."""
 
     task_id: str
     domain: str | None
@@ -215,13 +217,13 @@ def summarize_agent_task_run(result: AgentTaskRunResult) -> AgentTaskRunSummary:
 
 async def run_agent_task(options: RunAgentTaskOptions) -> AgentTaskRunResult:
     """
-    Run a task to its end, whatever that is: a hook that raises is told in the result.
+    Run a task to its end; the error of a hook is in the result, and is not raised.
 
-    A durable task that has completed is replayed from its records: its events are told again, and no hook is called
-    but those that only watch (`on_event`, `on_step`).  What an earlier attempt was permitted is not asked again, by
-    `should_stop` or of the budget.
-    One that failed or was aborted is gone on with by the next call, after the last recorded step; so is one that was
-    blocked, if it is told better knowledge.
+    A durable task that has completed is replayed from its records: its events are told again, and of the hooks only
+    `on_event` and `on_step` are called.  For what an earlier attempt has begun, neither `should_stop` nor the budget is
+    checked again.
+    The next call continues a task that failed or was aborted, after the last recorded step.  It continues a blocked
+    task too, if it has better knowledge.
 
     Raises:
         DurableRunLeaseHeldError, DurableRunInputMismatchError, DurableRunDivergenceError, LeaseLost, StoreError: As
@@ -261,7 +263,7 @@ async def _run_durably(options: RunAgentTaskOptions, durable: DurableTask) -> Ag
 
 
 class _NotCompletedError(Exception):
-    """Takes a task's result through the run, which is recorded as failed, so that it can be gone on with."""
+    """Carries a task's result out of the run, which is recorded as failed, so that the next call can continue it."""
 
     def __init__(self, result: AgentTaskRunResult) -> None:
         super().__init__(result.status)
@@ -269,7 +271,7 @@ class _NotCompletedError(Exception):
 
 
 def manifest_of(task: AgentTaskSpec, durable: DurableTask, **said: Any) -> DurableRunManifest:
-    """Return what makes a task's run the same run: its id, intent, domain and inputs, and what else was *said*."""
+    """Return the manifest of a task's run, by which it is the same run: its id, intent, domain, inputs, and *said*."""
     inputs = to_json(task.inputs)
     return DurableRunManifest(
         project_id=durable.project_id,
@@ -354,7 +356,7 @@ class _AgentTask:
         return result
 
     async def _look(self) -> None:
-        """Observe, and have the checks look at what was observed."""
+        """Observe, then validate what was observed."""
         number = len(self._view.steps)
         state = await self._hook("observe", f"observe:{number}", self._options.observe)
         self._view = replace(self._view, state=state)
@@ -402,7 +404,7 @@ class _AgentTask:
             except Exception as error:  # noqa: BLE001 - a hook of the product's, which only watches
                 self._note("on-step", error)
 
-    # The hooks, with what they return made sure of: a durable task must find it in its record.
+    # The hooks, with a check of what they return: a durable task must be able to read it from its record.
 
     async def _found(self, view: TaskView) -> tuple[ControlEvalResult, ...]:
         found = tuple(await self._options.validate(view))
@@ -453,7 +455,7 @@ class _AgentTask:
                 raise _Stopped("budget", f"{name} is spent: {spent:g} of {limit:g}")
 
     async def _require_permission(self, number: int) -> None:
-        """Ask `should_stop`, unless an earlier attempt has come further; an end that completes the task is recorded."""
+        """Ask `should_stop`, unless an earlier attempt has gone on; record an end that completes the task."""
         intent, came_to = f"stop:{number}", await self._steps.next_intent()
         reason = self._asked_to_stop() if came_to is None else None
         if came_to == intent or (reason is not None and self._evals_pass()):
@@ -540,6 +542,6 @@ def _outcome(found: Any) -> ControlActionOutcome:
 
 
 def _cost(outcome: ControlActionOutcome) -> float:
-    """Return what an action says that it cost; what is no amount is not known, and takes nothing off a budget."""
+    """Return the cost that an action reported; 0 if it is no finite number from 0."""
     cost = outcome.cost_usd
     return cost if cost is not None and 0 <= cost < float("inf") else 0.0

@@ -1,11 +1,11 @@
 """
-The session of one attempt at a streamed task: opened, told in, and closed; and the backend, stopped.
+The session of one attempt at a streamed task: it is opened, stores events, is closed, and its backend is stopped.
 
 ::
 
     load ─▶ open ─▶ tell … ─▶ finish               completed: its last events are stored first, so that a session that
               │        └────▶ stop ─▶ close         is completed has all of them
-              └ fails, or is left ─▶ stop           the backend may have begun it all the same
+              └ fails, or is left ─▶ stop           the backend may have begun the session anyway
 
 Source:
     docs/reference/agent-runtime.md, Stream events.
@@ -44,13 +44,13 @@ __all__ = ["TaskSession"]
 
 _STOP_TIMEOUT_MS: Final = 10_000
 _MOST_COALESCED: Final = 8_000
-"""Characters of text that are stored as one event of a session's."""
+"""The most characters of text that are stored as one event of a session."""
 
 _RENAMED_TO: Final = "chatturn.renamedTo"
 """
-In the metadata of a session whose backend has given it another name: that name.
+A member of a session's metadata: the id that the backend has given to the session instead.
 
-It stands under the name that was asked for, has completed, and is nothing else.
+The session with this member is stored under the requested id, is completed, and only leads to the other session.
 """
 _MOST_NAMES: Final = 20
 
@@ -64,12 +64,12 @@ class TaskSession:
     The session in which a backend answers a task.
 
     Attributes:
-        backend: Who answers.
-        store: Keeps the session; None for nowhere.
-        steps: The attempt's.
+        backend: The backend that answers.
+        store: Stores the session; None to store nothing.
+        steps: The attempt's steps.
         unsaid: Takes the backend's own credentials, and the resume tokens that become known.
-        kept: As the store had it before; None where it had none.
-        opened: As it is, once the backend has opened it.
+        kept: The session as the store had it before; None if it had none.
+        opened: The session as it is now; None until the backend has opened it.
     """
 
     backend: AgentExecutionBackend
@@ -89,11 +89,11 @@ class TaskSession:
 
     async def load(self, name: str | None) -> None:
         """
-        Take the session named *name*, if the store has it.
+        Load the session with the id *name*, if the store has it.
 
         Raises:
-            SessionMismatchError: It is another backend's.
-            ValidationError: It is no name of a session.
+            SessionMismatchError: The session is another backend's.
+            ValidationError: *name* cannot be a session's id.
         """
         if self.store is None or name is None:
             return
@@ -106,12 +106,12 @@ class TaskSession:
 
     @property
     def is_begun(self) -> bool:
-        """Whether the backend was asked to open it: from then on it must be stopped, if it does not end."""
+        """Whether the backend was asked to open the session; from then on it must be stopped, unless it ends."""
         return self._asked is not None
 
     async def open(self, request: AgentBackendInput, fresh: Callable[[], str]) -> RuntimeSession:
         """
-        Have the backend begin a session, named by *fresh*, or go on with the one that was kept.
+        Have the backend begin a session, with the id from *fresh*, or go on with the one that was loaded.
 
         Raises:
             TaskAborted, HookFailed: The backend was aborted, or failed; it has to be stopped.
@@ -137,7 +137,7 @@ class TaskSession:
         return self.opened
 
     async def _rename(self, store: RuntimeSessionStore, opened: RuntimeSession) -> None:
-        """Store, under the names by which others know it, how the backend calls it; before the session itself is."""
+        """Store the backend's id for the session under its earlier ids, before the session itself is stored."""
         had = {self._name, None if self.kept is None else self.kept.id}
         for name in had - {None, opened.id}:
             renamed = replace(opened, id=str(name), status=SessionStatus.COMPLETED, resume_token=None)
@@ -154,20 +154,20 @@ class TaskSession:
         if _RENAMED_TO in (opened.metadata or {}):
             raise BackendProtocolError(f"it has no say over {_RENAMED_TO}", backend=self.backend.kind)
         self.unsaid.add(opened.resume_token)
-        self._asked = opened  # even if whoever waits for it is gone by now
+        self._asked = opened  # even if nobody waits for this any more: the backend must be stopped
 
     async def tell(self, event: RuntimeStreamEvent) -> None:
-        """Store *event*, now or with the next one; none after `finish`, which has stored the last ones."""
+        """Store *event*, now or with the next one; do nothing after `finish`, which has stored the last events."""
         if self._log is not None and not self._finished:
             await self._log.add(event)
 
     async def flush(self) -> None:
-        """Store what was held back."""
+        """Store the pieces of text that were held back."""
         if self._log is not None:
             await self._log.flush()
 
     async def stop(self, reason: str) -> Exception | Late | None:
-        """Stop the backend, if it was asked for anything; return why it could not be stopped, if that is so."""
+        """Stop the backend, if it was asked to open a session; return the error if it could not be stopped."""
         if self._asked is None or not isinstance(self.backend, StoppableBackend):
             return None
         try:
@@ -177,7 +177,7 @@ class TaskSession:
         return None
 
     async def close(self, status: SessionStatus, *, dated: bool = True) -> None:
-        """Store that it has ended; not *dated* where the answer may be on record, so that `repair` knows it again."""
+        """Store the end of the session; not *dated*, `updated_at` stays, by which `repair` recognises the session."""
         if self.opened is None:
             return
         self.opened = replace(
@@ -188,7 +188,7 @@ class TaskSession:
             await self.store.put(self.opened)
 
     async def finish(self, ends: Sequence[RuntimeStreamEvent], *, again: bool = False) -> None:
-        """Store the last events, and that it has completed; *again* where some of them may be on record."""
+        """Store the last events, and that the session has completed; *again* if some of them may be stored already."""
         if self.opened is None:
             return
         done = replace(self.opened, status=SessionStatus.COMPLETED, updated_at=self.steps.now())
@@ -201,14 +201,14 @@ class TaskSession:
 
     async def repair(self, recorded: RuntimeSession, ends: Sequence[RuntimeStreamEvent]) -> None:
         """
-        Complete the session of an answer that is on record, if its worker did not come to it.
+        Complete the session of an answer that is on record, if the worker died before it did.
 
-        It is left alone if anything has been done in it since *recorded* was opened.
+        A session that was changed after *recorded* was opened is left alone.
         """
         if self.store is None:
             return
         kept = self.kept
-        if kept is None or kept.id != recorded.id:  # the backend had given it another name
+        if kept is None or kept.id != recorded.id:  # the backend had given it another id
             kept = await self.store.get(recorded.id)
         if kept is None or kept.backend != recorded.backend or kept.status is SessionStatus.COMPLETED:
             return
@@ -219,7 +219,7 @@ class TaskSession:
 
 
 async def _latest(store: RuntimeSessionStore, name: str) -> RuntimeSession | None:
-    """Return the session that *name* leads to, by each name that backends have given to it."""
+    """Return the session with the id *name*, or the one that it leads to by `_RENAMED_TO`; None if there is none."""
     for _ in range(_MOST_NAMES):
         found = await store.get(name)
         if found is None or _RENAMED_TO not in (found.metadata or {}):
@@ -229,7 +229,7 @@ async def _latest(store: RuntimeSessionStore, name: str) -> RuntimeSession | Non
 
 
 async def _append(store: RuntimeSessionStore, name: str, event: RuntimeStreamEvent) -> None:
-    """Store an event; of an answer that is too long for one, the text is in its pieces only."""
+    """Store *event*; the `final` of an answer that is too long is stored without text, which is in the pieces."""
     try:
         await store.append_event(name, event)
     except ValidationError:
@@ -239,7 +239,7 @@ async def _append(store: RuntimeSessionStore, name: str, event: RuntimeStreamEve
 
 
 async def _ends_on_record(store: RuntimeSessionStore, name: str) -> int:
-    """Return how many of the last opening's last events a session has."""
+    """Return how many of the last events (`_ENDS`) are stored since the session was last opened."""
     found, after = 0, -1
     while page := await store.list_events(name, after=after):
         for each in page:
@@ -252,7 +252,7 @@ async def _ends_on_record(store: RuntimeSessionStore, name: str) -> int:
 
 @dataclass(slots=True)
 class _Log:
-    """What is stored of a session's events: pieces of text that follow one another, as one."""
+    """Stores the events of a session; consecutive pieces of text become one event."""
 
     store: RuntimeSessionStore
     session_id: str
@@ -275,7 +275,7 @@ class _Log:
         await _append(self.store, self.session_id, event)
 
     async def flush(self) -> None:
-        """Store what was held back."""
+        """Store the pieces of text that were held back."""
         if self._pending is None:
             return
         event = replace(self._pending, text="".join(self._pieces))

@@ -1,8 +1,8 @@
 """
-The steps of a task, recorded where the task is durable, and how an abort ends the one that runs.
+The steps of a task, which are recorded if the task is durable, and how an abort ends the running step.
 
 Without a store a step is a call.  With one it is a step of a durable run (`chatturn.durable`): what it returns is
-JSON, recorded before the task goes on, and a later attempt is given the record instead of doing it again.
+JSON, recorded before the task goes on, and a later attempt reads the record instead of doing the step again.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class TaskAborted(Exception):
 
 class HookFailed(Exception):
     """
-    The product's own code raised, and neither the store nor the run did.
+    The product's own code raised, not the store or the run.
 
     Attributes:
         error: What it raised.
@@ -51,13 +51,13 @@ class DurableTask:
 
     Attributes:
         store: Where it is recorded.
-        run_id: Names the run; the same on every attempt, and another for every task.
+        run_id: The run's id: the same on every attempt, and another one for every task.
         project_id: The product.
         scenario_id: The thread, or None.
-        lease_ms: How long the worker may be silent before others may take the run over; at least 1.
+        lease_ms: Milliseconds that the worker may be silent before others may take the run over; at least 1.
 
     Raises:
-        ValidationError: The run has no name, or one that cannot be stored, or *lease_ms* is no such number.
+        ValidationError: An id is no text, *run_id* is empty, or *lease_ms* is no whole number from 1.
     """
 
     store: DurableRunStore
@@ -85,8 +85,8 @@ class TaskSteps:
         context: Records them; None where nothing is recorded.
         abort: Set by a caller that wants the task to stop: the step that runs is cancelled.
         now: The current time, as a timestamp.
-        at: When the latest step ended: of a step that was replayed, when it did so first.
-        unsaid: What no record of the attempt may say: credentials that a user gave, resume tokens.
+        at: When the latest step ended; if it was replayed, when it first ended.
+        unsaid: Credentials that no record of the attempt may quote: a user's answers, resume tokens.
     """
 
     context: DurableContext | None = None
@@ -100,11 +100,11 @@ class TaskSteps:
         self.at = self.now()
 
     async def begin(self) -> None:
-        """Take the time at which the task begins, which is the same on every attempt."""
+        """Set `at` to the time at which the task began: in a durable task the same on every attempt."""
         self.at = self.now() if self.context is None else await self.context.now()
 
     def hide(self, value: str, mark: str) -> None:
-        """Record *mark* in the place of *value* from now on, wherever a step says it; `do` puts the value back."""
+        """Record *mark* instead of *value* from now on, wherever a step quotes it; `do` puts the value back."""
         self.unsaid.add(value, instead=mark)
         self._said.add(mark, instead=value)
 
@@ -117,9 +117,9 @@ class TaskSteps:
         read: Callable[[Any], T] | None = None,
     ) -> T:
         """
-        Do *run* once, and return its result: where it is recorded, as *read* makes it of its JSON.
+        Call *run* once, record the result, and return it; in a durable task *read* makes it from its JSON.
 
-        On record, what it returns or raises has a mark in the place of what is `unsaid`.
+        The record of a result or an error has a mark in the place of each credential in `unsaid`.
 
         Raises:
             TaskAborted: The caller asked the task to stop before it was over.
@@ -139,7 +139,7 @@ class TaskSteps:
         return read(value) if read is not None else value
 
     async def unrecorded(self, run: Callable[[], Awaitable[T]]) -> T:
-        """Do *run*, on every attempt anew.  Raises `TaskAborted` and `HookFailed`."""
+        """Call *run*, and record nothing.  Raises `TaskAborted` and `HookFailed`."""
         return await self._called(run, lambda call: call())
 
     async def _called(
@@ -147,7 +147,7 @@ class TaskSteps:
         run: Callable[[], Awaitable[T]],
         step: Callable[[Callable[[], Coroutine[Any, Any, T]]], Coroutine[Any, Any, R]],
     ) -> R:
-        """Do a *step* that calls *run*; tell what *run* raises from what the step does."""
+        """Do a *step* that calls *run*; only an error of *run* becomes a `HookFailed`."""
         caught: list[Exception] = []
 
         async def call() -> T:
@@ -165,11 +165,11 @@ class TaskSteps:
             raise
 
     def step_key(self, intent: str) -> str:
-        """Return the next step's key if it is *intent*, for others to deduplicate by; "" where nothing is recorded."""
+        """Return the key of the next step, *intent*, for a service to deduplicate by; "" if nothing is recorded."""
         return "" if self.context is None else self.context.step_key(intent)
 
     async def next_intent(self) -> str | None:
-        """Return the intent of the next step if an earlier attempt came to it; None where nothing is recorded."""
+        """Return the intent of the next step if an earlier attempt has begun it; None if nothing is recorded."""
         return None if self.context is None else await self.context.next_intent()
 
     async def _discreet(self, intent: str, run: Callable[[], Awaitable[T]]) -> T:

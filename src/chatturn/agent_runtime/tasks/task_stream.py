@@ -8,9 +8,9 @@
          ▼
         end
 
-Given a `DurableTask`, the gate's hooks and the whole answer are steps.  A worker that dies before the answer is on
-record is continued by another, which resumes the session, if there is a session store, and asks the backend again
-under the same request id; a task that has completed is told again from its record, and nobody is asked.
+Given a `DurableTask`, the gate's hooks and the whole answer are steps.  If the worker dies before the answer is on
+record, another worker resumes the session, if there is a session store, and asks the backend again under the same
+request id.  A task that has completed is told again from its record, and the backend is not asked.
 
 Source:
     docs/reference/agent-runtime.md, Stream events.
@@ -104,28 +104,28 @@ _ABANDONED: Final = "nobody reads the stream any more"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunAgentTaskStreamOptions:
     """
-    What is asked, of whom.
+    What `run_agent_task_stream` needs.
 
     Attributes:
-        task: What for; its intent is what is asked where nothing else is said.
-        backend: Who answers: any of chatturn's backends, or one of `task_backends`.
-        message: What is said.
+        task: The task; its intent is the message if none is given.
+        backend: The backend that answers: any of chatturn's backends, or one of `task_backends`.
+        message: The message to answer.
         messages: The conversation, its last message last; instead of *message*.
-        inputs: JSON of the caller's own, for the backend.
-        model: Which model, where the backend serves several.
+        inputs: The caller's own JSON, for the backend.
+        model: The model's name, if the backend serves several.
         request_options: Further members of a model's request.
-        knowledge: What is known; None for what the task's requirements say (`assess_knowledge`).
+        knowledge: The readiness report; None for that of the task's requirements (`assess_knowledge`).
         minimum_score: See `decide_knowledge_readiness`.
-        hooks: What is done about gaps.
-        session_id: The session to go on with, or to begin under this id; None for a fresh one, which is the run's id
-            where the task is durable.
-        session_store: Keeps the session and what was told in it; None for nowhere.
+        hooks: What is done about gaps of knowledge.
+        session_id: The id of the session to go on with, or to begin; None for the run's id if the task is durable, and
+            else for a fresh id.
+        session_store: Stores the session and its events; None to store nothing.
         abort: Set it to stop the task: the backend's connection is closed at once.
-        durable: Where the task is recorded; None for nowhere.
-        sources: The time, and ids.
+        durable: Where the task is recorded; None to record nothing.
+        sources: The source of the time and of ids.
 
     Raises:
-        ValidationError: *minimum_score* or the task is none, or the budget has what is no limit.
+        ValidationError: An option is malformed (`check_task`, `check_run`).
     """
 
     task: AgentTaskSpec
@@ -160,13 +160,13 @@ class RunAgentTaskStreamOptions:
 
 async def run_agent_task_stream(options: RunAgentTaskStreamOptions) -> AsyncGenerator[RuntimeStreamEvent, None]:
     """
-    Run a task, and yield what happens.
+    Run a task, and yield its events.
 
-    The backend's failure is told, and does not raise.  Whoever stops reading stops the backend: at once inside
-    ``async with aclosing(stream)``, and otherwise when the generator is collected.  No event has a resume token.
+    A failure of the backend is told as an event, and not raised.  A reader that leaves stops the backend: at once
+    inside ``async with aclosing(stream)``, and otherwise when the generator is collected.  No event has a resume token.
 
     Raises:
-        SessionMismatchError: The session is another backend's; nothing was said.
+        SessionMismatchError: The session is another backend's; no event was yielded.
         StoreError: The session store failed, or the durable run's; the backend was stopped.
         DurableRunLeaseHeldError, DurableRunInputMismatchError, DurableRunDivergenceError, LeaseLost, TypeError,
         StepTooLarge: As `run_agent_task` does, of a durable task.
@@ -183,11 +183,11 @@ async def run_agent_task_stream(options: RunAgentTaskStreamOptions) -> AsyncGene
 
 
 class _NotCompletedError(Exception):
-    """Has the run recorded as failed, so that it can be gone on with; its events have been told."""
+    """Makes the run end as failed, so that the next call can continue it; its events have been told."""
 
 
 async def _run_durably(options: RunAgentTaskStreamOptions, durable: DurableTask, put: Put[RuntimeStreamEvent]) -> None:
-    last: list[RuntimeStreamEvent] = []  # told once the run is on record as completed: whoever reads may leave then
+    last: list[RuntimeStreamEvent] = []  # told only when the run is recorded as completed: the reader may leave then
 
     async def task_fn(context: DurableContext) -> None:
         steps = TaskSteps(context=context, abort=options.abort, now=options.sources.now)
@@ -218,7 +218,7 @@ async def _run_durably(options: RunAgentTaskStreamOptions, durable: DurableTask,
 
 
 def _asked(options: RunAgentTaskStreamOptions) -> dict[str, Any]:
-    """Return all that makes it another request, for the manifest; what was not given is left out, as it always was."""
+    """Return the request's members of the manifest; what was not given is left out, so that old manifests match."""
     given = {
         "request_inputs": options.inputs,
         "request_options": options.request_options or None,
@@ -233,7 +233,7 @@ def _asked(options: RunAgentTaskStreamOptions) -> dict[str, Any]:
 
 
 class _Phase(Enum):
-    """What a task does: what fails then has failed for that reason."""
+    """What a task is doing, which decides whose failure an error is."""
 
     GATE = auto()
     OPENING = auto()
@@ -253,7 +253,7 @@ class _TaskStream:
     One attempt at a task.
 
     Attributes:
-        status: How it ended; None before.
+        status: The status with which the task ended; None before.
     """
 
     def __init__(self, options: RunAgentTaskStreamOptions, steps: TaskSteps, context: DurableContext | None) -> None:
@@ -275,7 +275,7 @@ class _TaskStream:
         self._fatal: BackendErrorEvent | None = None
 
     async def events(self) -> AsyncGenerator[RuntimeStreamEvent, None]:
-        """Run the task; yield what happens."""
+        """Run the task; yield its events."""
         await self._session.load(self._session_id())
         try:
             async with aclosing(self._told()) as events:
@@ -284,7 +284,7 @@ class _TaskStream:
                     await self._session.tell(told)
                     yield told
         except Exception:
-            with suppress(StoreError):  # it must not mask why this is called
+            with suppress(StoreError):  # it must not mask the first error
                 await self._abandon()
             raise
         finally:
@@ -295,11 +295,11 @@ class _TaskStream:
         return shown
 
     async def _abandon(self) -> None:
-        """However it ended: a session whose task has told no end is not left open, and its backend not running."""
+        """Stop the backend and close the session, unless the task has told its end."""
         if self.status is not None or not self._session.is_begun:
             return
         self.status = AgentTaskStatus.ABORTED
-        with suppress(StoreError):  # of a store that does not answer nobody knows; the lease has lasted until now
+        with suppress(StoreError):  # the store does not answer: act as if the lease were held
             if not await self._holds_lease():
                 return  # backend and session are another worker's by now
         if self._record_of_answer is _Record.YES:
@@ -390,7 +390,7 @@ class _TaskStream:
     async def _live(
         self, request: AgentBackendInput, session: RuntimeSession, key: str
     ) -> AsyncGenerator[RuntimeStreamEvent, None]:
-        """Ask the backend, in a task of its own: an abort, or whoever stops reading, cancels that."""
+        """Ask the backend, in an asyncio task of its own, which an abort or a leaving reader cancels."""
         context = AgentBackendContext(
             request_id=key, task=self._options.task, knowledge=self._knowledge, session=session
         )
@@ -424,15 +424,15 @@ class _TaskStream:
         return SayingMapper(self._options.backend.kind, self._options.model or UNKNOWN_MODEL)
 
     def _tellable(self, event: RuntimeStreamEvent) -> RuntimeStreamEvent:
-        """Return *event* as it is told; one that cannot be stored, or read back, is the backend's failure."""
+        """Return *event* as it is told; an event that cannot be stored or read back is the backend's failure."""
         stored = self._options.session_store is not None
         try:
             require_tellable(event, stored=stored)
             if (shown := self._shown(event)) is not event:
                 require_tellable(shown, stored=stored)
         except ValidationError as error:
-            self._fatal = None  # if it is this one, it has not been told
-            self._mapper = self._new_mapper()  # nor is what it says a part of the answer
+            self._fatal = None  # a fatal error that is this event has not been told
+            self._mapper = self._new_mapper()  # made anew, since this event's text is no part of the answer
             for each in self._answered_with:
                 self._mapper.feed(each)
             words = f"it told what is no event: {error}"
@@ -440,7 +440,7 @@ class _TaskStream:
         return shown
 
     def _mapped(self, output: Any, session: RuntimeSession) -> list[RuntimeStreamEvent]:
-        """Return what the backend says with *output*; an error from which it says that nobody recovers is its last."""
+        """Return the events of *output*; an error that is not `recoverable` is the backend's last event."""
         try:
             events = self._mapper.feed(output)
         except BackendError as error:
@@ -459,10 +459,10 @@ class _TaskStream:
         self, step: OpenStep | None, session: RuntimeSession, resumed: bool, said: Sequence[RuntimeStreamEvent]
     ) -> None:
         """
-        Record the answer: all that was said, or, where that is too much for a step, its text and its calls.
+        Record the answer with all its events, or, if that is too much for a step, with its model calls only.
 
         Raises:
-            StepTooLarge: So are these: an answer of about 1 MB in UTF-8.
+            StepTooLarge: The text and the calls are too much as well: about 1 MB in UTF-8.
         """
         if step is None:
             return
@@ -532,7 +532,7 @@ class _TaskStream:
         return [self._shown(each) for each in ends]
 
     async def _broken(self, error: Exception | None) -> list[RuntimeStreamEvent]:
-        """Stop what was begun, and tell why the task ends; None for an abort."""
+        """Stop the backend, close the session, and return the last events; *error* is None for an abort."""
         status = AgentTaskStatus.ABORTED if error is None else AgentTaskStatus.FAILED
         reason = "aborted" if error is None else self._code(error)
         detail = BackendErrorDetail(kind="backend", message="aborted") if error is None else failure_detail(error)
@@ -546,7 +546,7 @@ class _TaskStream:
         ends = self._end(status, reason, detail, text=self._answer(), session=session)
         held = self._said.cut()
         if self._phase is _Phase.GATE or self._fatal is not None:
-            return [*held, *ends]  # it was no backend that failed, or the backend has told it
+            return [*held, *ends]  # the backend has not failed, or has told the failure itself
         failure = BackendErrorEvent(
             task=self._options.task,
             session=session,
@@ -593,6 +593,6 @@ class _TaskStream:
 
 
 def _fenced(store: RuntimeSessionStore | None, context: DurableContext | None) -> RuntimeSessionStore | None:
-    """Return *store* so that what the run's worker writes late, when another has taken over, is refused."""
+    """Return *store* so that it refuses this worker's late writes, once another worker has claimed the run."""
     lease = None if context is None else context.lease
     return store.fenced_by(lease) if lease is not None and isinstance(store, FencedSessionStore) else store
