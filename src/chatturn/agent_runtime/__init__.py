@@ -3,17 +3,17 @@ agent-runtime, the TypeScript package, in Python: all of its names, from one pla
 
     from chatturn.agent_runtime import RunAgentTaskStreamOptions, run_agent_task_stream
 
-docs/reference/agent-runtime-names.md has each name, what is better here, and the test that shows it.  It is a wing that
-nothing else of chatturn needs.
+docs/reference/agent-runtime-names.md has each name, what is better here, and the test that shows it.  Nothing else of
+chatturn needs this package.
 
-A name's module is imported when the name is first asked for: the Worker has no sqlite3, for two of the stores, CPython
-has no D1, for a third, and neither should load what it does not use.
+A name's module is imported when the name is first used: two of the stores need sqlite3, which the Worker lacks, a third
+needs D1, which CPython lacks, and neither should load what it does not use.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-if TYPE_CHECKING:  # the same table as below, for type checkers; a test holds the two together
+if TYPE_CHECKING:  # the table below, for type checkers; a test compares the two
     from chatturn.agent_runtime.agents.intents import ClassifyIntentOptions as ClassifyIntentOptions
     from chatturn.agent_runtime.agents.intents import ClassifyIntentResult as ClassifyIntentResult
     from chatturn.agent_runtime.agents.intents import SubagentMatcher as SubagentMatcher
@@ -371,7 +371,7 @@ _HOMES: Final = {
 }
 _HOME: Final = {name: module for module, names in _HOMES.items() for name in names}
 
-# Stores of one platform: not in `__all__`, so that an import of everything works on both.
+# Stores of one platform: they are not in `__all__`, so that ``import *`` works on both.
 _PLATFORM: Final = {
     "D1DurableRunStore": "inside the Worker; elsewhere there are FileSystemDurableRunStore and InMemoryDurableRunStore",
     "FileSystemDurableRunStore": "outside the Worker, which has no sqlite3; in it there is D1DurableRunStore",

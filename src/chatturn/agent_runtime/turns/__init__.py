@@ -1,1 +1,1 @@
-"""Chat turns under the names of agent-runtime, their log as its events, and the interface of D1."""
+"""Chat turns under agent-runtime's names, a turn's log as agent-runtime's events, and the interface of D1."""

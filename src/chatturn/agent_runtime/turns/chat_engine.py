@@ -33,9 +33,9 @@ class DurableChatTurnEngine:
 
     def run_turn(self, turn: TurnInput) -> ChatTurnResult:
         """
-        Run the turn as its body is read; nothing is ever raised, errors are lines.
+        Run the turn as its body is read; an error becomes a line, and is never raised.
 
-        A reader that stops early ends neither the turn nor its storing: it goes on in the background.
+        A reader that stops early does not stop the turn: it goes on in the background, and is stored.
         """
         sink = PullSink()
         return ChatTurnResult(body=sink.pull(run_turn(turn, sink)))

@@ -1,8 +1,8 @@
 """
-D1's own interface, as far as agent-runtime asks for it, over any database of chatturn's.
+D1's own interface, as far as agent-runtime uses it, over any database of chatturn.
 
-A product that has statements of its own written for a binding (``env.DB.prepare(sql).bind(…).first()``) keeps them: on
-`D1Database` they run in the Worker, on `SqliteDatabase` in its tests, which refuses what D1 refuses.
+A product can keep statements that are written for a binding (``env.DB.prepare(sql).bind(…).first()``): they run on
+`D1Database` in the Worker, and in tests on `SqliteDatabase`, which refuses what D1 refuses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ __all__ = ["D1DatabaseLike", "D1Meta", "D1PreparedStatementLike", "D1Result", "a
 
 
 class D1Meta(TypedDict):
-    """What a statement did: how many rows it wrote."""
+    """The number of rows that a statement wrote."""
 
     changes: int
 
@@ -29,7 +29,7 @@ class D1Result(TypedDict):
 
 
 class D1PreparedStatementLike(Protocol):
-    """One statement; `StoreError` and its subclasses are what it raises."""
+    """One statement; running it raises `StoreError` and its subclasses."""
 
     def bind(self, *values: Value) -> Self:
         """Return the statement with *values* for its placeholders; this one stays as it is."""
@@ -48,14 +48,14 @@ class D1DatabaseLike(Protocol):
     """A D1 database."""
 
     def prepare(self, query: str) -> D1PreparedStatementLike:
-        """Return the statement; nothing is asked yet."""
+        """Return the statement, which has not run yet."""
 
     async def batch(self, statements: Sequence[D1PreparedStatementLike]) -> list[D1Result]:
         """
         Run statements that this database prepared in one transaction, all or none, in one round trip.
 
         Raises:
-            TypeError: One of them is another database's.
+            TypeError: Another database prepared one of them.
             StoreError: As `Database.batch` does.
         """
 

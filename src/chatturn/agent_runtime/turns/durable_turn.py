@@ -1,8 +1,8 @@
 """
 `run_durable_turn`: a streaming turn that is answered once, whatever happens to the workers that run it.
 
-It is `chatturn.durable.attempt.Attempt` under the names and in the shape that agent-runtime has: a handle whose
-stream is iterated, and which is asked afterwards.
+It wraps `chatturn.durable.attempt.Attempt` in agent-runtime's names and form: a handle with a stream to iterate, and
+with the outcome afterwards.
 
 ::
 
@@ -45,22 +45,22 @@ class RunDurableTurnOptions(Generic[E]):
 
     Attributes:
         store: The store of the run.
-        run_id: The run's id, the same for each retry of a turn: so a retry replays.
+        run_id: The run's id: the same for each retry of a turn, so that a retry replays.
         manifest: The turn's description; a different one under the same id is refused.
         produce: Builds the producer; called once per claimed attempt, never for a replay.
         replay_event: Makes the one event of a replay from the stored text.
-        worker_id: Who runs it; a fresh one per turn by default.
-        lease_ms: How long the turn may be silent towards the store before others may take it over.
-        renewals_per_term: How often the lease is renewed in that time.
-        news: What to hear with every renewal.
+        worker_id: The id of the worker that runs the turn; by default a fresh one for each turn.
+        lease_ms: Milliseconds without a renewal of the lease after which others may take the turn over.
+        renewals_per_term: How often the lease is renewed in *lease_ms*.
+        news: What to read with every renewal.
         intent: The step's label.
         accumulate: Sees each event and returns the text so far, or None to leave it; for producers that do
             not know their final text.
         said_so_far: Returns what a turn that is cancelled keeps as its answer; by default what was accumulated.
         transform: Applied to the answer before anything is stored (redaction).
-        begin_with: Writes of the claim's transaction, as in `DurableRunStore.start_or_resume`.
-        read_with: Reads of the claim's transaction; their rows are in the claim.
-        supersede: Start a turn that has another manifest anew instead of refusing it.
+        begin_with: Writes in the claim's transaction, as in `DurableRunStore.start_or_resume`.
+        read_with: Reads in the claim's transaction; the `Claim` has their rows.
+        supersede: Whether a turn with another manifest is started anew, and not refused.
         legacy_run_id: What agent-runtime calls the run, as in `DurableRunStore.start_or_resume`; or None.
         end_with: Makes the statements of the last write's transaction, as in `Settlement.with_statements`.
         log: Takes failures that must not mask another error.
@@ -112,8 +112,8 @@ class DurableTurnHandle(Generic[E]):
     """
     One turn, about to run or to replay.
 
-    Iterate `stream` to run it.  The other members speak after it has drained, except `claim`, which may be
-    awaited before to learn whether the turn can run at all.
+    Iterate `stream` to run it.  The other members have the outcome once the stream is drained, except `claim`, which
+    may be awaited before, to learn whether the turn can run at all.
     """
 
     def __init__(self, options: RunDurableTurnOptions[E]) -> None:
@@ -144,7 +144,7 @@ class DurableTurnHandle(Generic[E]):
                 return None
 
     def stored(self) -> End | None:
-        """Return how this attempt has ended, once it is known to be stored so."""
+        """Return the end of this attempt, once it is known to be stored."""
         return self._claimed.stored if isinstance(self._claimed, Attempt) else None
 
     async def settle_late(self) -> bool:
@@ -153,7 +153,7 @@ class DurableTurnHandle(Generic[E]):
 
     async def claim(self) -> Claim:
         """
-        Claim the turn's run, once: one round trip.  Leaves the turn to `stream`.
+        Claim the turn's run, once, in one round trip; `stream` runs the turn.
 
         Raises:
             DurableRunLeaseHeldError: It is running elsewhere.
@@ -169,12 +169,12 @@ class DurableTurnHandle(Generic[E]):
         return self._claimed
 
     def cancel(self, reason: str) -> None:
-        """End the claimed turn, now or once it runs, with what it has said as its answer; see `Attempt.cancel`."""
+        """End the claimed turn, now or once it runs, with the text so far as the answer; see `Attempt.cancel`."""
         if isinstance(self._claimed, Attempt):
             self._claimed.cancel(reason)
 
     def require_held(self) -> None:
-        """Raise `LeaseLost` if the lease is known to be lost: then no effect may be had in its name."""
+        """Raise `LeaseLost` if the lease is known to be lost: then the turn must cause no further effect."""
         if isinstance(self._claimed, Attempt):
             self._claimed.require_held()
 
@@ -211,7 +211,7 @@ class DurableTurnHandle(Generic[E]):
             raise self._end.error
 
     async def _produced(self, attempt: Attempt) -> AsyncGenerator[E, None]:
-        """Forward the producer's events, and make the text; every wait for the product ends with the lease."""
+        """Forward the producer's events, and make the text; a wait for the product ends when the lease does."""
         options, text = self._options, self._text
         with attempt.held():
             producer = options.produce()
@@ -228,7 +228,7 @@ class DurableTurnHandle(Generic[E]):
             raise EmptyAnswer("the producer ended without any text", backend=options.intent)
 
     async def _what_was_said(self) -> str:
-        """Return as much of the answer as there is; what no redactor can look at is not kept."""
+        """Return the answer so far; "" if `transform` fails, since text that is not redacted is not kept."""
         options = self._options
         text = self._text.text if options.said_so_far is None else options.said_so_far()
         if text and options.transform is not None:
@@ -250,7 +250,7 @@ def run_durable_turn(options: RunDurableTurnOptions[E]) -> DurableTurnHandle[E]:
 
 
 class _Text(Generic[E]):
-    """The answer from its two sources: what was accumulated, and what the producer says at the end."""
+    """The answer from its two sources: the accumulated text, and the producer's final text."""
 
     def __init__(self, accumulate: Callable[[E, str], str | None] | None) -> None:
         self.text = ""
@@ -268,7 +268,7 @@ class _Text(Generic[E]):
             self.text = self.text if text is None else text
 
     def final(self, producer: DurableTurnProducer[E], log: OperatorLog) -> str:
-        """Return the answer; one source that fails is made up for by the other, as everything was delivered."""
+        """Return the answer; if one source fails, the other is used, since every event was delivered."""
         try:
             text = producer.final_text()
         except Exception as error:

@@ -13,9 +13,9 @@ A turn's log in agent-runtime's vocabulary: chat events in, `RuntimeStreamEvent`
     error ───────────────────▶ backend_error
     session.run.completed, .failed, .cancelled, .suspended ─▶ (backend_end,) task_end, final
 
-`event_order` holds for what comes out, wherever in a log the feed begins.  A ``result`` says the whole answer once
-more: only what was not said before becomes a `text_delta`, so no answer is ever said twice (O6 in
-docs/reference/agent-runtime.md).  Where a product redacts, what was said cannot be taken back; the text of `final` is
+The events are in the order of `event_order`, wherever in a log the feed begins.  A ``result`` has the whole answer
+again: only the part that was not told before becomes a `text_delta`, so no answer is told twice (O6 in
+docs/reference/agent-runtime.md).  If a product redacts, text that was told cannot be taken back; the text of `final` is
 the answer.
 """
 
@@ -70,8 +70,8 @@ class RuntimeEventMapper:
     """
     Maps the events of one turn, attempt after attempt, in their order.
 
-    Feed it from the start of a log and it tells every model call once: a call that a later attempt replays from its
-    record is not another one.
+    If it is fed from the start of a log, it tells every model call once: a call that a later attempt replays from its
+    record is not told again.
 
     Args:
         task: What the turn is for.
@@ -101,18 +101,18 @@ class RuntimeEventMapper:
             id=session_id, backend=backend, status=SessionStatus.ACTIVE, created_at="", updated_at=""
         )
         self._attempt = 1
-        self._calls: dict[int, int] = {}  # by the attempt that paid for them: how many calls were told
-        self._calls_again: dict[int, int] = {}  # the same, of those that the current attempt has told
+        self._calls: dict[int, int] = {}  # the number of calls told, by the attempt that paid for them
+        self._calls_again: dict[int, int] = {}  # the same, of the current attempt's events only
         self._answer = TextAssembly()
         self._failure: BackendErrorDetail | None = None
 
     def feed(self, event: ChatStreamEvent, *, attempt: int | None = None) -> list[RuntimeStreamEvent]:
         """
-        Take the turn's next event; return what it is in agent-runtime's vocabulary, nothing if it has no place there.
+        Take the turn's next event; return agent-runtime's events for it, none if it has no counterpart.
 
         Args:
-            event: As the turn said it.
-            attempt: Which attempt said it, where that is known.
+            event: The chat event.
+            attempt: The attempt that it belongs to, if known.
         """
         handle = self._HANDLERS.get(event.type, RuntimeEventMapper._say if event.type in SAID else None)
         if handle is None:
@@ -120,7 +120,7 @@ class RuntimeEventMapper:
         self._look_at_the_clock()
         if self._phase is Phase.OVER:
             self._phase = Phase.NEW
-            self._attempt += 1  # unless it is known better
+            self._attempt += 1  # unless *attempt* is given
         self._attempt = attempt or self._attempt
         data: Data = event.data or {}
         return [*self._in_order(self._open(data)), *self._in_order(handle(self, event, data))]
@@ -154,7 +154,7 @@ class RuntimeEventMapper:
     # The lifecycle.
 
     def _open(self, data: Data) -> _Events:
-        """Begin, unless it has begun: who comes back to a turn is told again that it has started."""
+        """Begin the task, unless it has begun: a client that comes back is sent ``session.run.started`` again."""
         if self._phase is Phase.NEW:
             yield TaskStartEvent(task=self._task, timestamp=self._moment)
             yield from self._begin(SessionResumedEvent if data.get("turnIndex") else SessionCreatedEvent)
@@ -221,7 +221,7 @@ class RuntimeEventMapper:
         yield from self._end(AgentTaskStatus.BLOCKED, SUSPENDED, data)
 
     def _end(self, status: AgentTaskStatus, reason: str, data: Data) -> _Events:
-        """Say the end; what else the terminal line has is the metadata."""
+        """Yield the last events; the other members of the terminal line are the metadata."""
         session = self._session = self._session_as(_SESSION_STATUS[status])
         if self._phase is not Phase.BROKEN:
             yield BackendEndEvent(task=self._task, session=session, backend=self._backend, timestamp=self._moment)
@@ -248,7 +248,7 @@ class RuntimeEventMapper:
             yield self._delta(ReasoningDeltaEvent, delta)
 
     def _text(self, event: ChatStreamEvent, data: Data) -> _Events:
-        """Say what *event* adds to the answer: its delta, or else by how much the text is longer than before."""
+        """Yield what *event* adds to the answer: its delta, or else the text beyond the answer so far."""
         delta = text_in(data, "delta")
         before = "" if delta else self._answer.text()
         self._answer.add(event)
@@ -258,11 +258,11 @@ class RuntimeEventMapper:
             yield self._delta(TextDeltaEvent, delta)
 
     def _delta(self, kind: type[TextDeltaEvent | ReasoningDeltaEvent], text: str) -> RuntimeStreamEvent:
-        # There is one for each token: what `filled_in` would copy is given at once.
+        # There is one delta for each token: all members are given here, so that `filled_in` makes no copy.
         return kind(text=text, task=self._task, session=self._session, timestamp=self._moment)
 
     def _usage(self, _: ChatStreamEvent, data: Data) -> _Events:
-        """Tell a model call, unless it is one of an earlier attempt's that was told when it was made."""
+        """Tell a model call, unless it is a call of an earlier attempt, which was told when it was made."""
         paid = count_in(data, "attempt") or self._attempt
         number = self._calls_again[paid] = self._calls_again.get(paid, 0) + 1
         if number > self._calls.get(paid, 0):
@@ -271,7 +271,7 @@ class RuntimeEventMapper:
 
     def _say(self, event: ChatStreamEvent, data: Data) -> _Events:
         if event.type in _ENDS_SAYING:
-            self._answer = TextAssembly()  # what was said before was on the way to the tool
+            self._answer = TextAssembly()  # text before a tool's result is no part of the answer
         said = SAID[event.type](data)
         if said is not None:
             yield said
