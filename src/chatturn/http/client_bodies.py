@@ -52,7 +52,7 @@ class Conversation:
         question: The text of the user's last message.
         parts: The question's parts, where it is more than text.
         before: All messages before the question, each ``{"role", "content", …}``.
-        behind: All messages behind the question, if results of the client's tools are among them.
+        behind: All messages after the question, if results of the client's tools are among them.
         turn_index: The question's index: the number of questions before it.
     """
 

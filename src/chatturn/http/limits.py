@@ -350,7 +350,7 @@ def read_title(body: bytes) -> str | None:
     Raises:
         MalformedRequest: It is not one JSON object in UTF-8.
         PayloadTooLarge: It is longer than its limit.
-        InvalidField: The title is missing, or not what it should be.
+        InvalidField: The title is missing, or neither null nor 1 to `MAX_TITLE_CHARACTERS` printable characters.
     """
     members = read_members(body, SESSION_MEMBERS)
     title: Any = members.get("title", ...)

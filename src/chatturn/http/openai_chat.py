@@ -4,12 +4,12 @@ OpenAI chat completions: the OpenAI SDKs, and what is built on them, work unmodi
 The first of these that a request has decides which turn it is about:
 
 * results of the client's tools: the turn that has asked for the results, whatever else the request says.  It gets them,
-  and goes on; where no turn has, they are a part of the conversation;
+  and continues; if no turn has asked for them, they are a part of the conversation;
 * ``Idempotency-Key``: the turn of that key, of this user;
 * Open WebUI's chat and message id: the turn of that message; its background tasks have turns of their own;
 * ``metadata.session_id`` (and ``turn_index``): a turn of a session, as our own routes have it: the stored thread is the
   history;
-* an SDK's retry, which says so (``x-stainless-retry-count``): the latest turn with the same body, of this user;
+* an SDK's retry, known by its header ``x-stainless-retry-count``: the latest turn with the same body, of this user;
 * none of these: a new turn.
 
 Without a session, the model is shown all messages of the request in their order, and they are part of the turn's input:
@@ -291,7 +291,7 @@ async def _place(call: Call, asked: "_Asked", body: bytes) -> _Place:
 
 
 async def _of_results(call: Call, conversation: Conversation) -> _Place | None:
-    """Give the results behind the question to the turn that has asked for them; None if there is no such turn."""
+    """Give the results after the question to the turn that has asked for them; None if there is no such turn."""
     given = await _give(call, conversation.behind)
     if given is None or (turn := turn_of_run(given.run_id)) is None:
         return None

@@ -157,7 +157,7 @@ def read_version_query(request: HttpRequest) -> int | None:
     Read which version of a turn is wanted: ``?version=``; None if the query names none.
 
     Raises:
-        InvalidField: A member is unknown, or not what it should be.
+        InvalidField: A member is unknown, or has a wrong value.
     """
     version: int | None = read_query(request.query, VERSION_QUERY)["version"]
     return version
@@ -168,7 +168,7 @@ def read_file_query(request: HttpRequest) -> str:
     Read a file's name: ``?name=``; "" if the query has none.
 
     Raises:
-        InvalidField: A member is unknown, or not what it should be.
+        InvalidField: A member is unknown, or has a wrong value.
     """
     name: str | None = read_query(request.query, FILES_QUERY)["name"]
     return name or ""
@@ -179,7 +179,7 @@ def read_message_query(request: HttpRequest) -> tuple[MessageQuery, int]:
     Read which of a session's messages are wanted, and how long to wait for a change: ``?before=&limit=&wait=``.
 
     Raises:
-        InvalidField: A member is unknown, or not what it should be.
+        InvalidField: A member is unknown, or has a wrong value.
     """
     said = read_query(request.query, MESSAGES_QUERY)
     return MessageQuery(before=said["before"], limit=said["limit"]), said["wait"]
@@ -190,7 +190,7 @@ def read_turn_query(request: HttpRequest) -> TurnQuery:
     Read which turns are wanted: ``?status=&tenant=&limit=&after=``.
 
     Raises:
-        InvalidField: A member is unknown, or not what it should be.
+        InvalidField: A member is unknown, or has a wrong value.
     """
     said = read_query(request.query, TURNS_QUERY)
     return TurnQuery(status=said["status"], tenant_id=said["tenant"], limit=said["limit"], after=said["after"])
@@ -201,7 +201,7 @@ def read_usage_query(request: HttpRequest) -> UsageQuery:
     Read which usage is wanted: ``?by=&from=&to=&tenant=&limit=&after=``.
 
     Raises:
-        InvalidField: A member is unknown, or not what it should be.
+        InvalidField: A member is unknown, or has a wrong value.
     """
     said = read_query(request.query, USAGE_QUERY)
     first_day, last_day = said["from"], said["to"]

@@ -81,7 +81,7 @@ def _line(group: UsageGroup, names: Sequence[str]) -> list[Any]:
 
 
 def _harmless(text: str) -> str:
-    """Return *text* so that no spreadsheet takes it for a formula, even behind blanks."""
+    """Return *text* so that no spreadsheet takes it for a formula, even after blanks."""
     return f"'{text}" if text.startswith(_BLANKS_OF_FORMULAS) or text.lstrip().startswith(_FORMULA) else text
 
 

@@ -5,7 +5,7 @@ The projection is a pure function of the log's lines::
 
     start, start-step ─▶ parts: text, reasoning, tools ─▶ finish-step, finish ─▶ [DONE]
                           ▲                        │
-                          └── reset-step ◀─────────┘  the worker was lost: another attempt says everything anew
+                          └── reset-step ◀─────────┘  the worker was lost: another attempt begins the answer anew
 
 A turn is one step, however many model calls it has: ``reset-step`` clears only the current step, and a takeover must
 be able to clear everything.  The message's id is the run's id, the same at every replay, so that a client replaces the
@@ -103,7 +103,7 @@ class UiMessageStream:
         self._resets = sdk >= _RESETS
         self._approves = sdk >= _APPROVES
         self._given = given
-        self._held = bool(given) and not self._resets  # whether the client already holds the chunks being said
+        self._held = bool(given) and not self._resets  # whether the client already holds the chunks to send
         self._attempt = attempt
         self._out: list[str] = []
         self._begun = False
@@ -113,9 +113,9 @@ class UiMessageStream:
         self._skip = self._seen  # how many chunks are still to be left out
         self._skipped: list[str] | None = [] if seen else None  # kept until it is certain that the client has them
         self._parts = 0
-        self._open: PartKey | None = None  # the part being said
+        self._open: PartKey | None = None  # the part being sent
         self._open_id = ""
-        self._pieces: list[str] = []  # of the part being said
+        self._pieces: list[str] = []  # of the part being sent
         self._step: list[Passage] = []  # the step so far; a passage without a part holds chunks
         self._tool_ids: dict[str, list[str]] = {}
         self._tools_called: dict[str, int] = {}
@@ -492,7 +492,7 @@ _INLINE_IMAGE: Final = "data:image/"
 _BEHIND_A_WAIT: Final = (
     "A turn before this one waits for an approval, or for the result of a tool. This one is answered after it."
 )
-"""The error of a turn that has said nothing, because it waits behind a suspended turn."""
+"""The error of a turn that is not answered yet, because it waits for a suspended turn."""
 
 _FINISH_REASONS: Final[Mapping[str, str]] = {"length": "length", "content_filter": "content-filter"}
 

@@ -52,7 +52,7 @@ class Line:
         type: The event's type.
         data: The event's data; empty if it has none.
         seq: Its place in the log; None for a line that is in no log.
-        attempt: The number of the attempt that said it; None for a line that is in no log.
+        attempt: The number of the attempt that wrote it; None for a line that is in no log.
     """
 
     type: str
@@ -79,7 +79,7 @@ def piece_of_answer(line: str) -> str | None:
 
 
 def attempt_of_piece(line: str) -> int:
-    """Return the number of the attempt that said *line*, a piece of the answer."""
+    """Return the number of the attempt that wrote *line*, a piece of the answer."""
     return int(line[line.rindex(":") + 1 : -1])
 
 

@@ -377,7 +377,7 @@ class ChatCompletionChunks(_Reader):
         self._out: list[str] = []
         self._sent: list[str] = []  # pieces of a JSON string without its quotes
         self._sent_text = ""  # the text of `_sent`, while the text of another attempt is compared with it
-        self._resaid: int | None = None  # how many characters of `_sent_text` another attempt has said again
+        self._resaid: int | None = None  # how many characters of `_sent_text` another attempt has repeated
         self._thought = False
         self._start = f"data: {head.text('chat.completion.chunk')}{_DELTA}"
         self._tail = ',"finish_reason":null}]}\n\n'

@@ -9,12 +9,12 @@ from chatturn.database.api import Row
 __all__ = ["MAX_AHEAD", "Place", "unstored_attempts"]
 
 MAX_AHEAD: Final = 10_000
-"""The most lines of an attempt that are said and not yet stored."""
+"""The most lines that an attempt has sent to readers and not yet stored."""
 
 
 def unstored_attempts(row: Row, epoch: int) -> int:
     """
-    Return how many attempts up to the latest may have said lines that are not stored.
+    Return how many attempts up to the latest may have sent lines that are not stored.
 
     Args:
         row: The last stored segment's ``attempt`` and ``ended``, both null if there is none.
@@ -59,14 +59,14 @@ class Place:
         """
         Read the row of `chatturn.chat.turn.sql.read_place`, as it is after the claim.
 
-        `MAX_AHEAD` numbers are skipped for each attempt that may have said lines that were not stored: no reader sees
+        `MAX_AHEAD` numbers are skipped for each attempt that may have sent lines that were not stored: no reader sees
         two lines with the same number.
         """
         if not rows:
             return cls()
         [row] = rows
         follows = -1 if row["last_seq"] is None else int(row["last_seq"])
-        broken_off = unstored_attempts(row, epoch) - 1  # this one has said nothing yet
+        broken_off = unstored_attempts(row, epoch) - 1  # this attempt has sent nothing yet
         return cls(
             first_seq=max(follows + 1, int(row["log_from"] or 0)) + MAX_AHEAD * broken_off,
             follows=follows,
