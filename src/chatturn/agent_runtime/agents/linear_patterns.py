@@ -35,7 +35,7 @@ MAX_WAYS: Final = 200
 """
 The most ways of one pattern's automaton (`_Ways`), which bound the work for each character of a text.
 
-All nodes that are followed by the node beside them are 1 way together, and so are all that are followed by the same
+All nodes that are followed by a node at the same distance are 1 way, and so are all that are followed by the same
 node: ``(?:ab){600}`` has 1 way, ``[ab]{0,600}c`` 2; 100 parts that may each be left out (``a?b?c?…``) have about 100.
 """
 

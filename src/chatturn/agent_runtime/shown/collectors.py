@@ -99,7 +99,7 @@ class RuntimeStreamEventCollector:
     Collects the events of one stream.
 
     Args:
-        options: What is shown that is redacted otherwise.
+        options: What is shown that is redacted by default.
         max_events: The most events that are kept.
         max_characters: The most characters of the kept events' JSON, and of the answer's text.
     """
@@ -182,7 +182,7 @@ class RuntimeEventCollector:
     Collects the events of one control loop.
 
     Args:
-        options: What is shown that is redacted otherwise.
+        options: What is shown that is redacted by default.
         max_events: The most events that are kept.
         max_characters: The most characters of the kept events' JSON.
     """

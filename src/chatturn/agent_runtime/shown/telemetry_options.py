@@ -8,7 +8,7 @@ __all__ = ["RuntimeTelemetryOptions"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeTelemetryOptions:
     """
-    What telemetry shows that is otherwise redacted.
+    What telemetry shows that is redacted by default.
 
     Credentials are never shown: resume tokens, answers to questions for a credential, members with a secret's name, and
     texts that look like a key.  A key that is split over two deltas is not recognised, and is shown with them.

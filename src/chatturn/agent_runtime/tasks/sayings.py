@@ -34,7 +34,7 @@ __all__ = ["SayingMapper"]
 
 _HALF: Final = re.compile("[\ud800-\udfff]")
 
-# Types of agent-runtime's mapper, and the types of the same chat events.
+# Types that agent-runtime's mapper takes, and chatturn's types for the same events.
 _ALSO: Final[Mapping[str, str]] = {"tool_call": "tool.call", "tool_result": "tool.result"}
 
 
@@ -52,7 +52,7 @@ class SayingMapper:
         self._model = model
         self._answer = TextAssembly()
         self._half: TextDeltaEvent | ReasoningDeltaEvent | None = None
-        """A piece of the first half of a surrogate pair; the second half may come with the next piece."""
+        """A piece that is the first half of a surrogate pair; the second half may come with the next piece."""
 
     def text(self) -> str:
         """Return the answer so far: the text since the latest tool's result, or the text of a ``result``."""

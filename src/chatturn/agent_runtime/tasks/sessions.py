@@ -101,7 +101,7 @@ class FencedSessionStore(RuntimeSessionStore, Protocol):
     """A store that can refuse a worker's late writes, once another worker has claimed the run."""
 
     def fenced_by(self, lease: Lease) -> RuntimeSessionStore:
-        """Return the store whose writes raise `LeaseLost` once the run was claimed after *lease*."""
+        """Return a store whose writes raise `LeaseLost` once the run was claimed after *lease*."""
 
 
 def require_session_id(session_id: object) -> None:

@@ -271,7 +271,7 @@ class _NotCompletedError(Exception):
 
 
 def manifest_of(task: AgentTaskSpec, durable: DurableTask, **said: Any) -> DurableRunManifest:
-    """Return the manifest of a task's run, by which it is the same run: its id, intent, domain, inputs, and *said*."""
+    """Return the manifest that identifies a task's run: the task's id, intent, domain and inputs, and *said*."""
     inputs = to_json(task.inputs)
     return DurableRunManifest(
         project_id=durable.project_id,

@@ -84,7 +84,7 @@ class TaskSteps:
     Attributes:
         context: Records them; None where nothing is recorded.
         abort: Set by a caller that wants the task to stop: the step that runs is cancelled.
-        now: The current time, as a timestamp.
+        now: Returns the current time, as a timestamp.
         at: When the latest step ended; if it was replayed, when it first ended.
         unsaid: Credentials that no record of the attempt may quote: a user's answers, resume tokens.
     """
@@ -122,7 +122,7 @@ class TaskSteps:
         The record of a result or an error has a mark in the place of each credential in `unsaid`.
 
         Raises:
-            TaskAborted: The caller asked the task to stop before it was over.
+            TaskAborted: The caller asked the task to stop before the step was over.
             HookFailed: *run* raised.
             TypeError, StepTooLarge: The result cannot be recorded.
         """

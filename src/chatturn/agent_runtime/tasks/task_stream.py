@@ -459,7 +459,7 @@ class _TaskStream:
         self, step: OpenStep | None, session: RuntimeSession, resumed: bool, said: Sequence[RuntimeStreamEvent]
     ) -> None:
         """
-        Record the answer with all its events, or, if that is too much for a step, with its model calls only.
+        Record the answer with all events, or, if that is too much for a step, its text and model calls only.
 
         Raises:
             StepTooLarge: The text and the calls are too much as well: about 1 MB in UTF-8.

@@ -102,7 +102,7 @@ class RuntimeEventMapper:
         )
         self._attempt = 1
         self._calls: dict[int, int] = {}  # the number of calls told, by the attempt that paid for them
-        self._calls_again: dict[int, int] = {}  # the same, of the current attempt's events only
+        self._calls_again: dict[int, int] = {}  # the same, of the events of the current attempt
         self._answer = TextAssembly()
         self._failure: BackendErrorDetail | None = None
 
