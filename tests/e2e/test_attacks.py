@@ -2,7 +2,6 @@
 
 import json
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -14,6 +13,8 @@ from tests.e2e.conftest import StartWorker
 from tests.support.client import Client
 from tests.support.http import http
 from tests.support.worker import Worker, running_worker
+
+pytestmark = pytest.mark.slow
 
 BODY_MS = 1_500
 HALF = b'{"message": "hel'
@@ -41,24 +42,22 @@ def half_sent(worker: Worker, client: Client, number: int, *, chunked: bool) -> 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
 def test_half_sent_bodies_are_given_up(worker: Worker, chunked: bool) -> None:
-    """Three hundred at once: each is told so, nothing is written, and meanwhile others are answered."""
+    """
+    Three hundred at once: each is told so, nothing is written, and meanwhile others are answered.
+
+    How long the others wait, `make attack` measures.
+    """
     client = Client(worker.url)
     with ExitStack() as stack:
-        began = time.monotonic()
         connections = [
             stack.enter_context(closing(half_sent(worker, client, number, chunked=chunked))) for number in range(300)
         ]
-        asked = time.monotonic()
         assert http.get(f"{worker.url}/healthz").status_code == 200
-        health_s = time.monotonic() - asked
         client.post(f"beside-{chunked}")
         answers = [_answer(connection) for connection in connections]
-        took = time.monotonic() - began
 
     assert {status for status, _ in answers} == {408}
     assert {json.loads(body)["code"] for _, body in answers} == {"body_timeout"}
-    assert health_s < 5
-    assert took < 60
     assert worker.sql("SELECT run_id FROM durable_runs WHERE run_id LIKE '%half%'") == []
 
 

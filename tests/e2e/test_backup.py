@@ -7,8 +7,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from chatturn.chat.log.compact import ROW_BYTES, size_of_row
 from dev import paths, wrangler
+
+pytestmark = pytest.mark.slow
 
 STATEMENT_BYTES = 100_000
 """D1 takes no longer one. Source: developers.cloudflare.com/d1/platform/limits."""

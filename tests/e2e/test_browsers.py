@@ -12,6 +12,8 @@ from tests.support.client import Client, answer_of
 from tests.support.http import http
 from tests.support.worker import Worker, running_worker
 
+pytestmark = pytest.mark.slow
+
 PAGE = "https://app.example.com"
 
 

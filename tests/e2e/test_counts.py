@@ -11,6 +11,8 @@ import pytest
 
 from bench.load import turn_counts
 
+pytestmark = pytest.mark.slow
+
 MOST: Final[Mapping[str, Mapping[str, float]]] = {
     "turn": {"round_trips": 2, "into": 20, "calls": 135, "functions": 25, "timers": 13, "byte_codes": 42_500},
     "replay": {"round_trips": 1, "byte_codes": 14_500},

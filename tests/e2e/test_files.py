@@ -16,6 +16,8 @@ from tests.support.upstream import Upstream
 from tests.support.upstream_script import Script
 from tests.support.worker import Worker, running_worker
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Path(__file__).parents[1] / "worker" / "files.toml"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4
 

@@ -137,6 +137,7 @@ def test_no_route_imports_anything(isolates: Worker, route: Route | PublicRoute)
     assert [] == ask(isolates, "gtm", "imported").json()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["healthz", "readyz"])
 @pytest.mark.parametrize("isolate", ["without_a_secret", "with_a_wrong_address"])
 def test_a_worker_that_lacks_a_setting_lives_on(isolates: Worker, isolate: str, path: str) -> None:

@@ -17,6 +17,8 @@ from tests.support.upstream import Upstream
 from tests.support.upstream_script import Script
 from tests.support.worker import SECRET, Worker, running_worker
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:

@@ -12,6 +12,8 @@ from tests.support.upstream import Upstream
 from tests.support.upstream_script import Script
 from tests.support.worker import Worker, running_worker
 
+pytestmark = pytest.mark.slow
+
 SERVERS = [kind for kind in PRESETS if not PRESETS[kind].is_binding]
 
 AI = Path(__file__).parents[1] / "worker" / "ai"

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from bench.filled import Volume, fill
 from dev import paths
 from dev.config import Config
@@ -11,6 +13,8 @@ from dev.database import apply_schema, database_file
 from tests.support.client import Client
 from tests.support.http import http
 from tests.support.worker import running_worker
+
+pytestmark = pytest.mark.slow
 
 PARTS: Final = Path(__file__).parents[1] / "worker" / "parts" / "parts.py"
 LOST: Final = 50

@@ -22,6 +22,8 @@ from dev.server import free_port
 from tests.support.http import http
 from tests.support.worker import Worker, running_worker
 
+pytestmark = pytest.mark.slow
+
 PRODUCTS: Final = Path(__file__).parent / "products"
 BYTES: Final = bytes(range(256))
 # `requests` and what it needs: all pure Python, so what is installed here runs in the Worker, too.

@@ -1060,6 +1060,7 @@ def _places() -> list[str]:
 PLACES = _places()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", range(len(PLACES)), ids=lambda n: f"{n}-{PLACES[n].replace(' ', '-')}")
 async def test_a_worker_of_two_calls_may_die_at_every_statement(database: SqliteDatabase, point: int) -> None:
     """After the takeover no call is missing, and none is counted twice."""

@@ -117,6 +117,7 @@ def completions(odd: Any) -> Iterator[dict[str, Any]]:
         yield {"messages": [ASKED, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", **result}]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("odd", ODD, ids=repr)
 def test_no_body_is_a_crash(odd: Any) -> None:
     """Below 500, in the client's own form."""

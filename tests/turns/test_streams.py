@@ -759,6 +759,7 @@ async def test_a_database_that_is_down_for_long_holds_the_model_back(database: S
     assert lines == await (await isolate.follow()).lines()
 
 
+@pytest.mark.slow
 async def test_a_long_log_is_read_in_bounded_pages(database: SqliteDatabase) -> None:
     """Twenty megabytes go by a page at a time."""
     chunk = [ChatStreamEvent("x", {"t": "y" * 360})] * 500

@@ -134,6 +134,7 @@ PATTERNS = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.pattern)
 def test_every_pattern_of_every_product_takes_linear_time(pattern: "re.Pattern[str]") -> None:
@@ -144,6 +145,7 @@ def test_every_pattern_of_every_product_takes_linear_time(pattern: "re.Pattern[s
 REDACTING = [each for each in modules() if each.Hooks.transform_final_text is not ChatTurnHooks.transform_final_text]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("module", REDACTING, ids=lambda module: module.__name__)
 def test_every_product_redacts_a_hostile_answer_in_linear_time(module: ModuleType) -> None:
@@ -152,6 +154,7 @@ def test_every_product_redacts_a_hostile_answer_in_linear_time(module: ModuleTyp
     assert_linear(lambda text: asyncio.run(hooks.transform_final_text(text)))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "redact",
@@ -163,6 +166,7 @@ def test_every_redactor_takes_linear_time(redact: Callable[[str], Any]) -> None:
     assert_linear(redact)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("read", [to_sse, lambda text: nests_deeper(text, 32)], ids=["events", "depth"])
 def test_what_reads_every_text_takes_linear_time(read: Callable[[str], Any]) -> None:

@@ -65,6 +65,7 @@ async def _nothing(_most: int) -> bytes:
     return b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("private", PRIVATE)
 async def test_nothing_that_stands_in_a_setting_is_told(private: str) -> None:
     """In whatever place: not at `/readyz` and `/healthz`, which everybody may ask, and not in the log."""

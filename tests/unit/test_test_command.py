@@ -33,6 +33,7 @@ def write(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_group_is_shown_and_counted(tmp_path: Path, seconds: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever its rung; what was skipped stands at the end, with its reason."""
     files = {"unit/test_a.py": PASSES, "unit/test_b.py": PASSES, "contract/test_c.py": PASSES, "e2e/test_d.py": SKIPS}
@@ -61,6 +62,7 @@ def test_one_failure_is_the_failure_of_all(tmp_path: Path, seconds: Path, capsys
     assert output.splitlines()[-1].startswith("1 failed, 1 passed, 0 skipped in ")
 
 
+@pytest.mark.slow
 def test_each_test_is_slow_or_not(tmp_path: Path, seconds: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each is run by one of the two commands; a file that has nothing for one of them fails neither."""
     files = {"e2e/test_a.py": SLOW, "e2e/test_b.py": ALL_SLOW, "e2e/test_c.py": PASSES, "e2e/test_d.py": PASSES + SLOW}

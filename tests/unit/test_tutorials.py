@@ -17,6 +17,7 @@ from tests.support.turns import open_sqlite
 from tests.unit.test_docs import sample
 
 
+@pytest.mark.slow
 def test_the_agent_in_the_manual_survives_a_kill_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test that stands beside it passes, and kills it in its own lines, too."""
     path = tmp_path / "refunds.py"

@@ -153,6 +153,7 @@ def test_an_answer_comes_as_it_is_said(kind: str) -> None:
     assert ("POST /v1/sessions/a%20session/turns/0", "Bearer t") == (asked[0]["what"], asked[0]["token"])
 
 
+@pytest.mark.slow
 @KINDS
 def test_it_comes_back_behind_what_it_has_seen(kind: str) -> None:
     """Wherever the connection broke, in the middle of a character too: nothing is missing and nothing comes twice."""

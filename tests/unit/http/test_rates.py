@@ -56,11 +56,13 @@ def test_the_smallest_rate_lets_one_pass(per_minute: int) -> None:
     assert waits(IsolateRate(per_minute, now=Clock()), "a", 1) == [0.0]
 
 
+@pytest.mark.slow
 def test_no_rate_is_no_limit() -> None:
     """0: any number."""
     assert set(waits(IsolateRate(0, now=Clock()), "a", 5_000)) == {0.0}
 
 
+@pytest.mark.slow
 def test_the_memory_is_bounded() -> None:
     """Whoever makes up users does not fill it; who owes nothing is forgotten first."""
     clock = Clock()

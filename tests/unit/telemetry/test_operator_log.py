@@ -207,6 +207,7 @@ anything = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(), anything))
 def test_everything_can_be_logged(particulars: dict[str, object]) -> None:
     """A record of whatever shape is one line of strict JSON."""

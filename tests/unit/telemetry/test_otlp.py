@@ -198,6 +198,7 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(particulars=st.dictionaries(st.text(min_size=1), json_values))
 def test_opentelemetry_reads_whatever_was_logged(particulars: dict[str, Any]) -> None:
     """Whatever a line of the console can say, a record can."""

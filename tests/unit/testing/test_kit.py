@@ -67,6 +67,7 @@ def test_approvals_are_answered(approve: bool) -> None:
     assert (["send_note"] if approve else []) == [effect.tool for effect in turn.effects]
 
 
+@pytest.mark.slow
 def test_products_that_keep_the_rules_pass_every_kill() -> None:
     """Plain answers, redaction, hooks, tools and approvals."""
     report = crash_everywhere(Plain, "Hello?", model=ScriptedModel("The answer."))

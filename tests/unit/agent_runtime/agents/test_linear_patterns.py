@@ -118,6 +118,7 @@ def test_long_repeats_find_what_re_finds(least: int, more: int, text: str) -> No
         assert (re.search(written, text) is not None) == LinearPattern(written).search(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [r"(a+)+$", r"(a|a)*b", r"(a|aa)+c", r".*x.*y.*z", r"(\w+\s?)*!", r"a.*a.*b", r"(?:a?){30}a{30}b", r"^(([a-z])+.)+[A-Z]([a-z])+$"],
@@ -141,6 +142,7 @@ def test_a_text_of_every_character_is_linear_too() -> None:
     assert time.process_time() - began < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("characters", [25_000, 100_000])
 def test_what_is_kept_of_texts_is_bounded(characters: int) -> None:
     """100 or 400 kB in which no letter comes twice: nothing grows with them, and 20 patterns keep at most 5 MB."""

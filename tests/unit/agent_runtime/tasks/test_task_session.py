@@ -302,6 +302,7 @@ def _at_rest(database: SqliteDatabase) -> str:
     return repr([tuple(row) for row in rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", [TOKEN, QUOTED])
 @pytest.mark.parametrize("spell", [str, repr, json.dumps, quote, lambda token: f"{{'token': {token!r}}}"])
 @pytest.mark.parametrize("where", PLACES)

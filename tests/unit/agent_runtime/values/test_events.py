@@ -188,6 +188,7 @@ def test_a_text_that_is_no_event_is_refused(text: str) -> None:
     assert MAX_JSON_DEPTH == 64
 
 
+@pytest.mark.slow
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["type", "task", "text", "session", "status"]) | st.text(), inner | st.sampled_from(list(EVENT_CLASSES)))))  # fmt: skip
 def test_any_json_is_an_event_or_is_refused(value: object) -> None:
     """Nothing else is raised."""
