@@ -337,7 +337,7 @@ CHAT_QUERY: Final[Query] = {
 }
 CHAT_STREAM_QUERY: Final[Query] = {
     "startIndex": Parameter(
-        about="how many chunks the client has seen; below 0 it asks for the last ones, and is shown all",
+        about="the number of chunks that the client has seen; with a negative number it is sent all chunks",
         schema={"type": "integer", "minimum": -_MOST_CHUNKS, "maximum": _MOST_CHUNKS},
         read=_start_index,
     ),

@@ -43,12 +43,14 @@ MAX_LIST_CURSOR_CHARACTERS: Final = 1_000
 MAX_LISTED: Final = 200
 _LISTED: Final = 50
 
-_LIMIT: Final = whole_number("how many, at most", least=1, most=MAX_LISTED, default=_LISTED)
-_NEXT: Final = opaque("the `next` of the page before", most=MAX_LIST_CURSOR_CHARACTERS, kind="cursor")
-_TENANT: Final = printable("whose; an operator may name any tenant", most=MAX_ID_CHARACTERS)
+_LIMIT: Final = whole_number("the most entries to return", least=1, most=MAX_LISTED, default=_LISTED)
+_NEXT: Final = opaque("the `next` of the previous page", most=MAX_LIST_CURSOR_CHARACTERS, kind="cursor")
+_TENANT: Final = printable(
+    "the tenant whose data is read; only an operator may name another than their own", most=MAX_ID_CHARACTERS
+)
 
 _VERSION: Final = whole_number(
-    "which version; without it the one that runs, else that counts", least=1, most=MAX_VERSION
+    "the version; without it the one that is running, otherwise the one that counts", least=1, most=MAX_VERSION
 )
 
 VERSION_QUERY: Final[Query] = {"version": _VERSION}
@@ -56,36 +58,39 @@ LOG_QUERY: Final[Query] = {
     "after": whole_number("the seq of the last line that the client has seen", most=MAX_CURSOR),
     "attempt": whole_number("the attempt that finished the log, if the client knows it", most=MAX_CURSOR),
     "version": _VERSION,
-    "ticket": opaque("who is asking, in place of a token", most=MAX_TICKET_CHARACTERS, kind="ticket"),
+    "ticket": opaque("a ticket, which stands in for the bearer token", most=MAX_TICKET_CHARACTERS, kind="ticket"),
 }
-LAST_EVENT_ID: Final = whole_number("the same as `after`, as an EventSource says it", most=MAX_CURSOR)
+LAST_EVENT_ID: Final = whole_number("the same as `after`; an EventSource sends it when it reconnects", most=MAX_CURSOR)
 
 MESSAGES_QUERY: Final[Query] = {
-    "before": whole_number("the `next` of the page before", most=MAX_TURN_INDEX + 1),
+    "before": whole_number("the `next` of the previous page", most=MAX_TURN_INDEX + 1),
     "limit": _LIMIT,
     "wait": whole_number(
-        "with If-None-Match: how many seconds the answer may wait for a change", most=LONGEST_WAIT_S, default=0
+        "with If-None-Match: the most seconds that the response may wait for a change", most=LONGEST_WAIT_S, default=0
     ),
 }
 TURNS_QUERY: Final[Query] = {
-    "status": one_of("where the turns stand", RUN_STATUSES),
+    "status": one_of("the status of the turns to return", RUN_STATUSES),
     "tenant": _TENANT,
     "limit": _LIMIT,
     "after": _NEXT,
 }
 USAGE_QUERY: Final[Query] = {
-    "by": one_of("what usage is added up by", USAGE_KEYS, default="day"),
-    "from": day("the first day, UTC; without it the thirty days that end with the last"),
-    "to": day("the last day; without it today"),
+    "by": one_of("what the sums are grouped by", USAGE_KEYS, default="day"),
+    "from": day("the first day, UTC; without it thirty days are returned, up to the last day"),
+    "to": day("the last day, UTC; without it today"),
     "tenant": _TENANT,
     "limit": _LIMIT,
     "after": _NEXT,
 }
 
 
-FILES_QUERY: Final[Query] = {"name": printable("what the file is called", most=MAX_NAME_CHARACTERS)}
+FILES_QUERY: Final[Query] = {"name": printable("the name of the file", most=MAX_NAME_CHARACTERS)}
 SESSIONS_QUERY: Final[Query] = {
-    "user": printable("whose; without it one's own, for an operator everybody's", most=MAX_ID_CHARACTERS),
+    "user": printable(
+        "the user whose sessions are listed; without it the caller, and for an operator all users",
+        most=MAX_ID_CHARACTERS,
+    ),
     "tenant": _TENANT,
     "limit": _LIMIT,
     "after": _NEXT,
