@@ -13,6 +13,8 @@ from tests.support.upstream import Upstream
 from tests.support.upstream_script import Script
 from tests.support.worker import Worker, running_worker
 
+pytestmark = pytest.mark.slow
+
 NODE = Path(sys.executable).with_name("node")
 SCENARIO = Path(__file__).with_name("chat_window.mjs")
 QUESTIONS = ("one.", "slow two.", "three.", "four.", "five.", "slow six.", "uno.")

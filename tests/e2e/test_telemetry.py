@@ -15,6 +15,8 @@ from tests.support.upstream import Upstream
 from tests.support.upstream_script import Script, ToolCall
 from tests.support.worker import Worker, running_worker
 
+pytestmark = pytest.mark.slow
+
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CALLER = "b7ad6b7169203331"
 QUESTION = "remember the milk"

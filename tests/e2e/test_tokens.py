@@ -13,6 +13,8 @@ from tests.support.http import http
 from tests.support.identity_provider import IdentityProvider, SigningKey
 from tests.support.worker import SECRET, Worker, running_worker
 
+pytestmark = pytest.mark.slow
+
 RSA, EC = SigningKey("r1", "RS256"), SigningKey("e1", "ES256")
 
 

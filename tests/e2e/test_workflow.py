@@ -19,6 +19,8 @@ from dev import paths
 from tests.support.http import http
 from tests.support.worker import Worker, running_worker
 
+pytestmark = pytest.mark.slow
+
 SOURCE: Final = Path(__file__).resolve().parent.parent / "worker" / "workflow"
 WAIT_SECONDS: Final = 90.0
 
