@@ -20,6 +20,8 @@ from tests.support.together import running_isolates
 from tests.support.upstream import Upstream
 from tests.support.worker import DEFAULTS, Worker
 
+pytestmark = pytest.mark.slow
+
 WATCHED: Final = Path(__file__).resolve().parent.parent / "worker" / "watched" / "watched.py"
 PRIVATE: Final = "sk-live-0123456789-meant-for-another-setting"
 PROBES: Final = 5_000
@@ -121,7 +123,6 @@ def test_the_first_requests_import_nothing(isolates: Worker, collector: Collecto
     assert product != "agent" or _Notes.taken == ["/add_note"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.template}")
 def test_no_route_imports_anything(isolates: Worker, route: Route | PublicRoute) -> None:
     """Whatever a client asks first."""
@@ -137,7 +138,6 @@ def test_no_route_imports_anything(isolates: Worker, route: Route | PublicRoute)
     assert [] == ask(isolates, "gtm", "imported").json()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", ["healthz", "readyz"])
 @pytest.mark.parametrize("isolate", ["without_a_secret", "with_a_wrong_address"])
 def test_a_worker_that_lacks_a_setting_lives_on(isolates: Worker, isolate: str, path: str) -> None:

@@ -19,6 +19,8 @@ from tests.support.upstream import Upstream
 from tests.support.upstream_script import Script, answer_text
 from tests.support.worker import Worker, running_worker
 
+pytestmark = pytest.mark.slow
+
 WORDS = " ".join(f"word{number}" for number in range(30))
 LEASE_MS = 2_000
 
