@@ -143,7 +143,7 @@ def _compiled(template: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]*)", re.escape(template)))
 
 
-def _table() -> tuple[tuple[re.Pattern[str], Mapping[str, Route | PublicRoute]], ...]:
+def _by_template() -> Mapping[str, Mapping[str, Route | PublicRoute]]:
     """Group the routes by their addresses, and add HEAD to every GET."""
     by_template: dict[str, dict[str, Route | PublicRoute]] = {}
     for route in ROUTES:
@@ -151,17 +151,16 @@ def _table() -> tuple[tuple[re.Pattern[str], Mapping[str, Route | PublicRoute]],
         methods[route.method] = route
         if route.method == "GET":
             methods["HEAD"] = route
-    return tuple((_compiled(template), MappingProxyType(methods)) for template, methods in by_template.items())
+    return {template: MappingProxyType(methods) for template, methods in by_template.items()}
 
 
-_TABLE: Final = _table()
-_PLAIN: Final = {pattern.pattern.replace("\\", ""): methods for pattern, methods in _TABLE if not pattern.groups}
-"""The routes whose addresses have no variables, by path."""
+_BY_TEMPLATE: Final = _by_template()
+_TABLE: Final = tuple((_compiled(template), methods) for template, methods in _BY_TEMPLATE.items())
 
 
 def _found(path: str) -> tuple[Mapping[str, Route | PublicRoute], Parameters] | None:
     """Return the routes of a path by method, and the path's variables; None if no route has the path."""
-    if (methods := _PLAIN.get(path)) is not None:
+    if (methods := _BY_TEMPLATE.get(path)) is not None and "{" not in path:
         return methods, {}
     for pattern, methods in _TABLE:
         if (found := pattern.fullmatch(path)) is not None:
