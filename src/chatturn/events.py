@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring
-from types import MappingProxyType
 from typing import Any, Final, TypeAlias, overload
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "encode_lines",
     "events_of",
     "is_answer",
-    "part_so_far",
     "pieces_of",
     "reasoning_delta",
     "stored_event",
@@ -135,15 +133,9 @@ def pieces_of(text: str) -> list[str]:
 
 def text_so_far(text: str) -> list[ChatStreamEvent]:
     """Make the events for the answer so far; they replace the earlier events of the answer."""
-    return part_so_far(_TEXT_PART, text)
-
-
-def part_so_far(part: Mapping[str, Any], text: str) -> list[ChatStreamEvent]:
-    """Make the events for the text of *part* so far; they replace the earlier events of the part."""
     first, *others = pieces_of(text) or [""]
-    named = _TEXT_PART if part is _TEXT_PART else {name: each for name, each in part.items() if name != "text"}
-    whole = ChatStreamEvent(MESSAGE_PART, {"part": {**named, "text": first}})
-    return [whole, *(ChatStreamEvent(MESSAGE_PART, {"delta": piece, "part": named}) for piece in others)]
+    whole_part = ChatStreamEvent(MESSAGE_PART, {"part": {**_TEXT_PART, "text": first}})
+    return [whole_part, *map(text_delta, others)]
 
 
 def reasoning_delta(text: str) -> ChatStreamEvent:
@@ -337,20 +329,11 @@ class TextAssembly:
         for event in events:
             self.add(event)
 
-    def text(self, *, behind: Mapping[str, str] = MappingProxyType({})) -> str:
-        """
-        Return the text so far: the parts in the order of their first appearance.
-
-        Args:
-            behind: By part, how its text begins that is left out.
-        """
+    def text(self) -> str:
+        """Return the text so far: the parts in the order of their first appearance."""
         if self._whole is not None:
             return self._whole
-        return "".join(text.removeprefix(behind.get(key, "")) for key, text in self.parts().items())
-
-    def parts(self) -> dict[str, str]:
-        """Return the text of each part so far, by the part's id."""
-        return {key: "".join(pieces) for key, pieces in self._parts.items()}
+        return "".join("".join(pieces) for pieces in self._parts.values())
 
     def _add_part(self, data: dict[str, Any]) -> None:
         part = data.get("part")

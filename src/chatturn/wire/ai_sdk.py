@@ -47,7 +47,7 @@ from chatturn.wire.lines import (
     read_line,
     unquoted,
 )
-from chatturn.wire.passages import TEXT, PartKey, Passage, part_of, said_of, with_whole
+from chatturn.wire.passages import ROUND_ENDS, TEXT, PartKey, Passage, part_of, said_of, with_whole
 
 __all__ = ["NEWEST", "UiMessageStream"]
 
@@ -361,6 +361,9 @@ class UiMessageStream:
             self._say_outcome(line, {"providerExecuted": True})
         else:
             self._say_outcome(line, _RUN_HERE)
+        if self._step:
+            self._end_part()
+            self._step.append(ROUND_ENDS)
 
     def _say_client_tool(self, chunk: Mapping[str, Any]) -> None:
         self._end_part()

@@ -41,7 +41,7 @@ from chatturn.wire.lines import (
     read_line,
     unquoted,
 )
-from chatturn.wire.passages import TEXT, PartKey, Passage, part_of, with_whole
+from chatturn.wire.passages import ROUND_ENDS, TEXT, PartKey, Passage, part_of, with_whole
 
 __all__ = ["ANSWER_RESTARTED", "ChatCompletion", "ChatCompletionChunks", "CompletionHead", "Failure", "error_members"]
 
@@ -119,7 +119,7 @@ class _Reader:
         calls: The calls that the client is to run; the completion ends with them.
         usage: What the model calls of the attempt consumed.
         beside: Citations and images, by the member of a message that holds them.
-        passages: The attempt's text so far; the answer begins after the last empty passage, which has no part.
+        passages: The attempt's text so far, after the last result that the client has given.
         ended: Whether the completion is over.
         failure: Why there is no whole answer.
         waits_for: The seq of the last line that was stored when the client came: no text is sent before it, since a
@@ -223,10 +223,7 @@ class _Reader:
 
     def _text(self) -> str:
         """Return the text so far after the results that the client has given; "" before all of these have come."""
-        if self._due:
-            return ""
-        begins = max((at for at, each in enumerate(self.passages) if each.key is None), default=0)
-        return "".join(unquoted(each.pieces) for each in self.passages[begins:])
+        return "" if self._due else "".join(unquoted(each.pieces) for each in self.passages)
 
     def _citations(self, line: Line) -> None:
         found = [] if self._due else line.data.get("citations")
@@ -258,7 +255,9 @@ class _Reader:
         self._asked.pop(id_, None)
         if self._due:
             self._due.discard(id_)
-            self.passages.append(Passage(None, []))
+            self.passages = []
+        elif self.passages:
+            self.passages.append(ROUND_ENDS)
 
     def _suspended(self, _line: Line) -> None:
         open_calls = self._asked.keys() - set(self.answered)

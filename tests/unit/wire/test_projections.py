@@ -78,24 +78,24 @@ GIVES_WAY = "gives way"
 
 GivesWay = st.builds(
     lambda keeps, new: [ChatStreamEvent(GIVES_WAY, {"keeps": keeps, "new": new})],
-    st.sampled_from(["all", "some", "before the tools", "nothing"]),
+    st.sampled_from(["all", "some", "nothing"]),
     st.just("") | Words,
 )
 
 
 def _with_wholes(events: list[ChatStreamEvent]) -> list[ChatStreamEvent]:
-    """Put in the whole texts: they keep as much of what was said as the placeholders say."""
-    made, said, before_tools = [], "", ""
+    """Put in the whole texts: they keep as much of what was said behind the last tool as the placeholders say."""
+    made, said = [], ""
     for event in events:
         data = event.data or {}
         if event.type == GIVES_WAY:
-            kept = {"all": said, "some": said[: len(said) // 2], "before the tools": before_tools, "nothing": ""}
+            kept = {"all": said, "some": said[: len(said) // 2], "nothing": ""}
             said = kept[data["keeps"]] + data["new"]
             made += text_so_far(said)
             continue
         made.append(event)
         if event.type in TOOL_OUTCOMES:
-            before_tools = said
+            said = ""
         elif event.type == "message.part.updated" and data["part"]["id"] == "text":
             said += data["delta"]
     return made

@@ -35,8 +35,6 @@ from chatturn.events import (
     TextAssembly,
     TextDeltas,
     events_of,
-    is_answer,
-    part_so_far,
     pieces_of,
     text_delta,
     tool_call,
@@ -90,7 +88,6 @@ class AgentProducer:
         self._more_rounds = max_rounds or MAX_CLIENT_ROUNDS
         self._answer: str | None = None
         self._latest: _Round | None = None
-        self._earlier: dict[str, str] = {}  # the text of the rounds before, by the id of its part
         self.stream: AsyncGenerator[EventBatch, None] = self._run()
 
     def final_text(self) -> str | None:
@@ -115,7 +112,7 @@ class AgentProducer:
             )
             async with aclosing(self._ask(said, replace(asked, messages=messages))) as events:
                 async for batch in events:
-                    yield self._behind_earlier(self._without_clients_calls(batch))
+                    yield self._without_clients_calls(batch)
             if not said.calls:
                 self._context.durable.require_all_consumed()
                 self._answer = said.text
@@ -123,8 +120,6 @@ class AgentProducer:
             if number == self._max_rounds:
                 # Before any tool runs: nobody would hear of the results.
                 raise BackendError(f"asked for tools in {number} rounds", backend=self._context.backend.kind)
-            for id_, text in said.parts().items():
-                self._earlier[id_] = self._earlier.get(id_, "") + text
             messages.append(said.message())
             async with aclosing(self._tools.tell_client(said.calls)) as events:
                 async for event in events:
@@ -155,18 +150,6 @@ class AgentProducer:
             for event in events
             if event.type != "tool.call" or event.data is None or event.data.get("toolName") not in clients
         ]
-
-    def _behind_earlier(self, batch: EventBatch) -> EventBatch:
-        """Put what earlier rounds have said before the whole text of a part: the round knows only its own."""
-        events = events_of(batch)
-        if not self._earlier or isinstance(events, TextDeltas) or not any(map(_whole_part, events)):
-            return batch
-        return [said for event in events for said in self._of_turn(event)]
-
-    def _of_turn(self, event: ChatStreamEvent) -> list[ChatStreamEvent]:
-        if (part := _whole_part(event)) is None:
-            return [event]
-        return part_so_far(part, self._earlier.get(str(part.get("id", "text")), "") + part["text"])
 
     async def _ask(self, said: "_Round", asked: ModelRequest) -> AsyncGenerator[EventBatch, None]:
         """
@@ -238,10 +221,6 @@ class _Round:
         """What the model said, without its reasoning."""
         return self._assembly.text()
 
-    def parts(self) -> Mapping[str, str]:
-        """Return the text of each part, by its id."""
-        return self._assembly.parts()
-
     def keep(self, kept: Mapping[str, Any]) -> None:
         """Take what the model's API wants back with what was said."""
         self.kept = kept
@@ -304,14 +283,6 @@ class _Round:
             *(tool_call(tool_call_id=call.id, tool_name=call.name, args=call.args) for call in self.calls),
             *(ChatStreamEvent("usage", {**usage, "attempt": self.attempt}) for usage in result["usages"]),
         ]
-
-
-def _whole_part(event: ChatStreamEvent) -> Mapping[str, Any] | None:
-    """Return the part of the answer that an event says the whole text of; None for every other event."""
-    if not is_answer(event) or event.data is None or event.data.get("delta"):
-        return None
-    part = event.data.get("part")
-    return part if isinstance(part, Mapping) and isinstance(part.get("text"), str) else None
 
 
 def _of_client(definition: Mapping[str, Any]) -> Tool:

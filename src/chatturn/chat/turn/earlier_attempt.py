@@ -36,7 +36,7 @@ async def recall_text(
     Raises:
         StoreError: The database does not answer, or refuses.
     """
-    assembly, before_tools = TextAssembly(), dict[str, str]()
+    assembly = TextAssembly()
     first_seq, last = 0, ""
     while True:
         [page] = await database.batch([read_attempt(run_id, before_attempt, first_seq, ended=waited)])
@@ -45,9 +45,9 @@ async def recall_text(
             for line in expand(str(row["lines"])).split("\n"):
                 last = line or last
                 if after_tools and line.startswith(_OUTCOME):
-                    before_tools = assembly.parts()
+                    assembly = TextAssembly()
                 elif line.startswith(_TEXT):
                     said = json.loads(line)
                     assembly.add(ChatStreamEvent(said["type"], said.get("data")))
         if not page.rows:
-            return assembly.text(behind=before_tools) if not waited or last.startswith(_SUSPENDED) else ""
+            return assembly.text() if not waited or last.startswith(_SUSPENDED) else ""
