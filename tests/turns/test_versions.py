@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -516,3 +517,21 @@ async def test_a_cursor_of_a_version_that_counts_no_more_has_its_end(isolate: Is
     assert [line["seq"] for line in second] == [seq for _, seq in shown]
     assert (200, [("completed", None)]) == await lines_behind(isolate, second[-1]["seq"])
     assert (200, [("completed", second[-1]["seq"])]) == await lines_behind(isolate, second[-2]["seq"])
+
+
+@pytest.mark.parametrize("session", ["a", "a~", "~2", "a:0~1"])
+async def test_a_tilde_in_a_sessions_name_is_no_version(database: SqliteDatabase, session: str) -> None:
+    """Its turns begin with attempt 1 and seq 0, nothing of them is lost, and they follow each other as all others do."""
+    slow = Isolate(database, Product(text_delta("slow"), 5.0), settings=ON)
+    quick = Isolate(database, Product(text_delta("quick")), settings=ON)
+    path = f"/v1/sessions/{quote(session, safe='')}/turns"
+    first = await slow.ask("POST", f"{path}/0", {"message": "one"})
+    await asyncio.sleep(1)
+    beside = await (await quick.ask("POST", f"{path}/1", {"message": "two", "when_busy": "parallel"})).lines()
+    lines = await first.lines()
+    behind = await (await quick.ask("POST", f"{path}/2", {"message": "four"})).lines()
+
+    assert [(0, 1)] * 3 == [(each[0]["seq"], each[0]["attempt"]) for each in (lines, beside, behind)]
+    desk = Desk(database)
+    assert [] == await desk.rows("SELECT * FROM chat_usage")
+    assert [(0, None), (1, 0), (2, 1)] == await desk.rows("SELECT turn_index, parent_index FROM chat_turns ORDER BY 1")

@@ -14,7 +14,7 @@ from typing import Final
 from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids, turn_run_id, version_run_ids
 from chatturn.chat.thread.their_sql import FINISHED_THERE, Theirs
 from chatturn.database.api import Row, Statement, Value
-from chatturn.durable.sql.runs import HELD
+from chatturn.durable.sql.runs import HELD, IS_LATER_VERSION
 from chatturn.durable.store import Guard
 
 __all__ = [
@@ -156,7 +156,7 @@ WHERE run_id = ?1 AND replaces IS NULL AND coalesce(parent_index, -1) < (
 """
 _FOLLOWED: Final = f"""
 WITH next AS (
-  SELECT CASE WHEN instr(run_id, '~') THEN rtrim(rtrim(run_id, '0123456789'), '~') ELSE run_id END AS run_id
+  SELECT iif({IS_LATER_VERSION.format("run_id")}, rtrim(rtrim(run_id, '0123456789'), '~'), run_id) AS run_id
   FROM chat_messages WHERE tenant_id = ?4 AND session_id = ?5 AND role = 'assistant' AND turn_index > ?6
   ORDER BY turn_index LIMIT 1)
 UPDATE chat_turns SET (parent_index, parent_version) = (

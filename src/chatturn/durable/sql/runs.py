@@ -23,6 +23,7 @@ __all__ = [
     "GIVE_UP_RUN",
     "GUARDED",
     "HELD",
+    "IS_LATER_VERSION",
     "LEAVE_QUEUE",
     "LOAD_EVENT",
     "LOAD_RUN",
@@ -54,10 +55,13 @@ GUARDED: Final = "true /* what a guard asks */"
 CLAIM_WHERE: Final = f"WHERE {GUARDED}"
 """The condition for creating a run; SQLite's grammar needs a WHERE before ON CONFLICT."""
 
-# A later version of a turn, ``<run>~n``, continues the epochs of the turn's other versions: it begins at their highest,
+IS_LATER_VERSION: Final = "substr(rtrim({}, '0123456789'), -1) = '~'"
+"""The SQL of whether a run id, ``<run>~n``, is a later version's; a tilde elsewhere is a part of a name."""
+
+# A later version of a turn continues the epochs of the turn's other versions: it begins at their highest,
 # and at 1 or more, because agent-runtime's run of the turn, which has another id, counts as 1.
-EARLIER_EPOCHS: Final = """
-CASE WHEN instr(?1, '~') THEN max(1, coalesce((
+EARLIER_EPOCHS: Final = f"""
+CASE WHEN {IS_LATER_VERSION.format("?1")} THEN max(1, coalesce((
   SELECT max(o.epoch) FROM durable_runs AS o WHERE o.run_id = rtrim(rtrim(?1, '0123456789'), '~')
     OR (o.run_id > rtrim(?1, '0123456789') AND o.run_id < rtrim(?1, '0123456789') || ':')), 0)) ELSE 0 END
 """
