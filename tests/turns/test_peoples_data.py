@@ -15,6 +15,7 @@ from chatturn.database.sqlite import SqliteDatabase
 from chatturn.events import text_delta
 from chatturn_testing.faults import Crash, Fuse, MortalDatabase
 from tests.support.isolates import Isolate, Reply
+from tests.support.ledger import require_sums
 from tests.support.turns import Desk, Product, open_sqlite
 
 BOUNDARY = {"SESSION_OWNER": "subject"}
@@ -32,6 +33,7 @@ TABLES = (
     "chat_feedback",
     "chat_sessions",
 )
+LEDGER = ("chat_usage", "chat_usage_sums", "chat_usage_spans")
 
 
 @pytest.fixture
@@ -228,7 +230,7 @@ async def test_a_session_is_deleted_whole_and_the_ledger_keeps_what_was_paid(dat
     assert {name: number * 2 // 3 for name, number in before.items() if name == "durable_events"} == {
         "durable_events": after["durable_events"]
     }
-    for table in [*TABLES, "chat_usage", "chat_usage_sums", "chat_usage_spans"]:
+    for table in (*TABLES, *LEDGER):
         text = json.dumps(await rows(database, f"SELECT * FROM {table}"))  # noqa: S608
         assert "chat:acme:s1:" not in text
         assert '"acme", "s1"' not in text
@@ -329,6 +331,41 @@ async def test_a_tenant_goes_with_its_name_in_the_ledger(database: SqliteDatabas
     assert ["", "", "other", "other"] == sorted(
         tenant for (tenant,) in await rows(database, "SELECT tenant_id FROM chat_usage")
     )
+
+
+async def test_a_tenant_also_goes_from_what_was_deleted_before() -> None:
+    """With its session, or by retention; whatever dies, and with the sums that the rows add up to."""
+    point, died = 0, True
+    while died:
+        with open_sqlite() as database:
+            isolate = Isolate(database, Product())
+            await said(isolate, "expired")
+            await said(isolate, "expired", index=1)
+            await paid_for(database)
+            await isolate.service.deployment.store.delete_finished_runs(older_than_ms=0)
+            for session, user, tenant in (
+                ("deleted", "bob", "acme"),
+                ("there", "ann", "acme"),
+                ("there", "ann", "other"),
+            ):
+                await said(isolate, session, x_user=user, x_tenant=tenant)
+            await paid_for(database)
+            await isolate.ask("DELETE", "/v1/sessions/deleted", x_user="bob")
+            mortal = Isolate(MortalDatabase(database, Fuse(point)), Product())
+            try:
+                assert await mortal.service.sessions.delete_all("acme", "")
+                died = False
+            except Crash:
+                await isolate.sweep()
+                await isolate.ask("DELETE", "/v1/tenants/acme", **OPERATOR)
+            text = json.dumps([await rows(database, f"SELECT * FROM {name}") for name in LEDGER])  # noqa: S608
+            assert not re.findall('acme|expired|"deleted"', text), point
+            assert [("", 4), ("other", 1)] == await rows(
+                database, "SELECT tenant_id, count(DISTINCT run_id) FROM chat_usage GROUP BY 1 ORDER BY 1"
+            )
+            await require_sums(database, ("2025-01-01", "2027-01-01"))
+        point += 1
+    assert 5 < point
 
 
 async def test_a_session_of_an_earlier_version_is_deleted_as_well(database: SqliteDatabase) -> None:

@@ -80,10 +80,32 @@ async def _delete_some(database: Database, files: Files, tenant_id: str, user_id
             )
         )
     asked_at = str(asked.rows[0]["asked_at"]) if asked.rows else ""
-    if not await files.forget(tenant_id, user_id, asked_at):
+    nameless = user_id != EVERYBODY or await _forget_tenant(
+        database, tenant_id, asked_at, max(1, most - len(found.rows))
+    )
+    if not await files.forget(tenant_id, user_id, asked_at) or not nameless:
         return False
-    _, done = await database.batch([sql.forget_allowances(tenant_id, user_id), sql.deletion_done(tenant_id, user_id)])
+    _, done = await database.batch(
+        [sql.forget_allowances(tenant_id, user_id), sql.deletion_done(tenant_id, user_id, asked_at)]
+    )
     return bool(done.rows)
+
+
+async def _forget_tenant(database: Database, tenant_id: str, asked_at: str, most: int) -> bool:
+    """
+    Take the names off what the ledger has of turns that were deleted before: with their session, or by retention.
+
+    Returns:
+        Whether the ledger has none left, after at most *most* round trips.
+    """
+    names: dict[str, str] = {}
+    for _ in range(most):
+        *_, found = await database.batch([sql.forget_deleted(tenant_id, names), sql.read_deleted(tenant_id, asked_at)])
+        if not found.rows:
+            return True
+        nobody = _nobody()
+        names = {str(row["run_id"]): f"{nobody}{number}" for number, row in enumerate(found.rows)}
+    return False
 
 
 def _nobody() -> str:

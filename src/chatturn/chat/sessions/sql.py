@@ -18,7 +18,9 @@ __all__ = [
     "ask_for_deletion",
     "deletion_done",
     "forget_allowances",
+    "forget_deleted",
     "forget_session",
+    "read_deleted",
     "read_deletions",
     "read_feedback",
     "read_names",
@@ -151,11 +153,26 @@ SELECT s.session_id, d.asked_at FROM chat_deletions AS d CROSS JOIN chat_session
 WHERE d.tenant_id = ?1 AND d.user_id = ?2 LIMIT ?3
 """
 
+# Somebody may have wished it again meanwhile, of what came since.
 _DONE: Final = """
-DELETE FROM chat_deletions WHERE tenant_id = ?1 AND user_id = ?2 AND NOT EXISTS (
+DELETE FROM chat_deletions WHERE tenant_id = ?1 AND user_id = ?2 AND asked_at = ?3 AND NOT EXISTS (
   SELECT 1 FROM chat_sessions AS s {by} WHERE s.tenant_id = ?1 AND {of_user}
     AND s.created_at <= chat_deletions.asked_at)
 RETURNING 1 AS done
+"""
+
+_RENAMED_AT_ONCE: Final = 200
+
+# A tenant's calls whose run is gone: with its session, which has left the tenant's name, or by retention, which has
+# left all names.
+_DELETED: Final = f"""
+SELECT DISTINCT run_id FROM chat_usage AS u WHERE tenant_id = ?1 AND recorded_at <= ?2
+  AND NOT EXISTS (SELECT 1 FROM durable_runs WHERE run_id = u.run_id) LIMIT {_RENAMED_AT_ONCE}
+"""
+_FORGET_DELETED: Final = """
+UPDATE chat_usage SET tenant_id = '', session_id = '', request_id = NULL,
+  run_id = (SELECT j.value FROM json_each(?2) AS j WHERE j.key = chat_usage.run_id)
+WHERE run_id IN (SELECT key FROM json_each(?2)) AND tenant_id = ?1
 """
 
 _FORGET_ALLOWANCES: Final = f"""
@@ -282,9 +299,19 @@ def forget_allowances(tenant_id: str, user_id: str) -> Statement:
     return Statement(_FORGET_ALLOWANCES.format(of_user=of_user), (tenant_id, user_id, NOW))
 
 
-def deletion_done(tenant_id: str, user_id: str) -> Statement:
-    """Delete a wish once no session is left that it is about."""
-    return Statement(_DONE.format(**_sessions_of(user_id)), (tenant_id, user_id))
+def read_deleted(tenant_id: str, until: str) -> Statement:
+    """Read some runs that are gone, and whose calls, on record until a moment, still have the tenant's name."""
+    return Statement(_DELETED, (tenant_id, until))
+
+
+def forget_deleted(tenant_id: str, names: Mapping[str, str]) -> Statement:
+    """Give such runs other ids in the ledger, and take the tenant's and the session's name off them."""
+    return Statement(_FORGET_DELETED, (tenant_id, json.dumps(names)))
+
+
+def deletion_done(tenant_id: str, user_id: str, asked_at: str) -> Statement:
+    """Delete a wish of a moment once no session is left that it is about."""
+    return Statement(_DONE.format(**_sessions_of(user_id)), (tenant_id, user_id, asked_at))
 
 
 def read_names(tenant_id: str, user_id: str | None, after: str, limit: int) -> Statement:
