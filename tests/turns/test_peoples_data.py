@@ -266,6 +266,28 @@ async def test_a_running_turn_of_a_deleted_session_writes_nothing_more(database:
     assert [] == [row for row in await rows(database, "SELECT lines FROM chat_segments") if '"a"' in row[0]]
 
 
+@pytest.mark.parametrize("anew", [False, True])
+async def test_a_reader_of_a_deleted_turn_is_not_told_to_send_it_again(database: SqliteDatabase, anew: bool) -> None:
+    """Whoever obeyed would begin the deleted session anew."""
+    slow = Isolate(database, Product(text_delta("a"), 20.0, text_delta("b")), lease_ms=2_000)
+    running = await slow.ask("POST", "/v1/sessions/s1/turns/0", {"message": "hi"})
+    chat = {"id": "s2", "messages": [{"id": "m", "role": "user", "parts": [{"type": "text", "text": "hi"}]}]}
+    of_chat = await slow.ask("POST", "/v1/ai-sdk/chat", chat)
+    await asyncio.sleep(1)
+    other = Isolate(database, Product(text_delta("new")))
+    for name in ("s1", "s2"):
+        assert 200 == (await other.ask("DELETE", f"/v1/sessions/{name}")).status
+        if anew:
+            await said(other, name, "anew")
+
+    lines = await running.lines()
+    assert [("not_found", False)] * 2 == [(line["data"]["code"], line["data"]["retryable"]) for line in lines[-2:]]
+    assert of_chat.task is not None
+    await of_chat.task
+    assert '{"type":"error","errorText":"There is nothing' in of_chat.reader.text
+    assert not of_chat.reader.broken_off
+
+
 async def test_a_deletion_dies_whole_or_not_at_all(database: SqliteDatabase) -> None:
     """Killed before or after its only write."""
     isolate = Isolate(database, Product(text_delta("hello")))

@@ -71,6 +71,8 @@ from chatturn.errors import (
     ChatTurnError,
     EmptyAnswer,
     HookError,
+    LeaseLost,
+    RunNotFound,
     StoreError,
     TurnAborted,
     TurnCancelled,
@@ -290,10 +292,21 @@ class ChatTurn:
             self._wake_next()
             await self._deliver(marks)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the reader gets a terminal line for all
-            end = Failed(error)
+            end = Failed(await self._deleted() or error if isinstance(error, LeaseLost) else error)
         reader.stop_pings()
         self._say_last_words(reader, end)
         return end
+
+    async def _deleted(self) -> RunNotFound | None:
+        """Return what a reader of a deleted turn is told in place of a lost lease: sent again, it would begin anew."""
+        begun = self._attempt.record.created_at
+        try:
+            run = await self._deployment.store.load_run(self.run_id)
+        except StoreError:
+            return None
+        if run is not None and run.created_at == begun:
+            return None
+        return RunNotFound("it was deleted", run_id=self.run_id)
 
     async def _end(self, reader: Reader) -> End:
         """
