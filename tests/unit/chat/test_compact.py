@@ -31,6 +31,16 @@ def test_what_is_made_short_comes_back(events: list[ChatStreamEvent], first_seq:
     assert expand(lines) == lines
 
 
+@given(events=Events, without=st.integers(0, 60))
+def test_a_reader_with_a_cursor_is_given_the_lines_behind_it(events: list[ChatStreamEvent], without: int) -> None:
+    """In the middle of a block and between them, as of lines that are not short."""
+    lines = encode_lines(events, 7, 2)
+    without = min(without, len(lines))
+    text = "".join(lines)
+
+    assert "".join(lines[without:]) == expand(text, without) == expand(compact(text), without)
+
+
 @given(texts=st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"])), max_size=8))
 def test_lines_of_any_form_come_back(texts: list[str]) -> None:
     """Also those that no engine of ours has written, as long as each is a JSON object."""

@@ -54,9 +54,14 @@ def compact(lines: str) -> str:
     return short if len(short) < len(lines) else lines
 
 
-def expand(text: str) -> str:
-    """Return the lines, byte for byte, that `compact` was given; any other text as it is."""
-    return "".join(_expanded(iter(text.split("\n")[1:-1]))) if is_compact(text) else text
+def expand(text: str, without: int = 0) -> str:
+    """Return the lines, byte for byte, that `compact` was given, or any other text, *without* the first lines."""
+    if is_compact(text):
+        return "".join(_expanded(iter(text.split("\n")[1:-1]), without))
+    at = 0
+    for _ in range(without):
+        at = text.index("\n", at) + 1
+    return text[at:]
 
 
 def _blocks(lines: list[str]) -> Iterator[str]:
@@ -79,14 +84,17 @@ def _parse(line: str) -> _Line | None:
     return _Line((found["before"], found["between"], found["behind"]), int(found["seq"]), found["delta"])
 
 
-def _expanded(lines: Iterator[str]) -> Iterator[str]:
+def _expanded(lines: Iterator[str], without: int) -> Iterator[str]:
     for line in lines:
         if not line.startswith(_BLOCK):
-            yield f"{line}\n"
+            if not without:
+                yield f"{line}\n"
+            without = max(0, without - 1)
             continue
-        before, between, behind, deltas = next(lines), next(lines), next(lines), next(lines)
-        for seq, delta in enumerate(_deltas(deltas), int(line[1:])):
+        before, between, behind, deltas = next(lines), next(lines), next(lines), _deltas(next(lines))
+        for seq, delta in enumerate(deltas[without:], int(line[1:]) + without):
             yield f"{before}{delta}{between}{seq}{behind}\n"
+        without = max(0, without - len(deltas))
 
 
 _DELTA: Final = re.compile(r'((?:[^"\\]|\\.)*)"')

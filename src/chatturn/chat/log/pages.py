@@ -83,10 +83,7 @@ class LogPage:
 
 def _from(start: int, row: Row) -> str:
     """Return the lines of a segment from *start* on; consecutive lines have consecutive seqs."""
-    lines, at = expand(str(row["lines"])), 0
-    for _ in range(start - int(row["first_seq"] or 0)):
-        at = lines.index("\n", at) + 1
-    return lines[at:]
+    return expand(str(row["lines"]), max(0, start - int(row["first_seq"] or 0)))
 
 
 async def load_page(database: Database, run_id: str, after: int) -> LogPage | None:
