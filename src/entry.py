@@ -12,7 +12,7 @@ import chatturn.workerd.stdlib_imports  # noqa: F401 - for what it imports
 from chatturn.http.routes import handle
 from chatturn.workerd.deployment import application, flush_logs, run_part, sweep, watch
 from chatturn.workerd.lifetime import outlive
-from chatturn.workerd.requests import from_js_request, made, to_response
+from chatturn.workerd.requests import from_js_request, made, read_rest, to_response
 from products import make_hooks
 
 __all__ = ["Default", "Session", "SweepPart"]
@@ -27,6 +27,7 @@ class Default(WorkerEntrypoint):
         http_request = from_js_request(raw)
         app = application(make_hooks, raw, http_request.headers)
         response = await made(await handle(http_request, app), self.ctx)
+        await read_rest(http_request, raw)
         flush_logs(make_hooks, self.ctx)
         return to_response(response, raw, self.ctx)
 
@@ -61,6 +62,7 @@ class Session(DurableObject):  # type: ignore[no-untyped-call]  # the SDK's own 
         http_request = from_js_request(raw)
         app = application(make_hooks, raw, http_request.headers, owned=True)
         response = await made(await handle(http_request, app), self.ctx)
+        await read_rest(http_request, raw)
         flush_logs(make_hooks, self.ctx)
         return to_response(response, raw, self.ctx)
 

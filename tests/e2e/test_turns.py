@@ -3,6 +3,7 @@
 import concurrent.futures
 import csv
 import json
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -409,3 +410,34 @@ def test_sessions_have_the_names_that_their_channels_give_them(worker: Worker, c
     assert (name, "x") == (listed[0]["sessionId"], listed[0]["title"])
     assert [200, 404] == [http.delete(path, headers=client.headers).status_code for _ in range(2)]
     assert 404 == http.get(f"{path}/turns/0", headers=client.headers).status_code
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("DELETE", "/v1/chat/completions", 405),
+        ("QUERY", "/v1/ai-sdk/chat", 405),
+        ("POST", "/v1/nowhere", 404),
+        ("POST", "/v1/sessions/kept/turns/0/cancel", 404),
+    ],
+)
+def test_an_answer_that_needs_no_body_keeps_the_connection(worker: Worker, method: str, path: str, status: int) -> None:
+    headers = {"Authorization": f"Bearer {token()}", "Content-Type": "application/json"}
+    with closing(HTTPConnection("127.0.0.1", worker.server.port, timeout=ANSWER_SECONDS)) as connection:
+        connection.connect()
+        kept = connection.sock
+        for _ in range(50):  # a third of them broke
+            connection.request(method, path, '{"message": "hello"}', headers)
+            answer = connection.getresponse()
+            answer.read()
+            assert (answer.status, answer.will_close) == (status, False)
+            connection.request("GET", "/healthz")
+            assert connection.getresponse().read()
+            assert connection.sock is kept
+
+
+def test_half_a_body_that_nobody_needs_holds_no_answer(worker: Worker) -> None:
+    with socket.create_connection(("127.0.0.1", worker.server.port), ANSWER_SECONDS) as connection:
+        head = "POST /v1/nowhere HTTP/1.1", "Host: 127.0.0.1", "Content-Length: 100"
+        connection.sendall("\r\n".join([*head, "", "half"]).encode())
+        assert connection.recv(16) == b"HTTP/1.1 404 Not"

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import js
-from pyodide.ffi import JsProxy, to_js
+from pyodide.ffi import JsException, JsProxy, to_js
 
 from chatturn.errors import PayloadTooLarge
 from chatturn.http.messages import HttpRequest, HttpResponse
@@ -16,7 +17,11 @@ from chatturn.workerd.headers import LazyHeaders
 from chatturn.workerd.lifetime import outlive
 from chatturn.workerd.streams import ResponseSink
 
-__all__ = ["from_js_request", "made", "to_response"]
+__all__ = ["from_js_request", "made", "read_rest", "to_response"]
+
+_REST_BYTES: Final = 65_536
+_REST_WITHIN_S: Final = 1.0
+"""A body that nobody needed is read if it has at most so many bytes, and as long as this."""
 
 _new_response: Final = js.Response.new
 
@@ -47,6 +52,20 @@ async def _read(request: JsProxy, headers: Mapping[str, str], most_bytes: int) -
         if size > most_bytes:
             raise PayloadTooLarge(f"the body has more than {most_bytes} bytes", field="body")
     return b"".join(chunks)
+
+
+async def read_rest(request: HttpRequest, raw: JsProxy) -> None:
+    """
+    Read the body of *raw* that nobody has read, if it is short and arrives soon.
+
+    An answer that leaves it unread closes the connection, on which the client may have sent its next request already.
+    """
+    if request.method in {"GET", "HEAD"} or raw.bodyUsed:
+        return
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and 0 < int(announced) <= _REST_BYTES:
+        with suppress(JsException, TimeoutError):
+            await settled(started(raw.arrayBuffer.bind(raw)), within_s=_REST_WITHIN_S)
 
 
 async def made(response: HttpResponse, context: Any) -> HttpResponse:
