@@ -276,6 +276,11 @@ class TextDeltas(Sequence[ChatStreamEvent]):
     def __iter__(self) -> Iterator[ChatStreamEvent]:
         return (text_delta(_unquoted(body)) for body in self._bodies)
 
+    @property
+    def characters(self) -> int:
+        """About how many characters the text of all events has: those that JSON escapes count as more."""
+        return sum(map(len, self._bodies))
+
     def text(self) -> str:
         """Return the text of all events."""
         return _unquoted("".join(self._bodies))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from chatturn.database.api import NOW, Database, Statement
-from chatturn.errors import SchemaOutdated, StoreError, StoreUnavailable
+from chatturn.errors import SchemaOutdated, StoreError, StoreFull, StoreUnavailable
 from tests.contract_database import open_database
 
 
@@ -58,6 +58,20 @@ async def test_a_batch_applies_whole_or_not_at_all(database: Database) -> None:
     with pytest.raises(StoreError):
         await database.batch([Statement(PUT, ("r", "k", "1")), Statement(PUT, ("r", "k", "2"))])
     [count] = await database.batch([COUNT])
+
+    assert [{"n": 0}] == [dict(row) for row in count.rows]
+
+
+async def test_a_full_database_says_so(database: Database) -> None:
+    """As such, though SQLite ends the whole transaction then, savepoints too; nothing of the batch is there."""
+    full = "CREATE TABLE used_up (id INTEGER PRIMARY KEY AUTOINCREMENT)"
+    await database.batch([Statement(full), Statement("INSERT INTO used_up VALUES (9223372036854775807)")])
+    try:
+        with pytest.raises(StoreFull):
+            await database.batch([Statement(PUT, ("r", "k", "1")), Statement("INSERT INTO used_up DEFAULT VALUES")])
+        [count] = await database.batch([COUNT])
+    finally:
+        await database.batch([Statement("DROP TABLE used_up")])
 
     assert [{"n": 0}] == [dict(row) for row in count.rows]
 

@@ -1165,6 +1165,19 @@ async def test_a_cancelled_call_spends_its_estimate(database: SqliteDatabase) ->
     assert "budget_exceeded" == said[2]["data"]["code"]
 
 
+async def test_a_cancelled_call_is_estimated_by_its_text_where_pieces_are_long(database: SqliteDatabase) -> None:
+    """Some APIs send hundreds of tokens at a time: who stops a turn behind the second piece has had a thousand."""
+    alone = isolate(database, Reply(body=[frame("word " * 800), HANG]), settings={"BUDGET_SESSION_MICRO_USD": "900"})
+    posted = await alone.post()
+    await asyncio.sleep(1)
+    await alone.ask("POST", f"{TURN}/cancel")
+    await posted.lines()
+
+    assert [("cancelled", 1, 1 + 1_000)] == await ledger(
+        database, "outcome, estimated_tokens_out, estimated_cost_micro_usd"
+    )
+
+
 async def test_a_model_without_a_price_is_not_called_under_a_budget(database: SqliteDatabase) -> None:
     """Unless there is a ceiling: that is what it costs, for the budget."""
     refused = isolate(database, COUNTED, settings={"BUDGET_TENANT_DAY_MICRO_USD": "9"})

@@ -126,6 +126,27 @@ async def test_so_much_is_stored_on_a_day_and_no_more(database: SqliteDatabase, 
     assert (429, "limit_reached") == said(long)[:2]
 
 
+@pytest.mark.parametrize("again", [{"parameters": {"stop": ["s" * 150] * 6}}, {"metadata": {"m": "s" * 900}}])
+async def test_all_that_is_asked_counts_as_stored(database: SqliteDatabase, again: dict[str, Any]) -> None:
+    """Whichever member it is in."""
+    alone = isolate(database, *WORDS, BYTES_SUBJECT_PER_DAY=900)
+    await (await post(alone, "a", **again)).lines()
+
+    assert (429, "limit_reached") == said(await post(alone, "b"))[:2]
+
+
+async def test_a_conversation_that_a_request_brings_counts_as_stored(database: SqliteDatabase) -> None:
+    """It is stored with the turn: a short question may bring a megabyte."""
+    alone = isolate(database, *WORDS, BYTES_SUBJECT_PER_DAY=2_000)
+    thread = [{"role": role, "content": "x" * 990} for role in ("user", "assistant")]
+    body = {"model": "any", "stream": True, "messages": [*thread, {"role": "user", "content": "hi"}]}
+    asked = await alone.ask("POST", "/v1/chat/completions", body)
+    assert asked.task is not None
+    await asked.task
+
+    assert (429, "limit_reached") == said(await post(alone, "b"))[:2]
+
+
 async def test_limits_cost_no_further_round_trip(database: SqliteDatabase) -> None:
     """They are looked at and counted with the claim, and with the finish."""
     alone = isolate(database, text_delta("hi"))

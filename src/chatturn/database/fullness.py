@@ -17,15 +17,17 @@ Source:
 
 _TOLD_AT: Final = (0.8, 0.9, 0.95)
 
-# Words of D1, and of SQLite in it, for "nothing more can be stored"; a daily quota ends at midnight UTC.
-# Source: developers.cloudflare.com/d1/observability/debug-d1; SQLite's result code 13.  The words for daily quotas are
-# not documented, so every error that names a daily limit counts.
+# Words of D1, and of SQLite in it, for "nothing more can be stored"; a daily quota ends at midnight UTC.  Where SQLite
+# is full it may end the whole transaction, and who then goes back to a savepoint is told only that there is none.
+# Source: developers.cloudflare.com/d1/observability/debug-d1; SQLite's result code 13, and lang_transaction.html,
+# "Response To Errors Within A Transaction".
 _FULL: Final = (
     "sqlite_full",
     "database or disk is full",
     "exceeded maximum db size",
     "exceeded maximum account storage",
     "maximum account storage limit",
+    "no such savepoint",
 )
 _EXCEEDED: Final = ("exceeded", "limit", "daily")
 

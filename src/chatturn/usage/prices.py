@@ -16,6 +16,7 @@ from chatturn.errors import ConfigurationError
 from chatturn.jsontext.operators import parse_operators_json
 
 __all__ = [
+    "CHARACTERS_OF_A_TOKEN",
     "PRICES",
     "PRICES_AS_OF",
     "PRICES_SOURCE",
@@ -37,7 +38,7 @@ have their own.  To bill by the ledger, or to set budgets, set ``PRICES`` to the
 
 _SETTING: Final = "PRICES"
 _CEILING: Final = "UNPRICED_CEILING"
-_CHARACTERS_OF_A_TOKEN: Final = 4
+CHARACTERS_OF_A_TOKEN: Final = 4
 """Characters of a token in English, roughly; used for estimates only, never for billing."""
 
 _MICRO: Final = 1_000_000
@@ -74,7 +75,7 @@ class Price:
     def estimate(self, characters_in: int, tokens_out: int, tokens_in: int | None = None) -> int:
         """Estimate the cost of a call whose tokens are not all known; `most_tokens_in` is ignored."""
         if tokens_in is None:
-            tokens_in = -(-characters_in // _CHARACTERS_OF_A_TOKEN)
+            tokens_in = -(-characters_in // CHARACTERS_OF_A_TOKEN)
         return self._cost(tokens_in, tokens_out, 0)
 
     def _cost(self, tokens_in: int, tokens_out: int, tokens_cached: int) -> int:

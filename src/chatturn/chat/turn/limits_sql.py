@@ -166,7 +166,14 @@ def within_limits(turn: TurnInput) -> list[Guard]:
 def count_claim(turn: TurnInput) -> list[Statement]:
     """Count a turn and what it asks, with its first claim and before it has a row."""
     request, identity = turn.request, turn.identity
-    size = len(request.message.encode()) + _json_bytes(request.metadata) + _json_bytes(request.parts)
+    said: Sequence[Mapping[str, Any] | Sequence[Any]] = (
+        request.metadata,
+        request.parts,
+        request.parameters,
+        request.history or (),
+        request.behind,
+    )
+    size = len(request.message.encode()) + sum(map(_json_bytes, said))
     return [Statement(_COUNT_CLAIM, (identity.tenant_id, identity.user_id, NOW, size))]
 
 

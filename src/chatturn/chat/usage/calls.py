@@ -22,7 +22,7 @@ from chatturn.backends.api import (
 from chatturn.durable.ends import code_of
 from chatturn.events import ChatStreamEvent, EventBatch, TextDeltas
 from chatturn.usage.money import micro_usd
-from chatturn.usage.prices import PriceTable
+from chatturn.usage.prices import CHARACTERS_OF_A_TOKEN, PriceTable
 
 __all__ = ["Budgets", "CallOutcome", "MeteredBackend", "ModelCall", "count"]
 
@@ -73,6 +73,7 @@ class ModelCall:
         tokens_reasoning: Tokens of reasoning.
         cost_micro_usd: The cost in micro-dollars.
         pieces: How many pieces of the answer have come.
+        characters_out: How many characters of text these have, for estimates.
         tries: How many requests were sent for the call.
         headers_ms: Time until the headers of an answer had come, all tries included.
         first_token_ms: Time until the answer's first piece.
@@ -102,6 +103,7 @@ class ModelCall:
     finish_reason: str | None = None
     error_code: str | None = None
     characters_in: int = 0
+    characters_out: int = 0
     unusable: Sequence[str] = ()
     began_s: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     asked: str | None = field(init=False)
@@ -125,7 +127,9 @@ class ModelCall:
         price = next((each for each in prices if each is not None), None)
         if price is None:
             return None
-        return price.estimate(self.characters_in, self.tokens_out or self.pieces, self.tokens_in)
+        # Some APIs send many tokens in one piece, others a piece for each token of a few characters.
+        tokens_out = self.tokens_out or max(self.pieces, self.characters_out // CHARACTERS_OF_A_TOKEN)
+        return price.estimate(self.characters_in, tokens_out, self.tokens_in)
 
     @property
     def in_vain(self) -> bool:
@@ -158,7 +162,12 @@ class ModelCall:
 
     def said(self, events: Sequence[ChatStreamEvent]) -> None:
         """Count pieces of the answer."""
-        pieces = len(events) if type(events) is TextDeltas else sum(event.type != "usage" for event in events)
+        if type(events) is TextDeltas:
+            pieces = len(events)
+            self.characters_out += events.characters
+        else:
+            pieces = sum(event.type != "usage" for event in events)
+            self.characters_out += sum(map(_characters_of, events))
         if pieces and not self.pieces:
             self.first_token_ms = self._elapsed_ms()
         self.pieces += pieces
@@ -251,6 +260,13 @@ def _characters(message: ChatMessage) -> int:
         return len(content)
     parts = content if isinstance(content, list) else []
     return sum(len(str(part.get("text") or "")) for part in parts if isinstance(part, dict))
+
+
+def _characters_of(event: ChatStreamEvent) -> int:
+    """Return how many characters of text, reasoning or arguments an event adds to the answer."""
+    data = event.data or {}
+    said = data.get("delta") or data.get("args")
+    return len(said) if isinstance(said, str) else 0 if said is None else len(str(said))
 
 
 def count(usage: Mapping[str, Any], name: str) -> int | None:
