@@ -48,6 +48,29 @@ async def test_a_hundred_followers_cost_what_one_does(database: SqliteDatabase) 
     assert 1 == len({reply.reader.text for reply in replies})
 
 
+async def test_looks_at_turns_that_are_followed_from_the_same_moment_are_spread(database: SqliteDatabase) -> None:
+    """After a deployment all open chats are followed at once; each is looked at a little later than the pace says."""
+    slow = Product(*[part for word in "abcdefgh" for part in (*WORDS[:1], 0.5)])
+    owner, other = Isolate(database, slow), Isolate(database, slow)
+    paths = [f"/v1/sessions/s{number}/turns/0" for number in range(20)]
+    for path in paths:
+        await owner.ask("POST", path, {"message": "hi"})
+    await asyncio.sleep(0.3)
+    for path in paths:
+        await other.ask("GET", f"{path}/stream")
+    looks: list[float] = []
+
+    async def note(_statements: Any) -> None:
+        looks.append(asyncio.get_running_loop().time())
+
+    wrap(other).before = note
+    await asyncio.sleep(2.5)
+    later = [at for at in looks if at > looks[0] + 1.5]
+
+    assert 20 * 5 <= len(later) <= 20 * 11
+    assert len(later) / 3 < len({round(at, 3) for at in later})
+
+
 async def test_of_a_hundred_followers_one_claims_a_lost_turn(database: SqliteDatabase) -> None:
     """The others are shown what it says, at once: it runs in their isolate."""
     settings = {"LEASE_MS": "3000"}

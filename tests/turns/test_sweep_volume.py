@@ -248,3 +248,20 @@ async def test_nothing_is_begun_when_the_time_is_over(database: SqliteDatabase) 
     assert budget.begin_hook_call()
     await asyncio.sleep(46)
     assert (False, False, False) == (budget.begin_turn(), budget.begin_hook_call(), budget.room(1))
+
+
+@pytest.mark.parametrize("answer_s", [2.0, 50.0])
+async def test_what_is_too_old_goes_beside_lost_turns_and_hooks(database: SqliteDatabase, answer_s: float) -> None:
+    """However long the turns take: else retention would stand still for as long as there are lost turns."""
+    await owed(database, 1_900)
+    await Desk(database).rows("DELETE FROM chat_outbox RETURNING 1")
+    await asyncio.sleep(2 * 86_400)
+    await orphans(database, 75, Product(*TWO_SECONDS))
+    slow = Told(text_delta("a"), answer_s, text_delta("b"))
+    cron = Isolate(database, slow, settings={"RETENTION_DAYS": "1"})
+    cron.wire = counted = Counted(database)  # type: ignore[assignment]
+    await cron.sweep()
+    old = "SELECT count(*) FROM durable_runs WHERE run_id LIKE 'chat:acme:h%'"
+
+    assert 200 >= (await Desk(database).rows(old))[0][0]
+    assert 960 >= counted.batches

@@ -67,6 +67,9 @@ _GATHER_S: Final = 0.01
 _NOTED_EVERY_S: Final = 5.0
 """How often a turn that would be given up without readers is told that it has one."""
 
+_STRETCH: Final = 0.2
+"""The most by which a look is later than its pace says, as a part of the interval."""
+
 _SLACK_S: Final = 5.0
 """How late the next note may come before the turn counts as unread."""
 
@@ -310,7 +313,7 @@ class FollowedTurn:
         interval_s = pace.interval_ms((loop.time() - self._began) * 1000) / 1000
         while True:
             now = loop.time()
-            left_s = max(poll.looked_at, self._looked_at) + interval_s - now
+            left_s = max(poll.looked_at, self._looked_at) + interval_s * poll.stretch - now
             if left_s <= 0 and poll.may_look(now):
                 return await self._look(poll, now, pace.interval_ms((now - self._began) * 1000) / 1000)
             await wait_for_ring(poll, self.deployment.alarm(), left_s if left_s > 0 else interval_s)
@@ -323,6 +326,7 @@ class FollowedTurn:
         """Ask the database, for all who follow the turn from here; the next look is *next_s* later or a little more."""
         database, after, page = self.deployment.database, self._last, None
         self._looked_at = now
+        poll.stretch = 1 + _STRETCH * self.deployment.sources.random()
         poll.begin_look(now)
         try:
             # Noted again while the last note still holds: at every second look, where looks are rare.

@@ -99,6 +99,7 @@ class _Round:
         """Delete what is too old or unwanted, and make logs short, as far as there is room."""
         deployment, settings = self.service.deployment, self.service.deployment.settings
         database = deployment.database
+        self.budget.tidy()
         if self.budget.room(3 + self.budget.shares.sessions):
             await self._logged(go_on_deleting(database, deployment.files, self.budget.shares.sessions))
         if self.budget.room(2):

@@ -2,7 +2,8 @@
 What one sweep may use of its invocation: queries and time, by plan.
 
 Cloudflare gives an invocation 1,000 round trips to D1 on the paid plan and 50 on the free one, and a cron 15 minutes.
-A cron comes each minute; so a sweep begins nothing new after 45 s, and ends what it has begun.
+A cron comes each minute; so a sweep begins no turn and no hook call after 45 s, and ends what it has begun.  What comes
+after them has 10 s of its own then: turns may take longer than the minute, again and again.
 
 An invocation that is started through a service binding has queries of its own.  Starting it is one subrequest; one
 request may lead to 32 invocations.
@@ -77,6 +78,7 @@ SWEEP_SHARES: Final[Mapping[Plan, SweepShares]] = {
 }
 
 _BEGINS_UNTIL_S: Final = 45.0
+_TIDIES_FOR_S: Final = 10.0
 _OF_A_HOOK: Final = 3
 
 
@@ -146,6 +148,10 @@ class SweepBudget:
             return False
         self._parts += 1
         return True
+
+    def tidy(self) -> None:
+        """Begin the work after turns and hooks: there is time for it, however long those took."""
+        self._until = max(self._until, asyncio.get_running_loop().time() + _TIDIES_FOR_S)
 
     def room(self, queries: int) -> bool:
         """Say whether there is room for *queries* queries, after turns and hooks."""

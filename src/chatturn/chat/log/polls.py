@@ -78,10 +78,13 @@ class Poll(SharedLook):
 
     Attributes:
         noted_until: Until when the turn's worker knows that it is followed from here.
+        stretch: By how much the next look is later than its pace says, as a factor; drawn anew for each look, so that
+            many turns that are followed from the same moment on do not all ask at the same moments.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.stretch = 1.0
         self.noted_until = float("-inf")
         self._taking_until = float("-inf")
         self._pages: list[tuple[int, LogPage]] = []
