@@ -86,6 +86,9 @@ def test_a_file_is_sent_once_shown_to_the_model_and_got_again(bucket: Worker, up
     assert "attachment" in got.headers["content-disposition"]
     listed = http.get(f"{bucket.url}/v1/sessions/pictures/messages", headers=Client(bucket.url).headers).json()
     assert listed["messages"][0]["parts"] == message
+    export = http.get(f"{bucket.url}/v1/sessions/pictures/export", headers=Client(bucket.url).headers).text
+    [line] = [json.loads(text) for text in export.split("\n")[:-1] if '"type":"file"' in text]
+    assert (line["file"], line["url"]) == (file_id, image["image_url"]["url"])  # type: ignore[index]
 
 
 def test_a_file_is_its_users_alone(bucket: Worker) -> None:

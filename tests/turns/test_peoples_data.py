@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from chatturn.chat.sessions.export import ExportQuery, export
 from chatturn.chat.sessions.sql import forget_session, read_sessions
 from chatturn.database.schema import schema_columns
 from chatturn.database.sqlite import SqliteDatabase
@@ -17,6 +18,7 @@ from chatturn_testing.faults import Crash, Fuse, MortalDatabase
 from tests.support.isolates import Isolate, Reply
 from tests.support.ledger import require_sums
 from tests.support.turns import Desk, Product, open_sqlite
+from tests.turns.test_parts import KeptFiles
 
 BOUNDARY = {"SESSION_OWNER": "subject"}
 VERSIONS = {"THREADS": "on"}
@@ -54,7 +56,7 @@ async def counts(database: SqliteDatabase) -> dict[str, int]:
 
 
 async def said(
-    isolate: Isolate, session: str, message: str = "hi", *, index: int = 0, x_user: str = "ann", x_tenant: str = "acme"
+    isolate: Isolate, session: str, message: Any = "hi", *, index: int = 0, x_user: str = "ann", x_tenant: str = "acme"
 ) -> Reply:
     """Post a turn and read it to its end."""
     path = f"/v1/sessions/{session}/turns/{index}"
@@ -72,6 +74,25 @@ async def paid_for(database: SqliteDatabase) -> None:
         """INSERT INTO chat_usage (run_id, attempt, call_index, tenant_id, session_id, outcome, cost_micro_usd,
              request_id, recorded_at)
            SELECT run_id, 1, 0, tenant_id, session_id, 'running', 7, run_id, created_at FROM chat_turns RETURNING 1""",
+    )
+
+
+async def many_turns(database: SqliteDatabase, session: str, number: int) -> None:
+    """Give a session that has one turn so many more."""
+    first = f"chat:acme:{session}:"
+    await rows(
+        database,
+        f"""INSERT INTO chat_turns (run_id, tenant_id, session_id, user_id, turn_index, user_message, attempt,
+             created_at, updated_at)
+           WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {number})
+           SELECT '{first}' || i, tenant_id, session_id, user_id, i, 'm' || i, 1, created_at, updated_at
+           FROM n JOIN chat_turns ON run_id = '{first}0' RETURNING 1""",  # noqa: S608
+    )
+    await rows(
+        database,
+        f"""INSERT INTO durable_runs (run_id, manifest_hash, project_id, status, created_at, updated_at)
+           SELECT t.run_id, '', '', 'completed', t.created_at, t.updated_at FROM chat_turns AS t
+           WHERE turn_index > 0 AND session_id = '{session}' RETURNING 1""",  # noqa: S608
     )
 
 
@@ -429,20 +450,7 @@ async def test_a_long_export_is_gone_on_with(database: SqliteDatabase) -> None:
     isolate = Isolate(database, Product())
     for name in ("a", "b", "c"):
         await said(isolate, name)
-    await rows(
-        database,
-        """INSERT INTO chat_turns (run_id, tenant_id, session_id, user_id, turn_index, user_message, attempt,
-             created_at, updated_at)
-           WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 250)
-           SELECT 'chat:acme:b:' || i, tenant_id, session_id, user_id, i, 'm' || i, 1, created_at, updated_at
-           FROM n JOIN chat_turns ON run_id = 'chat:acme:b:0' RETURNING 1""",
-    )
-    await rows(
-        database,
-        """INSERT INTO durable_runs (run_id, manifest_hash, project_id, status, created_at, updated_at)
-           SELECT t.run_id, '', '', 'completed', t.created_at, t.updated_at FROM chat_turns AS t
-           WHERE turn_index > 0 RETURNING 1""",
-    )
+    await many_turns(database, "b", 250)
     whole = await exported(isolate, "/v1/users/ann/export")
     free = Isolate(database, Product(), settings={"WORKERS_PLAN": "free"})
     parts: list[dict[str, Any]] = []
@@ -460,20 +468,95 @@ async def test_a_long_export_is_gone_on_with(database: SqliteDatabase) -> None:
 
 
 async def test_a_cursor_of_an_export_leads_to_nobody_elses(database: SqliteDatabase) -> None:
-    """Whoever makes one up is refused."""
+    """Whoever makes one up is refused, or given the sessions of their own that come behind it."""
     isolate = Isolate(database, Product())
-    await said(isolate, "s1")
-    await said(isolate, "s2", x_user="bob")
+    for name, user in (("s1", "ann"), ("s2", "bob"), ("s3", "ann")):
+        await said(isolate, name, x_user=user)
     forged = {
-        "another's": '["x","s2","chat:acme:s2:"]',
-        "outside": '["x","s1","chat:acme:"]',
-        "nobody's": '["x","s9","chat:acme:s9:"]',
+        '["x","s2","chat:acme:s2:"]': ["s3"],
+        '["x","s9","chat:acme:s9:"]': [],
+        '["x","s1","chat:acme:"]': None,
+        '["x","s1","chat:acme:s2:"]': None,
     }
-    for text in forged.values():
-        after = base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
-        assert 422 == (await isolate.ask("GET", f"/v1/users/ann/export?after={after}")).status
-        if "s1" not in text:
-            assert 422 == (await isolate.ask("GET", f"/v1/sessions/s1/export?after={after}")).status
+    for text, names in forged.items():
+        path = f"export?after={base64.urlsafe_b64encode(text.encode()).decode().rstrip('=')}"
+        if names is None:
+            assert 422 == (await isolate.ask("GET", f"/v1/users/ann/{path}")).status
+        else:
+            lines = await exported(isolate, f"/v1/users/ann/{path}")
+            assert names == [line["sessionId"] for line in lines if line["type"] == "session"]
+            assert 1 + 2 * len(names) == len(lines)
+        assert 422 == (await isolate.ask("GET", f"/v1/sessions/s3/{path}")).status
+
+
+async def test_a_session_that_is_deleted_while_it_is_exported_is_left_out(database: SqliteDatabase) -> None:
+    """Also where another user has begun one of the same name: neither it nor an error takes its place."""
+    isolate = Isolate(database, Product(), settings={**BOUNDARY, "WORKERS_PLAN": "free"})
+    for name in ("s1", "s2"):
+        await said(isolate, name)
+    await many_turns(database, "s1", 250)
+    [*_, more] = await exported(isolate, "/v1/users/ann/export")
+    assert "more" == more["type"]
+    assert 200 == (await isolate.ask("DELETE", "/v1/sessions/s1")).status
+    await asyncio.sleep(0.01)
+    lines = await exported(isolate, f"/v1/users/ann/export?after={more['after']}")
+    await said(isolate, "s1", "bob's", x_user="bob")
+    assert lines == await exported(isolate, f"/v1/users/ann/export?after={more['after']}")
+    assert ["s2"] == [line["sessionId"] for line in lines if line["type"] == "session"]
+    assert "end" == lines[-1]["type"]
+
+    query = ExportQuery(tenant_id="acme", session_id="s1")
+    await many_turns(database, "s1", 20)
+    deployment = isolate.service.deployment
+    parts = export(deployment.database, deployment.files, query, "paid")
+    text = "".join([await anext(parts), await anext(parts)])
+    await isolate.ask("DELETE", "/v1/sessions/s1", x_user="bob")
+    await asyncio.sleep(0.01)
+    await said(isolate, "s1", "ann's")
+    text += "".join([part async for part in parts])
+    assert [10, 0] == [text.count('"type":"turn"'), text.count("ann's")]
+    assert text.endswith('{"type":"end"}\n')
+
+
+async def test_an_export_has_the_files_that_messages_name(database: SqliteDatabase) -> None:
+    """Whole, in pieces; without an address what is not kept any more; and gone on with where they are many."""
+    store = KeptFiles()
+    isolate = Isolate(database, Product(), file_store=store, settings=BOUNDARY)
+    sent = [bytes([number]) * size for number, size in enumerate((1, 200_000, 500_001, 3))]
+    headers: dict[str, Any] = {"content_type": "image/png"}
+    ids = [(await isolate.ask("POST", "/v1/files?name=a", content, **headers)).body["file"] for content in sent]
+    for index in range(5):
+        message: Any = [{"type": "text", "text": "see"}, *({"type": "image", "file": each} for each in ids)]
+        await said(isolate, "s1", message, index=index)
+    gone = next(key for key in store.files if key.endswith(ids[3].rpartition("_")[2]) and key.startswith("files/"))
+    del store.files[gone]
+
+    lines = await exported(isolate, "/v1/sessions/s1/export")
+    assert ["session", *["turn", *["file"] * 4] * 5, "end"] == [line["type"] for line in lines]
+    for line, file_id, content in zip(lines[2:5], ids, sent, strict=False):
+        assert (file_id, "image/png", "a", len(content)) == tuple(
+            line[name] for name in ("file", "mediaType", "name", "bytes")
+        )
+        assert content == base64.b64decode(line["url"].removeprefix("data:image/png;base64,"))
+    assert (ids[3], None, None) == (lines[5]["file"], lines[5]["bytes"], lines[5]["url"])
+    assert lines == await exported(isolate, "/v1/users/ann/export")
+    assert lines == await exported(isolate, "/v1/tenants/acme/export", **OPERATOR)
+
+    free = Isolate(database, Product(), file_store=store, settings={**BOUNDARY, "WORKERS_PLAN": "free"})
+    parts: list[dict[str, Any]] = []
+    after = ""
+    while not parts or parts[-1]["type"] != "end":
+        store.asked.clear()
+        parts = [*parts[:-1], *await exported(free, f"/v1/users/ann/export{after}")]
+        assert len(store.asked) <= 30
+        after = f"?after={parts[-1].get('after')}"
+    assert lines == parts
+
+    reply = await isolate.ask("GET", "/v1/sessions/s1/export")
+    store.down = True
+    assert reply.task is not None
+    await reply.task
+    assert reply.reader.broken_off
 
 
 async def test_an_export_that_fails_breaks_off(database: SqliteDatabase) -> None:

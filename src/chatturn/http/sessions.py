@@ -112,7 +112,9 @@ async def export_session(call: Call) -> HttpResponse:
     said, principal = read_query(call.request.query, EXPORT_QUERY), call.principal
     if not await call.service.sessions.exists(principal.tenant_id, session_id, principal.user_id):
         raise NotFound("there is no such session")
-    return await _export(call, ExportQuery(tenant_id=principal.tenant_id, session_id=session_id, after=said["after"]))
+    user_id = principal.user_id if call.service.sessions.owned_by_subject else None
+    query = ExportQuery(tenant_id=principal.tenant_id, user_id=user_id, session_id=session_id, after=said["after"])
+    return await _export(call, query)
 
 
 async def export_user(call: Call) -> HttpResponse:

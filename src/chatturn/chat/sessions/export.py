@@ -2,15 +2,18 @@
 All data of a session, a user or a tenant, as lines of JSON: a few turns in memory at a time, resumed by a cursor.
 
 The lines are a session's ``session``, then a ``turn`` for each version of each of its turns, each followed by its
-``feedback``; at last ``end``, or ``more`` with a cursor where the export is longer than one response may be.  A text
-without either broke off.
+``feedback`` and by a ``file`` for each stored file that its message names; at last ``end``, or ``more`` with a cursor
+where the export is longer than one response may be.  A text without either broke off.
 """
 
 import json
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from chatturn.chat.files import Files
+from chatturn.chat.parts import file_ids_of
 from chatturn.chat.requests import CANCELLED
 from chatturn.chat.sessions import sql
 from chatturn.chat.sessions.sessions import shown_feedback
@@ -22,10 +25,13 @@ from chatturn.settings import Plan
 
 __all__ = ["ExportQuery", "export"]
 
-_PAGES: Final[Mapping[Plan, int]] = {"paid": 300, "free": 15}
-"""How many pages one response reads, by plan: each takes 2 or 3 of an invocation's 1,000 or 50 queries."""
+_READS: Final[Mapping[Plan, int]] = {"paid": 300, "free": 15}
+"""How many pages and files one response reads, by plan: each takes 2 or 3 of an invocation's 1,000 or 50 queries."""
 
 _SESSIONS_AT_ONCE: Final = 50
+
+_PIECE_BYTES: Final = 196_608
+"""How much of a file is encoded at once; 3 divides it, so that the pieces in base64 are one text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,101 +52,159 @@ class ExportQuery:
     after: str | None = None
 
 
-async def export(database: Database, query: ExportQuery, plan: Plan) -> AsyncIterator[str]:
+def export(database: Database, files: Files, query: ExportQuery, plan: Plan) -> AsyncIterator[str]:
     """
-    Yield the lines, some at a time.
+    Yield the lines, some at a time; a line with a file in pieces.
+
+    A session that is deleted meanwhile is left out from there on, also if somebody begins one of the same name.
 
     Raises:
         InvalidField: The cursor is not one of an export.
         StoreError: The database does not answer, or refuses.
+        FilesUnavailable: The store of files does not answer.
     """
-    current, place = await _read_cursor(database, query)
-    pages = _PAGES[plan]
-    async for session_id in _sessions(database, query, current):
-        first, last = session_run_ids(query.tenant_id, session_id)
-        if session_id != current:
-            place = first
-            yield _lines([await _described(database, query.tenant_id, session_id)])
-        while True:
-            if not pages:
-                yield _lines([{"type": "more", "after": encode_cursor("x", [session_id, place])}])
-                return
-            pages -= 1
-            rows, lines = await _page(database, place, last)
-            if lines:
-                yield _lines(lines)
-            if len(rows) < sql.TURNS_AT_ONCE:
-                break
-            place = str(rows[-1]["run_id"])
-    yield _lines([{"type": "end"}])
+    return _Export(database=database, files=files, query=query, reads=_READS[plan]).text()
 
 
-async def _read_cursor(database: Database, query: ExportQuery) -> tuple[str, str]:
+class _Turn(NamedTuple):
+    """A turn as lines, with its feedback; and the stored files that its message names."""
+
+    run_id: str
+    user_id: str
+    lines: str
+    file_ids: Sequence[str]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Export:
     """
-    Return the session and the run that were exported last; empty for none.
+    One response of an export.
 
-    Raises:
-        InvalidField: The cursor is not one of an export, or leads to a session that this export does not have.
+    Attributes:
+        database: Where the sessions are.
+        files: Where their files are.
+        query: Whose data is exported.
+        reads: How many pages and files may still be read.
     """
-    if query.after is None:
-        return "", ""
-    session_id, run_id = map(str, decode_cursor(query.after, "x", ["", ""]))
-    first, last = session_run_ids(query.tenant_id, session_id)
-    [found] = await database.batch([sql.read_session(query.tenant_id, session_id)])
-    owner = found.rows[0]["owner_id"] if found.rows else None
-    if (
-        not first <= run_id < last
-        or query.session_id not in {None, session_id}
-        or (query.user_id is not None and query.user_id != owner)
-    ):
-        raise InvalidField("after is not a cursor of this export", field="after")
-    return session_id, run_id
 
+    database: Database
+    files: Files
+    query: ExportQuery
+    reads: int
 
-async def _sessions(database: Database, query: ExportQuery, current: str) -> AsyncIterator[str]:
-    """Yield the names of the sessions from *current* on."""
-    if query.session_id is not None:
-        yield query.session_id
-        return
-    if current:
-        yield current
-    while True:
-        [found] = await database.batch([sql.read_names(query.tenant_id, query.user_id, current, _SESSIONS_AT_ONCE)])
-        for row in found.rows:
-            current = str(row["session_id"])
-            yield current
-        if len(found.rows) < _SESSIONS_AT_ONCE:
+    async def text(self) -> AsyncIterator[str]:
+        current, place = self._read_cursor()
+        some = False
+        async for name in self._names(current):
+            session = await self._session(name)
+            if session is None:
+                continue
+            first, last = session_run_ids(self.query.tenant_id, name)
+            if name != current:
+                place = first
+                yield _lines([self._described(session)])
+            async for turn in self._turns(session, place, last):
+                if turn is None or (some and len(turn.file_ids) > self.reads):
+                    yield _lines([{"type": "more", "after": encode_cursor("x", [name, place])}])
+                    return
+                yield turn.lines
+                for file_id in turn.file_ids:
+                    async for piece in self._file(turn, file_id):
+                        yield piece
+                place, some = turn.run_id, True
+        yield _lines([{"type": "end"}])
+
+    def _read_cursor(self) -> tuple[str, str]:
+        """
+        Return the session and the run that were exported last; empty for none.
+
+        It may lead to a session that the export does not have, or no longer: the export goes on behind it.
+
+        Raises:
+            InvalidField: The cursor is not one of an export.
+        """
+        if self.query.after is None:
+            return "", ""
+        session_id, run_id = map(str, decode_cursor(self.query.after, "x", ["", ""]))
+        first, last = session_run_ids(self.query.tenant_id, session_id)
+        if not first <= run_id < last or self.query.session_id not in {None, session_id}:
+            raise InvalidField("after is not a cursor of this export", field="after")
+        return session_id, run_id
+
+    async def _names(self, current: str) -> AsyncIterator[str]:
+        """Yield the names of the sessions from *current* on."""
+        query = self.query
+        if query.session_id is not None:
+            yield query.session_id
             return
+        if current:
+            yield current
+        while True:
+            names = sql.read_names(query.tenant_id, query.user_id, current, _SESSIONS_AT_ONCE)
+            [found] = await self.database.batch([names])
+            for row in found.rows:
+                current = str(row["session_id"])
+                yield current
+            if len(found.rows) < _SESSIONS_AT_ONCE:
+                return
+
+    async def _session(self, name: str) -> Row | None:
+        """Read a session; None if it is not there, or not of whom the export is."""
+        [found] = await self.database.batch([sql.read_session(self.query.tenant_id, name)])
+        row = found.rows[0] if found.rows else None
+        return None if row is None or self.query.user_id not in {None, row["owner_id"]} else row
+
+    def _described(self, session: Row) -> Mapping[str, Any]:
+        return {
+            "type": "session",
+            "tenantId": self.query.tenant_id,
+            "sessionId": session["session_id"],
+            "userId": session["owner_id"],
+            "title": session["title"],
+            "createdAt": session["created_at"],
+            "lastActivityAt": session["active_at"],
+        }
+
+    async def _turns(self, session: Row, after: str, last: str) -> AsyncIterator[_Turn | None]:
+        """Yield the turns behind a run, as long as it is the same session; None where no further page may be read."""
+        of_session = sql.read_session(self.query.tenant_id, str(session["session_id"]))
+        while True:
+            if self.reads <= 0:
+                yield None
+                return
+            self.reads -= 1
+            now, found = await self.database.batch([of_session, sql.read_turns(after, last)])
+            if not found.rows or [session["created_at"]] != [row["created_at"] for row in now.rows]:
+                return
+            [rated] = await self.database.batch([sql.read_feedback([str(row["run_id"]) for row in found.rows])])
+            for row in found.rows:
+                yield _turn_of(row, [each for each in rated.rows if each["run_id"] == row["run_id"]])
+            if len(found.rows) < sql.TURNS_AT_ONCE:
+                return
+            after = str(found.rows[-1]["run_id"])
+
+    async def _file(self, turn: _Turn, file_id: str) -> AsyncIterator[str]:
+        """Yield the line of a stored file in pieces; a file that is not there any more has no address."""
+        self.reads -= 1
+        named = {"type": "file", "runId": turn.run_id, "file": file_id}
+        found = None
+        if self.files.store is not None:
+            found = await self.files.content(self.query.tenant_id, turn.user_id, file_id)
+        if found is None:
+            yield _lines([{**named, "mediaType": None, "name": None, "bytes": None, "url": None}])
+            return
+        facts, data = found
+        known = {"mediaType": facts.media_type, "name": facts.name, "bytes": facts.size}
+        yield _lines([{**named, **known, "url": f"data:{facts.media_type};base64,"}]).removesuffix('"}\n')
+        for at in range(0, len(data), _PIECE_BYTES):
+            yield b64encode(data[at : at + _PIECE_BYTES]).decode()
+        yield '"}\n'
 
 
-async def _described(database: Database, tenant_id: str, session_id: str) -> Mapping[str, Any]:
-    [found] = await database.batch([sql.read_session(tenant_id, session_id)])
-    row = found.rows[0] if found.rows else {}
-    return {
-        "type": "session",
-        "tenantId": tenant_id,
-        "sessionId": session_id,
-        "userId": row.get("owner_id"),
-        "title": row.get("title"),
-        "createdAt": row.get("created_at"),
-        "lastActivityAt": row.get("active_at"),
-    }
-
-
-async def _page(database: Database, after: str, last: str) -> tuple[Sequence[Row], list[Mapping[str, Any]]]:
-    [found] = await database.batch([sql.read_turns(after, last)])
-    if not found.rows:
-        return [], []
-    [rated] = await database.batch([sql.read_feedback([str(row["run_id"]) for row in found.rows])])
-    lines: list[Mapping[str, Any]] = []
-    for row in found.rows:
-        lines.append(_turn(row))
-        lines += [
-            {"type": "feedback", "userId": each["user_id"], **shown_feedback(each)}
-            for each in rated.rows
-            if each["run_id"] == row["run_id"]
-        ]
-    return found.rows, lines
+def _turn_of(row: Row, rated: Sequence[Row]) -> _Turn:
+    turn = _turn(row)
+    feedback = [{"type": "feedback", "userId": each["user_id"], **shown_feedback(each)} for each in rated]
+    return _Turn(str(row["run_id"]), str(row["user_id"]), _lines([turn, *feedback]), file_ids_of(turn["parts"] or []))
 
 
 def _turn(row: Row) -> Mapping[str, Any]:

@@ -104,4 +104,5 @@ class Sessions:
 
     def export(self, query: ExportQuery) -> AsyncIterator[str]:
         """Yield what an export has, some lines at a time; see `chatturn.chat.sessions.export.export`."""
-        return export(self.deployment.database, query, self.deployment.settings.workers_plan)
+        deployment = self.deployment
+        return export(deployment.database, deployment.files, query, deployment.settings.workers_plan)
