@@ -630,6 +630,28 @@ async def test_each_of_many_lost_attempts_has_its_call(database: SqliteDatabase,
     )
 
 
+@pytest.mark.parametrize("deaths", [0, 1, 2])
+async def test_a_later_version_has_lost_no_call_of_another(database: SqliteDatabase, deaths: int) -> None:
+    """The attempts before its first are other versions'; of its own, each that was lost has its call."""
+    settings = {"THREADS": "on"}
+    for version in range(1, 5):
+        again = {} if version == 1 else {"replace": {"kind": "regenerate", "version": version - 1}}
+        for _ in range(deaths if version == 3 else 0):
+            dying = isolate(database, Reply(body=words(100)), settings=settings)
+            await dying.post(**again)
+            await asyncio.sleep(0.1)
+            await dying.kill()
+            await asyncio.sleep(4)
+        await (await isolate(database, COUNTED, settings=settings).post(**again)).lines()
+
+    lost = [("3", attempt, "lost") for attempt in range(3, 3 + deaths)]
+    done = [(str(version), version + deaths * (version > 2), "completed") for version in range(1, 5)]
+    assert sorted([*lost, *done]) == [
+        (run_id.rpartition("~")[2] if "~" in run_id else "1", attempt, outcome)
+        for run_id, attempt, outcome in await ledger(database, "run_id, attempt, outcome")
+    ]
+
+
 async def test_a_lost_call_of_a_superseded_turn_is_on_record(database: SqliteDatabase) -> None:
     """Another message makes nobody pay it back."""
     dying = isolate(database, Reply(body=words(100)))

@@ -12,7 +12,7 @@ from chatturn.chat.thread.identity import ChatTurnIdentity, session_run_ids, ten
 from chatturn.chat.usage.calls import ModelCall
 from chatturn.database.api import NOW, Statement
 from chatturn.database.ledger_sums import KNOWN_SUMS, PARTS, SUMMED
-from chatturn.durable.sql.runs import HELD, MOMENT
+from chatturn.durable.sql.runs import HELD, IS_LATER_VERSION, MOMENT
 from chatturn.errors import LeaseLost
 
 __all__ = [
@@ -69,6 +69,14 @@ WHERE run_id = ?1 AND attempt = ?2 AND wasted = 1
 # For budgets a lost call costs what the turn had reserved.
 _RESERVED: Final = "(SELECT nullif(reserved_micro_usd, 0) FROM chat_turns WHERE run_id = ?1)"
 
+# The first attempt of this run: those before a later version's own were attempts at other versions.
+_FIRST_ATTEMPT: Final = f"""
+iif({IS_LATER_VERSION.format("?1")}, (
+  SELECT min(t.first_attempt, coalesce(
+    (SELECT attempt FROM chat_segments WHERE run_id = ?1 ORDER BY first_seq LIMIT 1), t.first_attempt))
+  FROM chat_turns AS t WHERE t.run_id = ?1), 1)
+"""
+
 # Lost calls of the attempts before ?4.  The latest attempt on record has already recorded those of the attempts before
 # it, so the search begins with that attempt.
 # ?5 the model, ?6 and ?7 tenant and session, ?8 now.
@@ -76,13 +84,13 @@ _LOSE_UNKNOWN: Final = f"""
 INSERT INTO chat_usage (run_id, attempt, call_index, model, outcome, wasted, tenant_id, session_id, recorded_at,
                         estimated_cost_micro_usd)
 WITH RECURSIVE before (attempt) AS (
-  SELECT coalesce((SELECT max(attempt) FROM chat_usage WHERE run_id = ?1 AND attempt < ?4), 1)
+  SELECT coalesce((SELECT max(attempt) FROM chat_usage WHERE run_id = ?1 AND attempt < ?4), {_FIRST_ATTEMPT})
   UNION ALL SELECT attempt + 1 FROM before WHERE attempt < ?4 - 1
 )
 SELECT ?1, b.attempt,
   (SELECT coalesce(max(call_index) + 1, 0) FROM chat_usage WHERE run_id = ?1 AND attempt = b.attempt),
   ?5, 'lost', 1, ?6, ?7, {MOMENT.format("?8")}, {_RESERVED}
-FROM before AS b WHERE {HELD}
+FROM before AS b WHERE b.attempt < ?4 AND {HELD}
   AND NOT EXISTS (SELECT 1 FROM chat_segments WHERE run_id = ?1 AND attempt = b.attempt AND ended)
   AND NOT EXISTS (
     SELECT 1 FROM chat_usage WHERE run_id = ?1 AND attempt = b.attempt
