@@ -635,7 +635,7 @@ async def test_a_later_version_has_lost_no_call_of_another(database: SqliteDatab
     """The attempts before its first are other versions'; of its own, each that was lost has its call."""
     settings = {"THREADS": "on"}
     for version in range(1, 5):
-        again = {} if version == 1 else {"replace": {"kind": "regenerate", "version": version - 1}}
+        again: dict[str, Any] = {} if version == 1 else {"replace": {"kind": "regenerate", "version": version - 1}}
         for _ in range(deaths if version == 3 else 0):
             dying = isolate(database, Reply(body=words(100)), settings=settings)
             await dying.post(**again)
