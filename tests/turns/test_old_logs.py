@@ -74,6 +74,25 @@ async def test_an_old_log_is_its_replay(database: SqliteDatabase) -> None:
     assert ANSWER in chat.reader.text
 
 
+async def test_a_client_that_counts_chunks_is_given_the_whole_of_an_old_log(database: SqliteDatabase) -> None:
+    """However many of the chunks it has seen: there are fewer now, and they are others."""
+    isolate = Isolate(database, Product(*WORDS), settings=OLD)
+    await (await isolate.post()).lines()
+    await asyncio.sleep(4 * DAY_S)
+    await isolate.sweep()
+    for seen in range(1, 40):
+        for version in (6, 7):
+            query = f"?startIndex={seen}&v={version}"
+            reply = await isolate.ask("GET", f"/v1/ai-sdk/chat/thread-1/stream{query}")
+            assert reply.task is not None
+            await reply.task
+            text = reply.reader.text
+            if version == 7:
+                assert text.startswith('data: {"type":"reset-step"}')
+            # A client of an earlier version cannot take back what it has seen.
+            assert reply.reader.broken_off if version == 6 and seen >= 2 else ANSWER in text
+
+
 async def test_a_new_version_begins_behind_an_old_log(database: SqliteDatabase) -> None:
     """Its seqs are above all that anybody has seen."""
     isolate = Isolate(database, Product(*WORDS), settings=OLD)

@@ -22,7 +22,8 @@ Cursors.  A client of this kind counts chunks (``startIndex``).  Its count means
 * with the count 0, it gets ``start``, ``reset-step``, and then everything.  It may hold the message already: it has
   approved a tool in it, and was cut off before the first chunk that followed.  If it holds nothing, there is nothing to
   clear;
-* if the log was stored without its texts, because its product redacts them, it gets the same as in a later attempt.
+* if the log was stored without its texts, because its product redacts them, or was given up for its answer, because it
+  is old, it gets the same as in a later attempt.
 
 Source:
     The package ``ai`` 7.0.173: src/ui-message-stream/ui-message-chunks.ts, src/ui/process-ui-message-stream.ts.
@@ -62,6 +63,8 @@ _APPROVES: Final = 6
 
 # The chunks `start` and `start-step`: a client that has not seen both has nothing to reset.
 _HEAD: Final = 2
+
+_STARTED: Final = "session.run.started"
 
 
 class UiMessageStream:
@@ -167,7 +170,8 @@ class UiMessageStream:
         if line.type == QUEUED:
             self._out.append(queued_frame(line))
             return
-        self._begin()
+        # The log of attempt 1 begins with seq 0, unless it was given up for its answer, which has the last seqs.
+        self._begin(counted=self._attempt == 1 and not (line.type == _STARTED and line.seq))
         handler = _HANDLERS.get(line.type)
         if handler is not None:
             handler(self, line)
@@ -175,11 +179,12 @@ class UiMessageStream:
             self._end_part()
             self._say_other({"type": f"data-{line.type}", "data": line.data})
 
-    def _begin(self) -> None:
+    def _begin(self, *, counted: bool) -> None:
+        """Begin the message; where the chunks are not those that the client has *counted*, from its beginning."""
         if self._begun:
             return
         self._begun = True
-        if self._seen and self._attempt > 1:
+        if self._seen and not counted:
             self._come_back_to_another()
             return
         if self._held:
@@ -241,7 +246,7 @@ class UiMessageStream:
     # Parts.
 
     def _open_part(self, key: PartKey) -> None:
-        self._begin()
+        self._begin(counted=self._attempt == 1)
         self._end_part()
         self._parts += 1
         self._open, self._open_id = key, str(self._parts)
@@ -506,7 +511,7 @@ def _nothing(stream: UiMessageStream, line: Line) -> None:
 
 
 _HANDLERS: Final[Mapping[str, Callable[[UiMessageStream, Line], None]]] = {
-    "session.run.started": _nothing,
+    _STARTED: _nothing,
     "context": _nothing,
     "session.run.restarted": _nothing,  # the line's attempt number has begun the new attempt
     MESSAGE_PART: UiMessageStream._part,  # noqa: SLF001 - the class's own table
