@@ -23,6 +23,7 @@ from chatturn.database.api import Database
 from chatturn.database.fullness import MOST_BYTES, SizedDatabase
 from chatturn.errors import ConfigurationError, KeysUnavailable
 from chatturn.http.auth import Authenticator, authenticator_for
+from chatturn.http.bodies import Bodies
 from chatturn.http.cors import Cors, read_origins
 from chatturn.http.rates import AskedRate, IsolateRate, Rate, Rates
 from chatturn.http.tickets import Tickets, tickets_for
@@ -94,6 +95,7 @@ class Isolate:
         tickets: Signs the tickets of streams.
         cors: The origins whose pages may read responses.
         rates: The rate limits.
+        bodies: The bodies of requests that are being read.
         telemetry: The telemetry; None where no collector is set.
     """
 
@@ -102,6 +104,7 @@ class Isolate:
     tickets: Tickets
     cors: Cors
     rates: Rates
+    bodies: Bodies
     telemetry: Telemetry | None
 
 
@@ -140,6 +143,7 @@ def make_isolate(make_hooks: HooksMaker, platform: Platform) -> Isolate:
         tickets=tickets_for(settings, now=platform.now),
         cors=Cors(read_origins(settings.cors_origins)),
         rates=_rates(settings, platform, log),
+        bodies=Bodies(platform.alarm),
         telemetry=telemetry,
     )
 

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Final
 
@@ -83,6 +83,30 @@ def _half_sent_bodies(target: Target) -> None:
             connections.append(connection)
         told = sum(b" 408 " in connection.recv(64) for connection in connections)
     target.expect(holds=told == len(connections), what=f"{told} of {len(connections)} are told 408")
+
+
+def _half_sent_megabytes(target: Target) -> None:
+    """Of one user; another one's long message is answered meanwhile."""
+    client, other = Client(target.worker.url), Client(target.worker.url, sub="bob")
+    body = b'{"message": "' + b"x" * 1_000_000
+    with ExitStack() as stack:
+        connections = []
+        for number in range(300):
+            connection = stack.enter_context(closing(socket.create_connection(_address(target), timeout=60)))
+            connection.sendall(
+                f"POST /v1/sessions/half-{number}/turns/0 HTTP/1.1\r\nhost: localhost\r\n"
+                f"content-type: application/json\r\nauthorization: {client.headers['authorization']}\r\n"
+                f"content-length: {len(body) + 2}\r\n\r\n".encode()
+            )
+            with suppress(TimeoutError, BlockingIOError):
+                connection.setblocking(False)
+                connection.send(body)
+            connection.settimeout(60)
+            connections.append(connection)
+        answered = other.post("other", "y" * 100_000)[-1]["type"]
+        told = sum(b" 408 " in connection.recv(64) for connection in connections)
+    target.expect(holds=told == len(connections), what=f"{told} of {len(connections)} are told 408")
+    target.expect(holds=answered == "session.run.completed", what=f"another user's turn ends as {answered}")
 
 
 def _address(target: Target) -> tuple[str, int]:
@@ -172,6 +196,13 @@ ATTACKS: Final[Mapping[str, Attack]] = {
         run=_half_sent_bodies,
         variables={"BODY_TIMEOUT_MS": "3000"},
         most_mb=64,
+        most_health_ms=15_000,
+    ),
+    "megabytes": Attack(
+        title="300 bodies of a megabyte that stop before their end, of one user",
+        run=_half_sent_megabytes,
+        variables={"BODY_TIMEOUT_MS": "8000"},
+        most_mb=128,
         most_health_ms=15_000,
     ),
     "patterns": Attack(

@@ -7,6 +7,7 @@ from typing import Protocol, Self, TypeAlias
 from chatturn.chat.service import DurableChatService
 from chatturn.errors import ChatTurnError, ConfigurationError
 from chatturn.http.auth import Authenticator, Principal, UnconfiguredAuth
+from chatturn.http.bodies import Bodies
 from chatturn.http.cors import Cors, origins_in
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import problem
@@ -48,6 +49,7 @@ class Application:
         tickets: Issues and checks what an EventSource shows in place of a token.
         cors: Which pages of other origins may read the responses.
         rates: How often one user and one tenant may send requests; None for no limit.
+        bodies: The bodies that are read in this isolate.
         body_within_s: How many seconds a request's body may take to arrive; None for no limit.
         owner: Runs the turns of a session; None if the invocation that gets a request runs its turn.
     """
@@ -58,6 +60,7 @@ class Application:
     tickets: Tickets = NO_TICKETS
     cors: Cors = field(default_factory=Cors)
     rates: Rates | None = None
+    bodies: Bodies = field(default_factory=Bodies)
     body_within_s: float | None = None
     owner: SessionOwner | None = None
 

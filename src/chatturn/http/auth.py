@@ -73,6 +73,11 @@ class Principal:
     scopes: frozenset[str]
     expires_at_s: float = field(default=math.inf, compare=False)
 
+    @property
+    def name(self) -> str:
+        """A text that stands for this user of this tenant, and for no other."""
+        return f"{len(self.tenant_id)}:{self.tenant_id}:{self.user_id}"
+
 
 class Authenticator(Protocol):
     """Finds out who sent a request."""

@@ -102,7 +102,7 @@ class Rates:
             RateLimited: There were too many requests.
         """
         # A refused user's request is not counted for the tenant, whose other users may go on.
-        wait_s = await self._subject.wait_s(f"{len(principal.tenant_id)}:{principal.tenant_id}:{principal.user_id}")
+        wait_s = await self._subject.wait_s(principal.name)
         wait_s = wait_s or await self._tenant.wait_s(principal.tenant_id)
         if wait_s:
             raise RateLimited("too many requests", retry_after_s=math.ceil(wait_s))

@@ -5,7 +5,6 @@ Before the first byte of a response the sender is authenticated, the request is 
 any, is claimed: so a failure of these gets an error status.
 """
 
-import asyncio
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,7 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from chatturn.chat.turn.sinks import NoSink
-from chatturn.errors import BodyTimeout, ChatTurnError, MethodNotAllowed, NotFound, RateLimited, RequestError
+from chatturn.errors import ChatTurnError, MethodNotAllowed, NotFound, RateLimited, RequestError
 from chatturn.http.ai_sdk import (
     AI_SDK_CHAT,
     ai_sdk_problem,
@@ -24,7 +23,7 @@ from chatturn.http.ai_sdk import (
     session_of_chat,
 )
 from chatturn.http.application import Application, Call, Parameters, PublicRoute, Route, SessionOwner
-from chatturn.http.auth import OPERATE, READ_TURNS, RUN_TURNS, require_scope
+from chatturn.http.auth import OPERATE, READ_TURNS, RUN_TURNS, Principal, require_scope
 from chatturn.http.files import FILES, get_file, post_file
 from chatturn.http.limits import MAX_BODY_BYTES
 from chatturn.http.lists import get_messages, get_runs, post_event, session_of_run
@@ -230,7 +229,7 @@ async def _dispatch(request: HttpRequest, app: Application) -> HttpResponse:
     ticket = _ticket(request, app) if route.takes_tickets else None
     principal = await app.authenticator.authenticate(request.headers) if ticket is None else ticket.principal
     require_scope(principal, route.scopes)
-    call = Call(app.chat(), _timed(request, app), principal, parameters, app.tickets, ticket)
+    call = Call(app.chat(), _bounded(request, principal, app), principal, parameters, app.tickets, ticket)
     call = await _check_rates(call, route, app)
     return await (route.operation(call) if app.owner is None else _by_owner(call, route, app.owner))
 
@@ -268,20 +267,9 @@ async def _check_rates(call: Call, route: Route, app: Application) -> Call:
     return call
 
 
-def _timed(request: HttpRequest, app: Application) -> HttpRequest:
-    """Return *request* with a deadline for its body."""
-    if app.body_within_s is None:
-        return request
-    return replace(request, read=partial(_read_in_time, request, app.body_within_s))
-
-
-async def _read_in_time(request: HttpRequest, within_s: float, most_bytes: int) -> bytes:
-    """Read the body within *within_s* seconds: a client that sends half of it must not hold the request for ever."""
-    try:
-        async with asyncio.timeout(within_s):
-            return await request.read(most_bytes)
-    except TimeoutError:
-        raise BodyTimeout(f"the body did not arrive within {within_s} s") from None
+def _bounded(request: HttpRequest, principal: Principal, app: Application) -> HttpRequest:
+    """Return *request* with a deadline for its body, which waits for room if it is long."""
+    return replace(request, read=partial(app.bodies.read, request, principal.name, app.body_within_s))
 
 
 async def _read_already(body: bytes, _most: int) -> bytes:

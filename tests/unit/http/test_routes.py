@@ -192,13 +192,8 @@ class Log:
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run what never has to wait."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stopped:
-        result: T = stopped.value
-        return result
-    raise AssertionError("it waited")
+    """Run a coroutine in a loop of its own, since bodies are read by the clock."""
+    return asyncio.run(coroutine)
 
 
 def as_chat(service: FakeService) -> DurableChatService:

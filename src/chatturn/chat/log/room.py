@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-__all__ = ["PAGE_CHARACTERS", "SMALL_CHARACTERS", "Room", "reading_room", "sending_room"]
+__all__ = ["PAGE_CHARACTERS", "SMALL_CHARACTERS", "Room", "body_room", "reading_room", "sending_room"]
 
 PAGE_CHARACTERS: Final = 256_000
 """The most characters of a page, which is what one reader has in memory; a first segment may alone be longer."""
@@ -34,7 +34,12 @@ _SENT_WITHIN_S: Final = 90.0
 """Room for sending falls free after 90 s: a page leaves in at most 2 writes, each given up after 30 s."""
 
 _SHARE: Final = 4
-"""One user may hold 1/4 of the room for sending, so that others are not kept out."""
+"""One user may hold 1/4 of the room for sending, or for bodies, so that others are not kept out."""
+
+
+_BODY_BYTES: Final = 24_000_000
+_BODY_WITHIN_S: Final = 90.0
+"""Room for bodies falls free after 90 s: a body has 30 s to arrive."""
 
 
 class Room:
@@ -123,3 +128,8 @@ def reading_room() -> Room:
 def sending_room() -> Room:
     """Return the room for text that was sent and is not yet taken."""
     return Room(_SENT_CHARACTERS, _SENT_CHARACTERS // _SHARE, _SENT_WITHIN_S)
+
+
+def body_room() -> Room:
+    """Return the room, in bytes, for long bodies of requests that are being read."""
+    return Room(_BODY_BYTES, _BODY_BYTES // _SHARE, _BODY_WITHIN_S)
