@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from chatturn.chat.log.compact import ROW_BYTES, size_of_row
+from chatturn.chat.log.compact import ROW_BYTES, compact, size_of_row
+from chatturn.events import encode_lines, text_delta
 from dev import paths, wrangler
 
 pytestmark = pytest.mark.slow
@@ -59,11 +60,13 @@ def test_an_export_is_imported_again(tmp_path: Path) -> None:
     text = "'" * (ROW_BYTES // 2)
     assert ROW_BYTES == size_of_row(text)
     text = text.replace("'", "''")
+    said = [text_delta(each) for each in ("it's\n", "two\r\nlines; ", "and \\n\n", "--\n")] * 3
+    log = compact("".join(encode_lines(said, 0, 1))).replace("'", "''")
     day = "2026-11-28T00:00:00.000Z"
     usage = "run_id, attempt, call_index, tenant_id, session_id, tokens_in, recorded_at"
     values = f"'chat:acme:s1:0', 1, 0, 'acme', 's1', 7, '{day}'"
     inserts = {
-        "chat_segments": f"VALUES ('chat:acme:s1:0', 0, 0, 1, '{text}', 1)",
+        "chat_segments": f"VALUES ('chat:acme:s1:0', 0, 0, 1, '{text}', 1), ('chat:acme:s1:1', 0, 11, 1, '{log}', 1)",
         "chat_usage": f"({usage}) VALUES ({values})",
     }
     script = "".join(f"INSERT INTO {table} {what};\n" for table, what in inserts.items())

@@ -11,6 +11,9 @@ A line has about 100 characters around a delta of about 4.  So consecutive lines
     "},"seq":                              between the delta and the seq,
     ,"attempt":1}                          and behind it,
     Hel"lo"                                and the deltas, as JSON has them, each ended by the quote that ends it there
+
+What ends each of these lines in the database is a tab, which no line of a log has: an export of a text with line breaks
+is imported with more of them, one for each that JSON has escaped.
 """
 
 import re
@@ -23,7 +26,9 @@ __all__ = ["ROW_BYTES", "compact", "expand", "is_compact", "size_of_row"]
 ROW_BYTES: Final = 80_000
 """A row's most bytes by `size_of_row`: an export writes a row as one statement, which D1 limits to 100 KB."""
 
-_MARK: Final = "~\n"
+_MARKS: Final = ("~\t", "~\n")
+"""How a short text begins, by what ends its lines; those with line breaks are of an earlier version."""
+
 _BLOCK: Final = "="
 _LINE: Final = re.compile(
     r'(?P<before>\{.*?"delta":")(?P<delta>(?:[^"\\]|\\.)*)(?P<between>".*,"seq":)(?P<seq>\d+)(?P<behind>,"attempt":\d+\})'
@@ -45,19 +50,20 @@ def size_of_row(text: str) -> int:
 
 def is_compact(text: str) -> bool:
     """Say whether *text* is in the short form of `compact`."""
-    return text.startswith(_MARK)
+    return text.startswith(_MARKS)
 
 
 def compact(lines: str) -> str:
-    """Return whole lines of a log in their short form; as they are, where that is no shorter."""
-    short = _MARK + "".join(_blocks(lines.split("\n")[:-1]))
-    return short if len(short) < len(lines) else lines
+    """Return whole lines of a log in their short form, at most two characters longer; as they are, if one has a tab."""
+    if "\t" in lines:
+        return lines
+    return f"~\n{''.join(_blocks(lines.split(chr(10))[:-1]))}".replace("\n", "\t")
 
 
 def expand(text: str, without: int = 0) -> str:
     """Return the lines, byte for byte, that `compact` was given, or any other text, *without* the first lines."""
     if is_compact(text):
-        return "".join(_expanded(iter(text.split("\n")[1:-1]), without))
+        return "".join(_expanded(iter(text.split(text[1])[1:-1]), without))
     at = 0
     for _ in range(without):
         at = text.index("\n", at) + 1
@@ -69,10 +75,11 @@ def _blocks(lines: list[str]) -> Iterator[str]:
     numbered = enumerate(zip(lines, parsed, strict=True))
     # Consecutive lines of a block have consecutive seqs: seq - position is the same for all of them.
     for key, group in groupby(numbered, lambda item: item[1][1] and (item[1][1].common, item[1][1].seq - item[0])):
-        if not key:
-            yield from (f"{line}\n" for _, (line, _) in group)
+        pairs = [pair for _, pair in group]
+        if not key or len(pairs) == 1:
+            yield from (f"{line}\n" for line, _ in pairs)
         else:
-            found = [line for _, (_, line) in group if line is not None]
+            found = [line for _, line in pairs if line is not None]
             deltas = "".join(f'{line.delta}"' for line in found)
             yield "\n".join((f"{_BLOCK}{found[0].seq}", *found[0].common, deltas, ""))
 
