@@ -630,6 +630,22 @@ async def test_each_of_many_lost_attempts_has_its_call(database: SqliteDatabase,
     )
 
 
+async def test_a_worker_of_a_deleted_turn_says_nothing_of_its_calls(database: SqliteDatabase) -> None:
+    """What it has called is not taken for a call of whoever has begun the session anew."""
+    slow = isolate(database, Reply(body=words(40)))
+    await slow.post()
+    await asyncio.sleep(1)
+    other = isolate(database, Reply(body=[frame("Hello"), 9.0, frame(" there")]))
+    assert 200 == (await other.ask("DELETE", "/v1/sessions/thread-1")).status
+    await asyncio.sleep(0.01)
+    await (await other.post(message="anew")).lines()
+    await asyncio.sleep(10)
+
+    assert [("", "lost", None), ("thread-1", "failed", 2)] == sorted(
+        await ledger(database, "session_id, outcome, CASE session_id WHEN '' THEN NULL ELSE estimated_tokens_out END")
+    )
+
+
 @pytest.mark.parametrize("deaths", [0, 1, 2])
 async def test_a_later_version_has_lost_no_call_of_another(database: SqliteDatabase, deaths: int) -> None:
     """The attempts before its first are other versions'; of its own, each that was lost has its call."""

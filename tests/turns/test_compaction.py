@@ -127,6 +127,26 @@ async def test_a_turn_that_is_claimed_meanwhile_is_left_alone(database: SqliteDa
     assert [(0,)] == await rows(database, "SELECT log_compact FROM chat_turns")
 
 
+async def test_a_session_that_is_deleted_meanwhile_does_not_come_back(database: SqliteDatabase) -> None:
+    """Also where somebody has begun one of the same name: its log is its own."""
+    isolate = await answered(database)
+    other = Isolate(database, Product(text_delta("mine")))
+
+    class Overtaken:
+        async def batch(self, statements: Any) -> Any:
+            outcomes = await database.batch(statements)
+            if "before" in statements[-1].sql and len(statements) == 1:  # the log was read
+                await isolate.ask("DELETE", TURN.removesuffix("/turns/0"))
+                await (await other.ask("POST", TURN, {"message": "anew"}, x_user="bob")).lines()
+            return outcomes
+
+    await compact_logs(Overtaken(), room)
+
+    lines = (await (await other.follow()).lines())[1:]
+    assert ["mine"] == [line["data"]["delta"] for line in lines if line["type"] == "message.part.updated"]
+    assert [(0,)] == await rows(database, "SELECT log_compact FROM chat_turns")
+
+
 async def test_a_log_of_a_failed_turn_that_goes_on_is_made_short_again(database: SqliteDatabase) -> None:
     """An attempt that follows puts its lines behind those that are short."""
     failing = Isolate(database, Product(text_delta("half"), text_delta(" an answer"), RuntimeError("boom")))

@@ -40,22 +40,22 @@ async def compact_logs(database: Database, room: Callable[[int], bool]) -> int:
         for row in due.rows:
             if not room(_QUERIES_OF_A_LOG):
                 return short
-            await _compact_log(database, str(row["run_id"]), int(row["epoch"] or 0))
+            await _compact_log(database, str(row["run_id"]), str(row["state"]))
             short += 1
         if len(due.rows) < _LOGS_AT_ONCE:
             break
     return short
 
 
-async def _compact_log(database: Database, run_id: str, epoch: int) -> None:
+async def _compact_log(database: Database, run_id: str, state: str) -> None:
     """Make one log short, a page of rows at a time; each page is one transaction, and the last one marks the log."""
     [page] = await database.batch([read_segments(run_id, -1)])
     while page.rows:
         found = [_segment(row) for row in page.rows]
         made = list(_short(_joined(found)))
-        rewriting = [] if made == found else rewrite_segments(run_id, epoch, made)
+        rewriting = [] if made == found else rewrite_segments(run_id, state, made)
         *_, page = await database.batch([*rewriting, read_segments(run_id, found[-1].last_seq)])
-    await database.batch([mark_compact(run_id, epoch)])
+    await database.batch([mark_compact(run_id, state)])
 
 
 def _joined(segments: Sequence[Segment]) -> Iterator[Segment]:

@@ -110,12 +110,16 @@ UPDATE chat_turns SET followed_until = max(coalesce(followed_until, ''), {MOMENT
 _LOOSE_AFTER: Final = "-10 minutes"
 """Time since the turn's last claim: by now nobody reads the log live, nor with older code that reads no short logs."""
 
-# Only for a turn that is over and that nobody has claimed since its epoch was read.  ?1 the run, ?2 the epoch.
-_OVER: Final = """EXISTS (SELECT 1 FROM durable_runs
-  WHERE run_id = ?1 AND epoch = ?2 AND lease_holder_id IS NULL AND status IN ('completed', 'failed'))"""
+# What a turn was when it was read: no claim since, and no run of the same id that was begun after it was deleted.
+_STATE: Final = "{}epoch || ' ' || {}created_at"
+
+# Only for a turn that is over and is as it was when it was read.  ?1 the run, ?2 its state.
+_OVER: Final = f"""EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND {_STATE.format("", "")} = ?2
+  AND lease_holder_id IS NULL AND status IN ('completed', 'failed'))"""
 
 _LOOSE_LOGS: Final = f"""
-SELECT t.run_id, r.epoch FROM chat_turns AS t CROSS JOIN durable_runs AS r ON r.run_id = t.run_id
+SELECT t.run_id, {_STATE.format("r.", "r.")} AS state
+FROM chat_turns AS t CROSS JOIN durable_runs AS r ON r.run_id = t.run_id
 WHERE t.log_compact = 0 AND t.updated_at < {MOMENT.format(f"?1, '{_LOOSE_AFTER}'")}
   AND r.lease_holder_id IS NULL AND r.status IN ('completed', 'failed')
 ORDER BY t.updated_at LIMIT ?2
@@ -141,7 +145,8 @@ SELECT ?1, ?3, ?4, ?5, ?6, ?7 WHERE {_OVER}
 
 
 _OLD_LOGS: Final = f"""
-SELECT t.run_id, r.epoch, t.tenant_id, t.session_id, t.user_id, t.turn_index, t.version, t.log_from,
+SELECT t.run_id, {_STATE.format("r.", "r.")} AS state,
+  t.tenant_id, t.session_id, t.user_id, t.turn_index, t.version, t.log_from,
   (SELECT result_json FROM durable_steps AS s
    WHERE s.run_id = t.run_id AND s.step_index = 0 AND s.status = 'completed') AS result_json,
   g.last_seq, g.attempt, g.ended, g.lines
@@ -182,9 +187,9 @@ def loose_logs(limit: int) -> Statement:
     return Statement(_LOOSE_LOGS, (NOW, limit))
 
 
-def mark_compact(run_id: str, epoch: int) -> Statement:
-    """Note that a log is as short as it gets, unless the turn was claimed since."""
-    return Statement(_MARK_COMPACT, (run_id, epoch))
+def mark_compact(run_id: str, state: str) -> Statement:
+    """Note that a log is as short as it gets, unless the turn was claimed or deleted since."""
+    return Statement(_MARK_COMPACT, (run_id, state))
 
 
 def read_segments(run_id: str, after: int) -> Statement:
@@ -192,12 +197,12 @@ def read_segments(run_id: str, after: int) -> Statement:
     return Statement(_READ_SEGMENTS, (run_id, after))
 
 
-def rewrite_segments(run_id: str, epoch: int, segments: Sequence[Segment]) -> list[Statement]:
-    """Put *segments* in the place of the rows that hold the same lines, unless the turn was claimed since."""
+def rewrite_segments(run_id: str, state: str, segments: Sequence[Segment]) -> list[Statement]:
+    """Put *segments* in the place of the rows with the same lines, unless the turn was claimed or deleted since."""
     first, last = segments[0].first_seq, segments[-1].last_seq
     return [
-        Statement(_DELETE_SEGMENTS, (run_id, epoch, first, last)),
-        *(Statement(_INSERT_SEGMENT, (run_id, epoch, *segment)) for segment in segments),
+        Statement(_DELETE_SEGMENTS, (run_id, state, first, last)),
+        *(Statement(_INSERT_SEGMENT, (run_id, state, *segment)) for segment in segments),
     ]
 
 
@@ -206,18 +211,18 @@ def old_logs(older_than_days: int, limit: int) -> Statement:
     return Statement(_OLD_LOGS, (NOW, f"-{older_than_days} days", limit))
 
 
-def give_log_up(run_id: str, epoch: int, left: Segment) -> list[Statement]:
-    """Put *left* in the place of the whole log, unless the turn was claimed since."""
+def give_log_up(run_id: str, state: str, left: Segment) -> list[Statement]:
+    """Put *left* in the place of the whole log, unless the turn was claimed or deleted since."""
     return [
-        Statement(_DELETE_LOG, (run_id, epoch)),
-        Statement(_INSERT_SEGMENT, (run_id, epoch, *left)),
-        Statement(_GIVEN_UP, (run_id, epoch, left.first_seq)),
+        Statement(_DELETE_LOG, (run_id, state)),
+        Statement(_INSERT_SEGMENT, (run_id, state, *left)),
+        Statement(_GIVEN_UP, (run_id, state, left.first_seq)),
     ]
 
 
-def keep_log(run_id: str, epoch: int) -> Statement:
+def keep_log(run_id: str, state: str) -> Statement:
     """Note that a log stays as it is."""
-    return Statement(_SEEN, (run_id, epoch))
+    return Statement(_SEEN, (run_id, state))
 
 
 def append_segment(first_seq: int, attempt: int, lines: Sequence[str], *, ended: bool = False) -> Statement:

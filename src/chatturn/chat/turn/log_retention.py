@@ -40,9 +40,9 @@ async def give_up_old_logs(database: Database, older_than_days: int) -> int:
 
 
 def _given_up(row: Row) -> list[Statement]:
-    run_id, epoch = str(row["run_id"]), int(row["epoch"] or 0)
+    run_id, state = str(row["run_id"]), str(row["state"])
     left = _left(row)
-    return [keep_log(run_id, epoch)] if left is None else give_log_up(run_id, epoch, left)
+    return [keep_log(run_id, state)] if left is None else give_log_up(run_id, state, left)
 
 
 def _left(row: Row) -> Segment | None:
