@@ -309,6 +309,39 @@ async def test_a_reader_of_a_deleted_turn_is_not_told_to_send_it_again(database:
     assert not of_chat.reader.broken_off
 
 
+async def test_whoever_follows_a_deleted_turn_is_shown_nothing_of_one_of_its_name(database: SqliteDatabase) -> None:
+    """It may be another user's; nor is that user shown what the deleted turn's worker still says."""
+    slow = Isolate(
+        database, Product(text_delta("ann's"), *[step for _ in range(20) for step in (0.1, text_delta("old"))])
+    )
+    far, other = (Isolate(database, Product(text_delta("bob's"), 2.0, *[text_delta("bob's")] * 20)) for _ in range(2))
+    path = "/v1/sessions/s1/turns/0"
+    asked: Any = {"model": "default", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+    posted = await slow.ask("POST", path, {"message": "hi"})
+    await asyncio.sleep(0.6)
+    followers = [
+        await isolate.ask(method, address, body, **headers)
+        for isolate in (slow, far)
+        for method, address, body, headers in (
+            ("GET", f"{path}/stream", None, {"x_scopes": "turns:read"}),
+            ("GET", f"{path}/stream", None, {"accept": "text/event-stream"}),
+            ("GET", "/v1/ai-sdk/chat/s1/stream", None, {}),
+            ("POST", "/v1/chat/completions", {**asked, "metadata": {"session_id": "s1", "turn_index": "0"}}, {}),
+        )
+    ]
+    await asyncio.sleep(0.6)
+    assert 200 == (await other.ask("DELETE", "/v1/sessions/s1")).status
+    bobs = await other.ask("POST", path, {"message": "anew"}, x_user="bob")
+    of_bob = await slow.ask("GET", f"{path}/stream", x_user="bob")
+    for reply in (posted, *followers, bobs, of_bob):
+        assert reply.task is not None
+        await reply.task
+
+    assert all("ann's" in reply.reader.text and "bob's" not in reply.reader.text for reply in (posted, *followers))
+    assert bobs.reader.lines == of_bob.reader.lines
+    assert all(reply.reader.broken_off for reply in (followers[2], followers[3], followers[6], followers[7]))
+
+
 async def test_a_deletion_dies_whole_or_not_at_all(database: SqliteDatabase) -> None:
     """Killed before or after its only write."""
     isolate = Isolate(database, Product(text_delta("hello")))

@@ -191,10 +191,15 @@ class FollowedTurn:
             await taken.run(sink, joined=isinstance(taken, ChatTurn))
 
     async def _follow(self, reader: Reader, sink: Sink) -> ChatTurn | QueuedTurn | None:
-        """Show lines until the turn is over or the reader gone; return the turn if this reader takes it over."""
+        """
+        Show lines until the turn is over or the reader gone; return the turn if this reader takes it over.
+
+        Nothing of a turn that has its name since it was deleted is shown: that may be another user's.
+        """
         page: LogPage | None = self.page
+        begun = self.page.created_at
         poll = self.deployment.live.polls.of(self.run_id)
-        while page is not None and not sink.closed:
+        while page is not None and not sink.closed and (page.created_at == begun or self.theirs is not None):
             text, more, self._last = page.text, page.more, page.last
             # What was sent is dropped: a reader that takes nothing for a while must not hold a page here as well.
             self.page = page = replace(page, text="")
@@ -239,7 +244,7 @@ class FollowedTurn:
     async def _follow_live(self, reader: Reader, sink: Sink) -> bool:
         """Show what is said in this isolate, until there is no more of it; return whether there was anything."""
         log = self.deployment.live.get(self.run_id)
-        if log is None:
+        if log is None or (log.created_at != self.page.created_at and self.theirs is None):
             return False
         shown = False
         log.followers += 1

@@ -236,6 +236,7 @@ def _stream(
         projection=projection,
         first=None if opened is None else opened.run,
         may_take_over=may_take_over,
+        created_at=None if opened is None else opened.created_at,
     )
     return HttpResponse(status=200, headers=headers, stream=turn.run)
 

@@ -248,6 +248,8 @@ class ProjectedTurn:
         projection: Converts the lines into the client's format.
         first: Writes the first lines; None if the database has not answered yet.
         may_take_over: Whether the client may run the turn if its worker is lost.
+        created_at: When the turn was begun, if that is known: nothing of a turn that has its name since it was deleted
+            is shown, since that may be another user's.
     """
 
     service: DurableChatService
@@ -255,6 +257,7 @@ class ProjectedTurn:
     projection: Projection
     first: Callable[[Sink], Awaitable[None]] | None
     may_take_over: bool = True
+    created_at: str | None = None
 
     async def run(self, sink: Sink) -> None:
         """Show the turn to its end and close *sink*; abort it if no line comes for `_PATIENCE_S`.  Never raises."""
@@ -268,7 +271,7 @@ class ProjectedTurn:
 
     async def _go_on(self, projected: _ProjectedSink, sink: Sink) -> None:
         """Follow the log until the turn is over."""
-        pause_s, silent_s = _FIRST_PAUSE_S, 0.0
+        pause_s, silent_s, begun = _FIRST_PAUSE_S, 0.0, self.created_at
         while not self.projection.ended and not sink.closed and silent_s < _PATIENCE_S:
             await asyncio.sleep(pause_s if silent_s or self.first is not None else 0)
             came = projected.came
@@ -277,7 +280,8 @@ class ProjectedTurn:
             except StoreError:
                 sink.write(PING_FRAME)
             else:
-                if log is None:
+                begun = log.page.created_at if log is not None and begun is None else begun
+                if log is None or (log.page.created_at != begun and log.theirs is None):
                     break
                 if projected.last is None:
                     self.projection.begin_attempt(log.page.attempt, log.page.ends)

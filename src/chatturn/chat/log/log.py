@@ -49,17 +49,27 @@ class TurnLog:
         place: Where the attempt's lines begin.
         attempt: The number of the attempt that says them.
         redacting: Whether the log is redacting.
+        created_at: When the turn was begun, by which it is told from a deleted one of the same name.
 
     Attributes:
         attempt: The number of the attempt that says them.
+        created_at: When the turn was begun.
         ended: Whether the attempt's last line was said, and stored.
         left: Whether nothing more is said here, though no last line was stored.
         cancel_requested: Whether somebody in this isolate asks to stop the turn.
         followers: How many read it here.
     """
 
-    def __init__(self, place: Place = Place(), attempt: int = 1, *, redacting: bool = False) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self,
+        place: Place = Place(),  # noqa: B008 - frozen
+        attempt: int = 1,
+        *,
+        redacting: bool = False,
+        created_at: str = "",
+    ) -> None:
         self.attempt = attempt
+        self.created_at = created_at
         self.ended = False
         self.left = False
         self.cancel_requested = False

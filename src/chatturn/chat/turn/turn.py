@@ -213,7 +213,7 @@ class ChatTurn:
         self._attempt = attempt
         self._place = place
         self._line = line
-        self._log = TurnLog(place, attempt.number, redacting=redacting)
+        self._log = TurnLog(place, attempt.number, redacting=redacting, created_at=self.created_at)
         self._usage = AttemptUsage(turn, attempt.number, spent)
         self._readership = Readership(deployment.settings, self._log, attempt)
         self._answer = Answer(turn, attempt, place, past=past, log=self._log, usage=self._usage)
