@@ -320,7 +320,7 @@ async def test_whoever_follows_a_deleted_turn_is_shown_nothing_of_one_of_its_nam
     posted = await slow.ask("POST", path, {"message": "hi"})
     await asyncio.sleep(0.6)
     followers = [
-        await isolate.ask(method, address, body, **headers)
+        await isolate.ask(method, address, body, reader=None, **headers)
         for isolate in (slow, far)
         for method, address, body, headers in (
             ("GET", f"{path}/stream", None, {"x_scopes": "turns:read"}),
