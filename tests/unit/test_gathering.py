@@ -58,9 +58,10 @@ def run(arrivals: Sequence[Sequence[float]], other_work: Sequence[tuple[float, f
                 continue
             gather_s = stream.gathering.came(now_s)
         else:
-            work.fired(now_s, now_s - at)
+            work.late_s = now_s - at
             stream.closed = bool(stream.gathered)
             if not stream.gathered:
+                stream.gathering.gathered_nothing()
                 continue
             gather_s = stream.gathering.gathered(len(stream.gathered))
         work.pieces += 1
@@ -100,7 +101,7 @@ def test_streams_beside_each_other_are_late_by_no_more_than_their_deliveries_tak
 
 
 def test_streams_beside_each_other_set_few_timers_while_none_is_late() -> None:
-    """One now and then tells that the isolate is not busy; each chunk is still taken at once."""
+    """One now and then tells whether anything gathers by now; each chunk is still taken at once."""
     for number in (2, 4, 8):
         streams = run([[at + 0.02 * stream / number for at in paced(200)] for stream in range(number)])
         assert all(stream.deliveries == 200 for stream in streams)
@@ -145,22 +146,33 @@ def test_how_long_chunks_gather_grows_with_crowds_and_with_lateness_up_to_a_boun
     assert [gathering.gathered(4) for _ in range(5)] == [0.004, 0.008, 0.016, 0.016, 0.016]
     assert gathering.gathered(1) == 0.002
     for late_s, gather_s in ((0.01, 0.04), (1.0, 0.1)):
-        work.fired(0.2, late_s)
+        work.late_s = late_s
         assert gathering.gathered(1) == gather_s
 
 
-def test_beside_other_work_chunks_gather_unless_a_timer_was_on_time_just_now() -> None:
+def test_beside_other_work_gathering_is_tried_more_rarely_the_more_often_nothing_was_gathered() -> None:
     work = Work()
     gathering = Gathering(work)
 
-    def came(now_s: float) -> float | None:
-        gathering.delivered(now_s - 0.02)
-        work.pieces += 1
-        return gathering.came(now_s)
+    def tried(chunks: int) -> list[int]:
+        """Let *chunks* come, 20 ms apart, each after other work; return after which of them gathering was tried."""
+        found = []
+        for number in range(chunks):
+            work.pieces += 1
+            if gathering.came(float(number)) is not None:
+                found.append(number)
+                gathering.gathered_nothing()
+            gathering.delivered(number + 0.01)
+        return found
 
-    assert came(1.0) == 0.002  # nobody knows whether the isolate is busy
-    work.fired(1.0, 0.001)
-    assert came(1.05) is None
-    assert came(1.11) == 0.002  # it may be busy by now
-    work.fired(1.11, 0.02)
-    assert came(1.12) == 0.002
+    assert tried(60) == [0, 2, 6, 14, 30, 46]
+    work.pieces += 1
+    gathering.gathered(1)
+    assert tried(10) == [0, 2, 6]
+
+
+def test_the_first_chunk_gathers_the_next_ones_for_as_long_as_timers_are_late() -> None:
+    work = Work()
+    gathering = Gathering(work)
+    work.pieces, work.late_s = 1, 0.03
+    assert gathering.came(0.0) == 0.03

@@ -206,14 +206,16 @@ class _Inbox:
         """Collect the gathered chunks and gather again, if there are any and a task waits; else set the trap again."""
         timer, self._timer = self._timer, None
         if timer is not None:
-            work.fired(timer.due_s + timer.late_s, timer.late_s)
+            work.late_s = timer.late_s
         came = self._collect()
         if came and self._bell.awaited:
             gather_s = self._gathering.gathered(came)
             self._deliver()
             self._gather(gather_s)
-        else:
-            self._handler.apply = self._trap
+            return
+        if not came:
+            self._gathering.gathered_nothing()
+        self._handler.apply = self._trap
 
     def _collect(self) -> int:
         """Take the gathered chunks; return how many there are."""
