@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +17,7 @@ from chatturn.events import ChatStreamEvent, text_delta, usage_event
 from products.assistant import Hooks as Assistant
 from tests.support.isolates import TURN, Isolate, Reader
 from tests.support.turns import Product, Recorded, Step, open_sqlite, without_pings
+from tests.support.whole_turns import wrap
 
 WORDS: list[Step] = [step for n in range(8) for step in (text_delta(f"w{n} "), 0.5)]
 """A model that says eight words in four seconds."""
@@ -866,6 +867,45 @@ async def test_a_thread_is_read_back_with_what_is_still_open(database: SqliteDat
     assert ["q0", "yes", "q1", "yes", "q2", "yes"] == [each["content"] for each in before["messages"]]
     assert ([], None) == (before["open"], before["next"])
     assert [] == (await isolate.ask("GET", "/v1/sessions/thread/messages")).body["open"]
+
+
+async def test_a_page_of_a_thread_has_so_many_characters_and_no_more(database: SqliteDatabase) -> None:
+    """A user may have hundreds of long messages; all are there in the end, each turn whole, and none twice."""
+    isolate, wanted = Isolate(database, Product(text_delta("yes"))), []
+    for number in range(14):
+        path = TURN.removesuffix("0") + str(number)
+        wanted += [f"{number}" + "x" * 190_000, "yes"]
+        await (await isolate.ask("POST", path, {"message": wanted[-2]})).lines()
+    pages: list[list[str]] = []
+    before: str | None = ""
+    while before is not None:
+        page = (await isolate.ask("GET", f"/v1/sessions/thread-1/messages?limit=200{before}")).body
+        pages.insert(0, [each["content"] for each in page["messages"]])
+        before = None if page["next"] is None else f"&before={page['next']}"
+
+    assert [4, 12, 12] == list(map(len, pages))
+    assert wanted == [each for page in pages for each in page]
+
+
+async def test_pages_of_threads_are_read_a_few_at_a_time(database: SqliteDatabase) -> None:
+    """One user who asks for hundreds at once fills no isolate."""
+    isolate = Isolate(database, Product(text_delta("yes")))
+    await (await isolate.post()).lines()
+    wrapped, reading, most = wrap(isolate), 0, 0
+
+    async def slow(statements: Sequence[Statement]) -> None:
+        nonlocal reading, most
+        if any("FROM chat_messages AS m" in each.sql for each in statements):
+            reading += 1
+            most = max(most, reading)
+            await asyncio.sleep(0.1)
+            reading -= 1
+
+    wrapped.before = slow
+    pages = await asyncio.gather(*(isolate.ask("GET", "/v1/sessions/thread-1/messages") for _ in range(50)))
+
+    assert 4 == most
+    assert {200} == {page.status for page in pages}
 
 
 async def test_turns_are_listed_by_where_they_stand(database: SqliteDatabase) -> None:

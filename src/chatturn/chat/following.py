@@ -51,7 +51,7 @@ from chatturn.durable.records import RunStatus
 from chatturn.errors import ChatTurnError, DurableRunLeaseHeldError, ReadersBusy, StoreError, error_class
 from chatturn.events import ChatStreamEvent, encode_line
 
-__all__ = ["FollowedTurn", "TakeOver", "read_page_in_turn", "who_holds"]
+__all__ = ["FollowedTurn", "TakeOver", "read_page_in_turn", "wait_for_room", "who_holds"]
 
 _LOOK_EVERY_S: Final = 1.0
 """A follower looks at a log in memory after this time even if no alarm rang, in case a ring was lost."""
@@ -98,7 +98,7 @@ async def read_page_in_turn(
     while (full := _full(deployment, who)) is not None:
         if full is deployment.sending and not waits:
             raise ReadersBusy("no room for another page of a log")
-        await _wait_for(deployment, full, who, PAGE_CHARACTERS)
+        await wait_for_room(deployment, full, who, PAGE_CHARACTERS)
     release = deployment.sending.take(who, PAGE_CHARACTERS)
     try:
         with deployment.reading.holding(who, PAGE_CHARACTERS):
@@ -114,7 +114,8 @@ def _full(deployment: Deployment, who: str) -> Room | None:
     return next((room for room in rooms if not room.fits(who, PAGE_CHARACTERS)), None)
 
 
-async def _wait_for(deployment: Deployment, room: Room, who: str, characters: int) -> None:
+async def wait_for_room(deployment: Deployment, room: Room, who: str, characters: int) -> None:
+    """Wait until there may be room for so much of a user's, or for 10 s."""
     alarm = deployment.alarm()
     with room.watching(who, characters, alarm.ring):
         await alarm.wait(_ROOM_EVERY_S)
@@ -290,7 +291,7 @@ class FollowedTurn:
             await reader.drain(0)
 
     async def _wait_for_room(self, characters: int) -> None:
-        await _wait_for(self.deployment, self.deployment.sending, self._who, characters)
+        await wait_for_room(self.deployment, self.deployment.sending, self._who, characters)
 
     async def _load(self, after: int) -> LogPage | None:
         self.release()

@@ -46,7 +46,7 @@ class MessageQuery:
 
     Attributes:
         before: Only turns before this index; None for the latest.
-        limit: The most turns whose messages are on a page.
+        limit: The most turns whose messages are on a page; fewer where they are long.
     """
 
     before: int | None
@@ -145,7 +145,8 @@ async def list_messages(database: Database, tenant_id: str, session_id: str, que
         read.append(sql.read_open_turns(tenant_id, session_id))
     session, found, *unanswered = [outcome.rows for outcome in await database.batch(read)]
     turns = sorted({int(row["turn_index"] or 0) for row in found})
-    kept = turns[-query.limit :]
+    fitting = {int(row["turn_index"] or 0) for row in found if row["content"] is not None}
+    kept = [turn for turn in turns[-query.limit :] if turn in fitting]
     not_begun = not session and not found and query.before is None and not any(unanswered)
     return MessagePage(
         messages=[_message(row) for row in reversed(found) if int(row["turn_index"] or 0) in kept],

@@ -35,13 +35,26 @@ SHOWN_PARTS: Final = f"""
  FROM json_each(t.parts_json) WHERE t.parts_json IS NOT NULL)
 """
 
-# One turn more than wanted, which tells whether there is a page of older messages.
+_PAGE_CHARACTERS: Final = 1_000_000
+"""A page of messages ends with the turn that brings it to so many characters: 200 turns may have 300 MB."""
+
+# One turn more than wanted, which tells whether there is a page of older messages.  ?5 the most characters: of a turn
+# behind them only its index is read.
 _MESSAGES: Final = f"""
-SELECT m.turn_index, m.role, m.content, m.created_at, m.run_id, t.cancelled_at IS NOT NULL AS cancelled,
-  t.finish_reason, m.version, CASE WHEN m.role = 'user' THEN {SHOWN_PARTS} END AS parts_json
-FROM chat_messages AS m LEFT JOIN chat_turns AS t ON t.run_id = m.run_id
-WHERE m.tenant_id = ?1 AND m.session_id = ?2 AND m.{ATTACHED.strip()}
-ORDER BY m.turn_index DESC, m.role ASC LIMIT ?4
+SELECT m.turn_index, m.role, CASE WHEN p.newer < ?5 THEN m.content END AS content, m.created_at, m.run_id,
+  t.cancelled_at IS NOT NULL AS cancelled, t.finish_reason, m.version,
+  CASE WHEN m.role = 'user' AND p.newer < ?5 THEN {SHOWN_PARTS} END AS parts_json
+FROM (
+  SELECT turn_index, role, coalesce(sum(characters) OVER (
+    ORDER BY turn_index DESC RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS newer
+  FROM (
+    SELECT m.turn_index, m.role, length(m.content) AS characters FROM chat_messages AS m
+    WHERE m.tenant_id = ?1 AND m.session_id = ?2 AND m.{ATTACHED.strip()}
+    ORDER BY m.turn_index DESC, m.role ASC LIMIT ?4)) AS p
+CROSS JOIN chat_messages AS m
+  ON m.tenant_id = ?1 AND m.session_id = ?2 AND m.turn_index = p.turn_index AND m.role = p.role
+LEFT JOIN chat_turns AS t ON t.run_id = m.run_id
+ORDER BY m.turn_index DESC, m.role ASC
 """
 
 _MOST_OPEN: Final = 20
@@ -164,8 +177,13 @@ _READ_UNDELIVERED: Final = _UNDELIVERED.format(
 
 
 def read_messages(tenant_id: str, session_id: str, before: int | None, turns: int) -> Statement:
-    """Read the messages of *turns* turns and of one more, newest first."""
-    return Statement(_MESSAGES, (tenant_id, session_id, _END if before is None else before, 2 * turns + 2))
+    """
+    Read the messages of *turns* turns and of one more, newest first.
+
+    A message whose content is null is of a turn that has no room on the page; the first turn has in any case.
+    """
+    newest = _END if before is None else before
+    return Statement(_MESSAGES, (tenant_id, session_id, newest, 2 * turns + 2, _PAGE_CHARACTERS))
 
 
 def read_open_turns(tenant_id: str, session_id: str) -> Statement:
