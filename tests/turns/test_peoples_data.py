@@ -15,7 +15,7 @@ from chatturn.database.schema import schema_columns
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.events import text_delta
 from chatturn_testing.faults import Crash, Fuse, MortalDatabase
-from tests.support.isolates import Isolate, Reply
+from tests.support.isolates import Isolate, Reader, Reply
 from tests.support.ledger import require_sums
 from tests.support.turns import Desk, Product, open_sqlite
 from tests.turns.test_parts import KeptFiles
@@ -620,3 +620,27 @@ def test_no_table_is_forgotten_by_a_deletion() -> None:
     for table, columns in schema_columns().items():
         if {"run_id", "session_id"} & {*columns} and not table.startswith(("runtime_", "chat_usage_spans")):
             assert re.search(rf"(DELETE FROM|UPDATE) {table}\b", text), table
+
+
+async def test_exports_whose_readers_take_nothing_fill_no_isolate(database: SqliteDatabase) -> None:
+    """Those of one user hold a quarter of the room, and each a few turns; all have the whole in the end."""
+    isolate = Isolate(database, Product(text_delta("yes")))
+    for number in range(12):
+        await (await said(isolate, "s1", index=number)).lines()
+    taken = asyncio.Event()
+
+    class Stalled(Reader):
+        async def drain(self, _room: int | None = None) -> None:
+            await taken.wait()
+
+    readers = [Stalled() for _ in range(20)]
+    replies = [await isolate.ask("GET", "/v1/sessions/s1/export", reader=each) for each in readers]
+    await asyncio.sleep(1)
+    holding = sum('"turn"' in each.text for each in readers)
+    bobs = await isolate.ask("GET", "/v1/sessions/s1/export", x_user="bob")
+    assert "end" == (await bobs.lines())[-1]["type"]
+    taken.set()
+    ends = {(await reply.lines())[-1]["type"] for reply in replies}
+
+    assert 3 == holding
+    assert {"end"} == ends

@@ -1,7 +1,10 @@
 """The routes for sessions as users' data: list, title, feedback, export, deletion."""
 
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
+from chatturn.chat.following import wait_for_room
+from chatturn.chat.log.room import PAGE_CHARACTERS
 from chatturn.chat.sessions.deletion import EVERYBODY
 from chatturn.chat.sessions.export import ExportQuery
 from chatturn.chat.sessions.sessions import SessionQuery
@@ -145,11 +148,7 @@ async def _export(call: Call, query: ExportQuery) -> HttpResponse:
     async def run(sink: Sink) -> None:
         try:
             sink.write(first)
-            async for text in lines:
-                if sink.closed:
-                    return
-                sink.write(text)
-                await sink.drain()
+            await _send_in_turn(call, lines, sink)
         except ChatTurnError as error:
             call.service.deployment.log("export.failed", {"error": error})
             sink.abort()
@@ -158,6 +157,22 @@ async def _export(call: Call, query: ExportQuery) -> HttpResponse:
 
     headers = {"Content-Type": _NDJSON, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
     return HttpResponse(status=200, headers=headers, stream=run)
+
+
+async def _send_in_turn(call: Call, lines: AsyncIterator[str], sink: Sink) -> None:
+    """Send lines, some at a time, each when there is room of the isolate for them: a reader may take nothing."""
+    deployment, who = call.service.deployment, call.principal.name
+    while not sink.closed:
+        if not deployment.sending.fits(who, PAGE_CHARACTERS):
+            await wait_for_room(deployment, deployment.sending, who, PAGE_CHARACTERS)
+            continue
+        with deployment.sending.holding(who, PAGE_CHARACTERS):
+            text = await anext(lines, None)
+            if text is None:
+                return
+            sink.write(text)
+            del text
+            await sink.drain(0)
 
 
 def _operates(call: Call) -> bool:
