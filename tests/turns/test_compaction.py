@@ -8,8 +8,10 @@ import pytest
 
 from chatturn.chat.log.compact import ROW_BYTES, size_of_row
 from chatturn.chat.log.compaction import compact_logs
+from chatturn.chat.log.pages import load_page
+from chatturn.chat.log.room import PAGE_CHARACTERS
 from chatturn.database.sqlite import SqliteDatabase
-from chatturn.events import text_delta
+from chatturn.events import ChatStreamEvent, text_delta
 from chatturn_testing.faults import Crash, Fuse, MortalDatabase
 from tests.support.isolates import TURN, Isolate
 from tests.support.turns import Desk, Product, open_sqlite
@@ -178,6 +180,31 @@ async def test_long_logs_are_cut_into_rows_that_an_export_can_hold(database: Sql
     assert before == after
     assert max(sizes) < 90_000
     assert sum(sizes) < 3 * len("".join(words).encode())
+
+
+async def test_a_page_of_short_logs_is_as_long_as_one_of_long_ones(database: SqliteDatabase) -> None:
+    """Whatever its lines have in common: what is read is the lines."""
+    said = [ChatStreamEvent("progress", {"note": "x" * 2_000, "delta": str(number)}) for number in range(2_000)]
+    steps = [step for at in range(0, len(said), 20) for step in (said[at : at + 20], 0.3)]
+    isolate = Isolate(database, Product(text_delta("a"), *steps))
+    await (await isolate.post()).lines()
+    await asyncio.sleep(LATER_S)
+
+    async def pages() -> list[str]:
+        texts, last, more = list[str](), -1, True
+        while more:
+            page = await load_page(database, "chat:acme:thread-1:0", last)
+            assert page is not None
+            texts.append(page.text)
+            last, more = page.last, page.more
+        return texts
+
+    before = await pages()
+    assert 1 == await compact_logs(database, room)
+    after = await pages()
+
+    assert "".join(before) == "".join(after)
+    assert max(map(len, after)) < 2 * PAGE_CHARACTERS
 
 
 async def test_quotes_count_twice_since_an_export_writes_them_twice(database: SqliteDatabase) -> None:

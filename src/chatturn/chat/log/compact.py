@@ -4,7 +4,8 @@ Lines of a log in a short form for storage: text that many lines share is writte
 A line has about 100 characters around a delta of about 4.  So consecutive lines that differ only in ``delta`` and
 ``seq`` become one block::
 
-    ~                                      a compact text begins with this line; a line of a log begins with "{"
+    ~1234                                  a compact text begins with this line, and with how many characters the lines
+                                           have that it stands for; a line of a log begins with "{"
     {"type":"session.run.started",…}       any other line, as it is
     =12                                    a block: the seq of its first line, then
     {"type":…,"data":{…,"delta":"          what stands before each delta,
@@ -13,7 +14,8 @@ A line has about 100 characters around a delta of about 4.  So consecutive lines
     Hel"lo"                                and the deltas, as JSON has them, each ended by the quote that ends it there
 
 What ends each of these lines in the database is a tab, which no line of a log has: an export of a text with line breaks
-is imported with more of them, one for each that JSON has escaped.
+is imported with more of them, one for each that JSON has escaped.  Texts of an earlier version have line breaks, and no
+number.
 """
 
 import re
@@ -26,8 +28,7 @@ __all__ = ["ROW_BYTES", "compact", "expand", "is_compact", "size_of_row"]
 ROW_BYTES: Final = 80_000
 """A row's most bytes by `size_of_row`: an export writes a row as one statement, which D1 limits to 100 KB."""
 
-_MARKS: Final = ("~\t", "~\n")
-"""How a short text begins, by what ends its lines; those with line breaks are of an earlier version."""
+_MARK: Final = "~"
 
 _BLOCK: Final = "="
 _LINE: Final = re.compile(
@@ -50,20 +51,21 @@ def size_of_row(text: str) -> int:
 
 def is_compact(text: str) -> bool:
     """Say whether *text* is in the short form of `compact`."""
-    return text.startswith(_MARKS)
+    return text.startswith(_MARK)
 
 
 def compact(lines: str) -> str:
-    """Return whole lines of a log in their short form, at most two characters longer; as they are, if one has a tab."""
+    """Return whole lines of a log in their short form, at most 9 characters longer; as they are, if one has a tab."""
     if "\t" in lines:
         return lines
-    return f"~\n{''.join(_blocks(lines.split(chr(10))[:-1]))}".replace("\n", "\t")
+    return f"{_MARK}{len(lines)}\n{''.join(_blocks(lines.split(chr(10))[:-1]))}".replace("\n", "\t")
 
 
 def expand(text: str, without: int = 0) -> str:
     """Return the lines, byte for byte, that `compact` was given, or any other text, *without* the first lines."""
     if is_compact(text):
-        return "".join(_expanded(iter(text.split(text[1])[1:-1]), without))
+        end = "\n" if text.startswith(f"{_MARK}\n") else "\t"
+        return "".join(_expanded(iter(text.split(end)[1:-1]), without))
     at = 0
     for _ in range(without):
         at = text.index("\n", at) + 1

@@ -55,7 +55,12 @@ _PAGE_SEGMENTS: Final = 1_000
 _RECALLED_SEGMENTS: Final = 16
 
 _LINE_CHARACTERS: Final = 120
-"""About the length of a whole line: a row counts as at least this many characters a line, even in its short form."""
+"""About the length of a whole line, for short forms of an earlier version, which do not say how long they are."""
+
+# How many characters a row's lines have, whose short form begins with ``~`` and their number.
+_SIZE: Final = f"""max(length({{0}}lines), iif(unicode({{0}}lines) = unicode('~'),
+  coalesce(nullif(CAST(substr({{0}}lines, 2, 8) AS INTEGER), 0),
+           {_LINE_CHARACTERS} * ({{0}}last_seq - {{0}}first_seq + 1)), 0))"""
 
 # One row per segment, each with the run's state beside it; one row without a segment if there is none.  One statement,
 # so that the state and the lines are of one moment; segment by segment, so that only segments that are shown are read.
@@ -75,7 +80,7 @@ WITH RECURSIVE turn AS (
     (SELECT max(first_seq) FROM chat_segments WHERE run_id = ?1 AND first_seq <= (SELECT start FROM turn)), 0)
   UNION ALL
   SELECT (SELECT min(n.first_seq) FROM chat_segments AS n WHERE n.run_id = ?1 AND n.first_seq > page.first_seq),
-         page.before + max(length(s.lines), {_LINE_CHARACTERS} * (s.last_seq - s.first_seq + 1))
+         page.before + {_SIZE.format("s.")}
   FROM page JOIN chat_segments AS s ON s.run_id = ?1 AND s.first_seq = page.first_seq
   WHERE page.before < {PAGE_CHARACTERS} LIMIT {_PAGE_SEGMENTS}
 )
@@ -132,7 +137,7 @@ _REWRITTEN_CHARACTERS: Final = 400_000
 
 _READ_SEGMENTS: Final = f"""
 SELECT first_seq, last_seq, attempt, ended, lines FROM (
-  SELECT *, sum(length(lines)) OVER (ORDER BY first_seq) - length(lines) AS before FROM (
+  SELECT *, sum({_SIZE.format("")}) OVER (ORDER BY first_seq) - {_SIZE.format("")} AS before FROM (
     SELECT * FROM chat_segments WHERE run_id = ?1 AND first_seq > ?2 ORDER BY first_seq LIMIT {_REWRITTEN_SEGMENTS}))
 WHERE before < {_REWRITTEN_CHARACTERS} ORDER BY first_seq
 """
