@@ -218,13 +218,7 @@ def _failed(failure: Failure, *, status: int, retryable: bool) -> HttpResponse:
 
 def _turn(call: Call, place: "_Place", opened: OpenedTurn, projection: Projection) -> ProjectedTurn:
     identity = with_version_of(place.identity, opened.run_id)
-    return ProjectedTurn(
-        service=call.service,
-        identity=identity,
-        projection=projection,
-        first=opened.run,
-        created_at=opened.created_at,
-    )
+    return ProjectedTurn.of(opened, call.service, identity, projection)
 
 
 async def _opened(call: Call, place: "_Place") -> OpenedTurn:

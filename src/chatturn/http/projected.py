@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 from chatturn.chat.requests import TurnRequest
 from chatturn.chat.service import DurableChatService
@@ -258,6 +258,19 @@ class ProjectedTurn:
     first: Callable[[Sink], Awaitable[None]] | None
     may_take_over: bool = True
     created_at: str | None = None
+
+    @classmethod
+    def of(
+        cls, opened: OpenedTurn, service: DurableChatService, identity: ChatTurnIdentity, projection: Projection
+    ) -> Self:
+        """Return a turn that a request has claimed, or follows, as its client is shown it."""
+        return cls(
+            service=service,
+            identity=identity,
+            projection=projection,
+            first=opened.run,
+            created_at=opened.created_at,
+        )
 
     async def run(self, sink: Sink) -> None:
         """Show the turn to its end and close *sink*; abort it if no line comes for `_PATIENCE_S`.  Never raises."""
