@@ -454,6 +454,32 @@ async def test_a_session_of_an_earlier_version_is_deleted_as_well(database: Sqli
     assert 0 == sum((await counts(database)).values())
 
 
+@pytest.mark.parametrize("swept", [False, True])
+async def test_sessions_of_an_earlier_version_are_their_first_users(database: SqliteDatabase, swept: bool) -> None:
+    """Deleted with all that the user has, and from the next sweep on listed and exported: it may serve for a while."""
+    isolate = Isolate(database, Product())
+    for index, user in enumerate(("ann", "bob")):
+        await said(isolate, "s1", index=index, x_user=user)
+    await said(isolate, "s2", x_user="bob")
+    await rows(database, "DELETE FROM chat_sessions RETURNING 1")
+    if swept:
+        await isolate.sweep()
+        listed = (await isolate.ask("GET", "/v1/sessions")).body["sessions"]
+        assert [("s1", "ann")] == [(each["sessionId"], each["userId"]) for each in listed]
+        assert 4 == len(await exported(isolate, "/v1/users/ann/export"))
+    assert {"deleted": True} == (await isolate.ask("DELETE", "/v1/users/ann/sessions")).body
+    assert [("s2",)] == await rows(database, "SELECT session_id FROM chat_turns")
+    assert {"deleted": True} == (await isolate.ask("DELETE", "/v1/tenants/acme", **OPERATOR)).body
+    assert 0 == sum((await counts(database)).values())
+
+
+async def test_a_first_question_without_words_is_no_title(database: SqliteDatabase) -> None:
+    """As one of an image alone."""
+    isolate = Isolate(database, Product())
+    await said(isolate, "s1", [{"type": "image", "url": "https://example.com/cat.png"}])
+    assert [None] == [each["title"] for each in (await isolate.ask("GET", "/v1/sessions")).body["sessions"]]
+
+
 # Export
 
 

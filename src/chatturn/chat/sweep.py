@@ -16,6 +16,7 @@ from chatturn.chat.lists.sql import read_lost_turns
 from chatturn.chat.log.compaction import compact_logs
 from chatturn.chat.service import DurableChatService
 from chatturn.chat.sessions.deletion import go_on_deleting
+from chatturn.chat.sessions.sql import adopt_latest
 from chatturn.chat.sweep_budget import SWEEP_SHARES, CountedDatabase, SweepBudget
 from chatturn.chat.thread.queue_sql import read_due_pending
 from chatturn.chat.turn.limits_sql import delete_allowances
@@ -100,6 +101,8 @@ class _Round:
         deployment, settings = self.service.deployment, self.service.deployment.settings
         database = deployment.database
         self.budget.tidy()
+        if self.budget.room(1):
+            await database.batch([adopt_latest()])
         if self.budget.room(3 + self.budget.shares.sessions):
             await self._logged(go_on_deleting(database, deployment.files, self.budget.shares.sessions))
         if self.budget.room(2):

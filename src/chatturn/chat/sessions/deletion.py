@@ -49,7 +49,7 @@ async def delete_sessions(database: Database, files: Files, tenant_id: str, user
     Raises:
         FilesUnavailable: The store of files does not answer.
     """
-    await database.batch([sql.ask_for_deletion(tenant_id, user_id)])
+    await database.batch([sql.adopt_latest(), sql.ask_for_deletion(tenant_id, user_id)])
     return await _delete_some(database, files, tenant_id, user_id, most)
 
 

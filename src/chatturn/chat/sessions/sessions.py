@@ -140,7 +140,7 @@ def _session(row: Row, more: Row) -> Mapping[str, Any]:
     return {
         "sessionId": row["session_id"],
         "userId": row["owner_id"],
-        "title": row["title"] if row["title"] is not None else None if question is None else _title(str(question)),
+        "title": row["title"] if row["title"] is not None else _title(str(question or "")),
         "named": row["title"] is not None,
         "createdAt": row["created_at"],
         "lastActivityAt": row["active_at"],
@@ -148,10 +148,10 @@ def _session(row: Row, more: Row) -> Mapping[str, Any]:
     }
 
 
-def _title(question: str) -> str:
-    """Return the question's first words, on one line."""
+def _title(question: str) -> str | None:
+    """Return the question's first words, on one line; None for a question without words."""
     text = " ".join(question.split())
     if len(text) <= _TITLE_CHARACTERS:
-        return text
+        return text or None
     cut = text[: _TITLE_CHARACTERS - 1]
     return (cut.rpartition(" ")[0] or cut) + "…"

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from chatturn.chat.thread.identity import session_run_ids
+from chatturn.chat.thread.session_sql import OWNER_OF_TURN
 from chatturn.database.api import NOW, Statement
 from chatturn.durable.sql.runs import MOMENT
 
 __all__ = [
     "TURNS_AT_ONCE",
+    "adopt_latest",
     "ask_for_deletion",
     "deletion_done",
     "forget_allowances",
@@ -161,6 +163,18 @@ DELETE FROM chat_deletions WHERE tenant_id = ?1 AND user_id = ?2 AND asked_at = 
 RETURNING 1 AS done
 """
 
+_ADOPTED_AT_ONCE: Final = 1_000
+
+# The same for the turns that were claimed last.
+_ADOPT_LATEST: Final = f"""
+INSERT OR IGNORE INTO chat_sessions (tenant_id, session_id, owner_id, created_at)
+SELECT t.tenant_id, t.session_id, {OWNER_OF_TURN}, t.created_at FROM (
+  SELECT run_id FROM chat_turns WHERE log_compact = 0 ORDER BY updated_at DESC LIMIT {_ADOPTED_AT_ONCE}) AS l
+CROSS JOIN chat_turns AS t ON t.run_id = l.run_id
+WHERE NOT EXISTS (SELECT 1 FROM chat_sessions AS s WHERE s.tenant_id = t.tenant_id AND s.session_id = t.session_id)
+ORDER BY t.turn_index
+"""
+
 _RENAMED_AT_ONCE: Final = 200
 
 # A tenant's calls whose run is gone: with its session, which has left the tenant's name, or by retention, which has
@@ -271,6 +285,11 @@ def forget_session(
         Statement(_FORGET_SUMS, (tenant_id, session_id)),
         *(Statement(text, meant) for text in (*_FORGET_RUNS, _FORGET_MESSAGES, _FORGET_SESSION)),
     ]
+
+
+def adopt_latest() -> Statement:
+    """Make the rows of sessions that an older version of this code, which serves the same database, has just begun."""
+    return Statement(_ADOPT_LATEST)
 
 
 def ask_for_deletion(tenant_id: str, user_id: str) -> Statement:
