@@ -165,11 +165,12 @@ RETURNING 1 AS done
 
 _ADOPTED_AT_ONCE: Final = 1_000
 
-# The same for the turns that were claimed last.
+# The same for the turns that were claimed last; the sweep comes once a minute.
 _ADOPT_LATEST: Final = f"""
 INSERT OR IGNORE INTO chat_sessions (tenant_id, session_id, owner_id, created_at)
 SELECT t.tenant_id, t.session_id, {OWNER_OF_TURN}, t.created_at FROM (
-  SELECT run_id FROM chat_turns WHERE log_compact = 0 ORDER BY updated_at DESC LIMIT {_ADOPTED_AT_ONCE}) AS l
+  SELECT run_id FROM chat_turns WHERE log_compact = 0 AND updated_at > {MOMENT.format("?1, '-15 minutes'")}
+  ORDER BY updated_at DESC LIMIT {_ADOPTED_AT_ONCE}) AS l
 CROSS JOIN chat_turns AS t ON t.run_id = l.run_id
 WHERE NOT EXISTS (SELECT 1 FROM chat_sessions AS s WHERE s.tenant_id = t.tenant_id AND s.session_id = t.session_id)
 ORDER BY t.turn_index
@@ -289,7 +290,7 @@ def forget_session(
 
 def adopt_latest() -> Statement:
     """Make the rows of sessions that an older version of this code, which serves the same database, has just begun."""
-    return Statement(_ADOPT_LATEST)
+    return Statement(_ADOPT_LATEST, (NOW,))
 
 
 def ask_for_deletion(tenant_id: str, user_id: str) -> Statement:
