@@ -35,7 +35,7 @@ async def record(store: SqlRunStore, *calls: ModelCall, delivered: bool = True, 
     """Put calls on record under the lease of a turn that begins and ends with them."""
     lease = await lease_of(store, turn_run_id(who))
     for _ in range(2):  # as after a reply that was lost
-        await store.write(lease, [HOLDS, *sql.record_calls(calls, who, delivered=delivered)], renew=True)
+        await store.write(lease, [HOLDS, *sql.record_calls(calls, who, delivered=delivered, new=False)], renew=True)
 
 
 def asked(by: str, **members: Any) -> UsageQuery:
@@ -77,7 +77,7 @@ async def test_what_is_known_of_a_call_only_grows(store: SqlRunStore, database: 
     lease = await lease_of(store, turn_run_id(WHO))
     ended = call(0, tokens_in=7, tokens_out=2)
     for each, delivered in ((call(0, "running"), False), (ended, False), (ended, True), (call(0, "running"), False)):
-        await store.write(lease, [HOLDS, *sql.record_calls([each], WHO, delivered=delivered)], renew=True)
+        await store.write(lease, [HOLDS, *sql.record_calls([each], WHO, delivered=delivered, new=False)], renew=True)
     page = await list_usage(database, asked("day"))
 
     assert (0, 1, 7, 0) == (
@@ -158,3 +158,16 @@ async def test_a_ledger_from_before_there_were_sums_has_them(database: Database)
     await migrate(database)
 
     await require_sums(database, ("2026-03-01", "2026-03-03"))
+
+
+async def test_a_call_that_is_recorded_for_the_first_time_twice_has_one_row(
+    store: SqlRunStore, database: Database
+) -> None:
+    """As where a write's reply was lost and the write is sent again."""
+    lease = await lease_of(store, turn_run_id(WHO))
+    statements = sql.record_calls([call(0, tokens_in=7, tokens_out=2)], WHO, delivered=True, new=True)
+    for _ in range(2):
+        await store.write(lease, [HOLDS, *statements], renew=True)
+    page = await list_usage(database, asked("day"))
+
+    assert (1, 7) == (page.total["delivered"]["calls"], page.total["delivered"]["tokensIn"])

@@ -46,6 +46,7 @@ __all__ = [
 
 # JavaScript's own: the same for every request, so that they may be looked up at import.
 _array_of: Final = js.Array.of
+_array_from: Final = js.Array.from_
 _from_entries: Final = js.Object.fromEntries
 _stringify: Final = js.JSON.stringify
 _set_timeout: Final = js.setTimeout
@@ -74,10 +75,10 @@ def started(function: JsProxy, argument: Any = None) -> JsProxy:
     """
     Call *function*, which returns a promise, and return that promise as it is.
 
-    The call is made by ``Array.prototype.map``, whose result is an array and so no promise.  *function* gets
-    an index and the array, too, which methods with fewer parameters ignore.
+    The call is made by ``Array.from``, whose result is an array and so no promise.  *function* gets an index, too,
+    which methods with fewer parameters ignore.
     """
-    return _array_of(argument).map(function)[0]
+    return _array_from(_array_of(argument), function)[0]
 
 
 async def settled(promise: JsProxy, *, within_s: float | None = None) -> Any:
@@ -331,7 +332,7 @@ def js_arguments(values: Sequence[str | int | float | None]) -> list[Any]:
 def js_texts(*texts: str) -> JsProxy:
     """Make a JavaScript array of *texts*, however long they are."""
     contents = (to_js(text.encode("utf-8", "surrogatepass")) for text in texts)
-    found: JsProxy = _array_of(*map(_array_of, contents)).map(_text_function())
+    found: JsProxy = _array_from(_array_of(*map(_array_of, contents)), _text_function())
     return found
 
 
@@ -341,7 +342,8 @@ def parse_js(value: JsProxy) -> Any:
 
     ``to_py()`` would cross once per member, and leave null as ``jsnull``, which is not None.
     """
-    return json.loads(_array_of(value).map(_stringify).map(_bytes_function())[0].to_bytes())
+    texts = _array_from(_array_of(value), _stringify)  # type: ignore[arg-type]  # it is JavaScript's
+    return json.loads(_array_from(texts, _bytes_function())[0].to_bytes())
 
 
 # Made at the first request and kept: no JavaScript object may be made at import.

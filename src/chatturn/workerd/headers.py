@@ -12,9 +12,10 @@ class LazyHeaders(Mapping[str, str]):
 
     def __init__(self, headers: JsProxy) -> None:
         self._headers = headers
+        self._get = headers.get
 
     def __getitem__(self, name: str) -> str:
-        value = self._headers.get(name)
+        value = self._get(name)
         if not isinstance(value, str):
             raise KeyError(name)
         return value

@@ -79,6 +79,7 @@ class AttemptUsage:
         self._reports = 0
         self._on_record: dict[int, str] = {}
         self._on_its_way: dict[int, str] = {}
+        self._told: set[int] = set()
 
     # Counting.
 
@@ -181,7 +182,9 @@ class AttemptUsage:
         return sql.lose_calls(self._attempt, self._model, self._identity)
 
     def _record(self, calls: Sequence[ModelCall], *, delivered: bool) -> list[Statement]:
-        return sql.record_calls(calls, self._identity, delivered=delivered)
+        new = self._told.isdisjoint(call.index for call in calls)
+        self._told.update(call.index for call in calls)
+        return sql.record_calls(calls, self._identity, delivered=delivered, new=new)
 
     def _tell(self, calls: Sequence[ModelCall]) -> None:
         """Say what about calls cannot be known."""
