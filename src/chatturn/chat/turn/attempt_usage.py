@@ -182,8 +182,11 @@ class AttemptUsage:
         return sql.lose_calls(self._attempt, self._model, self._identity)
 
     def _record(self, calls: Sequence[ModelCall], *, delivered: bool) -> list[Statement]:
-        new = self._told.isdisjoint(call.index for call in calls)
-        self._told.update(call.index for call in calls)
+        if not calls:
+            return []
+        told = {call.index for call in calls}
+        new = self._told.isdisjoint(told)
+        self._told |= told
         return sql.record_calls(calls, self._identity, delivered=delivered, new=new)
 
     def _tell(self, calls: Sequence[ModelCall]) -> None:

@@ -289,16 +289,14 @@ def record_calls(
     calls: Sequence[ModelCall], identity: ChatTurnIdentity, *, delivered: bool, new: bool
 ) -> list[Statement]:
     """
-    Record calls with a write of their turn; nothing for none.
+    Record calls with a write of their turn.
 
     Args:
-        calls: The calls.
+        calls: The calls, at least one.
         identity: The turn's.
         delivered: Whether the write delivers them.
         new: Whether no write before, not even one that failed, was to record any of them.
     """
-    if not calls:
-        return []
     rows = _rows(calls, delivered=delivered)
     return [Statement(_RECORD_NEW if new else _RECORD_FENCED, (rows, identity.tenant_id, identity.session_id, NOW))]
 
