@@ -27,7 +27,7 @@ from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.pages import LogPage
 from chatturn.chat.log.polls import Poll
 from chatturn.chat.log.query_budget import FOLLOW_PACES
-from chatturn.chat.log.room import PAGE_CHARACTERS, SMALL_CHARACTERS, Room
+from chatturn.chat.log.room import PAGE_CHARACTERS, SMALL_CHARACTERS, Room, holder, wait_for_room
 from chatturn.chat.log.sql import note_follower
 from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.chat.thread.queue_sql import Front, its_turn
@@ -51,13 +51,10 @@ from chatturn.durable.records import RunStatus
 from chatturn.errors import ChatTurnError, DurableRunLeaseHeldError, ReadersBusy, StoreError, error_class
 from chatturn.events import ChatStreamEvent, encode_line
 
-__all__ = ["FollowedTurn", "TakeOver", "read_page_in_turn", "wait_for_room", "who_holds"]
+__all__ = ["FollowedTurn", "TakeOver", "read_page_in_turn"]
 
 _LOOK_EVERY_S: Final = 1.0
 """A follower looks at a log in memory after this time even if no alarm rang, in case a ring was lost."""
-
-_ROOM_EVERY_S: Final = 10.0
-"""A follower that waits for room looks again after this time, in case a ring was lost."""
 
 _SEQ: Final = re.compile(r',"seq":[0-9]+(,"attempt":[0-9]+\}\n)$')
 
@@ -77,11 +74,6 @@ TakeOver = Callable[[], Awaitable[OpenTurn]]
 """Claims the turn, as `DurableChatService.open` does."""
 
 
-def who_holds(identity: ChatTurnIdentity) -> str:
-    """Return the name of a user in a `Room`."""
-    return f"{len(identity.tenant_id)}:{identity.tenant_id}:{identity.user_id}"
-
-
 async def read_page_in_turn(
     deployment: Deployment, identity: ChatTurnIdentity, after: int, theirs: Theirs | None, *, waits: bool = True
 ) -> tuple[LogPage | None, Callable[[], None]]:
@@ -94,11 +86,11 @@ async def read_page_in_turn(
     Raises:
         ReadersBusy: There is no room, and the reader does not wait.
     """
-    who, page = who_holds(identity), None
+    who, page = holder(identity.tenant_id, identity.user_id), None
     while (full := _full(deployment, who)) is not None:
         if full is deployment.sending and not waits:
             raise ReadersBusy("no room for another page of a log")
-        await wait_for_room(deployment, full, who, PAGE_CHARACTERS)
+        await wait_for_room(full, who, PAGE_CHARACTERS, deployment.alarm())
     release = deployment.sending.take(who, PAGE_CHARACTERS)
     try:
         with deployment.reading.holding(who, PAGE_CHARACTERS):
@@ -112,13 +104,6 @@ async def read_page_in_turn(
 def _full(deployment: Deployment, who: str) -> Room | None:
     rooms = (deployment.sending, deployment.reading)
     return next((room for room in rooms if not room.fits(who, PAGE_CHARACTERS)), None)
-
-
-async def wait_for_room(deployment: Deployment, room: Room, who: str, characters: int) -> None:
-    """Wait until there may be room for so much of a user's, or for 10 s."""
-    alarm = deployment.alarm()
-    with room.watching(who, characters, alarm.ring):
-        await alarm.wait(_ROOM_EVERY_S)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -272,7 +257,7 @@ class FollowedTurn:
 
     @property
     def _who(self) -> str:
-        return who_holds(self.identity)
+        return holder(self.identity.tenant_id, self.identity.user_id)
 
     def _fits(self, text: str) -> bool:
         return len(text) <= SMALL_CHARACTERS or self.deployment.sending.fits(self._who, len(text))
@@ -291,7 +276,7 @@ class FollowedTurn:
             await reader.drain(0)
 
     async def _wait_for_room(self, characters: int) -> None:
-        await wait_for_room(self.deployment, self.deployment.sending, self._who, characters)
+        await wait_for_room(self.deployment.sending, self._who, characters, self.deployment.alarm())
 
     async def _load(self, after: int) -> LogPage | None:
         self.release()

@@ -11,7 +11,7 @@ from chatturn.backends.parameters import allowed_parameters
 from chatturn.chat.agent.tool_calls import APPROVAL_PREFIX, CLIENT_CALL, TOOL_PREFIX
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.files import FileFacts, last_day
-from chatturn.chat.following import FollowedTurn, read_page_in_turn, wait_for_room
+from chatturn.chat.following import FollowedTurn, read_page_in_turn
 from chatturn.chat.hooks.outbox import Outbox
 from chatturn.chat.listeners import RequestTracing
 from chatturn.chat.lists.lists import (
@@ -26,7 +26,7 @@ from chatturn.chat.lists.lists import (
 from chatturn.chat.lists.revisions import changed
 from chatturn.chat.lists.sql import read_latest_turn, read_open_runs, read_recent_turn
 from chatturn.chat.log.query_budget import RESUMED_AT_ONCE
-from chatturn.chat.log.room import PAGE_CHARACTERS
+from chatturn.chat.log.room import PAGE_CHARACTERS, holder, wait_for_room
 from chatturn.chat.log.sql import request_cancel
 from chatturn.chat.opening import Opening
 from chatturn.chat.requests import Cancellation, TurnInput, TurnRequest, TurnView, history_of
@@ -400,9 +400,9 @@ class DurableChatService:
         """Return a stretch of a session's messages; None if the session is another user's."""
         if not await self.may_see(tenant_id, session_id, user_id):
             return None
-        reading, who = self.deployment.reading, f"{len(tenant_id)}:{tenant_id}:{user_id}"
+        reading, who = self.deployment.reading, holder(tenant_id, user_id)
         while not reading.fits(who, PAGE_CHARACTERS):
-            await wait_for_room(self.deployment, reading, who, PAGE_CHARACTERS)
+            await wait_for_room(reading, who, PAGE_CHARACTERS, self.deployment.alarm())
         with reading.holding(who, PAGE_CHARACTERS):
             page = await list_messages(self.deployment.database, tenant_id, session_id, query)
         # An earlier version's code, which may serve the same database, counts no changes.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, Protocol
 from urllib.parse import urlsplit
 
+from chatturn.chat.log.room import holder
 from chatturn.errors import ConfigurationError, Forbidden, RequestError, Unauthenticated
 from chatturn.http.limits import (
     MAX_ID_CHARACTERS,
@@ -76,7 +77,7 @@ class Principal:
     @property
     def name(self) -> str:
         """A text that stands for this user of this tenant, and for no other."""
-        return f"{len(self.tenant_id)}:{self.tenant_id}:{self.user_id}"
+        return holder(self.tenant_id, self.user_id)
 
 
 class Authenticator(Protocol):

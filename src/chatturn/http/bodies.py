@@ -8,17 +8,13 @@ read before there is room: until then it stays in the connection, where it takes
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Final
 
 from chatturn.chat.log.live import Alarm, EventAlarm
-from chatturn.chat.log.room import SMALL_CHARACTERS, body_room
+from chatturn.chat.log.room import SMALL_CHARACTERS, body_room, wait_for_room
 from chatturn.errors import BodyTimeout
 from chatturn.http.messages import HttpRequest
 
 __all__ = ["Bodies"]
-
-_LOOKS_AGAIN_S: Final = 10.0
-"""A request that waits for room looks again after this time, in case a ring was lost."""
 
 
 class Bodies:
@@ -63,9 +59,7 @@ class Bodies:
         if size <= SMALL_CHARACTERS:
             return nullcontext()
         while not self._room.fits(who, size):
-            alarm = self._alarm()
-            with self._room.watching(who, size, alarm.ring):
-                await alarm.wait(_LOOKS_AGAIN_S)
+            await wait_for_room(self._room, who, size, self._alarm())
         return self._room.holding(who, size)
 
 

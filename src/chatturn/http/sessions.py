@@ -3,8 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from chatturn.chat.following import wait_for_room
-from chatturn.chat.log.room import PAGE_CHARACTERS
+from chatturn.chat.log.room import PAGE_CHARACTERS, wait_for_room
 from chatturn.chat.sessions.deletion import EVERYBODY
 from chatturn.chat.sessions.export import ExportQuery
 from chatturn.chat.sessions.sessions import SessionQuery
@@ -164,7 +163,7 @@ async def _send_in_turn(call: Call, lines: AsyncIterator[str], sink: Sink) -> No
     deployment, who = call.service.deployment, call.principal.name
     while not sink.closed:
         if not deployment.sending.fits(who, PAGE_CHARACTERS):
-            await wait_for_room(deployment, deployment.sending, who, PAGE_CHARACTERS)
+            await wait_for_room(deployment.sending, who, PAGE_CHARACTERS, deployment.alarm())
             continue
         with deployment.sending.holding(who, PAGE_CHARACTERS):
             text = await anext(lines, None)

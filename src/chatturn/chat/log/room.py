@@ -7,7 +7,7 @@ each page needs room; a follower that finds none holds nothing while it waits::
     room to read? ──▶ page read ──▶ room to send? ──▶ sent ──▶ taken, or the reader given up
         │ no: waits                      │ no: dropped, waits, read again
 
-Here is only plain data, since requests must not touch each other's tasks; what wakes a follower is its own alarm.  A
+A room is only plain data, since requests must not touch each other's tasks; what wakes a follower is its own alarm.  A
 follower that the platform ended never gives back what it held, so that falls free after a while.
 """
 
@@ -15,15 +15,27 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
-__all__ = ["PAGE_CHARACTERS", "SMALL_CHARACTERS", "Room", "body_room", "reading_room", "sending_room"]
+__all__ = [
+    "PAGE_CHARACTERS",
+    "SMALL_CHARACTERS",
+    "Room",
+    "body_room",
+    "holder",
+    "reading_room",
+    "sending_room",
+    "wait_for_room",
+]
 
 PAGE_CHARACTERS: Final = 256_000
 """The most characters of a page, which is what one reader has in memory; a first segment may alone be longer."""
 
 SMALL_CHARACTERS: Final = 16_000
 """A text up to this length needs no room to be sent: 1,000 followers of live turns hold 16 MB."""
+
+_LOOKS_AGAIN_S: Final = 10.0
+"""Who waits for room looks again after this time, in case a ring was lost."""
 
 _READ_AT_ONCE: Final = 4
 _READ_WITHIN_S: Final = 10.0
@@ -118,6 +130,22 @@ class Room:
                 left -= characters
                 del self._waiting[key]
                 ring()
+
+
+def holder(tenant_id: str, user_id: str) -> str:
+    """Return the name of a user in a `Room`."""
+    return f"{len(tenant_id)}:{tenant_id}:{user_id}"
+
+
+class _Alarm(Protocol):
+    def ring(self) -> None: ...
+    async def wait(self, within_s: float) -> None: ...
+
+
+async def wait_for_room(room: Room, who: str, characters: int, alarm: _Alarm) -> None:
+    """Wait until there may be room for so much of a user's, or for `_LOOKS_AGAIN_S`."""
+    with room.watching(who, characters, alarm.ring):
+        await alarm.wait(_LOOKS_AGAIN_S)
 
 
 def reading_room() -> Room:
