@@ -253,12 +253,16 @@ class TextDeltas(Sequence[ChatStreamEvent]):
     Args:
         bodies: The text of each event as JSON without its quotes, in the form of `encode_line`; an empty text is
             no event.
+
+    Attributes:
+        characters: About how many characters the text of all events has; those that JSON escapes count as more.
     """
 
-    __slots__ = ("_bodies",)
+    __slots__ = ("_bodies", "characters")
 
     def __init__(self, bodies: list[str]) -> None:
         self._bodies = bodies if all(bodies) else [body for body in bodies if body]
+        self.characters = sum(map(len, bodies))
 
     def __len__(self) -> int:
         return len(self._bodies)
@@ -275,11 +279,6 @@ class TextDeltas(Sequence[ChatStreamEvent]):
 
     def __iter__(self) -> Iterator[ChatStreamEvent]:
         return (text_delta(_unquoted(body)) for body in self._bodies)
-
-    @property
-    def characters(self) -> int:
-        """About how many characters the text of all events has: those that JSON escapes count as more."""
-        return sum(map(len, self._bodies))
 
     def text(self) -> str:
         """Return the text of all events."""
