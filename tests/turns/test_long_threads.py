@@ -5,6 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from chatturn.chat.hooks.thread_changes import ThreadChange
+from chatturn.chat.lists.lists import has_asked
+from chatturn.chat.lists.sql import read_questions
+from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.events import text_delta
 from tests.support.isolates import Isolate
@@ -108,3 +111,19 @@ async def test_a_long_thread_costs_what_a_short_one_does() -> None:
 
     assert short.keys() == long.keys()
     assert {name: (short[name], cost) for name, cost in long.items() if cost > 1.05 * short[name] + 50} == {}
+
+
+async def test_a_thread_is_compared_with_a_request_and_not_read_for_it() -> None:
+    """Only questions that are as long as the request's are read, character for character."""
+    with open_sqlite() as database:
+        isolate = Isolate(database, Product(text_delta("yes")))
+        for index, message in enumerate(["é" * 900, "b" * 900, "c"]):
+            path = f"/v1/sessions/thread-1/turns/{index}"
+            await (await isolate.ask("POST", path, {"message": message})).lines()
+        turn = ChatTurnIdentity(tenant_id="acme", session_id="thread-1", user_id="ann", turn_index=3)
+        [read] = await database.batch([read_questions(turn, [900, 5, 1])])
+        said = [["é" * 900, "b" * 900, "c"], ["é" * 900, "b" * 899, "c"], ["é" * 900, "b" * 900], []]
+        found = [await has_asked(database, turn, questions) for questions in said]
+
+    assert {0: "é" * 900, 1: None, 2: "c"} == {row["turn_index"]: row["content"] for row in read.rows}
+    assert [True, False, False, False] == found

@@ -19,7 +19,7 @@ from chatturn.chat.lists.lists import (
     MessageQuery,
     TurnPage,
     TurnQuery,
-    asked_before,
+    has_asked,
     list_messages,
     list_turns,
 )
@@ -291,8 +291,8 @@ class DurableChatService:
         return None if latest is None else int(latest)
 
     async def has_asked(self, identity: ChatTurnIdentity, questions: Sequence[str]) -> bool:
-        """Say whether these are what the user has asked in the session before a turn; see `asked_before`."""
-        return list(questions) == await asked_before(self.deployment.database, identity)
+        """Say whether these are what the user has asked in the session before a turn, each at its index."""
+        return await has_asked(self.deployment.database, identity, questions)
 
     async def recent_turn(self, tenant_id: str, session_prefix: str, within_s: int) -> str | None:
         """Return the session of the latest turn of those whose names begin alike, if it was begun within so long."""

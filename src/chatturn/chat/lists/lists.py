@@ -22,7 +22,7 @@ __all__ = [
     "TurnPage",
     "TurnQuery",
     "TurnRow",
-    "asked_before",
+    "has_asked",
     "list_messages",
     "list_turns",
 ]
@@ -157,20 +157,22 @@ async def list_messages(database: Database, tenant_id: str, session_id: str, que
     )
 
 
-async def asked_before(database: Database, identity: ChatTurnIdentity) -> list[str | None]:
+async def has_asked(database: Database, identity: ChatTurnIdentity, questions: Sequence[str]) -> bool:
     """
-    Return the user's questions in a session before a turn, by the index; None where nothing was asked.
+    Say whether these are what the user has asked in a session before a turn, each at its index.
 
     A question that is being answered counts like an answered one; a question whose turn failed counts unless another
     answer is in its place.  Otherwise the same request, sent again, would find another thread.
     """
-    opened_turns = sql.read_open_turns(identity.tenant_id, identity.session_id)
-    stored, opened = await database.batch([sql.read_questions(identity), opened_turns])
-    asked = {row["turn_index"]: str(row["content"]) for row in stored.rows}
+    if len(questions) != identity.turn_index:
+        return False
+    read = sql.read_questions(identity, list(map(len, questions)))
+    stored, opened = await database.batch([read, sql.read_open_turns(identity.tenant_id, identity.session_id)])
+    asked = {row["turn_index"]: row["content"] for row in stored.rows}
     for row in opened.rows:
         if row["status"] != RunStatus.FAILED or row["turn_index"] not in asked:
-            asked[row["turn_index"]] = str(row["user_message"])
-    return [asked.get(index) for index in range(identity.turn_index)]
+            asked[row["turn_index"]] = row["user_message"]
+    return all(asked.get(index) == question for index, question in enumerate(questions))
 
 
 async def list_turns(database: Database, project_id: str, query: TurnQuery) -> TurnPage:

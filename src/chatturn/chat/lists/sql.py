@@ -126,8 +126,12 @@ SELECT coalesce(
       ORDER BY 1 DESC LIMIT 1)))) AS latest
 """
 
+# Of a question that is not as long as the one it is compared with (?4, lengths by the turns' indexes) only that: a
+# thread may have hundreds of megabytes, and the request that brings it has one at most.
 _QUESTIONS: Final = f"""
-SELECT turn_index, content FROM chat_messages
+SELECT turn_index,
+  CASE WHEN length(content) = json_extract(?4, '$[' || turn_index || ']') THEN content END AS content
+FROM chat_messages
 WHERE tenant_id = ?1 AND session_id = ?2 AND role = 'user' AND {ATTACHED.strip()}
 """
 
@@ -216,9 +220,14 @@ def read_latest_turn(tenant_id: str, session_id: str) -> Statement:
     return Statement(_LATEST_TURN, (*session_run_ids(tenant_id, session_id), tenant_id, session_id))
 
 
-def read_questions(identity: ChatTurnIdentity) -> Statement:
-    """Read the user's answered questions in a session before a turn."""
-    return Statement(_QUESTIONS, (identity.tenant_id, identity.session_id, identity.turn_index))
+def read_questions(identity: ChatTurnIdentity, lengths: Sequence[int]) -> Statement:
+    """
+    Read the user's answered questions in a session before a turn.
+
+    A question that is not as long as *lengths* say by its turn's index is null.
+    """
+    whose = (identity.tenant_id, identity.session_id, identity.turn_index)
+    return Statement(_QUESTIONS, (*whose, dumps(list(lengths))))
 
 
 def read_recent_turn(first: str, last: str, tenant_id: str, within_s: int) -> Statement:
