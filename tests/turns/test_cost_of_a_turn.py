@@ -40,7 +40,7 @@ def counted() -> Iterator[list[int]]:
         sys.setprofile(before)
 
 
-@pytest.mark.parametrize(("together", "most_per_event"), [(1, 62), (10, 7), (EVENTS, 0.7)])
+@pytest.mark.parametrize(("together", "most_per_event"), [(1, 61), (10, 7), (EVENTS, 0.7)])
 async def test_an_answer_of_2000_events_costs_so_many_calls(together: int, most_per_event: float) -> None:
     """Each alone, as slow models send them; some in each chunk of the network; all at once."""
     frames = [frame(f"w{number} ") for number in range(EVENTS)]
