@@ -147,7 +147,7 @@ class Reply:
 
 
 @dataclass
-class _Scopes:
+class Scopes:
     scopes: str = "turns"
     tenant: str = "acme"
 
@@ -233,7 +233,7 @@ class Isolate:
             method=method, path=path, query=query, headers={"content-type": "application/json", **named}, read=read
         )
         app = Application(
-            authenticator=_Scopes(),
+            authenticator=Scopes(),
             service=self._service(named.get("traceparent")),
             log=lambda what, error: self.logged.append((what, error)),
             tickets=Tickets(["a secret of tests"], now=lambda: (epoch_ms(virtual_moment()) or 0) / 1000),

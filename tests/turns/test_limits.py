@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,11 @@ import pytest
 from chatturn.database.api import Statement
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.events import text_delta
-from tests.support.isolates import Isolate, Reply
+from chatturn.http.application import Application
+from chatturn.http.messages import HttpRequest, HttpResponse
+from chatturn.http.rates import IsolateRate, Rates
+from chatturn.http.routes import handle
+from tests.support.isolates import Isolate, Reply, Scopes
 from tests.support.turns import Product, open_sqlite
 from tests.support.whole_turns import WORDS, wrap
 from tests.turns.test_parts import KeptFiles
@@ -218,3 +223,39 @@ async def test_files_count_as_stored(database: SqliteDatabase, setting: str) -> 
     assert [429 if "TENANT" in setting else 201, 201] == [each.status for each in others]
     assert (3 if "TENANT" in setting else 4) == len([key for key in store.files if key.startswith("files/")])
     assert 429 == (await post(alone, "a")).status
+
+
+async def test_who_asks_too_often_is_refused_before_a_body_is_read(database: SqliteDatabase) -> None:
+    """A megabyte takes longer to read than to refuse; that of a finished turn is read, and the turn is repeated."""
+    alone = isolate(database, *WORDS)
+    await (await post(alone, "finished")).lines()
+    none_left = Rates(subject=IsolateRate(1, now=lambda: 0.0), tenant=IsolateRate(0, now=lambda: 0.0))
+    authenticator = Scopes()
+    await none_left.check(await authenticator.authenticate({}))
+    app = Application(
+        authenticator=authenticator, service=alone.service, log=lambda _what, error: print(error), rates=none_left
+    )
+    read: list[str] = []
+
+    async def ask(session: str, app: Application = app) -> int:
+        async def body(_most: int) -> bytes:
+            read.append(session)
+            return b'{"message": "hi"}'
+
+        path, headers = f"/v1/sessions/{session}/turns/0", {"content-type": "application/json"}
+        response = await handle(HttpRequest(method="POST", path=path, query="", headers=headers, read=body), app)
+        return response.status
+
+    assert [429, 200] == [await ask(session) for session in ("new", "finished")]
+    assert ["finished"] == read
+
+    class Owner:
+        forwarded: bytes | None = None
+
+        async def forward(self, _tenant_id: str, _session_id: str, body: bytes | None = None) -> HttpResponse:
+            self.forwarded = body
+            return HttpResponse(status=200, headers={})
+
+    owner = Owner()
+    assert 200 == await ask("finished", replace(app, owner=owner))
+    assert b'{"message": "hi"}' == owner.forwarded, "a body that was read cannot be passed on unread"

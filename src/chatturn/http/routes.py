@@ -6,7 +6,7 @@ any, is claimed: so a failure of these gets an error status.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -237,7 +237,8 @@ async def _dispatch(request: HttpRequest, app: Application) -> HttpResponse:
 async def _by_owner(call: Call, route: Route, owner: SessionOwner) -> HttpResponse:
     """Forward the request to the owner of the session in its path or body; answer it here if it names none."""
     if route.session is not None and (session := route.session(call.parameters)) is not None:
-        return await owner.forward(call.principal.tenant_id, session)
+        read = call.request.read
+        return await owner.forward(call.principal.tenant_id, session, read.kept if isinstance(read, _Once) else None)
     if route.session_in_body is not None:
         body = await call.request.read(MAX_BODY_BYTES)
         if (session := route.session_in_body(call.request, call.principal, body)) is not None:
@@ -260,8 +261,7 @@ async def _check_rates(call: Call, route: Route, app: Application) -> Call:
     except RateLimited:
         if route.replays is None:
             raise
-        body = await call.request.read(MAX_BODY_BYTES)
-        call = replace(call, request=replace(call.request, read=partial(_read_already, body)))
+        call = replace(call, request=replace(call.request, read=_Once(call.request.read)))
         if not await route.replays(call):
             raise
     return call
@@ -270,6 +270,24 @@ async def _check_rates(call: Call, route: Route, app: Application) -> Call:
 def _bounded(request: HttpRequest, principal: Principal, app: Application) -> HttpRequest:
     """Return *request* with a deadline for its body, which waits for room if it is long."""
     return replace(request, read=partial(app.bodies.read, request, principal.name, app.body_within_s))
+
+
+class _Once:
+    """
+    Reads a body when it is called first, and returns the same after that.
+
+    Attributes:
+        kept: The body; None until it was read.
+    """
+
+    def __init__(self, read: Callable[[int], Awaitable[bytes]]) -> None:
+        self._read = read
+        self.kept: bytes | None = None
+
+    async def __call__(self, most_bytes: int) -> bytes:
+        if self.kept is None:
+            self.kept = await self._read(most_bytes)
+        return self.kept
 
 
 async def _read_already(body: bytes, _most: int) -> bytes:

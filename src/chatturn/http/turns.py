@@ -93,12 +93,12 @@ async def post_turn(call: Call) -> HttpResponse:
 
 
 async def is_replay(call: Call) -> bool:
-    """Say whether the turn is finished, so that posting it only repeats its answer."""
-    request = read_turn_request(await call.request.read(MAX_BODY_BYTES))
-    if request.replace is not None or request.supersede:
-        return False
+    """Say whether the turn is finished, so that posting it only repeats its answer; else its body is not read."""
     view = await call.service.show(identity_of(call))
-    return view is not None and view.status in _FINISHED
+    if view is None or view.status not in _FINISHED:
+        return False
+    request = read_turn_request(await call.request.read(MAX_BODY_BYTES))
+    return request.replace is None and not request.supersede
 
 
 async def get_stream(call: Call) -> HttpResponse:
