@@ -1,9 +1,13 @@
 """A database that is full has its own code, is not tried again, is seen by /readyz, and announces itself."""
 
+import asyncio
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import pytest
 
+from chatturn.chat.hooks.hooks import FinishedTurn
 from chatturn.database.api import Result, Statement
 from chatturn.database.fullness import MOST_BYTES, SizedDatabase, WriteProbe, is_full
 from chatturn.database.sqlite import SqliteDatabase
@@ -114,3 +118,44 @@ async def test_the_size_is_told_and_is_warned_of_before_it_is_too_late() -> None
 def test_what_passes_is_not_taken_for_full(message: str, full: bool) -> None:
     """Of what D1 is known to say."""
     assert full == is_full(message)
+
+
+class Failing(Product):
+    """A product whose receiver is away."""
+
+    async def on_turn_complete(self, turn: FinishedTurn) -> None:
+        raise ConnectionError(turn.idempotency_key)
+
+
+class _Refusing:
+    """A database that is full: who writes must delete something first."""
+
+    def __init__(self, database: SqliteDatabase) -> None:
+        self._database = database
+
+    async def batch(self, statements: Sequence[Statement]) -> list[Result]:
+        writes = [found[0] for each in statements if (found := re.match(r"\s*(INSERT|UPDATE|DELETE)", each.sql))]
+        if writes and writes[0].strip() != "DELETE":
+            raise StoreFull("Exceeded maximum DB size")
+        return await self._database.batch(statements)
+
+
+async def test_a_full_database_is_made_room_in_by_retention(database: SqliteDatabase) -> None:
+    """Though lost turns cannot be gone on with, and hook calls that are due cannot be recorded."""
+    first = Isolate(database, Product(text_delta("hi")))
+    await (await first.post()).lines()
+    await asyncio.sleep(3 * 86_400)
+    lost = Isolate(database, Failing(text_delta("a")))
+    await (await lost.ask("POST", "/v1/sessions/owed/turns/0", {"message": "hi"})).lines()
+    lost.hooks = Product(text_delta("a"), 10_000.0)
+    await lost.ask("POST", "/v1/sessions/lost/turns/0", {"message": "hi"})
+    await asyncio.sleep(1)
+    await lost.kill()
+    await asyncio.sleep(600)
+    cron = Isolate(database, Failing(text_delta("hi")), settings={"RETENTION_DAYS": "1"})
+    cron.wire._database = _Refusing(database)
+    with suppress(StoreFull):
+        await cron.sweep()
+    [left] = await database.batch([Statement("SELECT run_id FROM durable_runs ORDER BY run_id")])
+
+    assert ["chat:acme:lost:0", "chat:acme:owed:0"] == [row["run_id"] for row in left.rows]

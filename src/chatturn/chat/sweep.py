@@ -23,7 +23,7 @@ from chatturn.chat.turn.limits_sql import delete_allowances
 from chatturn.chat.turn.log_retention import LOGS_AT_ONCE, give_up_old_logs
 from chatturn.chat.usage.sql import delete_usage
 from chatturn.database.migration import mend
-from chatturn.errors import FilesUnavailable
+from chatturn.errors import FilesUnavailable, StoreError
 
 __all__ = ["HandOut", "Sweep"]
 
@@ -89,33 +89,65 @@ class _Round:
             deployment.log("schema.mended", {"level": "warning"})
         outbox = Outbox(database=deployment.database, hooks=deployment.hooks, log=deployment.log)
         calls = outbox.sweep(self.budget.begin_hook_call, at_once=self.budget.shares.hooks_at_once)
-        ended = await asyncio.gather(self._run_turns(), calls, return_exceptions=True)
-        for each in ended:  # once both are over: what goes on behind a failure would be cut off
+        ended: list[int | BaseException | None] = []
+        ended += await asyncio.gather(self._run_turns(), calls, return_exceptions=True)
+        # Whatever failed: a database that is full takes no turn and no mark of a call, and is made room in by this.
+        ended.append(await self._tidied())
+        for each in ended:  # once all are over: what goes on behind a failure would be cut off
             if isinstance(each, BaseException):
                 raise each
-        await self._tidy()
         return sum(each for each in ended if isinstance(each, int))
 
-    async def _tidy(self) -> None:
-        """Delete what is too old or unwanted, and make logs short, as far as there is room."""
-        deployment, settings = self.service.deployment, self.service.deployment.settings
-        database = deployment.database
+    async def _tidied(self) -> StoreError | None:
+        """Do all that is to be tidied; return the first failure of the database."""
         self.budget.tidy()
+        first: StoreError | None = None
+        for work in (
+            self._adopt,
+            self._delete_unwanted,
+            self._delete_counts,
+            self._delete_old_runs,
+            self._give_up_logs,
+        ):
+            try:
+                await work()
+            except StoreError as error:
+                first = first or error
+        return first
+
+    async def _adopt(self) -> None:
+        """Record sessions that an earlier version has begun."""
         if self.budget.room(1):
-            await database.batch([adopt_latest()])
-        if self.budget.room(3 + self.budget.shares.sessions):
-            await self._logged(go_on_deleting(database, deployment.files, self.budget.shares.sessions))
+            await self.service.deployment.database.batch([adopt_latest()])
+
+    async def _delete_unwanted(self) -> None:
+        """Delete what people asked to be deleted."""
+        deployment, sessions = self.service.deployment, self.budget.shares.sessions
+        if self.budget.room(3 + sessions):
+            await self._logged(go_on_deleting(deployment.database, deployment.files, sessions))
+
+    async def _delete_counts(self) -> None:
+        """Delete old rows of the ledger, and counts of days that are over."""
+        settings = self.service.deployment.settings
         if self.budget.room(2):
             usage = [delete_usage(settings.usage_retention_days)] if settings.usage_retention_days else []
-            await database.batch([*usage, delete_allowances()])
-        if settings.retention_days:
-            age_ms = settings.retention_days * _DAY_MS
-            await self._logged(deployment.files.delete_old(settings.retention_days, deployment.sources.now()))
+            await self.service.deployment.database.batch([*usage, delete_allowances()])
+
+    async def _delete_old_runs(self) -> None:
+        """Delete turns and files that are too old."""
+        deployment, days = self.service.deployment, self.service.deployment.settings.retention_days
+        if days:
+            await self._logged(deployment.files.delete_old(days, deployment.sources.now()))
+            age_ms = days * _DAY_MS
             while self.budget.room(1) and await deployment.store.delete_finished_runs(older_than_ms=age_ms) > 0:
                 pass
-        if settings.log_retention_days:
-            while self.budget.room(2) and await give_up_old_logs(database, settings.log_retention_days) == LOGS_AT_ONCE:
-                pass
+
+    async def _give_up_logs(self) -> None:
+        """Give up logs that are too old, and make others short."""
+        database, settings = self.service.deployment.database, self.service.deployment.settings
+        days = settings.log_retention_days
+        while days and self.budget.room(2) and await give_up_old_logs(database, days) == LOGS_AT_ONCE:
+            pass
         if settings.compact_logs == "on":
             await compact_logs(database, self.budget.room)
 
