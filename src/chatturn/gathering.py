@@ -3,8 +3,8 @@ Decides when the chunks of a model's answer are taken one by one, and when they 
 
 A chunk is taken at once.  The next chunks are then gathered until a timer fires, and taken together, in two cases: the
 chunk came less than 5 ms after the previous delivery, or the isolate has done other work since then and may be busy.
-A busy isolate fires timers later, and so gathers more chunks at a time.  In one that is not busy nothing is gathered,
-so that gathering is tried more and more rarely, until it succeeds again.
+A busy isolate fires timers later, and so gathers more chunks at a time.  Where no two chunks are gathered together, it
+is tried more and more rarely, until it succeeds again.
 """
 
 import math
@@ -18,6 +18,9 @@ _QUICK_S: Final = 0.005
 _SHORTEST_S: Final = 0.002
 _LONGEST_S: Final = 0.016
 """How long chunks are gathered: at first, and at most, doubling while `_CROWD` or more chunks come at a time."""
+
+_OFTEN_ALONE: Final = 2
+"""Gatherings of a single chunk, one after the other, that show that gathering only delays."""
 
 _CROWD: Final = 4
 """Chunks gathered at a time; a model makes fewer in 2 ms, so from here on fewer wake-ups matter more than delay."""
@@ -59,7 +62,7 @@ class Gathering:
         self._seen = work.pieces
         self._delivered_at = -math.inf
         self._gather_s = _SHORTEST_S
-        self._skips = self._left = 0
+        self._skips = self._left = self._alone = 0
 
     def came(self, now_s: float) -> float | None:
         """Note a chunk that came ungathered; return how long to gather the next ones, None for not at all."""
@@ -73,15 +76,22 @@ class Gathering:
             return None
         return self._time_s(1)
 
-    def gathered(self, chunks: int) -> float:
-        """Note *chunks* that were gathered until the latest timer; return how long to gather the next, in seconds."""
-        self._skips = 0
+    def gathered(self, chunks: int) -> float | None:
+        """
+        Note how many chunks were gathered until the latest timer.
+
+        Returns:
+            How long to gather the next, in seconds; None for not at all.
+        """
+        self._alone = self._alone + 1 if chunks == 1 else 0
+        if not chunks or self._alone == _OFTEN_ALONE:
+            self._alone = 0
+            self._skips = self._left = min(2 * self._skips + 1, _MOST_SKIPPED)
+            return None
+        if chunks > 1:
+            self._skips = 0
         self._gather_s = min(2 * self._gather_s, _LONGEST_S) if chunks >= _CROWD else _SHORTEST_S
         return self._time_s(_LATE_FACTOR)
-
-    def gathered_nothing(self) -> None:
-        """Note that no chunk came until the latest timer: the next ones are taken one by one."""
-        self._skips = self._left = min(2 * self._skips + 1, _MOST_SKIPPED)
 
     def delivered(self, now_s: float) -> None:
         """Note a delivery; the isolate's work up to now counts as work for this answer."""

@@ -59,11 +59,10 @@ def run(arrivals: Sequence[Sequence[float]], other_work: Sequence[tuple[float, f
             gather_s = stream.gathering.came(now_s)
         else:
             work.late_s = now_s - at
-            stream.closed = bool(stream.gathered)
-            if not stream.gathered:
-                stream.gathering.gathered_nothing()
-                continue
             gather_s = stream.gathering.gathered(len(stream.gathered))
+            stream.closed = gather_s is not None
+            if not stream.gathered:
+                continue
         work.pieces += 1
         now_s += DELIVERY_S
         stream.gathering.delivered(now_s)
@@ -144,10 +143,10 @@ def test_how_long_chunks_gather_grows_with_crowds_and_with_lateness_up_to_a_boun
     gathering.delivered(0.1)  # a slow machine took long for it
     assert gathering.came(0.101) == 0.002
     assert [gathering.gathered(4) for _ in range(5)] == [0.004, 0.008, 0.016, 0.016, 0.016]
-    assert gathering.gathered(1) == 0.002
+    assert gathering.gathered(2) == 0.002
     for late_s, gather_s in ((0.01, 0.04), (1.0, 0.1)):
         work.late_s = late_s
-        assert gathering.gathered(1) == gather_s
+        assert gathering.gathered(2) == gather_s
 
 
 def test_beside_other_work_gathering_is_tried_more_rarely_the_more_often_nothing_was_gathered() -> None:
@@ -161,14 +160,26 @@ def test_beside_other_work_gathering_is_tried_more_rarely_the_more_often_nothing
             work.pieces += 1
             if gathering.came(float(number)) is not None:
                 found.append(number)
-                gathering.gathered_nothing()
+                assert gathering.gathered(0) is None
             gathering.delivered(number + 0.01)
         return found
 
     assert tried(60) == [0, 2, 6, 14, 30, 46]
-    work.pieces += 1
-    gathering.gathered(1)
+    assert gathering.gathered(2) is not None
+    gathering.delivered(60.0)
     assert tried(10) == [0, 2, 6]
+
+
+def test_single_chunks_are_gathered_twice_at_most() -> None:
+    gathering = Gathering(Work())
+    assert [gathering.gathered(chunks) is None for chunks in (1, 2, 1, 1, 1, 1)] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_the_first_chunk_gathers_the_next_ones_for_as_long_as_timers_are_late() -> None:

@@ -203,19 +203,21 @@ class _Inbox:
         self._timer = Timer(seconds, self._look)
 
     def _look(self) -> None:
-        """Collect the gathered chunks and gather again, if there are any and a task waits; else set the trap again."""
+        """Collect the gathered chunks; gather again if that is worth it and a task waits, else set the trap again."""
         timer, self._timer = self._timer, None
         if timer is not None:
             work.late_s = timer.late_s
         came = self._collect()
-        if came and self._bell.awaited:
-            gather_s = self._gathering.gathered(came)
-            self._deliver()
-            self._gather(gather_s)
+        if came and not self._bell.awaited:
+            self._handler.apply = self._trap
             return
-        if not came:
-            self._gathering.gathered_nothing()
-        self._handler.apply = self._trap
+        gather_s = self._gathering.gathered(came)
+        if came:
+            self._deliver()
+        if gather_s is None:
+            self._handler.apply = self._trap
+        else:
+            self._gather(gather_s)
 
     def _collect(self) -> int:
         """Take the gathered chunks; return how many there are."""
