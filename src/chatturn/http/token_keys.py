@@ -216,6 +216,9 @@ class PublishedKeys:
         if not found and self._now() >= self._fetched_at_s + ASK_AGAIN_S:
             await self._fetch()
             found = self._find(token)
+        if not found and self._failed_at_s > self._fetched_at_s:
+            # It may be the provider's next key: who is told that the token is bad would log in anew, in vain.
+            raise KeysUnavailable("the token's key is not among those at hand, and they cannot be fetched anew")
         return found
 
     def _find(self, token: Jws) -> Sequence["_Key"]:

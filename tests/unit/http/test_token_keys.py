@@ -165,6 +165,19 @@ async def test_the_keys_of_before_serve_while_the_provider_is_away() -> None:
     assert all(each == "AUTH_JWKS_URL: status 500" for each in service.reported)
 
 
+async def test_a_new_key_that_cannot_be_fetched_is_no_bad_token() -> None:
+    """It may be genuine, so a retry may help; once the keys were fetched again it is known which."""
+    service = Service(published(RSA), Reply(status=500), published(RSA, NEXT))
+    await service.who(RSA.token(CLAIMS))
+    await asyncio.sleep(ASK_AGAIN_S)
+    with pytest.raises(KeysUnavailable):
+        await service.who(NEXT.token(CLAIMS))
+    assert await service.who(RSA.token({**CLAIMS, "sub": "bob"})) != ANN
+    await asyncio.sleep(ASK_AGAIN_S)
+
+    assert await service.who(NEXT.token(CLAIMS)) == ANN
+
+
 @pytest.mark.parametrize(
     "body",
     [
