@@ -342,6 +342,25 @@ async def test_whoever_follows_a_deleted_turn_is_shown_nothing_of_one_of_its_nam
     assert all(reply.reader.broken_off for reply in (followers[2], followers[3], followers[6], followers[7]))
 
 
+async def test_a_long_log_that_is_not_shown_holds_no_room(database: SqliteDatabase) -> None:
+    """Three readers of a deleted turn find a long one in its place: its own reader is not told that there is no room."""
+    slow = Isolate(database, Product(text_delta("old"), 2.0, text_delta("old")))
+    far, other = Isolate(database, Product()), Isolate(database, Product(*[text_delta("new" * 2_000)] * 9))
+    await slow.ask("POST", "/v1/sessions/s1/turns/0", {"message": "hi"})
+    await asyncio.sleep(0.6)
+    followers = [await far.ask("GET", "/v1/ai-sdk/chat/s1/stream") for _ in range(3)]
+    await asyncio.sleep(0.6)
+    assert 200 == (await other.ask("DELETE", "/v1/sessions/s1")).status
+    await said(other, "s1", "anew")
+    for reply in followers:
+        assert reply.task is not None
+        await reply.task
+    shown = await far.ask("GET", "/v1/sessions/s1/turns/0/stream")
+
+    assert all(reply.reader.broken_off and "new" not in reply.reader.text for reply in followers)
+    assert 200 == shown.status
+
+
 async def test_a_deletion_dies_whole_or_not_at_all(database: SqliteDatabase) -> None:
     """Killed before or after its only write."""
     isolate = Isolate(database, Product(text_delta("hello")))

@@ -294,7 +294,10 @@ class ProjectedTurn:
                 sink.write(PING_FRAME)
             else:
                 begun = log.page.created_at if log is not None and begun is None else begun
-                if log is None or (log.page.created_at != begun and log.theirs is None):
+                if log is None:
+                    break
+                if log.page.created_at != begun and log.theirs is None:
+                    log.release()
                     break
                 if projected.last is None:
                     self.projection.begin_attempt(log.page.attempt, log.page.ends)
