@@ -165,7 +165,8 @@ RETURNING 1 AS done
 
 _ADOPTED_AT_ONCE: Final = 1_000
 
-# The same for the turns that were claimed last; the sweep comes once a minute.
+# Make the rows of sessions that an older version of this code has begun; of the turns that were claimed in the last
+# minutes, since the sweep comes once a minute.
 _ADOPT_LATEST: Final = f"""
 INSERT OR IGNORE INTO chat_sessions (tenant_id, session_id, owner_id, created_at)
 SELECT t.tenant_id, t.session_id, {OWNER_OF_TURN}, t.created_at FROM (
