@@ -4,13 +4,14 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from chatturn.chat.sessions.export import ExportQuery, export
-from chatturn.chat.sessions.sql import forget_session, read_sessions
+from chatturn.chat.sessions.sql import forget_session, read_deleted, read_sessions
+from chatturn.database.api import Result, Statement
 from chatturn.database.schema import schema_columns
 from chatturn.database.sqlite import SqliteDatabase
 from chatturn.events import text_delta
@@ -426,6 +427,25 @@ async def test_a_tenant_goes_with_its_name_in_the_ledger(database: SqliteDatabas
     assert ["", "", "other", "other"] == sorted(
         tenant for (tenant,) in await rows(database, "SELECT tenant_id FROM chat_usage")
     )
+
+
+async def test_the_ledger_of_a_large_tenant_is_searched_once_its_sessions_are_gone(database: SqliteDatabase) -> None:
+    """Each search reads the calls of all sessions that are left, which are two fewer each time."""
+    isolate = Isolate(database, Product(), settings={"WORKERS_PLAN": "free"})
+    for number in range(6):
+        await said(isolate, f"s{number}")
+    searched: list[int] = []
+
+    class Watched:
+        async def batch(self, statements: Sequence[Statement]) -> list[Result]:
+            if any(each.sql == read_deleted("", "").sql for each in statements):
+                searched.append((await counts(database))["chat_sessions"])
+            return await database.batch(statements)
+
+    deleting = Isolate(Watched(), Product(), settings={"WORKERS_PLAN": "free"})
+    replies = [await deleting.ask("DELETE", "/v1/tenants/acme", **OPERATOR) for _ in range(3)]
+    assert [202, 202, 200] == [reply.status for reply in replies]
+    assert [0] == searched
 
 
 async def test_a_tenant_also_goes_from_what_was_deleted_before() -> None:
