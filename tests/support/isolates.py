@@ -24,9 +24,10 @@ from chatturn.chat.service import DurableChatService
 from chatturn.chat.sweep import HandOut, Sweep
 from chatturn.database.api import Database, Result, Statement
 from chatturn.errors import StoreUnavailable
-from chatturn.http.application import Application
+from chatturn.http.application import Application, SessionOwner
 from chatturn.http.auth import Principal
 from chatturn.http.messages import HttpRequest, HttpResponse
+from chatturn.http.rates import Rates
 from chatturn.http.routes import handle
 from chatturn.http.tickets import Tickets
 from chatturn.settings import Settings
@@ -174,6 +175,8 @@ class Isolate:
         prices: What models cost.
         telemetry: Of the isolate.
         file_store: Where its files are.
+        rates: How often its users may ask.
+        owner: Who runs the turns of a session.
 
     Attributes:
         logged: What was logged.
@@ -187,6 +190,8 @@ class Isolate:
     prices: PriceTable = field(default_factory=PriceTable)
     telemetry: Telemetry | None = None
     file_store: FileStore | None = None
+    rates: Rates | None = None
+    owner: SessionOwner | None = None
     logged: list[tuple[str, Any]] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)
 
@@ -237,6 +242,8 @@ class Isolate:
             service=self._service(named.get("traceparent")),
             log=lambda what, error: self.logged.append((what, error)),
             tickets=Tickets(["a secret of tests"], now=lambda: (epoch_ms(virtual_moment()) or 0) / 1000),
+            rates=self.rates,
+            owner=self.owner,
         )
         response = await handle(request, app)
         if response.late is not None:

@@ -30,6 +30,7 @@ from tests.support.chat_clients import CompletionView, UiMessageView
 from tests.support.clock import Clock
 from tests.support.isolates import Isolate, Reply
 from tests.support.turns import Product, virtual_moment
+from tests.turns.test_replays import USED_UP
 
 SESSION = "/v1/sessions/thread-1"
 TABLES = ("durable_runs", "durable_steps", "durable_events", "chat_turns", "chat_messages", "chat_segments")
@@ -247,6 +248,38 @@ def test_other_formats_show_an_answered_turn(database: SqliteDatabase, threads: 
         whole.read(completion.reader.text)
 
         assert [ANSWER, ANSWER, ANSWER] == [*texts, whole.text]
+
+    told(database, threads, story)
+
+
+def test_their_answers_are_sent_again_however_often_their_user_asks(database: SqliteDatabase, threads: str) -> None:
+    """In each format; a turn of theirs that is not finished is not begun, and nothing is written."""
+    question = {"id": "m", "role": "user", "parts": [{"type": "text", "text": "hello"}]}
+
+    def requests(index: int) -> list[tuple[str, str, dict[str, Any] | None]]:
+        completion = {"model": "default", "messages": [{"role": "user", "content": "hello"}], "stream": True}
+        return [
+            ("POST", f"{SESSION}/turns/{index}", {"message": "hello"}),
+            ("POST", "/v1/ai-sdk/chat", {"id": "thread-1", "turnIndex": index, "messages": [question]}),
+            (
+                "POST",
+                "/v1/chat/completions",
+                {**completion, "metadata": {"session_id": "thread-1", "turn_index": str(index)}},
+            ),
+        ]
+
+    async def story(isolate: Isolate) -> None:
+        isolate.rates = USED_UP
+        before = {table: await rows_of(database, table) for table in TABLES}
+        for method, path, body in [*requests(COMPLETED), ("GET", f"{SESSION}/turns/{COMPLETED}/stream", None)]:
+            reply = await isolate.ask(method, path, body)
+            assert (200, None) == (reply.status, reply.response.headers.get("X-Error-Code")), path
+            assert reply.task is not None
+            await reply.task
+            assert ANSWER.split()[0] in reply.reader.text, path
+        for index in (FAILED, 9):
+            assert [429] * 3 == [(await isolate.ask(*request)).status for request in requests(index)]
+        assert before == {table: await rows_of(database, table) for table in TABLES}
 
     told(database, threads, story)
 

@@ -16,6 +16,7 @@ from chatturn.chat.usage.totals import Sums
 from chatturn.database.api import Row
 from chatturn.durable.records import DurableRunManifest, RunOutcome, RunStatus
 from chatturn.durable.rows import run_from_row
+from chatturn.errors import ChatTurnError
 from chatturn.settings import WhenBusy
 
 __all__ = ["CANCELLED", "Cancellation", "TurnInput", "TurnRequest", "TurnView", "history_of", "history_text"]
@@ -146,6 +147,7 @@ class TurnInput:
         may_wait: Whether the turn may wait for its start; else it is refused where it would have to.
         waits_as: The holder of the wait that goes on; None for a new one.
         resume: Goes on with another turn, given its run id, that no worker has; None where that is not possible.
+        refusal: What a turn that is neither finished nor running is refused with; None: it may begin.
     """
 
     deployment: Deployment
@@ -158,6 +160,7 @@ class TurnInput:
     may_wait: bool = True
     waits_as: str | None = None
     resume: Callable[[str], Coroutine[Any, Any, bool]] | None = None
+    refusal: ChatTurnError | None = None
 
     @cached_property
     def run_id(self) -> str:

@@ -52,6 +52,7 @@ __all__ = [
     "CHAT_STREAM_QUERY",
     "ai_sdk_problem",
     "get_chat_stream",
+    "has_chat_stream",
     "post_chat",
     "session_of_body",
     "session_of_chat",
@@ -176,6 +177,12 @@ async def _give(
 def _asks(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Say whether the thread ends with a question."""
     return messages[-1].get("role") == "user"
+
+
+async def has_chat_stream(call: Call) -> bool:
+    """Say whether there is the run, or a turn of the chat, whose stream is asked for."""
+    identity = await _identity_of(call)
+    return identity is not None and await call.service.show(identity) is not None
 
 
 async def get_chat_stream(call: Call) -> HttpResponse:

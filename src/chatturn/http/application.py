@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self, TypeAlias
 
 from chatturn.chat.service import DurableChatService
+from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.errors import ChatTurnError, ConfigurationError
 from chatturn.http.auth import Authenticator, Principal, UnconfiguredAuth
 from chatturn.http.bodies import Bodies
@@ -122,7 +123,10 @@ class Route:
             answers the request, if there is one.
         session_in_body: Finds the session in the request and its body, if the path does not name it; returns None for a
             turn that no other request can name.
-        replays: Says whether the request only repeats a stored answer: such a request is not refused by the rates.
+        replays: For an operation that may repeat a stored answer, which the rates never refuse: names the turn that the
+            request is about; None if only its body says so.
+        streams: For an operation that shows a turn's stream, which the rates never refuse: says whether there is such a
+            turn.
         takes_tickets: Whether ``?ticket=`` may stand for a token.
         problem: Makes the response for an error, in the form that the route's clients know.
     """
@@ -133,7 +137,8 @@ class Route:
     operation: Callable[[Call], Awaitable[HttpResponse]]
     session: Callable[[Parameters], str | None] | None = None
     session_in_body: Callable[[HttpRequest, Principal, bytes], str | None] | None = None
-    replays: Callable[[Call], Awaitable[bool]] | None = None
+    replays: Callable[[Call], ChatTurnIdentity | None] | None = None
+    streams: Callable[[Call], Awaitable[bool]] | None = None
     takes_tickets: bool = False
     problem: Callable[[ChatTurnError], HttpResponse] = problem
 

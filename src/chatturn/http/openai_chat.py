@@ -43,8 +43,8 @@ from chatturn.errors import (
     error_class,
 )
 from chatturn.http.application import Call
-from chatturn.http.auth import Principal
 from chatturn.http.client_bodies import ROLES, Conversation, file_or_address, read_conversation, text_in
+from chatturn.http.completion_names import BY_KEY, digest_of, header, identity_in, named_by_headers
 from chatturn.http.limits import (
     MAX_BODY_BYTES,
     check_body_headers,
@@ -56,8 +56,7 @@ from chatturn.http.limits import (
     read_turn_index,
     read_version,
 )
-from chatturn.http.messages import HttpRequest, HttpResponse
-from chatturn.http.parameters import printable
+from chatturn.http.messages import HttpResponse
 from chatturn.http.problems import detail_of, error_headers, json_response, shown
 from chatturn.http.projected import (
     EVENTS,
@@ -75,14 +74,12 @@ from chatturn.wire.openai_chat import ChatCompletion, ChatCompletionChunks, Comp
 
 __all__ = [
     "COMPLETIONS",
-    "KEY",
     "MODELS",
     "NOT_TAKEN",
     "get_model",
     "get_models",
     "openai_problem",
     "post_completion",
-    "session_of_completion",
 ]
 
 COMPLETIONS: Final = "/v1/chat/completions"
@@ -91,8 +88,6 @@ MODELS: Final = "/v1/models"
 DEFAULT_MODEL: Final = "default"
 """The name of the deployment's own model, for clients."""
 
-MAX_KEY_CHARACTERS: Final = 255
-KEY: Final = printable("names the turn: again under it, it is replayed", most=MAX_KEY_CHARACTERS)
 _RETRIED_WITHIN_S: Final = 900
 """A repeated request counts as an SDK's retry for 15 min: SDKs wait 10 min for an answer, and retry twice."""
 
@@ -115,9 +110,6 @@ _FILES: Final = ("image_url", "file")
 
 _KINDS: Final[Mapping[int, str]] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CLIENT_ERRORS: Final = range(400, 500)
-
-_BY_KEY: Final = "key."
-"""The prefix of the ids of sessions that stand for an idempotency key."""
 
 _METADATA: Final[Mapping[str, str]] = {"session": "session_id", "version": "regenerate"}
 """The names of members of a request's metadata, by their names in our own routes."""
@@ -270,12 +262,12 @@ async def _place(call: Call, asked: "_Asked", body: bytes) -> _Place:
     conversation, user = asked.conversation, call.principal.user_id
     if (place := await _of_results(call, conversation)) is not None:
         return place
-    session = _named_by_headers(call.request.headers, user)
-    by_key = session is not None and session.startswith(_BY_KEY)
+    session = named_by_headers(call.request.headers, user)
+    by_key = session is not None and session.startswith(BY_KEY)
     if session is None and "session_id" in asked.metadata:
         return await _of_session(call, asked)
     if session is None:
-        prefix = f"once.{_digest(user, hashlib.sha256(body).hexdigest())}."
+        prefix = f"once.{digest_of(user, hashlib.sha256(body).hexdigest())}."
         session = await _retried(call, prefix) or prefix + derive_worker_id().removeprefix("worker-")
     request = TurnRequest(
         message=conversation.question,
@@ -287,7 +279,7 @@ async def _place(call: Call, asked: "_Asked", body: bytes) -> _Place:
         follow=True,
         stays=True,
     )
-    return _Place(identity=_identity(call, session, 0), request=request, by_key=by_key)
+    return _Place(identity=identity_in(call, session, 0), request=request, by_key=by_key)
 
 
 async def _of_results(call: Call, conversation: Conversation) -> _Place | None:
@@ -295,7 +287,7 @@ async def _of_results(call: Call, conversation: Conversation) -> _Place | None:
     given = await _give(call, conversation.behind)
     if given is None or (turn := turn_of_run(given.run_id)) is None:
         return None
-    identity = with_version_of(_identity(call, *turn), given.run_id)
+    identity = with_version_of(identity_in(call, *turn), given.run_id)
     return _Place(identity=identity, request=None, answered=frozenset(given.results))
 
 
@@ -309,32 +301,9 @@ async def _give(call: Call, messages: Sequence[Mapping[str, Any]]) -> Given | No
     return await call.service.take_results(call.principal.tenant_id, call.principal.user_id, results)
 
 
-def _named_by_headers(headers: Mapping[str, str], user: str) -> str | None:
-    """Return the session for an idempotency key, or for Open WebUI's ids; None if the headers have neither."""
-    if key := _header(headers, "idempotency-key"):
-        return f"{_BY_KEY}{_digest(user, key)}"
-    chat, message = _header(headers, "x-openwebui-chat-id"), _header(headers, "x-openwebui-message-id")
-    if chat and message:
-        return f"owui.{_digest(user, chat, message, _header(headers, 'x-openwebui-task'))}"
-    return None
-
-
-def session_of_completion(request: HttpRequest, principal: Principal, body: bytes) -> str | None:
-    """Return the session whose owner is to answer; None for a new turn, or a request that is refused later."""
-    try:
-        if (session := _named_by_headers(request.headers, principal.user_id)) is not None:
-            return session
-        metadata = read_json_object(body).get("metadata")
-        if not isinstance(metadata, dict) or "session_id" not in metadata:
-            return None
-        return check_session_id(str(metadata["session_id"]))
-    except RequestError:
-        return None
-
-
 async def _retried(call: Call, prefix: str) -> str | None:
     """Return the session of the request that an SDK is retrying; None if this is no retry."""
-    count = _header(call.request.headers, "x-stainless-retry-count")
+    count = header(call.request.headers, "x-stainless-retry-count")
     if not count.isdecimal() or not int(count[:3]):
         return None
     return await call.service.recent_turn(call.principal.tenant_id, prefix, _RETRIED_WITHIN_S)
@@ -357,7 +326,7 @@ async def _of_session(call: Call, asked: "_Asked") -> _Place:
     except InvalidField as error:
         field = _METADATA.get(str(error.field), error.field)
         raise InvalidField(str(error).replace(f"{error.field} ", f"{field} ", 1), field=f"metadata.{field}") from None
-    identity = _identity(call, session, index)
+    identity = identity_in(call, session, index)
     given = await _give(call, conversation.just_before)
     request = TurnRequest(
         message=conversation.question,
@@ -386,26 +355,6 @@ def _named(value: object, field: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise InvalidField(f"{field} must be text", field=field)
     return str(value)
-
-
-def _identity(call: Call, session_id: str, turn_index: int) -> ChatTurnIdentity:
-    return ChatTurnIdentity(
-        tenant_id=call.principal.tenant_id,
-        session_id=session_id,
-        user_id=call.principal.user_id,
-        turn_index=turn_index,
-    )
-
-
-def _header(headers: Mapping[str, str], name: str) -> str:
-    value = headers.get(name, "")
-    if len(value) > MAX_KEY_CHARACTERS:
-        raise InvalidField(f"{name} may have at most {MAX_KEY_CHARACTERS} characters", field=name)
-    return value
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 # What is asked

@@ -55,6 +55,7 @@ from chatturn.errors import (
 from chatturn.http.ai_sdk import AI_SDK_CHAT, CHAT_QUERY, CHAT_STREAM_QUERY, ai_sdk_problem
 from chatturn.http.application import PublicRoute, Route
 from chatturn.http.auth import SCOPES
+from chatturn.http.completion_names import KEY
 from chatturn.http.files import FILES
 from chatturn.http.limits import (
     EVENT_MEMBERS,
@@ -65,7 +66,7 @@ from chatturn.http.limits import (
     TURN_MEMBERS,
     Members,
 )
-from chatturn.http.openai_chat import COMPLETIONS, KEY, MODELS, NOT_TAKEN, openai_problem
+from chatturn.http.openai_chat import COMPLETIONS, MODELS, NOT_TAKEN, openai_problem
 from chatturn.http.parameters import Parameter, Query
 from chatturn.http.query_strings import (
     EXPORT_QUERY,

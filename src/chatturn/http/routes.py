@@ -6,24 +6,27 @@ any, is claimed: so a failure of these gets an error status.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Final
 
+from chatturn.chat.replays import ReplayingChat
 from chatturn.chat.turn.sinks import NoSink
 from chatturn.errors import ChatTurnError, MethodNotAllowed, NotFound, RateLimited, RequestError
 from chatturn.http.ai_sdk import (
     AI_SDK_CHAT,
     ai_sdk_problem,
     get_chat_stream,
+    has_chat_stream,
     post_chat,
     session_of_body,
     session_of_chat,
 )
 from chatturn.http.application import Application, Call, Parameters, PublicRoute, Route, SessionOwner
 from chatturn.http.auth import OPERATE, READ_TURNS, RUN_TURNS, Principal, require_scope
+from chatturn.http.completion_names import session_of_completion, turn_of_completion
 from chatturn.http.files import FILES, get_file, post_file
 from chatturn.http.limits import MAX_BODY_BYTES
 from chatturn.http.lists import get_messages, get_runs, post_event, session_of_run
@@ -35,7 +38,6 @@ from chatturn.http.openai_chat import (
     get_models,
     openai_problem,
     post_completion,
-    session_of_completion,
 )
 from chatturn.http.openapi import describe
 from chatturn.http.problems import json_response, problem, shown
@@ -61,7 +63,8 @@ from chatturn.http.turns import (
     get_stream,
     get_turn,
     get_versions,
-    is_replay,
+    has_stream,
+    identity_of,
     post_activate,
     post_cancel,
     post_ticket,
@@ -96,25 +99,47 @@ async def _openapi(_app: Application) -> HttpResponse:
 
 _READERS: Final = (RUN_TURNS, READ_TURNS)
 
+
+def _in_its_body(_call: Call) -> None:
+    """Name no turn: which one the request is about stands in its body."""
+
+
 ROUTES: Final[tuple[Route | PublicRoute, ...]] = (
     PublicRoute("GET", "/healthz", _healthz),
     PublicRoute("GET", "/readyz", _readyz),
     PublicRoute("GET", "/openapi.json", _openapi),
-    Route("POST", TURN, (RUN_TURNS,), post_turn, session_of, replays=is_replay),
+    Route("POST", TURN, (RUN_TURNS,), post_turn, session_of, replays=identity_of),
     Route("GET", TURN, _READERS, get_turn),
-    Route("GET", TURN + "/stream", _READERS, get_stream, session_of, takes_tickets=True),
+    Route("GET", TURN + "/stream", _READERS, get_stream, session_of, streams=has_stream, takes_tickets=True),
     Route("POST", TURN + "/ticket", _READERS, post_ticket),
     Route("POST", TURN + "/cancel", (RUN_TURNS,), post_cancel, session_of),
     Route("GET", TURN + "/versions", _READERS, get_versions),
     Route("POST", TURN + "/versions/{version}/activate", (RUN_TURNS,), post_activate),
-    Route("POST", AI_SDK_CHAT, (RUN_TURNS,), post_chat, session_in_body=session_of_body, problem=ai_sdk_problem),
-    Route("GET", AI_SDK_CHAT + "/{id}/stream", _READERS, get_chat_stream, session_of_chat, problem=ai_sdk_problem),
+    Route(
+        "POST",
+        AI_SDK_CHAT,
+        (RUN_TURNS,),
+        post_chat,
+        session_in_body=session_of_body,
+        replays=_in_its_body,
+        problem=ai_sdk_problem,
+    ),
+    Route(
+        "GET",
+        AI_SDK_CHAT + "/{id}/stream",
+        _READERS,
+        get_chat_stream,
+        session_of_chat,
+        streams=has_chat_stream,
+        problem=ai_sdk_problem,
+    ),
     Route(
         "POST",
         COMPLETIONS,
         (RUN_TURNS,),
         post_completion,
         session_in_body=session_of_completion,
+        replays=turn_of_completion,
         problem=openai_problem,
     ),
     Route("POST", FILES, (RUN_TURNS,), post_file),
@@ -231,14 +256,14 @@ async def _dispatch(request: HttpRequest, app: Application) -> HttpResponse:
     require_scope(principal, route.scopes)
     call = Call(app.chat(), _bounded(request, principal, app), principal, parameters, app.tickets, ticket)
     call = await _check_rates(call, route, app)
-    return await (route.operation(call) if app.owner is None else _by_owner(call, route, app.owner))
+    begins_nothing = isinstance(call.service, ReplayingChat)  # its owner would begin what is not there
+    return await (route.operation(call) if app.owner is None or begins_nothing else _by_owner(call, route, app.owner))
 
 
 async def _by_owner(call: Call, route: Route, owner: SessionOwner) -> HttpResponse:
     """Forward the request to the owner of the session in its path or body; answer it here if it names none."""
     if route.session is not None and (session := route.session(call.parameters)) is not None:
-        read = call.request.read
-        return await owner.forward(call.principal.tenant_id, session, read.kept if isinstance(read, _Once) else None)
+        return await owner.forward(call.principal.tenant_id, session)
     if route.session_in_body is not None:
         body = await call.request.read(MAX_BODY_BYTES)
         if (session := route.session_in_body(call.request, call.principal, body)) is not None:
@@ -249,45 +274,30 @@ async def _by_owner(call: Call, route: Route, owner: SessionOwner) -> HttpRespon
 
 async def _check_rates(call: Call, route: Route, app: Application) -> Call:
     """
-    Count the request against the rates; return *call*, whose body can still be read.
+    Count the request against the rates; return *call*, which begins nothing if there were too many.
 
     Raises:
-        RateLimited: There were too many requests, and this one is not a replay of a stored answer.
+        RateLimited: There were too many requests, and this one neither repeats a stored answer nor reads a stream.
     """
     if app.rates is None:
         return call
     try:
         await app.rates.check(call.principal)
-    except RateLimited:
+    except RateLimited as refusal:
+        if route.streams is not None and await route.streams(call):
+            return call
         if route.replays is None:
             raise
-        call = replace(call, request=replace(call.request, read=_Once(call.request.read)))
-        if not await route.replays(call):
-            raise
+        service = ReplayingChat.of(call.service, refusal)
+        if (turn := route.replays(call)) is not None:  # refused before its body is read
+            await service.require_begun(turn)
+        return replace(call, service=service)
     return call
 
 
 def _bounded(request: HttpRequest, principal: Principal, app: Application) -> HttpRequest:
     """Return *request* with a deadline for its body, which waits for room if it is long."""
     return replace(request, read=partial(app.bodies.read, request, principal.name, app.body_within_s))
-
-
-class _Once:
-    """
-    Reads a body when it is called first, and returns the same after that.
-
-    Attributes:
-        kept: The body; None until it was read.
-    """
-
-    def __init__(self, read: Callable[[int], Awaitable[bytes]]) -> None:
-        self._read = read
-        self.kept: bytes | None = None
-
-    async def __call__(self, most_bytes: int) -> bytes:
-        if self.kept is None:
-            self.kept = await self._read(most_bytes)
-        return self.kept
 
 
 async def _read_already(body: bytes, _most: int) -> bytes:

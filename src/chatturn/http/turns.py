@@ -36,8 +36,8 @@ __all__ = [
     "get_stream",
     "get_turn",
     "get_versions",
+    "has_stream",
     "identity_of",
-    "is_replay",
     "post_activate",
     "post_cancel",
     "post_ticket",
@@ -52,7 +52,6 @@ _NDJSON: Final = "application/x-ndjson"
 _STREAM_HEADERS: Final[Mapping[str, str]] = {"X-Content-Type-Options": "nosniff", "X-Accel-Buffering": "no"}
 
 _UNCHANGING: Final = "private, max-age=31536000, immutable"
-_FINISHED: Final = frozenset({"cancelled", "completed"})
 _OVER: Final = frozenset({"cancelled", "completed", "failed"})
 _NO_CONTENT: Final = 204
 _NOT_MODIFIED: Final = 304
@@ -92,13 +91,9 @@ async def post_turn(call: Call) -> HttpResponse:
     return _stream(call, headers, turn.run)
 
 
-async def is_replay(call: Call) -> bool:
-    """Say whether the turn is finished, so that posting it only repeats its answer; else its body is not read."""
-    view = await call.service.show(identity_of(call))
-    if view is None or view.status not in _FINISHED:
-        return False
-    request = read_turn_request(await call.request.read(MAX_BODY_BYTES))
-    return request.replace is None and not request.supersede
+async def has_stream(call: Call) -> bool:
+    """Say whether this user has the turn whose log is asked for."""
+    return await call.service.show(identity_of(call)) is not None
 
 
 async def get_stream(call: Call) -> HttpResponse:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from chatturn.chat.requests import TurnInput
-from chatturn.chat.thread.identity import ChatTurnIdentity, tenant_run_ids
+from chatturn.chat.thread.identity import ChatTurnIdentity, tenant_run_ids, version_run_ids
+from chatturn.chat.thread.their_sql import Theirs
 from chatturn.database.api import NOW, Row, Statement, Value
 from chatturn.durable.sql.runs import HELD, LOAD_EVENT, MOMENT
 from chatturn.durable.store import Guard
@@ -24,6 +25,7 @@ __all__ = [
     "count_log",
     "delete_allowances",
     "emit_event",
+    "read_begun",
     "require_counted",
     "require_taken",
     "within_limits",
@@ -71,6 +73,9 @@ _REACHED: Final = {
     **{name: f"(NOT {_EXISTS} AND {sql})" for name, sql in _BEGUN.items()},
 }
 _WITHIN: Final = f"{_GOES_ON} OR NOT ({' OR '.join(_REACHED.values())})"
+_FINISHED_OR_RUNS: Final = (
+    "EXISTS (SELECT 1 FROM durable_runs WHERE run_id = {0} AND status IN ('running', 'completed'))"
+)
 _UNTIL_MIDNIGHT_S: Final = (
     "CAST(1 + (julianday(date({5}, '+1 day')) - julianday({5})) * 86400 AS INTEGER) AS until_midnight_s"
 )
@@ -121,6 +126,13 @@ SELECT {", ".join(f"{sql} AS {name}" for name, sql in _REFUSED.items())},
 WHERE coalesce(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) IS NOT NULL
 """
 
+# ?1 the first version's run, ?2 and ?3 around the others, ?4 agent-runtime's or null, ?5 the manifest or null.
+_READ_BEGUN: Final = """
+SELECT 1 AS begun FROM durable_runs
+WHERE (run_id IN (?1, ?4) OR (run_id > ?2 AND run_id < ?3))
+  AND status IN ('running', 'completed') AND manifest_hash = coalesce(?5, manifest_hash) LIMIT 1
+"""
+
 # Both rows at once: the first would change what the second is compared with.  ?1 the tenant, ?2 the user, ?3 now, ?4
 # how many bytes, ?5 and ?6 how many each may have stored.
 _STORED_BY: Final = f"""
@@ -147,6 +159,8 @@ _NO_LIMIT: Final = 2**52
 
 def within_limits(turn: TurnInput) -> list[Guard]:
     """Let a turn begin, or begin again, only within the limits of its user and tenant; one that was begun goes on."""
+    if (refusal := turn.refusal) is not None:
+        return [Guard(sql=_FINISHED_OR_RUNS, params=(turn.run_id,), refusal=lambda _row: refusal, only_for_start=True)]
     if turn.asked_again:
         return []
     settings, identity = turn.deployment.settings, turn.identity
@@ -161,6 +175,12 @@ def within_limits(turn: TurnInput) -> list[Guard]:
     whose = (identity.tenant_id, identity.user_id)
     params = (turn.run_id, *tenant_run_ids(identity.tenant_id), *whose, NOW, *map(_limit, limits))
     return [Guard(sql=_WITHIN, params=params, refusal=_refusal, told=_TOLD, only_for_start=True)]
+
+
+def read_begun(identity: ChatTurnIdentity, digest: str | None, theirs: Theirs | None) -> Statement:
+    """Read a row if a version of a turn is finished or runs; with *digest*, one of that manifest."""
+    their_id = None if theirs is None else theirs.run_id
+    return Statement(_READ_BEGUN, (*version_run_ids(identity), their_id, digest))
 
 
 def count_claim(turn: TurnInput) -> list[Statement]:
