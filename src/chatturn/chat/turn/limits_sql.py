@@ -126,11 +126,10 @@ SELECT {", ".join(f"{sql} AS {name}" for name, sql in _REFUSED.items())},
 WHERE coalesce(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) IS NOT NULL
 """
 
-# ?1 the first version's run, ?2 and ?3 around the others, ?4 agent-runtime's or null, ?5 the manifest or null.
+# ?1 the first version's run, ?2 and ?3 around the others, ?4 agent-runtime's or null.
 _READ_BEGUN: Final = """
-SELECT 1 AS begun FROM durable_runs
-WHERE (run_id IN (?1, ?4) OR (run_id > ?2 AND run_id < ?3))
-  AND status IN ('running', 'completed') AND manifest_hash = coalesce(?5, manifest_hash) LIMIT 1
+SELECT DISTINCT manifest_hash FROM durable_runs
+WHERE (run_id IN (?1, ?4) OR (run_id > ?2 AND run_id < ?3)) AND status IN ('running', 'completed')
 """
 
 # Both rows at once: the first would change what the second is compared with.  ?1 the tenant, ?2 the user, ?3 now, ?4
@@ -177,10 +176,9 @@ def within_limits(turn: TurnInput) -> list[Guard]:
     return [Guard(sql=_WITHIN, params=params, refusal=_refusal, told=_TOLD, only_for_start=True)]
 
 
-def read_begun(identity: ChatTurnIdentity, digest: str | None, theirs: Theirs | None) -> Statement:
-    """Read a row if a version of a turn is finished or runs; with *digest*, one of that manifest."""
-    their_id = None if theirs is None else theirs.run_id
-    return Statement(_READ_BEGUN, (*version_run_ids(identity), their_id, digest))
+def read_begun(identity: ChatTurnIdentity, theirs: Theirs | None) -> Statement:
+    """Read the manifests of a turn's versions that are finished or run; no row if there is none."""
+    return Statement(_READ_BEGUN, (*version_run_ids(identity), None if theirs is None else theirs.run_id))
 
 
 def count_claim(turn: TurnInput) -> list[Statement]:
