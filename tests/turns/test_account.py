@@ -630,15 +630,20 @@ async def test_each_of_many_lost_attempts_has_its_call(database: SqliteDatabase,
     )
 
 
-async def test_a_worker_of_a_deleted_turn_says_nothing_of_its_calls(database: SqliteDatabase) -> None:
-    """What it has called is not taken for a call of whoever has begun the session anew."""
-    slow = isolate(database, Reply(body=words(40)))
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_worker_of_a_deleted_turn_says_nothing_of_its_calls(database: SqliteDatabase, away: bool) -> None:
+    """What it has called is not taken for a call of whoever has begun the session anew; nor if it learns that late."""
+    slow = isolate(database, Reply(body=words(20 if away else 40)))
     await slow.post()
     await asyncio.sleep(1)
+    slow.wire.down = away
     other = isolate(database, Reply(body=[frame("Hello"), 9.0, frame(" there")]))
     assert 200 == (await other.ask("DELETE", "/v1/sessions/thread-1")).status
     await asyncio.sleep(0.01)
-    await (await other.post(message="anew")).lines()
+    anew = await other.post(message="anew")
+    await asyncio.sleep(2)
+    slow.wire.down = False
+    await anew.lines()
     await asyncio.sleep(10)
 
     assert [("", "lost", None), ("thread-1", "failed", 2)] == sorted(

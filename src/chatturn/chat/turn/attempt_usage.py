@@ -164,12 +164,18 @@ class AttemptUsage:
             *([sql.deliver_checkpoints()] if delivered and checkpoints else []),
         ]
 
-    async def record_late(self, database: Database) -> None:
-        """Put on record what no write of the turn could: the lease is another worker's, or the database was away."""
+    async def record_late(self, database: Database, begun: str) -> None:
+        """
+        Put on record what no write of the turn could: the lease is another worker's, or the database was away.
+
+        Args:
+            database: Where the ledger is.
+            begun: When the turn was begun, by which it is told from another one of its name.
+        """
         calls = self.all_calls()
         self._tell(calls)
         try:
-            await database.batch(sql.record_calls_late(self._run_id, self._attempt, calls, self._identity))
+            await database.batch(sql.record_calls_late(self._run_id, begun, self._attempt, calls, self._identity))
         except StoreError as error:
             self._log("usage.unrecorded", {"run_id": self._run_id, "calls": list(map(_shown, calls)), "error": error})
 

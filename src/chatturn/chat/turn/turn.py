@@ -404,7 +404,7 @@ class ChatTurn:
         if await attempt.settle_late():
             deployment.log("turn.settled_late", {"run_id": self.run_id})
         if attempt.stored is None and not (isinstance(end, Failed) and isinstance(end.error, RunNotFound)):
-            await self._usage.record_late(deployment.database)
+            await self._usage.record_late(deployment.database, self.created_at)
         await self._writer.over()
         if self._turn.identity.version > 1 and answer_of(attempt.stored):
             await self._outbox.tell_changes(self.run_id)

@@ -55,22 +55,23 @@ _RECORD_FENCED: Final = _RECORD.format(**_FENCED)
 # part of it.
 _RECORD_NEW: Final = f"{_RECORD_FIRST}NOTHING".format(**_FENCED)
 
+# The turn, not one that has its name since it was deleted.
+_BEGUN: Final = "EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1 AND created_at = {})"
+
 # Recorded by a worker that has lost its turn: the money is spent all the same.
 _RECORD_LATE: Final = _RECORD.format(
-    calls="?2",
-    identity="?3, ?4",
-    moment=MOMENT.format("?5"),
-    fence="EXISTS (SELECT 1 FROM durable_runs WHERE run_id = ?1)",
+    calls="?2", identity="?3, ?4", moment=MOMENT.format("?5"), fence=_BEGUN.format("?6")
 )
 
 # The worker of attempt ?2 knows all of its ?3 calls: none of them is lost, and the attempt has no further call.  A call
 # that no write of the turn delivers gets `LeaseLost` as its error, which tells later attempts that no call is lost.
-_SETTLE_LOST: Final = """
+_SETTLE_LOST: Final = f"""
 DELETE FROM chat_usage WHERE run_id = ?1 AND attempt = ?2 AND call_index >= ?3 AND outcome = 'lost'
+  AND {_BEGUN.format("?4")}
 """
 _SETTLE_LATE: Final = f"""
 UPDATE chat_usage SET error_code = coalesce(error_code, '{LeaseLost.code}')
-WHERE run_id = ?1 AND attempt = ?2 AND wasted = 1
+WHERE run_id = ?1 AND attempt = ?2 AND wasted = 1 AND {_BEGUN.format("?3")}
 """
 
 # For budgets a lost call costs what the turn had reserved.
@@ -302,14 +303,18 @@ def record_calls(
 
 
 def record_calls_late(
-    run_id: str, attempt: int, calls: Sequence[ModelCall], identity: ChatTurnIdentity
+    run_id: str, begun: str, attempt: int, calls: Sequence[ModelCall], identity: ChatTurnIdentity
 ) -> list[Statement]:
-    """Record all calls of an attempt whose turn is another worker's by now: whatever came of them is wasted."""
+    """
+    Record all calls of an attempt whose turn is another worker's by now: whatever came of them is wasted.
+
+    Nothing is recorded if the turn, which was *begun* at that moment, is deleted, also if another one has its name.
+    """
     rows = _rows(calls, delivered=False)
     return [
-        Statement(_RECORD_LATE, (run_id, rows, identity.tenant_id, identity.session_id, NOW)),
-        Statement(_SETTLE_LOST, (run_id, attempt, len(calls))),
-        Statement(_SETTLE_LATE, (run_id, attempt)),
+        Statement(_RECORD_LATE, (run_id, rows, identity.tenant_id, identity.session_id, NOW, begun)),
+        Statement(_SETTLE_LOST, (run_id, attempt, len(calls), begun)),
+        Statement(_SETTLE_LATE, (run_id, attempt, begun)),
     ]
 
 
