@@ -143,7 +143,7 @@ def make_isolate(make_hooks: HooksMaker, platform: Platform) -> Isolate:
         tickets=tickets_for(settings, now=platform.now),
         cors=Cors(read_origins(settings.cors_origins)),
         rates=_rates(settings, platform, log),
-        bodies=Bodies(platform.alarm),
+        bodies=Bodies(platform.alarm, settings.body_timeout_ms / 1000 or None),
         telemetry=telemetry,
     )
 

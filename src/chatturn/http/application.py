@@ -51,7 +51,6 @@ class Application:
         cors: Which pages of other origins may read the responses.
         rates: How often one user and one tenant may send requests; None for no limit.
         bodies: The bodies that are read in this isolate.
-        body_within_s: How many seconds a request's body may take to arrive; None for no limit.
         owner: Runs the turns of a session; None if the invocation that gets a request runs its turn.
     """
 
@@ -62,7 +61,6 @@ class Application:
     cors: Cors = field(default_factory=Cors)
     rates: Rates | None = None
     bodies: Bodies = field(default_factory=Bodies)
-    body_within_s: float | None = None
     owner: SessionOwner | None = None
 
     @classmethod

@@ -8,6 +8,7 @@ read before there is room: until then it stays in the connection, where it takes
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Final
 
 from chatturn.chat.log.live import Alarm, EventAlarm
 from chatturn.chat.log.room import SMALL_CHARACTERS, body_room, wait_for_room
@@ -16,6 +17,9 @@ from chatturn.http.messages import HttpRequest
 
 __all__ = ["Bodies"]
 
+_FALLS_FREE_S: Final = 90.0
+"""When room falls free where bodies may take as long as they like."""
+
 
 class Bodies:
     """
@@ -23,27 +27,29 @@ class Bodies:
 
     Args:
         alarm: Makes the alarm that wakes a request that waits.
+        within_s: How long the wait for room and the reading may take together; None for as long as they take.
     """
 
-    def __init__(self, alarm: Callable[[], Alarm] = EventAlarm) -> None:
+    def __init__(self, alarm: Callable[[], Alarm] = EventAlarm, within_s: float | None = None) -> None:
         self._alarm = alarm
-        self._room = body_room()
+        self._within_s = within_s
+        # What is held for longer was held by a request that the platform ended with its client.
+        self._room = body_room(within_s or _FALLS_FREE_S)
 
-    async def read(self, request: HttpRequest, who: str, within_s: float | None, most_bytes: int) -> bytes:
+    async def read(self, request: HttpRequest, who: str, most_bytes: int) -> bytes:
         """
         Read the body of *request*.
 
         Args:
             request: The request.
             who: Whose request it is, in the room.
-            within_s: How long the wait for room and the reading may take together; None for as long as they take.
             most_bytes: The most bytes that the body may have.
 
         Raises:
             BodyTimeout: The body did not arrive in time, or there was no room for it in time.
             PayloadTooLarge: It is too long.
         """
-        size = _announced(request.headers, most_bytes)
+        within_s, size = self._within_s, _announced(request.headers, most_bytes)
         what = "there was no room for the body"
         try:
             async with nullcontext() if within_s is None else asyncio.timeout(within_s):

@@ -297,7 +297,7 @@ async def _check_rates(call: Call, route: Route, app: Application) -> Call:
 
 def _bounded(request: HttpRequest, principal: Principal, app: Application) -> HttpRequest:
     """Return *request* with a deadline for its body, which waits for room if it is long."""
-    return replace(request, read=partial(app.bodies.read, request, principal.name, app.body_within_s))
+    return replace(request, read=partial(app.bodies.read, request, principal.name))
 
 
 async def _read_already(body: bytes, _most: int) -> bytes:

@@ -70,7 +70,6 @@ def application(
         cors=isolate.cors,
         rates=None if owned else isolate.rates,  # the forwarding Worker has counted the request
         bodies=isolate.bodies,
-        body_within_s=isolate.chat.settings.body_timeout_ms / 1000 or None,
         owner=owner,
     )
 

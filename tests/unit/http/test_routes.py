@@ -37,6 +37,7 @@ from chatturn.errors import (
 )
 from chatturn.http.application import Application, PublicRoute, Route
 from chatturn.http.auth import BearerAuth, NoAuth, UnconfiguredAuth
+from chatturn.http.bodies import Bodies
 from chatturn.http.limits import MAX_BODY_BYTES, MAX_TURN_INDEX
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.http.problems import problem
@@ -805,7 +806,7 @@ def test_nothing_that_is_sent_makes_it_fail(
 def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     """408, nothing is opened, and a retry may help; without a limit it is waited for as before."""
     service = FakeService()
-    app = replace(application(service), body_within_s=0.01)
+    app = replace(application(service), bodies=Bodies(within_s=0.01))
 
     async def never(_most: int) -> bytes:
         await asyncio.Event().wait()

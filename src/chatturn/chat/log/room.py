@@ -48,10 +48,7 @@ _SENT_WITHIN_S: Final = 90.0
 _SHARE: Final = 4
 """One user may hold 1/4 of the room for sending, or for bodies, so that others are not kept out."""
 
-
 _BODY_BYTES: Final = 24_000_000
-_BODY_WITHIN_S: Final = 90.0
-"""Room for bodies falls free after 90 s: a body has 30 s to arrive."""
 
 
 class Room:
@@ -158,6 +155,6 @@ def sending_room() -> Room:
     return Room(_SENT_CHARACTERS, _SENT_CHARACTERS // _SHARE, _SENT_WITHIN_S)
 
 
-def body_room() -> Room:
-    """Return the room, in bytes, for long bodies of requests that are being read."""
-    return Room(_BODY_BYTES, _BODY_BYTES // _SHARE, _BODY_WITHIN_S)
+def body_room(within_s: float) -> Room:
+    """Return the room, in bytes, for long bodies of requests that are being read; it falls free after *within_s*."""
+    return Room(_BODY_BYTES, _BODY_BYTES // _SHARE, within_s)
