@@ -83,6 +83,7 @@ def test_a_file_is_sent_once_shown_to_the_model_and_got_again(bucket: Worker, up
     assert (answer_of(first), answer_of(second)) == ("A cat.", "Still a cat.")
     assert [image in message["content"] for messages in shown for message in messages[:1]] == [True, True]
     assert (got.content, got.headers["content-type"]) == (PNG, "image/png")
+    assert got.headers["content-length"] == str(len(PNG))
     assert "attachment" in got.headers["content-disposition"]
     listed = http.get(f"{bucket.url}/v1/sessions/pictures/messages", headers=Client(bucket.url).headers).json()
     assert listed["messages"][0]["parts"] == message

@@ -67,6 +67,10 @@ class KeptFiles:
         self._ask("get")
         return self.files[key][1] if key in self.files else None
 
+    async def stream(self, key: str, size: int) -> tuple[str, int]:
+        self._ask("stream")
+        return key, size
+
     async def keys(self, prefix: str, limit: int, *, after: str = "") -> Sequence[str]:
         self._ask("list")
         return sorted(key for key in self.files if key.startswith(prefix) and key > after)[:limit]
@@ -306,6 +310,20 @@ async def test_a_file_that_is_too_large_is_refused(database: SqliteDatabase, len
     reply = await alone.ask("POST", "/v1/files", body, content_type="image/png", content_length=told)
 
     assert (reply.status, reply.body["code"], store.asked) == (413, "payload_too_large", [])
+
+
+async def test_a_file_that_is_got_never_comes_into_our_memory(database: SqliteDatabase) -> None:
+    """The store's own stream is the body; for HEAD, none is asked for."""
+    store = KeptFiles()
+    alone, _ = isolate(database, [], store=store)
+    file_id = (await alone.ask("POST", "/v1/files", b"x" * 1_000, content_type="image/png")).body["file"]
+    store.asked.clear()
+    got, head = [await alone.ask(method, f"/v1/files/{file_id}") for method in ("GET", "HEAD")]
+    [(key, size)] = [response.content for response in (got.response,) if isinstance(response.content, tuple)]
+
+    assert (len(store.files[key][1]), size, got.response.body) == (1_000, 1_000, b"")
+    assert (head.response.headers, head.response.content) == (got.response.headers, None)
+    assert store.asked == ["head", "stream", "head"]
 
 
 async def test_a_store_that_is_down_may_be_asked_again(database: SqliteDatabase) -> None:

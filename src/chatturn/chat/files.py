@@ -72,6 +72,9 @@ class FileStore(Protocol):
     async def get(self, key: str) -> bytes | None:
         """Return a file's content; None if there is none."""
 
+    async def stream(self, key: str, size: int) -> object | None:
+        """Return the content of a file of *size* bytes, unread, as a body of the platform's; None if there is none."""
+
     async def keys(self, prefix: str, limit: int, *, after: str = "") -> Sequence[str]:
         """Return keys that begin with *prefix*, in their order, the first ones or those after one of them."""
 
@@ -126,6 +129,10 @@ class Files:
         facts = await self.facts(tenant_id, user_id, file_id)
         data = None if facts is None else await self._store().get(self._key(tenant_id, file_id))
         return None if facts is None or data is None else (facts, data)
+
+    async def stream(self, tenant_id: str, file_id: str, facts: FileFacts) -> object | None:
+        """Return the content of a file, of which *facts* are known, unread; see `FileStore.stream`."""
+        return await self._store().stream(self._key(tenant_id, file_id), facts.size)
 
     async def check(self, tenant_id: str, user_id: str, parts: Sequence[Part]) -> None:
         """

@@ -46,10 +46,9 @@ async def get_file(call: Call) -> HttpResponse:
     file_id = call.parameters["file"]
     files, principal = call.service.deployment.files, call.principal
     known = FILE_ID.fullmatch(file_id) is not None
-    found = await files.content(principal.tenant_id, principal.user_id, file_id) if known else None
-    if found is None:
+    facts = await files.facts(principal.tenant_id, principal.user_id, file_id) if known else None
+    if facts is None:
         raise NotFound("there is no such file")
-    facts, data = found
     headers = {
         "Content-Type": facts.media_type,
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(facts.name or file_id, safe='')}",
@@ -58,7 +57,11 @@ async def get_file(call: Call) -> HttpResponse:
         "Cache-Control": _UNCHANGING,
         "Vary": "Authorization",
     }
-    return HttpResponse(status=200, headers=headers, body=data)
+    if call.request.method == "HEAD":
+        return HttpResponse(status=200, headers=headers)
+    if (content := await files.stream(principal.tenant_id, file_id, facts)) is None:
+        raise NotFound("there is no such file")
+    return HttpResponse(status=200, headers=headers, content=content)
 
 
 def _media_type(call: Call) -> str:

@@ -42,6 +42,7 @@ class HttpResponse:
         status: The HTTP status.
         headers: The headers, their names as they are sent.
         body: The body, if it is not streamed.
+        content: A stream of the platform's that is the body: it is sent on without coming into our memory.
         stream: Writes the body to a sink, closes the sink, and never raises.  It must be run to its end even if the
             client goes away.
         late: Makes the response to send in place of this one, which may take as long as a turn; never raises.  It must
@@ -56,6 +57,7 @@ class HttpResponse:
     stream: Callable[[Sink], Awaitable[None]] | None = field(default=None, compare=False)
     late: "Callable[[], Awaitable[HttpResponse]] | None" = field(default=None, compare=False)
     background: Callable[[], Awaitable[None]] | None = field(default=None, compare=False)
+    content: object = field(default=None, compare=False)
     passed_on: object = field(default=None, compare=False)
 
 

@@ -98,6 +98,8 @@ def to_response(response: HttpResponse, request: JsProxy, context: Any) -> JsPro
     if response.background is not None:
         outlive(response.background(), context)
     options = js_object({"status": response.status, "headers": dict(response.headers)})
+    if isinstance(response.content, JsProxy):
+        return _new_response(response.content, options)
     if response.stream is None:
         return _new_response(to_js(response.body) if response.body else None, options)
     sink = ResponseSink(request)
