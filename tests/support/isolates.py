@@ -95,6 +95,8 @@ class Reader:
 
     # The sink.
 
+    held = 0
+
     def write(self, text: str) -> None:
         if not self.ended:
             self.text += text
@@ -139,6 +141,13 @@ class Reply:
     def body(self) -> Any:
         """The body, JSON."""
         return json.loads(self.response.body)
+
+    async def whole(self) -> Any:
+        """Read a body that is streamed if it is long, JSON, to its end."""
+        if self.task is None:
+            return self.body
+        await self.task
+        return json.loads(self.reader.text)
 
     async def lines(self) -> list[dict[str, Any]]:
         """Read the stream to its end."""

@@ -879,7 +879,7 @@ async def test_a_page_of_a_thread_has_so_many_characters_and_no_more(database: S
     pages: list[list[str]] = []
     before: str | None = ""
     while before is not None:
-        page = (await isolate.ask("GET", f"/v1/sessions/thread-1/messages?limit=200{before}")).body
+        page = await (await isolate.ask("GET", f"/v1/sessions/thread-1/messages?limit=200{before}")).whole()
         pages.insert(0, [each["content"] for each in page["messages"]])
         before = None if page["next"] is None else f"&before={page['next']}"
 
@@ -904,7 +904,7 @@ async def test_pages_of_threads_are_read_a_few_at_a_time(database: SqliteDatabas
     wrapped.before = slow
     pages = await asyncio.gather(*(isolate.ask("GET", "/v1/sessions/thread-1/messages") for _ in range(50)))
 
-    assert 4 == most
+    assert 3 == most
     assert {200} == {page.status for page in pages}
 
 

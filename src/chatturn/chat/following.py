@@ -19,7 +19,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Final
+from typing import Final, NamedTuple
 
 from chatturn.chat.deployment import Deployment
 from chatturn.chat.log.live import wait_for_ring
@@ -27,7 +27,7 @@ from chatturn.chat.log.log import TurnLog
 from chatturn.chat.log.pages import LogPage
 from chatturn.chat.log.polls import Poll
 from chatturn.chat.log.query_budget import FOLLOW_PACES
-from chatturn.chat.log.room import PAGE_CHARACTERS, SMALL_CHARACTERS, Room, holder, wait_for_room
+from chatturn.chat.log.room import PAGE_CHARACTERS, SMALL_CHARACTERS, holder, wait_for_room
 from chatturn.chat.log.sql import note_follower
 from chatturn.chat.thread.identity import ChatTurnIdentity
 from chatturn.chat.thread.queue_sql import Front, its_turn
@@ -75,10 +75,24 @@ TakeOver = Callable[[], Awaitable[OpenTurn]]
 
 
 async def read_page_in_turn(
-    deployment: Deployment, identity: ChatTurnIdentity, after: int, theirs: Theirs | None, *, waits: bool = True
+    deployment: Deployment,
+    identity: ChatTurnIdentity,
+    after: int,
+    theirs: Theirs | None,
+    *,
+    waits: bool = True,
+    had: "_Had | None" = None,
 ) -> tuple[LogPage | None, Callable[[], None]]:
     """
     Read a page of a log, which is to be sent, when there is room for it; see `load_log`.
+
+    Args:
+        deployment: Where the log is.
+        identity: The turn.
+        after: The seq after which to read.
+        theirs: As for `load_log`.
+        waits: Whether the reader waits for room; else it is refused.
+        had: The room that the reader had for the page before; None for one that had none.
 
     Returns:
         The page, and what gives back the room that is kept for it, where it is long.
@@ -87,11 +101,14 @@ async def read_page_in_turn(
         ReadersBusy: There is no room, and the reader does not wait.
     """
     who, page = holder(identity.tenant_id, identity.user_id), None
-    while (full := _full(deployment, who)) is not None:
+    rooms = (deployment.reading,) if had is not None else (deployment.sending, deployment.reading)
+    while (full := next((room for room in rooms if not room.fits(who, PAGE_CHARACTERS)), None)) is not None:
         if full is deployment.sending and not waits:
             raise ReadersBusy("no room for another page of a log")
         await wait_for_room(full, who, PAGE_CHARACTERS, deployment.alarm())
-    release = deployment.sending.take(who, PAGE_CHARACTERS)
+    release = deployment.sending.take(who, PAGE_CHARACTERS + (0 if had is None else had.kept))
+    if had is not None:
+        had.release()
     try:
         with deployment.reading.holding(who, PAGE_CHARACTERS):
             page = await load_log(deployment.database, identity, after, theirs)
@@ -101,9 +118,17 @@ async def read_page_in_turn(
     return page, release
 
 
-def _full(deployment: Deployment, who: str) -> Room | None:
-    rooms = (deployment.sending, deployment.reading)
-    return next((room for room in rooms if not room.fits(who, PAGE_CHARACTERS)), None)
+class _Had(NamedTuple):
+    """
+    The room of a reader who goes on with the next page.
+
+    Attributes:
+        release: Gives the room back.
+        kept: How many characters are kept for the reader besides a page.
+    """
+
+    release: Callable[[], None]
+    kept: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -189,9 +214,11 @@ class FollowedTurn:
             text, more, self._last = page.text, page.more, page.last
             # What was sent is dropped: a reader that takes nothing for a while must not hold a page here as well.
             self.page = page = replace(page, text="")
+            has_room = len(text) > SMALL_CHARACTERS
             await self._send(reader, text)
             text = ""
             if not more:
+                self.release()
                 if page.over:
                     await self._say_end(reader, page)
                     return None
@@ -205,7 +232,7 @@ class FollowedTurn:
                     continue
                 if self._done:
                     return None
-            page = await self._load(self._last)
+            page = await self._load(self._last, _Had(self.release, reader.held) if more and has_room else None)
         return None
 
     async def _waits_for_somebody(self, reader: Reader) -> bool:
@@ -246,6 +273,7 @@ class FollowedTurn:
                 if text:
                     shown = True
                     await self._send(reader, text)
+                    self.release()
                 elif over:
                     self._done = log.ended
                     break
@@ -263,24 +291,31 @@ class FollowedTurn:
         return len(text) <= SMALL_CHARACTERS or self.deployment.sending.fits(self._who, len(text))
 
     async def _send(self, reader: Reader, text: str) -> None:
-        """Send a text; a long text holds room of the isolate until the reader has taken it, or was given up."""
+        """
+        Send a text; a long text holds room of the isolate until the reader has taken it, or was given up.
+
+        The reader keeps the room for the page that follows.  So few readers are in the middle of a log, and what a
+        projection keeps of the log so far is kept for few.
+        """
         if len(text) <= SMALL_CHARACTERS:
             if text:
                 reader.send(text, ())
             await reader.drain(SMALL_CHARACTERS)
             return
-        self.release()
-        with self.deployment.sending.holding(self._who, len(text)):
-            reader.send(text, ())
-            del text
-            await reader.drain(0)
+        size = len(text)
+        reader.send(text, ())
+        del text
+        had, self.release = self.release, self.deployment.sending.take(self._who, max(size, reader.held))
+        had()
+        await reader.drain(0)
 
     async def _wait_for_room(self, characters: int) -> None:
         await wait_for_room(self.deployment.sending, self._who, characters, self.deployment.alarm())
 
-    async def _load(self, after: int) -> LogPage | None:
-        self.release()
-        page, self.release = await read_page_in_turn(self.deployment, self.identity, after, self.theirs)
+    async def _load(self, after: int, had: _Had | None = None) -> LogPage | None:
+        if had is None:
+            self.release()
+        page, self.release = await read_page_in_turn(self.deployment, self.identity, after, self.theirs, had=had)
         return page
 
     async def _wait_for_more(self, log: TurnLog) -> None:

@@ -1,12 +1,14 @@
 """The routes that list a session's messages and a tenant's turns, and the one that gives a run an event."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 from chatturn.chat.lists.lists import TurnRow
+from chatturn.chat.log.room import PAGE_CHARACTERS, SMALL_CHARACTERS, wait_for_room
 from chatturn.chat.thread.identity import session_id_of
+from chatturn.chat.turn.sinks import Sink
 from chatturn.errors import Forbidden, NotFound
 from chatturn.http.application import Call, Parameters
 from chatturn.http.auth import OPERATE
@@ -37,14 +39,32 @@ async def get_messages(call: Call) -> HttpResponse:
     known = call.request.headers.get("if-none-match", "").strip()
     if (known or wait_s) and not await call.service.session_changed(*who, partial(_knows, known), wait_s):
         return HttpResponse(status=_NOT_MODIFIED, headers=_TAGGED)
-    page = await call.service.messages(*who, query)
+    sending, name = call.service.deployment.sending, call.principal.name
+    while not sending.fits(name, PAGE_CHARACTERS):
+        await wait_for_room(sending, name, PAGE_CHARACTERS, call.service.deployment.alarm())
+    with sending.holding(name, PAGE_CHARACTERS):
+        page = await call.service.messages(*who, query)
     if page is None:
         raise NotFound("there is no such session")
     shown = {"messages": page.messages, "open": page.open_turns, "next": page.next, "revision": page.revision}
     response = json_response(shown)
-    if page.tag is None:
+    if page.tag is not None:
+        response = replace(response, headers={**response.headers, **_TAGGED, "ETag": f'"{page.tag}"'})
+    if len(response.body) <= SMALL_CHARACTERS:
         return response
-    return replace(response, headers={**response.headers, **_TAGGED, "ETag": f'"{page.tag}"'})
+    release = sending.take(name, len(response.body))
+    return replace(response, body=b"", stream=partial(_send, response.body, release))
+
+
+async def _send(body: bytes, release: Callable[[], None], sink: Sink) -> None:
+    """Send a long page, which has room of the isolate until the reader has taken it, or is given up."""
+    try:
+        sink.write(body.decode())
+        del body
+        await sink.drain(0)
+        await sink.close()
+    finally:
+        release()
 
 
 def _knows(known: str, tag: str) -> bool:

@@ -155,9 +155,9 @@ async def post_completion(call: Call) -> HttpResponse:
     """Answer a conversation, as a stream or as one object."""
     check_body_headers(call.request.headers)
     body = await call.request.read(MAX_BODY_BYTES)
-    members = read_json_object(body)
-    asked = _read(members, call.service.deployment.may_say)
+    asked = _read(read_json_object(body), call.service.deployment.may_say)
     place = await _place(call, asked, body)
+    del body
     try:
         opened = await _opened(call, place)
     except DurableRunInputMismatchError as error:

@@ -86,12 +86,14 @@ class _ProjectedSink:
         self.came = 0
         self._sink = sink
         self._projection = projection
+        self._fed = 0
 
     def write(self, text: str) -> None:
         """Convert *text*, whole lines, and send it."""
         self.came += not text.startswith(PING_START)
         if (seq := last_seq(text)) is not None:
             self.last = seq
+            self._fed += len(text)
         if said := self._projection.feed(text):
             self._sink.write(said)
         if self._projection.broken:
@@ -100,6 +102,11 @@ class _ProjectedSink:
     async def drain(self, room: int | None = None) -> None:
         """Wait until the reader has room again, or is gone."""
         await self._sink.drain(room)
+
+    @property
+    def held(self) -> int:
+        """How many characters the client has not taken, and of how many lines the projection keeps the text."""
+        return self._fed + self._sink.held
 
     @property
     def closed(self) -> bool:
@@ -208,8 +215,10 @@ async def _claim_or_follow(
         return found
     if turn.replayed:
         about = with_version_of(identity, turn.run_id)
+        del turn  # it holds the answer, and the reader may have to wait for room
         if (found := await find(service, about, may_take_over=True)) is not None:
             return found
+        turn = await claim()  # its log is gone
     return OpenedTurn(
         run_id=turn.run_id,
         attempt=turn.attempt,

@@ -58,6 +58,11 @@ class SseSink:
         await self._sink.drain(room)
 
     @property
+    def held(self) -> int:
+        """How many characters the reader has not taken."""
+        return self._sink.held
+
+    @property
     def closed(self) -> bool:
         """Whether the reader is gone."""
         return self._sink.closed

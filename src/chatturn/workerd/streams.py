@@ -61,6 +61,11 @@ class ResponseSink:
         return stream.readable
 
     @property
+    def held(self) -> int:
+        """How many characters the client has not taken."""
+        return self._size
+
+    @property
     def closed(self) -> bool:
         """Whether the client is gone, or the body has ended."""
         return self._closed

@@ -77,6 +77,11 @@ class Reader:
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - an observer must not break a turn
                 self._report("hook.on_event_failed", {"event_type": event.type, "error": error})
 
+    @property
+    def held(self) -> int:
+        """How many characters are kept for the reader; see `Sink.held`."""
+        return self._sink.held
+
     async def drain(self, room: int | None = None) -> None:
         """Wait for a reader that is behind; see `Sink.drain`."""
         await self._sink.drain(room)

@@ -36,6 +36,10 @@ class Sink(Protocol):
         """
 
     @property
+    def held(self) -> int:
+        """How many characters are kept here for the reader: what it has not taken, and what later text needs."""
+
+    @property
     def closed(self) -> bool:
         """Whether the reader is gone."""
 
@@ -51,6 +55,8 @@ class Sink(Protocol):
 
 class BufferSink:
     """A sink that keeps everything: for harnesses and tests, and wherever there is no live reader."""
+
+    held = 0
 
     def __init__(self) -> None:
         self._texts: list[str] = []
@@ -89,6 +95,7 @@ class NoSink:
     """A sink without a reader: for a turn that goes on while nobody reads it."""
 
     closed = True
+    held = 0
 
     def write(self, text: str) -> None:
         """Drop *text*."""
@@ -133,6 +140,11 @@ class PullSink:
                     await self._changed.wait()
             except TimeoutError:
                 self._lose()
+
+    @property
+    def held(self) -> int:
+        """How many characters were not pulled yet."""
+        return self._size
 
     @property
     def closed(self) -> bool:
