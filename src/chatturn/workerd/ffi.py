@@ -27,11 +27,13 @@ from pyodide.ffi import JsException, JsProxy, create_proxy, jsnull, to_js
 from chatturn.gathering import Work
 
 __all__ = [
+    "LONG_BYTES",
     "Bell",
     "RequestAlarm",
     "Timer",
     "allow_run_sync",
     "as_exception",
+    "free",
     "js_arguments",
     "js_error",
     "js_object",
@@ -53,6 +55,9 @@ _set_timeout: Final = js.setTimeout
 _clear_timeout: Final = js.clearTimeout
 
 _NULL_FOR_NONE: Final[Mapping[Any, Any]] = {None: jsnull}
+
+LONG_BYTES: Final = 16_000
+"""Bytes in JavaScript's memory, from this number on, are freed by who has made them."""
 
 work: Final = Work()
 """Counts the tasks that bells have woken; a plain number, so all requests of the isolate may share it."""
@@ -343,7 +348,21 @@ def parse_js(value: JsProxy) -> Any:
     ``to_py()`` would cross once per member, and leave null as ``jsnull``, which is not None.
     """
     texts = _array_from(_array_of(value), _stringify)  # type: ignore[arg-type]  # it is JavaScript's
-    return json.loads(_array_from(texts, _bytes_function())[0].to_bytes())
+    encoded = _array_from(texts, _bytes_function())[0]
+    content: bytes = encoded.to_bytes()
+    if len(content) > LONG_BYTES:
+        free(encoded)
+    return json.loads(content)
+
+
+def free(content: JsProxy) -> None:
+    """
+    Free the memory of a long Uint8Array that nobody reads any more.
+
+    Only the small object around it counts for JavaScript's collector, which would leave megabytes of them where they
+    are.
+    """
+    content.buffer.transfer(0)
 
 
 # Made at the first request and kept: no JavaScript object may be made at import.

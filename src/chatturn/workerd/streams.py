@@ -14,7 +14,7 @@ from typing import Final
 import js
 from pyodide.ffi import JsProxy, create_proxy, to_js
 
-from chatturn.workerd.ffi import Bell, Timer, js_error, started
+from chatturn.workerd.ffi import LONG_BYTES, Bell, Timer, free, js_error, started
 
 __all__ = ["ResponseSink"]
 
@@ -43,6 +43,7 @@ class ResponseSink:
         self._listener: JsProxy | None = None
         self._writer: JsProxy | None = None
         self._write: JsProxy | None = None
+        self._long: JsProxy | None = None  # the bytes that are on their way, if there are many
         self._waiting: list[str] = []
         self._size = self._on_its_way = 0
         self._sending = False
@@ -119,12 +120,17 @@ class ResponseSink:
 
     def _send(self) -> None:
         self._sending = True
-        self._attend(started(self._write, to_js(self._taken())))  # type: ignore[arg-type]  # there is a stream
+        content = to_js(self._taken())
+        self._long = content if self._on_its_way > LONG_BYTES else None
+        self._attend(started(self._write, content))  # type: ignore[arg-type]  # there is a stream
 
     def _attend(self, promise: JsProxy) -> None:
         promise.then(self._written, self._refused)
 
     def _written(self, _value: object) -> None:
+        if self._long is not None and not self._closed:
+            free(self._long)
+        self._long = None
         self._size -= self._on_its_way
         self._on_its_way = 0
         if self._waiting:
@@ -147,7 +153,7 @@ class ResponseSink:
     def _lose(self) -> None:
         self._sending = False
         self._closed = True
-        self._waiting, self._size, self._on_its_way = [], 0, 0
+        self._waiting, self._size, self._on_its_way, self._long = [], 0, 0, None
         if self._on_lost is not None:
             self._on_lost()
 
