@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from tests.attacks.rig import Attack, Target
@@ -17,10 +19,18 @@ __all__ = ["ATTACKS"]
 
 _PRODUCTS: Final = Path(__file__).parent / "products"
 _READERS: Final = 500
+_WAITING_MB: Final = 128
+"""What 500 requests that only wait take of workerd is in it: 70 MB."""
+
 _STALLED_S: Final = 12.0
 _RUNNING: Final = 40
 _EVENTS: Final = 50
 _HALF: Final = b'{"message": "hel'
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+_STREAM: Final = "/v1/sessions/long/turns/0/stream"
+_KEY: Final[Mapping[str, str]] = {"idempotency-key": "long"}
+_COMPLETIONS: Final = "/v1/chat/completions"
+_COMPLETION: Final = '{"model": "default", "stream": true, "messages": [{"role": "user", "content": "hi"}]}'
 
 
 def _answer_of_two_megabytes(target: Target) -> None:
@@ -31,6 +41,10 @@ def _answer_of_two_megabytes(target: Target) -> None:
     """
     client = Client(target.worker.url)
     client.post("long")
+    headers = {**client.headers, **_KEY, "content-type": "application/json"}
+    http.post(
+        f"{target.worker.url}{_COMPLETIONS}", content=_COMPLETION, headers=headers, timeout=120
+    ).raise_for_status()
     for _ in range(3):
         with ExitStack() as stack:
             asked = [
@@ -42,28 +56,41 @@ def _answer_of_two_megabytes(target: Target) -> None:
         http.get(f"{client.address('long')}/stream", headers=client.headers)
 
 
-def _stalled(target: Target, client: Client, path: str, *, buffer: int = 4_096) -> socket.socket:
+def _stalled(
+    target: Target,
+    client: Client,
+    path: str,
+    *,
+    buffer: int = 4_096,
+    named: Mapping[str, str] = _NOTHING,
+    body: str = "",
+) -> socket.socket:
     """Send a request, and take nothing of what comes."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     connection.settimeout(60)
     connection.connect(("127.0.0.1", target.worker.server.port))
     authorization, path = client.headers["authorization"], path.removeprefix(target.worker.url)
-    connection.sendall(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: {authorization}\r\n\r\n".encode())
+    named = {"host": "localhost", "authorization": authorization, **named}
+    if body:
+        named = {**named, "content-type": "application/json", "content-length": str(len(body))}
+    head = "".join(f"{name}: {value}\r\n" for name, value in named.items())
+    connection.sendall(f"{'POST' if body else 'GET'} {path} HTTP/1.1\r\n{head}\r\n{body}".encode())
     return connection
 
 
-def _stalled_readers(target: Target) -> None:
-    """Of ten users, who take nothing for a while; another one reads the whole log meanwhile."""
-    path = "/v1/sessions/long/turns/0/stream"
+def _stalled_readers(
+    target: Target, path: str = _STREAM, *, named: Mapping[str, str] = _NOTHING, body: str = ""
+) -> None:
+    """Of ten users, or of one if they send a body, who take nothing for a while; another reads the log meanwhile."""
     with ExitStack() as stack:
         for number in range(_READERS):
-            client = Client(target.worker.url, sub=f"stalled-{number % 10}")
-            stack.enter_context(closing(_stalled(target, client, f"{path}")))
+            client = Client(target.worker.url, **({} if body else {"sub": f"stalled-{number % 10}"}))
+            stack.enter_context(closing(_stalled(target, client, path, named=named, body=body)))
         time.sleep(_STALLED_S)
         reader = Client(target.worker.url, sub="reader")
         headers = {**reader.headers, "accept": "text/event-stream"}
-        answer = http.get(f"{target.worker.url}{path}", headers=headers, timeout=120)
+        answer = http.get(f"{target.worker.url}{_STREAM}", headers=headers, timeout=120)
     target.expect(holds=answer.status_code == 200, what=f"a reader gets {answer.status_code}")
     target.expect(holds="session.run.completed" in answer.text[-1_000:], what="a reader does not get the whole log")
 
@@ -191,6 +218,30 @@ ATTACKS: Final[Mapping[str, Attack]] = {
         most_mb=64,
         most_health_ms=15_000,  # five hundred requests at once
     ),
+    **{
+        name: Attack(
+            title=f"the same, {title}",
+            prepare=_answer_of_two_megabytes,
+            run=run,
+            products={"long_answer": _PRODUCTS / "long_answer.py"},
+            variables={"PRODUCT": "long_answer"},
+            most_mb=_WAITING_MB,
+            most_health_ms=15_000,
+        )
+        for name, title, run in (
+            (
+                "stalled-events",
+                "as server-sent events",
+                partial(_stalled_readers, named={"accept": "text/event-stream"}),
+            ),
+            ("stalled-chats", "as an AI SDK stream", partial(_stalled_readers, path="/v1/ai-sdk/chat/long/stream")),
+            (
+                "stalled-completions",
+                "as a chat completion that is sent again",
+                partial(_stalled_readers, path=_COMPLETIONS, named=_KEY, body=_COMPLETION),
+            ),
+        )
+    },
     "bodies": Attack(
         title="300 requests whose bodies stop in the middle",
         run=_half_sent_bodies,
