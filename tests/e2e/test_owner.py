@@ -20,9 +20,8 @@ WORDS = " ".join(f"word{number}" for number in range(30))
 LEASE_MS = 2_000
 
 
-@pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`wrangler.toml` as an operator changes it who wants owners: every line that is for them, uncommented."""
+def with_owners(folder: Path) -> Path:
+    """Write `wrangler.toml` as an operator changes it who wants owners: every line that is for them, uncommented."""
     text = paths.DEPLOYMENT_CONFIG.read_text()
     parts = (
         '"durable_object',
@@ -36,9 +35,15 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in parts:
         assert f"# {part}" in text
         text = text.replace(f"# {part}", part)
-    path = tmp_path_factory.mktemp("owner") / "wrangler.toml"
+    path = folder / "wrangler.toml"
     path.write_text(text)
     return path
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A deployment with owners."""
+    return with_owners(tmp_path_factory.mktemp("owner"))
 
 
 @pytest.fixture(scope="module")
