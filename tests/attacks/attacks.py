@@ -18,8 +18,9 @@ from tests.support.http import http
 __all__ = ["ATTACKS"]
 
 _PRODUCTS: Final = Path(__file__).parent / "products"
+_FILES: Final = Path(__file__).parents[1] / "worker" / "files.toml"
 _READERS: Final = 500
-_WAITING_MB: Final = 128
+_WAITING_MB: Final = 160
 """What 500 requests that only wait take of workerd is in it: 70 MB."""
 
 _STALLED_S: Final = 12.0
@@ -93,6 +94,21 @@ def _stalled_readers(
         answer = http.get(f"{target.worker.url}{_STREAM}", headers=headers, timeout=120)
     target.expect(holds=answer.status_code == 200, what=f"a reader gets {answer.status_code}")
     target.expect(holds="session.run.completed" in answer.text[-1_000:], what="a reader does not get the whole log")
+
+
+def _stalled_downloads(target: Target) -> None:
+    """Of one user, of one file; he gets it again meanwhile."""
+    client = Client(target.worker.url)
+    content = b"\x89PNG" * 1_048_576
+    headers = {**client.headers, "content-type": "image/png"}
+    sent = http.post(f"{target.worker.url}/v1/files", content=content, headers=headers, timeout=60)
+    path = f"/v1/files/{sent.json()['file']}"
+    with ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(closing(_stalled(target, client, path)))
+        time.sleep(_STALLED_S)
+        got = http.get(f"{target.worker.url}{path}", headers=client.headers, timeout=60)
+    target.expect(holds=got.content == content, what=f"the file is answered with {got.status_code}")
 
 
 def _half_sent_bodies(target: Target) -> None:
@@ -242,6 +258,13 @@ ATTACKS: Final[Mapping[str, Attack]] = {
             ),
         )
     },
+    "files": Attack(
+        title="100 readers of a file of 4 MB that take nothing",
+        run=_stalled_downloads,
+        deployment=_FILES,
+        most_mb=128,
+        most_health_ms=15_000,
+    ),
     "bodies": Attack(
         title="300 requests whose bodies stop in the middle",
         run=_half_sent_bodies,

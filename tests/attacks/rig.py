@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from dev import paths
 from tests.support.http import http
 from tests.support.worker import Worker, running_worker
 
@@ -50,6 +51,7 @@ class Attack:
         run: The attack.
         variables: Settings of the Worker.
         products: Products of the Worker.
+        deployment: Its `wrangler.toml`.
         most_mb: How much more memory it may take.
         most_health_ms: How long `/healthz` may take others at worst.
     """
@@ -59,6 +61,7 @@ class Attack:
     prepare: Callable[[Target], None] = lambda _target: None
     variables: Mapping[str, str] = field(default_factory=dict)
     products: Mapping[str, Path] = field(default_factory=dict)
+    deployment: Path = paths.DEPLOYMENT_CONFIG
     most_mb: float
     most_health_ms: float
 
@@ -121,7 +124,7 @@ def memory_mb(worker: Worker) -> float:
 
 def tried(name: str, attack: Attack) -> Cost:
     """Run an attack against a Worker of its own, which is there a moment later, too."""
-    with running_worker(variables=attack.variables, products=attack.products) as worker:
+    with running_worker(variables=attack.variables, products=attack.products, deployment=attack.deployment) as worker:
         target = Target(worker)
         attack.prepare(target)
         before = _Watch(worker)
