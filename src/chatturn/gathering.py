@@ -31,6 +31,9 @@ _MOST_SKIPPED: Final = 15
 _LATE_FACTOR: Final = 4
 """A timer late by t s lets the next chunks gather for 4 t s, so taking them uses a fifth of the time."""
 
+_KNOWN_S: Final = 0.1
+"""How long after a timer its lateness still tells whether the isolate is busy."""
+
 _LATEST_S: Final = 0.1
 """Chunks are gathered for this time at most, however busy the isolate is."""
 
@@ -47,6 +50,15 @@ class Work:
     def __init__(self) -> None:
         self.pieces = 0
         self.late_s = 0.0
+        self._fired_at = -math.inf
+
+    def fired(self, now_s: float, late_s: float) -> None:
+        """Note that a timer has fired, *late_s* seconds late."""
+        self._fired_at, self.late_s = now_s, late_s
+
+    def late_s_at(self, now_s: float) -> float:
+        """Return how late timers are; 0 if the latest fired too long ago to tell."""
+        return self.late_s if now_s - self._fired_at < _KNOWN_S else 0.0
 
 
 class Gathering:
@@ -68,13 +80,13 @@ class Gathering:
         """Note a chunk that came ungathered; return how long to gather the next ones, None for not at all."""
         self._gather_s = _SHORTEST_S
         if now_s - self._delivered_at < _QUICK_S:
-            return self._time_s(1)
+            return self._time_s(self._work.late_s_at(now_s))
         if self._work.pieces == self._seen:
             return None
         if self._left:
             self._left -= 1
             return None
-        return self._time_s(1)
+        return self._time_s(self._work.late_s_at(now_s))
 
     def gathered(self, chunks: int) -> float | None:
         """
@@ -91,12 +103,12 @@ class Gathering:
         if chunks > 1:
             self._skips = 0
         self._gather_s = min(2 * self._gather_s, _LONGEST_S) if chunks >= _CROWD else _SHORTEST_S
-        return self._time_s(_LATE_FACTOR)
+        return self._time_s(_LATE_FACTOR * self._work.late_s)
 
     def delivered(self, now_s: float) -> None:
         """Note a delivery; the isolate's work up to now counts as work for this answer."""
         self._delivered_at = now_s
         self._seen = self._work.pieces
 
-    def _time_s(self, late_factor: int) -> float:
-        return min(max(self._gather_s, late_factor * self._work.late_s), _LATEST_S)
+    def _time_s(self, by_load_s: float) -> float:
+        return min(max(self._gather_s, by_load_s), _LATEST_S)

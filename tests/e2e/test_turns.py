@@ -441,3 +441,16 @@ def test_half_a_body_that_nobody_needs_holds_no_answer(worker: Worker) -> None:
         head = "POST /v1/nowhere HTTP/1.1", "Host: 127.0.0.1", "Content-Length: 100"
         connection.sendall("\r\n".join([*head, "", "half"]).encode())
         assert connection.recv(16) == b"HTTP/1.1 404 Not"
+
+
+def test_a_client_that_leaves_in_its_body_is_no_crash(worker: Worker) -> None:
+    """The operator's log does not tell of it: nobody can do anything about it."""
+    before = len(worker.log)
+    head = f"Authorization: Bearer {token()}", "Host: 127.0.0.1", "Content-Type: application/json", "Content-Length: 99"
+    for length in (head[-1], "Transfer-Encoding: chunked"):
+        with socket.create_connection(("127.0.0.1", worker.server.port), ANSWER_SECONDS) as connection:
+            lines = ["POST /v1/sessions/left/turns/0 HTTP/1.1", *head[:-1], length, "", "5", '{"mes', ""]
+            connection.sendall("\r\n".join(lines).encode())
+            time.sleep(0.2)  # it has arrived
+    assert http.get(f"{worker.url}/healthz").status_code == 200
+    assert "crashed" not in worker.log[before:]

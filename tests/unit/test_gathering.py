@@ -58,7 +58,7 @@ def run(arrivals: Sequence[Sequence[float]], other_work: Sequence[tuple[float, f
                 continue
             gather_s = stream.gathering.came(now_s)
         else:
-            work.late_s = now_s - at
+            work.fired(now_s, now_s - at)
             gather_s = stream.gathering.gathered(len(stream.gathered))
             stream.closed = gather_s is not None
             if not stream.gathered:
@@ -145,7 +145,7 @@ def test_how_long_chunks_gather_grows_with_crowds_and_with_lateness_up_to_a_boun
     assert [gathering.gathered(4) for _ in range(5)] == [0.004, 0.008, 0.016, 0.016, 0.016]
     assert gathering.gathered(2) == 0.002
     for late_s, gather_s in ((0.01, 0.04), (1.0, 0.1)):
-        work.late_s = late_s
+        work.fired(0.2, late_s)
         assert gathering.gathered(2) == gather_s
 
 
@@ -185,5 +185,7 @@ def test_single_chunks_are_gathered_twice_at_most() -> None:
 def test_the_first_chunk_gathers_the_next_ones_for_as_long_as_timers_are_late() -> None:
     work = Work()
     gathering = Gathering(work)
-    work.pieces, work.late_s = 1, 0.03
-    assert gathering.came(0.0) == 0.03
+    work.pieces = 1
+    work.fired(1.0, 0.03)
+    assert gathering.came(1.05) == 0.03
+    assert gathering.came(1.2) == 0.002  # the isolate may have nothing to do by now

@@ -206,7 +206,7 @@ class _Inbox:
         """Collect the gathered chunks; gather again if that is worth it and a task waits, else set the trap again."""
         timer, self._timer = self._timer, None
         if timer is not None:
-            work.late_s = timer.late_s
+            work.fired(timer.due_s + timer.late_s, timer.late_s)
         came = self._collect()
         if came and not self._bell.awaited:
             self._handler.apply = self._trap

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import js
 from pyodide.ffi import JsException, JsProxy, to_js
 
-from chatturn.errors import PayloadTooLarge
+from chatturn.errors import BodyTimeout, PayloadTooLarge
 from chatturn.http.messages import HttpRequest, HttpResponse
 from chatturn.workerd.ffi import js_object, settled, started
 from chatturn.workerd.headers import LazyHeaders
@@ -19,7 +19,7 @@ from chatturn.workerd.streams import ResponseSink
 
 __all__ = ["from_js_request", "made", "read_rest", "to_response"]
 
-_REST_BYTES: Final = 65_536
+_REST_BYTES: Final = 16_384
 _REST_WITHIN_S: Final = 1.0
 """A body that nobody needed is read if it has at most so many bytes, and as long as this."""
 
@@ -29,8 +29,15 @@ _new_response: Final = js.Response.new
 def from_js_request(request: JsProxy) -> HttpRequest:
     """Make our value of the raw *request*; its body is not read yet."""
     url, headers = urlsplit(request.url), LazyHeaders(request.headers)
-    read = partial(_read, request, headers)
+    read = partial(_read_or_lose, request, headers)
     return HttpRequest(method=request.method, path=url.path, query=url.query, headers=headers, read=read)
+
+
+async def _read_or_lose(request: JsProxy, headers: Mapping[str, str], most_bytes: int) -> bytes:
+    try:
+        return await _read(request, headers, most_bytes)
+    except JsException as error:
+        raise BodyTimeout(f"the client went away: {error}") from error
 
 
 async def _read(request: JsProxy, headers: Mapping[str, str], most_bytes: int) -> bytes:
