@@ -31,7 +31,7 @@ _MOST_SKIPPED: Final = 15
 _LATE_FACTOR: Final = 4
 """A timer late by t s lets the next chunks gather for 4 t s, so taking them uses a fifth of the time."""
 
-_KNOWN_S: Final = 0.1
+_KNOWN_S: Final = 1.0
 """How long after a timer its lateness still tells whether the isolate is busy."""
 
 _LATEST_S: Final = 0.1

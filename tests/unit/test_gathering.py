@@ -187,5 +187,5 @@ def test_the_first_chunk_gathers_the_next_ones_for_as_long_as_timers_are_late() 
     gathering = Gathering(work)
     work.pieces = 1
     work.fired(1.0, 0.03)
-    assert gathering.came(1.05) == 0.03
-    assert gathering.came(1.2) == 0.002  # the isolate may have nothing to do by now
+    assert gathering.came(1.9) == 0.03
+    assert gathering.came(2.1) == 0.002  # the isolate may have nothing to do by now
