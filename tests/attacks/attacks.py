@@ -20,7 +20,7 @@ __all__ = ["ATTACKS"]
 _PRODUCTS: Final = Path(__file__).parent / "products"
 _FILES: Final = Path(__file__).parents[1] / "worker" / "files.toml"
 _READERS: Final = 500
-_WAITING_MB: Final = 160
+_WAITING_MB: Final = 192
 """What 500 requests that only wait take of workerd is in it: 70 MB."""
 
 _STALLED_S: Final = 12.0
@@ -303,7 +303,7 @@ ATTACKS: Final[Mapping[str, Attack]] = {
         run=_turns_without_end,
         products={"slow_answer": _PRODUCTS / "slow_answer.py"},
         variables={"PRODUCT": "slow_answer", "RUNNING_TURNS_SUBJECT": str(_RUNNING)},
-        most_mb=112,
+        most_mb=128,
         most_health_ms=15_000,
     ),
     "events": Attack(
@@ -311,7 +311,7 @@ ATTACKS: Final[Mapping[str, Attack]] = {
         run=_events_without_end,
         products={"slow_answer": _PRODUCTS / "slow_answer.py"},
         variables={"PRODUCT": "slow_answer", "RUN_EVENTS": str(_EVENTS)},
-        most_mb=112,
+        most_mb=128,
         most_health_ms=15_000,
     ),
     "requests": Attack(
