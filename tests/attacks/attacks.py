@@ -111,18 +111,24 @@ def _stalled_downloads(target: Target) -> None:
     target.expect(holds=got.content == content, what=f"the file is answered with {got.status_code}")
 
 
+def _begun_post(target: Target, client: Client, number: int, *, length: int) -> socket.socket:
+    """Begin to post a turn: the head of the request, which announces a body of so many bytes."""
+    connection = socket.create_connection(_address(target), timeout=60)
+    connection.sendall(
+        f"POST /v1/sessions/half-{number}/turns/0 HTTP/1.1\r\nhost: localhost\r\n"
+        f"content-type: application/json\r\nauthorization: {client.headers['authorization']}\r\n"
+        f"content-length: {length}\r\n\r\n".encode()
+    )
+    return connection
+
+
 def _half_sent_bodies(target: Target) -> None:
     client = Client(target.worker.url)
     with ExitStack() as stack:
         connections = []
         for number in range(300):
-            connection = stack.enter_context(closing(socket.create_connection(_address(target), timeout=60)))
-            connection.sendall(
-                f"POST /v1/sessions/half-{number}/turns/0 HTTP/1.1\r\nhost: localhost\r\n"
-                f"content-type: application/json\r\nauthorization: {client.headers['authorization']}\r\n"
-                "content-length: 500\r\n\r\n".encode()
-                + _HALF
-            )
+            connection = stack.enter_context(closing(_begun_post(target, client, number, length=500)))
+            connection.sendall(_HALF)
             connections.append(connection)
         told = sum(b" 408 " in connection.recv(64) for connection in connections)
     target.expect(holds=told == len(connections), what=f"{told} of {len(connections)} are told 408")
@@ -135,12 +141,7 @@ def _half_sent_megabytes(target: Target) -> None:
     with ExitStack() as stack:
         connections = []
         for number in range(300):
-            connection = stack.enter_context(closing(socket.create_connection(_address(target), timeout=60)))
-            connection.sendall(
-                f"POST /v1/sessions/half-{number}/turns/0 HTTP/1.1\r\nhost: localhost\r\n"
-                f"content-type: application/json\r\nauthorization: {client.headers['authorization']}\r\n"
-                f"content-length: {len(body) + 2}\r\n\r\n".encode()
-            )
+            connection = stack.enter_context(closing(_begun_post(target, client, number, length=len(body) + 2)))
             with suppress(TimeoutError, BlockingIOError):
                 connection.setblocking(False)
                 connection.send(body)

@@ -113,8 +113,7 @@ async def post_chat(call: Call) -> HttpResponse:
     if body.get("trigger") == "regenerate-message" and call.service.deployment.settings.threads == "off":
         raise InvalidField("this deployment cannot regenerate an answer: its THREADS is off", field="trigger")
     chat = body.get("id")
-    identity = _identity(
-        call,
+    identity = call.turn(
         _own_session() if chat is None else _session(chat),
         0 if chat is None else _turn_index(body.get("turnIndex"), conversation.turn_index),
     )
@@ -159,7 +158,7 @@ async def _give(
     if results:
         taken = await call.service.take_results(identity.tenant_id, identity.user_id, results)
         if taken is not None and (turn := turn_of_run(taken.run_id)) is not None:
-            given = with_version_of(_identity(call, *turn), taken.run_id)
+            given = with_version_of(call.turn(*turn), taken.run_id)
     if not decisions:
         return given
     if given is None:
@@ -255,10 +254,10 @@ async def _identity_of(call: Call) -> ChatTurnIdentity | None:
     """Return the turn that a run's id names, or the latest turn of a chat; None for a chat without turns."""
     turn = turn_of_run(read_run_id(call.parameters["id"]))
     if turn is not None:
-        return with_version_of(_identity(call, *turn), read_run_id(call.parameters["id"]))
+        return with_version_of(call.turn(*turn), read_run_id(call.parameters["id"]))
     session_id = read_session_id(call.parameters["id"])
     latest = await _latest_turn(call, session_id)
-    return None if latest is None else await call.service.shown_version(_identity(call, session_id, latest))
+    return None if latest is None else await call.service.shown_version(call.turn(session_id, latest))
 
 
 async def _latest_turn(call: Call, session_id: str) -> int | None:
@@ -269,15 +268,6 @@ async def _latest_turn(call: Call, session_id: str) -> int | None:
         except StoreUnavailable:
             await asyncio.sleep(1)
     return await call.service.latest_turn(principal.tenant_id, session_id, principal.user_id)
-
-
-def _identity(call: Call, session_id: str, turn_index: int) -> ChatTurnIdentity:
-    return ChatTurnIdentity(
-        tenant_id=call.principal.tenant_id,
-        session_id=session_id,
-        user_id=call.principal.user_id,
-        turn_index=turn_index,
-    )
 
 
 def _own_session() -> str:

@@ -110,6 +110,15 @@ class Call:
     tickets: Tickets
     ticket: Ticket | None = None
 
+    def turn(self, session_id: str, turn_index: int) -> ChatTurnIdentity:
+        """Return a turn of a session, with the tenant and the user of the request."""
+        return ChatTurnIdentity(
+            tenant_id=self.principal.tenant_id,
+            session_id=session_id,
+            user_id=self.principal.user_id,
+            turn_index=turn_index,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Route:

@@ -23,7 +23,6 @@ __all__ = [
     "KEY",
     "digest_of",
     "header",
-    "identity_in",
     "named_by_headers",
     "session_of_completion",
     "turn_of_completion",
@@ -71,17 +70,7 @@ def turn_of_completion(call: Call) -> ChatTurnIdentity | None:
     if call.service.deployment.takes_client_tools:
         return None
     session = named_by_headers(call.request.headers, call.principal.user_id)
-    return None if session is None else identity_in(call, session, 0)
-
-
-def identity_in(call: Call, session_id: str, turn_index: int) -> ChatTurnIdentity:
-    """Return a turn of a session, with the tenant and the user of the request."""
-    return ChatTurnIdentity(
-        tenant_id=call.principal.tenant_id,
-        session_id=session_id,
-        user_id=call.principal.user_id,
-        turn_index=turn_index,
-    )
+    return None if session is None else call.turn(session, 0)
 
 
 def header(headers: Mapping[str, str], name: str) -> str:

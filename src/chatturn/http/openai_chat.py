@@ -44,7 +44,7 @@ from chatturn.errors import (
 )
 from chatturn.http.application import Call
 from chatturn.http.client_bodies import ROLES, Conversation, file_or_address, read_conversation, text_in
-from chatturn.http.completion_names import BY_KEY, digest_of, header, identity_in, named_by_headers
+from chatturn.http.completion_names import BY_KEY, digest_of, header, named_by_headers
 from chatturn.http.limits import (
     MAX_BODY_BYTES,
     check_body_headers,
@@ -279,7 +279,7 @@ async def _place(call: Call, asked: "_Asked", body: bytes) -> _Place:
         follow=True,
         stays=True,
     )
-    return _Place(identity=identity_in(call, session, 0), request=request, by_key=by_key)
+    return _Place(identity=call.turn(session, 0), request=request, by_key=by_key)
 
 
 async def _of_results(call: Call, conversation: Conversation) -> _Place | None:
@@ -287,7 +287,7 @@ async def _of_results(call: Call, conversation: Conversation) -> _Place | None:
     given = await _give(call, conversation.behind)
     if given is None or (turn := turn_of_run(given.run_id)) is None:
         return None
-    identity = with_version_of(identity_in(call, *turn), given.run_id)
+    identity = with_version_of(call.turn(*turn), given.run_id)
     return _Place(identity=identity, request=None, answered=frozenset(given.results))
 
 
@@ -326,7 +326,7 @@ async def _of_session(call: Call, asked: "_Asked") -> _Place:
     except InvalidField as error:
         field = _METADATA.get(str(error.field), error.field)
         raise InvalidField(str(error).replace(f"{error.field} ", f"{field} ", 1), field=f"metadata.{field}") from None
-    identity = identity_in(call, session, index)
+    identity = call.turn(session, index)
     given = await _give(call, conversation.just_before)
     request = TurnRequest(
         message=conversation.question,

@@ -273,12 +273,7 @@ def identity_of(call: Call) -> ChatTurnIdentity:
     Raises:
         InvalidField: The path names no turn.
     """
-    return ChatTurnIdentity(
-        tenant_id=call.principal.tenant_id,
-        session_id=read_session_id(call.parameters["session"]),
-        user_id=call.principal.user_id,
-        turn_index=read_turn_index(call.parameters["turn_index"]),
-    )
+    return call.turn(read_session_id(call.parameters["session"]), read_turn_index(call.parameters["turn_index"]))
 
 
 def _address(identity: ChatTurnIdentity) -> str:
