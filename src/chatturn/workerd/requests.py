@@ -37,6 +37,8 @@ async def _read_or_lose(request: JsProxy, headers: Mapping[str, str], most_bytes
     try:
         return await _read(request, headers, most_bytes)
     except JsException as error:
+        if error.name == "TypeError":  # the body was read before: a fault of ours
+            raise
         raise BodyTimeout(f"the client went away: {error}") from error
 
 

@@ -51,7 +51,7 @@ WHERE chat_usage.outcome IN ('running', 'lost') OR excluded.wasted < chat_usage.
 _FENCED: Final = {"calls": "?4", "identity": "?5, ?6", "moment": MOMENT.format("?7"), "fence": HELD}
 _RECORD_FENCED: Final = _RECORD.format(**_FENCED)
 
-# For calls of which no write has told yet.  SQLite compiles a third as long for it, since no trigger of an update is
+# For calls of which no write has told yet.  SQLite compiles half as long for it, since no trigger of an update is
 # part of it.
 _RECORD_NEW: Final = f"{_RECORD_FIRST}NOTHING".format(**_FENCED)
 
